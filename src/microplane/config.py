@@ -1,0 +1,239 @@
+"""Every knob, declared once: its name, type, default, bounds and one line of help.
+
+YAML files, `--set a.b=c`, the `run.yaml` written beside a run, `microplane knobs` and the docs all come from here.
+The method's own knobs (`method.rank`, ...) are the fields of the method itself, in `methods/<name>.py`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from microplane.errors import ConfigError, nearest
+
+
+K = TypeVar("K", bound=BaseModel)
+
+
+class Knobs(BaseModel):
+    """A section of knobs. Frozen, and unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelKnobs(Knobs):
+    name: str = Field(
+        "smollm2",
+        description="a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name such as org/model",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the frozen base; auto takes what measures fastest on this machine"
+    )
+
+
+class DataKnobs(Knobs):
+    train: str = Field("", description="a file (JSONL, JSON, CSV, Parquet) or a folder with train/validation/test files")
+    validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
+    test: str | None = Field(None, description="a file that is only measured before and after training")
+    format: Literal[
+        "auto",
+        "prompt/completion",
+        "instruction/input/output",
+        "inputs/targets",
+        "messages",
+        "conversations",
+        "text/label",
+        "text",
+    ] = Field("auto", description="how rows are read; auto recognises it by looking at the keys")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the model's chat template; plain: prompt and answer side by side; auto: chat if any"
+    )
+    system: str | None = Field(None, description="system prompt for rows without one; '' switches a template's default off")
+    max_length: int = Field(1024, ge=8, description="tokens in a row; longer rows lose the start of their prompt")
+    validation_share: float = Field(0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given")
+    validation_rows: int = Field(500, ge=1, description="at most this many rows are split off")
+    skip_bad_rows: bool = Field(False, description="count bad rows and go on, instead of refusing the file")
+    limit: int | None = Field(None, ge=1, description="use only the first so many rows of the training file")
+
+
+class TrainKnobs(Knobs):
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    batch_size: int = Field(16, ge=1, description="rows in an optimizer step")
+    batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
+    micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging of gradients and their squares")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 switches clipping off")
+    seed: int = Field(0, ge=0, le=2**31, description="of the order of rows, new weights and dropout")
+    threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")
+    eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
+    patience: int = Field(3, ge=0, description="validations without gain before an early stop; 0 never stops early")
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; at each validation otherwise")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each must be at least 0 and below 1")
+        return betas
+
+
+class GenerateKnobs(Knobs):
+    max_new_tokens: int = Field(256, ge=1, description="tokens generated at most for a prompt")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher is more random")
+    top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0 for all")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that make up this probability")
+    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest one's probability")
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1 makes tokens that already stand there less likely")
+    beams: int = Field(1, ge=1, description="width of the beam search; 1 for none")
+    length_penalty: float = Field(1.0, description="beam scores are divided by length to this power")
+    stop: tuple[str, ...] = Field((), description="texts that end the answer, besides the model's stop tokens")
+    seed: int = Field(0, ge=0, description="of the sampling")
+
+
+class EvalKnobs(Knobs):
+    metrics: tuple[str, ...] = Field(
+        ("auto",), description="exact_match, json_valid, json_equal, accuracy, macro_f1, rouge, bleu, chrf; auto looks"
+    )
+    rows: int = Field(100, ge=0, description="held-out rows to generate answers for, before and after; 0 for none")
+    batch_tokens: int = Field(8192, ge=16, description="tokens computed at once during validation")
+    max_new_tokens: int | None = Field(None, ge=1, description="cut of an answer; twice the longest target otherwise")
+
+
+class RunKnobs(Knobs):
+    """One run. A run is a pure function of this."""
+
+    name: str | None = Field(None, description="of the run's folder; made of model, method and data otherwise")
+    runs: str = Field("runs", description="the folder that holds the runs")
+    model: ModelKnobs = ModelKnobs()
+    method: dict[str, Any] = Field({"name": "lora"}, description="the method's name and its own knobs")
+    data: DataKnobs = DataKnobs()
+    train: TrainKnobs = TrainKnobs()
+    eval: EvalKnobs = EvalKnobs()
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All knobs below a section, as (dotted name, declaration)."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def build(model: type[K], values: Mapping[str, Any], where: str = "", section: str = "") -> K:
+    """Validate `values` as a section of knobs.
+
+    Raises:
+        ConfigError: naming every bad knob, its value and what is possible.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        known = [f"{section}{name}" for name, _ in fields(model)]
+        lines = [_complaint(item, model, known, section) for item in error.errors()]
+        place = f" in {where}" if where else ""
+        raise ConfigError(f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)) from None
+
+
+def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> str:
+    name = section + ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        hint = nearest(name, known)
+        if not hint:  # a right name in the wrong section
+            leaf = name.rsplit(".", 1)[-1]
+            hint = next((f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), "")
+        return f"  {name}: there is no such knob.{hint} All knobs: microplane knobs"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"  {name} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Carry out one `--set a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+
+    Raises:
+        ConfigError: for text without `=`, or a name below something that is not a section.
+    """
+    name, separator, text = assignment.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
+    *sections, leaf = name.strip().split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {assignment}: {section!r} is a knob, not a section of knobs")
+    place[leaf] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A knob's value from its text. YAML 1.1 reads `1e-3` as a string; here it is a number."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as nested dictionaries.
+
+    Raises:
+        ConfigError: if it is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold knobs as `name: value`, but holds a {type(values).__name__}")
+    return _number(values)
+
+
+def to_yaml(knobs: BaseModel) -> str:
+    """The resolved knobs as YAML; `read_yaml` and `build` give them back equal."""
+    return yaml.safe_dump(knobs.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def choices(field: FieldInfo) -> Sequence[Any]:
+    """The values a `Literal` knob can take, else nothing."""
+    return get_args(field.annotation) if getattr(field.annotation, "__origin__", None) is Literal else ()
+
+
+def type_name(field: FieldInfo) -> str:
+    """A knob's type as users read it: `number or null`, `one of auto, chat, plain`."""
+    if possible := choices(field):
+        return " | ".join(str(value) for value in possible)
+    annotation = field.annotation
+    if isinstance(annotation, types.UnionType):
+        return " or ".join("null" if part is type(None) else part.__name__ for part in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,110 @@
+"""Rows of tokens side by side, without padding: what every model takes.
+
+Shapes: T tokens in all, B rows, S the longest row.
+
+There is no padding token anywhere in training or generation. Linears, norms and the head see (T, D); only attention
+needs a rectangle, and gets it by a gather from `grid` whose backward is a gather too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B rows of unequal length, laid end to end."""
+
+    ids: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64, the place of each token in its row, counting tokens that a cache already holds
+    lengths: tuple[int, ...]  # B numbers, each at least 1, that add up to T
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Rows:
+        """Lay rows end to end; `starts[b]` tokens of row b are already in a cache."""
+        lengths = tuple(len(row) for row in rows)
+        assert lengths and min(lengths) > 0, "a row has at least one token"
+        first = starts if starts is not None else [0] * len(rows)
+        ids = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+        positions = torch.cat([torch.arange(start, start + n) for start, n in zip(first, lengths, strict=True)])
+        return cls(ids, positions, lengths)
+
+    @classmethod
+    def from_padded(cls, ids: Tensor, mask: Tensor) -> Rows:
+        """From a padded rectangle (B, S) and its attention mask, padded on either side."""
+        return cls.of([row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)])
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def grid(self) -> Tensor:
+        """(B, S) int64: the index in T of each cell of the rectangle; cells past a row's end repeat its last token."""
+        lengths = torch.tensor(self.lengths)
+        ends = lengths.cumsum(0)
+        column = torch.arange(self.longest)
+        return (ends - lengths)[:, None] + torch.minimum(column[None], lengths[:, None] - 1)
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """(T,) int64: the index of each token in the flattened rectangle (B * S)."""
+        lengths = torch.tensor(self.lengths)
+        starts = torch.arange(len(self.lengths)) * self.longest
+        within = torch.cat([torch.arange(n) for n in self.lengths])
+        return torch.repeat_interleave(starts, lengths) + within
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(B,) int64: the index in T of each row's last token."""
+        return torch.tensor(self.lengths).cumsum(0) - 1
+
+
+def to_grid(x: Tensor, rows: Rows) -> Tensor:
+    """(T, ...) -> (B, S, ...). Cells past a row's end hold a copy of its last token and get no gradient."""
+    shape = (len(rows.lengths), rows.longest, *x.shape[1:])
+    if len(set(rows.lengths)) == 1:
+        return x.view(shape)
+    return _Gather.apply(x, rows.grid.view(-1), rows.cells).view(shape)
+
+
+def from_grid(x: Tensor, rows: Rows) -> Tensor:
+    """(B, S, ...) -> (T, ...), the inverse of `to_grid`."""
+    flat = x.reshape(-1, *x.shape[2:])
+    if len(set(rows.lengths)) == 1:
+        return flat
+    return _Scatter.apply(flat, rows.cells)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows to rectangle. Backward reads the real cells back, instead of index_add's serial sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, grid: Tensor, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(cells)
+        return x.index_select(0, grid)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (cells,) = ctx.saved_tensors
+        return grad.index_select(0, cells), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """Rectangle to rows. Backward writes zeros into the cells past a row's end."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(cells)
+        ctx.size = x.shape
+        return x.index_select(0, cells)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (cells,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.size).index_copy_(0, cells, grad), None

@@ -1,0 +1,24 @@
+"""Shared by all tests: one thread (several are slower on tiny tensors, and the same bits need the same number)."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded SmolLM2-135M-Instruct as a .gguf path (fetched once into the user's cache)."""
+    from microplane.models.hub import resolve
+
+    return resolve("smollm2")
