@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 
 from microplane.errors import ConfigError, nearest
 
-
 K = TypeVar("K", bound=BaseModel)
 
 
@@ -39,7 +38,9 @@ class ModelKnobs(Knobs):
 
 
 class DataKnobs(Knobs):
-    train: str = Field("", description="a file (JSONL, JSON, CSV, Parquet) or a folder with train/validation/test files")
+    train: str = Field(
+        "", description="a file (JSONL, JSON, CSV, Parquet) or a folder with train/validation/test files"
+    )
     validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
     test: str | None = Field(None, description="a file that is only measured before and after training")
     format: Literal[
@@ -55,9 +56,13 @@ class DataKnobs(Knobs):
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the model's chat template; plain: prompt and answer side by side; auto: chat if any"
     )
-    system: str | None = Field(None, description="system prompt for rows without one; '' switches a template's default off")
+    system: str | None = Field(
+        None, description="system prompt for rows without one; '' switches a template's default off"
+    )
     max_length: int = Field(1024, ge=8, description="tokens in a row; longer rows lose the start of their prompt")
-    validation_share: float = Field(0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given")
+    validation_share: float = Field(
+        0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
+    )
     validation_rows: int = Field(500, ge=1, description="at most this many rows are split off")
     skip_bad_rows: bool = Field(False, description="count bad rows and go on, instead of refusing the file")
     limit: int | None = Field(None, ge=1, description="use only the first so many rows of the training file")
@@ -96,7 +101,9 @@ class GenerateKnobs(Knobs):
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0 for all")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that make up this probability")
     min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest one's probability")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1 makes tokens that already stand there less likely")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1 makes tokens that already stand there less likely"
+    )
     beams: int = Field(1, ge=1, description="width of the beam search; 1 for none")
     length_penalty: float = Field(1.0, description="beam scores are divided by length to this power")
     stop: tuple[str, ...] = Field((), description="texts that end the answer, besides the model's stop tokens")
@@ -145,7 +152,9 @@ def build(model: type[K], values: Mapping[str, Any], where: str = "", section: s
         known = [f"{section}{name}" for name, _ in fields(model)]
         lines = [_complaint(item, model, known, section) for item in error.errors()]
         place = f" in {where}" if where else ""
-        raise ConfigError(f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)) from None
+        raise ConfigError(
+            f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)
+        ) from None
 
 
 def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> str:
@@ -169,13 +178,21 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
     name, separator, text = assignment.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
-    *sections, leaf = name.strip().split(".")
-    place = values
+    place(values, name.strip(), parse_value(text))
+
+
+def place(values: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value under its dotted name into nested dictionaries.
+
+    Raises:
+        ConfigError: if a part of the name is a knob and not a section.
+    """
+    *sections, leaf = name.split(".")
     for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {assignment}: {section!r} is a knob, not a section of knobs")
-    place[leaf] = parse_value(text)
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name}: {section!r} is a knob, not a section of knobs")
+    values[leaf] = value
 
 
 def parse_value(text: str) -> Any:

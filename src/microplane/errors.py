@@ -10,8 +10,7 @@ escapes is a defect of ours and keeps its traceback.
     |-- ModelError        a model folder, file or name that cannot be opened
     |-- AdapterError      an adapter that does not fit, or is damaged
     |-- CheckpointError   a run that cannot be resumed
-    |-- TrainingError     a run that must stop: not a number, nothing to train on, a tensor that does not move
-    `-- MissingExtra      an optional package is needed
+    `-- TrainingError     a run that must stop: not a number, nothing to train on, a tensor that does not move
 """
 
 from __future__ import annotations
@@ -45,10 +44,6 @@ class CheckpointError(MicroplaneError):
 
 
 class TrainingError(MicroplaneError):
-    pass
-
-
-class MissingExtra(MicroplaneError):
     pass
 
 

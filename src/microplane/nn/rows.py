@@ -28,7 +28,7 @@ class Rows:
     def of(cls, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Rows:
         """Lay rows end to end; `starts[b]` tokens of row b are already in a cache."""
         lengths = tuple(len(row) for row in rows)
-        assert lengths and min(lengths) > 0, "a row has at least one token"
+        assert min(lengths, default=0) > 0, "there is a row, and each row has a token"
         first = starts if starts is not None else [0] * len(rows)
         ids = torch.tensor([token for row in rows for token in row], dtype=torch.long)
         positions = torch.cat([torch.arange(start, start + n) for start, n in zip(first, lengths, strict=True)])

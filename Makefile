@@ -1,0 +1,37 @@
+# Every target makes .venv and installs what it needs first.
+.PHONY: help demo test test-all lint bench clean
+LANGUAGE ?= en
+
+help:
+	@echo "make demo      teach a small model to turn home commands into JSON (LANGUAGE=en|fr|vi), about 10 minutes"
+	@echo "make test      all tests but the slow ones"
+	@echo "make test-all  the slow ones too"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     all benchmarks, one after the other; leave the machine alone meanwhile"
+
+demo:
+	@tools/venv.sh
+	.venv/bin/microplane demo --lang $(LANGUAGE)
+
+test:
+	@tools/venv.sh test
+	@tools/browser.sh
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile -m "not slow"
+
+test-all:
+	@tools/venv.sh test
+	@tools/browser.sh
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
+
+lint:
+	@tools/venv.sh lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench:
+	@tools/venv.sh test
+	.venv/bin/python benchmarks/all.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+"""Answers in the terminal, as they come: single prompts, and a conversation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from microplane.config import GenerateKnobs
+from microplane.data.formats import Message
+from microplane.errors import MicroplaneError
+from microplane.loading import Loaded
+
+
+def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
+    """One prompt streams its answer; several are answered together, each under its prompt."""
+    if len(prompts) == 1 and knobs.beams == 1:
+        loaded.answers(prompts, knobs, on_text=lambda row, text: write(text))
+        write("\n")
+        return
+    for prompt, answer in zip(prompts, loaded.answers(prompts, knobs), strict=True):
+        write(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else f"{answer.text}\n")
+
+
+def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
+    """A conversation until /quit or the end of input. /new begins another; Ctrl-C cuts an answer short."""
+    if sys.stdin.isatty():
+        write("Type a message. /new begins another conversation, /quit ends.\n")
+    messages: list[Message] = []
+    while True:
+        if sys.stdin.isatty():
+            write("> ")
+        line = sys.stdin.readline()
+        text = line.strip()
+        if not line or text == "/quit":
+            return
+        if text == "/new":
+            messages = []
+        elif text:
+            messages = _turn(loaded, messages, text, knobs)
+
+
+def _turn(loaded: Loaded, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
+    asked = [*messages, Message("user", text)]
+    pieces: list[str] = []
+
+    def show(row: int, piece: str) -> None:
+        pieces.append(piece)
+        write(piece)
+
+    try:
+        answer = loaded.answers([asked], knobs, on_text=show)[0].text
+    except KeyboardInterrupt:
+        answer = "".join(pieces)
+    except MicroplaneError as error:  # too long a conversation, say: tell, and let the user go on
+        write(f"error: {error}\n")
+        return messages
+    write("\n")
+    return [*asked, Message("assistant", answer)]
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

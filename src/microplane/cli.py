@@ -1,0 +1,370 @@
+"""The command line: parse, call, print. No logic; torch is imported below the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from microplane.run import Run
+
+app = typer.Typer(
+    name="microplane",
+    help="Fine-tune pretrained language models on the machine you have, and prove what was trained.",
+    epilog="First steps:  microplane demo;  microplane data FILE --model smollm2;  microplane train smollm2 FILE",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="NAME=VALUE",
+        help="Set any knob, as in train.lr=5e-4; repeat for more. List: microplane knobs",
+    ),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Knobs from a YAML file, such as a run.yaml.")
+]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A short name (microplane models), folder, .gguf file, Hub name, or run folder."
+    ),
+]
+
+
+def main() -> None:
+    """The console script: errors of users become one message and exit code 1."""
+    from microplane.errors import MicroplaneError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except MicroplaneError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        if error.errno is None or (error.filename is None and error.errno not in _DISK):
+            raise
+        fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
+    except Exception as error:  # typer's own usage errors know how to show themselves
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+_DISK = {
+    28: "The disk is full: make room, and go on with microplane train --resume.",
+    30: "The disk is read-only: choose another folder with --set runs=FOLDER.",
+    13: "This user may not write there: choose another folder with --set runs=FOLDER.",
+}
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def collect(config: Path | None, assignments: list[str] | None, given: dict[str, Any]) -> Any:
+    """All knobs of a run: the file first, then what was given by name, then --set."""
+    from microplane.config import RunKnobs, build, place, read_yaml, set_value
+
+    values = read_yaml(config) if config else {}
+    for name, value in given.items():
+        if value is not None:
+            place(values, name, value)
+    for assignment in assignments or []:
+        set_value(values, assignment)
+    if isinstance(values.get("method"), str):
+        values["method"] = {"name": values["method"]}
+    return build(RunKnobs, values, where=str(config or ""))
+
+
+@app.command(epilog="Example:  microplane train smollm2 commands.jsonl --set method.rank=8 --set train.epochs=2")
+def train(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A short name (microplane models), folder, .gguf file or Hub name."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]", help="JSONL, JSON, CSV or Parquet file, or a folder with train/validation/test."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="How to adapt; list: microplane methods")] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Of the run's folder.")] = None,
+    config: Config = None,
+    set: Set = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run's folder, bit for bit.")
+    ] = None,
+) -> None:
+    """Adapt MODEL to DATA. Everything not said is inferred, printed, and written to run.yaml."""
+    from microplane import run
+    from microplane.console import Terminal, make_console
+    from microplane.errors import ConfigError
+
+    terminal = Terminal(make_console())
+    try:
+        if resume:
+            if model or data or method or name or config or set:
+                raise ConfigError(f"--resume {resume} takes everything from that run; give it alone")
+            done = run.resume(resume, terminal)
+        else:
+            given = {"model.name": model, "data.train": data, "method.name": method, "name": name}
+            done = run.train(knobs=collect(config, set, given), watch=terminal)
+    finally:
+        terminal.close()
+    _tell(done)
+
+
+def _tell(done: Run) -> None:
+    """What came of a run, and what to do next."""
+    from microplane.train.evaluate import describe_scores
+
+    figures, metrics = done.result["train"], done.result["metrics"]
+    if done.result["status"] == "stopped":
+        typer.echo(f"stopped after step {figures['steps']} of {figures['steps_planned']}; all is saved.")
+        typer.echo(f"go on:    microplane train --resume {done.folder}")
+    if figures["overfitting"]:
+        typer.echo(figures["overfitting"])
+    typer.echo(f"before:   {describe_scores(metrics['before'])}")
+    typer.echo(f"after:    {describe_scores(metrics['after'])}")
+    for check in done.result["checks"]:
+        word = {True: "passed", False: "FAILED", None: "not checked"}[check["passed"]]
+        typer.echo(f"check:    {check['name']}: {word} ({check['value']})")
+    typer.echo(f"report:   {done.folder / 'report.html'}")
+    typer.echo(f"try it:   microplane generate {done.folder} --interactive")
+    typer.echo(f"merge it: microplane merge {done.folder} FOLDER")
+
+
+@app.command(
+    "eval", epilog="Example:  microplane eval runs/home test.jsonl --set eval.metrics=[exact_match,json_valid]"
+)
+def evaluate(
+    model: ModelName,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The rows to measure on.")],
+    config: Config = None,
+    set: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the answers to this JSONL file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Measure a model or a run on DATA: loss, perplexity, and metrics of generated answers."""
+    from microplane.console import Terminal, make_console
+    from microplane.measure import measure_file
+    from microplane.train.evaluate import describe_scores
+
+    knobs = collect(config, set, {"model.name": model, "data.train": data})
+    terminal = Terminal(make_console(stderr=True))
+    try:
+        measured = measure_file(knobs, terminal)
+    finally:
+        terminal.close()
+    if out:
+        from microplane.paths import write_aside
+
+        lines = zip(measured["prompts"], measured["targets"], measured["texts"], strict=True)
+        rows = [json.dumps({"prompt": p, "target": t, "answer": a}, ensure_ascii=False) for p, t, a in lines]
+        write_aside(out, "".join(row + "\n" for row in rows).encode())
+    typer.echo(json.dumps(measured["scores"]) if json_ else describe_scores(measured["scores"]))
+
+
+@app.command(epilog='Example:  microplane generate runs/home "turn on the kitchen light" --set temperature=0.7')
+def generate(
+    model: ModelName,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="One or more prompts; read from standard input if there are none."),
+    ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option("--interactive", "-i", help="Chat; the conversation is kept. /new begins another, /quit ends."),
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
+    set: Set = None,
+) -> None:
+    """Answer prompts with a model or a run. --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
+    from microplane.chat import answer_prompts, chat
+    from microplane.config import GenerateKnobs, build, set_value
+    from microplane.errors import ConfigError
+    from microplane.loading import load
+
+    values: dict[str, Any] = {}
+    for assignment in set or []:
+        set_value(values, assignment)
+    knobs = build(GenerateKnobs, values)
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"--dtype {dtype}: possible are auto, float32 and bfloat16")
+    if interactive and prompts:
+        raise ConfigError("--interactive asks for its prompts itself; leave them out")
+    loaded = load(model, dtype)
+    if system is not None:
+        loaded.system = system
+    if interactive:
+        chat(loaded, knobs)
+    else:
+        given = prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+        if not given:
+            raise ConfigError("there is no prompt: give one, or --interactive")
+        answer_prompts(loaded, given, knobs)
+
+
+@app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")
+def merge(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's (also one that peft wrote).")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16 or float16; auto: as the base is stored.")
+    ] = "auto",
+) -> None:
+    """Write base + adapter as one plain Hugging Face folder, and state how far its logits are from unmerged."""
+    import torch
+
+    from microplane.errors import ConfigError
+    from microplane.merge import merge as merge_adapter
+
+    kinds = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise ConfigError(f"--dtype {dtype}: possible are {', '.join(kinds)}")
+    merged = merge_adapter(run, out, kinds[dtype])
+    name = str(merged.dtype).removeprefix("torch.")
+    typer.echo(f"merged into {merged.folder} as {name}")
+    typer.echo(
+        f"largest logit difference on {merged.rows} stored rows: {merged.difference:.2e} merged against unmerged"
+    )
+    if merged.rounded != merged.difference:
+        typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
+
+
+@app.command(epilog="Example:  microplane data commands.jsonl --model smollm2")
+def data(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or a folder with train/validation/test.")],
+    model: Annotated[str | None, typer.Option("--model", help="Show tokens as this model sees them.")] = None,
+    config: Config = None,
+    set: Set = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Show what was understood of FILE: format, rendered rows with the trained tokens marked, lengths, duplicates."""
+    from microplane.console import make_console
+    from microplane.data.inspect import describe
+    from microplane.data.tokenizer import load_tokenizer
+    from microplane.models.hub import resolve
+
+    knobs = collect(config, set, {"data.train": file})
+    tokenizer = load_tokenizer(resolve(model)) if model else None
+    facts, renderable = describe(knobs.data, tokenizer)
+    if json_:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        make_console().print(renderable)
+
+
+@app.command(epilog="Example:  microplane models")
+def models() -> None:
+    """List the models with a short name, what is already here, and the architectures that can be opened."""
+    from rich.table import Table
+
+    from microplane.console import make_console
+    from microplane.models.decoder import FAMILIES
+    from microplane.models.hub import SHORT_NAMES, is_cached
+
+    table = Table("short name", "model", "size", "here", box=None, pad_edge=False)
+    for name, entry in SHORT_NAMES.items():
+        table.add_row(
+            name, entry.title, f"{entry.bytes / 1e6:.0f} MB", "yes" if is_cached(name) else "fetched at first use"
+        )
+    console = make_console()
+    console.print(table)
+    console.print(f"\narchitectures: {', '.join(FAMILIES)}", markup=False)
+    console.print(
+        "from: a Hugging Face folder, a .gguf file, or a Hub name such as HuggingFaceTB/SmolLM2-360M-Instruct"
+    )
+
+
+@app.command(epilog="Example:  microplane methods")
+def methods() -> None:
+    """List the methods, their facts and their knobs."""
+    from microplane.config import fields, type_name
+    from microplane.methods import METHODS
+
+    for name, method in METHODS.items():
+        typer.echo(f"{name}: {method.summary}")
+        typer.echo(f"  merges: {'yes' if method.mergeable else 'no'}; default train.lr: {method.default_lr:g}")
+        for knob, field in fields(method):
+            typer.echo(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")
+
+
+@app.command(epilog="Example:  microplane knobs train")
+def knobs(
+    section: Annotated[str, typer.Argument(help="Only those that begin so, as in train or generate.")] = "",
+) -> None:
+    """List every knob: its default, its type and what it does."""
+    from microplane.config import GenerateKnobs, RunKnobs, fields, type_name
+
+    listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate.")]
+    for name, field in listed:
+        if name.startswith(section) and name != "method":
+            typer.echo(f"{name} = {_shown(field.default)} ({type_name(field)}): {field.description}")
+    if not section or "method".startswith(section):
+        typer.echo("method.*: see microplane methods")
+
+
+def _shown(value: Any) -> str:
+    return (
+        json.dumps(value) if value is None or isinstance(value, str | bool | int | float | list | tuple) else str(value)
+    )
+
+
+@app.command(epilog="Example:  microplane report runs/home")
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder; also of one that is still going or has failed.")
+    ],
+) -> None:
+    """Write the run's report.html again."""
+    from microplane.report.page import write_report
+
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command(epilog="Example:  microplane demo --lang fr")
+def demo(
+    lang: Annotated[str, typer.Option("--lang", help="en, fr or vi.")] = "en",
+    rows: Annotated[int, typer.Option("--rows", help="Rows to train on.")] = 4000,
+    set: Set = None,
+) -> None:
+    """Teach a small model to turn home commands into JSON: fetch, measure, train, measure again, show, report."""
+    from microplane.demo import run_demo
+
+    _tell(run_demo(lang, rows, set or []))
+
+
+@app.command(epilog="Example:  microplane version")
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(f"microplane {installed('microplane')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Answers to prompts: greedy, sampled or by beam search, in batches and with a key-value cache.
+
+Shapes: B rows being written (beams of one prompt stand side by side), V vocabulary.
+
+The order of operations and the formulas are those of transformers, so that results can be compared: repetition
+penalty, temperature, top-k, top-p, min-p; beam search with its `early_stopping=False`. All of it in float32.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from microplane.config import GenerateKnobs
+from microplane.errors import ConfigError, DataError
+from microplane.nn.cache import Cache
+from microplane.nn.rows import Rows
+
+if TYPE_CHECKING:
+    from microplane.data.tokenizer import Tokenizer
+
+INCOMPLETE = "\ufffd"  # what an unfinished character decodes to
+
+# Knobs that do nothing while another one has this value.
+IDLE = (
+    ("top_k", "temperature", 0),
+    ("top_p", "temperature", 0),
+    ("min_p", "temperature", 0),
+    ("length_penalty", "beams", 1),
+)
+
+
+@dataclass
+class Answer:
+    ids: list[int]  # without the stop token, and without tokens that only hold a stop text
+    text: str  # without the stop text
+    stopped: bool  # False: cut at max_new_tokens
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    knobs: GenerateKnobs,
+    stop_ids: Sequence[int],
+    on_text: Callable[[int, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    batch_tokens: int = 8192,
+) -> list[Answer]:
+    """Continue each prompt. What a prompt is answered does not depend on those beside it.
+
+    Args:
+        model: a `Decoder`, in eval mode.
+        stop_ids: tokens that end an answer.
+        on_text: called with a prompt's number and the next piece of its answer's text, in whole characters; the pieces
+            joined are `Answer.text`. Beam search tells each answer in one piece.
+        progress: called with the numbers of finished answers and of prompts.
+        batch_tokens: room for cached tokens; prompts are computed together up to this, but always one.
+
+    Returns:
+        One answer per prompt, in the prompts' order.
+
+    Raises:
+        ConfigError: for settings that exclude each other, or more tokens than the model's context holds.
+        DataError: for a prompt without a token.
+    """
+    assert not model.training, "dropout would fall on the answers: call model.eval() first"
+    _check(knobs, prompts, model.config.context)
+    end = _End.of(tokenizer, stop_ids, knobs)
+    answers: dict[int, Answer] = {}
+    for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
+        rows = [_Row(number, prompts[number], knobs.seed) for number in numbers]
+        written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
+        for row, answer in written:
+            answers[row.number] = answer
+            if on_text:
+                row.tell(answer.text, on_text)
+            if progress:
+                progress(len(answers), len(prompts))
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], context: int) -> None:
+    """Refuse before the first step what cannot work, or would be ignored."""
+    if knobs.beams > 1 and knobs.temperature > 0:
+        raise ConfigError(
+            f"beams = {knobs.beams} and temperature = {knobs.temperature} exclude each other: beam search draws nothing"
+            " at random. Set beams to 1 or temperature to 0"
+        )
+    for name, other, idle in IDLE:
+        value = getattr(knobs, name)
+        if getattr(knobs, other) == idle and value != GenerateKnobs.model_fields[name].default:
+            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle}. Set {other} above {idle}")
+    if "" in knobs.stop:
+        raise ConfigError("stop = '' would end every answer before it begins. Give a text, as in '\\n'")
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError(f"prompt {number + 1} has no tokens, so there is nothing to continue. Give it some text")
+        if len(prompt) + knobs.max_new_tokens > context:
+            room = context - len(prompt)
+            way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
+            raise ConfigError(
+                f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens} are to"
+                f" follow: that is more than the model's context of {context}. {way}"
+            )
+
+
+def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
+    """Numbers of prompts to answer together: the longest first, as many as the budget has room for in the end."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        room = knobs.beams * (lengths[order[0]] + knobs.max_new_tokens)
+        size = max(1, budget // room)
+        yield order[:size]
+        order = order[size:]
+
+
+class _Row:
+    """A prompt and the answer being written to it."""
+
+    def __init__(self, number: int, prompt: Sequence[int], seed: int):
+        self.number = number
+        self.prompt = list(prompt)
+        self.ids: list[int] = []
+        self.chance = random.Random(f"{seed}/{number}")
+        self.told = 0  # characters that on_text has been given
+
+    def tell(self, text: str, on_text: Callable[[int, str], None]) -> None:
+        if len(text) > self.told:
+            on_text(self.number, text[self.told :])
+            self.told = len(text)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where an answer ends."""
+
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+    texts: tuple[str, ...]
+    limit: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, stop_ids: Sequence[int], knobs: GenerateKnobs) -> _End:
+        """A stop text that is a special token never shows up in the text, so it becomes a stop token."""
+        written = [tokenizer.encode(text, special=False) for text in knobs.stop]
+        hidden = [ids[0] for ids in written if len(ids) == 1 and not tokenizer.decode(ids)]
+        return cls(tokenizer, frozenset([*stop_ids, *hidden]), knobs.stop, knobs.max_new_tokens)
+
+    def reached(self, ids: list[int]) -> bool:
+        if ids[-1] in self.stop_ids or len(ids) == self.limit:
+            return True
+        return bool(self.texts) and self._cut(self.tokenizer.decode(ids)) is not None
+
+    def answer(self, ids: list[int]) -> Answer:
+        stopped = ids[-1] in self.stop_ids
+        ids = ids[:-1] if stopped else ids
+        text = self.tokenizer.decode(ids)
+        place = self._cut(text)
+        if place is None:
+            return Answer(ids, text, stopped)
+        text = text[:place]
+        while ids and self.tokenizer.decode(ids[:-1]).startswith(text):
+            ids = ids[:-1]
+        return Answer(ids, text, True)
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first stop text begins."""
+        return min((text.index(stop) for stop in self.texts if stop in text), default=None)
+
+    def settled(self, ids: list[int]) -> str:
+        """The text so far, without an unfinished character and without what may turn out to begin a stop text."""
+        text = self.tokenizer.decode(ids).rstrip(INCOMPLETE)
+        held = (n for stop in self.texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        return text[: len(text) - max(held, default=0)]
+
+
+def _write(
+    model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
+) -> Iterator[tuple[_Row, Answer]]:
+    """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
+    cache, tokens = model.new_cache(len(rows)), [row.prompt for row in rows]
+    while rows:
+        scores = _next_logits(model, tokens, cache)
+        scores = penalise(scores, [row.prompt + row.ids for row in rows], knobs.repetition_penalty)
+        going = []
+        for place, (row, token) in enumerate(zip(rows, _pick(scores, rows, knobs), strict=True)):
+            row.ids.append(token)
+            if end.reached(row.ids):
+                yield row, end.answer(row.ids)
+                continue
+            going.append(place)
+            if on_text:
+                row.tell(end.settled(row.ids), on_text)
+        rows = [rows[place] for place in going]
+        cache.select(going)
+        tokens = [row.ids[-1:] for row in rows]
+
+
+def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+    """Append tokens to the cached rows, and score what follows each: (B, V) float32."""
+    rows = Rows.of(tokens, starts=cache.lengths)
+    return model.logits(model(rows, cache)[rows.last]).float()
+
+
+def _pick(scores: Tensor, rows: Sequence[_Row], knobs: GenerateKnobs) -> list[int]:
+    if knobs.temperature == 0:
+        return scores.argmax(-1).tolist()
+    return draw(narrow(scores, knobs), [row.chance.random() for row in rows])
+
+
+def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Make tokens of `seen` less likely (arXiv 1909.05858, 4.1): positive scores are divided, negative multiplied."""
+    if penalty == 1.0:
+        return scores
+    row = torch.tensor([number for number, tokens in enumerate(seen) for _ in tokens])
+    token = torch.tensor([token for tokens in seen for token in tokens])
+    value = scores[row, token]
+    return scores.index_put((row, token), torch.where(value < 0, value * penalty, value / penalty))
+
+
+def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
+    """Scores (B, V) after temperature, top-k, top-p and min-p; what is not to be drawn is minus infinity."""
+    scores = scores / knobs.temperature
+    if knobs.top_k:
+        least = scores.topk(min(knobs.top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if knobs.top_p < 1:
+        ascending, order = scores.sort()
+        unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - knobs.top_p
+        unlikely[:, -1] = False
+        scores = scores.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
+    if knobs.min_p:
+        shares = scores.softmax(-1)
+        scores = scores.masked_fill(shares < knobs.min_p * shares.amax(-1, keepdim=True), -torch.inf)
+    return scores
+
+
+def draw(scores: Tensor, chances: Sequence[float]) -> list[int]:
+    """One token per row, where the row's number from [0, 1) falls on the summed-up probabilities.
+
+    One number per token, drawn by the row itself, keeps rows independent of each other. In float64, for 50,000 float32
+    numbers summed up would leave the last ones no room.
+    """
+    heights = scores.double().softmax(-1).cumsum(-1)
+    marks = torch.tensor(chances, dtype=heights.dtype, device=heights.device)[:, None] * heights[:, -1:]
+    return torch.searchsorted(heights, marks, right=True).flatten().tolist()
+
+
+@dataclass
+class _Beam:
+    ids: list[int]
+    score: float  # sum of log p; divided by the length penalty once it has ended
+
+
+class _Beams:
+    """Beam search for one prompt: the beams that grow, and the best of those that have ended."""
+
+    def __init__(self, row: _Row):
+        self.row = row
+        self.growing = [_Beam([], 0.0)]
+        self.ended: list[_Beam] = []  # best first
+
+    def grow(self, log_probs: Tensor, knobs: GenerateKnobs, end: _End) -> list[int]:
+        """One token more, by the log p (beams, V) of each next token. Returns the beam that each new one comes from.
+
+        Enough candidates are looked at that some go on even if all of the best beams end here. One that ends counts
+        only if it is among the best `knobs.beams` of the candidates.
+        """
+        totals = log_probs + torch.tensor([beam.score for beam in self.growing], device=log_probs.device)[:, None]
+        wanted = max(2, 1 + len(end.stop_ids)) * knobs.beams
+        best = totals.flatten().topk(min(wanted, totals.numel()))
+        parents: list[int] = []
+        growing: list[_Beam] = []
+        for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            parent, token = divmod(place, totals.shape[-1])
+            ids = [*self.growing[parent].ids, token]
+            if end.reached(ids):
+                if rank < knobs.beams:
+                    self.ended.append(_Beam(ids, score / len(ids) ** knobs.length_penalty))
+            elif len(growing) < knobs.beams:
+                growing.append(_Beam(ids, score))
+                parents.append(parent)
+        self.ended = sorted(self.ended, key=lambda beam: -beam.score)[: knobs.beams]
+        self.growing = growing
+        return parents
+
+    def over(self, knobs: GenerateKnobs) -> bool:
+        """No beam grows, or the best one, if it ended now, would not be among those that are kept."""
+        if not self.growing or len(self.ended) < knobs.beams:
+            return not self.growing
+        best = self.growing[0]
+        return best.score / len(best.ids) ** knobs.length_penalty <= self.ended[-1].score
+
+
+def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> Iterator[tuple[_Row, Answer]]:
+    """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
+    searches = [_Beams(row) for row in rows]
+    cache, tokens = model.new_cache(len(rows)), [row.prompt for row in rows]
+    while searches:
+        seen = [search.row.prompt + beam.ids for search in searches for beam in search.growing]
+        log_probs = _next_logits(model, tokens, cache).log_softmax(-1)
+        log_probs = penalise(log_probs, seen, knobs.repetition_penalty)
+        going: list[_Beams] = []
+        kept: list[int] = []  # rows of the cache, one for each beam that grows on
+        first = 0  # row of the search's first beam
+        for search, part in zip(searches, log_probs.split([len(s.growing) for s in searches]), strict=True):
+            parents = search.grow(part, knobs, end)
+            if search.over(knobs):
+                yield search.row, end.answer(search.ended[0].ids)
+            else:
+                going.append(search)
+                kept += [first + parent for parent in parents]
+            first += len(part)
+        searches = going
+        cache.select(kept)
+        tokens = [beam.ids[-1:] for search in searches for beam in search.growing]

@@ -1,0 +1,197 @@
+"""The GGUF file format: metadata, and where each tensor lies. What it means is said in models/gguf.py and
+data/gguf_vocab.py, which both read it, so it stands below them.
+
+The header is parsed here, not by gguf.GGUFReader: that one takes 2 s for the 100,000 strings of a vocabulary, this one
+0.1 s. Blocks of quantised numbers are unpacked by the gguf library.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from microplane.errors import ModelError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT = 32
+READABLE = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
+SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+STRING, ARRAY = 8, 9
+MOST_DIMENSIONS = 4
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the file."""
+
+    shape: tuple[int, ...]  # rows first, as torch has it
+    kind: str  # "F32", "Q4_1", ...
+    start: int  # byte in the file
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    path: Path
+    metadata: dict[str, Any]  # strings, numbers, booleans, and lists of them
+    tensors: dict[str, Stored]
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as float32, in memory of its own."""
+        stored = self.tensors[name]
+        raw = np.fromfile(self.path, np.uint8, stored.size, offset=stored.start)
+        rows = raw.reshape(math.prod(stored.shape[:-1]), -1)
+        return dequantize(rows, GGMLQuantizationType[stored.kind]).reshape(stored.shape)
+
+
+def read_header(path: Path) -> GgufFile:
+    """What the file says about itself. A file that did not change is parsed once for model and tokenizer.
+
+    Raises:
+        ModelError: if it is not GGUF, of a version or with tensors that cannot be read, cut off, or damaged.
+    """
+    try:
+        state = path.stat()
+        return _parse(path.resolve(), state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=2)
+def _parse(path: Path, size: int, modified: int) -> GgufFile:
+    if size < 24:
+        raise _not_gguf(path, path.read_bytes()[:4])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _Header(path, data).parse()
+
+
+def _not_gguf(path: Path, start: bytes) -> ModelError:
+    return ModelError(f"{path} is not a GGUF file: it starts with {start!r}, expected {MAGIC!r}. Fetch it again")
+
+
+class _Header:
+    """Reads on from `at`. Every length is checked against the file, so damage ends in an error and not in a crash."""
+
+    def __init__(self, path: Path, data: mmap.mmap):
+        self.path, self.data, self.at, self.end = path, data, 0, len(data)
+
+    def parse(self) -> GgufFile:
+        count = self._open()
+        values = self._number("<u8")
+        metadata: dict[str, Any] = {}
+        for _ in range(values):
+            key = self._string()
+            metadata[key] = self._value(self._number("<u4"))
+        if metadata.get("split.count", 1) not in (0, 1):
+            raise ModelError(
+                f"{self.path} is one of {metadata['split.count']} parts of a model: join them with llama-gguf-split --merge"
+            )
+        infos = [self._info() for _ in range(count)]
+        return GgufFile(self.path, metadata, self._place(infos, metadata.get("general.alignment") or ALIGNMENT))
+
+    def _open(self) -> int:
+        magic = self._take(4)
+        if magic != MAGIC:
+            raise _not_gguf(self.path, magic)
+        version = self._number("<u4")
+        if version not in VERSIONS:
+            order = " (a file for big-endian machines?)" if version > 0xFFFF else ""
+            raise ModelError(f"{self.path} is of GGUF version {version}{order}; supported are 2 and 3, little-endian")
+        return self._number("<u8")
+
+    def _take(self, size: int) -> bytes:
+        if size > self.end - self.at:
+            raise ModelError(
+                f"{self.path} is cut off or damaged: byte {self.at:,} of its header asks for {size:,} more bytes, but the"
+                f" file has {self.end:,}. Fetch it again"
+            )
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def _number(self, kind: str) -> Any:
+        dtype = np.dtype(kind)
+        value = np.frombuffer(self._take(dtype.itemsize), dtype)[0]
+        return float(str(value)) if kind == "<f4" else value.item()  # 1e-5 and not 9.999999747378752e-06
+
+    def _string(self) -> str:
+        return self._take(self._number("<u8")).decode("utf-8", errors="replace")
+
+    def _value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind == ARRAY:
+            inner, count = self._number("<u4"), self._number("<u8")
+            if inner == STRING:
+                return self._strings(count)
+            if inner in SCALARS:
+                dtype = np.dtype(SCALARS[inner])
+                return np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
+            kind = inner
+        if kind not in SCALARS:
+            raise ModelError(f"{self.path} is damaged: byte {self.at:,} of its header names a type {kind} of value")
+        return self._number(SCALARS[kind])
+
+    def _strings(self, count: int) -> list[str]:
+        """The hot loop: a vocabulary and its merges are 100,000 strings and more."""
+        data, at, length = self.data, self.at, struct.Struct("<Q").unpack_from
+        found = []
+        try:
+            for _ in range(count):
+                (size,) = length(data, at)
+                at += 8 + size
+                if at > self.end:
+                    break
+                found.append(data[at - size : at].decode("utf-8", errors="replace"))
+        except struct.error:
+            at = self.end + 1
+        self.at = min(at, self.end)
+        if at > self.end:
+            self._take(1)
+        return found
+
+    def _info(self) -> tuple[str, tuple[int, ...], int, int]:
+        name, dimensions = self._string(), self._number("<u4")
+        if not 1 <= dimensions <= MOST_DIMENSIONS:
+            raise ModelError(f"{self.path} is damaged: tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(reversed([self._number("<u8") for _ in range(dimensions)]))
+        return name, shape, self._number("<u4"), self._number("<u8")
+
+    def _place(self, infos: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> dict[str, Stored]:
+        first = -(-self.at // alignment) * alignment
+        tensors = {}
+        for name, shape, number, offset in infos:
+            kind = _kind(number)
+            if kind not in READABLE:
+                raise ModelError(
+                    f"{self.path} stores {name} as {kind}, which is not supported; supported are {', '.join(READABLE)}"
+                )
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+            if shape[-1] % block or 0 in shape:
+                raise ModelError(f"{self.path} is damaged: {name} is {shape}, which {kind} in blocks of {block} cannot hold")
+            stored = Stored(shape, kind, first + offset, math.prod(shape) // block * block_bytes)
+            if stored.start + stored.size > self.end:
+                raise ModelError(
+                    f"{self.path} is cut off: {name} ends at byte {stored.start + stored.size:,}, but the file has"
+                    f" {self.end:,}. Fetch it again"
+                )
+            tensors[name] = stored
+        return tensors
+
+
+def _kind(number: int) -> str:
+    try:
+        return GGMLQuantizationType(number).name
+    except ValueError:
+        return f"type {number}"

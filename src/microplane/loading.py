@@ -1,0 +1,135 @@
+"""A model ready to use: the base, the adapter on it if any, the tokenizer, and the template it was trained with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from microplane.config import GenerateKnobs, build
+from microplane.data.formats import Message
+from microplane.data.template import prompt_ids, stop_ids
+from microplane.data.tokenizer import Tokenizer, load_tokenizer
+from microplane.errors import AdapterError
+from microplane.generate import Answer, generate
+from microplane.methods import Method
+from microplane.models.hub import resolve
+from microplane.models.load import load_model
+from microplane.nn.number_format import fastest_dtype
+from microplane.train.checkpoint import load_adapter, read_method
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass
+class Loaded:
+    """What `microplane.load` gives."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    path: Path  # of the base model
+    template: str = "auto"
+    system: str | None = None
+    method: Method | None = None  # of the adapter, if there is one
+    about: dict[str, Any] | None = None  # what the adapter says of its making
+
+    def prompt(self, text: str | Sequence[Message]) -> list[int]:
+        """Token ids that generation starts from: a user's text, or a whole conversation."""
+        messages = [Message("user", text)] if isinstance(text, str) else list(text)
+        return prompt_ids(messages, self.tokenizer, self.template, self.system)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return stop_ids(self.tokenizer, self.template)
+
+    def answers(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        knobs: GenerateKnobs | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Answer]:
+        ids = [self.prompt(prompt) for prompt in prompts]
+        return generate(self.model, self.tokenizer, ids, knobs or GenerateKnobs(), self.stop_ids, on_text=on_text)
+
+    def generate(self, prompt: str, **knobs: Any) -> str:
+        """The answer to one prompt; knobs are those of `GenerateKnobs` (temperature, max_new_tokens, ...)."""
+        return self.answers([prompt], build(GenerateKnobs, knobs))[0].text
+
+
+def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Loaded:
+    """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
+
+    Raises:
+        ModelError, AdapterError: saying what is not there or does not fit.
+    """
+    folder = adapter_folder(Path(name).expanduser())
+    if folder is None:
+        path = resolve(str(name), revision)
+        return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
+    method, about = read_method(folder)
+    path = folder if method.whole_model else base_of(folder, about)
+    model = load_model(path, number_format(dtype))
+    if not method.whole_model:
+        attach(model, method, folder)
+    template, system = about.get("template", "auto"), about.get("system")
+    return Loaded(model, load_tokenizer(path), path, template, system, method, about)
+
+
+def attach(model: nn.Module, method: Method, folder: Path) -> None:
+    """Put the adapter of `folder` on an untouched base, ready for use."""
+    method.attach(model)
+    load_adapter(folder, model, method)
+    model.requires_grad_(False).eval()
+
+
+def adapter_folder(path: Path) -> Path | None:
+    """The adapter of a run's folder, or the folder itself if it is an adapter, else None."""
+    for folder in (path, path / "adapter"):
+        if (folder / "method.json").is_file() or (folder / "adapter_config.json").is_file():
+            return folder
+    if (path / "run.yaml").is_file():
+        raise AdapterError(f"the run {path} has no adapter yet; microplane train --resume {path} goes on with it")
+    return None
+
+
+def number_format(name: str) -> torch.dtype:
+    return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def fingerprint(path: Path) -> str:
+    """What a model's files are: a hash of their names, sizes, and first and last mebibyte."""
+    digest = hashlib.sha256()
+    kinds = {".safetensors", ".gguf", ".json", ".model"}
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in kinds)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''}:{size}:".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(MEBIBYTE))
+            stream.seek(max(0, size - MEBIBYTE))
+            digest.update(stream.read())
+    return digest.hexdigest()[:32]
+
+
+def base_of(folder: Path, about: dict[str, Any]) -> Path:
+    """The base model of an adapter.
+
+    Raises:
+        AdapterError: if the adapter does not name it, or its files are not those that the adapter was trained on.
+    """
+    name = about.get("base")
+    if not name:
+        raise AdapterError(f"the adapter {folder} does not name the model that it belongs to")
+    path = resolve(name, about.get("revision"))
+    wanted = about.get("base_fingerprint")
+    if wanted and fingerprint(path) != wanted:
+        raise AdapterError(
+            f"the adapter {folder} was trained on other files than those now at {path} ({name}): "
+            "their contents differ. Give the original model its place back, or train again."
+        )
+    return path

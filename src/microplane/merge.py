@@ -1,0 +1,66 @@
+"""Merge an adapter into its base: a plain Hugging Face folder, and proof that it computes the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from microplane.errors import AdapterError
+from microplane.loading import adapter_folder, load
+from microplane.models.load import open_checkpoint, save_model
+from microplane.run import read_probe
+from microplane.train.evaluate import largest_logit_difference, probe_logits
+
+SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
+
+
+@dataclass(frozen=True)
+class Merged:
+    folder: Path
+    dtype: torch.dtype
+    rows: int
+    difference: float  # largest logit difference, merged against unmerged, both in float32
+    rounded: float  # the same after the merged weights were rounded to `dtype`
+
+
+def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> Merged:
+    """Write base + adapter as a model folder that any tool opens.
+
+    Args:
+        name: a run's folder, or an adapter's.
+        out: the new folder; must not exist, or be empty.
+        dtype: of the weights written; otherwise what the base is stored in, and float32 for a quantised base.
+
+    Raises:
+        AdapterError: no adapter there, a method that cannot be merged, or `out` is taken.
+    """
+    folder, source = Path(out), adapter_folder(Path(name).expanduser())
+    if source is None:
+        raise AdapterError(f"{name} has no adapter: expected a run's folder, or a folder with method.json")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to merge into")
+    loaded = load(name, dtype="float32")
+    assert loaded.method is not None
+    dtype = dtype or _stored_dtype(loaded.path)
+    rows = _probe_rows(Path(name)) or [loaded.tokenizer.encode(text) for text in SENTENCES]
+    before = probe_logits(loaded.model, rows)
+    loaded.method.merge(loaded.model)
+    difference = largest_logit_difference(before, probe_logits(loaded.model, rows))
+    loaded.model.to(dtype).float()
+    rounded = largest_logit_difference(before, probe_logits(loaded.model, rows))
+    save_model(loaded.model, folder, dtype)
+    loaded.tokenizer.save(folder)
+    return Merged(folder, dtype, len(rows), difference, rounded)
+
+
+def _probe_rows(run: Path) -> list[list[int]]:
+    return read_probe(run)[0] if (run / "resume" / "probe.safetensors").is_file() else []
+
+
+def _stored_dtype(path: Path) -> torch.dtype:
+    stored = open_checkpoint(path).stored.lower()
+    return {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "f16": torch.float16}.get(
+        stored, torch.float32
+    )

@@ -1,0 +1,32 @@
+"""Full fine-tuning: every weight of the model trains.
+
+The reference that the other methods are measured against. Weights are kept in float32: in bfloat16 an update smaller
+than 1/256 of a weight would vanish.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from microplane.methods.method import Method
+
+
+class Full(Method):
+    name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "every weight trains; the most memory, the largest files"
+    default_lr: ClassVar[float] = 5e-5
+    trains_base: ClassVar[bool] = True
+    whole_model: ClassVar[bool] = True
+
+    def attach(self, model: nn.Module) -> None:
+        model.requires_grad_(True)
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        names = model.hf_names()
+        return {names[name]: parameter for name, parameter in model.named_parameters()}
+
+    def merge(self, model: nn.Module) -> None:
+        """Nothing to do: the weights are the model's own."""
+        model.requires_grad_(False)

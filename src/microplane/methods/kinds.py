@@ -1,0 +1,80 @@
+"""The kind of method that reparameterises a frozen linear layer.
+
+One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microplane.errors import ConfigError, nearest
+from microplane.models.contract import linears
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer plus something small that trains."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+
+    def delta(self) -> Tensor:
+        """The change to the base's weight, (out, in), float32."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(x, self.delta().to(x.dtype))
+
+    def merged(self) -> nn.Linear:
+        """A plain linear layer with the same function, in the base's number format."""
+        weight = (self.base.weight.float() + self.delta()).to(self.base.weight.dtype)
+        out_features, in_features = weight.shape
+        plain = nn.Linear(in_features, out_features, bias=self.base.bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.bias = self.base.bias
+        return plain
+
+
+def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Linear], AdaptedLinear]) -> None:
+    """Freeze `model` and replace its linear layers of the roles `targets` (or `all` but the head) by adapted ones.
+
+    Raises:
+        ConfigError: for a role that this model does not have, with those that it has.
+    """
+    model.requires_grad_(False)
+    sites = linears(model)
+    roles = sorted({site.role for site in sites.values()})
+    wanted = [role for role in roles if role != "head"] if "all" in targets else []
+    wanted += [target for target in targets if target != "all"]
+    if not wanted:
+        raise ConfigError(f"method.targets is empty; this model has {', '.join(roles)}, or all")
+    if unknown := [target for target in wanted if target not in roles]:
+        hint = nearest(unknown[0], roles)
+        note = " The head is tied to the embedding here, so it cannot be adapted alone." if "head" in unknown else ""
+        raise ConfigError(
+            f"method.targets: {', '.join(map(repr, unknown))} name no linear layer; this model has "
+            f"{', '.join(roles)} (or all).{hint}{note}"
+        )
+    for site in sites.values():
+        if site.role in wanted:
+            site.replace(wrap(site.module))
+
+
+def adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """The adapted linear layers as (dotted name, module)."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield name, module
+
+
+@torch.no_grad()
+def merge_linears(model: nn.Module) -> None:
+    """Replace every adapted linear layer by its merged plain one."""
+    for site in linears(model).values():
+        if isinstance(site.module, AdaptedLinear):
+            site.replace(site.module.merged())

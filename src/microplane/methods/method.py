@@ -1,0 +1,93 @@
+"""The interface of a method: five facts and seven verbs.
+
+The frozen object *is* the method's configuration. The loop, the checkpoints, the command line, the reports and the
+tests see this and nothing else; none of them asks which method it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from microplane.errors import AdapterError
+
+
+class Method(BaseModel):
+    """A way to adapt a model. Only `attach` is obligatory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # one line for the command line
+    default_lr: ClassVar[float]
+    quantize: ClassVar[str | None] = None  # how the base must be loaded
+    optimizers: ClassVar[tuple[str, ...] | None] = None  # None: works with any
+    mergeable: ClassVar[bool] = True  # ends as plain weights
+    starts_at_base: ClassVar[bool] = True  # attach leaves the output unchanged
+    trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
+    whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
+
+    def attach(self, model: nn.Module) -> None:
+        """Freeze the model, then add or unfreeze exactly what trains."""
+        raise NotImplementedError
+
+    def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """The optimizer's groups; together they hold each trainable tensor exactly once."""
+        return [{"params": list(trainable(model).values()), "lr": lr}]
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """Added to the loss of an optimizer step."""
+        return 0.0
+
+    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
+        """Make the optimizer's step number `step` of `total`. The gradients are final: accumulated and clipped."""
+        optimizer.step()
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """All that is needed to come back to this function from the untouched model."""
+        return dict(trainable(model))
+
+    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`, on a model to which this method is attached.
+
+        Raises:
+            AdapterError: listing every tensor that is missing, unexpected or of another shape.
+        """
+        copy_strictly(self.state(model), state)
+
+    def merge(self, model: nn.Module) -> None:
+        """Leave plain modules that compute the same."""
+        raise AdapterError(f"{self.name} cannot be merged into the model's weights; it stays an adapter")
+
+    def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
+        """The fields of peft's adapter_config.json where the method has peft's format, else None."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model")
+        return {name: getattr(self, name) for name in names}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into `targets` in place, or change nothing and complain about everything at once."""
+    complaints = [f"missing: {name}" for name in targets if name not in state]
+    complaints += [f"unexpected: {name}" for name in state if name not in targets]
+    complaints += [
+        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {tuple(target.shape)} in the model"
+        for name, target in targets.items()
+        if name in state and state[name].shape != target.shape
+    ]
+    if complaints:
+        shown = "\n  ".join(complaints[:12]) + (f"\n  and {len(complaints) - 12} more" if len(complaints) > 12 else "")
+        raise AdapterError(f"the adapter does not fit this model and method ({len(complaints)} tensors):\n  {shown}")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(state[name])

@@ -1,0 +1,179 @@
+"""The decoder family: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3 text, with one block.
+
+    T   tokens of all rows, side by side       D   model width (hidden_size)
+    H   query heads                            M   width of the feed-forward layer (intermediate_size)
+    KV  key and value heads                    V   vocabulary
+    Dh  width of a head                        K   positions whose logits are wanted
+
+The families differ only in what `DecoderConfig` says (models/decoder_config.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microplane.models.decoder_config import DecoderConfig
+from microplane.nn.attention import Sight, attend
+from microplane.nn.cache import Cache
+from microplane.nn.layers import GatedMLP, RMSNorm
+from microplane.nn.position import rotate
+from microplane.nn.rows import Rows
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        D, Dh, H, KV = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+        self.layer, self.head_dim = layer, Dh
+        self.scale = config.attention_scale or 1.0 / math.sqrt(Dh)
+        self.softcap = config.attention_softcap
+        self.q = nn.Linear(D, H * Dh, bias=config.qkv_bias)
+        self.k = nn.Linear(D, KV * Dh, bias=config.qkv_bias)
+        self.v = nn.Linear(D, KV * Dh, bias=config.qkv_bias)
+        self.o = nn.Linear(H * Dh, D, bias=config.o_bias)
+        self.q_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
+        self.k_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
+
+    def forward(
+        self, x: Tensor, sight: Sight, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
+    ) -> Tensor:  # (T, D) -> (T, D)
+        q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        mixed = attend(q, k, v, sight, self.scale, self.softcap, cache, self.layer)
+        return self.o(mixed.flatten(1))
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
+
+        self.attention_norm = norm()
+        self.attention = Attention(config, layer)
+        self.attention_out_norm = norm() if config.gemma else None
+        self.attention_socket = nn.Identity()
+        self.mlp_norm = norm()
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
+        self.mlp_out_norm = norm() if config.gemma else None
+        self.mlp_socket = nn.Identity()
+
+    def forward(
+        self, x: Tensor, sight: Sight, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
+    ) -> Tensor:  # (T, D) -> (T, D)
+        y = self.attention(self.attention_norm(x), sight, angles, cache)
+        if self.attention_out_norm is not None:
+            y = self.attention_out_norm(y)
+        x = x + self.attention_socket(y)
+        y = self.mlp(self.mlp_norm(x))
+        if self.mlp_out_norm is not None:
+            y = self.mlp_out_norm(y)
+        return x + self.mlp_socket(y)
+
+
+class Decoder(nn.Module):
+    """A causal language model; see models/contract.py for what its parts are called.
+
+    Its weights are random and of any scale until they are loaded or `init_weights` is called.
+    """
+
+    source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
+    generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.prelude = nn.Identity()
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
+        self.head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, rows: Rows, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm: (T, D). With a cache, the rows go on from what it holds, and join it."""
+        config, starts = self.config, cache.lengths if cache is not None else None
+        x = self.embed(rows.ids)  # (T, D)
+        if config.gemma:  # the factor is rounded to the format of the embedding, as it was in training
+            x = x * torch.tensor(math.sqrt(config.hidden_size)).to(x)
+        x = self.prelude(x)
+        sights = {window: Sight(rows, starts, window) for window in set(config.windows)}
+        angles = {
+            rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
+            for rope in set(config.ropes)
+        }
+        for block, window, rope in zip(self.layers, config.windows, config.ropes, strict=True):
+            x = block(x, sights[window], angles[rope], cache)
+        if cache is not None:
+            cache.advance(rows)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: (K, D) -> (K, V)."""
+        scores = self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight)
+        cap = self.config.final_softcap
+        return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), the embedding's where the two are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def new_cache(self, batch: int, capacity: int = 0) -> Cache:
+        return Cache(self.config.num_layers, batch, capacity)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> Decoder:
+        """New random weights, normal with the configured standard deviation; biases 0, norms neutral."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, self.config.init_std, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+            if isinstance(module, RMSNorm):
+                module.reset_parameters()
+        return self
+
+    def hf_names(self) -> dict[str, str]:
+        """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""
+        config = self.config
+        parts = [f"attention.{role}.weight" for role in ("q", "k", "v", "o")]
+        parts += [f"attention.{role}.bias" for role in ("q", "k", "v") if config.qkv_bias]
+        parts += ["attention.o.bias"] if config.o_bias else []
+        parts += ["attention.q_norm.weight", "attention.k_norm.weight"] if config.qk_norm else []
+        kinds = ("weight", "bias") if config.mlp_bias else ("weight",)
+        parts += [f"mlp.{role}.{kind}" for role in ("gate", "up", "down") for kind in kinds]
+        modules = MODULES | NORMS[config.gemma]
+        names = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+        for part in [*parts, *(f"{norm}.weight" for norm in NORMS[config.gemma])]:
+            module, kind = part.rsplit(".", 1)
+            for i in range(config.num_layers):
+                names[f"layers.{i}.{part}"] = f"model.layers.{i}.{modules[module]}.{kind}"
+        return names if config.tied else names | {"head.weight": "lm_head.weight"}
+
+
+# Our module of a block -> Hugging Face's.
+MODULES = {
+    **{f"attention.{role}": f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")},
+    **{f"mlp.{role}": f"mlp.{role}_proj" for role in ("gate", "up", "down")},
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+}
+NORMS = {
+    False: {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    True: {
+        "attention_norm": "input_layernorm",
+        "attention_out_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    },
+}

@@ -1,0 +1,300 @@
+"""Weights in and out: folders in Hugging Face layout (safetensors), and GGUF files through models/gguf.py.
+
+Never a pickle. One tensor at a time is held beside the model, so that loading peaks at the size of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from microplane.errors import ModelError
+from microplane.models.decoder import Decoder, DecoderConfig
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that does not; the rest is for images
+    "language_model.": "",
+    "model.language_model.": "model.",
+    "lm_head.": "lm_head.",
+}
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
+
+Places = dict[str, tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model file or folder holds."""
+
+    config: dict[str, Any]  # the fields of Hugging Face's config.json, also when it came from GGUF
+    tensors: Mapping[str, Tensor]  # Hugging Face's names; each is read when asked for
+    path: Path
+    stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
+
+
+class Shards(Mapping[str, Tensor]):
+    """The tensors of safetensors files, each read from disk when asked for."""
+
+    def __init__(self, places: Mapping[str, tuple[Path, str]]):
+        self.places = places  # name -> file, and what it is called there
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, called = self.places[name]
+        # The file is mapped anew for each tensor: a mapping kept open would count all that was read as our memory.
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(called)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder in Hugging Face layout, or a .gguf file.
+
+    Raises:
+        ModelError: if it is neither, or is incomplete, damaged, or holds its weights as a pickle.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        from microplane.models.gguf import read_gguf
+
+        return read_gguf(path)
+    if path.is_file():
+        raise _not_a_model_file(path)
+    if not path.is_dir():
+        raise ModelError(f"there is no model at {path}: give a folder with config.json and {WEIGHTS}, or a .gguf file")
+    config = _read_config(path)
+    places, formats = _scan(path)
+    config, places = _text_part(config, places)
+    return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0])
+
+
+def _text_part(config: dict[str, Any], places: Places) -> tuple[dict[str, Any], Places]:
+    """Of a Gemma 3 that also sees images, the language model alone; anything else as it is."""
+    if config.get("architectures") != ["Gemma3ForConditionalGeneration"]:
+        return config, places
+    text = config.get("text_config") or {}
+    text = {**text, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    for name in ("bos_token_id", "eos_token_id"):
+        text.setdefault(name, config.get(name))
+    renamed = {}
+    for name, place in places.items():
+        for theirs, ours in TEXT_PREFIXES.items():
+            if name.startswith(theirs):
+                renamed[ours + name.removeprefix(theirs)] = place
+    return text, renamed
+
+
+def _not_a_model_file(path: Path) -> ModelError:
+    if path.suffix.lower() in PICKLES:
+        return _pickle_refused([path])
+    if path.suffix == ".safetensors":
+        return ModelError(f"{path} holds weights alone: give the folder that has its config.json beside it")
+    return ModelError(f"{path} is not a model: give a folder with config.json and {WEIGHTS}, or a .gguf file")
+
+
+def _pickle_refused(paths: list[Path]) -> ModelError:
+    return ModelError(
+        f"the weights in {_listed([str(path) for path in paths])} are a pickle, which can run any code when it is opened,"
+        " and are not read. Use a .safetensors version of the model, or convert it where you trust it: in transformers,"
+        " AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    adapter = folder / "adapter_config.json"
+    if not file.exists() and adapter.exists():
+        base = _read_json(adapter).get("base_model_name_or_path")
+        raise ModelError(
+            f"{folder} holds an adapter, not a model: give the model that it was trained on"
+            + (f", {base}" if base else "")
+            + ", or merge the two into a model first"
+        )
+    if not file.exists():
+        raise ModelError(f"{folder} has no config.json: a model folder has config.json and {WEIGHTS}")
+    config = _read_json(file)
+    if scheme := config.get("quantization_config"):
+        method = scheme.get("quant_method", "unknown") if isinstance(scheme, dict) else scheme
+        raise ModelError(
+            f"the weights in {folder} are quantised ({method}, by quantization_config in config.json), which is not"
+            " supported: give the model as it was before quantisation, or as a .gguf file"
+        )
+    return config
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:  # also what is not UTF-8
+        raise ModelError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ModelError(f"{file} must hold a JSON object, but holds a {type(fields).__name__}")
+    return fields
+
+
+def _scan(folder: Path) -> tuple[Places, Counter[str]]:
+    """Which file holds each tensor, and how many numbers are stored in which format."""
+    if (folder / WEIGHTS).exists():
+        return _scan_files([folder / WEIGHTS])
+    if (folder / INDEX).exists():
+        return _scan_shards(folder)
+    if pickles := sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLES):
+        raise _pickle_refused(pickles)
+    raise ModelError(f"{folder} has no weights: expected {WEIGHTS}, or shards and their {INDEX}")
+
+
+def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
+    told = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(told, dict) or not told:
+        raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
+    names = sorted(set(told.values()))
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {_listed(absent)}")
+    places, formats = _scan_files([folder / name for name in names])
+    if lost := [name for name, file in told.items() if places.get(name) != (folder / file, name)]:
+        raise ModelError(f"{folder / INDEX} names tensors that are not in the file it says: {_listed(lost)}")
+    return places, formats
+
+
+def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
+    places: Places = {}
+    formats: Counter[str] = Counter()
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    part = file.get_slice(name)
+                    formats[STORED.get(part.get_dtype(), part.get_dtype())] += torch.Size(part.get_shape()).numel()
+                    places[name] = path, name
+        except (SafetensorError, OSError) as error:
+            size = f"{path.stat().st_size:,} bytes"
+            raise ModelError(
+                f"{path} ({size}) is truncated or not a safetensors file ({error}): fetch it again"
+            ) from None
+    if not places:
+        raise ModelError(f"{', '.join(str(path) for path in paths)} holds no tensors")
+    return places, formats
+
+
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A model in eval mode, with nothing that trains, its weights converted to `dtype`.
+
+    Raises:
+        ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
+    """
+    checkpoint = open_checkpoint(path)
+    try:
+        config = DecoderConfig.from_hf(checkpoint.config)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if config.tied and not _head_is_embedding(checkpoint.tensors):
+        config = replace(config, tied=False)
+    with torch.device("meta"):
+        model = Decoder(config)
+    model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
+    model.source_config = checkpoint.config
+    if (file := checkpoint.path / GENERATION).is_file():
+        model.generation_config = _read_json(file)
+    return model.eval().requires_grad_(False)
+
+
+def _head_is_embedding(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
+    if "lm_head.weight" not in tensors or "model.embed_tokens.weight" not in tensors:
+        return True
+    return torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+
+
+def _convert(model: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    names = model.hf_names()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing = [theirs for theirs in names.values() if theirs not in checkpoint.tensors]
+    harmless = {"lm_head.weight", *_buffers(model)}
+    unexpected = sorted(set(checkpoint.tensors) - set(names.values()) - harmless)
+    misshapen: list[str] = []
+    state: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        if theirs not in checkpoint.tensors:
+            continue
+        tensor = checkpoint.tensors[theirs]
+        if tensor.shape != shapes[ours]:
+            misshapen.append(f"{theirs} is {tuple(tensor.shape)}, expected {tuple(shapes[ours])}")
+        elif not tensor.is_floating_point():
+            misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
+        elif not (missing or unexpected or misshapen):
+            state[ours] = tensor.to(dtype, copy=True).contiguous()
+    if missing or unexpected or misshapen:
+        raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
+    return state
+
+
+def _buffers(model: Decoder) -> list[str]:
+    """Rotary tables that older versions of transformers stored beside the weights; they follow from config.json."""
+    blocks = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(model.config.num_layers)]
+    return ["model.rotary_emb.inv_freq", *blocks]
+
+
+def _misfit(
+    path: Path, architecture: str, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> ModelError:
+    parts = {"missing": missing, "unexpected": unexpected, "wrong": misshapen}
+    lines = [f"  {len(names)} {what}: {_listed(names)}" for what, names in parts.items() if names]
+    return ModelError(
+        f"the weights in {path} do not fit the {architecture} that its config describes:\n" + "\n".join(lines)
+    )
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a plain model (adapters merged) in Hugging Face layout, in `dtype` or as it is.
+
+    Each file is written aside and then renamed, so that none is ever half written.
+    """
+    assert isinstance(model, Decoder)
+    names, state = model.hf_names(), model.state_dict()
+    assert names.keys() == state.keys(), "merge what a method has added before saving the model"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {names[ours]: tensor.detach().to("cpu", dtype).contiguous() for ours, tensor in state.items()}
+    aside = folder / f".{WEIGHTS}.{os.getpid()}"
+    try:
+        save_file(tensors, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / WEIGHTS)
+    finally:
+        aside.unlink(missing_ok=True)
+    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    config = {**(model.source_config or {}), **model.config.to_hf(), "dtype": stored, "torch_dtype": stored}
+    config.pop("auto_map", None)  # names code of the model's repository, which is not needed and not saved
+    _write_json(folder / "config.json", config)
+    if model.generation_config is not None:
+        _write_json(folder / GENERATION, model.generation_config)
+
+
+def _write_json(file: Path, fields: Mapping[str, Any]) -> None:
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

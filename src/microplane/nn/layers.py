@@ -1,0 +1,61 @@
+"""The small layers that model families share: root-mean-square norm and the gated feed-forward layer.
+
+Shapes: T tokens, D model width, M width of the feed-forward layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (arXiv 1910.07467), computed in float32 and returned in x's number format.
+
+    `around_one` is Gemma's variant: it stores weight - 1, and multiplies before rounding instead of after.
+    """
+
+    def __init__(self, width: int, eps: float, around_one: bool = False):
+        super().__init__()
+        self.eps = eps
+        self.around_one = around_one
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make it a plain division by the root mean square."""
+        nn.init.constant_(self.weight, 0.0 if self.around_one else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.around_one:
+            return (wide * (1.0 + self.weight.float())).type_as(x)
+        return (self.weight * wide.type_as(x)).type_as(x)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}" + (", around_one=True" if self.around_one else "")
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, inner: int, activation: str, bias: bool = False):
+        super().__init__()
+        self.activation = activation
+        self.gate = nn.Linear(width, inner, bias=bias)
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

@@ -1,0 +1,78 @@
+"""Cross-entropy of the head's output, at the trained positions only and never with all logits in memory.
+
+Shapes: K trained positions, D hidden size, V vocabulary. Losses are sums in float32 over the K positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 256  # positions whose logits are in memory at once: 50 MB in float32 for a vocabulary of 49,152
+
+
+def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    logits = F.linear(hidden, weight).float()
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """The sum over K of -log softmax(cap(hidden @ weight.T))[target].
+
+    The gradient is made in the forward pass, chunk by chunk while its logits exist, so nothing of size (K, V) is kept.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap)
+
+
+def chunked_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+    """The same for any head (an adapted one, say): each chunk's logits are computed again in the backward pass."""
+    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    losses = [checkpoint(_head_loss, head, rows, wanted, use_reentrant=False) for rows, wanted in chunks]
+    return torch.stack(losses).sum()
+
+
+def _head_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+        for start in range(0, len(targets), CHUNK):
+            rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
+            logits = F.linear(rows, weight).to(total.dtype)  # (chunk, V)
+            if softcap:
+                logits = logits.div_(softcap).tanh_().mul_(softcap)
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            picked = logits.gather(1, wanted[:, None])
+            total += (log_sum - picked).sum()
+            if not (need_hidden or need_weight):
+                continue
+            slope = 1 - (logits / softcap).square_() if softcap else None
+            grad = logits.sub_(log_sum).exp_()  # softmax, then minus the one-hot target
+            grad.scatter_add_(1, wanted[:, None], torch.full_like(picked, -1))
+            if slope is not None:
+                grad.mul_(slope)
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[start : start + CHUNK])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), rows)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in (grad_hidden, grad_weight)]
+        return (*scaled, None, None)

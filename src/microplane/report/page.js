@@ -1,0 +1,155 @@
+// Draws the charts, follows the colour scheme, copies commands. What it did stands in data attributes of <html>.
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  const errors = [];
+  window.addEventListener("error", (event) => {
+    errors.push(event.message);
+    root.dataset.errors = errors.join("\n");
+  });
+
+  const curves = JSON.parse(document.getElementById("data").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const charts = new Map();
+  const color = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
+  const number = (value) => {
+    if (value === 0) return "0";
+    if (Math.abs(value) < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
+    return Number(value.toPrecision(4)).toLocaleString("en");
+  };
+
+  function line(label, points, name, style) {
+    return {
+      label, data: points.map(([x, y]) => ({ x, y })), borderColor: color(name), backgroundColor: color(name),
+      borderWidth: 2, pointRadius: points.length < 3 ? 4 : 0, pointHoverRadius: 5, ...style,
+    };
+  }
+
+  // A vertical rule under the pointer, and one at the best step.
+  const rules = {
+    id: "rules",
+    afterDatasetsDraw(chart, _, options) {
+      const hovered = chart.tooltip && chart.tooltip.getActiveElements()[0];
+      if (hovered) rule(chart, hovered.element.x, color("quiet"), []);
+      if (options.best == null) return;
+      const x = chart.scales.x.getPixelForValue(options.best);
+      rule(chart, x, color("validation"), [4, 4]);
+      const { ctx, chartArea } = chart;
+      const text = "best: step " + options.best.toLocaleString("en");
+      const left = x + 6 + ctx.measureText(text).width > chartArea.right;
+      ctx.save();
+      ctx.fillStyle = color("validation");
+      ctx.textAlign = left ? "right" : "left";
+      ctx.textBaseline = "top";
+      ctx.fillText(text, x + (left ? -6 : 6), chartArea.top + 2);
+      ctx.restore();
+    },
+  };
+
+  function rule(chart, x, stroke, dash) {
+    const { ctx, chartArea } = chart;
+    ctx.save();
+    ctx.strokeStyle = stroke;
+    ctx.setLineDash(dash);
+    ctx.beginPath();
+    ctx.moveTo(x, chartArea.top);
+    ctx.lineTo(x, chartArea.bottom);
+    ctx.stroke();
+    ctx.restore();
+  }
+
+  function draw(id, datasets, options) {
+    const canvas = document.getElementById(id);
+    if (!canvas) return;
+    if (charts.has(id)) charts.get(id).destroy();
+    const text = { color: color("quiet"), maxRotation: 0 };
+    const axis = { grid: { color: color("grid") }, border: { color: color("line") } };
+    charts.set(id, new Chart(canvas, {
+      type: "line",
+      data: { datasets: datasets.filter((dataset) => dataset.data.length) },
+      plugins: [rules],
+      options: {
+        animation: false, parsing: false, normalized: true, responsive: true, maintainAspectRatio: false,
+        interaction: { mode: "nearest", axis: "x", intersect: false },
+        scales: {
+          x: { ...axis, type: "linear", bounds: "data", ticks: { ...text, precision: 0, maxTicksLimit: 8 } },
+          y: { ...axis, ...options.y, ticks: { ...text, maxTicksLimit: 7, callback: number } },
+        },
+        plugins: {
+          rules: { best: options.best },
+          legend: {
+            display: datasets.length > 1, align: "start",
+            labels: { color: color("text"), usePointStyle: true, pointStyle: "line", pointStyleWidth: 24 },
+          },
+          tooltip: {
+            backgroundColor: color("text"), titleColor: color("paper"), bodyColor: color("paper"), usePointStyle: true,
+            boxPadding: 4, padding: 10,
+            callbacks: {
+              title: (items) => (items.length ? "Step " + items[0].parsed.x.toLocaleString("en") : ""),
+              label: (item) => " " + item.dataset.label + ": " + number(item.parsed.y),
+            },
+          },
+        },
+      },
+    }));
+  }
+
+  function drawAll() {
+    Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
+    Chart.defaults.font.size = 13;
+    const log = document.getElementById("log");
+    const marked = curves.validation.map(([step]) => (step === curves.best ? 6 : 3));
+    draw("loss", [
+      line("train, each step", curves.train, "raw", { borderWidth: 1, order: 3 }),
+      line("train, smoothed", curves.smooth, "train", { order: 2 }),
+      line("validation", curves.validation, "validation", { pointRadius: marked, order: 1 }),
+    ], { best: curves.best, y: { type: log && log.checked ? "logarithmic" : "linear" } });
+    draw("lr", [line("learning rate", curves.lr, "train")], { y: { beginAtZero: true } });
+    draw("speed", [
+      line("all tokens", curves.speed, "speed"),
+      line("trained tokens", curves.trained_speed, "tuned", { borderDash: [6, 3] }),
+    ], { y: { beginAtZero: true } });
+    root.dataset.chartsDrawn = String(charts.size);
+    root.dataset.scheme = dark.matches ? "dark" : "light";
+    measure();
+  }
+
+  function measure() {
+    root.dataset.width = String(root.clientWidth);
+    root.dataset.overflow = String(root.scrollWidth - root.clientWidth);
+  }
+
+  function print(on) {
+    root.classList.toggle("printing", on);
+    drawAll();
+    for (const details of document.querySelectorAll("details")) {
+      if (on && !details.open) details.open = details.dataset.closed = true;
+      else if (!on && details.dataset.closed) {
+        details.open = false;
+        delete details.dataset.closed;
+      }
+    }
+  }
+
+  async function copy(button) {
+    const source = document.getElementById(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(source); // no access to the clipboard: one key press is left
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  }
+
+  root.dataset.errors = "";
+  drawAll();
+  dark.addEventListener("change", drawAll);
+  window.addEventListener("resize", measure);
+  window.addEventListener("beforeprint", () => print(true));
+  window.addEventListener("afterprint", () => print(false));
+  const log = document.getElementById("log");
+  if (log) log.addEventListener("change", drawAll);
+  for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button));
+})();

@@ -1,0 +1,128 @@
+"""Makes `report.html` in a run's folder: one file that opens offline.
+
+Style, script, data and the chart library stand in the file itself. Its content security policy allows only these,
+by their hashes, so that no text of a data set can run or load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from microplane.report import story
+from microplane.report.curves import curves
+from microplane.report.read import ReportError, RunRecord, read_run
+from microplane.report.words import Figure, figures
+
+CHART_LIBRARY = "django/static/chartkick/Chart.bundle.js"  # Chart.js, as the package chartkick ships it
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run's folder, also for a run that failed or is still going.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ReportError: if there is no run, a file of it is damaged, the chart library is missing, or the report cannot
+            be written.
+    """
+    path = Path(run_folder) / "report.html"
+    page = render(read_run(Path(run_folder)))
+    aside = path.with_name(f".report.html.{os.getpid()}")
+    try:
+        aside.write_bytes(page.encode("utf-8"))
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ReportError(
+            f"cannot write {path}: {error.strerror}. Free space or allow writing there, and try again"
+        ) from None
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The page as text without lone surrogates, which UTF-8 cannot hold."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(_own_file("page.html.j2")).render(_content(record))
+    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _content(record: RunRecord) -> dict[str, Any]:
+    style, script, library = _own_file("page.css"), _own_file("page.js"), chart_library()
+    metric_rows = story.metric_rows(record)
+    data = curves(record)
+    return {
+        "result": record.result,
+        "status": story.STATUS.get(record.result["status"], str(record.result["status"])),
+        "outcome": story.outcome(record),
+        "warnings": story.warnings(record),
+        "overfitting": record.result["train"].get("overfitting"),
+        "lead": next((row for row in metric_rows if row.key == story.leading_metric(record)), None),
+        "cards": story.cards(record),
+        "curves": data,
+        "data": Markup(inline_json(data)),
+        "loss_summary": story.loss_summary(record),
+        "curve_table": story.curve_table(record),
+        "metric_rows": metric_rows,
+        "rows": Figure("metrics.rows", record.result["metrics"].get("rows")),
+        "held_out": story.held_out(record),
+        "samples": story.samples(record),
+        "checks": [
+            (check, Figure(f"checks.{i}.value", check.get("value"))) for i, check in enumerate(record.result["checks"])
+        ],
+        "facts": story.facts(record),
+        "environment": figures(record.result["environment"], "environment"),
+        "run_yaml": record.run_yaml,
+        "commands": story.commands(record),
+        "style": Markup(style),
+        "script": Markup(script),
+        "library": Markup(library),
+        "policy": _policy(style, (script, library)),
+    }
+
+
+def inline_json(value: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def chart_library() -> str:
+    """Chart.js as one script.
+
+    Raises:
+        ReportError: if the installed chartkick does not hold it.
+    """
+    try:
+        text = resources.files("chartkick").joinpath(CHART_LIBRARY).read_text(encoding="utf-8")
+    except (ModuleNotFoundError, FileNotFoundError):
+        raise ReportError(
+            f"the report needs Chart.js, which the package chartkick holds as {CHART_LIBRARY}; it is not there. "
+            "Install it: pip install 'chartkick>=1.2'"
+        ) from None
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _own_file(name: str) -> str:
+    return resources.files("microplane.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, scripts: tuple[str, ...]) -> str:
+    """Only our own style and scripts, by hash; nothing from anywhere else."""
+    allowed = " ".join(_hash(script) for script in scripts)
+    rules = ("default-src 'none'", "img-src data:", f"style-src {_hash(style)}", f"script-src {allowed}")
+    return "; ".join((*rules, "base-uri 'none'", "form-action 'none'"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,263 @@
+"""What the report says: the sentence of the outcome, the cards, the tables. Words and values only, no markup."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microplane.report.curves import best_step, points, smooth
+from microplane.report.read import RunRecord
+from microplane.report.words import Figure, change, figures, is_finite, is_number, name_of, say
+
+SPELLING = {"lora": "LoRA", "full": "Full fine-tuning"}  # a method that is not here goes by its name
+SECONDARY = ("json_valid", "perplexity", "loss")  # tell the outcome only where nothing else was measured
+STATUS = {"success": "finished", "stopped": "stopped by hand", "failed": "failed", "unfinished": "no result yet"}
+MAX_COMPARED = 4000  # characters; comparing longer texts word by word takes too long
+
+
+@dataclass(frozen=True)
+class Card:
+    title: str
+    main: Figure
+    notes: list[tuple[str, Figure, str]]  # (words before, figure, words after)
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    key: str
+    name: str
+    before: Figure
+    after: Figure
+    change: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Output:
+    title: str
+    text: str
+    parts: list[tuple[str, bool]]  # (text, differs from the target)
+    verdict: str  # "equal", "differs"; empty for the target itself
+
+
+@dataclass(frozen=True)
+class Sample:
+    where: str
+    prompt: str
+    outputs: list[Output]
+
+
+def method_title(record: RunRecord) -> str:
+    """`LoRA (rank 16)`."""
+    name = str(record.result["method"].get("name") or "the run")
+    knobs = record.result["run"].get("method")
+    rank = knobs.get("rank") if isinstance(knobs, dict) else None
+    return SPELLING.get(name, name) + (f" (rank {rank})" if rank else "")
+
+
+def leading_metric(record: RunRecord) -> str | None:
+    """The metric that tells the outcome: the run's first one that measures the task."""
+    names = [name for name, value in record.metrics("after").items() if is_number(value)]
+    ranked = [name for name in names if name not in SECONDARY] + [name for name in SECONDARY if name in names]
+    return ranked[0] if ranked else None
+
+
+def outcome(record: RunRecord) -> str:
+    """The run in one plain sentence."""
+    title, steps, status = method_title(record), record.last_step, record.result["status"]
+    made = f"{steps:,} step{'' if steps == 1 else 's'}" if steps else ""
+    if status == "failed":
+        return f"{title} failed {'after ' + made if made else 'before its first step'}."
+    if status == "unfinished":
+        return f"{title} has made {made or 'no step'} so far and has no result yet: it is going on, or was interrupted."
+    told = _achievement(record)
+    time = record.result["train"].get("seconds")
+    told += f" in {say(time, 'seconds')}" if is_finite(time) else ""
+    return f"{title} {told}" + (f", stopped by hand after {made or 'no step'}." if status == "stopped" else ".")
+
+
+def _achievement(record: RunRecord) -> str:
+    name, metrics = leading_metric(record), record.result["metrics"]
+    if name is None:
+        loss = record.result["train"].get("validation_loss")
+        return (
+            f"reached a validation loss of {say(loss, 'loss')}"
+            if is_finite(loss)
+            else f"trained {record.last_step:,} steps"
+        )
+    before, after = record.metrics("before").get(name), record.metrics("after")[name]
+    rows = f" on {metrics['rows']:,} {held_out(record)} rows" if isinstance(metrics.get("rows"), int) else ""
+    if not is_number(before):
+        return f"reached {name_of(name)} {say(after, name)}{rows}"
+    verdict = change(name, before, after)[1]
+    if verdict == "same":
+        return f"left {name_of(name)} at {say(after, name)}{rows}"
+    worse = ", worse than the untouched model," if verdict == "worse" else ""
+    return f"took {name_of(name)} from {say(before, name)} to {say(after, name)}{worse}{rows}"
+
+
+def held_out(record: RunRecord) -> str:
+    """Validation rows chose the weights, so only test rows are called held-out."""
+    return "validation" if record.result["metrics"].get("split") == "validation" else "held-out"
+
+
+def warnings(record: RunRecord) -> list[str]:
+    """What must not be overlooked."""
+    failed = [str(check.get("name")) for check in record.result["checks"] if check.get("passed") is False]
+    found = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} failed: {', '.join(failed)}."] if failed else []
+    overlap = record.result["data"].get("overlap")
+    if is_number(overlap) and overlap > 0:
+        found.append(
+            f"{overlap:,} rows stand both in the training data and in the held-out data, which flatters the figures."
+        )
+    return found
+
+
+def cards(record: RunRecord) -> list[Card]:
+    """The figures that matter most; those that were not measured are left out."""
+
+    def figure(key: str) -> Figure:
+        section, name = key.split(".")
+        return Figure(key, record.result[section].get(name))
+
+    share = trained_share(record)
+    layout = [
+        ("Validation loss", "train.validation_loss", [
+            ("perplexity ", "train.validation_perplexity", ""),
+            ("best at step ", "train.best_step", ""),
+            ("train loss ", "train.train_loss", ""),
+        ]),
+        ("Time", "train.seconds", [("", "train.steps", " steps"), ("", "train.epochs", " epochs")]),
+        ("Tokens per second", "train.tokens_per_second", [("", "train.trained_tokens_per_second", " of them trained")]),
+        ("Peak memory", "train.peak_memory_bytes", [("of ", "environment.memory_bytes", " on this machine")]),
+        ("Trainable parameters", "method.trainable_parameters", [
+            (f"{share} of " if share else "of ", "method.total_parameters", ""),
+            ("adapter of ", "method.adapter_bytes", ""),
+        ]),
+    ]  # fmt: skip
+    made = [
+        Card(title, figure(key), [(before, figure(note), after) for before, note, after in notes if figure(note)])
+        for title, key, notes in layout
+    ]
+    return [card for card in made if card.main]
+
+
+def trained_share(record: RunRecord) -> str:
+    """`3.6%` of the parameters train."""
+    method = record.result["method"]
+    trained, total = method.get("trainable_parameters"), method.get("total_parameters")
+    if not (is_finite(trained) and is_finite(total) and total):
+        return ""
+    percent = 100 * trained / total
+    return f"{percent:.2g}%" if percent < 10 else f"{percent:.0f}%"
+
+
+def metric_rows(record: RunRecord) -> list[MetricRow]:
+    """The metrics table; the metric that tells the outcome comes first."""
+    before, after = record.metrics("before"), record.metrics("after")
+    names = sorted(before | after, key=lambda name: name != leading_metric(record))
+    return [
+        MetricRow(
+            name,
+            name_of(name),
+            Figure(f"metrics.before.{name}", before.get(name)),
+            Figure(f"metrics.after.{name}", after.get(name)),
+            *change(name, before.get(name), after.get(name)),
+        )
+        for name in names
+    ]
+
+
+def samples(record: RunRecord) -> list[Sample]:
+    """The held-out rows with their outputs side by side."""
+    return [_sample(row) for row in record.result["samples"]]
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    target = str(row.get("target", ""))
+    outputs = [Output("Target", target, [(target, False)], "")]
+    for title, key in (("Base model", "before"), ("Tuned model", "after")):
+        if row.get(key) is not None:
+            text = str(row[key])
+            equal = text.strip() == target.strip()
+            outputs.append(Output(title, text, compared(target, text), "equal" if equal else "differs"))
+    return Sample(str(row.get("where") or ""), str(row.get("prompt", "")), outputs)
+
+
+def compared(target: str, text: str) -> list[tuple[str, bool]]:
+    """The text in parts, those marked that are not in the target; unmarked where little is alike."""
+    if text.strip() == target.strip() or len(target) + len(text) > MAX_COMPARED:
+        return [(text, False)]
+    old, new = (re.findall(r"\w+|\s+|[^\w\s]", side) for side in (target, text))
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    if matcher.ratio() < 0.5:
+        return [(text, False)]
+    parts = [("".join(new[j1:j2]), tag != "equal") for tag, _, _, j1, j2 in matcher.get_opcodes() if j1 < j2]
+    return parts or [(text, False)]
+
+
+def curve_table(record: RunRecord) -> list[dict[str, Any]]:
+    """The validations in figures, with the smoothed train loss at the same step; at most about a hundred."""
+    train = dict(smooth(points(record.train, "loss")))
+    best, apart = best_step(record), -(-len(record.validation) // 100)
+    return [
+        {
+            "step": line["step"],
+            "validation": Figure("validation_loss", line["validation_loss"]),
+            "train": Figure("loss", train.get(line["step"])),
+            "best": line["step"] == best,
+        }
+        for number, line in enumerate(record.validation)
+        if number % apart == 0 or line["step"] == best or number == len(record.validation) - 1
+    ]
+
+
+def loss_summary(record: RunRecord) -> str:
+    """The loss chart in words, for those who do not see it."""
+    known = [value for _, value in smooth(points(record.train, "loss")) if value is not None]
+    text = (
+        f"Train loss, smoothed, from {say(known[0], 'loss')} to {say(known[-1], 'loss')}."
+        if known
+        else "No train loss."
+    )
+    best = best_step(record)
+    value = next((line["validation_loss"] for line in record.validation if line["step"] == best), None)
+    return text + (f" Validation loss {say(value, 'loss')} at the best step, {best:,}." if value is not None else "")
+
+
+def facts(record: RunRecord) -> list[tuple[str, list[Figure]]]:
+    """What was run, by part: every field that result.json has."""
+    parts = [("Model", "model"), ("Method", "method"), ("Data", "data"), ("Training", "train")]
+    found = [(title, figures(record.result[section], section)) for title, section in parts]
+    return [(title, rows) for title, rows in found if rows]
+
+
+def commands(record: RunRecord) -> list[tuple[str, str]]:
+    """What to type next, as (what it does, the command)."""
+    folder = shown_folder(record.folder)
+    again = ("Run it again", f"microplane train --config {shlex.quote(f'{folder}/run.yaml')}")
+    go_on = ("Go on where it stopped", f"microplane train --resume {shlex.quote(folder)}")
+    use = ("Use it", f"microplane generate {shlex.quote(folder)} {_example_prompt(record)}")
+    return {"success": [use, again], "stopped": [use, go_on, again], "failed": [again]}.get(
+        record.result["status"], [go_on, again]
+    )
+
+
+def shown_folder(folder: Path) -> str:
+    """The folder as one would type it here."""
+    try:
+        return folder.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return folder.as_posix()
+
+
+def _example_prompt(record: RunRecord) -> str:
+    prompts = (row.get("prompt") for row in record.result["samples"])
+    plain = (text for text in prompts if isinstance(text, str) and text.isprintable() and 0 < len(text) <= 80)
+    # one with markers of a chat template is no longer what a user types
+    return next((shlex.quote(text) for text in plain if "<" not in text), '"..."')

@@ -1,0 +1,139 @@
+"""Measure a model on rows: loss by teacher forcing, and metrics on answers that it generates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from microplane.config import EvalKnobs, GenerateKnobs
+from microplane.data.batches import pack
+from microplane.data.dataset import TokenDataset
+from microplane.data.tokenizer import Tokenizer
+from microplane.generate import generate
+from microplane.nn.rows import Rows
+from microplane.train import metrics
+from microplane.train.objective import loss_sum, make_batch
+
+Progress = Callable[[int, int], None]  # (done, of)
+
+
+@torch.no_grad()
+def evaluate_loss(model: nn.Module, dataset: TokenDataset, budget: int, progress: Progress | None = None) -> float:
+    """The mean of -log p over all trained tokens of `dataset`; always in the same order, so always the same bits."""
+    was_training = model.training
+    model.eval()
+    order = np.argsort(-dataset.lengths, kind="stable").tolist()
+    total, tokens, done = 0.0, 0, 0
+    for indices in pack(order, dataset.lengths, budget):
+        batch = make_batch(dataset, indices)
+        total += loss_sum(model, batch).item()
+        tokens += len(batch.targets)
+        done += len(indices)
+        if progress:
+            progress(done, len(order))
+    model.train(was_training)
+    return total / tokens
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to held-out rows."""
+
+    indices: list[int]
+    prompts: list[str]
+    targets: list[str]
+    texts: list[str]
+    scores: dict[str, float]
+
+
+def choose_rows(dataset: TokenDataset, count: int) -> list[int]:
+    """`count` row numbers spread evenly over the data set."""
+    count = min(count, len(dataset))
+    return [round(i * len(dataset) / count) for i in range(count)] if count else []
+
+
+def evaluate_answers(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    dataset: TokenDataset,
+    indices: Sequence[int],
+    knobs: EvalKnobs,
+    stop_ids: Sequence[int],
+    progress: Progress | None = None,
+) -> Answers:
+    """Generate greedily for the prompts of `indices` and score the answers against the rows' own."""
+    pairs = [dataset.prompt_and_target(index) for index in indices]
+    targets = [tokenizer.decode(target) for _, target in pairs]
+    names = metrics.choose(targets) if "auto" in knobs.metrics else knobs.metrics
+    limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
+    was_training = model.training
+    model.eval()
+    generation = GenerateKnobs(max_new_tokens=limit)
+    prompts = [prompt for prompt, _ in pairs]
+    answers = generate(model, tokenizer, prompts, generation, stop_ids, progress=progress)
+    model.train(was_training)
+    texts = [answer.text for answer in answers]
+    shown = [tokenizer.decode(prompt) for prompt in prompts]
+    return Answers(list(indices), shown, targets, texts, metrics.score(names, texts, targets))
+
+
+def measure(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    dataset: TokenDataset,
+    rows: Sequence[int],
+    knobs: EvalKnobs,
+    stop_ids: Sequence[int],
+    whose: str,
+    progress: Callable[[str], Progress],
+) -> dict[str, Any]:
+    """Loss on all rows of `dataset` and metrics of the answers to some of them: scores, prompts, targets, texts."""
+    loss = evaluate_loss(model, dataset, knobs.batch_tokens, progress(f"loss of the {whose}"))
+    scores = {"loss": loss, "perplexity": perplexity(loss)}
+    if not rows:
+        return {"scores": scores, "prompts": [], "targets": [], "texts": []}
+    watch = progress(f"answers of the {whose}")
+    answers = evaluate_answers(model, tokenizer, dataset, rows, knobs, stop_ids, watch)
+    return {
+        "scores": scores | answers.scores,
+        "prompts": answers.prompts,
+        "targets": answers.targets,
+        "texts": answers.texts,
+    }
+
+
+def describe_scores(scores: dict[str, float]) -> str:
+    """One line: shares as percentages, the rest with three decimals."""
+    plain = ("loss", "perplexity", "bleu", "chrf")
+    parts = [f"{name} {value:.3f}" if name in plain else f"{name} {value:.1%}" for name, value in scores.items()]
+    return ", ".join(parts)
+
+
+def largest_logit_difference(one: Any, other: Any) -> float:
+    """Over two lists of logits of the same rows."""
+    return max(float((a.float() - b.float()).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def probe_rows(dataset: TokenDataset, count: int) -> list[list[int]]:
+    """Token ids of a few rows, cut to 256 tokens, to compare models that should be equal."""
+    return [dataset[row][0][:256].tolist() for row in choose_rows(dataset, count)]
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits (up to 64, V) at the last positions of each row."""
+    was_training = model.training
+    model.eval()
+    logits = [model.logits(model(Rows.of([row]))[-64:]) for row in rows]
+    model.train(was_training)
+    return logits

@@ -1,0 +1,314 @@
+"""The training loop: one function.
+
+Everything a step does follows from the configuration and the step's number (its rows, its dropout, its learning
+rate), so a run that is continued from a checkpoint repeats the bits of one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from microplane.config import TrainKnobs
+from microplane.data.batches import BatchPlan, micro_batches
+from microplane.data.dataset import TokenDataset
+from microplane.errors import CheckpointError, TrainingError
+from microplane.methods import Method
+from microplane.paths import write_aside
+from microplane.train import checkpoint
+from microplane.train.monitor import CHECK_STEP, Monitor, Movement
+from microplane.train.objective import loss_sum, make_batch
+from microplane.train.optim import make_optimizer, schedule, set_lr, warmup_steps
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Totals:
+    """What a run has done so far; part of a checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last validation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. The best weights are in `adapter/`, not in the model."""
+
+    totals: Totals
+    steps_planned: int
+    best_step: int
+    validation_loss: float
+    train_loss: float
+    stopped_early: bool
+    interrupted: bool
+    overfitting: str | None
+    moved: int | None  # trainable tensors that moved; None if there were too few steps to tell
+    tensors: int  # trainable tensors
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run trains with; fixed from its first step to its last."""
+
+    model: nn.Module
+    method: Method
+    train: TokenDataset
+    knobs: TrainKnobs
+    plan: BatchPlan
+    total: int  # optimizer steps
+    warmup: int  # of them
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def of(cls, model: nn.Module, method: Method, train: TokenDataset, knobs: TrainKnobs) -> Job:
+        plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
+        total = knobs.steps or plan.total_steps(knobs.epochs)
+        warmup = warmup_steps(knobs.warmup, total)
+        return cls(model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
+
+    @property
+    def eval_every(self) -> int:
+        return self.knobs.eval_every or max(1, math.ceil(self.total / 10))
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    train: TokenDataset,
+    knobs: TrainKnobs,
+    folder: Path,
+    *,
+    validate: Callable[[nn.Module], float],
+    save_best: Callable[[int, float], None],
+    identity: Record,
+    resume: bool = False,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> Outcome:
+    """Train `model`, to which `method` is attached, and leave the best weights in `adapter/`.
+
+    Args:
+        folder: of the run; gets metrics.jsonl, speed.jsonl and resume/.
+        validate: the mean loss on held-out rows.
+        save_best: writes `adapter/` for (step, validation loss).
+        identity: what must be the same for a resume: fingerprints of data and model, the method, the knobs.
+        resume: continue from the last checkpoint, if there is one.
+        on_record: sees every line of metrics.jsonl, with the clock's figures added.
+
+    Raises:
+        TrainingError: loss or gradient not finite; a tensor that does not move; nothing to train on.
+        CheckpointError: a checkpoint of another run, or damaged.
+    """
+    job = Job.of(model, method, train, knobs)
+    totals, monitor, movement = Totals(), Monitor(knobs.patience), Movement.of(model)
+    log = Log(folder, on_record)
+    saved = checkpoint.checkpoints(folder / "resume") if resume else []
+    if saved:
+        state = checkpoint.read_state(saved[-1])
+        _same(identity, state["identity"], saved[-1])
+        checkpoint.load_checkpoint(saved[-1], model, method, job.optimizer)
+        totals, monitor.checks, movement.start = Totals(**state["totals"]), state["checks"], state["movement"]
+    log.rewind(state["log_bytes"] if saved else 0, totals.step)
+
+    def save() -> None:
+        state = {"identity": identity, "totals": asdict(totals), "checks": monitor.checks}
+        state |= {"movement": movement.start, "log_bytes": log.bytes}
+        checkpoint.save_checkpoint(folder / "resume", totals.step, model, method, job.optimizer, state)
+
+    def check() -> None:
+        losses = totals.losses
+        loss = validate(model)
+        best = monitor.add(totals.step, loss, sum(losses) / len(losses) if losses else math.inf)
+        totals.losses = []
+        log.write({"step": totals.step, "validation_loss": loss, "best": best}, {"verdict": monitor.verdict()})
+        if best:
+            save_best(totals.step, loss)
+        save()
+
+    if not saved:
+        check()
+    model.train()
+    with interruptible() as interrupted:
+        while totals.step < job.total and not monitor.exhausted and not interrupted():
+            started = time.perf_counter()
+            record = _step(job, totals)
+            log.write(record, _clock(record, time.perf_counter() - started, job.total))
+            if totals.step == CHECK_STEP:
+                movement.check(model, totals.step)
+            if totals.step % job.eval_every == 0 or totals.step == job.total:
+                check()
+            elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
+                save()
+        cut_short = interrupted() and totals.step < job.total and not monitor.exhausted
+    best = monitor.best
+    assert best is not None
+    return Outcome(
+        totals=totals,
+        steps_planned=job.total,
+        best_step=int(best["step"]),
+        validation_loss=best["validation_loss"],
+        train_loss=monitor.checks[-1]["train_loss"],
+        stopped_early=monitor.exhausted and totals.step < job.total,
+        interrupted=cut_short,
+        overfitting=monitor.verdict(),
+        moved=len(movement.start) - len(movement.still(model)) if totals.step >= CHECK_STEP else None,
+        tensors=len(movement.start),
+    )
+
+
+def _step(job: Job, totals: Totals) -> Record:
+    """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
+    model, train, knobs, number = job.model, job.train, job.knobs, totals.step + 1
+    _, rows = job.plan.at(totals.step)
+    tokens, trained = int(train.lengths[rows].sum()), int(train.trained_counts[rows].sum())
+    if not trained:
+        raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
+    loss = 0.0
+    for part, indices in enumerate(micro_batches(rows, train.lengths, knobs.micro_tokens)):
+        torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
+        share = loss_sum(model, make_batch(train, indices)) / trained
+        if not math.isfinite(share.item()):
+            raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
+        loss += share.item()
+        share.backward()
+    penalty = job.method.penalty(model)
+    if isinstance(penalty, torch.Tensor):
+        penalty.backward()
+    parameters = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, knobs.clip or math.inf, foreach=True).item()
+    if not math.isfinite(norm):
+        raise TrainingError(_not_finite("gradient norm", norm, number, train, rows.tolist()))
+    lr = set_lr(job.optimizer, schedule(knobs.schedule, totals.step, job.total, job.warmup))
+    job.method.step(model, job.optimizer, totals.step, job.total)
+    job.optimizer.zero_grad(set_to_none=True)
+    totals.step = number
+    totals.tokens += tokens
+    totals.trained_tokens += trained
+    totals.losses.append(loss)
+    return {
+        "step": number,
+        "epoch": round(totals.tokens / int(train.lengths.sum()), 4),
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": norm,
+        "tokens": tokens,
+        "trained_tokens": trained,
+    }
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _places(train: TokenDataset, rows: Any) -> str:
+    places = [train.where(int(row)) for row in rows]
+    return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+
+
+def _not_finite(what: str, value: float, step: int, train: TokenDataset, rows: list[int]) -> str:
+    return (
+        f"the {what} became {value} in step {step}, in the rows {_places(train, rows)}. Nothing was changed by this "
+        "step; the best adapter so far is kept.\nTry a smaller train.lr, a longer train.warmup, "
+        "train.clip=0.3, or model.dtype=float32."
+    )
+
+
+def _same(now: Record, then: Record, place: Path) -> None:
+    """Raises: CheckpointError, if a run is resumed with something else than it was begun with."""
+    differences = [
+        f"{name}: {then.get(name)!r} then, {value!r} now" for name, value in now.items() if then.get(name) != value
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise CheckpointError(
+            f"this run cannot be continued from {place}, since these differ:\n  {listed}\n"
+            "Put them back as they were, or start a run with another name."
+        )
+
+
+def _clock(record: Record, seconds: float, total: int) -> Record:
+    return {
+        "step": record["step"],
+        "steps": total,
+        "seconds": seconds,
+        "tokens_per_second": record["tokens"] / seconds,
+        "trained_tokens_per_second": record["trained_tokens"] / seconds,
+        "memory_bytes": psutil.Process().memory_info().rss,
+    }
+
+
+class Log:
+    """metrics.jsonl holds what the configuration decides, speed.jsonl what the clock says."""
+
+    def __init__(self, folder: Path, on_record: Callable[[Record], None]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics, self.speed = folder / "metrics.jsonl", folder / "speed.jsonl"
+        self.on_record = on_record
+        self.bytes = 0
+
+    def rewind(self, size: int, step: int) -> None:
+        """Forget what was written after a checkpoint: it will be written again."""
+        self.metrics.touch()
+        os.truncate(self.metrics, size)
+        self.bytes = size
+        kept = read_lines(self.speed) if step and self.speed.exists() else []
+        lines = [json.dumps(record) + "\n" for record in kept if record["step"] <= step]
+        write_aside(self.speed, "".join(lines).encode())
+
+    def write(self, record: Record, clock: Record) -> None:
+        line = json.dumps(record) + "\n"
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line)
+        self.bytes += len(line.encode())
+        if "seconds" in clock:
+            with self.speed.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clock) + "\n")
+        self.on_record(record | clock)
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The whole lines of a JSONL file of ours; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks for an orderly end after the step; the second one ends at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: leave signals alone
+        previous = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
