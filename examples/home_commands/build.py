@@ -34,7 +34,7 @@ WHEEL_SHA256 = "256eb1e4fc6e6f4943d0ba4e089c9639d74d0e9d62ccddeb7148bc168de55e40
 LANGUAGES = ("en", "fr", "vi")
 INSTRUCTION = "Convert the command to JSON."
 SWEEPS = 40  # how often each template is asked for a new sentence before the language counts as exhausted
-TRIES = 30  # draws per template and sweep until a sentence is new, clear and reads well
+TRIES = 60  # draws per template and sweep until a sentence is new, clear and reads well
 
 # ---------------------------------------------------------------- the grammar: templates as trees
 
@@ -80,7 +80,9 @@ class Slot:
 
 Node = Text | Sequence | Choice | Permutation | Rule | Slot
 
-TOKEN = re.compile(r"<(?P<rule>[^<>]+)>|\{(?P<values>[^{}:]+)(:(?P<slot>[^{}]+))?\}|(?P<mark>[][()|;<>{}])|[^][()|;<>{}]+")
+TOKEN = re.compile(
+    r"<(?P<rule>[^<>]+)>|\{(?P<values>[^{}:]+)(:(?P<slot>[^{}]+))?\}|(?P<mark>[][()|;<>{}])|[^][()|;<>{}]+"
+)
 CLOSING = {"(": ")", "[": "]"}
 
 
@@ -132,7 +134,9 @@ def _joined(branches: list[list[Node]], separators: set[str]) -> Node:
 
 
 def _unbalanced(template: str, mark: str) -> DataError:
-    return DataError(f"{mark!r} has no partner\n  in the template {template!r}\n  brackets come in pairs: () [] <> {{}}")
+    return DataError(
+        f"{mark!r} has no partner\n  in the template {template!r}\n  brackets come in pairs: () [] <> {{}}"
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,9 @@ class Grammar:
 
     def rule(self, name: str) -> Node:
         if name not in self.rules:
-            raise DataError(f"the rule <{name}> is not defined\n  in the templates\n  known: {', '.join(sorted(self.rules))}")
+            raise DataError(
+                f"the rule <{name}> is not defined\n  in the templates\n  known: {', '.join(sorted(self.rules))}"
+            )
         return parse(self.rules[name])
 
     def values(self, name: str, names: tuple[str, ...]) -> list[tuple[Node, Any]]:
@@ -233,7 +239,9 @@ class Grammar:
                 found |= {template.output(spoken) for at, spoken in states if at == len(text)}
         return found
 
-    def _read(self, node: Node, states: set[tuple[int, Spoken]], text: str, names: tuple[str, ...]) -> set[tuple[int, Spoken]]:
+    def _read(
+        self, node: Node, states: set[tuple[int, Spoken]], text: str, names: tuple[str, ...]
+    ) -> set[tuple[int, Spoken]]:
         """All (position, slots) that can be reached from `states` by reading a node."""
         match node:
             case Text(chunk):
@@ -340,7 +348,9 @@ class Reader:
         names = "|".join(name for names in words["names"].values() for name in names)
         self.awkward = re.compile("|".join(words["awkward"]).replace("{names}", names))
         self.determiners: Mapping[str, str] = words.get("determiners", {})
-        self.gender = {noun: gender[0] for gender in ("masculine", "feminine") for noun in words.get(gender, "").split()}
+        self.gender = {
+            noun: gender[0] for gender in ("masculine", "feminine") for noun in words.get(gender, "").split()
+        }
         longest_first = sorted(self.determiners, key=len, reverse=True)
         # The noun is only looked at, not taken, so that "à la" does not hide "la cuisine".
         self.pair = re.compile(rf"\b({'|'.join(longest_first)})(?: |(?<='))(?=([\w-]+))")
@@ -407,7 +417,9 @@ def split(rows: Iterator[Row], train: int, test: int, intents: int, rng: random.
     return list(itertools.islice(itertools.chain(rest, rows), train)), [window[i] for i in sorted(chosen)]
 
 
-def build(folder: Path, lang: str = "en", train_rows: int = 2400, test_rows: int = 300, seed: int = 0) -> dict[str, Any]:
+def build(
+    folder: Path, lang: str = "en", train_rows: int = 2400, test_rows: int = 300, seed: int = 0
+) -> dict[str, Any]:
     """Writes train.jsonl and test.jsonl into `folder`; returns a summary. DataError when that is not possible."""
     if lang not in LANGUAGES:
         raise DataError(f"no home commands in {lang!r}\n  asked for as lang\n  possible: {', '.join(LANGUAGES)}")
@@ -479,7 +491,9 @@ def _fetch(wheel: Path) -> None:
             _check(fetched)
             fetched.replace(wheel)
     except OSError as error:
-        raise DataError(f"cannot write the cache: {error}\n  {wheel.parent}\n  name another in MICROPLANE_CACHE") from None
+        raise DataError(
+            f"cannot write the cache: {error}\n  {wheel.parent}\n  name another in MICROPLANE_CACHE"
+        ) from None
 
 
 # ---------------------------------------------------------------- the command

@@ -106,8 +106,8 @@ def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], context: int)
             room = context - len(prompt)
             way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
             raise ConfigError(
-                f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens} are to"
-                f" follow: that is more than the model's context of {context}. {way}"
+                f"prompt {number + 1}: its {len(prompt)} tokens and max_new_tokens = {knobs.max_new_tokens} make"
+                f" {len(prompt) + knobs.max_new_tokens}, more than the model's context of {context}. {way}"
             )
 
 

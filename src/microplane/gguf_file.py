@@ -179,7 +179,9 @@ class _Header:
                 )
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
             if shape[-1] % block or 0 in shape:
-                raise ModelError(f"{self.path} is damaged: {name} is {shape}, which {kind} in blocks of {block} cannot hold")
+                raise ModelError(
+                    f"{self.path} is damaged: {name} is {shape}, which {kind} in blocks of {block} cannot hold"
+                )
             stored = Stored(shape, kind, first + offset, math.prod(shape) // block * block_bytes)
             if stored.start + stored.size > self.end:
                 raise ModelError(

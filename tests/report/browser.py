@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
@@ -83,7 +85,9 @@ class Connection:
         self.numbers = itertools.count(1)
         self.buffer = b""
 
-    def call(self, method: str, params: dict[str, Any], session: str | None = None, notice: Any = None) -> dict[str, Any]:
+    def call(
+        self, method: str, params: dict[str, Any], session: str | None = None, notice: Any = None
+    ) -> dict[str, Any]:
         message = {"id": next(self.numbers), "method": method, "params": params}
         message |= {"sessionId": session} if session else {}
         os.write(self.to_browser, json.dumps(message).encode() + b"\0")

@@ -52,11 +52,23 @@ def sample_rows() -> list[dict[str, str]]:
     pairs = [
         ("turn on the kitchen light", call("HassTurnOn", area="kitchen", domain="light"), chat * 3),
         ("set the bedroom to 21 degrees", call("HassClimateSetTemperature", area="bedroom", temperature=21), ""),
-        ("close all the blinds in the office", call("HassTurnOff", area="office", domain="cover"), '{"action": "close"}'),
-        ("bật đèn phòng khách giúp tôi với nhé", call("HassTurnOn", area="phòng khách", domain="light"), "Tôi là trợ lý."),
+        (
+            "close all the blinds in the office",
+            call("HassTurnOff", area="office", domain="cover"),
+            '{"action": "close"}',
+        ),
+        (
+            "bật đèn phòng khách giúp tôi với nhé",
+            call("HassTurnOn", area="phòng khách", domain="light"),
+            "Tôi là trợ lý.",
+        ),
         ("שים מוזיקה בסלון", call("HassMediaPlay", area="סלון"), "שלום! איך אפשר לעזור?"),
         ("🔥 make it warmer 🥶 in here", call("HassClimateSetTemperature", temperature="+1"), "🔥🔥🔥"),
-        ("<script>window.hacked = 1</script> & \"quotes\" 'too'", "</script><script>window.hacked = 2</script>", "<b>no</b>"),
+        (
+            "<script>window.hacked = 1</script> & \"quotes\" 'too'",
+            "</script><script>window.hacked = 2</script>",
+            "<b>no</b>",
+        ),
         ("a" * 300, call("HassNevermind", text="a" * 120), "Lorem ipsum " * 60),
         ("is the garage door open?", call("HassGetState", name="garage door", state="open"), "I cannot check doors."),
         ("two\nlines\tand a tab", call("HassBroadcast", message="two\nlines"), "two\n\nlines"),
@@ -134,13 +146,30 @@ def full_result(name: str = "smollm2-lora-commands") -> dict[str, Any]:
         "metrics": {
             "rows": 300,
             "split": "test",
-            "before": {"loss": 3.018273645, "exact_match": 1 / 300, "json_valid": 0.02, "json_equal": 1 / 300, "chrf": 8.2913},
-            "after": {"loss": 0.12091827, "exact_match": 254 / 300, "json_valid": 1.0, "json_equal": 257 / 300, "chrf": 97.3},
+            "before": {
+                "loss": 3.018273645,
+                "exact_match": 1 / 300,
+                "json_valid": 0.02,
+                "json_equal": 1 / 300,
+                "chrf": 8.2913,
+            },
+            "after": {
+                "loss": 0.12091827,
+                "exact_match": 254 / 300,
+                "json_valid": 1.0,
+                "json_equal": 257 / 300,
+                "chrf": 97.3,
+            },
         },
         "samples": sample_rows(),
         "checks": [
             {"name": "every trainable tensor moved", "passed": True, "value": "420 of 420", "detail": "after 3 steps"},
-            {"name": "saved = trained", "passed": True, "value": 0.0, "detail": "largest logit difference on 4 stored rows"},
+            {
+                "name": "saved = trained",
+                "passed": True,
+                "value": 0.0,
+                "detail": "largest logit difference on 4 stored rows",
+            },
             {
                 "name": "merged = unmerged",
                 "passed": True,

@@ -134,6 +134,9 @@ class Tensors(Mapping[str, Tensor]):
             return tensor - 1.0
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # Mapping's own would unpack the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
@@ -251,13 +254,21 @@ def _llama3_scaling(file: GgufFile, factors: np.ndarray, theta: float) -> dict[s
     if between.sum() >= 2:
         slope, start = np.polyfit(turns[between], kept[between], 1)
         high, original = 1 - 1 / start, -slope / start
-    else:  # too few pairs to tell: the published ratio
+    else:  # the few pairs of a very small head: the ratio of the published models, and an original that fits
         high = 4.0
-        original = float(((kept * (high - 1) + 1) / turns)[between].mean()) if between.any() else 8192.0
-    high, original = round(float(high), 3), round(float(original))
+        fast, slow = turns[kept >= 1 - 1e-4], turns[kept <= 1e-4]
+        bounds = [high / fast.min()] * bool(fast.size) + [1 / slow.max()] * bool(slow.size)
+        original = (
+            (kept[between] * (high - 1) + 1) / turns[between]
+            if between.any()
+            else math.prod(bounds) ** (1 / len(bounds))
+        )
+    high, original = round(float(high), 3), round(float(np.mean(original)))
     told = np.clip((original * turns - 1) / (high - 1), 0, 1)
     if not np.allclose(1 / (told + (1 - told) / slowest), factors, rtol=1e-3):
-        raise ModelError(f"the rotary factors ({ROPE_FACTORS}) of {file.path} are not Llama 3's scaling; no other is supported")
+        raise ModelError(
+            f"the rotary factors ({ROPE_FACTORS}) of {file.path} are not Llama 3's scaling; no other is supported"
+        )
     return {
         "rope_type": "llama3",
         "factor": slowest,

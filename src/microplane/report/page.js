@@ -72,7 +72,7 @@
         animation: false, parsing: false, normalized: true, responsive: true, maintainAspectRatio: false,
         interaction: { mode: "nearest", axis: "x", intersect: false },
         scales: {
-          x: { ...axis, type: "linear", bounds: "data", ticks: { ...text, precision: 0, maxTicksLimit: 8 } },
+          x: { ...axis, type: "linear", bounds: "data", min: 0, ticks: { ...text, precision: 0, maxTicksLimit: 8 } },
           y: { ...axis, ...options.y, ticks: { ...text, maxTicksLimit: 7, callback: number } },
         },
         plugins: {

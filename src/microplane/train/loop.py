@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -24,7 +24,6 @@ from torch import nn
 
 from microplane.config import TrainKnobs
 from microplane.data.batches import BatchPlan, micro_batches
-from microplane.data.dataset import TokenDataset
 from microplane.errors import CheckpointError, TrainingError
 from microplane.methods import Method
 from microplane.paths import write_aside
@@ -32,6 +31,9 @@ from microplane.train import checkpoint
 from microplane.train.monitor import CHECK_STEP, Monitor, Movement
 from microplane.train.objective import loss_sum, make_batch
 from microplane.train.optim import make_optimizer, schedule, set_lr, warmup_steps
+
+if TYPE_CHECKING:
+    from microplane.data.dataset import TokenDataset
 
 Record = dict[str, Any]
 

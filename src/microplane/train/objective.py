@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from microplane.data.dataset import TokenDataset
 from microplane.nn.loss import chunked_cross_entropy, linear_cross_entropy
 from microplane.nn.rows import Rows
+
+if TYPE_CHECKING:
+    from microplane.data.dataset import TokenDataset
 
 
 @dataclass(frozen=True)
@@ -38,5 +41,5 @@ def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of -log p(token) over the trained tokens, float32; logits exist at their positions only."""
     hidden = model(batch.rows).index_select(0, batch.before)  # (K, D)
     if model.head is None or type(model.head) is nn.Linear:
-        return linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_logit_softcapping)
+        return linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_softcap)
     return chunked_cross_entropy(hidden, model.logits, batch.targets)

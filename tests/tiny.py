@@ -1,0 +1,86 @@
+"""Tiny random models and data for tests: real code paths, milliseconds each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from microplane.models.decoder import Decoder
+from microplane.models.decoder_config import DecoderConfig
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "initializer_range": 0.2,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-tied": LLAMA,
+    "llama-untied": LLAMA | {"tie_word_embeddings": False},
+    "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
+    "qwen3": LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16},
+    "gemma2": LLAMA
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 4,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+}
+
+
+def tiny(family: str = "llama-tied", seed: int = 0) -> Decoder:
+    """A frozen random model in eval mode, as `load_model` gives it."""
+    model = Decoder(DecoderConfig.from_hf(CONFIGS[family])).init_weights(seed)
+    return model.requires_grad_(False).eval()
+
+
+class MemoryDataset:
+    """Rows in memory with the interface of `microplane.data.dataset.TokenDataset`."""
+
+    def __init__(self, rows: list[tuple[list[int], list[bool]]]):
+        self.rows = [(np.array(ids, np.int32), np.array(mask, np.bool_)) for ids, mask in rows]
+        self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)
+        self.trained_counts = np.array([int(mask.sum()) for _, mask in self.rows], np.int32)
+        self.fingerprint = "memory"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.rows[index]
+
+    def where(self, index: int) -> str:
+        return f"memory:{index + 1}"
+
+
+def copy_task(rows: int = 64, vocabulary: int = 97, seed: int = 0) -> MemoryDataset:
+    """Rows `a b c 1 a b c`: the second half repeats the first and is what is trained."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(rows):
+        half = rng.integers(2, vocabulary, rng.integers(2, 7)).tolist()
+        made.append(([0, *half, 1, *half], [False] * (len(half) + 2) + [True] * len(half)))
+    return MemoryDataset(made)
+
+
+def logits(model: Any, dataset: MemoryDataset, rows: int = 4) -> torch.Tensor:
+    from microplane.nn.rows import Rows
+
+    with torch.no_grad():
+        return model.logits(model(Rows.of([dataset[i][0].tolist() for i in range(rows)])))
