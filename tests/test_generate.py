@@ -26,7 +26,7 @@ class Bytes:
     def encode(self, text, special=True):
         return [EOS] if text == "<eos>" else list(text.encode())
 
-    def decode(self, ids):
+    def decode(self, ids, skip_special=True):
         return bytes(token for token in ids if token != EOS).decode(errors="replace")
 
 
@@ -170,7 +170,7 @@ def test_the_earliest_of_several_stop_texts_counts():
 
 def test_a_stop_text_inside_a_token():
     class Syllables(Bytes):
-        def decode(self, ids):
+        def decode(self, ids, skip_special=True):
             return super().decode(ids).replace("X", "la. Do")
 
     one = generate(Scripted("laXre"), Syllables(), [[0]], GenerateKnobs(stop=(". ",)), [EOS])[0]
@@ -266,7 +266,9 @@ def test_filters_by_hand():
         "top_k above V": (GenerateKnobs(temperature=1, top_k=9), [0.5, 0.25, 0.15, 0.1]),
     }
     for name, (knobs, expected) in left.items():
-        torch.testing.assert_close(narrow(scores, knobs).softmax(-1), torch.tensor([expected], dtype=torch.float32), msg=name)
+        torch.testing.assert_close(
+            narrow(scores, knobs).softmax(-1), torch.tensor([expected], dtype=torch.float32), msg=name
+        )
 
 
 def test_penalise_by_hand():
@@ -302,7 +304,7 @@ def test_drawn_tokens_are_distributed_as_told():
 REFUSED = [
     (
         {"beams": 4, "temperature": 0.7},
-        "beams = 4 and temperature = 0.7 exclude each other: beam search draws nothing at random."
+        "beams = 4 and temperature = 0.7 exclude each other: beam search draws nothing."
         " Set beams to 1 or temperature to 0",
     ),
     ({"top_k": 5}, "top_k = 5 changes nothing with temperature = 0. Set temperature above 0"),
@@ -312,7 +314,7 @@ REFUSED = [
     ({"stop": ("",)}, "stop = '' would end every answer before it begins. Give a text, as in '\\n'"),
     (
         {"max_new_tokens": 44},
-        "prompt 6: its 21 tokens and max_new_tokens = 44 make 65, more than the model's context of 64."
+        "prompt 6 has 21 tokens, and max_new_tokens = 44: together more than the model's context of 64."
         " Set max_new_tokens to 43 or less",
     ),
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from microplane.models.decoder import Decoder
 from microplane.models.decoder_config import DecoderConfig
+from microplane.models.load import save_model
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -84,3 +88,28 @@ def logits(model: Any, dataset: MemoryDataset, rows: int = 4) -> torch.Tensor:
 
     with torch.no_grad():
         return model.logits(model(Rows.of([dataset[i][0].tolist() for i in range(rows)])))
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def save_tiny_folder(folder: Path, family: str = "llama-tied", **changes: Any) -> Path:
+    """A tiny model with a byte-level tokenizer and a chat template, in Hugging Face layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(specials + letters)}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(specials)
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": "<|im_end|>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    fields = CONFIGS[family] | {"vocab_size": len(vocabulary), "eos_token_id": 2, "bos_token_id": 1, **changes}
+    save_model(Decoder(DecoderConfig.from_hf(fields)).init_weights(0), folder)
+    return folder

@@ -1,8 +1,8 @@
 """Home commands as JSON: a data set of voice commands, sampled from the sentence templates of Home Assistant.
 
-The templates are the data file of a published package (`PACKAGE`, Apache-2.0): fetched once with pip, its sha256 checked,
-one JSON file read out of it by path, nothing of it ever imported. The names of rooms, devices and list items are not part
-of it; they stand in `words.json` beside this file. The same language, sizes and seed give the same bytes.
+The templates are the data file of a published package (`PACKAGE`, Apache-2.0): fetched once with pip, its sha256
+checked, one JSON file read out of it by path, nothing of it ever imported. The names of rooms, devices and list items
+are not part of it; they stand in `words.json` beside this file. The same language, sizes and seed give the same bytes.
 
     python examples/home_commands/build.py --lang fr --rows 5000 --out data/
 """
@@ -21,7 +21,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,10 @@ TOKEN = re.compile(
     r"<(?P<rule>[^<>]+)>|\{(?P<values>[^{}:]+)(:(?P<slot>[^{}]+))?\}|(?P<mark>[][()|;<>{}])|[^][()|;<>{}]+"
 )
 CLOSING = {"(": ")", "[": "]"}
+NUMBER = re.compile(r"\d+([.,]5)?")
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(template: str) -> Node:
     """The tree of a template. DataError when a bracket has no partner."""
     return _group(template, iter(TOKEN.finditer(template)), None)
@@ -95,7 +96,7 @@ def parse(template: str) -> Node:
 def _group(template: str, tokens: Iterator[re.Match[str]], end: str | None) -> Node:
     """What stands up to the closing bracket `end` (None: up to the end of the template)."""
     branches: list[list[Node]] = [[]]
-    separators = set()
+    separators: set[str] = set()
     for token in tokens:
         mark = token["mark"]
         if mark and mark == end:
@@ -134,9 +135,7 @@ def _joined(branches: list[list[Node]], separators: set[str]) -> Node:
 
 
 def _unbalanced(template: str, mark: str) -> DataError:
-    return DataError(
-        f"{mark!r} has no partner\n  in the template {template!r}\n  brackets come in pairs: () [] <> {{}}"
-    )
+    return DataError(f"{mark!r} has no partner\n  in the template {template!r}\n  possible: () [] <> {{}}, in pairs")
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,7 @@ class Template:
 
 
 Spoken = tuple[tuple[str, Any], ...]  # (slot, value) in the order they are said
+States = set[tuple[int, Spoken]]  # how far a sentence is read, and what was understood
 
 
 class Grammar:
@@ -239,10 +239,8 @@ class Grammar:
                 found |= {template.output(spoken) for at, spoken in states if at == len(text)}
         return found
 
-    def _read(
-        self, node: Node, states: set[tuple[int, Spoken]], text: str, names: tuple[str, ...]
-    ) -> set[tuple[int, Spoken]]:
-        """All (position, slots) that can be reached from `states` by reading a node."""
+    def _read(self, node: Node, states: States, text: str, names: tuple[str, ...]) -> States:
+        """The states that can be reached from `states` by reading a node."""
         match node:
             case Text(chunk):
                 ends = {(_after(text, at, chunk), spoken) for at, spoken in states}
@@ -266,9 +264,9 @@ class Grammar:
     ) -> Iterator[tuple[int, Spoken]]:
         at, spoken = state
         if limits := self.lists.get(values, {}).get("range"):
-            if found := re.compile(rf"\d+({re.escape(self.words['decimal'])}5)?").match(text, at):
+            if found := NUMBER.match(text, at):
                 number = float(found[0].replace(",", "."))
-                value = (int(number) if number == int(number) else number) * limits.get("multiplier", 1)
+                value = (int(number) if number.is_integer() else number) * limits.get("multiplier", 1)
                 if limits["from"] <= number <= limits["to"]:
                     yield found.end(), (*spoken, (slot, value))
             return
@@ -328,7 +326,7 @@ def _after(text: str, at: int, chunk: str) -> int | None:
     return at
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pieces(chunk: str) -> tuple[str, ...]:
     return tuple(" " if piece.isspace() else piece for piece in re.findall(r"\s+|\S+", chunk.casefold()))
 
@@ -346,7 +344,7 @@ class Reader:
 
     def __init__(self, words: Mapping[str, Any]):
         names = "|".join(name for names in words["names"].values() for name in names)
-        self.awkward = re.compile("|".join(words["awkward"]).replace("{names}", names))
+        self.awkward = [re.compile(pattern.replace("{names}", names)) for pattern in words["awkward"]]
         self.determiners: Mapping[str, str] = words.get("determiners", {})
         self.gender = {
             noun: gender[0] for gender in ("masculine", "feminine") for noun in words.get(gender, "").split()
@@ -356,7 +354,7 @@ class Reader:
         self.pair = re.compile(rf"\b({'|'.join(longest_first)})(?: |(?<='))(?=([\w-]+))")
 
     def __call__(self, sentence: str) -> bool:
-        if self.awkward.search(sentence):
+        if any(pattern.search(sentence) for pattern in self.awkward):
             return False
         return not self.determiners or all(self._agrees(*pair) for pair in self.pair.findall(sentence.lower()))
 
@@ -423,6 +421,8 @@ def build(
     """Writes train.jsonl and test.jsonl into `folder`; returns a summary. DataError when that is not possible."""
     if lang not in LANGUAGES:
         raise DataError(f"no home commands in {lang!r}\n  asked for as lang\n  possible: {', '.join(LANGUAGES)}")
+    if train_rows < 1 or test_rows < 1:
+        raise DataError(f"{train_rows} train and {test_rows} test rows\n  asked for\n  possible: at least 1 of each")
     grammar = Grammar(templates(lang), words(lang))
     rows = draw(grammar, Reader(grammar.words), random.Random(f"{lang} {seed}"))
     intents = {template.intent for template in grammar.templates}
@@ -432,8 +432,12 @@ def build(
             f"too few distinct commands: {len(train)} train and {len(test)} test rows\n"
             f"  language {lang!r}, asked for {train_rows} and {test_rows}\n  ask for fewer"
         )
-    for name, part in (("train", train), ("test", test)):
-        write_aside(folder / f"{name}.jsonl", "".join(row.line for row in part).encode())
+    files = {folder / "train.jsonl": train, folder / "test.jsonl": test}
+    try:
+        for path, part in files.items():
+            write_aside(path, "".join(row.line for row in part).encode())
+    except OSError as error:
+        raise DataError(f"cannot write the data: {error}\n  {folder}\n  name a folder that can be written") from None
     return {
         "lang": lang,
         "train_rows": len(train),
@@ -442,7 +446,7 @@ def build(
         "templates": len(grammar.templates),
         "seed": seed,
         "source": PACKAGE,
-        "files": [str(folder / "train.jsonl"), str(folder / "test.jsonl")],
+        "files": [str(path) for path in files],
     }
 
 
@@ -492,7 +496,7 @@ def _fetch(wheel: Path) -> None:
             fetched.replace(wheel)
     except OSError as error:
         raise DataError(
-            f"cannot write the cache: {error}\n  {wheel.parent}\n  name another in MICROPLANE_CACHE"
+            f"cannot write the cache: {error}\n  {wheel.parent}\n  name another folder in MICROPLANE_CACHE"
         ) from None
 
 

@@ -10,29 +10,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from microplane.config import GenerateKnobs
+from microplane.data.tokenizer import TextStream, Tokenizer
 from microplane.errors import ConfigError, DataError
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
 
-if TYPE_CHECKING:
-    from microplane.data.tokenizer import Tokenizer
-
-INCOMPLETE = "\ufffd"  # what an unfinished character decodes to
-
-# Knobs that do nothing while another one has this value.
-IDLE = (
-    ("top_k", "temperature", 0),
-    ("top_p", "temperature", 0),
-    ("min_p", "temperature", 0),
-    ("length_penalty", "beams", 1),
-)
+MOST_ROWS = 128  # computed together: more gain nothing, and their logits over a large vocabulary fill the memory
 
 
 @dataclass
@@ -53,7 +43,7 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     batch_tokens: int = 8192,
 ) -> list[Answer]:
-    """Continue each prompt. What a prompt is answered does not depend on those beside it.
+    """Continue each prompt: one answer each, in their order. Rounding aside, it does not depend on those beside it.
 
     Args:
         model: a `Decoder`, in eval mode.
@@ -62,9 +52,6 @@ def generate(
             joined are `Answer.text`. Beam search tells each answer in one piece.
         progress: called with the numbers of finished answers and of prompts.
         batch_tokens: room for cached tokens; prompts are computed together up to this, but always one.
-
-    Returns:
-        One answer per prompt, in the prompts' order.
 
     Raises:
         ConfigError: for settings that exclude each other, or more tokens than the model's context holds.
@@ -75,7 +62,7 @@ def generate(
     end = _End.of(tokenizer, stop_ids, knobs)
     answers: dict[int, Answer] = {}
     for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
-        rows = [_Row(number, prompts[number], knobs.seed) for number in numbers]
+        rows = [_Row(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
         written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
         for row, answer in written:
             answers[row.number] = answer
@@ -89,34 +76,29 @@ def generate(
 def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], context: int) -> None:
     """Refuse before the first step what cannot work, or would be ignored."""
     if knobs.beams > 1 and knobs.temperature > 0:
-        raise ConfigError(
-            f"beams = {knobs.beams} and temperature = {knobs.temperature} exclude each other: beam search draws nothing"
-            " at random. Set beams to 1 or temperature to 0"
-        )
-    for name, other, idle in IDLE:
-        value = getattr(knobs, name)
+        both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
+        raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
+    idle_with = {"top_k": "temperature", "top_p": "temperature", "min_p": "temperature", "length_penalty": "beams"}
+    for name, other in idle_with.items():
+        value, idle = getattr(knobs, name), GenerateKnobs.model_fields[other].default
         if getattr(knobs, other) == idle and value != GenerateKnobs.model_fields[name].default:
-            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle}. Set {other} above {idle}")
+            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle:g}. Set {other} above {idle:g}")
     if "" in knobs.stop:
         raise ConfigError("stop = '' would end every answer before it begins. Give a text, as in '\\n'")
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {number + 1} has no tokens, so there is nothing to continue. Give it some text")
-        if len(prompt) + knobs.max_new_tokens > context:
-            room = context - len(prompt)
+        if knobs.max_new_tokens > (room := context - len(prompt)):
             way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
-            raise ConfigError(
-                f"prompt {number + 1}: its {len(prompt)} tokens and max_new_tokens = {knobs.max_new_tokens} make"
-                f" {len(prompt) + knobs.max_new_tokens}, more than the model's context of {context}. {way}"
-            )
+            both = f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens}"
+            raise ConfigError(f"{both}: together more than the model's context of {context}. {way}")
 
 
 def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
     """Numbers of prompts to answer together: the longest first, as many as the budget has room for in the end."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
-        room = knobs.beams * (lengths[order[0]] + knobs.max_new_tokens)
-        size = max(1, budget // room)
+        size = max(1, min(MOST_ROWS, budget // (lengths[order[0]] + knobs.max_new_tokens)) // knobs.beams)
         yield order[:size]
         order = order[size:]
 
@@ -124,10 +106,12 @@ def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Itera
 class _Row:
     """A prompt and the answer being written to it."""
 
-    def __init__(self, number: int, prompt: Sequence[int], seed: int):
+    def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int):
         self.number = number
         self.prompt = list(prompt)
         self.ids: list[int] = []
+        self.text = ""  # of `ids`, but for an unfinished character at the end
+        self.stream = TextStream(tokenizer)
         self.chance = random.Random(f"{seed}/{number}")
         self.told = 0  # characters that on_text has been given
 
@@ -139,7 +123,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _End:
-    """Where an answer ends."""
+    """What ends an answer."""
 
     tokenizer: Tokenizer
     stop_ids: frozenset[int]
@@ -153,14 +137,11 @@ class _End:
         hidden = [ids[0] for ids in written if len(ids) == 1 and not tokenizer.decode(ids)]
         return cls(tokenizer, frozenset([*stop_ids, *hidden]), knobs.stop, knobs.max_new_tokens)
 
-    def reached(self, ids: list[int]) -> bool:
-        if ids[-1] in self.stop_ids or len(ids) == self.limit:
-            return True
-        return bool(self.texts) and self._cut(self.tokenizer.decode(ids)) is not None
+    def reached(self, ids: Sequence[int], text: str) -> bool:
+        return ids[-1] in self.stop_ids or len(ids) == self.limit or self._cut(text) is not None
 
     def answer(self, ids: list[int]) -> Answer:
-        stopped = ids[-1] in self.stop_ids
-        ids = ids[:-1] if stopped else ids
+        ids, stopped = (ids[:-1], True) if ids[-1] in self.stop_ids else (ids, False)
         text = self.tokenizer.decode(ids)
         place = self._cut(text)
         if place is None:
@@ -174,9 +155,8 @@ class _End:
         """Where the first stop text begins."""
         return min((text.index(stop) for stop in self.texts if stop in text), default=None)
 
-    def settled(self, ids: list[int]) -> str:
-        """The text so far, without an unfinished character and without what may turn out to begin a stop text."""
-        text = self.tokenizer.decode(ids).rstrip(INCOMPLETE)
+    def settled(self, text: str) -> str:
+        """The text without what may turn out to begin a stop text."""
         held = (n for stop in self.texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return text[: len(text) - max(held, default=0)]
 
@@ -187,17 +167,17 @@ def _write(
     """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
     cache, tokens = model.new_cache(len(rows)), [row.prompt for row in rows]
     while rows:
-        scores = _next_logits(model, tokens, cache)
-        scores = penalise(scores, [row.prompt + row.ids for row in rows], knobs.repetition_penalty)
+        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs)
         going = []
-        for place, (row, token) in enumerate(zip(rows, _pick(scores, rows, knobs), strict=True)):
+        for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             row.ids.append(token)
-            if end.reached(row.ids):
+            row.text += row.stream.feed(token)
+            if end.reached(row.ids, row.text):
                 yield row, end.answer(row.ids)
                 continue
             going.append(place)
             if on_text:
-                row.tell(end.settled(row.ids), on_text)
+                row.tell(end.settled(row.text), on_text)
         rows = [rows[place] for place in going]
         cache.select(going)
         tokens = [row.ids[-1:] for row in rows]
@@ -210,6 +190,7 @@ def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> T
 
 
 def _pick(scores: Tensor, rows: Sequence[_Row], knobs: GenerateKnobs) -> list[int]:
+    scores = penalise(scores, [row.prompt + row.ids for row in rows], knobs.repetition_penalty)
     if knobs.temperature == 0:
         return scores.argmax(-1).tolist()
     return draw(narrow(scores, knobs), [row.chance.random() for row in rows])
@@ -243,11 +224,8 @@ def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
 
 
 def draw(scores: Tensor, chances: Sequence[float]) -> list[int]:
-    """One token per row, where the row's number from [0, 1) falls on the summed-up probabilities.
-
-    One number per token, drawn by the row itself, keeps rows independent of each other. In float64, for 50,000 float32
-    numbers summed up would leave the last ones no room.
-    """
+    """One token per row: where the row's own number from [0, 1) falls on the summed-up probabilities."""
+    # in float64, for a sum of 50,000 float32 numbers is off by more than the last ones are worth
     heights = scores.double().softmax(-1).cumsum(-1)
     marks = torch.tensor(chances, dtype=heights.dtype, device=heights.device)[:, None] * heights[:, -1:]
     return torch.searchsorted(heights, marks, right=True).flatten().tolist()
@@ -259,29 +237,28 @@ class _Beam:
     score: float  # sum of log p; divided by the length penalty once it has ended
 
 
+@dataclass
 class _Beams:
     """Beam search for one prompt: the beams that grow, and the best of those that have ended."""
 
-    def __init__(self, row: _Row):
-        self.row = row
-        self.growing = [_Beam([], 0.0)]
-        self.ended: list[_Beam] = []  # best first
+    row: _Row
+    growing: list[_Beam]
+    ended: list[_Beam] = field(default_factory=list)  # best first
 
     def grow(self, log_probs: Tensor, knobs: GenerateKnobs, end: _End) -> list[int]:
         """One token more, by the log p (beams, V) of each next token. Returns the beam that each new one comes from.
 
-        Enough candidates are looked at that some go on even if all of the best beams end here. One that ends counts
-        only if it is among the best `knobs.beams` of the candidates.
+        So many candidates are looked at that some go on even if the best all end here. Of those that end, the ones
+        among the best `knobs.beams` count.
         """
         totals = log_probs + torch.tensor([beam.score for beam in self.growing], device=log_probs.device)[:, None]
         wanted = max(2, 1 + len(end.stop_ids)) * knobs.beams
         best = totals.flatten().topk(min(wanted, totals.numel()))
-        parents: list[int] = []
-        growing: list[_Beam] = []
+        parents, growing = [], list[_Beam]()
         for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             parent, token = divmod(place, totals.shape[-1])
             ids = [*self.growing[parent].ids, token]
-            if end.reached(ids):
+            if end.reached(ids, end.tokenizer.decode(ids) if end.texts else ""):
                 if rank < knobs.beams:
                     self.ended.append(_Beam(ids, score / len(ids) ** knobs.length_penalty))
             elif len(growing) < knobs.beams:
@@ -301,12 +278,11 @@ class _Beams:
 
 def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> Iterator[tuple[_Row, Answer]]:
     """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
-    searches = [_Beams(row) for row in rows]
+    searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
     cache, tokens = model.new_cache(len(rows)), [row.prompt for row in rows]
     while searches:
         seen = [search.row.prompt + beam.ids for search in searches for beam in search.growing]
-        log_probs = _next_logits(model, tokens, cache).log_softmax(-1)
-        log_probs = penalise(log_probs, seen, knobs.repetition_penalty)
+        log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
         going: list[_Beams] = []
         kept: list[int] = []  # rows of the cache, one for each beam that grows on
         first = 0  # row of the search's first beam
@@ -318,6 +294,7 @@ def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> It
                 going.append(search)
                 kept += [first + parent for parent in parents]
             first += len(part)
+        del log_probs, part
         searches = going
         cache.select(kept)
         tokens = [beam.ids[-1:] for search in searches for beam in search.growing]

@@ -94,12 +94,12 @@ class _Header:
         for _ in range(values):
             key = self._string()
             metadata[key] = self._value(self._number("<u4"))
-        if metadata.get("split.count", 1) not in (0, 1):
-            raise ModelError(
-                f"{self.path} is one of {metadata['split.count']} parts of a model: join them with llama-gguf-split --merge"
-            )
-        infos = [self._info() for _ in range(count)]
-        return GgufFile(self.path, metadata, self._place(infos, metadata.get("general.alignment") or ALIGNMENT))
+        if (parts := metadata.get("split.count", 1)) not in (0, 1):
+            raise ModelError(f"{self.path} is one of {parts} parts of a model: join them with llama-gguf-split --merge")
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if type(alignment) is not int or alignment < 1:
+            raise ModelError(f"{self.path} is damaged: its general.alignment is {alignment!r}")
+        return GgufFile(self.path, metadata, self._place([self._info() for _ in range(count)], alignment))
 
     def _open(self) -> int:
         magic = self._take(4)
@@ -114,8 +114,8 @@ class _Header:
     def _take(self, size: int) -> bytes:
         if size > self.end - self.at:
             raise ModelError(
-                f"{self.path} is cut off or damaged: byte {self.at:,} of its header asks for {size:,} more bytes, but the"
-                f" file has {self.end:,}. Fetch it again"
+                f"{self.path} is cut off or damaged: byte {self.at:,} of its header asks for {size:,} more bytes, but"
+                f" the file has {self.end:,}. Fetch it again"
             )
         self.at += size
         return self.data[self.at - size : self.at]

@@ -125,7 +125,7 @@ class _Job:
         self.method = make_method(knobs.method)
         if not knobs.data.train:
             raise ConfigError("data.train is not set: which file shall be trained on?")
-        self.folder, self.knobs = choose_folder(knobs, self.method, resume)
+        self.knobs, self.folder = knobs, choose_folder(knobs, self.method, resume)
         self.result: dict[str, Any] = {"schema": 1, "status": "running", "error": None, "name": self.folder.name}
         self.started = time.time()
 
@@ -136,7 +136,7 @@ class _Job:
         path = resolve(knobs.model.name, knobs.model.revision)
         tokenizer = load_tokenizer(path)
         dtype = torch.float32 if self.method.trains_base else number_format(knobs.model.dtype)
-        splits = load_splits(knobs.data, tokenizer, watch.progress("reading rows"))
+        splits = load_splits(knobs.data, tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
         self.knobs = knobs = self._resolve(dtype, splits)
         write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
         model = load_model(path, dtype)
@@ -165,16 +165,13 @@ class _Job:
                 "method": method,
                 "model": knobs.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
                 "train": knobs.train.model_copy(update={"lr": knobs.train.lr or self.method.default_lr}),
-                "data": knobs.data.model_copy(
-                    update={"format": splits.summary.format, "template": splits.summary.template}
-                ),
+                "data": knobs.data.model_copy(update=_inferred(splits)),
             }
         )
 
     def _describe(self, path: Path, model: nn.Module, dtype: torch.dtype, splits: Splits) -> None:
         checkpoint = open_checkpoint(path)
         total = sum(parameter.numel() for parameter in model.parameters())
-        summary = splits.summary.to_dict()
         self.result |= {
             "run": self.knobs.model_dump(mode="json"),
             "method": {"name": self.method.name, "facts": self.method.facts(), "total_parameters": total},
@@ -187,7 +184,7 @@ class _Job:
                 "dtype": str(dtype).removeprefix("torch."),
                 "fingerprint": fingerprint(path),
             },
-            "data": summary | {"fingerprint": splits.train.fingerprint},
+            "data": data_figures(splits),
             "environment": environment.describe(),
         }
         self.watch.say(
@@ -410,6 +407,31 @@ def choose_folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
 
 def _parts(knobs: RunKnobs, method: Method) -> tuple[str, str, str]:
     return Path(knobs.model.name).name, method.name, Path(knobs.data.train).name
+
+
+def _inferred(splits: Splits) -> dict[str, Any]:
+    summary = splits.summary
+    return {
+        "format": summary.format.split(" ")[0],
+        "template": summary.template if summary.template != "none" else "plain",
+    }
+
+
+def data_figures(splits: Splits) -> dict[str, Any]:
+    """What result.json says of the data."""
+    summary = splits.summary.to_dict()
+    held_out = {f"{name}_rows": summary["rows"].get(name, 0) for name in ("train", "validation", "test")}
+    return (
+        summary
+        | held_out
+        | {
+            "train_tokens": summary["tokens"]["train"],
+            "trained_tokens": summary["trained_tokens"]["train"],
+            "truncated": sum(summary["truncated"].values()),
+            "overlap": sum(summary["overlap"].values()),
+            "files": [file for files in summary["files"].values() for file in files],
+        }
+    )
 
 
 def save_probe(folder: Path, rows: list[list[int]], logits: list[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The contract of a method: ten properties, for every method on every model. A new method is tested by its line in METHODS."""
+"""The contract of a method, for every method on every model. A new method is tested by its line in METHODS."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import copy
 import pytest
 import torch
 
+from microplane.config import TrainKnobs
 from microplane.errors import AdapterError
 from microplane.methods import METHODS, make_method
 from microplane.methods.kinds import AdaptedLinear
 from microplane.methods.method import trainable
-from microplane.train.checkpoint import load_checkpoint, read_method, save_adapter, save_checkpoint
-from microplane.train.checkpoint import load_adapter
-from microplane.config import TrainKnobs
+from microplane.train.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
 from microplane.train.objective import loss_sum, make_batch
 from microplane.train.optim import make_optimizer
 from tests.tiny import CONFIGS, copy_task, logits, tiny

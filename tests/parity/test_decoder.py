@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+
 from microplane.models.load import load_model, save_model
 from microplane.nn.rows import Rows
-
 
 SMALL = {
     "vocab_size": 67,
@@ -79,9 +79,9 @@ CASES = [
     Case("mistral window 4", transformers.MistralConfig, {"sliding_window": 4}),
     Case("mistral window 64", transformers.MistralConfig, {"sliding_window": 64}),
     Case("mistral no window", transformers.MistralConfig, {"sliding_window": None}),
-    Case("qwen2", transformers.Qwen2Config, {}),
+    Case("qwen2", transformers.Qwen2Config, {"tie_word_embeddings": True}),
     Case("qwen2 window 4", transformers.Qwen2Config, SLIDES | {"sliding_window": 4}),
-    Case("qwen2 window 64 tied", transformers.Qwen2Config, SLIDES | {"sliding_window": 64, "tie_word_embeddings": True}),
+    Case("qwen2 window 64", transformers.Qwen2Config, SLIDES | {"sliding_window": 64}),
     Case("qwen3", transformers.Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
     Case("qwen3 window biases", transformers.Qwen3Config, SLIDES | {"sliding_window": 4, "attention_bias": True}),
     Case("gemma2 window 4", transformers.Gemma2Config, GEMMA | {"sliding_window": 4}),
@@ -179,7 +179,7 @@ def test_transformers_opens_what_is_saved(case: Case, tmp_path):
     real = batch["attention_mask"].bool()
 
     save_model(ours, tmp_path / "from a file")
-    ours.source_config = None  # what a model that was never in a file has
+    ours.source_config = {"pad_token_id": 0}  # nearly none, as of a model that was never in a file
     save_model(ours, tmp_path / "from nothing")
     for name in ("from a file", "from nothing"):
         reopened, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -196,7 +196,7 @@ def test_cached_decoding_is_the_whole_forward(case: Case, tmp_path):
     case.build().save_pretrained(tmp_path)
     model = load_model(tmp_path)
     rows = texts((20, 13, 17))
-    whole = [part for part in model(Rows.of(rows)).split([len(row) for row in rows])]
+    whole = model(Rows.of(rows)).split([len(row) for row in rows])
 
     cache = model.new_cache(3)
     pieces: list[list[torch.Tensor]] = [[], [], []]

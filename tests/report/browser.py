@@ -19,10 +19,10 @@ from typing import Any
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
-).split()
+FLAGS = """
+    --headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe
+"""
 PATIENCE = 60  # seconds
 
 
@@ -120,7 +120,7 @@ def running(profile: Path) -> Iterator[Connection]:
         os.dup2(ends[0], 3)
         os.dup2(ends[1], 4)
 
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    command = [str(BROWSER), *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, preexec_fn=place, close_fds=False)
     for end in (child_reads, child_writes, *ends):

@@ -131,8 +131,8 @@ def full_result(name: str = "smollm2-lora-commands") -> dict[str, Any]:
             "best_step": 120,
             "epochs": 1.0,
             "stopped_early": False,
-            "overfitting": "validation loss has risen for 2 checks while training loss fell: overfitting since step 120; "
-            "the adapter of step 120 is kept",
+            "overfitting": "validation loss has risen for 2 checks while training loss fell: "
+            "overfitting since step 120; the adapter of step 120 is kept",
             "seconds": 432.1873,
             "tokens": 156_240,
             "trained_tokens": 76_801,

@@ -102,7 +102,7 @@ def _refuse_binary(path: Path) -> None:
         raise DataError(f"{path} is a binary file (byte {head.index(0)} is zero), expected {file_type(path)} text")
 
 
-class _LongLine(Exception):
+class _LongLineError(Exception):
     """A line above the bound; the file stands behind it."""
 
 
@@ -128,7 +128,7 @@ class _Lines:
         if len(line) > MAX_LINE:
             while not line.endswith(b"\n") and (line := self.file.readline(MAX_LINE)):
                 self._end += len(line)
-            raise _LongLine
+            raise _LongLineError
         return line.removeprefix(_BOM) if self.number == 1 else line
 
     def too_long(self) -> Problem:
@@ -147,7 +147,7 @@ def _jsonl(path: Path, lines: _Lines) -> Iterator[Row]:
                 return
             if line.strip():
                 yield Row(lines.number, parse_object(line, lines.start))
-        except _LongLine:
+        except _LongLineError:
             yield Row(lines.number, problem=lines.too_long())
         except RowError as error:
             yield Row(lines.number, problem=error.problem)
@@ -199,7 +199,7 @@ def _is_jsonl(path: Path) -> bool:
         try:
             parse_object(next(filled, b""))
             return next(filled, None) is not None
-        except (_LongLine, RowError):
+        except (_LongLineError, RowError):
             return False
 
 
@@ -237,7 +237,7 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE)
     try:
         header, delimiter = _header(path, lines)
-    except _LongLine:
+    except _LongLineError:
         raise DataError(f"{path}: {lines.too_long().message}; expected the names of the columns") from None
     reader = csv.reader(_texts(lines), delimiter=delimiter)
     while True:
@@ -248,7 +248,7 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Row]:
                 return
             if cells:
                 yield Row(line, _named(cells, header))
-        except _LongLine:
+        except _LongLineError:
             yield Row(line, problem=lines.too_long())
             reader = csv.reader(_texts(lines), delimiter=delimiter)  # the generator ended with the exception
         except csv.Error as error:
@@ -340,13 +340,13 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
     splits = {split: files for split in SPLITS if (files := _files_of(split, names))}
     if "train" not in splits:
         has = ", ".join(item.name for item in names[:10]) or "no file"
-        raise DataError(f"the folder {path} has no train file; it holds {has}. Expected train.jsonl, .json, .csv, .tsv or "
-                        ".parquet, or give the file itself")  # fmt: skip
+        expected = "Expected train.jsonl, .json, .csv, .tsv or .parquet, or give the file itself"
+        raise DataError(f"the folder {path} has no train file; it holds {has}. {expected}")
     return splits
 
 
 def _files_of(split: str, files: list[Path]) -> list[Path]:
-    known = [file for file in files if set(suffix.lower() for suffix in file.suffixes) & set(SUFFIXES)]
+    known = [file for file in files if any(suffix.lower() in SUFFIXES for suffix in file.suffixes)]
     found = [file for file in known if file.name.split(".")[0].lower() in SPLITS[split]]
     if len(found) > 1:
         names = " and ".join(file.name for file in found)

@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microplane.models.decoder_config import DecoderConfig
+from microplane.models.decoder_config import FAMILIES, DecoderConfig
 from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import GatedMLP, RMSNorm
 from microplane.nn.position import rotate
 from microplane.nn.rows import Rows
+
+__all__ = ["FAMILIES", "Decoder", "DecoderConfig"]
 
 
 class Attention(nn.Module):
@@ -31,7 +33,7 @@ class Attention(nn.Module):
         D, Dh, H, KV = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self.layer, self.head_dim = layer, Dh
         self.scale = config.attention_scale or 1.0 / math.sqrt(Dh)
-        self.softcap = config.attention_softcap
+        self.softcap = config.attn_logit_softcapping
         self.q = nn.Linear(D, H * Dh, bias=config.qkv_bias)
         self.k = nn.Linear(D, KV * Dh, bias=config.qkv_bias)
         self.v = nn.Linear(D, KV * Dh, bias=config.qkv_bias)
@@ -119,7 +121,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
         scores = self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight)
-        cap = self.config.final_softcap
+        cap = self.config.final_logit_softcapping
         return scores if cap is None else torch.tanh(scores / cap) * cap
 
     @property

@@ -35,19 +35,25 @@ class Family:
 
 GEMMA = {
     "num_attention_heads": 8,
+    "max_position_embeddings": 8192,
     "num_key_value_heads": 4,
     "head_dim": 256,
-    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
     "sliding_window": 4096,
     "query_pre_attn_scalar": 256,
 }
 GEMMA2 = GEMMA | {"vocab_size": 256_000, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-GEMMA3 = GEMMA | {"vocab_size": 262_208, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}
+GEMMA3 = GEMMA | {
+    "vocab_size": 262_208,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+}
 SMOLLM3 = {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True}
 QWEN = {"sliding_window": 4096, "max_window_layers": 28}
 
-ARCHITECTURES = {
+FAMILIES = {
     "LlamaForCausalLM": Family("llama"),
     "SmolLM3ForCausalLM": Family(
         "smollm3", SMOLLM3, slides=lambda c, i: not _has_rope(c, i), layer_types=True, switch=True, no_rope=True
@@ -80,6 +86,36 @@ ARCHITECTURES = {
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
+NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+def _size(x: Any) -> bool:
+    return type(x) is int and x > 0
+
+
+def _number(x: Any) -> bool:
+    return type(x) in (int, float) and x > 0
+
+
+# What a field must be, where it is given.
+WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys((*SIZES, "num_key_value_heads", "head_dim"), ("a whole number above 0", _size)),
+    **dict.fromkeys(
+        ("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"), ("a whole number above 0", _size)
+    ),
+    **dict.fromkeys(("max_position_embeddings",), ("a whole number above 0", _size)),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), ("a number above 0", _number)),
+    **dict.fromkeys(("query_pre_attn_scalar", "initializer_range"), ("a number above 0", _number)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ("a number above 0", _number)),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), ("an object", lambda x: isinstance(x, dict))),
+    **dict.fromkeys(("layer_types", "no_rope_layers"), ("a list", lambda x: isinstance(x, list))),
+    **dict.fromkeys(
+        ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
+        ("true or false", lambda x: isinstance(x, bool)),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """All that a `Decoder` is made of."""
@@ -97,8 +133,8 @@ class DecoderConfig:
     activation: str = "silu"
     norm_eps: float = 1e-6
     attention_scale: float | None = None  # of the scores; 1 / sqrt(Dh) if None
-    attention_softcap: float | None = None
-    final_softcap: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -116,9 +152,10 @@ class DecoderConfig:
             ModelError: for an architecture or a setting that is not supported, and for missing or wrong fields.
         """
         architecture = architecture_of(config)
-        family = ARCHITECTURES[architecture]
-        fields = family.defaults | dict(config)
-        _check(fields)
+        family = FAMILIES[architecture]
+        fields = family.defaults | {name: x for name, x in config.items() if x is not None or name in NULLABLE}
+        _check_types(fields)
+        _check_values(fields)
         heads = fields["num_attention_heads"]
         bias = bool(fields.get("attention_bias"))
         windows = _windows(family, fields)
@@ -136,8 +173,8 @@ class DecoderConfig:
             activation=_activation(fields),
             norm_eps=fields.get("rms_norm_eps", 1e-6),
             attention_scale=fields["query_pre_attn_scalar"] ** -0.5 if family.gemma else None,
-            attention_softcap=fields.get("attn_logit_softcapping") if family.gemma else None,
-            final_softcap=fields.get("final_logit_softcapping") if family.gemma else None,
+            attn_logit_softcapping=fields.get("attn_logit_softcapping") if family.gemma else None,
+            final_logit_softcapping=fields.get("final_logit_softcapping") if family.gemma else None,
             qkv_bias=bias or family.qkv_bias,
             o_bias=bias,
             mlp_bias=bool(fields.get("mlp_bias")),
@@ -150,7 +187,7 @@ class DecoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of a config.json. Rotary settings are written in the way of transformers 4 and in that of 5."""
-        family = ARCHITECTURES[self.architecture]
+        family = FAMILIES[self.architecture]
         window = next((window for window in self.windows if window), None)
         fields: dict[str, Any] = {
             "architectures": [self.architecture],
@@ -177,9 +214,10 @@ class DecoderConfig:
         if family.no_rope:
             fields["no_rope_layers"] = [int(rope is not None) for rope in self.ropes]
         if self.gemma:
-            fields["query_pre_attn_scalar"] = round((self.attention_scale or 1.0) ** -2, 6)
-            fields["attn_logit_softcapping"] = self.attention_softcap
-            fields["final_logit_softcapping"] = self.final_softcap
+            scalar = round((self.attention_scale or 1.0) ** -2, 6)
+            fields["query_pre_attn_scalar"] = int(scalar) if scalar.is_integer() else scalar
+            fields["attn_logit_softcapping"] = self.attn_logit_softcapping
+            fields["final_logit_softcapping"] = self.final_logit_softcapping
         return fields | self._ropes_to_hf(family)
 
     def _ropes_to_hf(self, family: Family) -> dict[str, Any]:
@@ -194,25 +232,34 @@ class DecoderConfig:
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
-    """Which of `ARCHITECTURES` a config.json is of.
+    """Which of `FAMILIES` a config.json is of.
 
     Raises:
         ModelError: if none, naming it and those that are supported.
     """
-    by_type = [name for name, family in ARCHITECTURES.items() if family.model_type == config.get("model_type")]
+    by_type = [name for name, family in FAMILIES.items() if family.model_type == config.get("model_type")]
     named = config.get("architectures") or by_type
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ModelError(f"architectures = {named!r} in config.json: expected a list of names")
     for name in named:
-        if name in ARCHITECTURES:
+        if name in FAMILIES:
             return name
     what = ", ".join(named) or config.get("model_type") or "(config.json names none)"
-    raise ModelError(f"the architecture {what} is not supported; supported are {', '.join(ARCHITECTURES)}")
+    raise ModelError(f"the architecture {what} is not supported; supported are {', '.join(FAMILIES)}")
 
 
-def _check(fields: Mapping[str, Any]) -> None:
-    sizes = {name: fields.get(name) for name in SIZES}
-    sizes |= {name: fields[name] for name in ("num_key_value_heads", "head_dim") if fields.get(name) is not None}
-    if wrong := [f"{name} = {size!r}" for name, size in sizes.items() if type(size) is not int or size < 1]:
-        raise ModelError(f"in config.json, {', '.join(wrong)}: expected a whole number above 0")
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """All wrong fields in one complaint."""
+    wrong = []
+    for name, (wanted, fits) in WANTED.items():
+        value = fields.get(name)
+        if (value is not None or name in SIZES) and not fits(value):
+            wrong.append(f"  {name} = {value!r}: expected {wanted}")
+    if wrong:
+        raise ModelError("config.json has fields that are wrong or missing:\n" + "\n".join(wrong))
+
+
+def _check_values(fields: Mapping[str, Any]) -> None:
     layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
     kv_heads = fields.get("num_key_value_heads") or 1
     if heads % kv_heads:
@@ -241,7 +288,7 @@ def _windows(family: Family, fields: Mapping[str, Any]) -> tuple[int | None, ...
     types = fields.get("layer_types") if family.layer_types else None
     if types is None:
         types = [SLIDING if family.slides(fields, i) else FULL for i in layers]
-    if len(types) != len(layers) or not set(types) <= {FULL, SLIDING}:
+    if len(types) != len(layers) or not all(kind in (FULL, SLIDING) for kind in types):
         raise ModelError(
             f"layer_types = {types} in config.json: expected {len(layers)} entries (num_hidden_layers),"
             f" each {FULL} or {SLIDING}"
@@ -256,12 +303,21 @@ def _has_rope(fields: Mapping[str, Any], layer: int) -> bool:
     return bool(told[layer])
 
 
+def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """Of rotary settings per type of layer, those of one type."""
+    entry = written.get(kind) or otherwise
+    if not isinstance(entry, dict):
+        raise ModelError(f"rope_parameters in config.json has {kind} = {entry!r}: expected an object")
+    return entry
+
+
 def _ropes(family: Family, fields: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[Rope | None, ...]:
     context, base = fields.get("max_position_embeddings", 2048), fields.get("rope_theta", 10_000.0)
     written, scaling = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
-    rope = Rope.from_hf({**(written.get(FULL) or written), **scaling}, base, context)
+    partial = {name: fields[name] for name in ("partial_rotary_factor",) if name in fields}
+    rope = Rope.from_hf({**partial, **_entry(written, FULL, written), **scaling}, base, context)
     if family.local_rope:  # and they are not scaled
-        near = Rope.from_hf(written.get(SLIDING) or {}, fields["rope_local_base_freq"], context)
+        near = Rope.from_hf(_entry(written, SLIDING, {}), fields["rope_local_base_freq"], context)
         return tuple(near if window else rope for window in windows)
     if family.no_rope:
         return tuple(rope if _has_rope(fields, i) else None for i in range(len(windows)))

@@ -42,7 +42,15 @@ GEMMA_BLOCK = BLOCK | {
 }
 ROPE_FACTORS = "rope_freqs.weight"  # how much Llama 3's scaling slows each rotary pair
 REQUIRED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
-TYPES_OF_GEMMA_27B = {"gemma2": 46, "gemma3": 62}  # layers; the files do not say how its scores are scaled
+WHOLE_NUMBERS = (
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.sliding_window",
+    "context_length", "rope.dimension_count", "rope.scaling.original_context_length",
+)  # fmt: skip
+NUMBERS = (
+    "attention.layer_norm_rms_epsilon", "attn_logit_softcapping", "final_logit_softcapping",
+    "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor", "rope.scale_linear",
+)  # fmt: skip
+LAYERS_OF_GEMMA_27B = {"gemma2": 46, "gemma3": 62}  # the files do not say how its scores are scaled
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ def read_gguf(path: Path) -> Checkpoint:
     name = file.metadata.get("general.architecture")
     if name not in FAMILIES:
         raise ModelError(
-            f"{path} is of the architecture {name!r}, which is not supported as GGUF; supported are {', '.join(FAMILIES)}"
+            f"{path} is of the architecture {name!r}, which is not supported as GGUF; supported are"
+            f" {', '.join(FAMILIES)}"
         )
     family = FAMILIES[name]
     names = _names(file, family)
@@ -178,14 +187,17 @@ def _config(file: GgufFile, name: str, family: Family) -> dict[str, Any]:
 
 
 def _check(file: GgufFile, name: str, told: Mapping[str, Any]) -> None:
-    if wrong := [f"{name}.{key} = {told.get(key)!r}" for key in REQUIRED if not _whole(told.get(key))]:
-        raise ModelError(f"the metadata of {file.path} has {', '.join(wrong)}: expected a whole number above 0")
+    for key in (*REQUIRED, *WHOLE_NUMBERS, *NUMBERS):
+        value = told.get(key)
+        if value is None and key not in REQUIRED:
+            continue
+        whole = key not in NUMBERS
+        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
+            shown = "nothing" if value is None else repr(value)[:40]
+            expected = "a whole number above 0" if whole else "a number above 0"
+            raise ModelError(f"the metadata of {file.path} have {shown} for {name}.{key}: expected {expected}")
     if told.get("expert_count"):
         raise ModelError(f"{file.path} is a mixture of {told['expert_count']} experts, which is not supported")
-
-
-def _whole(value: Any) -> bool:
-    return type(value) is int and value > 0
 
 
 def _head_dim(file: GgufFile, told: Mapping[str, Any]) -> int:
@@ -208,7 +220,7 @@ def _particulars(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) 
         return {"use_sliding_window": False}
     if name == "llama":
         return {}
-    wide = layers == TYPES_OF_GEMMA_27B[name]
+    wide = layers == LAYERS_OF_GEMMA_27B[name]
     period = 2 if name == "gemma2" else 6
     fields = {
         "query_pre_attn_scalar": config["hidden_size"] // heads if wide else config["head_dim"],

@@ -91,7 +91,8 @@ def _text_part(config: dict[str, Any], places: Places) -> tuple[dict[str, Any], 
     text = config.get("text_config") or {}
     text = {**text, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
     for name in ("bos_token_id", "eos_token_id"):
-        text.setdefault(name, config.get(name))
+        if name in config:
+            text.setdefault(name, config[name])
     renamed = {}
     for name, place in places.items():
         for theirs, ours in TEXT_PREFIXES.items():
@@ -110,7 +111,7 @@ def _not_a_model_file(path: Path) -> ModelError:
 
 def _pickle_refused(paths: list[Path]) -> ModelError:
     return ModelError(
-        f"the weights in {_listed([str(path) for path in paths])} are a pickle, which can run any code when it is opened,"
+        f"the weights in {_listed([str(path) for path in paths])} are a pickle, which can run any code when opened,"
         " and are not read. Use a .safetensors version of the model, or convert it where you trust it: in transformers,"
         " AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
     )
@@ -166,6 +167,8 @@ def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
     if not isinstance(told, dict) or not told:
         raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
     names = sorted(set(told.values()))
+    if astray := [name for name in names if Path(name).name != name]:
+        raise ModelError(f"{folder / INDEX} names files outside of the folder: {_listed(astray)}")
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {_listed(absent)}")
     places, formats = _scan_files([folder / name for name in names])
@@ -186,9 +189,7 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
                     places[name] = path, name
         except (SafetensorError, OSError) as error:
             size = f"{path.stat().st_size:,} bytes"
-            raise ModelError(
-                f"{path} ({size}) is truncated or not a safetensors file ({error}): fetch it again"
-            ) from None
+            raise ModelError(f"{path} ({size}) is truncated or is not safetensors: {error}. Fetch it again") from None
     if not places:
         raise ModelError(f"{', '.join(str(path) for path in paths)} holds no tensors")
     return places, formats
@@ -218,7 +219,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
 
 def _head_is_embedding(tensors: Mapping[str, Tensor]) -> bool:
     """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
-    if "lm_head.weight" not in tensors or "model.embed_tokens.weight" not in tensors:
+    if not {"lm_head.weight", "model.embed_tokens.weight"} <= set(tensors):
         return True
     return torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
 
@@ -226,13 +227,14 @@ def _head_is_embedding(tensors: Mapping[str, Tensor]) -> bool:
 def _convert(model: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     names = model.hf_names()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    missing = [theirs for theirs in names.values() if theirs not in checkpoint.tensors]
+    stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
+    missing = [theirs for theirs in names.values() if theirs not in stored]
     harmless = {"lm_head.weight", *_buffers(model)}
-    unexpected = sorted(set(checkpoint.tensors) - set(names.values()) - harmless)
+    unexpected = sorted(stored - set(names.values()) - harmless)
     misshapen: list[str] = []
     state: dict[str, Tensor] = {}
     for ours, theirs in names.items():
-        if theirs not in checkpoint.tensors:
+        if theirs not in stored:
             continue
         tensor = checkpoint.tensors[theirs]
         if tensor.shape != shapes[ours]:
@@ -241,6 +243,7 @@ def _convert(model: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> dict
             misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
         elif not (missing or unexpected or misshapen):
             state[ours] = tensor.to(dtype, copy=True).contiguous()
+        del tensor  # before the next is read
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
     return state
@@ -277,18 +280,18 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     assert names.keys() == state.keys(), "merge what a method has added before saving the model"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {names[ours]: tensor.detach().to("cpu", dtype).contiguous() for ours, tensor in state.items()}
-    aside = folder / f".{WEIGHTS}.{os.getpid()}"
-    try:
-        save_file(tensors, aside, metadata={"format": "pt"})
-        os.replace(aside, folder / WEIGHTS)
-    finally:
-        aside.unlink(missing_ok=True)
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {**(model.source_config or {}), **model.config.to_hf(), "dtype": stored, "torch_dtype": stored}
     config.pop("auto_map", None)  # names code of the model's repository, which is not needed and not saved
     _write_json(folder / "config.json", config)
     if model.generation_config is not None:
         _write_json(folder / GENERATION, model.generation_config)
+    aside = folder / f".{WEIGHTS}.{os.getpid()}"
+    try:
+        save_file(tensors, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / WEIGHTS)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _write_json(file: Path, fields: Mapping[str, Any]) -> None:

@@ -129,6 +129,7 @@ def attend_reference(
             scores = softcap * torch.tanh(scores / softcap)
         ago = torch.arange(len(q_row))[:, None] - torch.arange(len(q_row))[None]  # (n, n)
         hidden = (ago < 0) | (ago >= (window or len(q_row)))
-        shares = scores.float().masked_fill(hidden, -math.inf).softmax(-1).to(q.dtype)
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        shares = wide.masked_fill(hidden, -math.inf).softmax(-1).to(q.dtype)
         mixed.append(torch.einsum("hij,jhd->ihd", shares, v_row))
     return torch.cat(mixed)

@@ -46,9 +46,12 @@ class Rope:
         if lacking := [name for name in KINDS[kind] if name not in fields]:
             raise ModelError(f"rope_type {kind!r} in config.json needs {', '.join(lacking)} too")
         numbers = {name: fields[name] for name in KINDS[kind]}
+        numbers["base"] = fields.get("rope_theta") or base
         if kind == "llama3":
             numbers["original"] = fields.get("original_max_position_embeddings") or context
-        return cls(fields.get("rope_theta") or base, kind, **numbers)
+        if wrong := [f"{name} = {x!r}" for name, x in numbers.items() if type(x) not in (int, float) or x <= 0]:
+            raise ModelError(f"the rotary settings in config.json have {', '.join(wrong)}: expected numbers above 0")
+        return cls(kind=kind, **numbers)
 
     def to_hf(self) -> dict[str, Any]:
         """As an entry of `rope_parameters`."""

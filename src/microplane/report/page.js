@@ -15,7 +15,8 @@
   const number = (value) => {
     if (value === 0) return "0";
     if (Math.abs(value) < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
-    return Number(value.toPrecision(4)).toLocaleString("en");
+    const whole = Math.abs(value) >= 1000;
+    return value.toLocaleString("en", whole ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 4 });
   };
 
   function line(label, points, name, style) {
@@ -24,6 +25,18 @@
       borderWidth: 2, pointRadius: points.length < 3 ? 4 : 0, pointHoverRadius: 5, ...style,
     };
   }
+
+  // Of each curve the point nearest to the pointer: validations are rare, and are shown with their own step.
+  Chart.Interaction.modes.nearestOfEach = (chart, event) => chart.getSortedVisibleDatasetMetas().flatMap((meta) => {
+    let best = null;
+    meta.data.forEach((element, index) => {
+      if (element.skip) return;
+      if (!best || Math.abs(element.x - event.x) < Math.abs(best.element.x - event.x)) {
+        best = { element, index, datasetIndex: meta.index };
+      }
+    });
+    return best ? [best] : [];
+  }).sort((a, b) => a.datasetIndex - b.datasetIndex);
 
   // A vertical rule under the pointer, and one at the best step.
   const rules = {
@@ -58,6 +71,12 @@
     ctx.restore();
   }
 
+  // The last step is a tick of its own, whose number would lie over its neighbour's.
+  function dropLast({ ticks }) {
+    const count = ticks.length;
+    if (count > 2 && ticks[count - 1].value - ticks[count - 2].value < ticks[1].value - ticks[0].value) ticks.pop();
+  }
+
   function draw(id, datasets, options) {
     const canvas = document.getElementById(id);
     if (!canvas) return;
@@ -70,9 +89,12 @@
       plugins: [rules],
       options: {
         animation: false, parsing: false, normalized: true, responsive: true, maintainAspectRatio: false,
-        interaction: { mode: "nearest", axis: "x", intersect: false },
+        interaction: { mode: "nearestOfEach", intersect: false },
         scales: {
-          x: { ...axis, type: "linear", bounds: "data", min: 0, ticks: { ...text, precision: 0, maxTicksLimit: 8 } },
+          x: {
+            ...axis, type: "linear", bounds: "data", min: 0, afterBuildTicks: dropLast,
+            ticks: { ...text, precision: 0, maxTicksLimit: 8 },
+          },
           y: { ...axis, ...options.y, ticks: { ...text, maxTicksLimit: 7, callback: number } },
         },
         plugins: {
@@ -86,7 +108,11 @@
             boxPadding: 4, padding: 10,
             callbacks: {
               title: (items) => (items.length ? "Step " + items[0].parsed.x.toLocaleString("en") : ""),
-              label: (item) => " " + item.dataset.label + ": " + number(item.parsed.y),
+              label: (item) => {
+                const { x, y } = item.parsed;
+                const apart = item.chart.tooltip.dataPoints[0].parsed.x !== x;
+                return " " + item.dataset.label + (apart ? ", step " + x.toLocaleString("en") : "") + ": " + number(y);
+              },
             },
           },
         },

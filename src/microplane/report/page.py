@@ -7,9 +7,11 @@ by their hashes, so that no text of a data set can run or load anything.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ def write_report(run_folder: Path) -> Path:
         aside.write_bytes(page.encode("utf-8"))
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise ReportError(
             f"cannot write {path}: {error.strerror}. Free space or allow writing there, and try again"
         ) from None
@@ -51,11 +54,15 @@ def write_report(run_folder: Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page as text without lone surrogates, which UTF-8 cannot hold."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(_own_file("page.html.j2")).render(_content(record))
+    page = _template().render(_content(record))
     return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@cache
+def _template() -> jinja2.Template:
+    strict = jinja2.StrictUndefined
+    environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_own_file("page.html.j2"))
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
@@ -78,9 +85,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "rows": Figure("metrics.rows", record.result["metrics"].get("rows")),
         "held_out": story.held_out(record),
         "samples": story.samples(record),
-        "checks": [
-            (check, Figure(f"checks.{i}.value", check.get("value"))) for i, check in enumerate(record.result["checks"])
-        ],
+        "checks": story.checks(record),
         "facts": story.facts(record),
         "environment": figures(record.result["environment"], "environment"),
         "run_yaml": record.run_yaml,

@@ -13,10 +13,12 @@ from typing import Any
 
 from microplane.config import read_yaml
 from microplane.errors import ConfigError, MicroplaneError
+from microplane.report.words import is_finite
 
 SCHEMA = 1
 SECTIONS = ("run", "method", "model", "data", "train", "metrics", "environment")
 LISTS = ("samples", "checks")
+STATUSES = ("success", "stopped", "failed")
 Line = dict[str, Any]
 
 
@@ -40,6 +42,11 @@ class RunRecord:
         return self.result["metrics"].get(side) or {}
 
     @property
+    def method_knobs(self) -> dict[str, Any]:
+        knobs = self.result["run"].get("method")
+        return knobs if isinstance(knobs, dict) else {}
+
+    @property
     def last_step(self) -> int:
         """Optimizer steps that were made."""
         steps = self.result["train"].get("steps")
@@ -59,7 +66,7 @@ def read_run(folder: Path) -> RunRecord:
     validation = [line for line in lines if "validation_loss" in line]
     speed = _lines(folder / "speed.jsonl")
     knobs = folder / "run.yaml"
-    run_yaml = knobs.read_text(encoding="utf-8", errors="replace") if knobs.is_file() else ""
+    run_yaml = _content(knobs).decode("utf-8", errors="replace") if knobs.is_file() else ""
     if (folder / "result.json").is_file():
         result = _result(folder / "result.json")
     elif lines or run_yaml:
@@ -70,16 +77,23 @@ def read_run(folder: Path) -> RunRecord:
         )
     empty: dict[str, Any] = {name: {} for name in SECTIONS} | {name: [] for name in LISTS}
     known = {name: value for name, value in result.items() if value is not None}
+    if not known.get("run"):  # it failed too early to write its knobs down twice
+        known["run"] = _knobs(knobs)
     identity: dict[str, Any] = {"status": "unfinished", "name": folder.name, "error": None}
     return RunRecord(folder, identity | empty | known, train, validation, speed, run_yaml)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}. Allow reading it, and try again") from None
 
 
 def _result(path: Path) -> dict[str, Any]:
     advice = "The figures of this run are lost; run it again, or remove result.json to see its curves alone"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"cannot read {path}: {error.strerror}") from None
+        result = json.loads(_content(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ReportError(f"{path} is damaged: {' '.join(str(error).split())}. {advice}") from None
     if not isinstance(result, dict):
@@ -97,6 +111,8 @@ def _result(path: Path) -> dict[str, Any]:
 
 def _parts(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool, str]]:
     """Each part as (name, value, whether it can be read, what it should be)."""
+    status = result.get("status")
+    yield "status", status, status in list(STATUSES), " or ".join(STATUSES)
     for name in SECTIONS:
         yield name, result.get(name), isinstance(result.get(name) or {}, dict), "an object"
     for name in LISTS:
@@ -116,7 +132,7 @@ def _lines(path: Path) -> list[Line]:
     """One line per step and kind, the newest first where a step stands twice, in the order of steps."""
     if not path.is_file():
         return []
-    texts = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    texts = _content(path).decode("utf-8", errors="replace").split("\n")
     lines: dict[tuple[Any, bool], Line] = {}
     for number, text in enumerate(texts, start=1):
         if not text.strip():
@@ -151,6 +167,7 @@ def _so_far(train: list[Line], validation: list[Line], speed: list[Line], knobs:
     last = train[-1] if train else {}
     best = next((line for line in reversed(validation) if line.get("best")), {})
     clock = speed[-1] if speed else {}
+    memory = [line["memory_bytes"] for line in speed if is_finite(line.get("memory_bytes"))]
     facts = {
         "steps": last.get("step"),
         "best_step": best.get("step"),
@@ -160,7 +177,7 @@ def _so_far(train: list[Line], validation: list[Line], speed: list[Line], knobs:
         "trained_tokens": last.get("trained_tokens"),
         "tokens_per_second": clock.get("tokens_per_second"),
         "trained_tokens_per_second": clock.get("trained_tokens_per_second"),
-        "peak_memory_bytes": max((line["memory_bytes"] for line in speed if line.get("memory_bytes")), default=None),
+        "peak_memory_bytes": max(memory, default=None),
         "train_loss": last.get("loss"),
         "validation_loss": best.get("validation_loss"),
     }

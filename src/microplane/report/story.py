@@ -52,12 +52,19 @@ class Sample:
     outputs: list[Output]
 
 
+@dataclass(frozen=True)
+class Check:
+    name: Any
+    detail: Any
+    passed: Any  # None: it was not made
+    value: Figure
+
+
 def method_title(record: RunRecord) -> str:
     """`LoRA (rank 16)`."""
-    name = str(record.result["method"].get("name") or "the run")
-    knobs = record.result["run"].get("method")
-    rank = knobs.get("rank") if isinstance(knobs, dict) else None
-    return SPELLING.get(name, name) + (f" (rank {rank})" if rank else "")
+    knobs = record.method_knobs
+    name = str(record.result["method"].get("name") or knobs.get("name") or "The run")
+    return SPELLING.get(name, name) + (f" (rank {knobs['rank']})" if knobs.get("rank") else "")
 
 
 def leading_metric(record: RunRecord) -> str | None:
@@ -140,9 +147,12 @@ def cards(record: RunRecord) -> list[Card]:
             ("adapter of ", "method.adapter_bytes", ""),
         ]),
     ]  # fmt: skip
+
+    def note(before: str, key: str, after: str) -> tuple[str, Figure, str]:
+        return before, figure(key), after.removesuffix("s") if figure(key).value == 1 else after
+
     made = [
-        Card(title, figure(key), [(before, figure(note), after) for before, note, after in notes if figure(note)])
-        for title, key, notes in layout
+        Card(title, figure(key), [note(*parts) for parts in notes if figure(parts[1])]) for title, key, notes in layout
     ]
     return [card for card in made if card.main]
 
@@ -180,7 +190,7 @@ def samples(record: RunRecord) -> list[Sample]:
 
 def _sample(row: Mapping[str, Any]) -> Sample:
     target = str(row.get("target", ""))
-    outputs = [Output("Target", target, [(target, False)], "")]
+    outputs = [Output("Target", target, compared(str(row.get("after", target)), target), "")]
     for title, key in (("Base model", "before"), ("Tuned model", "after")):
         if row.get(key) is not None:
             text = str(row[key])
@@ -190,7 +200,7 @@ def _sample(row: Mapping[str, Any]) -> Sample:
 
 
 def compared(target: str, text: str) -> list[tuple[str, bool]]:
-    """The text in parts, those marked that are not in the target; unmarked where little is alike."""
+    """The text in parts, those marked that are not in `target`; unmarked where little is alike."""
     if text.strip() == target.strip() or len(target) + len(text) > MAX_COMPARED:
         return [(text, False)]
     old, new = (re.findall(r"\w+|\s+|[^\w\s]", side) for side in (target, text))
@@ -199,6 +209,15 @@ def compared(target: str, text: str) -> list[tuple[str, bool]]:
         return [(text, False)]
     parts = [("".join(new[j1:j2]), tag != "equal") for tag, _, _, j1, j2 in matcher.get_opcodes() if j1 < j2]
     return parts or [(text, False)]
+
+
+def checks(record: RunRecord) -> list[Check]:
+    return [
+        Check(
+            check.get("name"), check.get("detail"), check.get("passed"), Figure(f"checks.{i}.value", check.get("value"))
+        )
+        for i, check in enumerate(record.result["checks"])
+    ]
 
 
 def curve_table(record: RunRecord) -> list[dict[str, Any]]:
@@ -231,17 +250,22 @@ def loss_summary(record: RunRecord) -> str:
 
 
 def facts(record: RunRecord) -> list[tuple[str, list[Figure]]]:
-    """What was run, by part: every field that result.json has."""
+    """What was run, by part: every field that result.json has, and the method's own knobs."""
     parts = [("Model", "model"), ("Method", "method"), ("Data", "data"), ("Training", "train")]
-    found = [(title, figures(record.result[section], section)) for title, section in parts]
-    return [(title, rows) for title, rows in found if rows]
+    found = {title: figures(record.result[section], section) for title, section in parts}
+    found["Method"][1:1] = figures({k: v for k, v in record.method_knobs.items() if k != "name"}, "run.method")
+    told = {"train.overfitting"}  # in full, beside the curves
+    return [(title, kept) for title, rows in found.items() if (kept := [row for row in rows if row.key not in told])]
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
     """What to type next, as (what it does, the command)."""
     folder = shown_folder(record.folder)
     again = ("Run it again", f"microplane train --config {shlex.quote(f'{folder}/run.yaml')}")
-    go_on = ("Go on where it stopped", f"microplane train --resume {shlex.quote(folder)}")
+    go_on = (
+        "Go on where it stopped" if record.result["status"] == "stopped" else "Go on, if it was interrupted",
+        f"microplane train --resume {shlex.quote(folder)}",
+    )
     use = ("Use it", f"microplane generate {shlex.quote(folder)} {_example_prompt(record)}")
     return {"success": [use, again], "stopped": [use, go_on, again], "failed": [again]}.get(
         record.result["status"], [go_on, again]

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -21,12 +22,13 @@ def count(value: float) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """Up to `digits` digits that matter: `0.3412`, `1,024`, `1e-05`."""
+    """Up to `digits` digits that matter: `0.3412`, `1,024`, `1e-5`."""
     if value == 0 or 1e-4 <= abs(value) < 1e6:
         decimals = 0 if value == 0 else max(0, digits - 1 - math.floor(math.log10(abs(value))))
         text = f"{value:,.{decimals}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
-    return f"{value:.{digits - 1}g}"
+    mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def share(value: float) -> str:
@@ -56,6 +58,15 @@ def duration(value: float) -> str:
         return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
     hours, minutes = divmod(round(value / 60), 60)
     return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def moment(text: str) -> str:
+    """`23 November 2026, 19:07 UTC` of an ISO date; another text as it is."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when.day} {when:%B %Y, %H:%M} {when.tzname() or ''}".strip()
 
 
 def rate(value: float) -> str:
@@ -111,6 +122,7 @@ NAMES = {
     "tokens_per_second": "tokens per second",
     "trained_tokens_per_second": "trained tokens per second",
     "seconds": "time",
+    "rslora": "rsLoRA scaling",
     "quantize": "base quantised",
     "optimizers": "optimizers",
     "starts_at_base": "starts as the base model",
@@ -123,7 +135,8 @@ NAMES = {
     "python": "Python",
     "cpu": "processor",
 }
-NOTHING = {"quantize": "no", "optimizers": "any", "commit": "not in a repository"}  # what null means there
+# What null means there.
+NOTHING = {"quantize": "no", "optimizers": "any", "commit": "not in a repository", "test_rows": "none"}
 
 
 def name_of(key: str) -> str:
@@ -152,6 +165,8 @@ def say(value: Any, key: str) -> str:
         return SPEAK[unit](value).replace("-", MINUS, 1) if value < 0 else SPEAK[unit](value)
     if key == "fingerprint" and isinstance(value, str) and len(value) > 16:
         return value[:12] + "…"
+    if key == "date" and isinstance(value, str):
+        return moment(value)
     if isinstance(value, list) and all(isinstance(item, str) or is_number(item) for item in value):
         return ", ".join(map(str, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -186,6 +201,10 @@ class Figure:
     @property
     def text(self) -> str:
         return say(self.value, self.leaf)
+
+    @property
+    def is_number(self) -> bool:
+        return is_number(self.value)
 
     @property
     def is_share(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import nn
 
 from microplane.config import EvalKnobs, GenerateKnobs
 from microplane.data.batches import pack
-from microplane.data.dataset import TokenDataset
-from microplane.data.tokenizer import Tokenizer
 from microplane.generate import generate
 from microplane.nn.rows import Rows
 from microplane.train import metrics
 from microplane.train.objective import loss_sum, make_batch
+
+if TYPE_CHECKING:
+    from microplane.data.dataset import TokenDataset
+    from microplane.data.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # (done, of)
 

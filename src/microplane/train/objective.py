@@ -41,5 +41,5 @@ def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of -log p(token) over the trained tokens, float32; logits exist at their positions only."""
     hidden = model(batch.rows).index_select(0, batch.before)  # (K, D)
     if model.head is None or type(model.head) is nn.Linear:
-        return linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_softcap)
+        return linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_logit_softcapping)
     return chunked_cross_entropy(hidden, model.logits, batch.targets)

@@ -1,0 +1,238 @@
+"""The peer: LoRA with transformers and peft, as one who knows both would write the loop. Measures speed, loss, memory.
+
+    python benchmarks/peer.py --model-folder HF_FOLDER --train train.ids.jsonl --validation validation.ids.jsonl \
+        --rank 16 --alpha 32 --lr 1e-3 --batch-size 16 --steps 150 --warmup 8 --dtype bfloat16 --seed 0 --out peer.json
+
+Rows are tokenised already, one JSON object per line: {"ids": [...], "trained": [0 or 1, ...]}. Row i belongs to step
+i // batch_size, so that both sides of a comparison see the same tokens in the same batches. `trained[i]` says that
+token i is a target (predicted from token i - 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+WARM_STEPS = 2  # left out of the medians: first touches of memory, kernels chosen
+
+
+class Batch(NamedTuple):
+    ids: Tensor  # (B, T), padded on the right
+    mask: Tensor  # (B, T), 0 at padding
+    labels: Tensor  # (B, T), -100 where nothing is trained; the model shifts them by one itself
+    tokens: int  # without padding
+    trained: int
+
+
+def read_rows(path: Path) -> list[dict[str, list[int]]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def batches_of(rows: Sequence[dict[str, list[int]]], size: int, pad: int) -> list[Batch]:
+    return [collate(rows[start : start + size], pad) for start in range(0, len(rows), size)]
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> Batch:
+    """Pads on the right to the longest row. A row's first token is no target: nothing predicts it."""
+    length = max(len(row["ids"]) for row in rows)
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    labels = torch.full((len(rows), length), -100)
+    for b, row in enumerate(rows):
+        n = len(row["ids"])
+        ids[b, :n] = torch.tensor(row["ids"])
+        mask[b, :n] = 1
+        target = torch.tensor(row["trained"], dtype=torch.bool)
+        labels[b, :n][target] = ids[b, :n][target]
+    labels[:, 0] = -100
+    return Batch(ids, mask, labels, int(mask.sum()), int((labels != -100).sum()))
+
+
+def load(options: argparse.Namespace) -> peft.PeftModel:
+    """The model in its number format, frozen, with fp32 adapters (peft's default) on every linear but the head."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        options.model_folder, dtype=getattr(torch, options.dtype), attn_implementation="sdpa"
+    )
+    base.config.use_cache = False
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",  # peft leaves the head out by itself
+    )
+    model = peft.get_peft_model(base, config)
+    if isinstance(base.get_output_embeddings(), peft.tuners.lora.LoraLayer):
+        raise SystemExit("peft adapted the head: not the comparison that is meant")
+    return model
+
+
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Rises linearly over `warmup` steps, then falls as half a cosine to 0; `step` counts from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def loss_of(model: peft.PeftModel, batch: Batch, autocast: bool) -> Tensor:
+    """Mean cross-entropy over the trained tokens of the batch."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+
+
+def train(model: peft.PeftModel, batches: list[Batch], options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """(seconds, losses) of every step. A step is all that it takes: forward, backward, clipping, AdamW."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.0, fused=True)
+    model.train()
+    seconds, losses = [], []
+    for step, batch in enumerate(batches):
+        start = time.perf_counter()
+        optimizer.param_groups[0]["lr"] = learning_rate(step, len(batches), options.warmup, options.lr)
+        loss = loss_of(model, batch, options.autocast)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+        print(f"step {step + 1}/{len(batches)}  loss {losses[-1]:.4f}  {seconds[-1]:.2f} s", file=sys.stderr)
+    return seconds, losses
+
+
+@torch.no_grad()
+def evaluate(model: peft.PeftModel, batches: list[Batch], autocast: bool) -> float:
+    """The same loss over all trained tokens of the validation rows."""
+    model.eval()
+    total = sum(loss_of(model, batch, autocast).item() * batch.trained for batch in batches)
+    return total / sum(batch.trained for batch in batches)
+
+
+def peak_rss() -> int:
+    """The most memory that this process ever held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {
+        "median": statistics.median(values),
+        "quartile_low": quartiles[0],
+        "quartile_high": quartiles[2],
+        "least": min(values),
+        "most": max(values),
+    }
+
+
+def speed(counts: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
+    """Tokens per second: spread over the steps after the warm ones, and all tokens by all seconds."""
+    rates = [count / second for count, second in zip(counts, seconds, strict=True)]
+    return spread(rates[WARM_STEPS:] or rates) | {"overall": sum(counts) / sum(seconds)}
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "hardware": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Loads, trains, evaluates; the memory peak is read after each, as it only ever rises."""
+    result = {"what": "LoRA with transformers + peft", **environment()}
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    model = load(options)
+    memory = {"after_load": peak_rss()}
+    pad = model.config.pad_token_id or 0  # masked out: which token it is does not matter
+    rows = read_rows(options.train)[: options.steps * options.batch_size]
+    batches = batches_of(rows, options.batch_size, pad)
+    if len(batches) < options.steps:
+        raise SystemExit(f"{options.train} has rows for {len(batches)} of {options.steps} steps")
+    seconds, losses = train(model, batches, options)
+    memory["after_training"] = peak_rss()
+    validation = batches_of(read_rows(options.validation), options.batch_size, pad)
+    result |= {
+        "options": {name: v.name if isinstance(v, Path) else v for name, v in vars(options).items()},
+        "threads": torch.get_num_threads(),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "adapter_dtype": str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch."),
+        "seconds": sum(seconds),
+        "step_seconds": spread(seconds[WARM_STEPS:] or seconds),
+        "trained_tokens_per_second": speed([batch.trained for batch in batches], seconds),
+        "tokens_per_second": speed([batch.tokens for batch in batches], seconds),
+        "tokens": sum(batch.tokens for batch in batches),
+        "trained_tokens": sum(batch.trained for batch in batches),
+        "validation_loss": evaluate(model, validation, options.autocast),
+        "memory_bytes": memory,
+        "peak_memory_bytes": peak_rss(),
+        "steps": [
+            {"seconds": s, "loss": loss, "tokens": batch.tokens, "trained_tokens": batch.trained}
+            for s, loss, batch in zip(seconds, losses, batches, strict=True)
+        ],
+    }
+    return result
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model-folder", type=Path, required=True, help="a Hugging Face folder")
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--alpha", type=float, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the frozen model")
+    parser.add_argument("--autocast", action="store_true", help="adapters multiply in bfloat16 too (torch.autocast)")
+    parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    asked = parse()
+    asked.out.write_text(json.dumps(measure(asked), indent=1) + "\n", encoding="utf-8")

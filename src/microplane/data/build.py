@@ -1,0 +1,163 @@
+"""The second pass over the files: rows become tokens, are counted, and are written to the cache one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from microplane.config import DataKnobs
+from microplane.data.formats import Example
+from microplane.data.problems import LISTED, Problem
+from microplane.data.store import SplitWriter, Stored, TokenDataset, folder_aside
+from microplane.data.summary import DataSummary, length_facts
+from microplane.data.survey import EVERY, Progress, Split, Survey, examples, overlap, survey_all
+from microplane.data.template import Layout, Tokens, fit
+from microplane.errors import DataError
+
+
+def build(
+    files: dict[str, list[Path]], knobs: DataKnobs, layout: Layout, folder: Path, progress: Progress | None
+) -> None:
+    """Read the files twice, and write the arrays of all splits and `summary.json` to a new folder.
+
+    Raises:
+        DataError: see `dataset.load_splits`. Nothing is left behind then.
+    """
+    found = survey_all(files, knobs, progress)
+    with folder_aside(folder) as temporary:
+        with ExitStack() as stack:
+            writers = {
+                name: SplitWriter(temporary, name, split.files, layout.stops, stack)
+                for name, split in found.splits.items()
+            }
+            builder = Builder(found, knobs, layout, writers, progress)
+            for name in files:
+                builder.tokenise(name)
+            stored = {name: writer.close() for name, writer in writers.items()}
+        summary = builder.summary(stored, temporary)
+        content = {"summary": summary.to_dict(), "stored": {name: asdict(item) for name, item in stored.items()}}
+        (temporary / "summary.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+@dataclass
+class Counts:
+    """What happened to the rows of one split while they were tokenised."""
+
+    cut: dict[str, int] = field(default_factory=lambda: {"": 0, "prompt": 0, "answer": 0})
+    dropped: int = 0
+    unknown: int = 0
+    trained_unknown: int = 0
+
+
+class Builder:
+    """Tokenises the splits that the first pass found."""
+
+    def __init__(
+        self,
+        found: Survey,
+        knobs: DataKnobs,
+        layout: Layout,
+        writers: Mapping[str, SplitWriter],
+        progress: Progress | None,
+    ):
+        self.found, self.knobs, self.layout, self.writers, self.progress = found, knobs, layout, writers, progress
+        self.counts = {name: Counts() for name in found.splits}
+
+    def tokenise(self, name: str) -> None:
+        """Render and write the rows of the files of one split. Those of the training files may belong to two.
+
+        Raises:
+            DataError: for rows that the template refuses, unless bad rows are skipped.
+        """
+        split = self.found.splits[name]
+        held_out = self.found.held_out if name == "train" else None
+        total = len(split.hashes) if held_out is None else len(held_out)
+        again = Split(split.name, split.files, split.format)  # collects the bad rows that are known by now
+        for row, (file, line, example) in enumerate(examples(again, self.knobs)):
+            if row >= total:
+                break  # the file grew; the second look at its identity tells
+            if self.progress and row % EVERY == 0:
+                self.progress(f"tokenising {split.label}", row, total)
+            if tokens := self._render(split, example):
+                side = "validation" if held_out is not None and held_out[row] else name
+                self._write(side, tokens, (file, line))
+        if self.progress:
+            self.progress(f"tokenising {split.label}", total, total)
+        if split.problems.total and not self.knobs.skip_bad_rows:
+            raise split.problems.error(split.label, total)
+
+    def _render(self, split: Split, example: Example) -> Tokens | None:
+        """The tokens of a row, or None if the template refuses it; that makes it a bad row."""
+        try:
+            return self.layout.render(example)
+        except DataError as error:
+            split.problems.add(example.where, Problem("refused by the template", str(error)))
+        if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:  # often all rows: no need to see more
+            raise split.problems.error(split.label, len(split.hashes))
+        return None
+
+    def _write(self, name: str, tokens: Tokens, place: tuple[int, int]) -> None:
+        counts = self.counts[name]
+        ids, trained, cut = fit(*tokens, self.knobs.max_length, self.layout.bos)
+        if not any(trained):
+            counts.dropped += 1
+            return
+        counts.cut[cut] += 1
+        unknown = self.layout.tokenizer.unk_id
+        if unknown is not None and unknown in ids:
+            counts.unknown += ids.count(unknown)
+            counts.trained_unknown += sum(
+                is_target for token, is_target in zip(ids, trained, strict=True) if token == unknown
+            )
+        self.writers[name].add(ids, trained, place)
+
+    def summary(self, stored: Mapping[str, Stored], folder: Path) -> DataSummary:
+        """All numbers and warnings.
+
+        Raises:
+            DataError: if a split has nothing to train on.
+        """
+        splits, problems, counts = self.found.splits, self.found.problems, self.counts
+        for name, item in stored.items():
+            _refuse_empty(splits[name], item, counts[name])
+        shared = {name: overlap(splits["train"], split) for name, split in splits.items() if name != "train"}
+        summary = DataSummary(
+            format=str(splits["train"].format),
+            template="none" if splits["train"].format.name == "text" else self.layout.kind,
+            system=self.knobs.system,
+            max_length=self.knobs.max_length,
+            files={name: [str(path) for path in split.files] for name, split in splits.items()},
+            validation_from="file" if self.found.held_out is None else "split off",
+            bad=dict(problems.counts),
+            bad_examples=problems.first[:LISTED],
+            rows={name: item.rows for name, item in stored.items()},
+            tokens={name: item.tokens for name, item in stored.items()},
+            trained_tokens={name: item.trained_tokens for name, item in stored.items()},
+            lengths={name: length_facts(TokenDataset(folder, name, item).lengths) for name, item in stored.items()},
+            truncated={name: item.cut["prompt"] for name, item in counts.items()},
+            answers_cut={name: item.cut["answer"] for name, item in counts.items()},
+            dropped={name: item.dropped for name, item in counts.items()},
+            duplicates={name: split.duplicates for name, split in splits.items()},
+            overlap={name: item.rows for name, item in shared.items()},
+            overlap_examples=[pair for item in shared.values() for pair in item.pairs],
+            unk_rate=counts["train"].unknown / stored["train"].tokens,
+            trained_unk_rate=counts["train"].trained_unknown / stored["train"].trained_tokens,
+            fingerprint=_fingerprint(stored),
+        )
+        summary.warn()
+        return summary
+
+
+def _refuse_empty(split: Split, stored: Stored, counts: Counts) -> None:
+    if not stored.rows:
+        tried = f"none of the {counts.dropped:,} {split.name} rows has a token to train on"
+        raise DataError(f"{split.label}: {tried}; expected answers that leave tokens within data.max_length")
+
+
+def _fingerprint(stored: Mapping[str, Stored]) -> str:
+    parts = [f"{name} {item.fingerprint}" for name, item in sorted(stored.items())]
+    return sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""Files -> tokenised splits, in a cache that is found again: the same files, knobs and tokenizer are tokenised once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from microplane.config import DataKnobs
+from microplane.data.build import build
+from microplane.data.store import Stored, TokenDataset
+from microplane.data.summary import DataSummary
+from microplane.data.survey import Progress, files_of
+from microplane.data.template import layout
+from microplane.data.tokenizer import Tokenizer
+from microplane.errors import DataError
+from microplane.paths import cache_dir
+
+__all__ = ["DataSummary", "Splits", "TokenDataset", "load_splits"]
+
+VERSION = 1  # of what is stored and of all code that decides it; raise it when either changes
+
+
+@dataclass
+class Splits:
+    """All that a run trains on and measures with."""
+
+    train: TokenDataset
+    validation: TokenDataset
+    test: TokenDataset | None
+    summary: DataSummary
+
+
+def load_splits(knobs: DataKnobs, tokenizer: Tokenizer, progress: Progress | None = None) -> Splits:
+    """Read, check, render and tokenise the data, or find it in the cache.
+
+    Args:
+        progress: is called with what is being done, rows done, and rows in all (None if not known yet).
+
+    Raises:
+        DataError: for files that cannot be read, bad rows (see `knobs.skip_bad_rows`), too few rows, rows without
+            anything to train on, or a cache that cannot be written.
+    """
+    files = files_of(knobs)
+    key = _key(files, knobs, tokenizer)
+    folder = cache_dir() / "data" / key
+    found = _open(folder)
+    if found and (knobs.skip_bad_rows or not found.summary.bad):
+        return found
+    if not found:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
+    build(files, knobs, layout(tokenizer, knobs.template, knobs.system), folder, progress)
+    if key != _key(files, knobs, tokenizer):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DataError(f"{knobs.train} changed while it was read; run again")
+    made = _open(folder)
+    if made is None:
+        raise DataError(f"the tokenised data in {folder} cannot be read back; is the disk damaged?")
+    return made
+
+
+def _key(files: dict[str, list[Path]], knobs: DataKnobs, tokenizer: Tokenizer) -> str:
+    """Of all that decides the tokens: files by path, size and time, knobs, tokenizer, and the version of this code."""
+    identity = {
+        name: [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+        for name, paths in files.items()
+    }
+    chosen = knobs.model_dump(mode="json", exclude={"train", "validation", "test", "skip_bad_rows"})
+    parts = [VERSION, identity, chosen, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos_ids]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _open(folder: Path) -> Splits | None:
+    """What the cache holds, or None if it is not there or not whole."""
+    try:
+        content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        sets = {}
+        for name, values in content["stored"].items():
+            stored = Stored(**(values | {"files": tuple(values["files"]), "stops": tuple(values["stops"])}))
+            sets[name] = TokenDataset(folder, name, stored)
+        return Splits(sets["train"], sets["validation"], sets.get("test"), DataSummary(**content["summary"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

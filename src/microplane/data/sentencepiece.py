@@ -1,0 +1,192 @@
+"""SentencePiece vocabularies, from a `tokenizer.model` or from GGUF metadata, rebuilt for the `tokenizers` library.
+
+A SentencePiece BPE names no merges: which two pieces make a third follows from the pieces, and the order of merging
+from their scores or places (arXiv 1808.06226).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+
+from microplane.errors import ModelError
+
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces, in both kinds of files
+UNIGRAM_MODEL, BPE_MODEL = 1, 2  # trainer_spec.model_type
+SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A vocabulary, and how text is prepared for it. Lists go by token id."""
+
+    texts: list[str]
+    scores: list[float]
+    types: list[int]
+    unigram: bool = False
+    prefix: str = "first"  # where a space is put: before the text; "always": also behind special tokens; "never"
+    squeeze: bool = False  # runs of spaces count as one
+    charsmap: bytes = b""  # SentencePiece's compiled normalisation; none if empty
+
+
+def bpe_merges(texts: Sequence[str], order: Callable[[tuple[int, int, int]], Any]) -> list[tuple[str, str]]:
+    """All ways in which two pieces make a third. `order` sorts them by (id of the third, length of each part)."""
+    ids = {text: token for token, text in enumerate(texts)}
+    found = []
+    for text, token in ids.items():
+        for cut in range(1, len(text)):
+            if text[:cut] in ids and text[cut:] in ids:
+                found.append(((token, cut, len(text) - cut), text))
+    found.sort(key=lambda item: order(item[0]))
+    return [(text[:cut], text[cut:]) for (_, cut, _), text in found]
+
+
+def build(pieces: Pieces, merges: list[tuple[str, str]] | None = None) -> Tokenizer:
+    """A tokenizer with the ids of `pieces`; `merges` are in the order of ids where none are given."""
+    unk = next((token for token, kind in enumerate(pieces.types) if kind == UNKNOWN), None)
+    if pieces.unigram:
+        vocab = list(zip(pieces.texts, pieces.scores, strict=True))
+        tokenizer = Tokenizer(Unigram(vocab, unk_id=unk, byte_fallback="<0x00>" in pieces.texts))
+    else:
+        ids = {text: token for token, text in enumerate(pieces.texts)}
+        merges = bpe_merges(pieces.texts, order=lambda key: key) if merges is None else merges
+        unk_text = None if unk is None else pieces.texts[unk]
+        tokenizer = Tokenizer(BPE(ids, merges, unk_token=unk_text, fuse_unk=True, byte_fallback=True))
+    if steps := _normalizers(pieces):
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=pieces.prefix, split=pieces.unigram)
+    tokenizer.decoder = _decoder(pieces.prefix != "never")
+    add_special(tokenizer, pieces.texts, pieces.types)
+    return tokenizer
+
+
+def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
+    steps: list[normalizers.Normalizer] = []
+    if pieces.charsmap:
+        steps.append(normalizers.Precompiled(pieces.charsmap))
+    if pieces.squeeze:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return steps
+
+
+def _decoder(prefix: bool) -> decoders.Decoder:
+    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence(steps + [decoders.Strip(content=" ", left=1)] * prefix)
+
+
+def build_gemma(texts: list[str], types: list[int]) -> Tokenizer:
+    """Gemma's kind: no space before the text, and merges in the order of ids, since its scores tell nothing."""
+    # llama.cpp spells the tokens that are runs of spaces with real spaces
+    respelled = [text.replace(" ", SPACE) if text.strip(" ") == "" else text for text in texts]
+    unk = next((respelled[token] for token, kind in enumerate(types) if kind == UNKNOWN), None)
+    ids = {text: token for token, text in enumerate(respelled)}
+    # of the ways to make one piece, that with the longest first part comes first
+    merges = bpe_merges(respelled, order=lambda key: (key[0], -key[1]))
+    tokenizer = Tokenizer(BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = _decoder(prefix=False)
+    # a token whose spelling changed is reached by merges, and is not looked for in the text
+    add_special(
+        tokenizer, texts, [0 if text != new else kind for text, new, kind in zip(texts, respelled, types, strict=True)]
+    )
+    return tokenizer
+
+
+def add_special(tokenizer: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
+    """Tokens that are looked for in the text as they are: control tokens, which decoding can skip, and the user's."""
+    marked = list(zip(texts, types, strict=True))
+    special = [AddedToken(text, normalized=False, special=True) for text, kind in marked if kind in (UNKNOWN, CONTROL)]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text, kind in marked if kind == USER_DEFINED])
+
+
+def read_model(path: Path) -> tuple[Pieces, dict[str, int]]:
+    """A `tokenizer.model`: its pieces, and the ids of "bos", "eos", "unk" and "pad" where it has them.
+
+    The file is a protocol buffer (sentencepiece_model.proto); the few fields that matter are read here.
+
+    Raises:
+        ModelError: if it is not a SentencePiece model of the BPE or unigram kind.
+    """
+    try:
+        return _read_model(path, path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+    except (struct.error, IndexError, UnicodeDecodeError, TypeError, ValueError):
+        raise ModelError(
+            f"{path} is not a SentencePiece model, or is damaged. Fetch it again, or use a folder with a tokenizer.json"
+        ) from None
+
+
+def _read_model(path: Path, data: bytes) -> tuple[Pieces, dict[str, int]]:
+    texts, scores, types = [], [], []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for number, value in _fields(data):
+        if number == 1:
+            piece = dict(_fields(value))
+            texts.append(piece[1].decode("utf-8"))
+            scores.append(struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0)
+            types.append(piece.get(3, 1))
+        elif number == 2:
+            trainer = dict(_fields(value))
+        elif number == 3:
+            normalizer = dict(_fields(value))
+    if not texts:
+        raise ValueError
+    kind = trainer.get(3, UNIGRAM_MODEL)
+    if kind not in (UNIGRAM_MODEL, BPE_MODEL):
+        raise ModelError(f"{path} is a SentencePiece model of type {kind}; supported are unigram (1) and BPE (2)")
+    pieces = Pieces(
+        texts,
+        scores,
+        types,
+        unigram=kind == UNIGRAM_MODEL,
+        prefix="first" if normalizer.get(3, 1) else "never",
+        squeeze=bool(normalizer.get(4, 1)),
+        charsmap=normalizer.get(2, b""),
+    )
+    usual = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
+    ids = {name: _signed(trainer.get(number, default)) for name, (number, default) in usual.items()}
+    return pieces, {name: token for name, token in ids.items() if 0 <= token < len(texts)}
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of one message of a protocol buffer: (number, integer or bytes)."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        else:
+            size = {1: 8, 5: 4}[wire] if wire in (1, 5) else len(data) + 1
+        if at + size > len(data):
+            raise ValueError
+        yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7

@@ -1,0 +1,151 @@
+"""Tokenised rows on disk: written one by one, read through memory maps, so their number does not matter.
+
+A folder holds for each split `ids` (int32) and `trained` (bool) of all rows end to end, `ends` (int64), `counts` of
+trained tokens (int32), and `places` (file number and line, int64), as bare arrays in this machine's byte order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from microplane.data.template import last_run
+from microplane.errors import DataError
+
+_ARRAYS: dict[str, Any] = {
+    "ids": np.int32,
+    "trained": np.bool_,
+    "ends": np.int64,
+    "counts": np.int32,
+    "places": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of a split without opening its arrays."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+    fingerprint: str  # sha256 of the tokens and what is trained; equal on every machine
+    files: tuple[str, ...]  # names, by file number
+    stops: tuple[int, ...]
+
+
+class TokenDataset:
+    """The rows of one split as tokens.
+
+    Attributes:
+        lengths: tokens of each row, (N,) int32.
+        trained_counts: trained tokens of each row, (N,) int32.
+        fingerprint: of ids and masks, equal for equal data on any machine.
+    """
+
+    def __init__(self, folder: Path, name: str, stored: Stored):
+        self._stored = stored
+        self.fingerprint = stored.fingerprint
+        sizes = {"ids": stored.tokens, "trained": stored.tokens, "places": 2 * stored.rows}
+        maps = {}
+        for array, kind in _ARRAYS.items():
+            maps[array] = np.memmap(_file(folder, name, array), kind, "r")
+            if len(maps[array]) != sizes.get(array, stored.rows):
+                raise ValueError(f"{name}.{array} has {len(maps[array])} items")
+        self._ids, self._trained, self._places = maps["ids"], maps["trained"], maps["places"].reshape(-1, 2)
+        self._ends = np.array(maps["ends"])
+        self.lengths = np.diff(self._ends, prepend=0).astype(np.int32)
+        self.trained_counts = np.array(maps["counts"])
+
+    def __len__(self) -> int:
+        return self._stored.rows
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (length,) int32, and which of them are trained (length,) bool."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        end = int(self._ends[row])
+        part = slice(end - int(self.lengths[row]), end)
+        return np.array(self._ids[part]), np.array(self._trained[part])
+
+    def where(self, row: int) -> str:
+        """`file.jsonl:17`"""
+        file, line = self._places[row]
+        return f"{self._stored.files[file]}:{line}"
+
+    def prompt_and_target(self, row: int) -> tuple[list[int], list[int]]:
+        """Ids before the last answer, and of the answer without its stop token."""
+        ids, trained = self[row]
+        start, end = last_run(trained.tolist())
+        target = ids[start:end].tolist()
+        if target and target[-1] in self._stored.stops:
+            target.pop()
+        return ids[:start].tolist(), target
+
+
+class SplitWriter:
+    """Appends rows to the arrays of one split."""
+
+    def __init__(self, folder: Path, name: str, files: Sequence[Path], stops: tuple[int, ...], stack: ExitStack):
+        self._arrays: dict[str, BinaryIO] = {
+            array: stack.enter_context(_file(folder, name, array).open("wb", buffering=2**20)) for array in _ARRAYS
+        }
+        self._files, self._stops = tuple(file.name for file in files), stops
+        self._hash = sha256()
+        self._rows = self._tokens = self._trained = 0
+
+    def add(self, ids: list[int], trained: list[bool], place: Sequence[int]) -> None:
+        self._rows += 1
+        self._tokens += len(ids)
+        count = sum(trained)
+        self._trained += count
+        values = {"ids": ids, "trained": trained, "ends": self._tokens, "counts": count, "places": place}
+        for array, kind in _ARRAYS.items():
+            content = np.asarray(values[array], kind).tobytes()
+            self._arrays[array].write(content)
+            if array in ("ids", "trained", "ends"):
+                self._hash.update(content)
+
+    def close(self) -> Stored:
+        for file in self._arrays.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return Stored(self._rows, self._tokens, self._trained, self._hash.hexdigest(), self._files, self._stops)
+
+
+def _file(folder: Path, name: str, array: str) -> Path:
+    return folder / f"{name}.{array}"
+
+
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well; else it goes, and nothing has changed.
+
+    Raises:
+        DataError: if the disk is full, or the place cannot be written to.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster; its content is the same
+                raise
+    except OSError as error:
+        raise DataError(
+            f"the tokenised data cannot be written to {folder.parent}: {error.strerror or error}; make room there, or "
+            "name another folder with the environment variable MICROPLANE_CACHE"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

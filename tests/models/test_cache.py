@@ -1,0 +1,72 @@
+"""The cache: growth, unequal rows, and dropping, reordering and doubling of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from microplane.models.decoder import Decoder, DecoderConfig
+from microplane.nn.cache import Cache
+from microplane.nn.rows import Rows
+
+
+@pytest.fixture
+def model() -> Decoder:
+    config = {
+        "model_type": "mistral",
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "sliding_window": 5,
+    }
+    return Decoder(DecoderConfig.from_hf(config)).init_weights(1).requires_grad_(False)
+
+
+def test_capacity_doubles_and_keeps_what_it_holds():
+    cache = Cache(layers=1, batch=2, capacity=2)
+    k, v = torch.randn(150, 1, 4), torch.randn(150, 1, 4)
+    capacities, at = [], 0
+    for lengths in ((1, 2), (2, 1), (70, 1), (1, 72)):
+        rows = Rows.of([[0] * n for n in lengths], starts=cache.lengths)
+        part = slice(at, at + sum(lengths))
+        keys, values = cache.append(0, k[part], v[part], rows)
+        cache.advance(rows)
+        at += sum(lengths)
+        capacities.append(cache.capacity)
+        assert keys.shape == values.shape == (2, 1, max(cache.lengths), 4)
+    assert capacities == [2, 64, 128, 128]
+    assert cache.lengths == [74, 76]
+    assert torch.equal(keys[0, 0, :74], k[[0, 3, 4, *range(6, 76), 77], 0])
+    assert torch.equal(values[1, 0, :76], v[[1, 2, 5, 76, *range(78, 150)], 0])
+
+
+def test_capacity_asked_for_is_given(model):
+    cache = model.new_cache(1, capacity=10)
+    model(Rows.of([[3, 4]]), cache)
+    assert cache.keys[0].shape == (1, 2, 10, 4)
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2], [2], [2, 0], [1, 1, 0, 2]])
+def test_selected_rows_go_on_as_if_alone(model, indices):
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15]]
+    cache = model.new_cache(3)
+    model(Rows.of(prompts), cache)
+    cache.select(indices)
+    assert cache.lengths == [len(prompts[i]) for i in indices]
+    for token in (20, 21):
+        hidden = model(Rows.of([[token + b] for b in range(len(indices))], starts=cache.lengths), cache)
+    for b, i in enumerate(indices):
+        alone = model(Rows.of([[*prompts[i], 20 + b, 21 + b]]))
+        torch.testing.assert_close(hidden[b], alone[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_doubled_rows_do_not_share_cells(model):
+    cache = model.new_cache(1)
+    model(Rows.of([[5, 6, 7]]), cache)
+    cache.select([0, 0])
+    model(Rows.of([[8], [9]], starts=cache.lengths), cache)
+    assert not torch.equal(cache.keys[0][0, :, 3], cache.keys[0][1, :, 3])

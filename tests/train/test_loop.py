@@ -1,0 +1,206 @@
+"""The loop: resume, accumulation, stopping, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from microplane.config import TrainKnobs
+from microplane.errors import CheckpointError, TrainingError
+from microplane.methods import make_method
+from microplane.train import loop
+from microplane.train.checkpoint import checkpoints, save_adapter
+from microplane.train.evaluate import evaluate_loss
+from microplane.train.loop import fit
+from tests.tiny import copy_task, tiny
+
+TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)
+KNOBS = TrainKnobs(epochs=4, batch_size=8, micro_tokens=32, lr=2e-2, eval_every=5, patience=0, seed=3)
+IDENTITY = {"train rows": "a", "method": {"name": "lora"}}
+
+
+class Killed(BaseException):
+    pass
+
+
+def run(folder, knobs=KNOBS, data=TRAIN, kill_at=None, identity=IDENTITY, resume=False, method="lora", **changes):
+    method = make_method({"name": method, "rank": 4, "dropout": 0.1, **changes} if method == "lora" else method)
+    model = tiny()
+    torch.manual_seed(knobs.seed)
+    method.attach(model)
+
+    def watch(record):
+        if kill_at and record["step"] == kill_at and "loss" in record:
+            raise Killed
+
+    return fit(
+        model,
+        method,
+        data,
+        knobs,
+        folder,
+        validate=lambda m: evaluate_loss(m, HELD_OUT, 64),
+        save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
+        identity=identity,
+        resume=resume,
+        on_record=watch,
+    )
+
+
+def result_bytes(folder):
+    return (folder / "metrics.jsonl").read_bytes(), (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    outcome = run(folder)
+    return folder, outcome
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 5, 6, 9, 13, 20])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, straight, kill_at):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=kill_at)
+    run(tmp_path, resume=True)
+    assert result_bytes(tmp_path) == result_bytes(straight[0])
+
+
+def test_resume_before_the_first_checkpoint_starts_anew(tmp_path, straight):
+    run(tmp_path, resume=True)
+    assert result_bytes(tmp_path) == result_bytes(straight[0])
+
+
+def test_resume_of_an_ended_run_changes_nothing(tmp_path, straight):
+    run(tmp_path)
+    again = run(tmp_path, resume=True)
+    assert again.best_step == straight[1].best_step
+    assert result_bytes(tmp_path) == result_bytes(straight[0])
+
+
+def test_it_learns_and_the_best_is_kept(straight):
+    folder, outcome = straight
+    losses = [r["validation_loss"] for r in records(folder) if "validation_loss" in r]
+    assert outcome.validation_loss == min(losses)
+    assert outcome.validation_loss < losses[0]
+    assert outcome.moved == outcome.tensors == 28
+    assert outcome.totals.step == outcome.steps_planned == 20
+
+
+def test_accumulation_divides_once_by_all_trained_tokens_of_the_step(tmp_path):
+    plain = {"dropout": 0.0}
+    small = run(tmp_path / "small", KNOBS.model_copy(update={"micro_tokens": 16, "steps": 4}), **plain)
+    large = run(tmp_path / "large", KNOBS.model_copy(update={"micro_tokens": 4096, "steps": 4}), **plain)
+    assert small.validation_loss == pytest.approx(large.validation_loss, rel=1e-5)
+    for a, b in zip(records(tmp_path / "small"), records(tmp_path / "large"), strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_early_stop_and_the_sentence_on_overfitting(tmp_path):
+    few = copy_task(4, seed=5)
+    knobs = KNOBS.model_copy(update={"epochs": 300, "patience": 3, "eval_every": 5, "schedule": "constant", "lr": 5e-2})
+    outcome = run(tmp_path, knobs, data=few, dropout=0.0)
+    assert outcome.stopped_early
+    assert outcome.totals.step < outcome.steps_planned
+    assert outcome.overfitting is not None
+    assert f"overfitting since step {outcome.best_step}" in outcome.overfitting
+
+
+def test_an_interrupt_finishes_the_step_and_saves(tmp_path, straight, monkeypatch):
+    import os
+    import signal
+
+    real = loop._step
+
+    def step(job, totals):
+        record = real(job, totals)
+        if totals.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return record
+
+    monkeypatch.setattr(loop, "_step", step)
+    outcome = run(tmp_path)
+    assert outcome.interrupted
+    assert outcome.totals.step == 7
+    assert checkpoints(tmp_path / "resume")[-1].name == "step-00000007"
+    monkeypatch.setattr(loop, "_step", real)
+    run(tmp_path, resume=True)
+    assert result_bytes(tmp_path) == result_bytes(straight[0])
+
+
+def test_not_a_number_stops_with_step_and_rows_and_keeps_the_best(tmp_path, monkeypatch):
+    real = loop.loss_sum
+
+    def broken(model, batch):
+        broken.calls += 1
+        return real(model, batch) * (math.nan if broken.calls > 30 else 1)
+
+    broken.calls = 0
+    monkeypatch.setattr(loop, "loss_sum", broken)
+    with pytest.raises(TrainingError, match=r"the loss became nan in step \d+, in the rows memory:\d+.*\n.*train.lr"):
+        run(tmp_path)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_tensor_that_does_not_move_stops_the_run(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"14 of 28 trainable tensors have not moved after 3 steps:\n  layers.0.*lora_A"
+    ):
+        run(tmp_path, KNOBS.model_copy(update={"lr": 1e-30}))
+
+
+def test_a_step_without_a_trained_token_is_an_error(tmp_path):
+    data = copy_task(8)
+    data.rows = [(ids, mask & False) for ids, mask in data.rows]
+    data.trained_counts[:] = 0
+    with pytest.raises(TrainingError, match="step 1 has no trained token in its rows memory:"):
+        run(tmp_path, data=data)
+
+
+def test_a_resume_with_something_else_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=6)
+    with pytest.raises(CheckpointError, match=r"train rows: 'a' then, 'b' now"):
+        run(tmp_path, resume=True, identity=IDENTITY | {"train rows": "b"})
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_changed_checkpoint_is_noticed(tmp_path, name):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=8)
+    path = checkpoints(tmp_path / "resume")[-1] / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"damaged or was changed: {name}"):
+        run(tmp_path, resume=True)
+
+
+def test_a_checkpoint_without_its_state_is_no_checkpoint(tmp_path, straight):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=8)
+    (checkpoints(tmp_path / "resume")[-1] / "state.json").unlink()
+    run(tmp_path, resume=True)
+    assert result_bytes(tmp_path) == result_bytes(straight[0])
+
+
+def test_full_fine_tuning_resumes_too(tmp_path):
+    knobs = KNOBS.model_copy(update={"steps": 6, "eval_every": 2, "lr": 1e-2})
+    run_full = lambda folder, **more: run(folder, knobs, method="full", **more)  # noqa: E731
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    run_full(tmp_path / "a")
+    with pytest.raises(Killed):
+        run_full(tmp_path / "b", kill_at=5)
+    run_full(tmp_path / "b", resume=True)
+    for name in ("metrics.jsonl", "adapter/model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

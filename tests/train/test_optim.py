@@ -1,0 +1,26 @@
+import math
+
+import pytest
+
+from microplane.train.optim import schedule, warmup_steps
+
+
+def test_warmup_is_a_share_below_one_and_a_number_of_steps_above():
+    assert warmup_steps(0.1, 200) == 20
+    assert warmup_steps(0, 200) == 0
+    assert warmup_steps(7, 200) == 7
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_every_schedule_rises_linearly_then_starts_at_the_peak(name):
+    assert [schedule(name, step, 100, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert schedule(name, 4, 100, 4) == 1.0
+    assert schedule(name, 0, 100, 0) == 1.0
+
+
+def test_the_ends():
+    assert schedule("constant", 99, 100, 0) == 1.0
+    assert schedule("linear", 50, 100, 0) == 0.5
+    assert schedule("linear", 99, 100, 0) == pytest.approx(0.01)
+    assert schedule("cosine", 50, 100, 0) == pytest.approx(0.5)
+    assert schedule("cosine", 75, 100, 0) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
