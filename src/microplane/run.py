@@ -387,7 +387,11 @@ def choose_folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
     runs = Path(knobs.runs)
     if knobs.name:
         folder = runs / knobs.name
-        if folder.exists() and any(folder.iterdir()) and not resume:
+        if (
+            not resume
+            and folder.exists()
+            and not (folder.is_dir() and all(_is_leftover(path) for path in folder.iterdir()))
+        ):
             raise ConfigError(
                 f"the run {folder} exists. Continue it with `microplane train --resume {folder}`, "
                 "give this one another --name, or delete that folder."
@@ -403,6 +407,11 @@ def choose_folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
             f"the run's folder {folder} cannot be made: {error.strerror}. Set --set runs=FOLDER"
         ) from None
     return folder
+
+
+def _is_leftover(path: Path) -> bool:
+    """A file that was being written aside when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _parts(knobs: RunKnobs, method: Method) -> tuple[str, str, str]:

@@ -154,6 +154,8 @@ class Builder:
 
 def _refuse_empty(split: Split, stored: Stored, counts: Counts) -> None:
     if not stored.rows:
+        if not counts.dropped and split.problems.total:
+            raise split.problems.error(split.label, split.problems.total)
         tried = f"none of the {counts.dropped:,} {split.name} rows has a token to train on"
         raise DataError(f"{split.label}: {tried}; expected answers that leave tokens within data.max_length")
 

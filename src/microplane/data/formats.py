@@ -29,6 +29,10 @@ class Example:
     text: str | None
     where: str  # "file.jsonl:17"
 
+    @property
+    def characters(self) -> int:
+        return len(self.text or "") + sum(len(message.content) for message in self.messages or ())
+
     def hash(self) -> int:
         """64 bits of the content, whatever file, line or format it comes from."""
         parts = [("text", self.text or "")] if self.messages is None else [(m.role, m.content) for m in self.messages]

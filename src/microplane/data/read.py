@@ -160,7 +160,7 @@ def parse_object(line: bytes, start: int = 0) -> dict[str, Any]:
         RowError: for invalid UTF-8, broken JSON, or a value that is no object.
     """
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode().rstrip())
     except UnicodeDecodeError as error:
         place = f"byte {error.start + 1} of the line, {start + error.start} of the file"
         raise RowError("invalid UTF-8", f"{place} is 0x{line[error.start]:02x}, expected UTF-8 text") from None

@@ -33,6 +33,7 @@ class Split:
     format: Format
     problems: Problems = field(default_factory=Problems)
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
+    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
 
     def where(self, row: int) -> str:
@@ -73,13 +74,15 @@ def survey(name: str, files: list[Path], knobs: DataKnobs, progress: Progress | 
             `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
     """
     split = Split(name, files, _format(files, knobs))
-    hashes, places = array("Q"), array("q")
+    hashes, sizes, places = array("Q"), array("q"), array("q")
     for count, (file, line, example) in enumerate(examples(split, knobs), 1):
         hashes.append(example.hash())
+        sizes.append(example.characters)
         places.extend((file, line))
         if progress and count % EVERY == 0:
             progress(f"checking {split.label}", count, None)
     split.hashes = np.array(hashes, np.uint64)
+    split.sizes = np.array(sizes, np.int64)
     split.places = np.array(places, np.int64).reshape(-1, 2)
     if split.problems.total and not knobs.skip_bad_rows:
         raise split.problems.error(split.label, split.problems.total + len(hashes))
@@ -112,15 +115,19 @@ def survey_all(files: dict[str, list[Path]], knobs: DataKnobs, progress: Progres
     splits = {name: survey(name, paths, knobs, progress) for name, paths in files.items()}
     for split in splits.values():
         if not len(split.hashes):
-            raise DataError(f"{split.label} holds no row that can be used")
+            raise split.problems.error(split.label, split.problems.total)
     if "validation" in splits:
         return Survey(splits, None)
     whole = splits["train"]
     held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)
-    splits["train"] = replace(whole, hashes=whole.hashes[~held_out], places=whole.places[~held_out])
-    validation = replace(whole, name="validation", hashes=whole.hashes[held_out], places=whole.places[held_out])
-    splits["validation"] = replace(validation, problems=Problems())
+    splits["train"] = _part(whole, "train", ~held_out, whole.problems)
+    splits["validation"] = _part(whole, "validation", held_out, Problems())
     return Survey(splits, held_out)
+
+
+def _part(split: Split, name: str, rows: np.ndarray, problems: Problems) -> Split:
+    hashes, sizes, places = split.hashes[rows], split.sizes[rows], split.places[rows]
+    return replace(split, name=name, problems=problems, hashes=hashes, sizes=sizes, places=places)
 
 
 def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example]]:

@@ -260,8 +260,8 @@ def _add_tokens(backend: Backend, folder: Path, config: Mapping[str, Any]) -> No
         backend.add_tokens([AddedToken(told["content"], **flags)])
         if (got := backend.token_to_id(told["content"])) != token:
             raise ModelError(
-                f"{folder / 'tokenizer_config.json'} gives {told['content']!r} the id {token}, but tokenizer.model leads"
-                f" to {got}: they do not belong together"
+                f"{folder / 'tokenizer_config.json'} gives {told['content']!r} the id {token}, but behind the pieces of"
+                f" tokenizer.model it is {got}: they do not belong together"
             )
 
 

