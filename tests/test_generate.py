@@ -165,6 +165,7 @@ def test_a_stop_text_is_found_across_tokens_and_cut_off():
 
 def test_the_earliest_of_several_stop_texts_counts():
     assert answer("a<<b>>c", stop=(">>", "<<b>"))[0].text == "a"
+    assert answer("abc", stop=("b", "ab"))[0].text == ""
     assert answer("ENDless", stop=("END",)) == [Answer([], "", True)]
 
 
@@ -245,11 +246,12 @@ def test_no_prompts_no_answers():
     assert generate(MODEL, Bytes(), [], GenerateKnobs(), []) == []
 
 
-@pytest.mark.parametrize("knobs", [{}, {"beams": 2}, {"temperature": 1.0}])
-def test_bfloat16(knobs):
+@pytest.mark.parametrize("knobs", [SAMPLING, GenerateKnobs(max_new_tokens=12, beams=3)])
+def test_a_bfloat16_model_is_sampled_in_float32(knobs):
     model = tiny().to(torch.bfloat16)
-    answers = generate(model, Bytes(), PROMPTS, GenerateKnobs(max_new_tokens=4, **knobs), [])
-    assert [len(one.ids) for one in answers] == [4] * len(PROMPTS)
+    answers = generate(model, Bytes(), PROMPTS, knobs, [])
+    model.logits = lambda hidden: Decoder.logits(model, hidden).float()
+    assert generate(model, Bytes(), PROMPTS, knobs, []) == answers
 
 
 # What is drawn.
@@ -281,6 +283,11 @@ def test_penalise_by_hand():
 def test_draw_by_hand():
     scores = torch.tensor([0.5, 0.0, 0.25, 0.25]).log().expand(6, 4)
     assert draw(scores, [0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-53]) == [0, 0, 2, 2, 3, 3]
+
+
+def test_draw_never_takes_what_was_filtered_out():
+    scores = torch.tensor([0.0, 0.5, 0.0, 0.5]).log().expand(2, 4)
+    assert draw(scores, [0.0, 0.5]) == [1, 3]  # right at the borders
 
 
 def test_draw_reaches_the_last_of_many_tokens():

@@ -138,14 +138,16 @@ def _tell(done: Run) -> None:
     """What came of a run, and what to do next."""
     from microplane.train.evaluate import describe_scores
 
-    figures, metrics = done.result["train"], done.result["metrics"]
+    figures = done.result["train"]
     if done.result["status"] == "stopped":
         typer.echo(f"stopped after step {figures['steps']} of {figures['steps_planned']}; all is saved.")
         typer.echo(f"go on:    microplane train --resume {done.folder}")
+        typer.echo(f"report:   {done.folder / 'report.html'}")
+        return
     if figures["overfitting"]:
         typer.echo(figures["overfitting"])
-    typer.echo(f"before:   {describe_scores(metrics['before'])}")
-    typer.echo(f"after:    {describe_scores(metrics['after'])}")
+    typer.echo(f"before:   {describe_scores(done.metrics['before'])}")
+    typer.echo(f"after:    {describe_scores(done.metrics['after'])}")
     for check in done.result["checks"]:
         word = {True: "passed", False: "FAILED", None: "not checked"}[check["passed"]]
         typer.echo(f"check:    {check['name']}: {word} ({check['value']})")

@@ -49,9 +49,15 @@ class GgufFile:
     tensors: dict[str, Stored]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as float32, in memory of its own."""
+        """A tensor as float32, in memory of its own.
+
+        Raises:
+            ModelError: if the file is no longer what it was when its header was read.
+        """
         stored = self.tensors[name]
         raw = np.fromfile(self.path, np.uint8, stored.size, offset=stored.start)
+        if raw.size < stored.size:
+            raise ModelError(f"{self.path} changed while it was read: {name} is no longer whole. Try again")
         rows = raw.reshape(math.prod(stored.shape[:-1]), -1)
         return dequantize(rows, GGMLQuantizationType[stored.kind]).reshape(stored.shape)
 

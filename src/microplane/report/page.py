@@ -7,10 +7,8 @@ by their hashes, so that no text of a data set can run or load anything.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from microplane.paths import write_aside
 from microplane.report import story
 from microplane.report.curves import curves
 from microplane.report.read import ReportError, RunRecord, read_run
@@ -39,13 +38,9 @@ def write_report(run_folder: Path) -> Path:
     """
     path = Path(run_folder) / "report.html"
     page = render(read_run(Path(run_folder)))
-    aside = path.with_name(f".report.html.{os.getpid()}")
     try:
-        aside.write_bytes(page.encode("utf-8"))
-        os.replace(aside, path)
+        write_aside(path, page.encode("utf-8"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise ReportError(
             f"cannot write {path}: {error.strerror}. Free space or allow writing there, and try again"
         ) from None

@@ -132,7 +132,7 @@ def cards(record: RunRecord) -> list[Card]:
         section, name = key.split(".")
         return Figure(key, record.result[section].get(name))
 
-    share = trained_share(record)
+    share, whole = trained_share(record), (record.result["method"].get("facts") or {}).get("whole_model")
     layout = [
         ("Validation loss", "train.validation_loss", [
             ("perplexity ", "train.validation_perplexity", ""),
@@ -144,7 +144,7 @@ def cards(record: RunRecord) -> list[Card]:
         ("Peak memory", "train.peak_memory_bytes", [("of ", "environment.memory_bytes", " on this machine")]),
         ("Trainable parameters", "method.trainable_parameters", [
             (f"{share} of " if share else "of ", "method.total_parameters", ""),
-            ("adapter of ", "method.adapter_bytes", ""),
+            ("model of " if whole else "adapter of ", "method.adapter_bytes", ""),
         ]),
     ]  # fmt: skip
 

@@ -14,15 +14,13 @@ from torch import nn
 from microplane.config import EvalKnobs, GenerateKnobs
 from microplane.data.batches import pack
 from microplane.generate import generate
-from microplane.nn.rows import Rows
 from microplane.train import metrics
 from microplane.train.objective import loss_sum, make_batch
+from microplane.watch import Progress
 
 if TYPE_CHECKING:
     from microplane.data.dataset import TokenDataset
     from microplane.data.tokenizer import Tokenizer
-
-Progress = Callable[[int, int], None]  # (done, of)
 
 
 @torch.no_grad()
@@ -119,23 +117,3 @@ def describe_scores(scores: dict[str, float]) -> str:
     plain = ("loss", "perplexity", "bleu", "chrf")
     parts = [f"{name} {value:.3f}" if name in plain else f"{name} {value:.1%}" for name, value in scores.items()]
     return ", ".join(parts)
-
-
-def largest_logit_difference(one: Any, other: Any) -> float:
-    """Over two lists of logits of the same rows."""
-    return max(float((a.float() - b.float()).abs().max()) for a, b in zip(one, other, strict=True))
-
-
-def probe_rows(dataset: TokenDataset, count: int) -> list[list[int]]:
-    """Token ids of a few rows, cut to 256 tokens, to compare models that should be equal."""
-    return [dataset[row][0][:256].tolist() for row in choose_rows(dataset, count)]
-
-
-@torch.no_grad()
-def probe_logits(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (up to 64, V) at the last positions of each row."""
-    was_training = model.training
-    model.eval()
-    logits = [model.logits(model(Rows.of([row]))[-64:]) for row in rows]
-    model.train(was_training)
-    return logits

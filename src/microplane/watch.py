@@ -1,0 +1,30 @@
+"""Who is told what a long job does. The command line draws it (`console.Terminal`); the default is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Progress = Callable[[int, int], None]  # (done, of)
+
+
+class Watcher(Protocol):
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def progress(self, what: str) -> Progress:
+        """Something that takes a while; the returned function is called as it goes."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A step or a validation of the training loop."""
+
+
+class Silent:
+    def say(self, text: str) -> None:
+        pass
+
+    def progress(self, what: str) -> Progress:
+        return lambda done, total: None
+
+    def record(self, record: dict[str, Any]) -> None:
+        pass

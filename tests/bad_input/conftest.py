@@ -1,0 +1,45 @@
+"""A home with a model, data and a finished run, made once; each test gets a copy to spoil."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bad_input.kit import CommandLine, copy_home, furnish, train_arguments
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """model/, rows.jsonl and runs/base, never written to by tests."""
+    folder = tmp_path_factory.mktemp("home")
+    furnish(folder)
+    patch = pytest.MonkeyPatch()
+    try:
+        patch.chdir(folder)
+        patch.setenv("MICROPLANE_CACHE", str(folder / "cache"))
+        from microplane.config import RunKnobs, build, set_value
+        from microplane.run import train
+        from tests.bad_input.kit import QUICK
+
+        values = {"name": "base", "model": {"name": "model"}, "data": {"train": "rows.jsonl"}}
+        for knob in QUICK:
+            set_value(values, knob)
+        train(knobs=build(RunKnobs, values))
+    finally:
+        patch.undo()
+    return folder
+
+
+@pytest.fixture
+def here(home, tmp_path, monkeypatch) -> Path:
+    """A copy of the home, and the working folder of the test."""
+    copy_home(home, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def microplane(here, capsys, monkeypatch) -> CommandLine:
+    return CommandLine(here, capsys, monkeypatch)
