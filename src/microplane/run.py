@@ -29,6 +29,7 @@ from microplane.models.load import Checkpoint, load_model, open_checkpoint
 from microplane.paths import write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
+from microplane.train import metrics
 from microplane.train.checkpoint import save_adapter
 from microplane.train.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.train.loop import Outcome, fit
@@ -93,6 +94,7 @@ class _Job:
     def __init__(self, knobs: RunKnobs, watch: Watcher, resume: bool):
         self.watch, self.resume = watch, resume
         self.method = make_method(knobs.method)
+        metrics.check(knobs.eval.metrics)
         if not knobs.data.train:
             raise ConfigError("data.train is not set: which file shall be trained on?")
         self.knobs, self.folder = knobs, choose_folder(knobs, self.method, resume)
@@ -151,8 +153,8 @@ class _Job:
             return number_format(self.knobs.model.dtype)
         if self.knobs.model.dtype == "bfloat16":
             raise ConfigError(
-                f"model.dtype = bfloat16: the method {self.method.name} trains the model's own weights, and in bfloat16 "
-                "small updates would be lost; leave it at auto, or choose float32"
+                f"model.dtype = bfloat16: the method {self.method.name} trains the model's own weights, and in bfloat16"
+                " small updates would be lost; leave it at auto, or choose float32"
             )
         return torch.float32
 

@@ -60,7 +60,12 @@ def snapshot(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        found[name + "/" * path.is_dir()] = "" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.is_dir():
+            found[name + "/"] = ""
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 

@@ -22,7 +22,7 @@ def metric_lines(steps: int = STEPS, validate_every: int = 15) -> list[dict[str,
     lines: list[dict[str, Any]] = []
     for step, loss in enumerate(losses(steps), start=1):
         lr = 1e-3 * min(step / 8, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-        sizes = {"tokens": 1040 * step, "trained_tokens": 512 * step}
+        sizes = {"tokens": 1040 + step, "trained_tokens": 512}  # of this step
         lines.append({"step": step, "epoch": step / steps, "loss": loss, "lr": lr, "grad_norm": 0.8, **sizes})
         if step % validate_every == 0:
             validation = 2.4 * math.exp(-step / 20) + 0.118 + 4e-5 * max(0, step - 120)
@@ -35,7 +35,8 @@ def speed_lines(steps: int = STEPS) -> list[dict[str, Any]]:
     return [
         {
             "step": step,
-            "seconds": 2.88 * step,
+            "steps": STEPS,
+            "seconds": 2.88,
             "tokens_per_second": 361.0 + 40 * noise.random(),
             "trained_tokens_per_second": 177.0 + 20 * noise.random(),
             "memory_bytes": 1_240_000_000 + 1_000_000 * step,
@@ -114,8 +115,20 @@ def full_result(name: str = "smollm2-lora-commands") -> dict[str, Any]:
             "fingerprint": "7d3c5be0c5f4f7d2b3ab8f1a5e2d1c0f9e8d7c6b5a49382716051423324150aa",
         },
         "data": {
-            "format": "prompt/completion",
+            "format": "prompt/completion (prompt -> completion)",
             "template": "chat",
+            "system": None,
+            "bad": {},
+            "bad_examples": [],
+            "rows": {"train": 2400, "validation": 200, "test": 300},
+            "lengths": {
+                "train": {"min": 51, "median": 64.0, "mean": 65.1, "p95": 77.0, "max": 102},
+                "validation": {"min": 52, "median": 64.0, "mean": 64.9, "p95": 76.0, "max": 97},
+                "test": {"min": 51, "median": 65.0, "mean": 65.4, "p95": 78.0, "max": 99},
+            },
+            "duplicates": {"train": 0, "validation": 0, "test": 0},
+            "unk_rate": 0.0,
+            "warnings": [],
             "train_rows": 2400,
             "validation_rows": 200,
             "test_rows": 300,

@@ -70,6 +70,8 @@ def test_every_number_of_the_result_is_on_the_page_exactly(run):
     checks = {f"checks.{i}.value": check["value"] for i, check in enumerate(result["checks"])}
     for section in ("schema", "run", "samples", "checks"):
         del result[section]
+    for name in ("train_rows", "validation_rows", "test_rows"):  # said by data.rows
+        assert result["data"].pop(name) == result["data"]["rows"][name.removesuffix("_rows")]
     wanted = {key: value for key, value in leaves(result) if isinstance(value, int | float)} | checks
     assert len(wanted) > 35
     for key, value in wanted.items():
@@ -93,6 +95,13 @@ def test_it_reads_for_people(run):
         "23 November 2026, 19:07 UTC",
     ):
         assert wanted in text, wanted
+
+
+def test_facts_of_each_split_stand_in_one_row(run):
+    text = dom_of(run).text
+    assert "rows train 2,400 , validation 200 , test 300" in text
+    assert "tokens in a row, train min 51 , median 64 , mean 65.1 , 95th percentile 77 , max 102" in text
+    assert "bad" not in text.split("Data", 1)[1].split("Training")[0]  # nothing to tell
 
 
 def test_it_says_how_to_use_and_repeat_the_run(run, monkeypatch):
@@ -194,14 +203,14 @@ def test_a_run_stopped_by_hand_says_how_to_go_on(tmp_path):
     assert "microplane train --resume " in text
 
 
-def test_a_failed_check_and_overlapping_rows_stand_at_the_top(tmp_path):
+def test_a_failed_check_and_warnings_stand_at_the_top(tmp_path):
     result = full_result()
     result["checks"][2]["passed"] = False
-    result["data"]["overlap"] = 7
+    result["data"]["warnings"] = ["7 of 300 test rows stand in the training rows too"]
     text = dom_of(make_run(tmp_path / "run", result)).text
     assert "1 check failed: merged = unmerged." in text
     assert "✗ failed" in text
-    assert "7 rows stand both in the training data and in the held-out data" in text
+    assert "7 of 300 test rows stand in the training rows too." in text
 
 
 def test_a_run_that_failed_before_its_first_step(tmp_path):
@@ -227,7 +236,7 @@ def test_a_loss_that_is_not_a_number_leaves_a_gap(tmp_path):
 
 def test_a_run_without_held_out_rows_or_clock(tmp_path):
     result = full_result() | {"metrics": {}, "samples": []}
-    result["data"]["test_rows"] = None
+    result["data"] = {"test_rows": None, "files": []}
     dom = dom_of(make_run(tmp_path / "run", result, metric_lines()))
     assert "reached a validation loss of 0.1239" in dom.text
     assert "Before and after" not in dom.text
@@ -248,7 +257,10 @@ def test_a_run_that_is_still_going(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 68, "lo')  # the line that is being written
     dom = dom_of(run)
-    assert "has made 67 steps so far and has no result yet" in dom.text
+    assert "has made 67 of 150 steps so far and has no result yet" in dom.text
+    assert "3 min 13 s" in dom.text
+    assert json.loads(dom.figures["train.tokens"][0]) == sum(1040 + step for step in range(1, 68))
+    assert json.loads(dom.figures["train.trained_tokens_per_second"][0]) == pytest.approx(512 / 2.88)
     assert dom.figures["train.best_step"] == ["60", "60"]
     assert dom.figures["train.peak_memory_bytes"][0] == str(1_240_000_000 + 67_000_000)
     assert "commands-train.jsonl" in dom.text

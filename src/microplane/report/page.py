@@ -21,7 +21,7 @@ from microplane.paths import write_aside
 from microplane.report import story
 from microplane.report.curves import curves
 from microplane.report.read import ReportError, RunRecord, read_run
-from microplane.report.words import Figure, figures
+from microplane.report.words import Figure, facts
 
 CHART_LIBRARY = "django/static/chartkick/Chart.bundle.js"  # Chart.js, as the package chartkick ships it
 
@@ -81,8 +81,8 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "held_out": story.held_out(record),
         "samples": story.samples(record),
         "checks": story.checks(record),
-        "facts": story.facts(record),
-        "environment": figures(record.result["environment"], "environment"),
+        "parts": story.parts(record),
+        "environment": facts(record.result["environment"], "environment"),
         "run_yaml": record.run_yaml,
         "commands": story.commands(record),
         "style": Markup(style),

@@ -163,21 +163,25 @@ def _knobs(path: Path) -> dict[str, Any]:
 
 
 def _so_far(train: list[Line], validation: list[Line], speed: list[Line], knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a run without a result."""
+    """What is known of a run without a result. Lines give tokens and seconds of one step."""
     last = train[-1] if train else {}
     best = next((line for line in reversed(validation) if line.get("best")), {})
-    clock = speed[-1] if speed else {}
-    memory = [line["memory_bytes"] for line in speed if is_finite(line.get("memory_bytes"))]
+    seconds = _sum(speed, "seconds")
+    timed = {line["step"] for line in speed}
+    tokens, trained = (
+        _sum([line for line in train if line["step"] in timed], key) for key in ("tokens", "trained_tokens")
+    )
     facts = {
         "steps": last.get("step"),
+        "steps_planned": speed[-1].get("steps") if speed else None,
         "best_step": best.get("step"),
         "epochs": last.get("epoch"),
-        "seconds": clock.get("seconds"),
-        "tokens": last.get("tokens"),
-        "trained_tokens": last.get("trained_tokens"),
-        "tokens_per_second": clock.get("tokens_per_second"),
-        "trained_tokens_per_second": clock.get("trained_tokens_per_second"),
-        "peak_memory_bytes": max(memory, default=None),
+        "seconds": seconds,
+        "tokens": _sum(train, "tokens"),
+        "trained_tokens": _sum(train, "trained_tokens"),
+        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+        "trained_tokens_per_second": trained / seconds if trained and seconds else None,
+        "peak_memory_bytes": max(_numbers(speed, "memory_bytes"), default=None),
         "train_loss": last.get("loss"),
         "validation_loss": best.get("validation_loss"),
     }
@@ -194,3 +198,13 @@ def _so_far(train: list[Line], validation: list[Line], speed: list[Line], knobs:
         "data": {"files": [path for key in ("train", "validation", "test") if (path := section("data").get(key))]},
         "train": {name: value for name, value in facts.items() if value is not None},
     }
+
+
+def _numbers(lines: list[Line], key: str) -> list[Any]:
+    return [line[key] for line in lines if is_finite(line.get(key))]
+
+
+def _sum(lines: list[Line], key: str) -> Any:
+    """The sum over all lines; None where none has it."""
+    numbers = _numbers(lines, key)
+    return sum(numbers) if numbers else None

@@ -12,11 +12,16 @@ from typing import Any
 
 from microplane.report.curves import best_step, points, smooth
 from microplane.report.read import RunRecord
-from microplane.report.words import Figure, change, figures, is_finite, is_number, name_of, say
+from microplane.report.words import Fact, Figure, change, facts, is_finite, is_number, name_of, say
 
 SPELLING = {"lora": "LoRA", "full": "Full fine-tuning"}  # a method that is not here goes by its name
 SECONDARY = ("json_valid", "perplexity", "loss")  # tell the outcome only where nothing else was measured
 STATUS = {"success": "finished", "stopped": "stopped by hand", "failed": "failed", "unfinished": "no result yet"}
+SAID_BY = {
+    "rows": ("train_rows", "validation_rows", "test_rows"),
+    "tokens": ("train_tokens",),
+    "warnings": ("warnings",),
+}
 MAX_COMPARED = 4000  # characters; comparing longer texts word by word takes too long
 
 
@@ -81,6 +86,8 @@ def outcome(record: RunRecord) -> str:
     if status == "failed":
         return f"{title} failed {'after ' + made if made else 'before its first step'}."
     if status == "unfinished":
+        planned = record.result["train"].get("steps_planned")
+        made = f"{steps:,} of {planned:,} steps" if steps and isinstance(planned, int) else made
         return f"{title} has made {made or 'no step'} so far and has no result yet: it is going on, or was interrupted."
     told = _achievement(record)
     time = record.result["train"].get("seconds")
@@ -117,12 +124,8 @@ def warnings(record: RunRecord) -> list[str]:
     """What must not be overlooked."""
     failed = [str(check.get("name")) for check in record.result["checks"] if check.get("passed") is False]
     found = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} failed: {', '.join(failed)}."] if failed else []
-    overlap = record.result["data"].get("overlap")
-    if is_number(overlap) and overlap > 0:
-        found.append(
-            f"{overlap:,} rows stand both in the training data and in the held-out data, which flatters the figures."
-        )
-    return found
+    data = record.result["data"].get("warnings")
+    return found + [f"{text}." for text in data if isinstance(text, str)] if isinstance(data, list) else found
 
 
 def cards(record: RunRecord) -> list[Card]:
@@ -249,13 +252,19 @@ def loss_summary(record: RunRecord) -> str:
     return text + (f" Validation loss {say(value, 'loss')} at the best step, {best:,}." if value is not None else "")
 
 
-def facts(record: RunRecord) -> list[tuple[str, list[Figure]]]:
-    """What was run, by part: every field that result.json has, and the method's own knobs."""
-    parts = [("Model", "model"), ("Method", "method"), ("Data", "data"), ("Training", "train")]
-    found = {title: figures(record.result[section], section) for title, section in parts}
-    found["Method"][1:1] = figures({k: v for k, v in record.method_knobs.items() if k != "name"}, "run.method")
-    told = {"train.overfitting"}  # in full, beside the curves
-    return [(title, kept) for title, rows in found.items() if (kept := [row for row in rows if row.key not in told])]
+def parts(record: RunRecord) -> list[tuple[str, list[Fact]]]:
+    """What was run, by part: every field that result.json has, once, and the method's own knobs."""
+    result = record.result
+    told = {"overfitting"}  # in full, beside the curves
+    told.update(*(shares for whole, shares in SAID_BY.items() if result["data"].get(whole)))
+
+    def part(section: str) -> list[Fact]:
+        return facts({name: value for name, value in result[section].items() if name not in told}, section)
+
+    method = part("method")
+    method[1:1] = facts({name: value for name, value in record.method_knobs.items() if name != "name"}, "run.method")
+    found = [("Model", part("model")), ("Method", method), ("Data", part("data")), ("Training", part("train"))]
+    return [(title, rows) for title, rows in found if rows]
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:

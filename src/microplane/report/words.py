@@ -100,6 +100,8 @@ UNITS = {
     "json_valid": "share",
     "json_equal": "share",
     "accuracy": "share",
+    "unk_rate": "share",
+    "trained_unk_rate": "share",
 }
 
 NAMES = {
@@ -129,14 +131,24 @@ NAMES = {
     "trains_base": "trains the base's own weights",
     "whole_model": "saves a whole model",
     "overlap": "rows in train and held-out data",
-    "truncated": "truncated rows",
+    "truncated": "shortened prompts",
+    "answers_cut": "shortened answers",
+    "bad": "bad rows left out",
+    "dropped": "rows with nothing to train",
+    "duplicates": "repeated rows",
+    "unk_rate": "unknown tokens",
+    "trained_unk_rate": "unknown trained tokens",
+    "lengths": "tokens in a row",
+    "p95": "95th percentile",
+    "validation_from": "validation rows from",
+    "steps_planned": "planned steps",
     "microplane": "Microplane",
     "torch": "PyTorch",
     "python": "Python",
     "cpu": "processor",
 }
 # What null means there.
-NOTHING = {"quantize": "no", "optimizers": "any", "commit": "not in a repository", "test_rows": "none"}
+NOTHING = {"quantize": "no", "optimizers": "any", "commit": "not in a repository"}
 
 
 def name_of(key: str) -> str:
@@ -155,7 +167,7 @@ def is_finite(value: Any) -> bool:
 def say(value: Any, key: str) -> str:
     """The value of the field `key` for people."""
     if value is None:
-        return NOTHING.get(key, "not measured")
+        return NOTHING.get(key, "not measured" if key in UNITS or key.endswith("_loss") else "none")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if is_number(value):
@@ -168,7 +180,7 @@ def say(value: Any, key: str) -> str:
     if key == "date" and isinstance(value, str):
         return moment(value)
     if isinstance(value, list) and all(isinstance(item, str) or is_number(item) for item in value):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(dict.fromkeys(map(str, value))) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -182,10 +194,6 @@ class Figure:
     @property
     def leaf(self) -> str:
         return self.key.rsplit(".", 1)[-1]
-
-    @property
-    def name(self) -> str:
-        return name_of(self.leaf)
 
     @property
     def exact(self) -> str:
@@ -214,13 +222,28 @@ class Figure:
         return self.value is not None
 
 
-def figures(section: Mapping[str, Any], prefix: str) -> list[Figure]:
-    """All fields below a section, nested ones too."""
-    found: list[Figure] = []
+@dataclass(frozen=True)
+class Fact:
+    """A row of a list of facts: its name, and one figure or several, each with a word before it."""
+
+    name: str
+    figures: list[tuple[str, Figure]]
+
+
+def facts(section: Mapping[str, Any], prefix: str, label: str = "") -> list[Fact]:
+    """All fields below a section; a dictionary of plain values is one row, one of dictionaries is a row for each."""
+    rows: list[Fact] = []
     for name, value in section.items():
-        key = f"{prefix}.{name}"
-        found += figures(value, key) if isinstance(value, dict) else [Figure(key, value)]
-    return found
+        key, title = f"{prefix}.{name}", label + name_of(name)
+        if not isinstance(value, dict):
+            rows += [Fact(title, [("", Figure(key, value))])] if value != [] else []
+        elif name == "facts":
+            rows += facts(value, key)
+        elif any(isinstance(item, dict) for item in value.values()):
+            rows += facts(value, key, f"{title}, ")
+        elif value:
+            rows.append(Fact(title, [(name_of(word), Figure(f"{key}.{word}", item)) for word, item in value.items()]))
+    return rows
 
 
 def change(key: str, before: Any, after: Any) -> tuple[str, str]:

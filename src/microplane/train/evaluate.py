@@ -74,8 +74,9 @@ def evaluate_answers(
     """Generate greedily for the prompts of `indices` and score the answers against the rows' own."""
     pairs = [dataset.prompt_and_target(index) for index in indices]
     targets = [tokenizer.decode(target) for _, target in pairs]
-    names = metrics.choose(targets) if "auto" in knobs.metrics else knobs.metrics
     limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
+    if context := model.config.context:
+        limit = max(1, min(limit, context - max(len(prompt) for prompt, _ in pairs)))
     was_training = model.training
     model.eval()
     generation = GenerateKnobs(max_new_tokens=limit)
@@ -84,7 +85,7 @@ def evaluate_answers(
     model.train(was_training)
     texts = [answer.text for answer in answers]
     shown = [tokenizer.decode(prompt) for prompt in prompts]
-    return Answers(list(indices), shown, targets, texts, metrics.score(names, texts, targets))
+    return Answers(list(indices), shown, targets, texts, metrics.score(knobs.metrics, texts, targets))
 
 
 def measure(
