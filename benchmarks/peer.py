@@ -11,17 +11,12 @@ token i is a target (predicted from token i - 1).
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
-import platform
-import resource
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,7 +26,7 @@ import torch
 import transformers
 from torch import Tensor
 
-WARM_STEPS = 2  # left out of the medians: first touches of memory, kernels chosen
+from common import environment, figures, named, parse, peak_rss, read_rows
 
 
 class Batch(NamedTuple):
@@ -40,11 +35,6 @@ class Batch(NamedTuple):
     labels: Tensor  # (B, T), -100 where nothing is trained; the model shifts them by one itself
     tokens: int  # without padding
     trained: int
-
-
-def read_rows(path: Path) -> list[dict[str, list[int]]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def batches_of(rows: Sequence[dict[str, list[int]]], size: int, pad: int) -> list[Batch]:
@@ -127,55 +117,6 @@ def evaluate(model: peft.PeftModel, batches: list[Batch], autocast: bool) -> flo
     return total / sum(batch.trained for batch in batches)
 
 
-def peak_rss() -> int:
-    """The most memory that this process ever held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return {
-        "median": statistics.median(values),
-        "quartile_low": quartiles[0],
-        "quartile_high": quartiles[2],
-        "least": min(values),
-        "most": max(values),
-    }
-
-
-def speed(counts: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
-    """Tokens per second: spread over the steps after the warm ones, and all tokens by all seconds."""
-    rates = [count / second for count, second in zip(counts, seconds, strict=True)]
-    return spread(rates[WARM_STEPS:] or rates) | {"overall": sum(counts) / sum(seconds)}
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "hardware": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "load_before": os.getloadavg()[0],
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Loads, trains, evaluates; the memory peak is read after each, as it only ever rises."""
     result = {"what": "LoRA with transformers + peft", **environment()}
@@ -193,44 +134,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     memory["after_training"] = peak_rss()
     validation = batches_of(read_rows(options.validation), options.batch_size, pad)
     result |= {
-        "options": {name: v.name if isinstance(v, Path) else v for name, v in vars(options).items()},
+        "options": named(options),
         "threads": torch.get_num_threads(),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "adapter_dtype": str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch."),
-        "seconds": sum(seconds),
-        "step_seconds": spread(seconds[WARM_STEPS:] or seconds),
-        "trained_tokens_per_second": speed([batch.trained for batch in batches], seconds),
-        "tokens_per_second": speed([batch.tokens for batch in batches], seconds),
-        "tokens": sum(batch.tokens for batch in batches),
-        "trained_tokens": sum(batch.trained for batch in batches),
         "validation_loss": evaluate(model, validation, options.autocast),
         "memory_bytes": memory,
         "peak_memory_bytes": peak_rss(),
-        "steps": [
-            {"seconds": s, "loss": loss, "tokens": batch.tokens, "trained_tokens": batch.trained}
-            for s, loss, batch in zip(seconds, losses, batches, strict=True)
-        ],
+        **figures(seconds, losses, [batch.tokens for batch in batches], [batch.trained for batch in batches]),
     }
     return result
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-folder", type=Path, required=True, help="a Hugging Face folder")
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--alpha", type=float, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the frozen model")
-    parser.add_argument("--autocast", action="store_true", help="adapters multiply in bfloat16 too (torch.autocast)")
-    parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,8 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
 
 def show_samples(terminal: Terminal, samples: Sequence[dict[str, str]]) -> None:
     for sample in samples:
-        asked = sample["prompt"].strip().splitlines()
         terminal.say("")
-        terminal.say(f"  command: {next((line for line in reversed(asked) if len(line.split()) > 1), asked[-1])}")
+        terminal.say(f"  command: {sample['prompt'].strip()}")
         terminal.say(f"  before:  {' '.join(sample['before'].split())[:100] or '(nothing)'}")
         terminal.say(f"  after:   {' '.join(sample['after'].split())[:160]}")
         right = sample["after"].strip() == sample["target"].strip()

@@ -106,11 +106,12 @@ def test_ids_and_mask_of_each_format(smol, row, golden):
 
 
 def test_ids_are_those_of_transformers(smol, tmp_path):
+    """Except where an answer begins with white space: there transformers may merge it into the prompt's last token."""
     from transformers import AutoTokenizer
 
     smol.save(tmp_path)
     peer = AutoTokenizer.from_pretrained(tmp_path)
-    contents = ["Xin chào\n\nbạn", "  x = [1,\t2]\n", "日本語 🙂", "émoi  ", "a\r\nb"]
+    contents = ["Xin chào\n\nbạn", "x = [1,\t2]\n  y\n", "日本語 🙂", "émoi  ", "a\r\nb"]
     for system in (None, "", "Sois bref."):
         for number in range(len(contents)):
             example = talk(*[*contents[number:], *contents[:number], "end"], system=system)
@@ -122,7 +123,8 @@ def test_ids_are_those_of_transformers(smol, tmp_path):
 
 # What is trained
 
-WORDS = st.text(st.characters(exclude_categories=("Cs",)) | st.sampled_from("\n  <|>"), min_size=1, max_size=20)
+LETTERS = st.characters(max_codepoint=0x2FFFF, exclude_categories=("Cs", "Cn", "Cc"))  # SmolLM2 lacks a few bytes
+WORDS = st.text(LETTERS | st.sampled_from("\n  <|>"), min_size=1, max_size=20)
 SAID = WORDS.filter(str.strip)
 
 
@@ -180,7 +182,7 @@ def test_special_tokens_in_contents_are_ordinary_text(smol, template):
     assert 0 not in ids
     assert smol.decode([t for t, target in zip(ids, trained, strict=True) if target], False) == f"no {forged}<|im_end|>"
     assert prompt_ids(example.messages[:-1], smol, template) == ids[: last_run(trained)[0]]
-    assert prompt_ids(talk("<|im_end|>").messages, smol).count(2) == 1  # the default system prompt's
+    assert prompt_ids(talk("<|im_end|>").messages, smol).count(2) == 2  # the system prompt's, and the template's
 
 
 def test_special_tokens_in_contents_are_refused_where_text_cannot_be_cut(make_spaced):
@@ -234,7 +236,8 @@ INST = (
 )
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}<t>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}</t>\n{% endfor %}"
+    "{% for m in messages %}<t>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}</t>\n{% endfor %}"
     "{% if add_generation_prompt %}<t>model\n{% endif %}"
 )
 THINKS = (  # earlier turns lose their thoughts, and the last gets empty ones
@@ -252,8 +255,14 @@ WORDS_ONLY = (
     "{% for m in messages %}{{ 'Human: ' if m.role == 'user' else 'Bot: ' }}{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}Bot: {% endif %}"
 )
-UPPER = "{% for m in messages %}<t>{{ m.role }}\n{{ m.content | upper }}</t>{% endfor %}{% if add_generation_prompt %}<t>assistant\n{% endif %}"
-QUOTED = "{% for m in messages %}<t>{{ {m.role: m.content} | tojson }}</t>{% endfor %}{% if add_generation_prompt %}<t>{% endif %}"
+CAPITAL = (  # rewrites contents so that marks in them are in the way
+    "{% for m in messages %}<t>{{ m.role }}\n{{ m.content[0] | upper ~ m.content[1:] }}</t>\n{% endfor %}"
+    "{% if add_generation_prompt %}<t>assistant\n{% endif %}"
+)
+QUOTED = (
+    "{% for m in messages %}<t>{{ {m.role: m.content} | tojson }}</t>{% endfor %}"
+    "{% if add_generation_prompt %}<t>{% endif %}"
+)
 BLOCKS = (
     "{%- for m in messages %}\n{%- if m.content == 'skip' %}{% continue %}{% endif %}\n  {% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content }}<eos>{% endgeneration %}\n{% else %}{{ m.content }}{% endif %}\n{%- endfor %}"
@@ -281,7 +290,11 @@ SPECIAL = ("<s>", "<eos>", "<t>", "</t>", "<|h|>", "<|/h|>", "<|eot|>", "<|im_en
         (THINKS, talk("q", "a"), "<t>user\nq</t>\n<t>assistant\n⟦<think>\n\n</think>\n\na</t>⟧\n"),
         (OPENS_THOUGHT, talk("q", "a"), "<t>user\nq</t><t>assistant\n⟦a</t>⟧"),
         (WORDS_ONLY, talk("q", "a", "r", "b"), "Human: q\nBot: ⟦a⟧\nHuman: r\nBot: ⟦b\n<eos>⟧"),
-        (UPPER, talk("q", "a", "r", "b"), "<t>user\nQ</t><t>assistant\n⟦A</t>⟧<t>user\nR</t><t>assistant\n⟦B</t>⟧"),
+        (
+            CAPITAL,
+            talk("q", "a", "r", "b"),
+            "<t>user\nQ</t>\n<t>assistant\n⟦A</t>⟧\n<t>user\nR</t>\n<t>assistant\n⟦B</t>⟧\n",
+        ),
         (QUOTED, talk('"é', "a"), '<t>{"user": "\\"é"}</t><t>⟦{"assistant": "a"}</t>⟧'),
         (BLOCKS, talk("q", "skip", "r", "b"), None),
         (BLOCKS, talk("q", "b"), "q⟦b<eos>⟧"),
@@ -303,7 +316,7 @@ def test_templates_of_many_kinds(make_tiny, template, example, text):
 
 
 def test_stops_are_the_end_tokens_and_the_one_that_closes_a_turn(make_tiny):
-    for template, closing in ((TRIMS, "<|eot|>"), (NO_SYSTEM, "</t>"), (WORDS_ONLY, None), (UPPER, "</t>")):
+    for template, closing in ((TRIMS, "<|eot|>"), (NO_SYSTEM, "</t>"), (WORDS_ONLY, None), (CAPITAL, "</t>")):
         tokenizer = make_tiny(SPECIAL, template, bos="<s>")
         names = ["<eos>", closing] if closing else ["<eos>"]
         assert [tokenizer.piece(token) for token in stop_ids(tokenizer)] == names
@@ -312,7 +325,7 @@ def test_stops_are_the_end_tokens_and_the_one_that_closes_a_turn(make_tiny):
 
 def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
     with pytest.raises(DataError, match="the text '</t>' is a special token of the model"):
-        render(talk("q</t>", "a"), make_tiny(SPECIAL, UPPER))
+        render(talk("q</t>", "a"), make_tiny(SPECIAL, CAPITAL))
 
 
 def test_a_template_that_drops_the_answer_is_refused(make_tiny):
@@ -331,7 +344,7 @@ def test_a_refusal_of_the_template_is_told_in_its_own_words(make_tiny):
 
 
 def test_a_broken_template_is_told(make_tiny):
-    with pytest.raises(DataError, match="chat template is broken: .*'endfor'.*; possible: --set data.template=plain"):
+    with pytest.raises(DataError, match=r"chat template is broken: .*'endfor'.*; possible: --set data.template=plain"):
         render(talk("q", "a"), make_tiny(SPECIAL, "{% for m in messages %}"))
 
 
@@ -350,7 +363,7 @@ def test_templates_can_ask_for_the_date():
 
 def test_choosing_a_chat_template_that_is_not_there(make_tiny):
     with pytest.raises(
-        DataError, match="template 'chat': the model has no chat template; possible: --set data.template"
+        DataError, match=r"template 'chat': the model has no chat template; possible: --set data.template"
     ):
         render(talk("q", "a"), make_tiny(), "chat")
     assert layout(make_tiny()).kind == "plain"
@@ -419,12 +432,9 @@ def test_text_loses_its_end(make_tiny):
 def test_an_earlier_answer_may_go_and_what_follows_the_last_goes_first(make_tiny):
     tokenizer = make_tiny(SPECIAL, NO_SYSTEM)
     example = talk("q", "a", "r", "b")
-    assert len(render(example, tokenizer)[0]) == 36
-    assert _fitted(tokenizer, example, 35)[1] == ""  # only the line end behind the last answer
-    assert _fitted(tokenizer, example, 21) == (
-        "⟦</t>⟧\n<t>user\nr</t>\n<t>model\n⟦b</t>⟧".replace("⟦</t>⟧", "</t>", 1),
-        "prompt",
-    )
+    assert len(render(example, tokenizer)[0]) == 38
+    assert _fitted(tokenizer, example, 37)[1] == ""  # only the line end behind the last answer
+    assert _fitted(tokenizer, example, 21) == ("a⟦</t>⟧\n<t>user\nr</t>\n<t>model\n⟦b</t>⟧", "prompt")
 
 
 @MANY

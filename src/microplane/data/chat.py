@@ -141,7 +141,8 @@ class ChatTemplate:
             whole = end = self._prefix(messages[: number + 1], text)
         if prompt is not None and (end is None or prompt <= end):
             start = prompt
-        if start is None or end is None or (whole is not None and self._ignores(messages, number)):
+        lost = start is None or end is None or start >= end
+        if lost or (whole is not None and self._ignores(messages, number)):
             raise DataError(
                 f"the model's chat template drops or rewrites message {number + 1}, an answer, so that its tokens "
                 "cannot be told; possible: --set data.template=plain"
@@ -193,7 +194,7 @@ def _free_marks(messages: Sequence[Message], text: str) -> int:
     used = {ord(char) for source in sources if not source.isascii() for char in _PRIVATE.findall(source)}
     size = 2 * len(messages) + 1
     for base in range(0xF0000, 0x10FFFE - size, size):
-        if not any(base <= char <= base + size for char in used):
+        if used.isdisjoint(range(base, base + size)):
             return base
     raise DataError("a conversation uses up all private-use characters of Unicode, which are needed to follow it")
 

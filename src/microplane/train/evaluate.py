@@ -45,6 +45,22 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+def without_frame(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Prompts without the tokens with which all of them begin and end: the template, and a shared instruction."""
+    if len(prompts) < 2:
+        return list(prompts)
+    shortest = min(len(prompt) for prompt in prompts)
+
+    def shared(at: Callable[[int], int]) -> int:
+        columns = ({prompt[at(i)] for prompt in prompts} for i in range(shortest))
+        return next((i for i, column in enumerate(columns) if len(column) > 1), shortest)
+
+    start, end = shared(lambda i: i), shared(lambda i: -1 - i)
+    if start + end >= shortest:  # one prompt would be left with nothing
+        return list(prompts)
+    return [prompt[start : len(prompt) - end] for prompt in prompts]
+
+
 @dataclass(frozen=True)
 class Answers:
     """What a model answered to held-out rows."""
@@ -84,7 +100,7 @@ def evaluate_answers(
     answers = generate(model, tokenizer, prompts, generation, stop_ids, progress=progress)
     model.train(was_training)
     texts = [answer.text for answer in answers]
-    shown = [tokenizer.decode(prompt) for prompt in prompts]
+    shown = [tokenizer.decode(own) for own in without_frame(prompts)]
     return Answers(list(indices), shown, targets, texts, metrics.score(knobs.metrics, texts, targets))
 
 

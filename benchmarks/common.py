@@ -1,0 +1,115 @@
+"""What the two sides of a speed comparison share: arguments, rows, and how figures are written."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WARM_STEPS = 2  # left out of the medians: first touches of memory, kernels chosen
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="LoRA on rows that are tokenised and batched already")
+    parser.add_argument("--model-folder", type=Path, required=True, help="a Hugging Face folder")
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--alpha", type=float, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the frozen model")
+    parser.add_argument("--autocast", action="store_true", help="adapters multiply in bfloat16 too (torch.autocast)")
+    parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args(arguments)
+
+
+def read_rows(path: Path) -> list[dict[str, list[int]]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def peak_rss() -> int:
+    """The most memory that this process ever held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {
+        "median": statistics.median(values),
+        "quartile_low": quartiles[0],
+        "quartile_high": quartiles[2],
+        "least": min(values),
+        "most": max(values),
+    }
+
+
+def speed(counts: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
+    """Tokens per second: spread over the steps after the warm ones, and all tokens by all seconds."""
+    rates = [count / second for count, second in zip(counts, seconds, strict=True)]
+    return spread(rates[WARM_STEPS:] or rates) | {"overall": sum(counts) / sum(seconds)}
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "hardware": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("transformers", "peft", "microplane")},
+        },
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def figures(
+    seconds: Sequence[float], losses: Sequence[float], tokens: Sequence[int], trained: Sequence[int]
+) -> dict[str, Any]:
+    """What both sides say of their steps."""
+    return {
+        "seconds": sum(seconds),
+        "step_seconds": spread(seconds[WARM_STEPS:] or seconds),
+        "trained_tokens_per_second": speed(trained, seconds),
+        "tokens_per_second": speed(tokens, seconds),
+        "tokens": sum(tokens),
+        "trained_tokens": sum(trained),
+        "steps": [
+            {"seconds": s, "loss": loss, "tokens": n, "trained_tokens": k}
+            for s, loss, n, k in zip(seconds, losses, tokens, trained, strict=True)
+        ],
+    }
+
+
+def named(options: argparse.Namespace) -> dict[str, Any]:
+    """The options without the paths of this machine."""
+    return {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
