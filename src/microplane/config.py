@@ -6,6 +6,8 @@ The method's own knobs (`method.rank`, ...) are the fields of the method itself,
 
 from __future__ import annotations
 
+import re
+import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,16 @@ K = TypeVar("K", bound=BaseModel)
 class Knobs(BaseModel):
     """A section of knobs. Frozen, and unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        """Text must survive run.yaml and result.json, which bytes of another encoding in a file's name would not."""
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and ("\0" in text or not is_utf8(text)):
+                raise ValueError("must be text in UTF-8, without the character 0")
+        return value
 
 
 class ModelKnobs(Knobs):
@@ -63,13 +74,13 @@ class DataKnobs(Knobs):
     validation_share: float = Field(
         0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
     )
-    validation_rows: int = Field(500, ge=1, description="at most this many rows are split off")
+    validation_rows: int = Field(200, ge=1, description="at most this many rows are split off")
     skip_bad_rows: bool = Field(False, description="count bad rows and go on, instead of refusing the file")
     limit: int | None = Field(None, ge=1, description="use only the first so many rows of the training file")
 
 
 class TrainKnobs(Knobs):
-    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training rows")
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(16, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
@@ -104,10 +115,17 @@ class GenerateKnobs(Knobs):
     repetition_penalty: float = Field(
         1.0, gt=0, description="above 1 makes tokens that already stand there less likely"
     )
-    beams: int = Field(1, ge=1, description="width of the beam search; 1 for none")
+    beams: int = Field(1, ge=1, le=256, description="width of the beam search; 1 for none")
     length_penalty: float = Field(1.0, description="beam scores are divided by length to this power")
     stop: tuple[str, ...] = Field((), description="texts that end the answer, besides the model's stop tokens")
     seed: int = Field(0, ge=0, description="of the sampling")
+
+    @field_validator("temperature")
+    @classmethod
+    def _temperature(cls, temperature: float) -> float:
+        if 0 < temperature < 1e-3:  # what scores are divided by; below this they overflow
+            raise ValueError("must be 0, or at least 0.001")
+        return temperature
 
 
 class EvalKnobs(Knobs):
@@ -129,6 +147,19 @@ class RunKnobs(Knobs):
     data: DataKnobs = DataKnobs()
     train: TrainKnobs = TrainKnobs()
     eval: EvalKnobs = EvalKnobs()
+
+    @field_validator("model", "method", "data", "train", "eval", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        """`train:` with nothing below it, as is left when all its lines are commented out."""
+        return {} if value is None else value
+
+    @field_validator("method")
+    @classmethod
+    def _named_method(cls, method: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(method.get("name", ""), str):
+            raise ValueError("its name must be text, as in {name: lora}")
+        return method
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -157,16 +188,42 @@ def build(model: type[K], values: Mapping[str, Any], where: str = "", section: s
         ) from None
 
 
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
+_SECTION, _LIST = "must be a section, as in {name: value}", "must be a list, as in [a, b]"
+_WORDS = {"model_type": _SECTION, "dict_type": _SECTION, "tuple_type": _LIST, "string_type": "must be text"}
+
+
 def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> str:
     name = section + ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        hint = nearest(name, known)
-        if not hint:  # a right name in the wrong section
-            leaf = name.rsplit(".", 1)[-1]
-            hint = next((f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), "")
-        return f"  {name}: there is no such knob.{hint} All knobs: microplane knobs"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"  {name} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+    if item["type"] in ("extra_forbidden", "invalid_key"):
+        return f"  {name}: there is no such knob.{_nearest_knob(name, known)} All knobs: microplane knobs"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
+    message = _WORDS.get(item["type"], message[:1].lower() + message[1:])
+    return f"  {name} = {shown(item['input'])}: {message}"
+
+
+def _nearest_knob(name: str, known: Sequence[str]) -> str:
+    """A name that is spelled nearly so, or the right one in another section."""
+    leaf = name.rsplit(".", 1)[-1]
+    return nearest(name, known) or next(
+        (f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), ""
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as it can stand in a message: shortened, and `null` as YAML has it."""
+    try:
+        return "null" if value is None else _SHOWN.repr(value)
+    except ValueError:  # Python refuses to print a number of more than 4,300 digits
+        return "a very long number"
+
+
+def knob_for_option(option: str) -> str:
+    """How to set the knob that somebody took for an option, as `--lr`; empty if there is none like it."""
+    name = option.lstrip("-").replace("-", "_")
+    known = [known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name]
+    return f" Knobs are set with --set, as in --set {known[0]}=VALUE." if known else ""
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
@@ -189,32 +246,44 @@ def place(values: dict[str, Any], name: str, value: Any) -> None:
     """
     *sections, leaf = name.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{name}: {section!r} is a knob, not a section of knobs")
+        below = values.get(section)
+        if below is None:
+            below = values[section] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{name} cannot be set: {section} = {shown(below)} is a value, not a section of knobs")
+        values = below
     values[leaf] = value
 
 
-def parse_value(text: str) -> Any:
-    """A knob's value from its text. YAML 1.1 reads `1e-3` as a string; here it is a number."""
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; here it is a number, as YAML 1.2 has it."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+    )
+
+
+def _parse(text: str) -> Any:
+    """Raises: ValueError, with what is wrong on one line."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml.load(text, _Loader)  # a subclass of the safe one: makes nothing but plain values
+    except Exception as error:  # PyYAML lets through what its constructors raise: KeyError for `!!bool x`, and others
+        told = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value is damaged or nested too deeply"
+        raise ValueError(" ".join(told.split()).replace('in "<unicode string>", ', "in ")) from None
+
+
+def parse_value(text: str) -> Any:
+    """A knob's value from its text; what is not YAML is itself, as in `data.system=Answer: yes or no`."""
+    try:
+        return _parse(text)
+    except ValueError:
         return text
-    return _number(value)
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -224,21 +293,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if it is missing, is not YAML, or is not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold knobs as `name: value`, but holds a {type(values).__name__}")
-    return _number(values)
+        raise ConfigError(f"{path} must hold knobs as `name: value`, but holds {shown(values)}")
+    return values
 
 
 def to_yaml(knobs: BaseModel) -> str:
     """The resolved knobs as YAML; `read_yaml` and `build` give them back equal."""
-    return yaml.safe_dump(knobs.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(knobs.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written down. A command line or a file's name may hold bytes that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def choices(field: FieldInfo) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,13 +26,7 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
     folder = Path("runs") / "home-commands-data" / lang
     summary = recipe().build(folder, lang=lang, train_rows=rows, test_rows=300)
     terminal.say(f"{summary['train_rows']} commands to train on, {summary['test_rows']} held out, in {folder}")
-    values: dict[str, Any] = {
-        "model": {"name": "smollm2"},
-        "method": {"name": "lora"},
-        "data": {"train": str(folder), "system": ""},
-        "train": {"eval_every": 60},
-        "eval": {"rows": 300},
-    }
+    values = demo_knobs(folder)
     for assignment in assignments:
         set_value(values, assignment)
     try:
@@ -40,6 +35,16 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
         terminal.close()
     show_samples(terminal, done.result["samples"][:5])
     return done
+
+
+def demo_knobs(folder: Path) -> dict[str, Any]:
+    """What the demo sets; everything else is a default."""
+    return {
+        "model": {"name": "smollm2"},
+        "method": {"name": "lora"},
+        "data": {"train": str(folder), "system": "", "validation_rows": 120},
+        "eval": {"rows": 300},
+    }
 
 
 def show_samples(terminal: Terminal, samples: Sequence[dict[str, str]]) -> None:
@@ -62,6 +67,7 @@ def recipe() -> ModuleType:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up there
             spec.loader.exec_module(module)
             return module
     raise DataError("the recipe of the demo, home_commands/build.py, is not part of this installation")

@@ -21,7 +21,7 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
     data = knobs.data
     if loaded.method is not None:
         data = data.model_copy(update={"template": loaded.template, "system": data.system or loaded.system})
-    rows = load_rows(data, loaded.tokenizer, watch.progress("reading rows"))
+    rows = load_rows(data, loaded.tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
     chosen = choose_rows(rows, knobs.eval.rows)
     loaded.template = data.template
     return measure(loaded.model, loaded.tokenizer, rows, chosen, knobs.eval, loaded.stop_ids, "model", watch.progress)

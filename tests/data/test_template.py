@@ -324,8 +324,19 @@ def test_stops_are_the_end_tokens_and_the_one_that_closes_a_turn(make_tiny):
 
 
 def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
+    tokenizer = make_tiny(SPECIAL, CAPITAL)
+    ids, _ = render(talk("q</t>", "a</t>"), tokenizer)
+    assert tokenizer.decode(ids, False) == "<t>user\nQ</t></t>\n<t>assistant\nA</t></t>\n"
+    assert [tokenizer.piece(token) for token in ids].count("</t>") == 2
+    picky = "{% for m in messages %}<t>{{ m.content if m.content | length == 5 or m.role != 'user' }}</t>{% endfor %}"
     with pytest.raises(DataError, match="the text '</t>' is a special token of the model"):
-        render(talk("q</t>", "a"), make_tiny(SPECIAL, CAPITAL))
+        render(talk("q</t>", "a"), make_tiny(SPECIAL, picky))
+
+
+def test_a_generation_prompt_that_training_rows_do_not_have_is_noticed(make_tiny):
+    assert not layout(make_tiny(SPECIAL, OPENS_THOUGHT)).continues
+    for template in (TRIMS, INST, NO_SYSTEM, THINKS, WORDS_ONLY, CAPITAL, None):
+        assert layout(make_tiny(SPECIAL, template, bos="<s>")).continues
 
 
 def test_a_template_that_drops_the_answer_is_refused(make_tiny):

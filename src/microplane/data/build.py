@@ -20,14 +20,19 @@ from microplane.errors import DataError
 
 
 def build(
-    files: dict[str, list[Path]], knobs: DataKnobs, layout: Layout, folder: Path, progress: Progress | None
+    files: dict[str, list[Path]],
+    knobs: DataKnobs,
+    layout: Layout,
+    folder: Path,
+    progress: Progress | None,
+    hold_out: bool = True,
 ) -> None:
     """Read the files twice, and write the arrays of all splits and `summary.json` to a new folder.
 
     Raises:
         DataError: see `dataset.load_splits`. Nothing is left behind then.
     """
-    found = survey_all(files, knobs, progress)
+    found = survey_all(files, knobs, progress, hold_out)
     with folder_aside(folder) as temporary:
         with ExitStack() as stack:
             writers = {
@@ -149,6 +154,11 @@ class Builder:
             fingerprint=_fingerprint(stored),
         )
         summary.warn()
+        if summary.template == "chat" and not self.layout.continues:
+            summary.warnings.append(
+                "the chat template begins answers in another way for generation than in these rows, so what is trained "
+                "is not quite what will be asked for"
+            )
         return summary
 
 

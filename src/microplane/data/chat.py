@@ -117,53 +117,37 @@ class ChatTemplate:
         traced = Traced(self.text(messages, generation_prompt))
         places = self._places(messages, traced.text, generation_prompt)
         for number, message in enumerate(messages):
-            start, end = places.get(number, (None, None))
+            span = places.get(number)
+            if span is None and message.content:
+                span = self._replaced(messages, number, traced.text, generation_prompt)
             if message.role == "assistant":
-                span, closed = self._answer(messages, number, traced.text, start, end)
-                traced.answers.append(span)
-                traced.closed.append(closed)
-                start = start if start is not None or closed else span[0]
-            if start is not None and end is not None:
-                traced.contents.append((start, end))
+                traced.answers.append(self._answer(messages, number, traced.text, span))
+            if span is not None:
+                traced.contents.append(span)
             elif message.content:
                 traced.untraced.append(message.content)
         return traced
 
-    def _answer(self, messages: Sequence[Message], number: int, text: str, start: int | None, end: int | None):
-        """Span of one answer, and whether its end counts the closing too.
+    def _answer(self, messages: Sequence[Message], number: int, text: str, span: Span | None) -> Span:
+        """Span of one answer, given that of its content.
 
         It starts where the generation prompt ends, since the model has to write whatever follows that; where the
         generation prompt is no part of this rendering, it starts with the content.
         """
-        prompt = self._prefix(messages[:number], text, generation_prompt=True)
-        whole = None
-        if end is None:
-            whole = end = self._prefix(messages[: number + 1], text)
-        if prompt is not None and (end is None or prompt <= end):
-            start = prompt
-        lost = start is None or end is None or start >= end
-        if lost or (whole is not None and self._ignores(messages, number)):
+        if span is None:
             raise DataError(
                 f"the model's chat template drops or rewrites message {number + 1}, an answer, so that its tokens "
                 "cannot be told; possible: --set data.template=plain"
             )
-        return (start, end), whole is not None
-
-    def _prefix(self, messages: Sequence[Message], text: str, generation_prompt: bool = False) -> int | None:
-        """The length of the rendering of the first messages, if the whole rendering begins with it."""
         try:
-            prefix = self.text(messages, generation_prompt) if messages else ""
+            prompt = self.text(messages[:number], generation_prompt=True) if number else ""
         except DataError:
-            return None
-        return len(prefix) if prefix and text.startswith(prefix) else None
+            return span
+        starts_there = prompt and len(prompt) <= span[1] and text.startswith(prompt)
+        return (len(prompt), span[1]) if starts_there else span
 
-    def _ignores(self, messages: Sequence[Message], number: int) -> bool:
-        changed = Message(messages[number].role, "x" + messages[number].content + "x")
-        before = list(messages[: number + 1])
-        return self.text(before) == self.text([*before[:number], changed])
-
-    def _places(self, messages: Sequence[Message], text: str, generation_prompt: bool) -> dict[int, tuple]:
-        """Start and end of each message's content in `text`; None for a mark that the template lost or doubled."""
+    def _places(self, messages: Sequence[Message], text: str, generation_prompt: bool) -> dict[int, Span]:
+        """Start and end in `text` of the contents whose marks the template leaves in place."""
         base = _free_marks(messages, text)
         anywhere = re.compile(f"[{chr(base)}-{chr(base + 2 * len(messages))}]")
         for mark in (_outside, _inside):
@@ -175,6 +159,18 @@ class ChatTemplate:
             if anywhere.sub("", rendered) == text:
                 return _found(rendered, anywhere, base)
         return {}
+
+    def _replaced(self, messages: Sequence[Message], number: int, text: str, generation_prompt: bool) -> Span | None:
+        """The place of a content that the template rewrites: what changes when a mark stands in its stead."""
+        mark = chr(_free_marks(messages, text))
+        instead = [*messages[:number], Message(messages[number].role, mark), *messages[number + 1 :]]
+        try:
+            before, found, behind = self.text(instead, generation_prompt).partition(mark)
+        except DataError:
+            return None
+        start = _common(before, text)
+        end = len(text) - _common(behind[::-1], text[start:][::-1])
+        return (start, end) if found and start < end else None
 
 
 def _outside(content: str, mark: int) -> str:
@@ -199,12 +195,18 @@ def _free_marks(messages: Sequence[Message], text: str) -> int:
     raise DataError("a conversation uses up all private-use characters of Unicode, which are needed to follow it")
 
 
-def _found(rendered: str, anywhere: re.Pattern[str], base: int) -> dict[int, tuple]:
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their start."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _found(rendered: str, anywhere: re.Pattern[str], base: int) -> dict[int, Span]:
     positions: dict[int, list[int]] = {}
     for count, match in enumerate(anywhere.finditer(rendered)):
         positions.setdefault(ord(match[0]) - base, []).append(match.start() - count)
     once = {mark: places[0] for mark, places in positions.items() if len(places) == 1}
-    return {mark // 2: (once.get(mark & ~1), once.get(mark | 1)) for mark in positions}
+    return {mark // 2: (once[mark], once[mark + 1]) for mark in once if mark % 2 == 0 and mark + 1 in once}
 
 
 class PlainTemplate:
@@ -228,7 +230,6 @@ class PlainTemplate:
             traced.text += message.content
             if message.role == "assistant":
                 traced.answers.append(span)
-                traced.closed.append(False)
                 traced.text += self.end
             if number + 1 < len(said) or message.role != "assistant":
                 traced.text += "\n"

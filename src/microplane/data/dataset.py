@@ -18,7 +18,7 @@ from microplane.data.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.paths import cache_dir
 
-__all__ = ["DataSummary", "Splits", "TokenDataset", "load_splits"]
+__all__ = ["DataSummary", "Splits", "TokenDataset", "load_rows", "load_splits"]
 
 VERSION = 1  # of what is stored and of all code that decides it; raise it when either changes
 
@@ -43,16 +43,35 @@ def load_splits(knobs: DataKnobs, tokenizer: Tokenizer, progress: Progress | Non
         DataError: for files that cannot be read, bad rows (see `knobs.skip_bad_rows`), too few rows, rows without
             anything to train on, or a cache that cannot be written.
     """
+    sets, summary = _load(files_of(knobs), knobs, tokenizer, progress)
+    return Splits(sets["train"], sets["validation"], sets.get("test"), summary)
+
+
+def load_rows(knobs: DataKnobs, tokenizer: Tokenizer, progress: Progress | None = None) -> TokenDataset:
+    """All rows of a file, to measure on; of a folder with splits, its test rows or else its validation rows.
+
+    Raises:
+        DataError: see `load_splits`.
+    """
     files = files_of(knobs)
-    key = _key(files, knobs, tokenizer)
+    name = next(name for name in ("test", "validation", "train") if name in files)
+    return _load({"train": files[name]}, knobs, tokenizer, progress, hold_out=False)[0]["train"]
+
+
+def _load(
+    files: dict[str, list[Path]],
+    knobs: DataKnobs,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+    hold_out: bool = True,
+) -> tuple[dict[str, TokenDataset], DataSummary]:
+    key = _key(files, knobs, tokenizer, hold_out)
     folder = cache_dir() / "data" / key
-    found = _open(folder)
-    if found and (knobs.skip_bad_rows or not found.summary.bad):
+    if found := _open(folder):
         return found
-    if not found:
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
-    build(files, knobs, layout(tokenizer, knobs.template, knobs.system), folder, progress)
-    if key != _key(files, knobs, tokenizer):
+    shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
+    build(files, knobs, layout(tokenizer, knobs.template, knobs.system), folder, progress, hold_out)
+    if key != _key(files, knobs, tokenizer, hold_out):
         shutil.rmtree(folder, ignore_errors=True)
         raise DataError(f"{knobs.train} changed while it was read; run again")
     made = _open(folder)
@@ -61,18 +80,18 @@ def load_splits(knobs: DataKnobs, tokenizer: Tokenizer, progress: Progress | Non
     return made
 
 
-def _key(files: dict[str, list[Path]], knobs: DataKnobs, tokenizer: Tokenizer) -> str:
+def _key(files: dict[str, list[Path]], knobs: DataKnobs, tokenizer: Tokenizer, hold_out: bool) -> str:
     """Of all that decides the tokens: files by path, size and time, knobs, tokenizer, and the version of this code."""
     identity = {
         name: [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
         for name, paths in files.items()
     }
     chosen = knobs.model_dump(mode="json", exclude={"train", "validation", "test", "skip_bad_rows"})
-    parts = [VERSION, identity, chosen, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos_ids]
+    parts = [VERSION, hold_out, identity, chosen, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos_ids]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _open(folder: Path) -> Splits | None:
+def _open(folder: Path) -> tuple[dict[str, TokenDataset], DataSummary] | None:
     """What the cache holds, or None if it is not there or not whole."""
     try:
         content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -80,6 +99,6 @@ def _open(folder: Path) -> Splits | None:
         for name, values in content["stored"].items():
             stored = Stored(**(values | {"files": tuple(values["files"]), "stops": tuple(values["stops"])}))
             sets[name] = TokenDataset(folder, name, stored)
-        return Splits(sets["train"], sets["validation"], sets.get("test"), DataSummary(**content["summary"]))
+        return sets, DataSummary(**content["summary"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

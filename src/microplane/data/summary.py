@@ -71,9 +71,9 @@ class DataSummary:
 
     def _cut(self) -> list[str]:
         cut, answers = sum(self.truncated.values()), sum(self.answers_cut.values())
-        how = f"longer than {self.max_length:,} tokens (data.max_length)"
-        lines = [f"{cut:,} rows are {how} and lost the start of their prompt"] if cut else []
-        return [*lines, f"{answers:,} answers are {how} by themselves and lost their end"] if answers else lines
+        limit = f"{self.max_length:,} tokens (data.max_length)"
+        lines = [f"{_many(cut, 'row')} above {limit} lost the start of their prompt"] if cut else []
+        return [*lines, f"{_many(answers, 'answer')} above {limit} lost their end"] if answers else lines
 
     def _repeated(self) -> list[str]:
         lines = []
@@ -90,6 +90,10 @@ class DataSummary:
             return []
         where = f"{self.unk_rate:.1%} of the tokens and {self.trained_unk_rate:.1%} of the trained tokens"
         return [f"{where} are unknown to the tokenizer (<unk>): the model cannot read or write what they stand for"]
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def length_facts(lengths: np.ndarray) -> dict[str, float]:

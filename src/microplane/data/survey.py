@@ -106,8 +106,10 @@ class Survey:
         return found
 
 
-def survey_all(files: dict[str, list[Path]], knobs: DataKnobs, progress: Progress | None = None) -> Survey:
-    """Read and check all files, and split validation rows off if there are none.
+def survey_all(
+    files: dict[str, list[Path]], knobs: DataKnobs, progress: Progress | None = None, hold_out: bool = True
+) -> Survey:
+    """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
 
     Raises:
         DataError: see `survey`; also for too few rows.
@@ -116,7 +118,7 @@ def survey_all(files: dict[str, list[Path]], knobs: DataKnobs, progress: Progres
     for split in splits.values():
         if not len(split.hashes):
             raise split.problems.error(split.label, split.problems.total)
-    if "validation" in splits:
+    if "validation" in splits or not hold_out:
         return Survey(splits, None)
     whole = splits["train"]
     held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)

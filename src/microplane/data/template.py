@@ -61,6 +61,7 @@ class Layout:
     Attributes:
         kind: "chat" or "plain".
         stops: see `stop_ids`.
+        continues: whether training rows begin as generation does. Some templates open a thought only for generation.
         bos: the token that the tokenizer puts before every text, if it does.
     """
 
@@ -78,7 +79,8 @@ class Layout:
         self.joins = tokenizer.decode(parts, skip_special=False) == "xy"
         self.stops = tuple(dict.fromkeys(tokenizer.eos_ids))
         self.template = self._template()
-        self.stops = tuple(dict.fromkeys([*self.stops, *self._closing_token()]))
+        closing, self.continues = self._probe()
+        self.stops = tuple(dict.fromkeys([*self.stops, *closing]))
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
 
@@ -177,13 +179,11 @@ class Layout:
         trained = [False] * len(ids)
         starts = [start for start, _ in offsets]
         stopped = False
-        for (start, end), closed in zip(traced.answers, traced.closed, strict=True):
+        for start, end in traced.answers:
             first, last = bisect_left(starts, start), bisect_left(starts, end)
             if first and offsets[first - 1][1] > start and not traced.text[offsets[first - 1][0] : start].strip():
                 first -= 1  # the token begins with the white space before the answer
-            stop = (
-                self._closing(ids, first, last, backwards=True) if closed else self._behind(ids, starts, last, traced)
-            )
+            stop = self._behind(ids, starts, last, traced)
             stopped = stop is not None
             if stop is not None:
                 last = stop + 1
@@ -196,25 +196,21 @@ class Layout:
         """The stop token behind an answer, with only what the template writes in between."""
         place = starts[last] if last < len(ids) else len(traced.text)
         content = min((first for first, _ in traced.contents if first >= place), default=len(traced.text))
-        return self._closing(ids, last, bisect_left(starts, content))
-
-    def _closing(self, ids: list[int], first: int, last: int, backwards: bool = False) -> int | None:
-        order = range(last - 1, first - 1, -1) if backwards else range(first, last)
-        found = next((place for place in order if self._special(ids[place])), None)
+        found = next((token for token in range(last, bisect_left(starts, content)) if self._special(ids[token])), None)
         return found if found is not None and ids[found] in self.stops else None
 
-    def _closing_token(self) -> list[int]:
-        """The special token that follows an answer in a conversation of two messages."""
-        if self.kind == "plain":
-            return []
+    def _probe(self) -> tuple[list[int], bool]:
+        """The special token that follows an answer in a conversation of two messages, and see `continues`."""
+        messages = self._with_system([Message("user", "a"), Message("assistant", "b")])
         try:
-            traced = self.template.trace(self._with_system([Message("user", "a"), Message("assistant", "b")]))
+            traced = self.template.trace(messages)
+            prompt = self.template.trace(messages[:-1], generation_prompt=True).text
         except DataError:  # it may ask for more than this; rows will tell
-            return []
+            return [], True
         ids, offsets = self._encode(traced)
-        (start, end), closed = traced.answers[0], traced.closed[0]
-        behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= (start if closed else end)]
-        return next(([token] for token in behind if self._special(token)), [])
+        behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= traced.answers[0][1]]
+        closing = next(([token] for token in behind if self._special(token)), [])
+        return closing, traced.text.startswith(prompt)
 
 
 # Length

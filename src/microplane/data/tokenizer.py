@@ -144,7 +144,10 @@ def _surround(backend: Backend, before: str | None, behind: str | None) -> None:
 
 
 class TextStream:
-    """Token ids in, text out, as soon as its characters are complete. The pieces add up to `decode` of all ids."""
+    """Token ids in, text out, as soon as its characters are complete. The parts add up to `decode` of all ids.
+
+    Only among bytes that make no text they may differ: SentencePiece's decoding gives up a whole run of bytes for one.
+    """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
         self.tokenizer, self.skip_special = tokenizer, skip_special

@@ -137,7 +137,8 @@ class Tensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         tensor = torch.from_numpy(self.file.read(self.names[name]))
         module = ".".join(name.split(".")[-3:-1])
-        if heads := self.permuted.get(module):
+        heads = self.permuted.get(module)
+        if heads and tensor.shape[0] % (2 * heads) == 0:  # else the shape is wrong, which loading says
             return _unpermute(tensor, heads)
         if self.family.gemma and module.endswith("norm"):
             return tensor - 1.0
@@ -196,6 +197,9 @@ def _check(file: GgufFile, name: str, told: Mapping[str, Any]) -> None:
             shown = "nothing" if value is None else repr(value)[:40]
             expected = "a whole number above 0" if whole else "a number above 0"
             raise ModelError(f"the metadata of {file.path} have {shown} for {name}.{key}: expected {expected}")
+    found = {stem.split(".")[1] for stem in file.tensors if stem.startswith("blk.")}
+    if told["block_count"] != len(found):
+        raise ModelError(f"the metadata of {file.path} promise {told['block_count']} layers, and it holds {len(found)}")
     if told.get("expert_count"):
         raise ModelError(f"{file.path} is a mixture of {told['expert_count']} experts, which is not supported")
 

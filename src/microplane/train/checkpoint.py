@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from microplane.errors import AdapterError, CheckpointError, MicroplaneError
+from microplane.errors import AdapterError, CheckpointError, ConfigError, MicroplaneError
 from microplane.methods import Method, make_method, trainable
 from microplane.models.load import save_model
 from microplane.paths import aside, write_aside
 
 KEEP = 2  # checkpoints kept in resume/
+TENSORS = ("weights.safetensors", "optimizer.safetensors")  # of a checkpoint
 
 # ---------------------------------------------------------------------------------------------------- adapter/
 
@@ -46,7 +49,8 @@ def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[
     _write_json(folder / "method.json", {"name": method.name, **method.model_dump(mode="json"), "about": dict(about)})
     weights = folder / weights_name(method)
     if method.whole_model:
-        save_model(model, folder)
+        with disk_errors(weights):
+            save_model(model, folder)
         return weights.stat().st_size
     # The weights come last: they are what a new best replaces, and a reader that finds them finds the rest.
     save_tensors(weights, method.state(model), {"format": "pt"})
@@ -63,14 +67,16 @@ def read_method(folder: Path) -> tuple[Method, dict[str, Any]]:
     Raises:
         AdapterError: if there is no adapter, or it is of a kind that is not known here.
     """
-    if (folder / "method.json").is_file():
-        values = _read_json(folder / "method.json", AdapterError)
+    if (file := folder / "method.json").is_file():
+        values = _read_json(file, AdapterError)
         about = values.pop("about", {})
-        return make_method(values), about
-    if (folder / "adapter_config.json").is_file():
-        config = _read_json(folder / "adapter_config.json", AdapterError)
+        if not isinstance(about, dict) or not isinstance(values.get("name"), str):
+            raise AdapterError(f"{file} is damaged: expected the method's name, and what `about` says as an object")
+        return _method(file, values), about
+    if (file := folder / "adapter_config.json").is_file():
+        config = _read_json(file, AdapterError)
         about = {"base": config.get("base_model_name_or_path"), "revision": config.get("revision")}
-        return _peft_method(folder, config), about
+        return _method(file, _of_peft(folder, config)), about
     raise AdapterError(
         f"{folder} is not an adapter: it has neither method.json (Microplane) nor adapter_config.json (peft)"
     )
@@ -82,13 +88,26 @@ def load_adapter(folder: Path, model: nn.Module, method: Method) -> None:
     if not path.is_file():
         raise AdapterError(f"{folder} has no {path.name}; the adapter is not whole")
     state = read_tensors(path, AdapterError)
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise AdapterError(
+            f"{path} is damaged: {len(broken)} of {len(state)} tensors hold NaN or infinity, such as {broken[0]}. "
+            "Fetch it again, or train again"
+        )
     try:
         method.load(model, state)
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from None
 
 
-def _peft_method(folder: Path, config: Mapping[str, Any]) -> Method:
+def _method(file: Path, values: Mapping[str, Any]) -> Method:
+    try:
+        return make_method(values)
+    except ConfigError as error:
+        raise AdapterError(f"{file} describes a method that cannot be read here. {error}") from None
+
+
+def _of_peft(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's knobs from peft's adapter_config.json."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"{folder}: an adapter of peft's type {kind!r}; LORA is what can be read")
@@ -100,26 +119,39 @@ def _peft_method(folder: Path, config: Mapping[str, Any]) -> Method:
         "alpha_pattern": {},
         "lora_bias": False,
         "fan_in_fan_out": False,
+        "use_qalora": False,
+        "use_bdlora": None,
+        "alora_invocation_tokens": None,
+        "arrow_config": None,
+        "kasa_config": None,
+        "monteclora_config": None,
     }
     for name, plain in unsupported.items():
         if config.get(name, plain) not in (plain, None):
             raise AdapterError(f"{folder}: peft's {name} = {config[name]!r} is not supported; only {plain!r} is")
-    targets = config.get("target_modules") or []
-    roles = sorted({_PEFT_ROLES.get(name.rsplit(".", 1)[-1], name.rsplit(".", 1)[-1]) for name in targets})
-    if isinstance(targets, str) or not roles:
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGING_STARTS):
+        raise AdapterError(
+            f"{folder}: peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the original. "
+            "Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
+        )
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise AdapterError(f"{folder}: peft's target_modules = {targets!r}; a list of module names is needed")
-    return make_method(
-        {
-            "name": "lora",
-            "rank": config["r"],
-            "alpha": config["lora_alpha"],
-            "dropout": config.get("lora_dropout", 0.0),
-            "rslora": bool(config.get("use_rslora")),
-            "targets": roles,
-        }
-    )
+    if absent := [name for name in ("r", "lora_alpha") if name not in config]:
+        raise AdapterError(f"{folder / 'adapter_config.json'} is damaged: it does not say {' and '.join(absent)}")
+    leaves = [name.rsplit(".", 1)[-1] for name in targets]
+    return {
+        "name": "lora",
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "dropout": config.get("lora_dropout", 0.0),
+        "rslora": bool(config.get("use_rslora")),
+        "targets": sorted({_PEFT_ROLES.get(leaf, leaf) for leaf in leaves}),
+    }
 
 
+_CHANGING_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # these take their start out of the base's weights
 _PEFT_ROLES = {
     "q_proj": "q",
     "k_proj": "k",
@@ -150,8 +182,9 @@ def save_checkpoint(
         temporary.mkdir()
         save_tensors(temporary / "weights.safetensors", method.state(model))
         save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
-        sums = {name: _sha256(temporary / name) for name in ("weights.safetensors", "optimizer.safetensors")}
-        _write_json(temporary / "state.json", {**state, "step": step, "sha256": sums})
+        sums = {name: _sha256(temporary / name) for name in TENSORS}
+        whole = {**state, "step": step, "sha256": sums}
+        _write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
         if final.exists():  # the same step again, after a resume from an earlier one: the bytes are the same
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -167,25 +200,69 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, after its tensors' checksums were compared.
+    """A checkpoint's state.json, after its checksum and those of its tensors were compared.
 
     Raises:
         CheckpointError: if a file is missing, damaged or was changed.
     """
-    state = _read_json(folder / "state.json", CheckpointError)
-    for name, wanted in state.get("sha256", {}).items():
-        try:
-            found = _sha256(folder / name)
-        except OSError as error:
-            raise CheckpointError(f"the checkpoint {folder} cannot be read: {name}: {error.strerror}") from None
-        if found != wanted:
-            raise CheckpointError(
-                f"the checkpoint {folder} is damaged or was changed: {name} is not what was saved. "
-                "Delete this folder to go on from the one before, or start the run anew."
-            )
-    if not isinstance(state.get("step"), int) or len(state.get("sha256", {})) != 2:
-        raise CheckpointError(f"the checkpoint {folder} is damaged: state.json lacks its step or its checksums")
+    advice = "Delete this folder to go on from the one before, or start the run anew."
+    try:
+        state = _read_json(folder / "state.json", CheckpointError)
+        if state.pop("checksum", None) != _checksum(state):
+            raise CheckpointError("state.json is not what was saved")
+        for name in TENSORS:
+            if _sha256(folder / name) != state["sha256"][name]:
+                raise CheckpointError(f"{name} is not what was saved")
+    except (CheckpointError, OSError) as error:
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        raise CheckpointError(f"the checkpoint {folder} is damaged or was changed: {what}. {advice}") from None
     return state
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def check_resumable(run: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with something else than it was begun with, before anything of it is touched.
+
+    Args:
+        identity: what must be the same: fingerprints of data and model, the method, the knobs.
+
+    Raises:
+        CheckpointError: listing every difference; or for a checkpoint or a log that is damaged.
+    """
+    saved = checkpoints(run / "resume")
+    if not saved:
+        return
+    state = read_state(saved[-1])
+    then = _flat(state["identity"])
+    differences = [
+        f"{name}: {then.get(name)!r} then, {value!r} now"
+        for name, value in _flat(identity).items()
+        if name not in then or then[name] != value
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise CheckpointError(
+            f"this run cannot be continued from {saved[-1]}, since these differ:\n  {listed}\n"
+            "Put them back as they were, or start a run with another name."
+        )
+    log = run / "metrics.jsonl"
+    size = log.stat().st_size if log.is_file() else 0
+    if size < state["log_bytes"]:
+        raise CheckpointError(
+            f"{log} has {size:,} bytes, but had {state['log_bytes']:,} at step {state['step']}: it is not this run's, "
+            "or was cut. Put it back as it was, or start a run with another name."
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, `train.lr` and so on; as JSON has the values."""
+    found: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(values)).items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> None:
@@ -219,16 +296,29 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file, aside and renamed."""
-    with aside(path) as temporary:
+    with disk_errors(path), aside(path) as temporary:
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata)
 
 
 def read_tensors(path: Path, error: type[MicroplaneError]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise error(f"{path} is missing")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as problem:
         raise error(f"{path} cannot be read: {problem}. It is not whole, or not a safetensors file.") from None
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """safetensors tells of a full disk, or one that cannot be written to, by an error of its own; make it OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        if not (found := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def _write_json(path: Path, value: Any) -> None:

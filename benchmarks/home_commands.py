@@ -1,0 +1,70 @@
+"""Quality on the demo's task with 5,000 rows: exact match on 300 held-out commands, several seeds.
+
+    python benchmarks/home_commands.py [--rows 5000] [--seeds 0 1 2] [--set train.lr=1e-3 ...]
+
+Writes results/home_commands_<date>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import environment
+
+from microplane.config import RunKnobs, build, set_value
+from microplane.console import Terminal, make_console
+from microplane.demo import demo_knobs, recipe
+from microplane.run import train
+
+HERE = Path(__file__).parent
+
+
+def one(folder: Path, seed: int, assignments: list[str]) -> dict[str, Any]:
+    values = demo_knobs(folder / "data") | {"runs": str(folder / "runs"), "name": f"seed-{seed}"}
+    set_value(values, f"train.seed={seed}")
+    for assignment in assignments:
+        set_value(values, assignment)
+    result = train(knobs=build(RunKnobs, values), watch=Terminal(make_console())).result
+    return {
+        "seed": seed,
+        "before": result["metrics"]["before"],
+        "after": result["metrics"]["after"],
+        "train": result["train"],
+        "checks": result["checks"],
+        "knobs": {name: result["run"][name] for name in ("method", "train")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    options = parser.parse_args()
+    about = environment()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = recipe().build(folder / "data", train_rows=options.rows, test_rows=300)
+        runs = [one(folder, seed, options.set) for seed in options.seeds]
+    matches = [run["after"]["exact_match"] for run in runs]
+    result = {
+        "what": "exact match on 300 held-out home commands after LoRA",
+        **about,
+        "options": {"rows": options.rows, "seeds": options.seeds, "set": options.set},
+        "data": data,
+        "exact_match": {"mean": statistics.mean(matches), "least": min(matches), "most": max(matches)},
+        "runs": runs,
+    }
+    path = HERE / "results" / f"home_commands_{about['date'][:10]}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    print(json.dumps(result["exact_match"]))
+
+
+if __name__ == "__main__":
+    main()
