@@ -274,7 +274,9 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a subclass of the safe one: makes nothing but plain values
     except Exception as error:  # PyYAML lets through what its constructors raise: KeyError for `!!bool x`, and others
-        told = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value is damaged or nested too deeply"
+        told = (
+            str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value is damaged or nested too deeply"
+        )
         raise ValueError(" ".join(told.split()).replace('in "<unicode string>", ', "in ")) from None
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microplane.nn.pointwise import rms_norm, silu_gate
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -37,11 +39,11 @@ class RMSNorm(nn.Module):
         nn.init.constant_(self.weight, 0.0 if self.around_one else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
+        if not self.around_one:
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if self.around_one:
-            return (wide * (1.0 + self.weight.float())).type_as(x)
-        return (self.weight * wide.type_as(x)).type_as(x)
+        return (wide * (1.0 + self.weight.float())).type_as(x)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}" + (", around_one=True" if self.around_one else "")
@@ -58,4 +60,7 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        gate, up = self.gate(x), self.up(x)  # (T, M)
+        if self.activation == "silu":
+            return self.down(silu_gate(gate, up))
+        return self.down(ACTIVATIONS[self.activation](gate) * up)

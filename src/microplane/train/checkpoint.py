@@ -132,8 +132,8 @@ def _of_peft(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(_CHANGING_STARTS):
         raise AdapterError(
-            f"{folder}: peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the original. "
-            "Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
+            f"{folder}: peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the original "
+            "one. Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
         )
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):

@@ -1,0 +1,134 @@
+"""Fast operations against their plain references: values and gradients."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from microplane.nn.loss import CHUNK, chunked_cross_entropy, linear_cross_entropy, linear_cross_entropy_reference
+from microplane.nn.low_rank import low_rank_linear, low_rank_linear_reference
+from microplane.nn.number_format import fastest_dtype, measured
+from microplane.nn.pointwise import rms_norm, rms_norm_reference, silu_gate, silu_gate_reference
+from microplane.nn.rows import Rows, from_grid, to_grid
+
+
+def leaves(*shapes, dtype=torch.float64):
+    return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def both(fast, plain, inputs, *rest):
+    """Output and gradients of a fast operation and of its reference, for the same weighted sum of outputs."""
+    results = []
+    for function in (fast, plain):
+        output = function(*inputs, *rest)
+        weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape)
+        results.append((output, torch.autograd.grad((output * weights).sum(), inputs)))
+    return results
+
+
+def assert_agree(results, **tolerance):
+    (output, grads), (wanted, wanted_grads) = results
+    torch.testing.assert_close(output, wanted, **tolerance)
+    for grad, reference in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(grad, reference, **tolerance)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (5, 3, 16)])
+def test_rms_norm(shape):
+    assert_agree(both(rms_norm, rms_norm_reference, leaves(shape, shape[-1:]), 1e-5))
+
+
+def test_rms_norm_in_bfloat16_rounds_as_the_reference():
+    x, weight = leaves((64, 48), (48,), dtype=torch.bfloat16)
+    (output, grads), (wanted, wanted_grads) = both(rms_norm, rms_norm_reference, [x, weight], 1e-5)
+    torch.testing.assert_close(output, wanted, atol=0, rtol=0.008)
+    torch.testing.assert_close(grads[0], wanted_grads[0], atol=0.03, rtol=0.02)
+
+
+def test_silu_gate():
+    assert_agree(both(silu_gate, silu_gate_reference, leaves((7, 24), (7, 24))))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_low_rank_linear(bias):
+    x, A, B = leaves((9, 6), (3, 6), (5, 3))
+    W, b = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, dtype=torch.float64) if bias else None
+
+    def bound(function):
+        return lambda x, A, B: function(x, W, b, A, B, 0.7)
+
+    assert_agree(both(bound(low_rank_linear), bound(low_rank_linear_reference), [x, A, B]))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("positions", [1, CHUNK - 1, 2 * CHUNK + 5])
+def test_linear_cross_entropy(softcap, positions):
+    hidden, weight = leaves((positions, 8), (31, 8))
+    targets = torch.randint(0, 31, (positions,))
+    exact = lambda h, w, t, c: linear_cross_entropy_reference(h, w, t, c)  # noqa: E731
+    fast, plain = both(linear_cross_entropy, exact, [hidden, weight], targets, softcap)
+    # the reference sums in float32
+    assert fast[0].item() == pytest.approx(plain[0].item(), rel=1e-5)
+    for grad, wanted in zip(fast[1], plain[1], strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_of_huge_logits_is_finite():
+    hidden = torch.full((2, 4), 200.0, requires_grad=True)
+    weight = torch.randn(10, 4) * 50
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_cross_entropy_of_any_head():
+    hidden, weight = leaves((2 * CHUNK + 5, 8), (31, 8), dtype=torch.float32)
+    targets = torch.randint(0, 31, (len(hidden),))
+    head = nn.Linear(8, 31, bias=False)
+    head.weight = nn.Parameter(weight.detach().clone())
+    loss = chunked_cross_entropy(hidden, head, targets)
+    wanted = linear_cross_entropy_reference(hidden, weight, targets, None)
+    torch.testing.assert_close(loss, wanted)
+    loss.backward()
+    grad = hidden.grad.clone()
+    wanted_hidden, wanted_weight = torch.autograd.grad(wanted, [hidden, weight])
+    torch.testing.assert_close(grad, wanted_hidden)
+    torch.testing.assert_close(head.weight.grad, wanted_weight)
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 4), (2, 2)])
+def test_rows_go_to_a_rectangle_and_back(lengths):
+    rows = Rows.of([list(range(n)) for n in lengths])
+    x = torch.randn(sum(lengths), 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(from_grid(to_grid(x, rows), rows), x)
+    assert torch.autograd.gradcheck(lambda x: from_grid(to_grid(x, rows).sin(), rows), x)
+    grid = to_grid(x, rows)
+    for b, n in enumerate(lengths):
+        start = sum(lengths[:b])
+        assert torch.equal(grid[b, :n], x[start : start + n])
+
+
+def test_rows_from_either_side_of_padding():
+    left = Rows.from_padded(torch.tensor([[0, 5, 6], [7, 8, 9]]), torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    right = Rows.from_padded(torch.tensor([[5, 6, 0], [7, 8, 9]]), torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    assert left.ids.tolist() == right.ids.tolist() == [5, 6, 7, 8, 9]
+    assert left.positions.tolist() == [0, 1, 0, 1, 2]
+    assert left.last.tolist() == [1, 4]
+
+
+def test_the_number_format_is_measured_once_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path))
+    first = measured()
+    assert all(seconds > 0 for seconds in first.values())
+    assert measured() == first
+    assert fastest_dtype() in (torch.float32, torch.bfloat16)
+    file = next((tmp_path / "number_format").iterdir())
+    for seconds, wanted in (((1.0, 0.95), torch.float32), ((1.0, 0.5), torch.bfloat16), ((1.0, 40.0), torch.float32)):
+        file.write_text(json.dumps({"seconds": dict(zip(("float32", "bfloat16"), seconds, strict=True))}))
+        assert fastest_dtype() == wanted
+    file.write_text("not json")
+    assert all(seconds > 0 for seconds in measured().values())
