@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from microplane.config import GenerateKnobs
 from microplane.data.formats import Message
@@ -21,15 +23,29 @@ def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs)
         write(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else f"{answer.text}\n")
 
 
+def read_lines() -> list[str]:
+    """Prompts from standard input, one on each line."""
+    return [line for line in _stdin().read().splitlines() if line.strip()]
+
+
+def _stdin() -> TextIO:
+    """Bytes that are not UTF-8 become lone surrogates, which `Loaded.prompt` refuses with their place."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
+
+
 def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
     """A conversation until /quit or the end of input. /new begins another; Ctrl-C cuts an answer short."""
+    loaded.answers([], knobs)  # refuses what excludes each other before the first message
     if sys.stdin.isatty():
         write("Type a message. /new begins another conversation, /quit ends.\n")
     messages: list[Message] = []
+    stdin = _stdin()
     while True:
         if sys.stdin.isatty():
             write("> ")
-        line = sys.stdin.readline()
+        line = stdin.readline()
         text = line.strip()
         if not line or text == "/quit":
             return

@@ -61,18 +61,35 @@ def main() -> None:
         if error.errno is None or (error.filename is None and error.errno not in _DISK):
             raise
         fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
-    except Exception as error:  # typer's own usage errors know how to show themselves
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            sys.exit(error.exit_code)
+    except Exception as error:
+        if _is_usage_error(error):
+            _tell_usage(error)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            fail("the memory of this machine does not suffice. Try a smaller train.micro_tokens or eval.batch_tokens")
         raise
 
 
-_DISK = {
-    28: "The disk is full: make room, and go on with microplane train --resume.",
-    30: "The disk is read-only: choose another folder with --set runs=FOLDER.",
-    13: "This user may not write there: choose another folder with --set runs=FOLDER.",
-}
+_ELSEWHERE = "Choose another place; for runs it is --set runs=FOLDER, for the cache the variable MICROPLANE_CACHE."
+_ROOM = "Make room, and try again; a run that had begun goes on with microplane train --resume RUN."
+_DISK = {28: _ROOM, 122: _ROOM, 30: _ELSEWHERE, 13: _ELSEWHERE}  # full, over the quota, read-only, not allowed
+
+
+def _is_usage_error(error: Exception) -> bool:
+    return hasattr(error, "format_message") and hasattr(error, "exit_code") and hasattr(error, "show")
+
+
+def _tell_usage(error: Any) -> NoReturn:
+    """Errors of typer itself, such as an unknown option, told as all others are. Without arguments there is help."""
+    from microplane.config import knob_for_option
+
+    if not error.format_message().strip() or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    option = getattr(error, "option_name", None)
+    known = option and knob_for_option(str(option))
+    message = f"there is no option {option}.{known}" if known else error.format_message()
+    place = getattr(getattr(error, "ctx", None), "command_path", "microplane")
+    fail(f"{message} See {place} --help", error.exit_code)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -203,7 +220,7 @@ def generate(
     set: Set = None,
 ) -> None:
     """Answer prompts with a model or a run. --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
-    from microplane.chat import answer_prompts, chat
+    from microplane.chat import answer_prompts, chat, read_lines
     from microplane.config import GenerateKnobs, build, set_value
     from microplane.errors import ConfigError
     from microplane.loading import load
@@ -222,9 +239,9 @@ def generate(
     if interactive:
         chat(loaded, knobs)
     else:
-        given = prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
-        if not given:
-            raise ConfigError("there is no prompt: give one, or --interactive")
+        given = prompts or read_lines()
+        if not given or not all(prompt.strip() for prompt in given):
+            raise ConfigError("there is no prompt, or an empty one: give some text, or --interactive")
         answer_prompts(loaded, given, knobs)
 
 
@@ -321,13 +338,20 @@ def knobs(
 ) -> None:
     """List every knob: its default, its type and what it does."""
     from microplane.config import GenerateKnobs, RunKnobs, fields, type_name
+    from microplane.errors import ConfigError, nearest
 
     listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate.")]
-    for name, field in listed:
-        if name.startswith(section) and name != "method":
+    wanted = [(name, field) for name, field in listed if name.startswith(section)]
+    if not wanted:
+        sections = dict.fromkeys(name.split(".")[0] for name, _ in listed)
+        raise ConfigError(
+            f"no knob begins with {section!r}.{nearest(section, sections)} There are {', '.join(sections)}"
+        )
+    for name, field in wanted:
+        if name == "method":
+            typer.echo("method.*: see microplane methods")
+        else:
             typer.echo(f"{name} = {_shown(field.default)} ({type_name(field)}): {field.description}")
-    if not section or "method".startswith(section):
-        typer.echo("method.*: see microplane methods")
 
 
 def _shown(value: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,13 @@ def commit() -> str | None:
 def free_memory() -> int:
     """Bytes that can be taken without swapping."""
     return psutil.virtual_memory().available
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system, where the C library keeps it.
+
+    Steps of ever different sizes leave glibc's heap in pieces: without this, a run of 225 steps that needs 2.2 GB
+    was seen to hold 4.4 GB.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

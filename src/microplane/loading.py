@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from microplane.config import GenerateKnobs, build
+from microplane.config import GenerateKnobs, build, is_utf8, shown
 from microplane.data.formats import Message
 from microplane.data.template import prompt_ids, stop_ids
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
-from microplane.errors import AdapterError
+from microplane.errors import AdapterError, DataError, ModelError
 from microplane.generate import Answer, generate
 from microplane.methods import Method
 from microplane.models.hub import resolve
@@ -41,7 +41,12 @@ class Loaded:
     def prompt(self, text: str | Sequence[Message]) -> list[int]:
         """Token ids that generation starts from: a user's text, or a whole conversation."""
         messages = [Message("user", text)] if isinstance(text, str) else list(text)
-        return prompt_ids(messages, self.tokenizer, self.template, self.system)
+        for part in [self.system or "", *(message.content for message in messages)]:
+            if not is_utf8(part):
+                raise DataError(f"the prompt {shown(part)} holds bytes that are not UTF-8; give it in that encoding")
+        ids = prompt_ids(messages, self.tokenizer, self.template, self.system)
+        check_ids(self.model, self.tokenizer, ids)
+        return ids
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -123,13 +128,32 @@ def base_of(folder: Path, about: dict[str, Any]) -> Path:
         AdapterError: if the adapter does not name it, or its files are not those that the adapter was trained on.
     """
     name = about.get("base")
-    if not name:
+    if not name or not isinstance(name, str):
         raise AdapterError(f"the adapter {folder} does not name the model that it belongs to")
-    path = resolve(name, about.get("revision"))
+    try:
+        path = resolve(name, about.get("revision"))
+    except ModelError as error:
+        raise AdapterError(f"the base of the adapter {folder} is not to be had: {error}") from None
     wanted = about.get("base_fingerprint")
     if wanted and fingerprint(path) != wanted:
+        place = f"{path} ({name})" if name != str(path) else name
         raise AdapterError(
-            f"the adapter {folder} was trained on other files than those now at {path} ({name}): "
+            f"the adapter {folder} was trained on other files than those now at {place}: "
             "their contents differ. Give the original model its place back, or train again."
         )
     return path
+
+
+def check_ids(model: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    """Refuse a tokenizer that was given tokens for which the model has no embedding.
+
+    Raises:
+        ModelError: naming a token and the sizes.
+    """
+    size = model.config.vocab_size
+    if ids and max(ids) >= size:
+        raise ModelError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and makes {tokenizer.piece(max(ids))!r} number "
+            f"{max(ids):,}, but the model has embeddings for {size:,} only. They do not belong together: fetch the "
+            "model again, or resize its embedding"
+        )

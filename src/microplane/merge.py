@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from microplane.errors import AdapterError
-from microplane.loading import adapter_folder, load
+from microplane.loading import Loaded, adapter_folder, load
 from microplane.models.load import open_checkpoint, save_model
+from microplane.train.checkpoint import disk_errors
 from microplane.train.probe import largest_difference, probe_file, probe_logits, read_probe
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
@@ -37,7 +41,8 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     """
     folder, source = Path(out), adapter_folder(Path(name).expanduser())
     if source is None:
-        raise AdapterError(f"{name} has no adapter: expected a run's folder, or a folder with method.json")
+        what = "has no adapter" if Path(name).expanduser().exists() else "does not exist"
+        raise AdapterError(f"{name} {what}: expected a run's folder, or an adapter's own (also one that peft wrote)")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to merge into")
     loaded = load(name, dtype="float32")
@@ -49,9 +54,20 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     difference = largest_difference(before, probe_logits(loaded.model, rows))
     loaded.model.to(dtype).float()
     rounded = largest_difference(before, probe_logits(loaded.model, rows))
-    save_model(loaded.model, folder, dtype)
-    loaded.tokenizer.save(folder)
+    _write(loaded, folder, dtype)
     return Merged(folder, dtype, len(rows), difference, rounded)
+
+
+def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
+    """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with disk_errors(folder):
+            save_model(loaded.model, temporary, dtype)
+        loaded.tokenizer.save(temporary)
+        os.replace(temporary, folder)  # also over an empty folder
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _probe_rows(run: Path) -> list[list[int]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from microplane.errors import CheckpointError, ConfigError, nearest
 
 
 def cache_dir() -> Path:
@@ -38,3 +42,57 @@ def write_aside(path: Path, content: bytes) -> None:
     """Write a whole file aside and rename it."""
     with aside(path) as temporary:
         temporary.write_bytes(content)
+
+
+def run_folder(runs: Path, name: str, parts: Sequence[str], again: bool = False) -> Path:
+    """Make the folder of a run.
+
+    Args:
+        name: of the folder; if empty, it is made of `parts`, with a number where that is taken.
+        again: the run is there already and goes on.
+
+    Raises:
+        ConfigError: if the name is taken, is not one folder's, or the folder cannot be made.
+    """
+    if name == ".." or name != Path(name).name:
+        raise ConfigError(f"name = {name!r} is not the name of one folder; where runs are kept is --set runs=FOLDER")
+    try:
+        folder = runs / (name or _free_name(runs, parts))
+        if not again and folder.is_dir() and not all(_is_leftover(path) for path in folder.iterdir()):
+            raise ConfigError(
+                f"the run {folder} exists. Continue it with `microplane train --resume {folder}`, "
+                "give this one another --name, or delete that folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        place = str(runs / name)[:200]
+        raise ConfigError(
+            f"the run's folder cannot be made at {place}: {error.strerror}. Choose another place with --set runs=FOLDER"
+        ) from None
+    return folder
+
+
+def _free_name(runs: Path, parts: Sequence[str]) -> str:
+    base = "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts).lower()[:60]
+    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (runs / name).exists())
+
+
+def _is_leftover(path: Path) -> bool:
+    """A file that was being written aside when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def find_run(path: Path) -> Path:
+    """The folder of a run that exists, as it was given; `.` by its name.
+
+    Raises:
+        CheckpointError: if it is none, with the nearest one.
+    """
+    if path.name in ("", ".."):
+        path = path.resolve()
+    if not (path / "run.yaml").is_file():
+        what = "it has no run.yaml" if path.exists() else "there is no such folder"
+        known = [str(file.parent) for file in path.parent.glob("*/run.yaml")]
+        raise CheckpointError(f"{path} is not a run that can be continued: {what}.{nearest(str(path), known)}")
+    return path

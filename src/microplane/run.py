@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
+import math
 import shutil
 import time
 import traceback
@@ -21,16 +20,16 @@ from microplane.config import RunKnobs, build, place, read_yaml, to_yaml
 from microplane.data.dataset import Splits, TokenDataset, load_splits
 from microplane.data.template import stop_ids
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
-from microplane.errors import CheckpointError, ConfigError, MicroplaneError
-from microplane.loading import Loaded, attach, fingerprint, load, number_format
+from microplane.errors import ConfigError, MicroplaneError, TrainingError
+from microplane.loading import Loaded, attach, check_ids, fingerprint, load, number_format
 from microplane.methods import Method, make_method, trainable
 from microplane.models.hub import resolve
 from microplane.models.load import Checkpoint, load_model, open_checkpoint
-from microplane.paths import write_aside
+from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
 from microplane.train import metrics
-from microplane.train.checkpoint import save_adapter
+from microplane.train.checkpoint import check_resumable, save_adapter
 from microplane.train.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.train.loop import Outcome, fit
 from microplane.train.probe import probe_logits, probe_rows, read_probe, save_probe
@@ -96,10 +95,10 @@ class _Job:
         self.method = make_method(knobs.method)
         metrics.check(knobs.eval.metrics)
         if not knobs.data.train:
-            raise ConfigError("data.train is not set: which file shall be trained on?")
-        self.knobs, self.folder = knobs, choose_folder(knobs, self.method, resume)
+            raise ConfigError("data.train is not set: give the rows to train on, as in microplane train MODEL DATA")
+        self.knobs, self.folder = knobs, _folder(knobs, self.method, resume)
         self.result: dict[str, Any] = {"schema": 1, "status": "running", "error": None, "name": self.folder.name}
-        self.started = time.time()
+        self.started, self.begun = time.time(), False
 
     def run(self) -> Run:
         knobs, watch = self.knobs, self.watch
@@ -112,9 +111,12 @@ class _Job:
         self.knobs = knobs = _within_context(knobs, checkpoint, watch)
         splits = load_splits(knobs.data, tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
         self.knobs = knobs = self._resolve(dtype, splits)
-        write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
         model = load_model(path, dtype)
+        self._try(model, tokenizer, splits)
         self._describe(path, checkpoint, model, dtype, splits)
+        if self.resume:
+            check_resumable(self.folder, self._identity(splits, tokenizer))
+        write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
         held_out = splits.test or splits.validation
         rows = choose_rows(held_out, knobs.eval.rows)
         before = self._before(model, tokenizer, splits, held_out, rows)
@@ -158,6 +160,14 @@ class _Job:
             )
         return torch.float32
 
+    def _try(self, model: nn.Module, tokenizer: Tokenizer, splits: Splits) -> None:
+        """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
+        with torch.device("meta"):
+            self.method.attach(type(model)(model.config))
+        for data in (splits.train, splits.validation):
+            for row in range(min(len(data), 100)):
+                check_ids(model, tokenizer, data[row][0].tolist())
+
     def _describe(
         self, path: Path, checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype, splits: Splits
     ) -> None:
@@ -190,11 +200,16 @@ class _Job:
         """What the untouched model does; remembered, so that a resumed run need not ask again."""
         place = self.folder / "resume" / "before.json"
         key = {"data": held_out.fingerprint, "model": self.result["model"]["fingerprint"], "rows": rows}
-        if place.is_file():
-            saved = json.loads(place.read_text())
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measure again
+            saved = json.loads(place.read_text(encoding="utf-8"))
             if saved["key"] == key:
                 return saved
         measured = self._measure(model, tokenizer, held_out, rows, "untouched model")
+        if not math.isfinite(loss := measured["scores"]["loss"]):
+            raise TrainingError(
+                f"the loss of the untouched model {self.knobs.model.name} is {loss}: its weights hold NaN or infinity, "
+                f"or numbers overflow in {self.knobs.model.dtype}. Fetch the model again, or set model.dtype=float32"
+            )
         write_aside(place, json.dumps({"key": key, **measured}, ensure_ascii=False).encode())
         return measured
 
@@ -207,7 +222,7 @@ class _Job:
         return measured
 
     def _fit(self, model: nn.Module, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
-        knobs, watch = self.knobs, self.watch
+        knobs = self.knobs
         data, about, rows = splits.validation, self._about(path), probe_rows(splits.validation)
 
         def save_best(step: int, loss: float) -> None:
@@ -228,8 +243,12 @@ class _Job:
             save_best=save_best,
             identity=self._identity(splits, tokenizer),
             resume=self.resume,
-            on_record=watch.record,
+            on_record=self._record,
         )
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.begun = True
+        self.watch.record(record)
 
     def _about(self, path: Path) -> dict[str, Any]:
         data = self.knobs.data
@@ -317,6 +336,8 @@ class _Job:
 
     def fail(self, error: BaseException) -> None:
         """Keep what is known of a run that failed."""
+        if self.resume and not self.begun:
+            return  # what stands there is of more worth than that it could not be continued
         if not (self.folder / "run.yaml").is_file():
             shutil.rmtree(self.folder, ignore_errors=True) if not any(self.folder.glob("*")) else None
             return
@@ -339,48 +360,15 @@ def resume(folder: str | Path, watch: Watcher | None = None) -> Run:
     Raises:
         CheckpointError: if the folder is not a run, or something it depends on has changed since.
     """
-    path = Path(folder)
-    if not (path / "run.yaml").is_file():
-        raise CheckpointError(f"{path} is not a run that can be continued: it has no run.yaml")
+    path = find_run(Path(folder))
     knobs = build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml"))
     here = knobs.model_copy(update={"name": path.name, "runs": str(path.parent)})
     return train(knobs=here, resume=True, watch=watch)
 
 
-def choose_folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
-    """The run's folder; a name that was made up gets a number where it is taken."""
-    runs = Path(knobs.runs)
-    if knobs.name:
-        folder = runs / knobs.name
-        if (
-            not resume
-            and folder.exists()
-            and not (folder.is_dir() and all(_is_leftover(path) for path in folder.iterdir()))
-        ):
-            raise ConfigError(
-                f"the run {folder} exists. Continue it with `microplane train --resume {folder}`, "
-                "give this one another --name, or delete that folder."
-            )
-    else:
-        base = "-".join(re.sub(r"[^\w.]+", "-", Path(part).stem).strip("-.") for part in _parts(knobs, method)).lower()
-        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
-        folder = next(runs / name for name in names if not (runs / name).exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"the run's folder {folder} cannot be made: {error.strerror}. Set --set runs=FOLDER"
-        ) from None
-    return folder
-
-
-def _is_leftover(path: Path) -> bool:
-    """A file that was being written aside when its process was killed."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def _parts(knobs: RunKnobs, method: Method) -> tuple[str, str, str]:
-    return Path(knobs.model.name).name, method.name, Path(knobs.data.train).name
+def _folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
+    parts = knobs.model.name, method.name, knobs.data.train
+    return run_folder(Path(knobs.runs), knobs.name or "", [Path(part).stem for part in parts], again=resume)
 
 
 def _within_context(knobs: RunKnobs, checkpoint: Checkpoint, watch: Watcher) -> RunKnobs:

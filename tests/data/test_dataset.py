@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from microplane.config import DataKnobs
 from microplane.data import build, dataset, store
-from microplane.data.dataset import DataSummary, load_splits
+from microplane.data.dataset import DataSummary, load_rows, load_splits
 from microplane.data.store import folder_aside
 from microplane.data.survey import files_of, split_off
 from microplane.data.template import Layout
@@ -268,6 +268,18 @@ def test_files_and_folders_name_their_splits(tmp_path, plain):
     other = write(tmp_path / "other.jsonl", [pair(5), pair(6)])
     splits = load_splits(DataKnobs(train=str(folder), validation=other, test=str(folder)), plain)
     assert (len(splits.validation), len(splits.test)) == (2, 1)
+
+
+def test_all_rows_of_a_file_can_be_loaded_to_measure_on(tmp_path, plain):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file = DataKnobs(train=write(folder / "train.jsonl", map(pair, range(9))))
+    assert len(load_splits(file, plain).train) == 8
+    assert len(load_rows(file, plain)) == 9
+    write(folder / "dev.jsonl", [pair(1)])
+    assert len(load_rows(DataKnobs(train=str(folder)), plain)) == 1
+    write(folder / "test.jsonl", [pair(1), pair(2)])
+    assert len(load_rows(DataKnobs(train=str(folder)), plain)) == 2
 
 
 def test_one_row_is_enough_to_train_on_where_validation_is_given(tmp_path, plain):

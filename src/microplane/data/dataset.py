@@ -67,9 +67,11 @@ def _load(
 ) -> tuple[dict[str, TokenDataset], DataSummary]:
     key = _key(files, knobs, tokenizer, hold_out)
     folder = cache_dir() / "data" / key
-    if found := _open(folder):
+    found = _open(folder)
+    if found and (knobs.skip_bad_rows or not found[1].bad):
         return found
-    shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
+    if not found:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
     build(files, knobs, layout(tokenizer, knobs.template, knobs.system), folder, progress, hold_out)
     if key != _key(files, knobs, tokenizer, hold_out):
         shutil.rmtree(folder, ignore_errors=True)

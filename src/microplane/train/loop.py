@@ -24,6 +24,7 @@ from torch import nn
 
 from microplane.config import TrainKnobs
 from microplane.data.batches import BatchPlan, micro_batches
+from microplane.environment import give_back_memory
 from microplane.errors import CheckpointError, TrainingError
 from microplane.methods import Method
 from microplane.paths import write_aside
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from microplane.data.dataset import TokenDataset
 
 Record = dict[str, Any]
+
+TRIM_EVERY = 10  # steps; the next one then touches its memory anew, which costs it about a sixth
 
 
 @dataclass
@@ -135,6 +138,7 @@ def fit(
     def check() -> None:
         losses = totals.losses
         loss = validate(model)
+        give_back_memory()
         best = monitor.add(totals.step, loss, sum(losses) / len(losses) if losses else math.inf)
         totals.losses = []
         log.write({"step": totals.step, "validation_loss": loss, "best": best}, {"verdict": monitor.verdict()})
@@ -149,6 +153,8 @@ def fit(
         while totals.step < job.total and not monitor.exhausted and not interrupted():
             started = time.perf_counter()
             record = _step(job, totals)
+            if totals.step % TRIM_EVERY == 0:
+                give_back_memory()
             log.write(record, _clock(record, time.perf_counter() - started, job.total))
             if totals.step == CHECK_STEP:
                 movement.check(model, totals.step)
