@@ -375,7 +375,7 @@ def report(
 @app.command(epilog="Example:  microplane demo --lang fr")
 def demo(
     lang: Annotated[str, typer.Option("--lang", help="en, fr or vi.")] = "en",
-    rows: Annotated[int, typer.Option("--rows", help="Rows to train on.")] = 4000,
+    rows: Annotated[int, typer.Option("--rows", help="Rows to train on.")] = 3000,
     set: Set = None,
 ) -> None:
     """Teach a small model to turn home commands into JSON: fetch, measure, train, measure again, show, report."""

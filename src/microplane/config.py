@@ -82,7 +82,7 @@ class DataKnobs(Knobs):
 class TrainKnobs(Knobs):
     epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training rows")
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    batch_size: int = Field(16, ge=1, description="rows in an optimizer step")
+    batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
     micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
