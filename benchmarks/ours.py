@@ -19,9 +19,9 @@ from microplane.config import TrainKnobs
 from microplane.data import batches
 from microplane.methods import make_method, trainable
 from microplane.models.load import load_model
-from microplane.train import loop
-from microplane.train.evaluate import evaluate_loss
-from microplane.train.loop import fit, read_lines
+from microplane.training import loop
+from microplane.training.evaluate import evaluate_loss
+from microplane.training.loop import fit, read_lines
 
 
 class Rows:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from microplane.loading import load
     from microplane.measure import measure_file as evaluate
-    from microplane.merge import merge
+    from microplane.merging import merge
     from microplane.run import resume, train
 
 __all__ = ["evaluate", "load", "merge", "resume", "train"]
@@ -23,7 +23,7 @@ __all__ = ["evaluate", "load", "merge", "resume", "train"]
 _HOMES = {
     "evaluate": ("microplane.measure", "measure_file"),
     "load": ("microplane.loading", "load"),
-    "merge": ("microplane.merge", "merge"),
+    "merge": ("microplane.merging", "merge"),
     "resume": ("microplane.run", "resume"),
     "train": ("microplane.run", "train"),
 }

@@ -89,7 +89,7 @@ def _tell_usage(error: Any) -> NoReturn:
     known = option and knob_for_option(str(option))
     message = f"there is no option {option}.{known}" if known else error.format_message()
     place = getattr(getattr(error, "ctx", None), "command_path", "microplane")
-    fail(f"{message} See {place} --help", error.exit_code)
+    fail(f"{message.rstrip('.')}. See {place} --help", error.exit_code)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -153,7 +153,7 @@ def train(
 
 def _tell(done: Run) -> None:
     """What came of a run, and what to do next."""
-    from microplane.train.evaluate import describe_scores
+    from microplane.training.evaluate import describe_scores
 
     figures = done.result["train"]
     if done.result["status"] == "stopped":
@@ -187,7 +187,7 @@ def evaluate(
     """Measure a model or a run on DATA: loss, perplexity, and metrics of generated answers."""
     from microplane.console import Terminal, make_console
     from microplane.measure import measure_file
-    from microplane.train.evaluate import describe_scores
+    from microplane.training.evaluate import describe_scores
 
     knobs = collect(config, set, {"model.name": model, "data.train": data})
     terminal = Terminal(make_console(stderr=True))
@@ -259,7 +259,7 @@ def merge(
     import torch
 
     from microplane.errors import ConfigError
-    from microplane.merge import merge as merge_adapter
+    from microplane.merging import merge as merge_adapter
 
     kinds = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:

@@ -21,7 +21,7 @@ from microplane.methods import Method
 from microplane.models.hub import resolve
 from microplane.models.load import load_model
 from microplane.nn.number_format import fastest_dtype
-from microplane.train.checkpoint import load_adapter, read_method
+from microplane.training.checkpoint import load_adapter, read_method
 
 MEBIBYTE = 1 << 20
 

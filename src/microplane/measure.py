@@ -7,7 +7,7 @@ from typing import Any
 from microplane.config import RunKnobs
 from microplane.data.dataset import load_rows
 from microplane.loading import load
-from microplane.train.evaluate import choose_rows, measure
+from microplane.training.evaluate import choose_rows, measure
 from microplane.watch import Silent, Watcher
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from microplane.data.dataset import Splits
-from microplane.train.evaluate import perplexity
-from microplane.train.loop import Outcome, read_lines
-from microplane.train.probe import largest_difference
+from microplane.training.evaluate import perplexity
+from microplane.training.loop import Outcome, read_lines
+from microplane.training.probe import largest_difference
 
 
 def data_figures(splits: Splits) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from microplane.models.load import Checkpoint, load_model, open_checkpoint
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
-from microplane.train import metrics
-from microplane.train.checkpoint import check_resumable, save_adapter
-from microplane.train.evaluate import choose_rows, describe_scores, evaluate_loss, measure
-from microplane.train.loop import Outcome, fit
-from microplane.train.probe import probe_logits, probe_rows, read_probe, save_probe
+from microplane.training import metrics
+from microplane.training.checkpoint import check_resumable, save_adapter
+from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
+from microplane.training.loop import Outcome, fit
+from microplane.training.probe import probe_logits, probe_rows, read_probe, save_probe
 from microplane.watch import Silent, Watcher
 
 SAMPLES = 10  # held-out rows shown in the report

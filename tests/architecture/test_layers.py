@@ -14,9 +14,9 @@ LEVELS = [
     {"errors", "paths", "config", "watch", "environment", "gguf_file"},
     {"nn"},
     {"models", "methods", "data"},  # siblings; methods may read models.contract
-    {"train", "generate", "report"},  # report reads a run's files and nothing else
+    {"training", "generate", "report"},  # report reads a run's files and nothing else
     {"loading", "result"},
-    {"run", "measure", "merge"},
+    {"run", "measure", "merging"},
     {"chat", "console", "demo"},
     {"cli"},
 ]

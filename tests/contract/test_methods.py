@@ -12,9 +12,9 @@ from microplane.errors import AdapterError
 from microplane.methods import METHODS, make_method
 from microplane.methods.kinds import AdaptedLinear
 from microplane.methods.method import trainable
-from microplane.train.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
-from microplane.train.objective import loss_sum, make_batch
-from microplane.train.optim import make_optimizer
+from microplane.training.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
+from microplane.training.objective import loss_sum, make_batch
+from microplane.training.optim import make_optimizer
 from tests.tiny import CONFIGS, copy_task, logits, tiny
 
 DATA = copy_task()

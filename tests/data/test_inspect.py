@@ -113,7 +113,7 @@ def test_long_texts_are_shortened_and_control_characters_shown(tmp_path):
     text = printed(describe(DataKnobs(train=write(tmp_path / "x.jsonl", rows))), width=3000)
     assert "\x1b" not in text
     assert "a␛[31m␇[bold]ppp" in text
-    assert f"p ... ({2012 + 1 - SHOWN:,} more characters) ... p" in text
+    assert f"p ... ({2014 - SHOWN:,} more characters) ... p" in text
 
 
 def test_a_file_of_which_nothing_can_be_used_is_refused(tmp_path):

@@ -311,7 +311,9 @@ def test_a_damaged_header_ends_in_one_clear_error_or_loads(intact, tmp_path, dat
 
     content = bytearray(intact.read_bytes())
     end = min(stored.start for stored in read_header(intact).tensors.values())
-    for at, value in data.draw(st.lists(st.tuples(st.integers(0, end - 1), st.integers(0, 255)), min_size=1, max_size=4)):
+    for at, value in data.draw(
+        st.lists(st.tuples(st.integers(0, end - 1), st.integers(0, 255)), min_size=1, max_size=4)
+    ):
         content[at] = value
     path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
@@ -379,7 +381,11 @@ def test_files_without_a_model_in_them(tmp_path):
     ("before", "after", "said"),
     [
         (struct.pack("<IQQI", 2, 32, 32, 0), struct.pack("<IQQI", 9, 32, 32, 0), "has 9 dimensions"),
-        (struct.pack("<IQQI", 2, 32, 32, 0), struct.pack("<IQQI", 2, 31, 32, 2), "which Q4_0 in blocks of 32 cannot hold"),
+        (
+            struct.pack("<IQQI", 2, 32, 32, 0),
+            struct.pack("<IQQI", 2, 31, 32, 2),
+            "which Q4_0 in blocks of 32 cannot hold",
+        ),
         (struct.pack("<IQQI", 2, 32, 32, 0), struct.pack("<IQQI", 2, 32, 32, 99), "as type 99, which is not supported"),
     ],
 )

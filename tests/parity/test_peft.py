@@ -12,7 +12,7 @@ from microplane.loading import load
 from microplane.methods import make_method
 from microplane.models.load import load_model
 from microplane.nn.rows import Rows
-from microplane.train.checkpoint import read_method, save_adapter
+from microplane.training.checkpoint import read_method, save_adapter
 from tests.tiny import save_tiny_folder
 
 IDS = [[5, 9, 77, 31, 40, 2, 8], [200, 3, 90], [17] * 20]

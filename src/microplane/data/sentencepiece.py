@@ -118,7 +118,7 @@ def read_model(path: Path) -> tuple[Pieces, dict[str, int]]:
         return _read_model(path, path.read_bytes())
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
-    except (struct.error, IndexError, UnicodeDecodeError, TypeError, ValueError):
+    except (struct.error, LookupError, AttributeError, TypeError, ValueError):
         raise ModelError(
             f"{path} is not a SentencePiece model, or is damaged. Fetch it again, or use a folder with a tokenizer.json"
         ) from None
@@ -143,13 +143,15 @@ def _read_model(path: Path, data: bytes) -> tuple[Pieces, dict[str, int]]:
     kind = trainer.get(3, UNIGRAM_MODEL)
     if kind not in (UNIGRAM_MODEL, BPE_MODEL):
         raise ModelError(f"{path} is a SentencePiece model of type {kind}; supported are unigram (1) and BPE (2)")
+    squeeze = bool(normalizer.get(4, 1))
     pieces = Pieces(
         texts,
         scores,
         types,
         unigram=kind == UNIGRAM_MODEL,
-        prefix="first" if normalizer.get(3, 1) else "never",
-        squeeze=bool(normalizer.get(4, 1)),
+        # "first" means the first character of the text as it was given, and squeezing may take that away
+        prefix="never" if not normalizer.get(3, 1) else "always" if squeeze else "first",
+        squeeze=squeeze,
         charsmap=normalizer.get(2, b""),
     )
     usual = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}

@@ -221,17 +221,8 @@ def _load_json(folder: Path) -> Tokenizer:
         backend = Backend.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"{file} is damaged or not a tokenizer.json ({error}). Fetch it again") from None
-    config = _read(folder / "tokenizer_config.json")
-    tokenizer = _with_config(backend, folder, config)
-    if "add_bos_token" in config or "add_eos_token" in config:  # then they decide, and not tokenizer.json
-        _surround_as_told(tokenizer, config)
-    return tokenizer
-
-
-def _surround_as_told(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    named = tokenizer.special_tokens
-    bos = named["bos_token"] if config.get("add_bos_token") else None
-    _surround(tokenizer.backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
+    # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
+    return _with_config(backend, folder, _read(folder / "tokenizer_config.json"))
 
 
 def _load_sentencepiece(folder: Path) -> Tokenizer:
@@ -241,7 +232,9 @@ def _load_sentencepiece(folder: Path) -> Tokenizer:
     _add_tokens(backend, folder, config)
     own = {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
     tokenizer = _with_config(backend, folder, own | config)
-    _surround_as_told(tokenizer, config)
+    named = tokenizer.special_tokens
+    bos = named["bos_token"] if config.get("add_bos_token") else None
+    _surround(backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
     return tokenizer
 
 
@@ -249,7 +242,7 @@ def _prefix(own: str, config: Mapping[str, Any]) -> str:
     """Where a space is put, by the switches of transformers' LlamaTokenizer; as the model itself says without them."""
     if not config.get("add_prefix_space", own != "never"):
         return "never"
-    return "always" if config.get("legacy") else "first"
+    return "always" if config.get("legacy") or own == "always" else "first"
 
 
 def _add_tokens(backend: Backend, folder: Path, config: Mapping[str, Any]) -> None:

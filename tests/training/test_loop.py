@@ -11,10 +11,10 @@ import torch
 from microplane.config import TrainKnobs
 from microplane.errors import CheckpointError, TrainingError
 from microplane.methods import make_method
-from microplane.train import loop
-from microplane.train.checkpoint import checkpoints, save_adapter
-from microplane.train.evaluate import evaluate_loss
-from microplane.train.loop import fit
+from microplane.training import loop
+from microplane.training.checkpoint import checkpoints, save_adapter
+from microplane.training.evaluate import evaluate_loss
+from microplane.training.loop import fit
 from tests.tiny import copy_task, tiny
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)

@@ -13,8 +13,8 @@ import torch
 from microplane.errors import AdapterError
 from microplane.loading import Loaded, adapter_folder, load
 from microplane.models.load import open_checkpoint, save_model
-from microplane.train.checkpoint import disk_errors
-from microplane.train.probe import largest_difference, probe_file, probe_logits, read_probe
+from microplane.training.checkpoint import disk_errors
+from microplane.training.probe import largest_difference, probe_file, probe_logits, read_probe
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
 

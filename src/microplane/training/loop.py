@@ -28,10 +28,10 @@ from microplane.environment import give_back_memory
 from microplane.errors import CheckpointError, TrainingError
 from microplane.methods import Method
 from microplane.paths import write_aside
-from microplane.train import checkpoint
-from microplane.train.monitor import CHECK_STEP, Monitor, Movement
-from microplane.train.objective import loss_sum, make_batch
-from microplane.train.optim import make_optimizer, schedule, set_lr, warmup_steps
+from microplane.training import checkpoint
+from microplane.training.monitor import CHECK_STEP, Monitor, Movement
+from microplane.training.objective import loss_sum, make_batch
+from microplane.training.optim import make_optimizer, schedule, set_lr, warmup_steps
 
 if TYPE_CHECKING:
     from microplane.data.dataset import TokenDataset

@@ -1,6 +1,6 @@
 import pytest
 
-from microplane.train.evaluate import choose_rows, describe_scores, evaluate_loss, without_frame
+from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, without_frame
 from tests.tiny import copy_task, tiny
 
 

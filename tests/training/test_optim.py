@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from microplane.train.optim import schedule, warmup_steps
+from microplane.training.optim import schedule, warmup_steps
 
 
 def test_warmup_is_a_share_below_one_and_a_number_of_steps_above():

@@ -1,6 +1,6 @@
 import math
 
-from microplane.train.monitor import Monitor
+from microplane.training.monitor import Monitor
 
 
 def fed(patience, *pairs):

@@ -14,8 +14,8 @@ from torch import nn
 from microplane.config import EvalKnobs, GenerateKnobs
 from microplane.data.batches import pack
 from microplane.generate import generate
-from microplane.train import metrics
-from microplane.train.objective import loss_sum, make_batch
+from microplane.training import metrics
+from microplane.training.objective import loss_sum, make_batch
 from microplane.watch import Progress
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
 from microplane.errors import ConfigError
-from microplane.train.metrics import METRICS, canonical_json, choose, score, words
+from microplane.training.metrics import METRICS, canonical_json, choose, score, words
 
 ENGLISH = [
     ("the cat sat on the mat", "the cat is on the mat"),
@@ -160,7 +160,8 @@ def test_auto_is_what_choose_takes():
 
 def test_libraries_are_loaded_only_when_needed():
     program = (
-        "import sys; from microplane.train.metrics import score; score(['exact_match', 'json_equal'], ['{}'], ['{}']);"
+        "import sys; from microplane.training.metrics import score; "
+        "score(['exact_match', 'json_equal'], ['{}'], ['{}']);"
         "print([name for name in ('sklearn', 'sacrebleu', 'rouge_score', 'nltk') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from microplane.errors import CheckpointError
 from microplane.nn.rows import Rows
-from microplane.train.checkpoint import read_tensors, save_tensors
-from microplane.train.evaluate import choose_rows
+from microplane.training.checkpoint import read_tensors, save_tensors
+from microplane.training.evaluate import choose_rows
 
 if TYPE_CHECKING:
     from microplane.data.dataset import TokenDataset
