@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from common import environment
-
 from microplane.config import RunKnobs, build, set_value
 from microplane.console import Terminal, make_console
 from microplane.demo import demo_knobs, recipe

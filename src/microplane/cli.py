@@ -290,11 +290,11 @@ def data(
 
     knobs = collect(config, set, {"data.train": file})
     tokenizer = load_tokenizer(resolve(model)) if model else None
-    facts, renderable = describe(knobs.data, tokenizer)
+    described = describe(knobs.data, tokenizer)
     if json_:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        typer.echo(json.dumps(described.facts, ensure_ascii=False))
     else:
-        make_console().print(renderable)
+        make_console().print(described)
 
 
 @app.command(epilog="Example:  microplane models")

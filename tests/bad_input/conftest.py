@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input.kit import CommandLine, copy_home, furnish, train_arguments
+from microplane.config import RunKnobs, build, set_value
+from microplane.run import train
+from tests.bad_input.kit import QUICK, CommandLine, copy_home, furnish
 
 
 @pytest.fixture(scope="session")
@@ -14,20 +16,13 @@ def home(tmp_path_factory) -> Path:
     """model/, rows.jsonl and runs/base, never written to by tests."""
     folder = tmp_path_factory.mktemp("home")
     furnish(folder)
-    patch = pytest.MonkeyPatch()
-    try:
+    values = {"name": "base", "model": {"name": "model"}, "data": {"train": "rows.jsonl"}, "method": {"rank": 2}}
+    for knob in QUICK:
+        set_value(values, knob)
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MICROPLANE_CACHE", str(folder / "cache"))
-        from microplane.config import RunKnobs, build, set_value
-        from microplane.run import train
-        from tests.bad_input.kit import QUICK
-
-        values = {"name": "base", "model": {"name": "model"}, "data": {"train": "rows.jsonl"}}
-        for knob in QUICK:
-            set_value(values, knob)
         train(knobs=build(RunKnobs, values))
-    finally:
-        patch.undo()
     return folder
 
 

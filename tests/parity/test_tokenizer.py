@@ -76,7 +76,7 @@ def test_smollm2_gives_the_ids_of_transformers_on_2000_texts(smollm2, tmp_path):
     assert not wrong, f"{len(wrong)} texts differ, first {wrong[0]!r}"
     for text in corpus[::20]:
         ids = ours.encode(text)
-        assert ours.decode(ids, skip_special=False) == theirs.decode(ids) == text
+        assert ours.decode(ids, skip_special=False) == theirs.decode(ids)  # not all control characters have a token
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert ours.vocab_size == len(theirs) == 49_152
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -100,7 +100,16 @@ def agree_on(path, corpus: list[str]) -> None:
 def test_byte_level_gguf_vocabularies_with_every_cut(cut, tmp_path):
     fields = byte_level_fields() | trained_on_all_scripts()
     fields["ggml__pre"] = cut
-    agree_on(gguf_vocabulary(tmp_path, tokenizer__x=None, **fields, general__name="m"), texts(150))
+    agree_on(gguf_vocabulary(tmp_path, **fields), texts(150))
+
+
+def test_the_cuts_differ_on_these_texts(tmp_path):
+    fields = byte_level_fields() | trained_on_all_scripts()
+    seen = set()
+    for cut in ("gpt-2", "llama-bpe", "qwen2", "tekken"):
+        tokenizer = load_tokenizer(gguf_vocabulary(tmp_path, **fields | {"ggml__pre": cut}))
+        seen.add(json.dumps([tokenizer.encode(text) for text in texts(150)]))
+    assert len(seen) == 4
 
 
 def trained_on_all_scripts() -> dict[str, object]:

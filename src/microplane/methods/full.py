@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from microplane.methods.method import Method
+from microplane.models.contract import hf_names
 
 
 class Full(Method):
@@ -24,7 +25,7 @@ class Full(Method):
         model.requires_grad_(True)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        names = model.hf_names()
+        names = hf_names(model)
         return {names[name]: parameter for name, parameter in model.named_parameters()}
 
     def merge(self, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,13 +63,16 @@ def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Li
         )
     for site in sites.values():
         if site.role in wanted:
-            site.replace(wrap(site.module))
+            site.replace(wrap(cast(nn.Linear, site.module)))
 
 
-def adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
-    """The adapted linear layers as (dotted name, module)."""
+L = TypeVar("L", bound=AdaptedLinear)
+
+
+def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
+    """The adapted linear layers of a kind as (dotted name, module)."""
     for name, module in model.named_modules():
-        if isinstance(module, AdaptedLinear):
+        if isinstance(module, kind):
             yield name, module
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, wrap_linears
 from microplane.methods.method import Method, copy_strictly
+from microplane.models.contract import hf_names
 from microplane.nn.low_rank import low_rank_linear
 
 
@@ -60,9 +61,9 @@ class LoRA(Method):
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The factors under the names that peft gives them."""
-        names = model.hf_names()
+        names = hf_names(model)
         state: dict[str, Tensor] = {}
-        for site, module in adapted(model):
+        for site, module in adapted(model, LoRALinear):
             prefix = "base_model.model." + names[f"{site}.weight"].removesuffix(".weight")
             state[f"{prefix}.lora_A.weight"] = module.lora_A
             state[f"{prefix}.lora_B.weight"] = module.lora_B
@@ -75,8 +76,8 @@ class LoRA(Method):
         merge_linears(model)
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        names = model.hf_names()
-        targets = sorted({names[f"{site}.weight"].split(".")[-2] for site, _ in adapted(model)})
+        names = hf_names(model)
+        targets = sorted({names[f"{site}.weight"].split(".")[-2] for site, _ in adapted(model, LoRALinear)})
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

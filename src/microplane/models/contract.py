@@ -13,7 +13,7 @@ Activations stay in the number format of the base, whatever the format of what a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -47,6 +47,11 @@ class LanguageModel(Protocol):
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for all parameters of the plain model; a tied head is not listed."""
+
+
+def hf_names(model: nn.Module) -> dict[str, str]:
+    """Our parameter name -> Hugging Face's, of a model that keeps to this contract."""
+    return cast(LanguageModel, model).hf_names()
 
 
 class Site(NamedTuple):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from microplane.config import EvalKnobs, GenerateKnobs
 from microplane.data.batches import pack
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, dataset: TokenDataset, budget: int, progress: Progress | None = None) -> float:
+def evaluate_loss(model: Any, dataset: TokenDataset, budget: int, progress: Progress | None = None) -> float:
     """The mean of -log p over all trained tokens of `dataset`; always in the same order, so always the same bits."""
     was_training = model.training
     model.eval()
@@ -79,7 +78,7 @@ def choose_rows(dataset: TokenDataset, count: int) -> list[int]:
 
 
 def evaluate_answers(
-    model: nn.Module,
+    model: Any,
     tokenizer: Tokenizer,
     dataset: TokenDataset,
     indices: Sequence[int],
@@ -105,7 +104,7 @@ def evaluate_answers(
 
 
 def measure(
-    model: nn.Module,
+    model: Any,
     tokenizer: Tokenizer,
     dataset: TokenDataset,
     rows: Sequence[int],

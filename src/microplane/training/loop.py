@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import psutil
@@ -27,6 +27,7 @@ from microplane.data.batches import BatchPlan, micro_batches
 from microplane.environment import give_back_memory
 from microplane.errors import CheckpointError, TrainingError
 from microplane.methods import Method
+from microplane.models.contract import LanguageModel
 from microplane.paths import write_aside
 from microplane.training import checkpoint
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
@@ -131,7 +132,7 @@ def fit(
     log.rewind(state["log_bytes"] if saved else 0, totals.step)
 
     def save() -> None:
-        state = {"identity": identity, "totals": asdict(totals), "checks": monitor.checks}
+        state: Record = {"identity": identity, "totals": asdict(totals), "checks": monitor.checks}
         state |= {"movement": movement.start, "log_bytes": log.bytes}
         checkpoint.save_checkpoint(folder / "resume", totals.step, model, method, job.optimizer, state)
 
@@ -189,7 +190,7 @@ def _step(job: Job, totals: Totals) -> Record:
     loss = 0.0
     for part, indices in enumerate(micro_batches(rows, train.lengths, knobs.micro_tokens)):
         torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-        share = loss_sum(model, make_batch(train, indices)) / trained
+        share = loss_sum(cast(LanguageModel, model), make_batch(train, indices)) / trained
         if not math.isfinite(share.item()):
             raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
         loss += share.item()

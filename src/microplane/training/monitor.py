@@ -87,4 +87,4 @@ class Movement:
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microplane.models.contract import LanguageModel
 from microplane.nn.loss import chunked_cross_entropy, linear_cross_entropy
 from microplane.nn.rows import Rows
 
@@ -37,7 +38,7 @@ def make_batch(dataset: TokenDataset, indices: Sequence[int]) -> Batch:
     return Batch(Rows(ids, positions, lengths), trained - 1, ids[trained])
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+def loss_sum(model: LanguageModel, batch: Batch) -> Tensor:
     """The sum of -log p(token) over the trained tokens, float32; logits exist at their positions only."""
     hidden = model(batch.rows).index_select(0, batch.before)  # (K, D)
     if model.head is None or type(model.head) is nn.Linear:

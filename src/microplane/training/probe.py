@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from microplane.errors import CheckpointError
 from microplane.nn.rows import Rows
@@ -26,7 +26,7 @@ def probe_rows(dataset: TokenDataset) -> list[list[int]]:
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def probe_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits (up to 64, V) at the last positions of each row, computed one row at a time."""
     was_training = model.training
     model.eval()
