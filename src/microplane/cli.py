@@ -35,6 +35,9 @@ Set = Annotated[
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Knobs from a YAML file, such as a run.yaml.")
 ]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on, instead of refusing the file.")
+]
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -62,7 +65,7 @@ def main() -> None:
             raise
         fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
     except Exception as error:
-        if _is_usage_error(error):
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _tell_usage(error)
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             fail("the memory of this machine does not suffice. Try a smaller train.micro_tokens or eval.batch_tokens")
@@ -72,10 +75,6 @@ def main() -> None:
 _ELSEWHERE = "Choose another place; for runs it is --set runs=FOLDER, for the cache the variable MICROPLANE_CACHE."
 _ROOM = "Make room, and try again; a run that had begun goes on with microplane train --resume RUN."
 _DISK = {28: _ROOM, 122: _ROOM, 30: _ELSEWHERE, 13: _ELSEWHERE}  # full, over the quota, read-only, not allowed
-
-
-def _is_usage_error(error: Exception) -> bool:
-    return hasattr(error, "format_message") and hasattr(error, "exit_code") and hasattr(error, "show")
 
 
 def _tell_usage(error: Any) -> NoReturn:
@@ -128,6 +127,7 @@ def train(
     name: Annotated[str | None, typer.Option("--name", "-n", help="Of the run's folder.")] = None,
     config: Config = None,
     set: Set = None,
+    skip_bad_rows: SkipBadRows = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run's folder, bit for bit.")
     ] = None,
@@ -140,11 +140,12 @@ def train(
     terminal = Terminal(make_console())
     try:
         if resume:
-            if model or data or method or name or config or set:
+            if model or data or method or name or config or set or skip_bad_rows:
                 raise ConfigError(f"--resume {resume} takes everything from that run; give it alone")
             done = run.resume(resume, terminal)
         else:
-            given = {"model.name": model, "data.train": data, "method.name": method, "name": name}
+            given: dict[str, Any] = {"model.name": model, "data.train": data, "method.name": method, "name": name}
+            given["data.skip_bad_rows"] = skip_bad_rows or None
             done = run.train(knobs=collect(config, set, given), watch=terminal)
     finally:
         terminal.close()
@@ -181,26 +182,26 @@ def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help="The rows to measure on.")],
     config: Config = None,
     set: Set = None,
+    skip_bad_rows: SkipBadRows = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to this JSONL file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Measure a model or a run on DATA: loss, perplexity, and metrics of generated answers."""
     from microplane.console import Terminal, make_console
-    from microplane.measure import measure_file
+    from microplane.measure import check_out, measure_file, write_answers
     from microplane.training.evaluate import describe_scores
 
-    knobs = collect(config, set, {"model.name": model, "data.train": data})
+    given = {"model.name": model, "data.train": data, "data.skip_bad_rows": skip_bad_rows or None}
+    knobs = collect(config, set, given)
+    if out:
+        check_out(out, knobs)
     terminal = Terminal(make_console(stderr=True))
     try:
         measured = measure_file(knobs, terminal)
     finally:
         terminal.close()
     if out:
-        from microplane.paths import write_aside
-
-        lines = zip(measured["prompts"], measured["targets"], measured["texts"], strict=True)
-        rows = [json.dumps({"prompt": p, "target": t, "answer": a}, ensure_ascii=False) for p, t, a in lines]
-        write_aside(out, "".join(row + "\n" for row in rows).encode())
+        write_answers(out, measured)
     typer.echo(json.dumps(measured["scores"]) if json_ else describe_scores(measured["scores"]))
 
 

@@ -15,7 +15,7 @@ from microplane.config import GenerateKnobs, build, is_utf8, shown
 from microplane.data.formats import Message
 from microplane.data.template import prompt_ids, stop_ids
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
-from microplane.errors import AdapterError, DataError, ModelError
+from microplane.errors import AdapterError, ConfigError, DataError, ModelError
 from microplane.generate import Answer, generate
 from microplane.methods import Method
 from microplane.models.hub import resolve
@@ -87,7 +87,10 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
 
 def attach(model: nn.Module, method: Method, folder: Path) -> None:
     """Put the adapter of `folder` on an untouched base, ready for use."""
-    method.attach(model)
+    try:
+        method.attach(model)
+    except ConfigError as error:
+        raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
     load_adapter(folder, model, method)
     model.requires_grad_(False).eval()
 

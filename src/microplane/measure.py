@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from microplane.config import RunKnobs
 from microplane.data.dataset import load_rows
+from microplane.errors import ConfigError
 from microplane.loading import load
+from microplane.paths import write_aside
+from microplane.training import metrics
 from microplane.training.evaluate import choose_rows, measure
 from microplane.watch import Silent, Watcher
 
@@ -17,6 +22,7 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
     A run is asked as it was trained: with its own template and system prompt.
     """
     watch = watch or Silent()
+    metrics.check(knobs.eval.metrics)
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
     data = knobs.data
     if loaded.method is not None:
@@ -25,3 +31,26 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
     chosen = choose_rows(rows, knobs.eval.rows)
     loaded.template = data.template
     return measure(loaded.model, loaded.tokenizer, rows, chosen, knobs.eval, loaded.stop_ids, "model", watch.progress)
+
+
+def check_out(out: Path, knobs: RunKnobs) -> None:
+    """Refuse a place for the answers before they are made.
+
+    Raises:
+        ConfigError: if it is a folder, the data itself, or below something that is no folder.
+    """
+    above = next((folder for folder in out.parents if folder.exists()), Path())
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file")
+    if not above.is_dir():
+        raise ConfigError(f"--out {out} cannot be made: {above} is no folder")
+    files = [knobs.data.train, knobs.data.validation, knobs.data.test]
+    if out.exists() and any(out.samefile(file) for file in files if file and Path(file).exists()):
+        raise ConfigError(f"--out {out} would overwrite the data that is measured on; choose another file")
+
+
+def write_answers(out: Path, measured: dict[str, Any]) -> None:
+    """One line of JSON per answer: prompt, target, answer."""
+    rows = zip(measured["prompts"], measured["targets"], measured["texts"], strict=True)
+    lines = [json.dumps({"prompt": p, "target": t, "answer": a}, ensure_ascii=False) for p, t, a in rows]
+    write_aside(out, "".join(line + "\n" for line in lines).encode())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from microplane.errors import AdapterError
+from microplane.errors import AdapterError, CheckpointError
 from microplane.loading import Loaded, adapter_folder, load
 from microplane.models.load import open_checkpoint, save_model
 from microplane.training.checkpoint import disk_errors
@@ -64,14 +65,16 @@ def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
     try:
         with disk_errors(folder):
             save_model(loaded.model, temporary, dtype)
-        loaded.tokenizer.save(temporary)
-        os.replace(temporary, folder)  # also over an empty folder
+            loaded.tokenizer.save(temporary)
+            os.replace(temporary, folder)  # also over an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _probe_rows(run: Path) -> list[list[int]]:
-    return read_probe(run)[0] if probe_file(run).is_file() else []
+    with suppress(CheckpointError, KeyError):  # a run whose probe is damaged can be merged all the same
+        return read_probe(run)[0] if probe_file(run).is_file() else []
+    return []
 
 
 def _stored_dtype(path: Path) -> torch.dtype:

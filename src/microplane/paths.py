@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,9 @@ def aside(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # what a user knows of, and not the temporary one
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -64,6 +68,8 @@ def run_folder(runs: Path, name: str, parts: Sequence[str], again: bool = False)
                 "give this one another --name, or delete that folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in [path for path in folder.rglob(".*.tmp") if _is_leftover(path)]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     except OSError as error:
         place = str(runs / name)[:200]
         raise ConfigError(

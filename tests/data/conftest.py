@@ -22,9 +22,9 @@ def tiny(special=("<eos>",), template=None, eos="<eos>", bos=None, adds_bos=Fals
     return _finish(backend, special, template, eos, bos, adds_bos, unk)
 
 
-def spaced(special=("<eos>",), template=None, eos="<eos>", bos=None, adds_bos=False, letters="") -> Tokenizer:
+def spaced(special=("<eos>",), template=None, eos="<eos>", bos=None, adds_bos=False, more=()) -> Tokenizer:
     """SentencePiece's way: a space is put before every text, and what is not in the vocabulary is <unk>."""
-    pieces = [("<unk>", 0.0), *((letter, -2.0) for letter in "▁abcdefghijklmnopqrstuvwxyz[]/|<>\n" + letters)]
+    pieces = [("<unk>", 0.0), *((letter, -2.0) for letter in [*"▁abcdefghijklmnopqrstuvwxyz[]/|<>\n", *more])]
     backend = Backend(models.Unigram(pieces, unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")

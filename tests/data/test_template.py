@@ -399,10 +399,16 @@ def test_tokens_never_merge_across_the_start_of_an_answer(make_tiny):
 
 def test_a_token_that_begins_with_the_space_before_an_answer_is_trained(make_spaced):
     template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %} {% else %}<eos>{% endif %}{% endfor %}"
-    tokenizer = make_spaced(template=template)
-    ids, trained = render(talk("q", "a"), tokenizer)
-    assert [tokenizer.piece(token) for token in ids] == [" ", "q", " ", "a", "<eos>"]
-    assert trained == [False, False, False, True, True]
+    for more, pieces in (((), [" ", "q", " ", "a", "<eos>"]), (["▁a"], [" ", "q", " a", "<eos>"])):
+        tokenizer = make_spaced(template=template, more=more)
+        ids, trained = render(talk("q", "a"), tokenizer)
+        assert [tokenizer.piece(token) for token in ids] == pieces
+        assert trained == [*[False] * (len(pieces) - 2), True, True]
+
+
+def test_the_first_token_is_never_trained(make_tiny):
+    answers = "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<eos>{% endfor %}"
+    assert marked(make_tiny(template=answers), talk("q", "ab")) == "a⟦b<eos>⟧"
 
 
 # Length

@@ -109,12 +109,13 @@ def test_the_same_greedy_continuation_of_20_prompts(ours, theirs):
     model, tokenizer = ours
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     assert len(prompts) == 20
-    for prompt, answer in zip(prompts, greedy(model, prompts), strict=True):
-        given = torch.tensor([prompt])
-        expected = theirs.generate(
-            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=ANSWER, min_new_tokens=ANSWER
-        )
-        assert answer == expected[0, len(prompt) :].tolist(), tokenizer.decode(prompt)
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    options = {"do_sample": False, "max_new_tokens": ANSWER, "min_new_tokens": ANSWER}
+    expected = theirs.generate(padded, attention_mask=mask, **options)[:, longest:].tolist()
+    for prompt, mine, answer in zip(PROMPTS, greedy(model, prompts), expected, strict=True):
+        assert mine == answer, prompt
 
 
 def greedy(model, prompts: list[list[int]]) -> list[list[int]]:

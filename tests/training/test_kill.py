@@ -67,11 +67,11 @@ def check(folder: Path, kills: int, seed: int) -> int:
         serial += 1
         name = f"killed-{serial}"
         arguments = begin(folder, name)
-        while kill_after(arguments, rng.uniform(0.5, 1.1) * whole) and hits < kills:
+        while kill_after(arguments, rng.uniform(0.5, 1.1) * whole if hits < kills else 300):
             hits += 1
             if (folder / name / "run.yaml").is_file():
                 arguments = command(folder, "--resume", str(folder / name))
-        assert not kill_after(arguments, 300)
+        assert not list((folder / name).rglob("*.tmp"))
         assert result(folder / name) == wanted, f"after {hits} kills, in {name}"
     return hits
 

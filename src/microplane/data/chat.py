@@ -150,18 +150,15 @@ class ChatTemplate:
         """Start and end in `text` of the contents whose marks the template leaves in place."""
         base = _free_marks(messages, text)
         anywhere = re.compile(f"[{chr(base)}-{chr(base + 2 * len(messages))}]")
-        for mark in (_outside, _inside):
-            marked = [Message(m.role, mark(m.content, base + 2 * number)) for number, m in enumerate(messages)]
-            try:
-                rendered = self.text(marked, generation_prompt)
-            except DataError:
-                continue
-            if anywhere.sub("", rendered) == text:
-                return _found(rendered, anywhere, base)
-        return {}
+        marked = [Message(m.role, _marked(m.content, base + 2 * number)) for number, m in enumerate(messages)]
+        try:
+            rendered = self.text(marked, generation_prompt)
+        except DataError:
+            return {}
+        return _found(rendered, anywhere, base) if anywhere.sub("", rendered) == text else {}
 
     def _replaced(self, messages: Sequence[Message], number: int, text: str, generation_prompt: bool) -> Span | None:
-        """The place of a content that the template rewrites: what changes when a mark stands in its stead."""
+        """The place of a content that the template trims or rewrites: what changes when a mark stands in its stead."""
         mark = chr(_free_marks(messages, text))
         instead = [*messages[:number], Message(messages[number].role, mark), *messages[number + 1 :]]
         try:
@@ -173,15 +170,8 @@ class ChatTemplate:
         return (start, end) if found and start < end else None
 
 
-def _outside(content: str, mark: int) -> str:
+def _marked(content: str, mark: int) -> str:
     return f"{chr(mark)}{content}{chr(mark + 1)}" if content else ""
-
-
-def _inside(content: str, mark: int) -> str:
-    """For templates that trim contents: marks within the white space."""
-    core = content.strip()
-    lead = content[: len(content) - len(content.lstrip())]
-    return f"{lead}{_outside(core, mark)}{content[len(lead) + len(core) :]}"
 
 
 def _free_marks(messages: Sequence[Message], text: str) -> int:

@@ -132,8 +132,8 @@ def _of_peft(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(_CHANGING_STARTS):
         raise AdapterError(
-            f"{folder}: peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the original "
-            "one. Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
+            f"{folder}: peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the "
+            "original one. Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
         )
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
@@ -238,7 +238,7 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> None:
     state = read_state(saved[-1])
     then = _flat(state["identity"])
     differences = [
-        f"{name}: {then.get(name)!r} then, {value!r} now"
+        f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
         for name, value in _flat(identity).items()
         if name not in then or then[name] != value
     ]
@@ -255,6 +255,10 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> None:
             f"{log} has {size:,} bytes, but had {state['log_bytes']:,} at step {state['step']}: it is not this run's, "
             "or was cut. Put it back as it was, or start a run with another name."
         )
+
+
+def _brief(value: Any) -> str:
+    return f"{value!r}" if len(str(value)) < 40 else f"'{str(value)[:12]}...'"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -307,18 +311,21 @@ def read_tensors(path: Path, error: type[MicroplaneError]) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as problem:
-        raise error(f"{path} cannot be read: {problem}. It is not whole, or not a safetensors file.") from None
+        raise error(f"{path} is truncated, or is not a safetensors file: {problem}. Fetch or make it again") from None
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """safetensors tells of a full disk, or one that cannot be written to, by an error of its own; make it OSError."""
+    """What goes wrong while `path` is written, as OSError; safetensors tells of a full disk by an error of its own."""
     try:
         yield
     except SafetensorError as error:
         if not (found := re.search(r"os error (\d+)", str(error))):
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+    except OSError as error:
+        error.filename = str(path)  # and not the temporary one
+        raise
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -328,7 +335,7 @@ def _write_json(path: Path, value: Any) -> None:
 def _read_json(path: Path, error: type[MicroplaneError]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise error(f"{path} cannot be read: {problem}") from None
     if not isinstance(value, dict):
         raise error(f"{path} must hold an object, but holds a {type(value).__name__}")
