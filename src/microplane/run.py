@@ -137,12 +137,15 @@ class _Job:
         return self._finish()
 
     def _resolve(self, dtype: torch.dtype, splits: Splits) -> RunKnobs:
-        """The knobs with everything that was inferred filled in, so that run.yaml says what was done."""
+        """The knobs with everything that was inferred filled in, so that run.yaml says what was done.
+
+        But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
+        """
         knobs = self.knobs
         method = {"name": self.method.name, **self.method.model_dump(mode="json")}
         return knobs.model_copy(
             update={
-                "name": self.folder.name,
+                "name": None,
                 "method": method,
                 "model": knobs.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
                 "train": knobs.train.model_copy(update={"lr": knobs.train.lr or self.method.default_lr}),

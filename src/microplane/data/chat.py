@@ -187,6 +187,8 @@ def _free_marks(messages: Sequence[Message], text: str) -> int:
 
 def _common(one: str, other: str) -> int:
     """How many characters two texts have in common at their start."""
+    if other.startswith(one):
+        return len(one)
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
