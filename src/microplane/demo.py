@@ -23,7 +23,7 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
         raise ConfigError(f"--lang {lang}: there are {', '.join(LANGUAGES)}")
     terminal = Terminal(make_console())
     terminal.say(f"Building the home-commands data ({lang}) from the package home-assistant-intents ...")
-    folder = Path("runs") / "home-commands-data" / lang
+    folder = Path("runs") / "data" / f"home-commands-{lang}"
     summary = recipe().build(folder, lang=lang, train_rows=rows, test_rows=300)
     terminal.say(f"{summary['train_rows']} commands to train on, {summary['test_rows']} held out, in {folder}")
     values = demo_knobs(folder)

@@ -106,7 +106,7 @@ def folder(name: str) -> Spoil:
     return lambda here: (here / name).mkdir(parents=True)
 
 
-def edit(name: str, without: tuple[str, ...] = (), **changes: Any) -> Spoil:
+def edit(name: str, without: tuple[str, ...] = (), /, **changes: Any) -> Spoil:
     """Change fields of a JSON file."""
 
     def spoil(here: Path) -> None:

@@ -45,7 +45,6 @@ CASES = [
     knob("no role", "method.targets=[]", "method.targets is empty", "down, gate, k"),
     knob("a head that is tied", "method.targets=[head]", "'head'", "tied to the embedding"),
     knob("an unknown metric", "eval.metrics=[exact]", "'exact'", "Did you mean 'exact_match'?", "rouge"),
-    knob("bfloat16 for what trains the base", "method={name: full}", "bfloat16", "float32") if False else
     Case("bfloat16 for what trains the base", train(*sets("method={name: full}", "model.dtype=bfloat16")),
          ("model.dtype = bfloat16", "full", "float32")),
     knob("the character 0", 'name="a\\0b"', "name", "without the character 0"),

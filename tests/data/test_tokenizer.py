@@ -334,8 +334,8 @@ def test_a_sentencepiece_tokenizer_saved_for_transformers(tmp_path):
 # GGUF
 
 NOTHING: dict[str, Any] = {
-    "model_type": "llama", "num_hidden_layers": 1, "max_position_embeddings": 8, "hidden_size": 8, "intermediate_size": 8,
-    "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+    "model_type": "llama", "num_hidden_layers": 1, "max_position_embeddings": 8,
+    "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from microplane.nn.rows import Rows
 TEXTS = [
     "The Seine rises near Dijon and flows through Paris, where most of its bridges stand, before it reaches the sea at "
     "Le Havre. Ships can go up the river as far as Rouen.",
-    "Water boils at 100 degrees Celsius at sea level. On a mountain the air presses less, so it boils sooner and food "
-    "takes longer to cook.",
+    "Water boils at 100 degrees Celsius at sea level. On a mountain the air presses less, so it boils sooner and food"
+    " takes longer to cook.",
     "Dear Ms. Okafor,\n\nthank you for your letter of 3 May. We have looked into the matter and will refund the full "
     "amount of $149.90 within ten days.\n\nYours sincerely,\nT. Lindqvist",
     "def median(numbers):\n    ordered = sorted(numbers)\n    middle = len(ordered) // 2\n    if len(ordered) % 2:\n"
@@ -26,22 +26,22 @@ TEXTS = [
     '<|im_start|>assistant\n{"intent": "HassTurnOn", "name": "kitchen lights"}<|im_end|>\n',
     "Shopping list:\n- 2 kg potatoes\n- 500 g flour\n- 6 eggs\n- a bunch of parsley\n- olive oil (the good one)\n",
     "They should have called it Gutterball.",
-    "Once there was a miller who had three sons. When he died he left the mill to the eldest, the donkey to the second, "
-    "and to the youngest nothing but the cat.",
-    "Photosynthesis turns carbon dioxide and water into sugar and oxygen: 6 CO2 + 6 H2O -> C6H12O6 + 6 O2. The energy for "
-    "it comes from light, which chlorophyll takes up mostly in the red and the blue.",
-    "SELECT name, COUNT(*) AS orders FROM customers JOIN orders USING (customer_id) WHERE placed > '2024-01-01' GROUP BY "
-    "name HAVING orders > 3 ORDER BY orders DESC;",
+    "Once there was a miller who had three sons. When he died he left the mill to the eldest, the donkey to the "
+    "second, and to the youngest nothing but the cat.",
+    "Photosynthesis turns carbon dioxide and water into sugar and oxygen: 6 CO2 + 6 H2O -> C6H12O6 + 6 O2. The energy "
+    "for it comes from light, which chlorophyll takes up mostly in the red and the blue.",
+    "SELECT name, COUNT(*) AS orders FROM customers JOIN orders USING (customer_id) WHERE placed > '2024-01-01' GROUP "
+    "BY name HAVING orders > 3 ORDER BY orders DESC;",
     "La bibliothèque ouvre à neuf heures du matin, sauf le lundi, et ferme à dix-neuf heures.",
     "Der Zug nach München fährt heute von Gleis 7 ab und hat ungefähr zwanzig Minuten Verspätung.",
     "Đặt hẹn giờ mười lăm phút cho món mì, rồi tắt đèn phòng khách.",
     "A: Did you see the game?\nB: Only the second half. I was stuck in traffic.\nA: Then you missed the best part!",
-    "To reset the router, hold the small button on its back for ten seconds, until the light blinks red. Wait two minutes "
-    "before you connect again.",
+    "To reset the router, hold the small button on its back for ten seconds, until the light blinks red. Wait two "
+    "minutes before you connect again.",
     "x^2 - 5x + 6 = 0 has the roots x = 2 and x = 3, because (x - 2)(x - 3) = x^2 - 5x + 6.",
     "BREAKING: City council votes 7-4 to close Main Street to cars on Sundays, starting June 1st #cycling 🚲🎉",
-    "In 1815 the volcano Tambora erupted. The ash cooled the air so much that 1816 became known in Europe and North America "
-    "as the year without a summer; crops failed, and bread grew dear.",
+    "In 1815 the volcano Tambora erupted. The ash cooled the air so much that 1816 became known in Europe and North "
+    "America as the year without a summer; crops failed, and bread grew dear.",
     '{"name": "microplane", "version": "0.1.0", "private": true, "scripts": {"test": "pytest -q"}, "tags": ["a", "b"]}',
 ]
 PROMPTS = [
@@ -119,7 +119,7 @@ def test_the_same_greedy_continuation_of_20_prompts(ours, theirs):
 
 
 def greedy(model, prompts: list[list[int]]) -> list[list[int]]:
-    """All prompts side by side through the cache. The stop token does not stop: transformers is told never to take it."""
+    """All prompts side by side through the cache, never taking the stop token (transformers: min_new_tokens)."""
     cache = model.new_cache(len(prompts))
     rows, answers = Rows.of(prompts), [[] for _ in prompts]
     for _ in range(ANSWER):

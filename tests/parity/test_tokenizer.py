@@ -27,7 +27,10 @@ from tests.data.test_tokenizer import (
 from tests.gguf_files import write_gguf
 
 SCRIPTS = {
-    "Latin": ["The quick brown fox can't jump over 13 lazy dogs, can it?", "Zażółć gęślą jaźń — «voilà» l'été à 7h30 !"],
+    "Latin": [
+        "The quick brown fox can't jump over 13 lazy dogs, can it?",
+        "Zażółć gęślą jaźń — «voilà» l'été à 7h30 !",
+    ],
     "Cyrillic": ["Съешь же ещё этих мягких французских булок, да выпей чаю.", "Щось українське: її ґанок № 5"],
     "Greek": ["Ξεσκεπάζω την ψυχοφθόρα βδελυγμία.", "άλφα ΒΉΤΑ γάμμα; 3,14"],
     "Arabic": ["صِف خَلقَ خَودِ كَمِثلِ الشَمسِ إِذ بَزَغَت", "عام ٢٠٢٤، الساعة ٧:٣٠ مساءً"],
@@ -38,9 +41,17 @@ SCRIPTS = {
     "Hangul": ["키스의 고유조건은 입술끼리 만나야 하고", "가격은 1,000원입니다!"],
     "Thai": ["เป็นมนุษย์สุดประเสริฐเลิศคุณค่า", "ราคา ๑๒๓ บาท"],
     "emoji": ["😀👍🏽 👩‍👩‍👧‍👦🏳️‍🌈 ❤️‍🔥 1️⃣🇫🇷", "✨→★½²③Ⅷ ¼ kg ²"],
-    "code": ["def f(x: int) -> None:\n\treturn {'a': [x**2, 0x1F]}  # ok\n", "<a href=\"#\">&nbsp;</a> if(!a&&b){c+=1e-9;}\r\n"],
+    "code": [
+        "def f(x: int) -> None:\n\treturn {'a': [x**2, 0x1F]}  # ok\n",
+        "<a href=\"#\">&nbsp;</a> if(!a&&b){c+=1e-9;}\r\n",
+    ],
     "space": ["  \t\n\n\r\n   ", "\u00a0\u2003\u3000\u200b\ufeff \x0b\x0c"],
-    "special": ["<|im_start|>user\nhi<|im_end|>\n", "<|endoftext|><|im_start|> <|im_end|>x<repo_name>", "<|im_", "[INST]<s></s>"],
+    "special": [
+        "<|im_start|>user\nhi<|im_end|>\n",
+        "<|endoftext|><|im_start|> <|im_end|>x<repo_name>",
+        "<|im_",
+        "[INST]<s></s>",
+    ],
 }  # fmt: skip
 
 
