@@ -146,3 +146,17 @@ def test_resume_of_an_ended_run_gives_the_same_result(done):
     again = microplane.resume(done.folder)
     assert again.metrics == done.metrics
     assert (done.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_an_instruction_that_all_rows_share_is_put_before_prompts(place, tmp_path):
+    rows = [{"instruction": "Say it again.", "input": f"{i} {i}", "output": str(i)} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = SETS | {"runs": str(tmp_path / "runs"), "train.steps": 2, "eval.rows": 0}
+    loaded = microplane.train(str(place / "model"), str(tmp_path / "rows.jsonl"), set=sets).load()
+    assert loaded.prefix == "Say it again.\n\n"
+    assert "user\nSay it again.\n\n7 7" in loaded.tokenizer.decode(loaded.prompt("7 7"))
+    assert loaded.prompt("7 7") == loaded.prompt("Say it again.\n\n7 7")
+
+
+def test_prompts_that_share_no_line_get_no_prefix(done):
+    assert done.load().prefix == ""

@@ -56,7 +56,7 @@ def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
 
 
 def _turn(loaded: Loaded, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
-    asked = [*messages, Message("user", text)]
+    asked = [*messages, loaded.asked(text)]
     pieces: list[str] = []
 
     def show(row: int, piece: str) -> None:

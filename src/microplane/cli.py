@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    from microplane.run import Run
 
 app = typer.Typer(
     name="microplane",
@@ -134,7 +131,7 @@ def train(
 ) -> None:
     """Adapt MODEL to DATA. Everything not said is inferred, printed, and written to run.yaml."""
     from microplane import run
-    from microplane.console import Terminal, make_console
+    from microplane.console import Terminal, make_console, tell
     from microplane.errors import ConfigError
 
     terminal = Terminal(make_console())
@@ -149,29 +146,7 @@ def train(
             done = run.train(knobs=collect(config, set, given), watch=terminal)
     finally:
         terminal.close()
-    _tell(done)
-
-
-def _tell(done: Run) -> None:
-    """What came of a run, and what to do next."""
-    from microplane.training.evaluate import describe_scores
-
-    figures = done.result["train"]
-    if done.result["status"] == "stopped":
-        typer.echo(f"stopped after step {figures['steps']} of {figures['steps_planned']}; all is saved.")
-        typer.echo(f"go on:    microplane train --resume {done.folder}")
-        typer.echo(f"report:   {done.folder / 'report.html'}")
-        return
-    if figures["overfitting"]:
-        typer.echo(figures["overfitting"])
-    typer.echo(f"before:   {describe_scores(done.metrics['before'])}")
-    typer.echo(f"after:    {describe_scores(done.metrics['after'])}")
-    for check in done.result["checks"]:
-        word = {True: "passed", False: "FAILED", None: "not checked"}[check["passed"]]
-        typer.echo(f"check:    {check['name']}: {word} ({check['value']})")
-    typer.echo(f"report:   {done.folder / 'report.html'}")
-    typer.echo(f"try it:   microplane generate {done.folder} --interactive")
-    typer.echo(f"merge it: microplane merge {done.folder} FOLDER")
+    tell(done)
 
 
 @app.command(
@@ -217,6 +192,9 @@ def generate(
         typer.Option("--interactive", "-i", help="Chat; the conversation is kept. /new begins another, /quit ends."),
     ] = False,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    no_prefix: Annotated[
+        bool, typer.Option("--no-prefix", help="Do not begin prompts with what all training prompts began with.")
+    ] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
     set: Set = None,
 ) -> None:
@@ -237,6 +215,12 @@ def generate(
     loaded = load(model, dtype)
     if system is not None:
         loaded.system = system
+    if no_prefix:
+        loaded.prefix = ""
+    if loaded.prefix:
+        typer.echo(
+            f"each prompt begins as in training, with {loaded.prefix.strip()!r} (--no-prefix leaves it out)", err=True
+        )
     if interactive:
         chat(loaded, knobs)
     else:
@@ -380,9 +364,10 @@ def demo(
     set: Set = None,
 ) -> None:
     """Teach a small model to turn home commands into JSON: fetch, measure, train, measure again, show, report."""
+    from microplane.console import tell
     from microplane.demo import run_demo
 
-    _tell(run_demo(lang, rows, set or []))
+    tell(run_demo(lang, rows, set or []))
 
 
 @app.command(epilog="Example:  microplane version")

@@ -10,6 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from microplane.run import Run
+from microplane.training.evaluate import describe_scores
+
 QUIET_SECONDS = 15  # between two lines of progress where there is no terminal to redraw
 
 
@@ -100,3 +103,23 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def tell(done: Run) -> None:
+    """What came of a run, and what to do next."""
+    figures = done.result["train"]
+    if done.result["status"] == "stopped":
+        print(f"stopped after step {figures['steps']} of {figures['steps_planned']}; all is saved.")
+        print(f"go on:    microplane train --resume {done.folder}")
+        print(f"report:   {done.folder / 'report.html'}")
+        return
+    if figures["overfitting"]:
+        print(figures["overfitting"])
+    print(f"before:   {describe_scores(done.metrics['before'])}")
+    print(f"after:    {describe_scores(done.metrics['after'])}")
+    for check in done.result["checks"]:
+        word = {True: "passed", False: "FAILED", None: "not checked"}[check["passed"]]
+        print(f"check:    {check['name']}: {word} ({check['value']})")
+    print(f"report:   {done.folder / 'report.html'}")
+    print(f"try it:   microplane generate {done.folder} --interactive")
+    print(f"merge it: microplane merge {done.folder} FOLDER")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +38,21 @@ class Loaded:
     system: str | None = None
     method: Method | None = None  # of the adapter, if there is one
     about: dict[str, Any] | None = None  # what the adapter says of its making
+    prefix: str = ""  # what every prompt of its training began with, as "Convert the command to JSON."
 
     def prompt(self, text: str | Sequence[Message]) -> list[int]:
-        """Token ids that generation starts from: a user's text, or a whole conversation."""
-        messages = [Message("user", text)] if isinstance(text, str) else list(text)
+        """Token ids that generation starts from: a user's text behind the prefix, or a whole conversation as it is."""
+        messages = [self.asked(text)] if isinstance(text, str) else list(text)
         for part in [self.system or "", *(message.content for message in messages)]:
             if not is_utf8(part):
                 raise DataError(f"the prompt {shown(part)} holds bytes that are not UTF-8; give it in that encoding")
         ids = prompt_ids(messages, self.tokenizer, self.template, self.system)
         check_ids(self.model, self.tokenizer, ids)
         return ids
+
+    def asked(self, text: str) -> Message:
+        """A user's text as the model was trained to be asked."""
+        return Message("user", text if text.startswith(self.prefix) else self.prefix + text)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -81,8 +87,8 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
     model = load_model(path, number_format(dtype))
     if not method.whole_model:
         attach(model, method, folder)
-    template, system = about.get("template", "auto"), about.get("system")
-    return Loaded(model, load_tokenizer(path), path, template, system, method, about)
+    template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
+    return Loaded(model, load_tokenizer(path), path, template, system, method, about, prefix)
 
 
 def attach(model: nn.Module, method: Method, folder: Path) -> None:
@@ -145,6 +151,19 @@ def base_of(folder: Path, about: dict[str, Any]) -> Path:
             "their contents differ. Give the original model its place back, or train again."
         )
     return path
+
+
+MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
+
+
+def shared_prefix(prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None) -> str:
+    """The whole lines with which what the user says begins in every one of these rendered prompts."""
+    empty = tokenizer.decode(prompt_ids([Message("user", MARK)], tokenizer, template, system), skip_special=False)
+    frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
+    if len(prompts) < 2 or not common.startswith(frame):
+        return ""
+    said = common[len(frame) :]
+    return said[: said.rfind("\n") + 1]
 
 
 def check_ids(model: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> None:

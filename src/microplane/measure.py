@@ -26,7 +26,9 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
     data = knobs.data
     if loaded.method is not None:
-        data = data.model_copy(update={"template": loaded.template, "system": loaded.system if data.system is None else data.system})
+        data = data.model_copy(
+            update={"template": loaded.template, "system": loaded.system if data.system is None else data.system}
+        )
     rows = load_rows(data, loaded.tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
     chosen = choose_rows(rows, knobs.eval.rows)
     loaded.template = data.template

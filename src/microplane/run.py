@@ -21,7 +21,7 @@ from microplane.data.dataset import Splits, TokenDataset, load_splits
 from microplane.data.template import stop_ids
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
-from microplane.loading import Loaded, attach, check_ids, fingerprint, load, number_format
+from microplane.loading import Loaded, attach, check_ids, fingerprint, load, number_format, shared_prefix
 from microplane.methods import Method, make_method, trainable
 from microplane.models.hub import resolve
 from microplane.models.load import Checkpoint, load_model, open_checkpoint
@@ -226,7 +226,7 @@ class _Job:
 
     def _fit(self, model: nn.Module, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
         knobs = self.knobs
-        data, about, rows = splits.validation, self._about(path), probe_rows(splits.validation)
+        data, about, rows = splits.validation, self._about(path, tokenizer, splits), probe_rows(splits.validation)
 
         def save_best(step: int, loss: float) -> None:
             size = save_adapter(self.folder / "adapter", model, self.method, {**about, "step": step})
@@ -253,8 +253,10 @@ class _Job:
         self.begun = True
         self.watch.record(record)
 
-    def _about(self, path: Path) -> dict[str, Any]:
+    def _about(self, path: Path, tokenizer: Tokenizer, splits: Splits) -> dict[str, Any]:
         data = self.knobs.data
+        asked = [splits.train.prompt_and_target(row)[0] for row in choose_rows(splits.train, 100)]
+        prompts = [tokenizer.decode(ids, skip_special=False) for ids in asked]
         # A local model is found again from any folder; a short name or a Hub name stays what it is.
         name = self.knobs.model.name
         base = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
@@ -264,6 +266,7 @@ class _Job:
             "base_fingerprint": fingerprint(path),
             "template": data.template,
             "system": data.system,
+            "prefix": shared_prefix(prompts, tokenizer, data.template, data.system),
         }
 
     def _identity(self, splits: Splits, tokenizer: Tokenizer) -> dict[str, Any]:
