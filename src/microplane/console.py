@@ -119,7 +119,9 @@ def tell(done: Run) -> None:
     print(f"after:    {describe_scores(done.metrics['after'])}")
     for check in done.result["checks"]:
         word = {True: "passed", False: "FAILED", None: "not checked"}[check["passed"]]
-        print(f"check:    {check['name']}: {word} ({check['value']})")
+        value = check["value"]
+        shown = f"{value:.2g}" if isinstance(value, float) else value or check["detail"]
+        print(f"check:    {check['name']}: {word} ({shown})")
     print(f"report:   {done.folder / 'report.html'}")
     print(f"try it:   microplane generate {done.folder} --interactive")
     print(f"merge it: microplane merge {done.folder} FOLDER")
