@@ -260,8 +260,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that `_Loader` would take for a number."""
+    """Puts text in quotes that `_Loader` would take for a number, or for several lines."""
 
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        rare_breaks = any(mark in text for mark in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare_breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(

@@ -77,8 +77,8 @@ def read_header(path: Path) -> GgufFile:
 
 @lru_cache(maxsize=2)
 def _parse(path: Path, size: int, modified: int) -> GgufFile:
-    if size < 24:
-        raise _not_gguf(path, path.read_bytes()[:4])
+    if size == 0:  # which cannot be mapped
+        raise _not_gguf(path, b"")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _Header(path, data).parse()
 
@@ -108,7 +108,8 @@ class _Header:
         return GgufFile(self.path, metadata, self._place([self._info() for _ in range(count)], alignment))
 
     def _open(self) -> int:
-        magic = self._take(4)
+        magic = self.data[:4]
+        self.at = min(4, self.end)
         if magic != MAGIC:
             raise _not_gguf(self.path, magic)
         version = self._number("<u4")
@@ -157,14 +158,10 @@ class _Header:
             for _ in range(count):
                 (size,) = length(data, at)
                 at += 8 + size
-                if at > self.end:
-                    break
                 found.append(data[at - size : at].decode("utf-8", errors="replace"))
         except struct.error:
             at = self.end + 1
-        self.at = min(at, self.end)
-        if at > self.end:
-            self._take(1)
+        self._take(at - self.at)
         return found
 
     def _info(self) -> tuple[str, tuple[int, ...], int, int]:

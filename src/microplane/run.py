@@ -104,6 +104,7 @@ class _Job:
         knobs, watch = self.knobs, self.watch
         if knobs.train.threads:
             torch.set_num_threads(knobs.train.threads)
+        watch.say(f"opening {knobs.model.name}, reading {knobs.data.train}")
         path = resolve(knobs.model.name, knobs.model.revision)
         checkpoint = open_checkpoint(path)
         tokenizer = load_tokenizer(path)

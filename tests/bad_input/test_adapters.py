@@ -23,7 +23,11 @@ from tests.bad_input.kit import (
 from tests.tiny import save_tiny_folder
 
 ADAPTER = f"{BASE}/adapter"
-WEIGHTS, METHOD, PEFT = f"{ADAPTER}/adapter_model.safetensors", f"{ADAPTER}/method.json", f"{ADAPTER}/adapter_config.json"
+WEIGHTS, METHOD, PEFT = (
+    f"{ADAPTER}/adapter_model.safetensors",
+    f"{ADAPTER}/method.json",
+    f"{ADAPTER}/adapter_config.json",
+)
 
 
 def adapter(kind: str, *says: str, spoil) -> Case:
@@ -52,11 +56,25 @@ def unnoticed(here):
 CASES = [
     adapter("truncated weights", WEIGHTS, "truncated", spoil=cut(WEIGHTS, 99)),
     adapter("no weights", "no adapter_model.safetensors", spoil=remove(WEIGHTS)),
-    adapter("weights that are not numbers", WEIGHTS, "1 of 28 tensors", "NaN", spoil=edit_tensors(
-        WEIGHTS, lambda t: next(iter(t.values())).fill_(float("nan")))),
-    adapter("a tensor too few", "1 tensors", "missing: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
-            spoil=edit_tensors(WEIGHTS, lambda t: t.pop("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"))),
-    adapter("another rank than it says", "does not fit", "(2, 32) in the adapter, (4, 32) in the model", spoil=edit(METHOD, rank=4)),
+    adapter(
+        "weights that are not numbers",
+        WEIGHTS,
+        "1 of 28 tensors",
+        "NaN",
+        spoil=edit_tensors(WEIGHTS, lambda t: next(iter(t.values())).fill_(float("nan"))),
+    ),
+    adapter(
+        "a tensor too few",
+        "1 tensors",
+        "missing: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+        spoil=edit_tensors(WEIGHTS, lambda t: t.pop("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight")),
+    ),
+    adapter(
+        "another rank than it says",
+        "does not fit",
+        "(2, 32) in the adapter, (4, 32) in the model",
+        spoil=edit(METHOD, rank=4),
+    ),
     adapter("fewer targets than it has", "does not fit", "unexpected: ", spoil=edit(METHOD, targets=["q"])),
     adapter("targets that the model has not", ADAPTER, "'qq'", "down, gate, k", spoil=edit(METHOD, targets=["qq"])),
     adapter("a broken method.json", f"{METHOD} cannot be read", spoil=cut(METHOD, 10)),
@@ -68,13 +86,26 @@ CASES = [
     adapter("no base", "does not name the model", spoil=edit(METHOD, about={})),
     adapter("a base that is a number", "does not name the model", spoil=edit(METHOD, about={"base": 3})),
     adapter("a base that vanished", ADAPTER, "is not to be had", "/model'", spoil=remove("model")),
-    adapter("a base of another shape", ADAPTER, "other files than those now at", "/model", spoil=other_base(hidden_size=64)),
-    adapter("the same unnoticed", "does not fit", "(2, 32) in the adapter, (2, 64) in the model",
-            spoil=both(unnoticed, other_base(hidden_size=64))),
-    adapter("a base of other weights", ADAPTER, "other files than those now at", "train again", spoil=edit_tensors(
-        "model/model.safetensors", lambda t: t["model.norm.weight"].add_(1))),
+    adapter(
+        "a base of another shape", ADAPTER, "other files than those now at", "/model", spoil=other_base(hidden_size=64)
+    ),
+    adapter(
+        "the same unnoticed",
+        "does not fit",
+        "(2, 32) in the adapter, (2, 64) in the model",
+        spoil=both(unnoticed, other_base(hidden_size=64)),
+    ),
+    adapter(
+        "a base of other weights",
+        ADAPTER,
+        "other files than those now at",
+        "train again",
+        spoil=edit_tensors("model/model.safetensors", lambda t: t["model.norm.weight"].add_(1)),
+    ),
     adapter("a run without an adapter", f"{BASE} has no adapter yet", f"--resume {BASE}", spoil=remove(ADAPTER)),
-    Case("the same for eval", evaluate(model=BASE), (f"{BASE} has no adapter yet", f"--resume {BASE}"), remove(ADAPTER)),
+    Case(
+        "the same for eval", evaluate(model=BASE), (f"{BASE} has no adapter yet", f"--resume {BASE}"), remove(ADAPTER)
+    ),
     Case("the same for merge", MERGE, (f"{BASE} has no adapter yet", f"--resume {BASE}"), remove(ADAPTER)),
     peft("DoRA of peft", "use_dora = True", "only False", use_dora=True),
     peft("another type of peft", "'IA3'", "LORA", peft_type="IA3"),
@@ -90,8 +121,12 @@ CASES = [
     peft("targets of peft that the model has not", ADAPTER, "'c_attn'", "down, gate, k", target_modules=["c_attn"]),
     peft("no base of peft", "does not name the model", base_model_name_or_path=None),
     peft("a base of peft that is not here", ADAPTER, "nowhere/else", base_model_name_or_path="nowhere/else"),
-    Case("pickled weights of peft", GENERATE, ("no adapter_model.safetensors",),
-         both(remove(METHOD), rename(WEIGHTS, f"{ADAPTER}/adapter_model.bin"))),
+    Case(
+        "pickled weights of peft",
+        GENERATE,
+        ("no adapter_model.safetensors",),
+        both(remove(METHOD), rename(WEIGHTS, f"{ADAPTER}/adapter_model.bin")),
+    ),
     Case("merging a base model", ["merge", "model", "out"], ("model has no adapter", "a run's folder")),
     Case("merging what is not there", ["merge", "runs/bas", "out"], ("runs/bas does not exist", "a run's folder")),
     Case("merging into a full folder", MERGE, ("out exists", "choose another"), write("out/x", "")),
@@ -101,7 +136,7 @@ CASES = [
     Case("merging to an unknown number format", [*MERGE, "--dtype", "int4"], ("--dtype int4", "bfloat16")),
     Case("merging a damaged adapter", MERGE, (WEIGHTS, "truncated"), both(folder("out"), cut(WEIGHTS, 99))),
     Case("an adapter's folder alone, damaged", generate("hi", model=ADAPTER), (WEIGHTS, "truncated"), cut(WEIGHTS, 0)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

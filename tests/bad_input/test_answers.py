@@ -18,7 +18,11 @@ CASES = [
     Case("blank lines for prompts", generate(), ("there is no prompt", "--interactive"), stdin="\n  \n"),
     Case("an empty prompt", generate(""), ("there is no prompt", "give some text")),
     Case("a prompt longer than the context", generate("word " * 50), ("269 tokens", "context of 128", "Shorten")),
-    Case("more tokens than the context", generate("hi", tokens=200), ("context of 128", "Set max_new_tokens to 107 or less")),
+    Case(
+        "more tokens than the context",
+        generate("hi", tokens=200),
+        ("context of 128", "Set max_new_tokens to 107 or less"),
+    ),
     Case("a prompt and --interactive", generate("hi", "-i"), ("--interactive", "leave them out")),
     Case("an unknown number format", ["generate", "model", "hi", "--dtype", "float8"], ("float8", "bfloat16")),
     setting("temperature below 0", "temperature=-1", says=("temperature = -1", "greater than or equal to 0")),
@@ -27,20 +31,26 @@ CASES = [
     setting("top_p of 0", "top_p=0", says=("top_p = 0", "greater than 0")),
     setting("top_k below 0", "top_k=-1", says=("top_k = -1", "greater than or equal to 0")),
     setting("top_p without temperature", "top_p=0.5", says=("top_p = 0.5", "Set temperature above 0")),
-    setting("beams and temperature", "beams=2", "temperature=1", says=("beams = 2", "temperature = 1", "exclude each other")),
+    setting(
+        "beams and temperature", "beams=2", "temperature=1", says=("beams = 2", "temperature = 1", "exclude each other")
+    ),
     setting("no beam", "beams=0", says=("beams = 0", "greater than or equal to 1")),
     setting("far too many beams", "beams=100000", says=("beams = 100000", "256")),
     setting("an empty stop text", "stop=['']", says=("stop = ''", "end every answer")),
     setting("a stop text that is no list", "stop=x", says=("stop = 'x'", "a list")),
     setting("a penalty of 0", "repetition_penalty=0", says=("repetition_penalty = 0", "greater than 0")),
-    Case("settings of a chat that exclude each other", generate("-i", *sets("beams=2", "temperature=1")),
-         ("beams = 2", "exclude each other"), stdin="hi\n"),
+    Case(
+        "settings of a chat that exclude each other",
+        generate("-i", *sets("beams=2", "temperature=1")),
+        ("beams = 2", "exclude each other"),
+        stdin="hi\n",
+    ),
     Case("a prompt that is not UTF-8", generate("a\udcff"), ("the prompt", "not UTF-8")),
     Case("a system prompt that is not UTF-8", generate("a", "--system", "\udcff"), ("the prompt", "not UTF-8")),
     Case("answers into a folder", evaluate("--out", "model"), ("--out model is a folder",)),
     Case("answers below a file", evaluate("--out", "rows.jsonl/x"), ("--out rows.jsonl/x", "rows.jsonl is no folder")),
     Case("answers over the data", evaluate("--out", "rows.jsonl"), ("--out rows.jsonl", "overwrite the data")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

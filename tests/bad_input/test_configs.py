@@ -45,12 +45,18 @@ CASES = [
     knob("no role", "method.targets=[]", "method.targets is empty", "down, gate, k"),
     knob("a head that is tied", "method.targets=[head]", "'head'", "tied to the embedding"),
     knob("an unknown metric", "eval.metrics=[exact]", "'exact'", "Did you mean 'exact_match'?", "rouge"),
-    Case("bfloat16 for what trains the base", train(*sets("method={name: full}", "model.dtype=bfloat16")),
-         ("model.dtype = bfloat16", "full", "float32")),
+    Case(
+        "bfloat16 for what trains the base",
+        train(*sets("method={name: full}", "model.dtype=bfloat16")),
+        ("model.dtype = bfloat16", "full", "float32"),
+    ),
     knob("the character 0", 'name="a\\0b"', "name", "without the character 0"),
     knob("bytes that are not UTF-8", "data.system=\udcff", "data.system", "UTF-8"),
-    Case("several at once", train_with("train.lr=-1", "data.max_length=2", "foo=1"),
-         ("These knobs", "train.lr = -1", "data.max_length = 2", "foo: there is no such knob")),
+    Case(
+        "several at once",
+        train_with("train.lr=-1", "data.max_length=2", "foo=1"),
+        ("These knobs", "train.lr = -1", "data.max_length = 2", "foo: there is no such knob"),
+    ),
     Case("--set without =", train("--set", "train.lr"), ("--set train.lr", "name=value")),
     Case("--set without a name", train("--set", "=3"), ("--set =3", "name=value")),
     Case("an unknown method as an option", train("-m", "loar"), ("'loar'", "Did you mean 'lora'?")),
@@ -65,8 +71,20 @@ CASES = [
     yaml("brackets without end", "[" * 3000, "c.yaml is not YAML", "nested too deeply"),
     yaml("a configuration within itself", "a: &a [*a]\n", "c.yaml", "a: there is no such knob"),
     yaml("a binary configuration", bytes(range(128, 256)), "c.yaml is not YAML", "0x80"),
-    yaml("numbers for names", "train:\n  3: 4\n", "c.yaml", "train.3: there is no such knob", arguments=("model", "rows.jsonl")),
-    yaml("a name for a section", "model: smollm2\n", "model.name cannot be set", "'smollm2'", arguments=("model", "rows.jsonl")),
+    yaml(
+        "numbers for names",
+        "train:\n  3: 4\n",
+        "c.yaml",
+        "train.3: there is no such knob",
+        arguments=("model", "rows.jsonl"),
+    ),
+    yaml(
+        "a name for a section",
+        "model: smollm2\n",
+        "model.name cannot be set",
+        "'smollm2'",
+        arguments=("model", "rows.jsonl"),
+    ),
     Case("a missing configuration", ["train", "--config", "no.yaml"], ("no.yaml", "No such file")),
     Case("a folder as configuration", ["train", "--config", "model"], ("model", "Is a directory")),
     Case("data as configuration", ["train", "--config", "rows.jsonl"], ("rows.jsonl is not YAML", "line 2")),
@@ -83,7 +101,7 @@ CASES = [
     usage("an argument too many", "train", "a", "b", "c", says=("(c)", "train --help")),
     usage("an option without its value", "train", "--set", says=("'--set'", "requires an argument")),
     usage("text for a number of rows", "demo", "--rows", "x", says=("'--rows'", "integer")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -75,69 +75,167 @@ CASES = [
     Case("a missing .gguf", train(model="x.gguf"), ("'x.gguf'", ".gguf file")),
     Case("an empty folder", train(model="e"), ("folder e is not a model", "config.json"), folder("e")),
     Case("no config.json", train(), ("folder model is not a model", "config.json"), remove("model/config.json")),
-    Case("broken config.json", train(), ("model/config.json is not valid JSON", "column 6"),
-         write("model/config.json", '{"a":')),
-    Case("config.json that is a list", train(), ("model/config.json", "object", "list"), write("model/config.json", "[]")),
-    Case("an unknown architecture", train(), ("BertModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
-         config(architectures=["BertModel"])),
-    Case("no architecture", train(), ("names none", "LlamaForCausalLM"), edit("model/config.json", ("architectures", "model_type"))),
+    Case(
+        "broken config.json",
+        train(),
+        ("model/config.json is not valid JSON", "column 6"),
+        write("model/config.json", '{"a":'),
+    ),
+    Case(
+        "config.json that is a list", train(), ("model/config.json", "object", "list"), write("model/config.json", "[]")
+    ),
+    Case(
+        "an unknown architecture",
+        train(),
+        ("BertModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
+        config(architectures=["BertModel"]),
+    ),
+    Case(
+        "no architecture",
+        train(),
+        ("names none", "LlamaForCausalLM"),
+        edit("model/config.json", ("architectures", "model_type")),
+    ),
     Case("a size that is text", train(), ("hidden_size = '32'", "whole number"), config(hidden_size="32")),
-    Case("heads that do not divide", train(), ("num_attention_heads = 3", "num_key_value_heads = 2"),
-         config(num_attention_heads=3)),
+    Case(
+        "heads that do not divide",
+        train(),
+        ("num_attention_heads = 3", "num_key_value_heads = 2"),
+        config(num_attention_heads=3),
+    ),
     Case("an unknown activation", train(), ("'tanhh'", "silu"), config(hidden_act="tanhh")),
-    Case("quantised weights", train(), ("quantised (gptq", ".gguf"), config(quantization_config={"quant_method": "gptq"})),
-    Case("config and weights of other widths", train(), ("do not fit", "is (259, 32), expected (259, 64)"),
-         config(hidden_size=64)),
+    Case(
+        "quantised weights", train(), ("quantised (gptq", ".gguf"), config(quantization_config={"quant_method": "gptq"})
+    ),
+    Case(
+        "config and weights of other widths",
+        train(),
+        ("do not fit", "is (259, 32), expected (259, 64)"),
+        config(hidden_size=64),
+    ),
     Case("a missing tensor", train(), ("1 missing", UP), tensors(lambda t: t.pop(UP))),
-    Case("a tensor of a wrong shape", train(), ("1 wrong", UP, "(3, 3), expected (48, 32)"),
-         tensors(lambda t: t.update({UP: torch.zeros(3, 3)}))),
-    Case("a tensor of whole numbers", train(), (UP, "int32", "floating point"), tensors(lambda t: t.update({UP: t[UP].int()}))),
-    Case("a tensor too many", train(), ("1 unexpected: foo.bar",), tensors(lambda t: t.update({"foo.bar": torch.zeros(2)}))),
+    Case(
+        "a tensor of a wrong shape",
+        train(),
+        ("1 wrong", UP, "(3, 3), expected (48, 32)"),
+        tensors(lambda t: t.update({UP: torch.zeros(3, 3)})),
+    ),
+    Case(
+        "a tensor of whole numbers",
+        train(),
+        (UP, "int32", "floating point"),
+        tensors(lambda t: t.update({UP: t[UP].int()})),
+    ),
+    Case(
+        "a tensor too many",
+        train(),
+        ("1 unexpected: foo.bar",),
+        tensors(lambda t: t.update({"foo.bar": torch.zeros(2)})),
+    ),
     Case("truncated safetensors", train(), (WEIGHTS, "5,000 bytes", "truncated"), cut(WEIGHTS, 5000)),
     Case("empty safetensors", train(), (WEIGHTS, "0 bytes", "truncated"), cut(WEIGHTS, 0)),
     Case("safetensors of rubbish", train(), (WEIGHTS, "is not safetensors"), write(WEIGHTS, b"\xff" * 100)),
     Case("no weights", train(), ("model has no weights", "model.safetensors"), remove(WEIGHTS)),
-    Case("a missing shard", train(), ("model lacks 1 of 2 files", "model-00002-of-00002.safetensors"),
-         lambda here: shards(here, keep=(1,))),
+    Case(
+        "a missing shard",
+        train(),
+        ("model lacks 1 of 2 files", "model-00002-of-00002.safetensors"),
+        lambda here: shards(here, keep=(1,)),
+    ),
     Case("an index without a map", train(), ("index.json", "weight_map"), lambda here: shards(here, told={})),
-    Case("pickled weights", train(), ("model/pytorch_model.bin", "pickle", "safe_serialization=True"),
-         rename(WEIGHTS, "model/pytorch_model.bin")),
+    Case(
+        "pickled weights",
+        train(),
+        ("model/pytorch_model.bin", "pickle", "safe_serialization=True"),
+        rename(WEIGHTS, "model/pytorch_model.bin"),
+    ),
     Case("a pickle as the model", train(model="a.pt"), ("a.pt", "pickle", "model.safetensors"), write("a.pt", b"x")),
     Case("the weights file as the model", train(model=WEIGHTS), (WEIGHTS, "config.json")),
     Case("a data file as the model", train(model="rows.jsonl"), ("rows.jsonl is not a model", "config.json")),
-    Case("an adapter as the model", train(model=f"{BASE}/adapter"), ("is an adapter", "generate, eval and merge", "Its base is")),
+    Case(
+        "an adapter as the model",
+        train(model=f"{BASE}/adapter"),
+        ("is an adapter", "generate, eval and merge", "Its base is"),
+    ),
     Case("a run as the model", train(model=BASE), ("is a run", "generate, eval and merge", "Its base is")),
-    Case("no GGUF inside", train(model="a.gguf"), ("a.gguf is not a GGUF file", "b'hell'"), write("a.gguf", b"hello" * 99)),
+    Case(
+        "no GGUF inside",
+        train(model="a.gguf"),
+        ("a.gguf is not a GGUF file", "b'hell'"),
+        write("a.gguf", b"hello" * 99),
+    ),
     Case("an empty .gguf", train(model="a.gguf"), ("a.gguf is not a GGUF file",), write("a.gguf", b"")),
-    Case("a .gguf cut in its header", train(model="a.gguf"), ("a.gguf is cut off", "300"), lambda here: gguf(here, 300)),
-    Case("a .gguf cut in its tensors", train(model="a.gguf"), ("a.gguf is cut off", "blk."),
-         lambda here: gguf(here, 30_000)),
-    Case("a .gguf without a tokenizer", train(model="a.gguf"), ("a.gguf", "tokenizer", "gpt2, llama"),
-         lambda here: gguf(here, tokens={})),
+    Case(
+        "a .gguf cut in its header", train(model="a.gguf"), ("a.gguf is cut off", "300"), lambda here: gguf(here, 300)
+    ),
+    Case(
+        "a .gguf cut in its tensors",
+        train(model="a.gguf"),
+        ("a.gguf is cut off", "blk."),
+        lambda here: gguf(here, 30_000),
+    ),
+    Case(
+        "a .gguf without a tokenizer",
+        train(model="a.gguf"),
+        ("a.gguf", "tokenizer", "gpt2, llama"),
+        lambda here: gguf(here, tokens={}),
+    ),
     Case("no tokenizer", train(), ("model has no tokenizer", "tokenizer.json"), remove("model/tokenizer.json")),
     Case("a broken tokenizer", train(), ("model/tokenizer.json is damaged",), write("model/tokenizer.json", "{")),
-    Case("a broken tokenizer_config", train(), ("model/tokenizer_config.json is not valid JSON",),
-         write("model/tokenizer_config.json", "{")),
-    Case("a broken generation_config", train(), ("model/generation_config.json is not valid JSON",),
-         write("model/generation_config.json", "[")),
-    Case("no end token", train(), ("names no end token", "eos_token"),
-         both(write("model/tokenizer_config.json", "{}"), edit("model/config.json", ("eos_token_id",)))),
-    Case("a broken chat template", train(), ("chat template is broken", "data.template=plain"),
-         edit("model/tokenizer_config.json", chat_template="{% for %}")),
-    Case("a chat template that refuses", train(), ("refuses a conversation of user, assistant: not me", "data.template=plain"),
-         edit("model/tokenizer_config.json", chat_template="{{ raise_exception('not me') }}")),
-    Case("chat without a template", train(*sets("data.template=chat")), ("no chat template", "data.template=plain"),
-         edit("model/tokenizer_config.json", ("chat_template",))),
-    Case("a tokenizer larger than the model", train(), ("259 tokens", "embeddings for 100 only", "do not belong together"),
-         both(config(vocab_size=100), tensors(lambda t: t.update({e: t[e][:100].clone() for e in t if "embed" in e})))),
-    Case("the same to generate", generate("hi"), ("259 tokens", "embeddings for 100 only"),
-         both(config(vocab_size=100), tensors(lambda t: t.update({e: t[e][:100].clone() for e in t if "embed" in e})))),
+    Case(
+        "a broken tokenizer_config",
+        train(),
+        ("model/tokenizer_config.json is not valid JSON",),
+        write("model/tokenizer_config.json", "{"),
+    ),
+    Case(
+        "a broken generation_config",
+        train(),
+        ("model/generation_config.json is not valid JSON",),
+        write("model/generation_config.json", "["),
+    ),
+    Case(
+        "no end token",
+        train(),
+        ("names no end token", "eos_token"),
+        both(write("model/tokenizer_config.json", "{}"), edit("model/config.json", ("eos_token_id",))),
+    ),
+    Case(
+        "a broken chat template",
+        train(),
+        ("chat template is broken", "data.template=plain"),
+        edit("model/tokenizer_config.json", chat_template="{% for %}"),
+    ),
+    Case(
+        "a chat template that refuses",
+        train(),
+        ("refuses a conversation of user, assistant: not me", "data.template=plain"),
+        edit("model/tokenizer_config.json", chat_template="{{ raise_exception('not me') }}"),
+    ),
+    Case(
+        "chat without a template",
+        train(*sets("data.template=chat")),
+        ("no chat template", "data.template=plain"),
+        edit("model/tokenizer_config.json", ("chat_template",)),
+    ),
+    Case(
+        "a tokenizer larger than the model",
+        train(),
+        ("259 tokens", "embeddings for 100 only", "do not belong together"),
+        both(config(vocab_size=100), tensors(lambda t: t.update({e: t[e][:100].clone() for e in t if "embed" in e}))),
+    ),
+    Case(
+        "the same to generate",
+        generate("hi"),
+        ("259 tokens", "embeddings for 100 only"),
+        both(config(vocab_size=100), tensors(lambda t: t.update({e: t[e][:100].clone() for e in t if "embed" in e}))),
+    ),
     Case("a revision of a local model", train(*sets("model.revision=main")), ("'main'", "only for Hub names")),
     Case("an unknown user's home", train(model="~nosuchuser/x"), ("'~nosuchuser/x'", "home directory")),
     Case("a model to eval that is none", evaluate(model="gpt5"), ("'gpt5'", "smollm2")),
     Case("a model to show data with that is none", ["data", "rows.jsonl", "--model", "modle"], ("'modle'", "'model'")),
     Case("a model to generate with that is none", generate("hi", model="rows.jsonl"), ("rows.jsonl is not a model",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -161,11 +259,18 @@ def test_an_empty_name(microplane):
     microplane.check(Case("an empty name", train(model=""), ("''", "smollm2")))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="models/load.py: _scan_shards takes any value for a file's name")
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="models/load.py: _scan_shards takes any value for a file's name"
+)
 def test_an_index_that_names_no_files(microplane):
     index = {"weight_map": {"a": 3}}
     says = ("model.safetensors.index.json", "3")
     microplane.check(Case("an index of numbers", train(), says, lambda here: shards(here, told=index)))
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="models/decoder_config.py: _activation of a list")
+def test_an_activation_that_is_a_list(microplane):
+    microplane.check(Case("a list for a name", train(), ("hidden_act", "['silu']"), config(hidden_act=["silu"])))
 
 
 @pytest.mark.xfail(strict=True, raises=TypeError, reason="data/tokenizer.py: special tokens may be anything")

@@ -58,8 +58,18 @@ def reword(name: str, old: str, new: str):
 
 CASES = [
     Case("a name that is taken", train("--name", "base"), ("runs/base exists", "--resume runs/base", "another --name")),
-    Case("a file in the way of a run", train("--name", "f"), ("runs/f", "File exists", "runs=FOLDER"), write("runs/f", "")),
-    Case("a file in the way of all runs", train(*sets("runs=r")), ("at r: Not a directory", "runs=FOLDER"), write("r", "")),
+    Case(
+        "a file in the way of a run",
+        train("--name", "f"),
+        ("runs/f", "File exists", "runs=FOLDER"),
+        write("runs/f", ""),
+    ),
+    Case(
+        "a file in the way of all runs",
+        train(*sets("runs=r")),
+        ("at r: Not a directory", "runs=FOLDER"),
+        write("r", ""),
+    ),
     Case("a run that is not there", ["train", "--resume", "runs/bas"], ("runs/bas", "no such folder", "'runs/base'")),
     Case("a folder that is no run", ["train", "--resume", "model"], ("model is not a run", "no run.yaml")),
     Case("a file that is no run", ["train", "--resume", "rows.jsonl"], ("rows.jsonl is not a run", "no run.yaml")),
@@ -68,29 +78,48 @@ CASES = [
     resume("data that changed", "train rows: '", "then, '", "Put them back", spoil=write("rows.jsonl", CHANGED)),
     resume("data that vanished", "no file rows.jsonl", spoil=remove("rows.jsonl")),
     resume("a model that vanished", "no model 'model'", spoil=remove("model")),
-    resume("a model that changed", "model: '", "Put them back", spoil=edit_tensors(
-        "model/model.safetensors", lambda t: t["model.norm.weight"].add_(1))),
-    resume("a knob that changed", "train.lr: 0.01 then, 0.02 now", spoil=reword(f"{BASE}/run.yaml", "lr: 0.01", "lr: 0.02")),
-    resume("a method that changed", "method.rank: 2 then, 3 now", spoil=reword(f"{BASE}/run.yaml", "rank: 2", "rank: 3")),
+    resume(
+        "a model that changed",
+        "model: '",
+        "Put them back",
+        spoil=edit_tensors("model/model.safetensors", lambda t: t["model.norm.weight"].add_(1)),
+    ),
+    resume(
+        "a knob that changed", "train.lr: 0.01 then, 0.02 now", spoil=reword(f"{BASE}/run.yaml", "lr: 0.01", "lr: 0.02")
+    ),
+    resume(
+        "a method that changed", "method.rank: 2 then, 3 now", spoil=reword(f"{BASE}/run.yaml", "rank: 2", "rank: 3")
+    ),
     resume("a broken run.yaml", "run.yaml is not YAML", spoil=write(f"{BASE}/run.yaml", "a: [")),
-    resume("an unknown knob in run.yaml", "run.yaml", "foo: there is no such knob", spoil=write(f"{BASE}/run.yaml", "foo: 1")),
+    resume(
+        "an unknown knob in run.yaml",
+        "run.yaml",
+        "foo: there is no such knob",
+        spoil=write(f"{BASE}/run.yaml", "foo: 1"),
+    ),
     resume("a log that is too short", "metrics.jsonl has 5 bytes", "at step 4", spoil=cut(f"{BASE}/metrics.jsonl", 5)),
     resume("a log that vanished", "metrics.jsonl has 0 bytes", spoil=remove(f"{BASE}/metrics.jsonl")),
     resume("an adapter that vanished", "no adapter_model.safetensors", spoil=remove(f"{BASE}/adapter")),
     resume("a damaged probe", "probe.safetensors is truncated", spoil=cut(f"{BASE}/resume/probe.safetensors", 9)),
-    checkpoint("tampered weights", lambda c: flip(f"{c}/weights.safetensors"), "weights.safetensors is not what was saved"),
+    checkpoint(
+        "tampered weights", lambda c: flip(f"{c}/weights.safetensors"), "weights.safetensors is not what was saved"
+    ),
     checkpoint("a tampered optimizer", lambda c: flip(f"{c}/optimizer.safetensors"), "optimizer.safetensors is not"),
     checkpoint("truncated weights", lambda c: cut(f"{c}/weights.safetensors", 99), "weights.safetensors is not"),
-    checkpoint("weights that vanished", lambda c: remove(f"{c}/weights.safetensors"), "weights.safetensors: No such file"),
+    checkpoint(
+        "weights that vanished", lambda c: remove(f"{c}/weights.safetensors"), "weights.safetensors: No such file"
+    ),
     checkpoint("a tampered step", lambda c: edit(f"{c}/state.json", step=3), "state.json is not what was saved"),
-    checkpoint("tampered totals", lambda c: edit(f"{c}/state.json", totals={"step": 1}), "state.json is not what was saved"),
+    checkpoint(
+        "tampered totals", lambda c: edit(f"{c}/state.json", totals={"step": 1}), "state.json is not what was saved"
+    ),
     checkpoint("tampered checksums", lambda c: edit(f"{c}/state.json", sha256=[1]), "state.json is not what was saved"),
     checkpoint("a state without its checksum", lambda c: edit(f"{c}/state.json", ("checksum",)), "state.json is not"),
     checkpoint("a truncated state", lambda c: cut(f"{c}/state.json", 200), "state.json cannot be read"),
     checkpoint("a state of rubbish", lambda c: write(f"{c}/state.json", b"\xff\x00"), "state.json cannot be read"),
     Case("no run to report", ["report", "runs/bas"], ("no run at runs/bas", "runs/<name>")),
     Case("a damaged result to report", ["report", BASE], ("result.json is damaged",), cut(f"{BASE}/result.json", 99)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -153,7 +182,9 @@ def test_training_that_fails_keeps_what_there_is(microplane, here, method, knob,
     assert "train.lr" in told.error
     result = json.loads((here / "runs/x/result.json").read_text())
     assert (result["status"], result["error"]) == ("failed", told.error)
-    assert {"runs/x/run.yaml", "runs/x/metrics.jsonl", "runs/x/report.html", "runs/x/adapter/method.json"} <= set(told.new)
+    assert {"runs/x/run.yaml", "runs/x/metrics.jsonl", "runs/x/report.html", "runs/x/adapter/method.json"} <= set(
+        told.new
+    )
 
 
 # Reported to those who write these parts; strict, so that the mark goes when they are mended.

@@ -93,6 +93,7 @@ def test_every_architecture_gives_the_logits_of_the_model_it_was_made_from(name,
     with torch.no_grad():
         expected = model(ids(config)).logits
     torch.testing.assert_close(logits(path, ids(config)), expected, rtol=1e-4, atol=1e-5)
+    assert read_gguf(path).config["tie_word_embeddings"] == config["tie_word_embeddings"]
     saved = tmp_path / "saved"
     save_model(load_model(path), saved)
     again = transformers.AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="eager")
@@ -210,7 +211,7 @@ def test_rows_of_quantised_heads_are_put_back_in_order(tmp_path):
 
 
 def test_stored_is_the_type_of_most_numbers_not_of_most_tensors(tmp_path):
-    linears = [f"blk.0.{role}.weight" for role in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_gate")]
+    linears = [f"blk.0.{role}.weight" for role in ("attn_q", "attn_output", "ffn_up", "ffn_gate", "ffn_down")]
     path = some_file(tmp_path, kinds=dict.fromkeys(linears, "Q4_1"))
     checkpoint = open_checkpoint(path)
     assert checkpoint.stored == "Q4_1"

@@ -188,6 +188,14 @@ def test_a_damaged_copy_is_noticed_and_fetched_again(damage, packaged, tmp_path)
     assert len(packaged.commands) == 2
 
 
+def test_a_copy_cut_short_is_noticed_by_its_size_alone(packaged):
+    path = resolve("smollm2")
+    changed = path.stat().st_mtime_ns
+    path.write_bytes(CONTENT[:-1])
+    os.utime(path, ns=(changed, changed))
+    assert not is_cached("smollm2")
+
+
 def test_the_hash_is_computed_only_when_the_file_changed(packaged, monkeypatch):
     path = resolve("smollm2")
     os.utime(path, ns=(0, 0))
@@ -393,15 +401,22 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles_and_kept(server, tmp_
     assert not any("pytorch_model.bin" in line for line in server.seen)
     assert second.endswith(SECOND)
     assert (Path(second) / "model.safetensors").read_bytes() == b"weights two"
-    count = len(server.seen)
-    offline = {"HF_HUB_OFFLINE": "1"}
-    answers = ask(
-        tmp_path, address(server), ("org/model", None, offline), ("org/model", "v2", {}), ("org/other", None, {})
-    )  # switched off after the start, as it also may be
-    assert answers[:2] == [first, second]
-    assert "org/other is not whole in the cache, and HF_HUB_OFFLINE is set: unset it once" in answers[2]
-    assert len(server.seen) == count
     assert ask(tmp_path, "http://127.0.0.1:9", ("org/model", None, {})) == [first]  # the network is gone
+
+
+def test_offline(server, tmp_path):
+    offline = {"HF_HUB_OFFLINE": "1"}
+    questions = [("org/model", None, {}), ("org/model", None, offline), ("org/private", None, {})]
+    start = len(server.seen)
+    first, again, other = ask(tmp_path, address(server), *questions)  # switched off while it runs
+    assert first == again
+    assert "org/private is not whole in the cache, and HF_HUB_OFFLINE is set: unset it once" in other
+    asked = server.seen[start:]
+    assert sum(line.endswith("/org/model/revision/main") for line in asked) == 1
+    assert not any("org/private" in line for line in asked)
+    start = len(server.seen)
+    assert ask(tmp_path, address(server), *questions[:1], **offline) == [first]  # and from the start
+    assert server.seen[start:] == []
 
 
 def test_tokens(server, tmp_path):

@@ -71,8 +71,7 @@ def build_from_gguf(file: GgufFile) -> Tokenizer:
     if len(scores) != len(texts):
         raise ModelError(f"{file.path} is damaged: it has {len(texts)} tokens and {len(scores)} scores")
     prefix = "first" if file.metadata.get(f"{KEY}add_space_prefix", True) else "never"
-    # of the ways to make one piece, that with the longest first part comes first
-    merges = bpe_merges(texts, order=lambda key: (-scores[key[0]], -key[1], -key[2]))
+    merges = bpe_merges(texts, [-score for score in scores])
     return build(Pieces(texts, scores, types, prefix=prefix), merges)
 
 

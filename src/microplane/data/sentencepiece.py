@@ -7,7 +7,7 @@ from their scores or places (arXiv 1808.06226).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,18 @@ class Pieces:
     charsmap: bytes = b""  # SentencePiece's compiled normalisation; none if empty
 
 
-def bpe_merges(texts: Sequence[str], order: Callable[[tuple[int, int, int]], Any]) -> list[tuple[str, str]]:
-    """All ways in which two pieces make a third. `order` sorts them by (id of the third, length of each part)."""
+def bpe_merges(texts: Sequence[str], rank: Sequence[float]) -> list[tuple[str, str]]:
+    """All ways in which two pieces make a third, those of the piece with the lowest rank first.
+
+    In which order the ways to make one and the same piece stand, no text is known to show.
+    """
     ids = {text: token for token, text in enumerate(texts)}
     found = []
     for text, token in ids.items():
         for cut in range(1, len(text)):
             if text[:cut] in ids and text[cut:] in ids:
-                found.append(((token, cut, len(text) - cut), text))
-    found.sort(key=lambda item: order(item[0]))
-    return [(text[:cut], text[cut:]) for (_, cut, _), text in found]
+                found.append((rank[token], token, cut, text))
+    return [(text[:cut], text[cut:]) for _, _, cut, text in sorted(found)]
 
 
 def build(pieces: Pieces, merges: list[tuple[str, str]] | None = None) -> Tokenizer:
@@ -55,7 +57,7 @@ def build(pieces: Pieces, merges: list[tuple[str, str]] | None = None) -> Tokeni
         tokenizer = Tokenizer(Unigram(vocab, unk_id=unk, byte_fallback="<0x00>" in pieces.texts))
     else:
         ids = {text: token for token, text in enumerate(pieces.texts)}
-        merges = bpe_merges(pieces.texts, order=lambda key: key) if merges is None else merges
+        merges = bpe_merges(pieces.texts, range(len(ids))) if merges is None else merges
         unk_text = None if unk is None else pieces.texts[unk]
         tokenizer = Tokenizer(BPE(ids, merges, unk_token=unk_text, fuse_unk=True, byte_fallback=True))
     if steps := _normalizers(pieces):
@@ -86,8 +88,7 @@ def build_gemma(texts: list[str], types: list[int]) -> Tokenizer:
     respelled = [text.replace(" ", SPACE) if text.strip(" ") == "" else text for text in texts]
     unk = next((respelled[token] for token, kind in enumerate(types) if kind == UNKNOWN), None)
     ids = {text: token for token, text in enumerate(respelled)}
-    # of the ways to make one piece, that with the longest first part comes first
-    merges = bpe_merges(respelled, order=lambda key: (key[0], -key[1]))
+    merges = bpe_merges(respelled, range(len(respelled)))
     tokenizer = Tokenizer(BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = _decoder(prefix=False)

@@ -104,7 +104,7 @@ def _hint(name: str) -> str:
     path = Path(name).expanduser()
     known = [*SHORT_NAMES, *ALIASES]
     with suppress(OSError):
-        known += [str(path.with_name(other.name)) for other in path.parent.iterdir() if _looks_like_a_model(other)]
+        known += [str(path.parent / other.name) for other in path.parent.iterdir() if _looks_like_a_model(other)]
     return nearest(name, known)
 
 
@@ -261,7 +261,6 @@ def _from_hub(name: str, revision: str | None) -> Path:
             revision=revision,
             cache_dir=_hub_cache(),
             endpoint=endpoint,
-            token=os.environ.get("HF_TOKEN") or None,
             local_files_only=_offline(),
             allow_patterns=HUB_FILES,
             ignore_patterns=HUB_NOT,
@@ -331,7 +330,6 @@ def _weights_on_hub(name: str, revision: str | None, endpoint: str) -> Iterator[
     if _offline():
         return
     with suppress(Exception):
-        api = HfApi(endpoint=endpoint, token=os.environ.get("HF_TOKEN") or None)
-        for file in api.list_repo_files(name, revision=revision):
+        for file in HfApi(endpoint=endpoint).list_repo_files(name, revision=revision):
             if file.endswith((*PICKLES, ".gguf", ".h5", ".msgpack")):
                 yield file
