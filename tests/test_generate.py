@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microplane.config import GenerateKnobs
@@ -214,9 +214,11 @@ def test_text_that_may_begin_a_stop_text_is_held_back():
     st.lists(st.text("ab\né", max_size=8), min_size=1, max_size=4),
     st.sets(st.text("ab\né", min_size=1, max_size=3), max_size=2),
 )
-def test_stop_texts_cut_where_the_whole_text_would(texts, stops):
+@example(["\naa"], {"a", "\naa"})
+def test_the_stop_text_that_is_complete_first_cuts(texts, stops):
     for text, one in zip(texts, answer(*texts, stop=tuple(sorted(stops))), strict=True):
-        places = [text.index(stop) for stop in stops if stop in text]
+        written = text[: min((text.index(stop) + len(stop) for stop in stops if stop in text), default=None)]
+        places = [written.index(stop) for stop in stops if stop in written]
         assert one == Answer([*text[: min(places, default=None)].encode()], text[: min(places, default=None)], True)
 
 

@@ -152,7 +152,7 @@ class _End:
         return Answer(ids, text, True)
 
     def _cut(self, text: str) -> int | None:
-        """Where the first stop text begins."""
+        """Where the first stop text begins; asked after every token, so that is the one that was complete first."""
         return min((text.index(stop) for stop in self.texts if stop in text), default=None)
 
     def settled(self, text: str) -> str:

@@ -478,6 +478,46 @@ def test_damaged_files_of_a_folder(folder, file, content, said):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("tokenizer_config.json", {"eos_token": 3}, "has eos_token = 3: expected the text of a token"),
+        ("tokenizer_config.json", {"pad_token": {"content": [1]}}, "has pad_token = .*: expected the text of a token"),
+        ("tokenizer_config.json", {"extra_special_tokens": 5}, "has extra_special_tokens = 5: expected the text"),
+        ("tokenizer_config.json", {"additional_special_tokens": [1]}, "has additional_special_tokens = 1: expected"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": 7},
+            "has chat_template = 7: expected a template, or a list of them",
+        ),
+        ("tokenizer_config.json", {"chat_template": ["x"]}, r"has chat_template = \['x'\]: expected a template"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "a", "template": 1}]},
+            "has chat_template = .*: expected",
+        ),
+        ("generation_config.json", {"eos_token_id": "2"}, "has eos_token_id = 2: expected the id of a token"),
+        ("config.json", {"eos_token_id": [2, None]}, r"has eos_token_id = \[2, None\]: expected the id of a token"),
+    ],
+)
+def test_fields_of_the_wrong_type(folder, name, fields, said):
+    write(folder, name, fields)
+    with pytest.raises(ModelError, match=f"{name} {said}"):
+        load_tokenizer(folder)
+
+
+def test_added_tokens_of_the_wrong_type(tmp_path):
+    train_sentencepiece(tmp_path)
+    write(tmp_path, "added_tokens.json", {"<x>": "420"})
+    with pytest.raises(ModelError, match=r"added_tokens.json must hold tokens and their ids, but has {'<x>': '420'}"):
+        load_tokenizer(tmp_path)
+    wrongs: list[Any] = [[1], {"x": {"content": "y"}}, {"420": "y"}, {"420": {}}]
+    for wrong in wrongs:
+        write(tmp_path, "tokenizer_config.json", {"added_tokens_decoder": wrong})
+        with pytest.raises(ModelError, match=r"tokenizer_config.json has added_tokens_decoder = .*: expected ids, and"):
+            load_tokenizer(tmp_path)
+
+
 def test_a_file_that_cannot_be_read_is_said_so(folder):
     (folder / "config.json").mkdir()
     with pytest.raises(ModelError, match=r"cannot read .*config.json: Is a directory"):

@@ -266,6 +266,9 @@ def test_what_is_not_gguf(tmp_path):
     other.write_bytes(b"")
     with pytest.raises(ModelError, match="it starts with b''"):
         read_gguf(other)
+    other.write_bytes(b"GGUF\3\0\0\0\0\0")
+    with pytest.raises(ModelError, match="page.gguf is cut off or damaged: byte 8 of its header asks for 8 more bytes"):
+        read_gguf(other)
     with pytest.raises(ModelError, match="cannot read .*absent.gguf: No such file"):
         read_gguf(tmp_path / "absent.gguf")
 

@@ -93,6 +93,13 @@ def test_names_of_nothing(name):
         resolve(name)
 
 
+def test_an_empty_name_beside_models(tmp_path, monkeypatch):
+    model_folder(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="there is no model ''"):
+        resolve("")
+
+
 def test_near_misses_are_suggested(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="Did you mean 'smollm2'"):
         resolve("smolm2")

@@ -16,6 +16,14 @@ from tokenizers.processors import TemplateProcessing
 
 from microplane.data.gguf_vocab import KEY, build_from_gguf, byte_spelling
 from microplane.data.sentencepiece import SPACE, build, read_model
+from microplane.data.tokenizer_config import (
+    CONFIG,
+    added_tokens,
+    chat_template,
+    read_json,
+    special_tokens,
+    stop_ids_of_model,
+)
 from microplane.errors import ModelError
 from microplane.gguf_file import read_header
 from microplane.paths import write_aside
@@ -121,7 +129,7 @@ class Tokenizer:
             config["chat_template"] = self.chat_template
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         write_aside(folder / "tokenizer.json", self._description.encode())
-        write_aside(folder / "tokenizer_config.json", text.encode())
+        write_aside(folder / CONFIG, text.encode())
 
 
 _BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}
@@ -222,12 +230,12 @@ def _load_json(folder: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"{file} is damaged or not a tokenizer.json ({error}). Fetch it again") from None
     # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
-    return _with_config(backend, folder, _read(folder / "tokenizer_config.json"))
+    return _with_config(backend, folder, read_json(folder / CONFIG))
 
 
 def _load_sentencepiece(folder: Path) -> Tokenizer:
     pieces, ids = read_model(folder / "tokenizer.model")
-    config = _read(folder / "tokenizer_config.json")
+    config = read_json(folder / CONFIG)
     backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
     _add_tokens(backend, folder, config)
     own = {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
@@ -247,71 +255,19 @@ def _prefix(own: str, config: Mapping[str, Any]) -> str:
 
 def _add_tokens(backend: Backend, folder: Path, config: Mapping[str, Any]) -> None:
     """Tokens that fine-tuning added behind the vocabulary of a tokenizer.model."""
-    added = {int(token): told for token, told in config.get("added_tokens_decoder", {}).items()}
-    added |= {
-        token: {"content": text} for text, token in _read(folder / "added_tokens.json").items() if token not in added
-    }
-    for token, told in sorted(added.items()):
+    for token, told in added_tokens(folder, config):
         flags = {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
         backend.add_tokens([AddedToken(told["content"], **flags)])
         if (got := backend.token_to_id(told["content"])) != token:
             raise ModelError(
-                f"{folder / 'tokenizer_config.json'} gives {told['content']!r} the id {token}, but behind the pieces of"
-                f" tokenizer.model it is {got}: they do not belong together"
+                f"{folder / CONFIG} gives {told['content']!r} the id {token}, but behind the pieces of tokenizer.model"
+                f" it is {got}: they do not belong together"
             )
 
 
 def _with_config(backend: Backend, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    told = _read(folder / "special_tokens_map.json") | dict(config)
-    named = {name: _content(told.get(name)) for name in NAMED}
-    extra = told.get("additional_special_tokens") or told.get("extra_special_tokens") or []
-    _mark_special(
-        backend, [text for text in map(_content, extra if isinstance(extra, list) else extra.values()) if text]
-    )
+    named, extra = special_tokens(folder, config, NAMED)
+    _mark_special(backend, extra)
     eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
-    eos_ids = [eos, *_eos_of_model(folder)]
-    unique = tuple(dict.fromkeys(token for token in eos_ids if token is not None))
-    return Tokenizer(backend, named, unique, _chat_template(folder, config))
-
-
-def _content(token: Any) -> str | None:
-    """A special token may stand as text or with its flags."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _eos_of_model(folder: Path) -> list[int]:
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        told = _read(folder / name)
-        ids = told.get("eos_token_id", (told.get("text_config") or {}).get("eos_token_id"))
-        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return found
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"cannot read the chat template {file}: {error}") from None
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default") or next(iter(named.values()), None)
-    return template
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON object, empty if the file is not there."""
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ModelError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ModelError(f"{file} must hold a JSON object, but holds a {type(fields).__name__}")
-    return fields
+    stops = [token for token in (eos, *stop_ids_of_model(folder)) if token is not None]
+    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), chat_template(folder, config))
