@@ -56,6 +56,9 @@ class Shards(Mapping[str, Tensor]):
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(called)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.files  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
