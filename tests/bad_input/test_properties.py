@@ -41,7 +41,7 @@ VALUES = st.recursive(
 )
 WRITABLE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 LOOKS_LIKE_A_NUMBER = st.sampled_from("1e-3 5E4 .5e1 1. 0x1f 1_000 1:30 2020-01-01 null ~ yes = <<".split())
-WORDS = WRITABLE | LOOKS_LIKE_A_NUMBER
+WORDS = WRITABLE | LOOKS_LIKE_A_NUMBER | st.sampled_from(["\x85", "a\u2028b", "a\n\n b", "\ufeff", " a ", ""])
 
 
 # Knobs

@@ -57,7 +57,7 @@ class Shards(Mapping[str, Tensor]):
             return file.get_tensor(called)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.files  # Mapping's own would read the tensor
+        return name in self.places  # Mapping's own would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
