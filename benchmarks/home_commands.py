@@ -2,7 +2,8 @@
 
     python benchmarks/home_commands.py [--rows 5000] [--seeds 0 1 2] [--set train.lr=1e-3 ...]
 
-Writes results/home_commands_<date>.json.
+Writes results/home_commands_<date>.json after each seed, and keeps the seeds that are there already, so that the
+seeds can be run one by one.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ def one(folder: Path, seed: int, assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         set_value(values, assignment)
     result = train(knobs=build(RunKnobs, values), watch=Terminal(make_console())).result
+    return summary(seed, result)
+
+
+def summary(seed: int, result: dict[str, Any]) -> dict[str, Any]:
     return {
         "seed": seed,
+        "threads": result["environment"]["threads"],
         "before": result["metrics"]["before"],
         "after": result["metrics"]["after"],
         "train": result["train"],
@@ -46,23 +52,31 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
     about = environment()
+    path = HERE / "results" / f"home_commands_{about['date'][:10]}.json"
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = recipe().build(folder / "data", train_rows=options.rows, test_rows=300)
-        runs = [one(folder, seed, options.set) for seed in options.seeds]
+        for seed in options.seeds:
+            runs = [run for run in runs if run["seed"] != seed] + [one(folder, seed, options.set)]
+            write(path, about, data, options, runs)
+
+
+def write(
+    path: Path, about: dict[str, Any], data: dict[str, Any], options: argparse.Namespace, runs: list[dict[str, Any]]
+) -> None:
     matches = [run["after"]["exact_match"] for run in runs]
     result = {
         "what": "exact match on 300 held-out home commands after LoRA",
         **about,
-        "options": {"rows": options.rows, "seeds": options.seeds, "set": options.set},
+        "options": {"rows": options.rows, "set": options.set},
         "data": data,
         "exact_match": {"mean": statistics.mean(matches), "least": min(matches), "most": max(matches)},
-        "runs": runs,
+        "runs": sorted(runs, key=lambda run: run["seed"]),
     }
-    path = HERE / "results" / f"home_commands_{about['date'][:10]}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    print(json.dumps(result["exact_match"]))
+    print(json.dumps(result["exact_match"]), flush=True)
 
 
 if __name__ == "__main__":
