@@ -25,7 +25,7 @@ from torch import nn
 from microplane.config import TrainKnobs
 from microplane.data.batches import BatchPlan, micro_batches
 from microplane.environment import give_back_memory
-from microplane.errors import CheckpointError, TrainingError
+from microplane.errors import TrainingError
 from microplane.methods import Method
 from microplane.models.contract import LanguageModel
 from microplane.paths import write_aside
@@ -123,10 +123,11 @@ def fit(
     job = Job.of(model, method, train, knobs)
     totals, monitor, movement = Totals(), Monitor(knobs.patience), Movement.of(model)
     log = Log(folder, on_record)
+    if resume:
+        checkpoint.check_resumable(folder, identity)
     saved = checkpoint.checkpoints(folder / "resume") if resume else []
     if saved:
         state = checkpoint.read_state(saved[-1])
-        _same(identity, state["identity"], saved[-1])
         checkpoint.load_checkpoint(saved[-1], model, method, job.optimizer)
         totals, monitor.checks, movement.start = Totals(**state["totals"]), state["checks"], state["movement"]
     log.rewind(state["log_bytes"] if saved else 0, totals.step)
@@ -235,19 +236,6 @@ def _not_finite(what: str, value: float, step: int, train: TokenDataset, rows: l
         "step; the best adapter so far is kept.\nTry a smaller train.lr, a longer train.warmup, "
         "train.clip=0.3, or model.dtype=float32."
     )
-
-
-def _same(now: Record, then: Record, place: Path) -> None:
-    """Raises: CheckpointError, if a run is resumed with something else than it was begun with."""
-    differences = [
-        f"{name}: {then.get(name)!r} then, {value!r} now" for name, value in now.items() if then.get(name) != value
-    ]
-    if differences:
-        listed = "\n  ".join(differences)
-        raise CheckpointError(
-            f"this run cannot be continued from {place}, since these differ:\n  {listed}\n"
-            "Put them back as they were, or start a run with another name."
-        )
 
 
 def _clock(record: Record, seconds: float, total: int) -> Record:
