@@ -17,6 +17,8 @@ from microplane.training.evaluate import perplexity
 from microplane.training.loop import Outcome, read_lines
 from microplane.training.probe import largest_difference
 
+RATES = ("tokens_per_second", "trained_tokens_per_second")
+
 
 def data_figures(splits: Splits) -> dict[str, Any]:
     summary = splits.summary.to_dict()
@@ -32,7 +34,7 @@ def data_figures(splits: Splits) -> dict[str, Any]:
 
 
 def train_figures(outcome: Outcome, splits: Splits, speed: Path) -> dict[str, Any]:
-    clock = read_lines(speed)
+    clock = [line for line in read_lines(speed) if line.keys() >= {"seconds", *RATES}]  # it may have been tampered with
     totals = outcome.totals
     return {
         "steps": totals.step,
@@ -44,8 +46,7 @@ def train_figures(outcome: Outcome, splits: Splits, speed: Path) -> dict[str, An
         "seconds": sum(line["seconds"] for line in clock),
         "tokens": totals.tokens,
         "trained_tokens": totals.trained_tokens,
-        "tokens_per_second": _median(clock, "tokens_per_second"),
-        "trained_tokens_per_second": _median(clock, "trained_tokens_per_second"),
+        **{name: _median(clock, name) for name in RATES},
         "peak_memory_bytes": peak_memory(),
         "train_loss": outcome.train_loss,
         "validation_loss": outcome.validation_loss,

@@ -251,23 +251,16 @@ def test_weights_that_are_not_numbers(microplane, here):
     assert json.loads((here / "runs/x/result.json").read_text())["error"] == told.error
 
 
-# Reported to those who write these parts; strict, so that the mark goes when they are mended.
-
-
 def test_an_empty_name(microplane):
     microplane.check(Case("an empty name", train(model=""), ("''", "smollm2")))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="models/load.py: _scan_shards takes any value for a file's name"
-)
 def test_an_index_that_names_no_files(microplane):
     index = {"weight_map": {"a": 3}}
     says = ("model.safetensors.index.json", "3")
     microplane.check(Case("an index of numbers", train(), says, lambda here: shards(here, told=index)))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="models/decoder_config.py: _activation of a list")
 def test_an_activation_that_is_a_list(microplane):
     microplane.check(Case("a list for a name", train(), ("hidden_act", "['silu']"), config(hidden_act=["silu"])))
 

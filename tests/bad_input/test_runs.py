@@ -188,10 +188,6 @@ def test_training_that_fails_keeps_what_there_is(microplane, here, method, knob,
     )
 
 
-# Reported to those who write these parts; strict, so that the mark goes when they are mended.
-
-
-@pytest.mark.xfail(strict=True, raises=(UnicodeDecodeError, KeyError), reason="training/loop.py read_lines, result.py")
 @pytest.mark.parametrize("content", [b"\xff\xfe{", b'{"step": 1}\n'])
 def test_a_damaged_clock_ends_no_run(microplane, here, content):
     (here / BASE / "speed.jsonl").write_bytes(content)

@@ -239,7 +239,7 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Row]:
         header, delimiter = _header(path, lines)
     except _LongLineError:
         raise DataError(f"{path}: {lines.too_long().message}; expected the names of the columns") from None
-    reader = csv.reader(_texts(lines), delimiter=delimiter)
+    reader = csv.reader(_texts(lines), delimiter=delimiter, strict=True)
     while True:
         line = lines.number + 1
         try:
@@ -250,7 +250,9 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Row]:
                 yield Row(line, _named(cells, header))
         except _LongLineError:
             yield Row(line, problem=lines.too_long())
-            reader = csv.reader(_texts(lines), delimiter=delimiter)  # the generator ended with the exception
+            reader = csv.reader(
+                _texts(lines), delimiter=delimiter, strict=True
+            )  # the generator ended with the exception
         except csv.Error as error:
             yield Row(line, problem=Problem("broken CSV", f"{error}; is a quote left open, or a line end stray?"))
         except RowError as error:

@@ -19,7 +19,7 @@ from microplane.errors import AdapterError
 class Method(BaseModel):
     """A way to adapt a model. Only `attach` is obligatory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for the command line

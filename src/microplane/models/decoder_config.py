@@ -274,7 +274,7 @@ def _check_values(fields: Mapping[str, Any]) -> None:
 
 def _activation(fields: Mapping[str, Any]) -> str:
     activation = fields.get("hidden_activation") or fields.get("hidden_act") or "silu"
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(
             f"the activation {activation!r} in config.json is not supported; supported are {', '.join(ACTIVATIONS)}"
         )

@@ -167,7 +167,7 @@ def _scan(folder: Path) -> tuple[Places, Counter[str]]:
 
 def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
     told = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(told, dict) or not told:
+    if not isinstance(told, dict) or not told or not all(isinstance(file, str) for file in told.values()):
         raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
     names = sorted(set(told.values()))
     if astray := [name for name in names if Path(name).name != name]:

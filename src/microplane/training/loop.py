@@ -264,7 +264,7 @@ class Log:
         os.truncate(self.metrics, size)
         self.bytes = size
         kept = read_lines(self.speed) if step and self.speed.exists() else []
-        lines = [json.dumps(record) + "\n" for record in kept if record["step"] <= step]
+        lines = [json.dumps(record) + "\n" for record in kept if record.get("step", step + 1) <= step]
         write_aside(self.speed, "".join(lines).encode())
 
     def write(self, record: Record, clock: Record) -> None:
@@ -281,11 +281,13 @@ class Log:
 def read_lines(path: Path) -> list[Record]:
     """The whole lines of a JSONL file of ours; a last line cut off by a kill is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if isinstance(record, dict):
+            records.append(record)
     return records
 
 
