@@ -152,7 +152,8 @@ def test_a_csv_cell_with_foreign_bytes_or_an_open_quote(tmp_path):
     first, second = complaints(path)
     assert first[:2] == (2, "invalid UTF-8")
     assert "a cell holds the byte 0xfc, expected UTF-8 text" in first[2]
-    assert second[:2] == (4, "ragged row")
+    assert second[:2] == (4, "broken CSV")
+    assert "is a quote left open" in second[2]
 
 
 def test_a_stray_carriage_return_in_csv(tmp_path):

@@ -276,7 +276,8 @@ def _activation(fields: Mapping[str, Any]) -> str:
     activation = fields.get("hidden_activation") or fields.get("hidden_act") or "silu"
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(
-            f"the activation {activation!r} in config.json is not supported; supported are {', '.join(ACTIVATIONS)}"
+            f"the activation {activation!r} in config.json is not supported (hidden_act); "
+            f"supported are {', '.join(ACTIVATIONS)}"
         )
     return activation
 

@@ -167,8 +167,10 @@ def _scan(folder: Path) -> tuple[Places, Counter[str]]:
 
 def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
     told = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(told, dict) or not told or not all(isinstance(file, str) for file in told.values()):
+    if not isinstance(told, dict) or not told:
         raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
+    if odd := [file for file in told.values() if not isinstance(file, str)]:
+        raise ModelError(f"{folder / INDEX}: weight_map says {odd[0]!r} where the name of a file should be")
     names = sorted(set(told.values()))
     if astray := [name for name in names if Path(name).name != name]:
         raise ModelError(f"{folder / INDEX} names files outside of the folder: {_listed(astray)}")
