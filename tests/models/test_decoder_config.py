@@ -35,7 +35,7 @@ CONFIG = {
         ({"rope_parameters": {"rope_type": "linear", "factor": "8"}}, "factor = '8': expected numbers above 0"),
         ({"rope_parameters": {"full_attention": "no"}}, "rope_parameters in config.json has full_attention = 'no'"),
         ({"num_key_value_heads": 3}, "num_attention_heads = 4 is not a multiple of num_key_value_heads = 3"),
-        ({"hidden_act": "swish2"}, "the activation 'swish2' in config.json is not supported .hidden_act.; supported are silu"),
+        ({"hidden_act": "swish2"}, "the activation 'swish2' in config.json is not supported (hidden_act)"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rotary positions of type 'yarn'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rotary positions of type 'longrope'"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "supported are default, linear, llama3"),
