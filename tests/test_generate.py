@@ -52,8 +52,8 @@ class Scripted:
         self.scripts = [[*script.encode(), EOS] for script in scripts]
         self.computed = []
 
-    def new_cache(self, batch, capacity=0):
-        return ScriptedCache([[] for _ in range(batch)])
+    def open(self, prompts):
+        return ScriptedCache([[] for _ in prompts]), prompts
 
     def __call__(self, rows, cache):
         self.computed.append(len(rows.ids))

@@ -288,7 +288,7 @@ def models() -> None:
     from rich.table import Table
 
     from microplane.console import make_console
-    from microplane.models.decoder import FAMILIES
+    from microplane.models.families import ARCHITECTURES
     from microplane.models.hub import SHORT_NAMES, is_cached
 
     table = Table("short name", "model", "size", "here", box=None, pad_edge=False)
@@ -298,7 +298,7 @@ def models() -> None:
         )
     console = make_console()
     console.print(table)
-    console.print(f"\narchitectures: {', '.join(FAMILIES)}", markup=False)
+    console.print(f"\narchitectures: {', '.join(ARCHITECTURES)}", markup=False)
     console.print(
         "from: a Hugging Face folder, a .gguf file, or a Hub name such as HuggingFaceTB/SmolLM2-360M-Instruct"
     )

@@ -165,7 +165,7 @@ def _write(
     model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
 ) -> Iterator[tuple[_Row, Answer]]:
     """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
-    cache, tokens = model.new_cache(len(rows)), [row.prompt for row in rows]
+    cache, tokens = model.open([row.prompt for row in rows])
     while rows:
         chosen = _pick(_next_logits(model, tokens, cache), rows, knobs)
         going = []
@@ -279,7 +279,7 @@ class _Beams:
 def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> Iterator[tuple[_Row, Answer]]:
     """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
     searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
-    cache, tokens = model.new_cache(len(rows)), [row.prompt for row in rows]
+    cache, tokens = model.open([row.prompt for row in rows])
     while searches:
         seen = [search.row.prompt + beam.ids for search in searches for beam in search.growing]
         log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)

@@ -45,7 +45,7 @@ def test_capacity_doubles_and_keeps_what_it_holds():
 
 
 def test_capacity_asked_for_is_given(model):
-    cache = model.new_cache(1, capacity=10)
+    cache = Cache(model.config.num_layers, 1, capacity=10)
     model(Rows.of([[3, 4]]), cache)
     assert cache.keys[0].shape == (1, 2, 10, 4)
 
@@ -53,7 +53,7 @@ def test_capacity_asked_for_is_given(model):
 @pytest.mark.parametrize("indices", [[0, 1, 2], [2], [2, 0], [1, 1, 0, 2]])
 def test_selected_rows_go_on_as_if_alone(model, indices):
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15]]
-    cache = model.new_cache(3)
+    cache, _ = model.open(prompts)
     model(Rows.of(prompts), cache)
     cache.select(indices)
     assert cache.lengths == [len(prompts[i]) for i in indices]
@@ -65,7 +65,7 @@ def test_selected_rows_go_on_as_if_alone(model, indices):
 
 
 def test_doubled_rows_do_not_share_cells(model):
-    cache = model.new_cache(1)
+    cache, _ = model.open([[5, 6, 7]])
     model(Rows.of([[5, 6, 7]]), cache)
     cache.select([0, 0])
     model(Rows.of([[8], [9]], starts=cache.lengths), cache)

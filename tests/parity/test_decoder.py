@@ -198,7 +198,7 @@ def test_cached_decoding_is_the_whole_forward(case: Case, tmp_path):
     rows = texts((20, 13, 17))
     whole = model(Rows.of(rows)).split([len(row) for row in rows])
 
-    cache = model.new_cache(3)
+    cache, _ = model.open(rows)
     pieces: list[list[torch.Tensor]] = [[], [], []]
     for lengths in ((9, 2, 5), (3, 3, 3), *[(1, 1, 1)] * 8):  # a prompt, a few at once, then token by token
         new = [row[start : start + n] for row, start, n in zip(rows, cache.lengths, lengths, strict=True)]

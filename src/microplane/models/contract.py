@@ -1,57 +1,102 @@
 """What a model owes to methods, to the training loop and to generation. Every model family here keeps to it.
 
-Roles. The linears of a block are attributes called q k v o (attention) and gate up down (feed-forward), the output head
-is `head` (None where it is tied to the embedding), the embedding is `embed`. Methods find linears by these names
-and put adapted ones in their place, so a model always calls them as modules and never reads `.weight` of its own.
+Roles. The linears of a block are attributes called q k v o (attention) and gate up down (feed-forward; no gate in the
+plain kind), where a family stores some of them as one matrix qkv and gate_up. The output head is `head` (None where it
+is tied to the embedding), the embedding is `embed`. Methods find linears by these names and put adapted ones in their
+place, so a model always calls them as modules and never reads `.weight` of its own. Blocks stand in lists called
+`layers`: of the model, or of its `encoder` and `decoder`.
 
-Sockets. Two places are kept open as `nn.Identity`: `prelude`, which sees the embeddings before the first block, and
-`attention_socket` / `mlp_socket` of each block, which see a sub-layer's output before it is added to the stream.
+Sockets. Places are kept open as `nn.Identity`: `prelude`, which sees the embeddings before the first block, and
+`attention_socket`, `cross_attention_socket` and `mlp_socket` of each block, which see a sub-layer's output before it is
+added to the stream.
 
-Rows. A model takes `Rows`, never a padded rectangle, and `logits` is asked only for positions that are wanted.
-Activations stay in the number format of the base, whatever the format of what a method adds.
+Rows. A model takes `Rows` (an encoder-decoder `Pairs`), never a padded rectangle, and `logits` is asked only for
+positions that are wanted. Activations stay in the model's compute format, whatever the format of what a method adds.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from microplane.nn.cache import Cache
-from microplane.nn.rows import Rows
+from microplane.nn.rows import Pairs, Rows
 
-ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head")
+ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
 
 
-@runtime_checkable
-class LanguageModel(Protocol):
-    """T tokens in a batch, D model width, V vocabulary, K positions that are wanted."""
+class Model(nn.Module):
+    """T tokens in a batch, D model width, V vocabulary, K positions that are wanted, B rows.
 
-    config: Any
+    Weights are random and of any scale until they are loaded or `init_weights` is called.
+    """
+
+    ARCHITECTURES: ClassVar[dict[str, str]]  # Hugging Face's class name -> its model_type
+    KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"
+    TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
+    source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
+    generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
+    config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()
+    compute: torch.dtype | None = None  # format of the activations where it is not that of the weights
     prelude: nn.Module
     embed: nn.Module
     head: nn.Module | None
 
-    def __call__(self, rows: Rows, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the last norm, (T, D)."""
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Model:
+        """A model of the shapes that a config.json describes.
+
+        Raises:
+            ModelError: for an architecture or a setting that is not supported, and for missing or wrong fields.
+        """
+        raise NotImplementedError
+
+    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm, (T, D); of `Pairs`, those of the target rows."""
+        raise NotImplementedError
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """(T,) -> (T, D), in the format that activations have."""
+        x = self.embed(ids)
+        return x if self.compute is None else x.to(self.compute)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(K, D) -> (K, V)."""
+        raise NotImplementedError
 
     @property
     def head_weight(self) -> Tensor:
         """(V, D), the head's own weight or the embedding's."""
+        raise NotImplementedError
 
-    def new_cache(self, batch: int, capacity: int = 0) -> Cache:
-        """An empty cache for `batch` rows with room for `capacity` tokens each; it grows as needed."""
+    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        """Begin to write: a cache, and the tokens that the first step computes. Of an encoder-decoder, `prompts` are
+        read by its encoder here, and the first tokens are its start token."""
+        raise NotImplementedError
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for all parameters of the plain model; a tied head is not listed."""
+        raise NotImplementedError
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor of a checkpoint, by Hugging Face's name, is of no use here, and no reason to complain."""
+        return name == self.TIED[1] and self.config.tied
+
+    def init_weights(self, seed: int = 0) -> Model:
+        """New random weights, as the family begins its training; the same for the same seed."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
 
 def hf_names(model: nn.Module) -> dict[str, str]:
     """Our parameter name -> Hugging Face's, of a model that keeps to this contract."""
-    return cast(LanguageModel, model).hf_names()
+    return cast(Model, model).hf_names()
 
 
 class Site(NamedTuple):
@@ -74,9 +119,11 @@ def linears(model: nn.Module) -> dict[str, Site]:
     """All linears that carry a role, by dotted name (`layers.3.attention.q`), also where a method has put its own."""
     layer_of = {
         module: index
-        for index, block in enumerate(getattr(model, "layers", ()))
+        for stack in model.modules()
+        if isinstance(layers := getattr(stack, "layers", None), nn.ModuleList)
+        for index, block in enumerate(layers)
         for module in block.modules()
-    }  # fmt: skip
+    }
     found = {}
     for path, parent in model.named_modules():
         for role in ROLES:

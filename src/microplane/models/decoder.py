@@ -11,18 +11,20 @@ The families differ only in what `DecoderConfig` says (models/decoder_config.py)
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microplane.models.contract import Model
 from microplane.models.decoder_config import FAMILIES, DecoderConfig
 from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
-from microplane.nn.layers import GatedMLP, RMSNorm
+from microplane.nn.layers import GatedMLP, Linear, RMSNorm
 from microplane.nn.position import rotate
-from microplane.nn.rows import Rows
+from microplane.nn.rows import Pairs, Rows
 
 __all__ = ["FAMILIES", "Decoder", "DecoderConfig"]
 
@@ -34,10 +36,10 @@ class Attention(nn.Module):
         self.layer, self.head_dim = layer, Dh
         self.scale = config.attention_scale or 1.0 / math.sqrt(Dh)
         self.softcap = config.attn_logit_softcapping
-        self.q = nn.Linear(D, H * Dh, bias=config.qkv_bias)
-        self.k = nn.Linear(D, KV * Dh, bias=config.qkv_bias)
-        self.v = nn.Linear(D, KV * Dh, bias=config.qkv_bias)
-        self.o = nn.Linear(H * Dh, D, bias=config.o_bias)
+        self.q = Linear(D, H * Dh, bias=config.qkv_bias)
+        self.k = Linear(D, KV * Dh, bias=config.qkv_bias)
+        self.v = Linear(D, KV * Dh, bias=config.qkv_bias)
+        self.o = Linear(H * Dh, D, bias=config.o_bias)
         self.q_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
         self.k_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
 
@@ -82,14 +84,15 @@ class Block(nn.Module):
         return x + self.mlp_socket(y)
 
 
-class Decoder(nn.Module):
-    """A causal language model; see models/contract.py for what its parts are called.
+class Decoder(Model):
+    """A causal language model; see models/contract.py for what its parts are called."""
 
-    Its weights are random and of any scale until they are loaded or `init_weights` is called.
-    """
-
-    source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
-    generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
+    ARCHITECTURES: ClassVar[dict[str, str]] = {name: family.model_type for name, family in FAMILIES.items()}
+    KIND: ClassVar[str] = "decoder"
+    TIED: ClassVar[tuple[str, str]] = ("model.embed_tokens.weight", "lm_head.weight")
+    config: DecoderConfig
+    embed: nn.Embedding
+    head: nn.Linear | None
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -98,12 +101,17 @@ class Decoder(nn.Module):
         self.prelude = nn.Identity()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
-        self.head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, rows: Rows, cache: Cache | None = None) -> Tensor:
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Decoder:
+        return cls(DecoderConfig.from_hf(fields))
+
+    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm: (T, D). With a cache, the rows go on from what it holds, and join it."""
+        assert isinstance(rows, Rows), "a decoder reads and writes one row"
         config, starts = self.config, cache.lengths if cache is not None else None
-        x = self.embed(rows.ids)  # (T, D)
+        x = self.embedded(rows.ids)  # (T, D)
         if config.gemma:  # the factor is rounded to the format of the embedding, as it was in training
             x = x * torch.tensor(math.sqrt(config.hidden_size)).to(x)
         x = self.prelude(x)
@@ -120,7 +128,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
-        scores = self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight)
+        scores = self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight.to(hidden.dtype))
         cap = self.config.final_logit_softcapping
         return scores if cap is None else torch.tanh(scores / cap) * cap
 
@@ -129,8 +137,8 @@ class Decoder(nn.Module):
         """(V, D), the embedding's where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def new_cache(self, batch: int, capacity: int = 0) -> Cache:
-        return Cache(self.config.num_layers, batch, capacity)
+    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        return Cache(self.config.num_layers, len(prompts)), [list(prompt) for prompt in prompts]
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Decoder:
@@ -144,6 +152,10 @@ class Decoder(nn.Module):
             if isinstance(module, RMSNorm):
                 module.reset_parameters()
         return self
+
+    def ignores(self, name: str) -> bool:
+        """Also rotary tables, which older versions of transformers stored, though they follow from config.json."""
+        return super().ignores(name) or name.endswith(".rotary_emb.inv_freq")
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""

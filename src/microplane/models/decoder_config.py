@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from microplane.errors import ModelError
+from microplane.models.config_fields import NUMBER, SIZE, SWITCH, Wanted, architecture_of, check_types
 from microplane.nn.layers import ACTIVATIONS
 from microplane.nn.position import Rope
 
@@ -89,30 +90,17 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 
-def _size(x: Any) -> bool:
-    return type(x) is int and x > 0
-
-
-def _number(x: Any) -> bool:
-    return type(x) in (int, float) and x > 0
-
-
 # What a field must be, where it is given.
-WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys((*SIZES, "num_key_value_heads", "head_dim"), ("a whole number above 0", _size)),
-    **dict.fromkeys(
-        ("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"), ("a whole number above 0", _size)
-    ),
-    **dict.fromkeys(("max_position_embeddings",), ("a whole number above 0", _size)),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), ("a number above 0", _number)),
-    **dict.fromkeys(("query_pre_attn_scalar", "initializer_range"), ("a number above 0", _number)),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ("a number above 0", _number)),
+WANTED: Wanted = {
+    **dict.fromkeys((*SIZES, "num_key_value_heads", "head_dim"), SIZE),
+    **dict.fromkeys(("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"), SIZE),
+    **dict.fromkeys(("max_position_embeddings",), SIZE),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), NUMBER),
+    **dict.fromkeys(("query_pre_attn_scalar", "initializer_range"), NUMBER),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), NUMBER),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), ("an object", lambda x: isinstance(x, dict))),
     **dict.fromkeys(("layer_types", "no_rope_layers"), ("a list", lambda x: isinstance(x, list))),
-    **dict.fromkeys(
-        ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
-        ("true or false", lambda x: isinstance(x, bool)),
-    ),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), SWITCH),
 }
 
 
@@ -151,10 +139,10 @@ class DecoderConfig:
         Raises:
             ModelError: for an architecture or a setting that is not supported, and for missing or wrong fields.
         """
-        architecture = architecture_of(config)
+        architecture = architecture_of(config, {name: family.model_type for name, family in FAMILIES.items()})
         family = FAMILIES[architecture]
         fields = family.defaults | {name: x for name, x in config.items() if x is not None or name in NULLABLE}
-        _check_types(fields)
+        check_types(fields, WANTED, SIZES)
         _check_values(fields)
         heads = fields["num_attention_heads"]
         bias = bool(fields.get("attention_bias"))
@@ -229,34 +217,6 @@ class DecoderConfig:
             near = ropes.get(False) or far
             fields |= {"rope_parameters": {FULL: far.to_hf(), SLIDING: near.to_hf()}, "rope_local_base_freq": near.base}
         return fields
-
-
-def architecture_of(config: Mapping[str, Any]) -> str:
-    """Which of `FAMILIES` a config.json is of.
-
-    Raises:
-        ModelError: if none, naming it and those that are supported.
-    """
-    by_type = [name for name, family in FAMILIES.items() if family.model_type == config.get("model_type")]
-    named = config.get("architectures") or by_type
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ModelError(f"architectures = {named!r} in config.json: expected a list of names")
-    for name in named:
-        if name in FAMILIES:
-            return name
-    what = ", ".join(named) or config.get("model_type") or "(config.json names none)"
-    raise ModelError(f"the architecture {what} is not supported; supported are {', '.join(FAMILIES)}")
-
-
-def _check_types(fields: Mapping[str, Any]) -> None:
-    """All wrong fields in one complaint."""
-    wrong = []
-    for name, (wanted, fits) in WANTED.items():
-        value = fields.get(name)
-        if (value is not None or name in SIZES) and not fits(value):
-            wrong.append(f"  {name} = {value!r}: expected {wanted}")
-    if wrong:
-        raise ModelError("config.json has fields that are wrong or missing:\n" + "\n".join(wrong))
 
 
 def _check_values(fields: Mapping[str, Any]) -> None:

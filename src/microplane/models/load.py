@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.decoder import Decoder, DecoderConfig
+from microplane.models.contract import Model
+from microplane.models.families import family_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -200,7 +201,7 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
     return places, formats
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """A model in eval mode, with nothing that trains, its weights converted to `dtype`.
 
     Raises:
@@ -208,13 +209,9 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """
     checkpoint = open_checkpoint(path)
     try:
-        config = DecoderConfig.from_hf(checkpoint.config)
+        model = shape_of(checkpoint)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    if config.tied and not _head_is_embedding(checkpoint.tensors):
-        config = replace(config, tied=False)
-    with torch.device("meta"):
-        model = Decoder(config)
     model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
     model.source_config = checkpoint.config
     if (file := checkpoint.path / GENERATION).is_file():
@@ -222,20 +219,29 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     return model.eval().requires_grad_(False)
 
 
-def _head_is_embedding(tensors: Mapping[str, Tensor]) -> bool:
+def shape_of(checkpoint: Checkpoint) -> Model:
+    """The model of a checkpoint on the meta device: shapes without weights."""
+    kind = family_of(checkpoint.config)
+    with torch.device("meta"):
+        model = kind.from_hf(checkpoint.config)
+        if model.config.tied and not _head_is_embedding(checkpoint.tensors, *kind.TIED):
+            model = kind(replace(model.config, tied=False))
+    return model
+
+
+def _head_is_embedding(tensors: Mapping[str, Tensor], embedding: str, head: str) -> bool:
     """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
-    if not {"lm_head.weight", "model.embed_tokens.weight"} <= set(tensors):
+    if head not in tensors or embedding not in tensors:
         return True
-    return torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+    return torch.equal(tensors[head], tensors[embedding])
 
 
-def _convert(model: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     names = model.hf_names()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     missing = [theirs for theirs in names.values() if theirs not in stored]
-    harmless = {"lm_head.weight", *_buffers(model)}
-    unexpected = sorted(stored - set(names.values()) - harmless)
+    unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
     misshapen: list[str] = []
     state: dict[str, Tensor] = {}
     for ours, theirs in names.items():
@@ -252,12 +258,6 @@ def _convert(model: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> dict
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
     return state
-
-
-def _buffers(model: Decoder) -> list[str]:
-    """Rotary tables that older versions of transformers stored beside the weights; they follow from config.json."""
-    blocks = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(model.config.num_layers)]
-    return ["model.rotary_emb.inv_freq", *blocks]
 
 
 def _misfit(
@@ -280,7 +280,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
 
     Each file is written aside and then renamed, so that none is ever half written.
     """
-    assert isinstance(model, Decoder)
+    assert isinstance(model, Model)
     names, state = model.hf_names(), model.state_dict()
     assert names.keys() == state.keys(), "merge what a method has added before saving the model"
     folder.mkdir(parents=True, exist_ok=True)

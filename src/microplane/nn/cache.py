@@ -62,3 +62,22 @@ class Cache:
         if held is not None:
             grown[:, :, : held.shape[2]] = held
         return grown
+
+
+class PairCache(Cache):
+    """A decoder's cache, and beside it the keys and values of the rows that its encoder has read."""
+
+    def __init__(self, layers: int, sources: Rows, capacity: int = 0):
+        super().__init__(layers, len(sources.lengths), capacity)
+        self.source_lengths: tuple[int, ...] = sources.lengths
+        self.memory: list[tuple[Tensor, Tensor]] = []  # of each layer: keys and values (B, KV, L, Dh), never appended
+
+    def select(self, indices: Sequence[int]) -> None:
+        if list(indices) == list(range(len(self.lengths))):
+            return
+        super().select(indices)
+        self.source_lengths = tuple(self.source_lengths[index] for index in indices)
+        chosen = torch.tensor(list(indices), dtype=torch.long)
+        self.memory = [
+            (k.index_select(0, chosen.to(k.device)), v.index_select(0, chosen.to(v.device))) for k, v in self.memory
+        ]

@@ -1,4 +1,4 @@
-"""The small layers that model families share: root-mean-square norm and the gated feed-forward layer.
+"""The small layers that model families share: linear layers, norms and the gated feed-forward layer.
 
 Shapes: T tokens, D model width, M width of the feed-forward layer.
 """
@@ -19,6 +19,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weights may be wider than what it multiplies: they are rounded to the format of x.
+
+    So weights that train are kept in float32, where small updates are not lost, and multiplied in bfloat16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (arXiv 1607.06450), whatever the format of its weights; torch computes it in float32 inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -55,9 +73,9 @@ class GatedMLP(nn.Module):
     def __init__(self, width: int, inner: int, activation: str, bias: bool = False):
         super().__init__()
         self.activation = activation
-        self.gate = nn.Linear(width, inner, bias=bias)
-        self.up = nn.Linear(width, inner, bias=bias)
-        self.down = nn.Linear(inner, width, bias=bias)
+        self.gate = Linear(width, inner, bias=bias)
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         gate, up = self.gate(x), self.up(x)  # (T, M)

@@ -65,6 +65,17 @@ class Rows:
         return torch.tensor(self.lengths).cumsum(0) - 1
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """What an encoder-decoder takes: B rows that are read, and B rows that are written, pair by pair.
+
+    Many short pairs lie in one batch without padding, and no pair sees another: this is what packing is for.
+    """
+
+    source: Rows
+    target: Rows  # begins with the start token of the decoder
+
+
 def to_grid(x: Tensor, rows: Rows) -> Tensor:
     """(T, ...) -> (B, S, ...). Cells past a row's end hold a copy of its last token and get no gradient."""
     shape = (len(rows.lengths), rows.longest, *x.shape[1:])

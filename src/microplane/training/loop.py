@@ -27,7 +27,7 @@ from microplane.data.batches import BatchPlan, micro_batches
 from microplane.environment import give_back_memory
 from microplane.errors import TrainingError
 from microplane.methods import Method
-from microplane.models.contract import LanguageModel
+from microplane.models.contract import Model
 from microplane.paths import write_aside
 from microplane.training import checkpoint
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
@@ -191,7 +191,7 @@ def _step(job: Job, totals: Totals) -> Record:
     loss = 0.0
     for part, indices in enumerate(micro_batches(rows, train.lengths, knobs.micro_tokens)):
         torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-        share = loss_sum(cast(LanguageModel, model), make_batch(train, indices)) / trained
+        share = loss_sum(cast(Model, model), make_batch(train, indices)) / trained
         if not math.isfinite(share.item()):
             raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
         loss += share.item()

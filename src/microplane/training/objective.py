@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from microplane.models.contract import LanguageModel
+from microplane.models.contract import Model
 from microplane.nn.loss import chunked_cross_entropy, linear_cross_entropy
 from microplane.nn.rows import Rows
 
@@ -38,9 +38,9 @@ def make_batch(dataset: TokenDataset, indices: Sequence[int]) -> Batch:
     return Batch(Rows(ids, positions, lengths), trained - 1, ids[trained])
 
 
-def loss_sum(model: LanguageModel, batch: Batch) -> Tensor:
+def loss_sum(model: Model, batch: Batch) -> Tensor:
     """The sum of -log p(token) over the trained tokens, float32; logits exist at their positions only."""
     hidden = model(batch.rows).index_select(0, batch.before)  # (K, D)
-    if model.head is None or type(model.head) is nn.Linear:
+    if model.head is None or isinstance(model.head, nn.Linear):
         return linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_logit_softcapping)
     return chunked_cross_entropy(hidden, model.logits, batch.targets)

@@ -1,0 +1,55 @@
+"""What reading a config.json is alike in for all families: the architecture it names, and fields of the right kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from microplane.errors import ModelError
+
+Wanted = Mapping[str, tuple[str, Callable[[Any], bool]]]  # field -> what it must be in words, and the test of it
+
+
+def is_size(x: Any) -> bool:
+    return type(x) is int and x > 0
+
+
+def is_number(x: Any) -> bool:
+    return type(x) in (int, float) and x > 0
+
+
+SIZE: tuple[str, Callable[[Any], bool]] = ("a whole number above 0", is_size)
+NUMBER: tuple[str, Callable[[Any], bool]] = ("a number above 0", is_number)
+SWITCH: tuple[str, Callable[[Any], bool]] = ("true or false", lambda x: isinstance(x, bool))
+
+
+def architecture_of(config: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    """Which of the `known` architectures (name -> model_type) a config.json is of, also by its type alone.
+
+    Raises:
+        ModelError: if none, naming it and those that are supported.
+    """
+    by_type = [name for name, model_type in known.items() if model_type == config.get("model_type")]
+    named = config.get("architectures") or by_type
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ModelError(f"architectures = {named!r} in config.json: expected a list of names")
+    for name in named:
+        if name in known:
+            return name
+    what = ", ".join(named) or config.get("model_type") or "(config.json names none)"
+    raise ModelError(f"the architecture {what} is not supported; supported are {', '.join(known)}")
+
+
+def check_types(fields: Mapping[str, Any], wanted: Wanted, required: tuple[str, ...]) -> None:
+    """All wrong fields in one complaint.
+
+    Raises:
+        ModelError: listing them.
+    """
+    wrong = [
+        f"  {name} = {fields.get(name)!r}: expected {words}"
+        for name, (words, fits) in wanted.items()
+        if (fields.get(name) is not None or name in required) and not fits(fields.get(name))
+    ]
+    if wrong:
+        raise ModelError("config.json has fields that are wrong or missing:\n" + "\n".join(wrong))
