@@ -88,7 +88,15 @@ class TrainKnobs(Knobs):
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
     warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="AdamW, or T5's Adafactor, whose state takes next to no memory"
+    )
+    scale_parameter: bool = Field(
+        False,
+        description="Adafactor's steps relative to each tensor's size, train.lr being 1e-3 if not set; off for "
+        "adapters, whose zero tensors would get lr x 1e-3",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled: a step takes lr x this share off the weights")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging of gradients and their squares")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 switches clipping off")

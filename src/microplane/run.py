@@ -32,6 +32,7 @@ from microplane.training import metrics
 from microplane.training.checkpoint import check_resumable, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.training.loop import Outcome, fit
+from microplane.training.optim import check_optimizer, peak_lr
 from microplane.training.probe import probe_logits, probe_rows, read_probe, save_probe
 from microplane.watch import Silent, Watcher
 
@@ -93,6 +94,7 @@ class _Job:
     def __init__(self, knobs: RunKnobs, watch: Watcher, resume: bool):
         self.watch, self.resume = watch, resume
         self.method = make_method(knobs.method)
+        check_optimizer(self.method, knobs.train)
         metrics.check(knobs.eval.metrics)
         if not knobs.data.train:
             raise ConfigError("data.train is not set: give the rows to train on, as in microplane train MODEL DATA")
@@ -149,7 +151,7 @@ class _Job:
                 "name": None,
                 "method": method,
                 "model": knobs.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
-                "train": knobs.train.model_copy(update={"lr": knobs.train.lr or self.method.default_lr}),
+                "train": knobs.train.model_copy(update={"lr": peak_lr(self.method, knobs.train)}),
                 "data": knobs.data.model_copy(update=_inferred(splits)),
             }
         )

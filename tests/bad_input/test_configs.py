@@ -50,6 +50,16 @@ CASES = [
         train(*sets("method={name: full}", "model.dtype=bfloat16")),
         ("model.dtype = bfloat16", "full", "float32"),
     ),
+    Case(
+        "scaled parameters for an adapter",
+        train(*sets("train.optimizer=adafactor", "train.scale_parameter=true")),
+        ("train.scale_parameter = true", "lora", "train.scale_parameter=false"),
+    ),
+    Case(
+        "scaled parameters for AdamW",
+        train(*sets("method={name: full}", "train.scale_parameter=true")),
+        ("train.scale_parameter = true", "Adafactor", "train.optimizer=adafactor"),
+    ),
     knob("the character 0", 'name="a\\0b"', "name", "without the character 0"),
     knob("bytes that are not UTF-8", "data.system=\udcff", "data.system", "UTF-8"),
     Case(

@@ -193,8 +193,9 @@ def test_a_checkpoint_without_its_state_is_no_checkpoint(tmp_path, straight):
     assert result_bytes(tmp_path) == result_bytes(straight[0])
 
 
-def test_full_fine_tuning_resumes_too(tmp_path):
-    knobs = KNOBS.model_copy(update={"steps": 6, "eval_every": 2, "lr": 1e-2})
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adafactor", "scale_parameter": True}])
+def test_full_fine_tuning_resumes_too(tmp_path, changes):
+    knobs = KNOBS.model_copy(update={"steps": 6, "eval_every": 2, "lr": 1e-2, **changes})
     run_full = lambda folder, **more: run(folder, knobs, method="full", **more)  # noqa: E731
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

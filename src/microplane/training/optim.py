@@ -1,4 +1,4 @@
-"""AdamW over a method's parameter groups, and the learning rate over the steps."""
+"""The optimizer over a method's parameter groups, and the learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -10,16 +10,52 @@ from torch import nn
 from microplane.config import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method
+from microplane.training.adafactor import Adafactor
+
+RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
+
+
+def peak_lr(method: Method, knobs: TrainKnobs) -> float:
+    """train.lr, or what stands in for it: methods know their rate for steps of absolute size only."""
+    return knobs.lr or (RELATIVE_LR if knobs.scale_parameter else method.default_lr)
+
+
+def check_optimizer(method: Method, knobs: TrainKnobs) -> None:
+    """Raises: ConfigError, if the method cannot train with this optimizer, or not with scaled parameters."""
+    if method.optimizers is not None and knobs.optimizer not in method.optimizers:
+        raise ConfigError(
+            f"train.optimizer = {knobs.optimizer!r}: the method {method.name} works with "
+            f"{' or '.join(method.optimizers)} only"
+        )
+    if knobs.scale_parameter and knobs.optimizer != "adafactor":
+        raise ConfigError(
+            f"train.scale_parameter = true is a part of Adafactor, but train.optimizer = {knobs.optimizer!r}; "
+            "set train.optimizer=adafactor, or train.scale_parameter=false"
+        )
+    if knobs.scale_parameter and not method.trains_base:
+        raise ConfigError(
+            f"train.scale_parameter = true makes steps relative to a tensor's size, but {method.name} trains new "
+            "tensors that begin at or near zero: they would move by train.lr x 0.001 and learn next to nothing. "
+            "Set train.scale_parameter=false"
+        )
 
 
 def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over the method's groups; each group remembers its peak rate as `peak_lr`."""
-    lr = knobs.lr or method.default_lr
-    groups = [group for group in method.param_groups(model, lr) if group["params"]]
+    """AdamW (arXiv 1711.05101) or Adafactor (1804.04235) over the method's groups.
+
+    Each group remembers its peak rate as `peak_lr`.
+
+    Raises:
+        ConfigError: if nothing trains, or the optimizer does not suit the method.
+    """
+    check_optimizer(method, knobs)
+    groups = [group for group in method.param_groups(model, peak_lr(method, knobs)) if group["params"]]
     if not groups:
         raise ConfigError(f"method {method.name}: nothing trains with these knobs")
     for group in groups:
         group["peak_lr"] = group["lr"]
+    if knobs.optimizer == "adafactor":
+        return Adafactor(groups, scale_parameter=knobs.scale_parameter, weight_decay=knobs.weight_decay)
     return torch.optim.AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
 
 
