@@ -1,4 +1,4 @@
-"""The interface of a method: five facts and seven verbs.
+"""The interface of a method: its facts and its verbs.
 
 The frozen object *is* the method's configuration. The loop, the checkpoints, the command line, the reports and the
 tests see this and nothing else; none of them asks which method it is.
@@ -6,7 +6,7 @@ tests see this and nothing else; none of them asks which method it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,19 @@ class Method(BaseModel):
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
 
+    @property
+    def start_rows(self) -> int:
+        """How many training rows `start` wants to see; 0 for none."""
+        return 0
+
+    def start(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> None:
+        """Choose the values that training starts from; called once after `attach`, not on resume or loading.
+
+        Args:
+            losses: each computes the model's mean loss on a few seeded training rows, anew and differentiably; in all
+                they see `start_rows` rows.
+        """
+
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
         """The optimizer's groups; together they hold each trainable tensor exactly once."""
         return [{"params": list(trainable(model).values()), "lr": lr}]
@@ -58,6 +71,13 @@ class Method(BaseModel):
             AdapterError: listing every tensor that is missing, unexpected or of another shape.
         """
         copy_strictly(self.state(model), state)
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What going on with training needs besides `state` and the optimizer's: averages, masks, start values."""
+        return {}
+
+    def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `training_state`; called after `load`."""
 
     def merge(self, model: nn.Module) -> None:
         """Leave plain modules that compute the same."""

@@ -4,7 +4,7 @@ Both are safetensors and JSON only. Each file, and each checkpoint folder, is wr
 any moment leaves the old one or the new one.
 
     adapter/  method.json, adapter_model.safetensors, adapter_config.json (peft's, where the method has it)
-    resume/   step-00000240/{weights,optimizer}.safetensors, state.json (position, monitor, checksums of the two)
+    resume/   step-00000240/{weights,optimizer,method}.safetensors, state.json (position, monitor, checksums)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from microplane.models.load import save_model
 from microplane.paths import aside, write_aside
 
 KEEP = 2  # checkpoints kept in resume/
-TENSORS = ("weights.safetensors", "optimizer.safetensors")  # of a checkpoint
+TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
 
 # ---------------------------------------------------------------------------------------------------- adapter/
 
@@ -182,6 +182,7 @@ def save_checkpoint(
         temporary.mkdir()
         save_tensors(temporary / "weights.safetensors", method.state(model))
         save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+        save_tensors(temporary / "method.safetensors", method.training_state(model))
         sums = {name: _sha256(temporary / name) for name in TENSORS}
         whole = {**state, "step": step, "sha256": sums}
         _write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
@@ -272,6 +273,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back in place."""
     method.load(model, read_tensors(folder / "weights.safetensors", CheckpointError))
+    method.load_training_state(model, read_tensors(folder / "method.safetensors", CheckpointError))
     load_optimizer(model, optimizer, read_tensors(folder / "optimizer.safetensors", CheckpointError))
 
 
