@@ -70,7 +70,18 @@ class DataKnobs(Knobs):
     system: str | None = Field(
         None, description="system prompt for rows without one; '' switches a template's default off"
     )
-    max_length: int = Field(1024, ge=8, description="tokens in a row; longer rows lose the start of their prompt")
+    max_length: int = Field(
+        1024, ge=8, description="tokens in a row; longer ones lose their start, or what an encoder reads its end"
+    )
+    max_target_length: int | None = Field(
+        None, ge=2, description="tokens of an encoder-decoder's answer; data.max_length otherwise"
+    )
+    max_unknown: float = Field(
+        0.05, ge=0, le=1, description="share of <unk> among the tokens of inputs or answers above which data is refused"
+    )
+    task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
+        "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
+    )
     validation_share: float = Field(
         0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
     )

@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
 from microplane.config import DataKnobs
 from microplane.data.formats import Example
+from microplane.data.labels import LabelFormat, LabelLayout, label_names
+from microplane.data.pairs import PairLayout
 from microplane.data.problems import LISTED, Problem
+from microplane.data.shape import TEXT, Shape
 from microplane.data.store import SplitWriter, Stored, TokenDataset, folder_aside
 from microplane.data.summary import DataSummary, length_facts
 from microplane.data.survey import EVERY, Progress, Split, Survey, examples, overlap, survey_all
-from microplane.data.template import Layout, Tokens, fit
+from microplane.data.template import Layout, Row, layout
+from microplane.data.tokenizer import Tokenizer
 from microplane.errors import DataError
+
+AnyLayout = Layout | PairLayout | LabelLayout
+
+
+def layout_for(tokenizer: Tokenizer, template: str, system: str | None, shape: Shape = TEXT) -> Layout | PairLayout:
+    """How conversations become rows of this shape."""
+    return PairLayout(tokenizer, system) if shape.kind == "pairs" else layout(tokenizer, template, system)
 
 
 def build(
     files: dict[str, list[Path]],
     knobs: DataKnobs,
-    layout: Layout,
+    tokenizer: Tokenizer,
     folder: Path,
     progress: Progress | None,
     hold_out: bool = True,
+    shape: Shape = TEXT,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Read the files twice, and write the arrays of all splits and `summary.json` to a new folder.
+
+    Args:
+        names: of the classes, where a task head has them already; otherwise those in the training rows.
 
     Raises:
         DataError: see `dataset.load_splits`. Nothing is left behind then.
     """
-    found = survey_all(files, knobs, progress, hold_out)
+    found = survey_all(files, knobs, progress, hold_out, shape)
+    how: AnyLayout
+    if isinstance(form := found.splits["train"].format, LabelFormat):
+        shape = replace(shape, task=form.task)
+        known = names or ([] if form.task == "regression" else label_names(found.splits["train"].labels))
+        how = LabelLayout(tokenizer, form.task, known)
+    else:
+        how = layout_for(tokenizer, knobs.template, knobs.system, shape)
     with folder_aside(folder) as temporary:
         with ExitStack() as stack:
             writers = {
-                name: SplitWriter(temporary, name, split.files, layout.stops, stack)
+                name: SplitWriter(temporary, name, split.files, how.stops, shape, stack)
                 for name, split in found.splits.items()
             }
-            builder = Builder(found, knobs, layout, writers, progress)
+            builder = Builder(found, knobs, how, writers, progress)
             for name in files:
                 builder.tokenise(name)
             stored = {name: writer.close() for name, writer in writers.items()}
@@ -65,7 +88,7 @@ class Builder:
         self,
         found: Survey,
         knobs: DataKnobs,
-        layout: Layout,
+        layout: AnyLayout,
         writers: Mapping[str, SplitWriter],
         progress: Progress | None,
     ):
@@ -87,38 +110,38 @@ class Builder:
                 break  # the file grew; the second look at its identity tells
             if self.progress and row % EVERY == 0:
                 self.progress(f"tokenising {split.label}", row, total)
-            if tokens := self._render(split, example):
+            if made := self._render(split, example):
                 side = "validation" if held_out is not None and held_out[row] else name
-                self._write(side, tokens, (file, line))
+                self._write(side, made, (file, line))
         if self.progress:
             self.progress(f"tokenising {split.label}", total, total)
         if split.problems.total and not self.knobs.skip_bad_rows:
             raise split.problems.error(split.label, total)
 
-    def _render(self, split: Split, example: Example) -> Tokens | None:
+    def _render(self, split: Split, example: Example) -> Row | None:
         """The tokens of a row, or None if the template refuses it; that makes it a bad row."""
+        most = self.knobs.max_length
         try:
-            return self.layout.render(example)
+            return self.layout.row(example, most, self.knobs.max_target_length or most)
         except DataError as error:
             split.problems.add(example.where, Problem("refused by the template", str(error)))
         if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:  # often all rows: no need to see more
             raise split.problems.error(split.label, len(split.hashes))
         return None
 
-    def _write(self, name: str, tokens: Tokens, place: tuple[int, int]) -> None:
+    def _write(self, name: str, row: Row, place: tuple[int, int]) -> None:
         counts = self.counts[name]
-        ids, trained, cut = fit(*tokens, self.knobs.max_length, self.layout.bos)
-        if not any(trained):
+        if not row.count:
             counts.dropped += 1
             return
-        counts.cut[cut] += 1
+        counts.cut[row.cut] += 1
         unknown = self.layout.tokenizer.unk_id
-        if unknown is not None and unknown in ids:
-            counts.unknown += ids.count(unknown)
+        if unknown is not None and unknown in row.ids:
+            counts.unknown += row.ids.count(unknown)
             counts.trained_unknown += sum(
-                is_target for token, is_target in zip(ids, trained, strict=True) if token == unknown
+                is_target for token, is_target in zip(row.ids, row.trained, strict=True) if token == unknown
             )
-        self.writers[name].add(ids, trained, place)
+        self.writers[name].add(row, place)
 
     def summary(self, stored: Mapping[str, Stored], folder: Path) -> DataSummary:
         """All numbers and warnings.
@@ -130,9 +153,13 @@ class Builder:
         for name, item in stored.items():
             _refuse_empty(splits[name], item, counts[name])
         shared = {name: overlap(splits["train"], split) for name, split in splits.items() if name != "train"}
+        trained = 0 if isinstance(self.layout, LabelLayout) else stored["train"].trained_tokens
         summary = DataSummary(
             format=str(splits["train"].format),
             template="none" if splits["train"].format.name == "text" else self.layout.kind,
+            task=self.layout.task if isinstance(self.layout, LabelLayout) else None,
+            labels=self.layout.names if isinstance(self.layout, LabelLayout) else [],
+            label_counts={name: dict(split.labels) for name, split in splits.items()},
             system=self.knobs.system,
             max_length=self.knobs.max_length,
             files={name: [str(path) for path in split.files] for name, split in splits.items()},
@@ -149,8 +176,12 @@ class Builder:
             duplicates={name: split.duplicates for name, split in splits.items()},
             overlap={name: item.rows for name, item in shared.items()},
             overlap_examples=[pair for item in shared.values() for pair in item.pairs],
+            knows_all=self.layout.tokenizer.unk_id is None,
             unk_rate=counts["train"].unknown / stored["train"].tokens,
-            trained_unk_rate=counts["train"].trained_unknown / stored["train"].trained_tokens,
+            trained_unk_rate=_share(counts["train"].trained_unknown, trained),
+            input_unk_rate=_share(
+                counts["train"].unknown - counts["train"].trained_unknown, stored["train"].tokens - trained
+            ),
             fingerprint=_fingerprint(stored),
         )
         summary.warn()
@@ -160,6 +191,10 @@ class Builder:
                 "is not quite what will be asked for"
             )
         return summary
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _refuse_empty(split: Split, stored: Stored, counts: Counts) -> None:

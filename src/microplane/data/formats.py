@@ -28,14 +28,22 @@ class Example:
     messages: tuple[Message, ...] | None
     text: str | None
     where: str  # "file.jsonl:17"
+    labels: tuple[str | float, ...] = ()  # of a text, where a task head is trained: classes, a number, or one per word
+    words: tuple[str, ...] = ()  # of a text whose words have labels
+    pair: str = ""  # a second text that belongs to the first
 
     @property
     def characters(self) -> int:
-        return len(self.text or "") + sum(len(message.content) for message in self.messages or ())
+        return len(self.text or "") + len(self.pair) + sum(len(message.content) for message in self.messages or ())
 
     def hash(self) -> int:
         """64 bits of the content, whatever file, line or format it comes from."""
-        parts = [("text", self.text or "")] if self.messages is None else [(m.role, m.content) for m in self.messages]
+        told = [("pair", self.pair), *(("label", str(label)) for label in self.labels)] if self.labels else []
+        parts = (
+            [("text", self.text or ""), *told]
+            if self.messages is None
+            else [(m.role, m.content) for m in self.messages]
+        )
         joined = "\x01".join(f"{role}\x00{len(content)}\x00{content}" for role, content in parts)
         return int.from_bytes(blake2b(joined.encode(), digest_size=8).digest(), "little")
 

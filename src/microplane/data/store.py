@@ -1,7 +1,8 @@
 """Tokenised rows on disk: written one by one, read through memory maps, so their number does not matter.
 
 A folder holds for each split `ids` (int32) and `trained` (bool) of all rows end to end, `ends` (int64), `counts` of
-trained tokens (int32), and `places` (file number and line, int64), as bare arrays in this machine's byte order.
+trained tokens or labels (int32), `labels` (float32) where there are any, and `places` (file number and line, int64),
+as bare arrays in this machine's byte order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from microplane.data.template import last_run
+from microplane.data.shape import TEXT, Shape
+from microplane.data.template import Row, last_run
 from microplane.errors import DataError
 
 _ARRAYS: dict[str, Any] = {
@@ -26,6 +28,7 @@ _ARRAYS: dict[str, Any] = {
     "trained": np.bool_,
     "ends": np.int64,
     "counts": np.int32,
+    "labels": np.float32,
     "places": np.int64,
 }
 
@@ -40,6 +43,8 @@ class Stored:
     fingerprint: str  # sha256 of the tokens and what is trained; equal on every machine
     files: tuple[str, ...]  # names, by file number
     stops: tuple[int, ...]
+    shape: Shape = TEXT
+    labels: int = 0  # numbers in the array of labels
 
 
 class TokenDataset:
@@ -48,19 +53,22 @@ class TokenDataset:
     Attributes:
         lengths: tokens of each row, (N,) int32.
         trained_counts: trained tokens of each row, (N,) int32.
-        fingerprint: of ids and masks, equal for equal data on any machine.
+        fingerprint: of ids, masks and labels, equal for equal data on any machine.
+        shape: whether a row goes on, is a pair, or has labels.
     """
 
     def __init__(self, folder: Path, name: str, stored: Stored):
         self._stored = stored
-        self.fingerprint = stored.fingerprint
-        sizes = {"ids": stored.tokens, "trained": stored.tokens, "places": 2 * stored.rows}
+        self.fingerprint, self.shape = stored.fingerprint, stored.shape
+        sizes = {"ids": stored.tokens, "trained": stored.tokens, "places": 2 * stored.rows, "labels": stored.labels}
         maps = {}
         for array, kind in _ARRAYS.items():
-            maps[array] = np.memmap(_file(folder, name, array), kind, "r")
+            size = sizes.get(array, stored.rows)
+            maps[array] = np.memmap(_file(folder, name, array), kind, "r") if size else np.empty(0, kind)
             if len(maps[array]) != sizes.get(array, stored.rows):
                 raise ValueError(f"{name}.{array} has {len(maps[array])} items")
         self._ids, self._trained, self._places = maps["ids"], maps["trained"], maps["places"].reshape(-1, 2)
+        self._labels = maps["labels"]
         self._ends = np.array(maps["ends"])
         self.lengths = np.diff(self._ends, prepend=0).astype(np.int32)
         self.trained_counts = np.array(maps["counts"])
@@ -76,6 +84,23 @@ class TokenDataset:
         end = int(self._ends[row])
         part = slice(end - int(self.lengths[row]), end)
         return np.array(self._ids[part]), np.array(self._trained[part])
+
+    def labels(self, row: int) -> np.ndarray:
+        """float32: the class, the values, or one number for each token of the row; empty if it has none."""
+        if self.shape.task == "tokens":
+            end = int(self._ends[row])
+            return np.array(self._labels[end - int(self.lengths[row]) : end])
+        width = len(self._labels) // max(1, len(self))
+        return np.array(self._labels[row * width : (row + 1) * width])
+
+    @property
+    def flat_ids(self) -> np.ndarray:
+        """(tokens,) int32, all rows end to end."""
+        return self._ids
+
+    def row_at(self, token: int) -> int:
+        """The row that holds a token, by its place among all."""
+        return int(np.searchsorted(self._ends, token, side="right"))
 
     def where(self, row: int) -> str:
         """`file.jsonl:17`"""
@@ -95,31 +120,37 @@ class TokenDataset:
 class SplitWriter:
     """Appends rows to the arrays of one split."""
 
-    def __init__(self, folder: Path, name: str, files: Sequence[Path], stops: tuple[int, ...], stack: ExitStack):
+    def __init__(
+        self, folder: Path, name: str, files: Sequence[Path], stops: tuple[int, ...], shape: Shape, stack: ExitStack
+    ):
         self._arrays: dict[str, BinaryIO] = {
             array: stack.enter_context(_file(folder, name, array).open("wb", buffering=2**20)) for array in _ARRAYS
         }
-        self._files, self._stops = tuple(file.name for file in files), stops
+        self._files, self._stops, self._shape = tuple(file.name for file in files), stops, shape
         self._hash = sha256()
-        self._rows = self._tokens = self._trained = 0
+        self._rows = self._tokens = self._trained = self._labels = 0
 
-    def add(self, ids: list[int], trained: list[bool], place: Sequence[int]) -> None:
+    def add(self, row: Row, place: Sequence[int]) -> None:
         self._rows += 1
-        self._tokens += len(ids)
-        count = sum(trained)
+        self._tokens += len(row.ids)
+        count = row.count
         self._trained += count
-        values = {"ids": ids, "trained": trained, "ends": self._tokens, "counts": count, "places": place}
+        self._labels += len(row.labels)
+        values = {"ids": row.ids, "trained": row.trained, "ends": self._tokens, "counts": count, "places": place}
+        values["labels"] = row.labels
         for array, kind in _ARRAYS.items():
             content = np.asarray(values[array], kind).tobytes()
             self._arrays[array].write(content)
-            if array in ("ids", "trained", "ends"):
+            if array in ("ids", "trained", "ends", "labels"):
                 self._hash.update(content)
 
     def close(self) -> Stored:
         for file in self._arrays.values():
             file.flush()
             os.fsync(file.fileno())
-        return Stored(self._rows, self._tokens, self._trained, self._hash.hexdigest(), self._files, self._stops)
+        fingerprint = self._hash.hexdigest()
+        counts = self._rows, self._tokens, self._trained
+        return Stored(*counts, fingerprint, self._files, self._stops, self._shape, self._labels)
 
 
 def _file(folder: Path, name: str, array: str) -> Path:

@@ -33,8 +33,13 @@ class DataSummary:
     duplicates: dict[str, int] = field(default_factory=dict)  # rows that repeat another of their split
     overlap: dict[str, int] = field(default_factory=dict)  # held-out rows that are training rows too
     overlap_examples: list[str] = field(default_factory=list)
+    knows_all: bool = True  # the tokenizer has no unknown token
     unk_rate: float = 0.0  # share of unknown tokens in the training rows
     trained_unk_rate: float = 0.0  # the same among trained tokens
+    input_unk_rate: float = 0.0  # the same among the others
+    task: str | None = None  # of a task head
+    labels: list[str] = field(default_factory=list)  # names of its classes
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # rows (or words) of each class
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -52,9 +57,23 @@ class DataSummary:
             f"rows      {rows}{split}",
             f"tokens    {tokens:,}, of which {trained:,} are trained",
         ]
+        if self.task:
+            counted = "words" if self.task == "tokens" else "rows"
+            lines[-1] = f"tokens    {tokens:,}; {trained:,} labelled {counted}"
+            lines += self._class_lines()
+        if not self.knows_all:
+            shares = f"{self.input_unk_rate:.1%} of the inputs' tokens, {self.trained_unk_rate:.1%} of the answers'"
+            lines.append(f"unknown   {shares}" if not self.task else f"unknown   {self.unk_rate:.1%} of the tokens")
         if self.bad:
             lines.append("left out  " + ", ".join(f"{count:,} x {kind}" for kind, count in self.bad.items()))
         return lines + [f"warning   {warning}" for warning in self.warnings]
+
+    def _class_lines(self) -> list[str]:
+        counts = self.label_counts["train"]
+        total = max(1, sum(counts.values()))
+        shown = [f"{name} {counts.get(name, 0) / total:.0%}" for name in self.labels[:12]]
+        more = f" and {len(self.labels) - 12} more" if len(self.labels) > 12 else ""
+        return [f"classes   {', '.join(shown)}{more}"] if self.labels else []
 
     def warn(self) -> None:
         """Fill in `warnings` from the numbers."""

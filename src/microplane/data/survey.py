@@ -5,6 +5,7 @@ and which stand on which side. It keeps eight bytes of each row's content and it
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,8 +15,10 @@ import numpy as np
 
 from microplane.config import DataKnobs
 from microplane.data.formats import Example, Format, recognise
+from microplane.data.labels import LabelFormat
 from microplane.data.problems import Problems, RowError
 from microplane.data.read import find_splits, read_rows
+from microplane.data.shape import TEXT, Shape
 from microplane.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
@@ -30,11 +33,12 @@ class Split:
 
     name: str
     files: list[Path]
-    format: Format
+    format: Format | LabelFormat
     problems: Problems = field(default_factory=Problems)
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
     sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
+    labels: Counter[str] = field(default_factory=Counter)  # how many rows (or words) have each class
 
     def where(self, row: int) -> str:
         file, line = self.places[row]
@@ -66,19 +70,22 @@ def files_of(knobs: DataKnobs) -> dict[str, list[Path]]:
     return splits
 
 
-def survey(name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None = None) -> Split:
+def survey(
+    name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None = None, shape: Shape = TEXT
+) -> Split:
     """Read and check all rows of one split.
 
     Raises:
         DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
             `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
     """
-    split = Split(name, files, _format(files, knobs))
+    split = Split(name, files, _format(files, knobs, shape))
     hashes, sizes, places = array("Q"), array("q"), array("q")
     for count, (file, line, example) in enumerate(examples(split, knobs), 1):
         hashes.append(example.hash())
         sizes.append(example.characters)
         places.extend((file, line))
+        split.labels.update(str(label) for label in example.labels)
         if progress and count % EVERY == 0:
             progress(f"checking {split.label}", count, None)
     split.hashes = np.array(hashes, np.uint64)
@@ -107,14 +114,18 @@ class Survey:
 
 
 def survey_all(
-    files: dict[str, list[Path]], knobs: DataKnobs, progress: Progress | None = None, hold_out: bool = True
+    files: dict[str, list[Path]],
+    knobs: DataKnobs,
+    progress: Progress | None = None,
+    hold_out: bool = True,
+    shape: Shape = TEXT,
 ) -> Survey:
     """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
 
     Raises:
         DataError: see `survey`; also for too few rows.
     """
-    splits = {name: survey(name, paths, knobs, progress) for name, paths in files.items()}
+    splits = {name: survey(name, paths, knobs, progress, shape) for name, paths in files.items()}
     for split in splits.values():
         if not len(split.hashes):
             raise split.problems.error(split.label, split.problems.total)
@@ -154,7 +165,7 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
             yield number, row.line, example
 
 
-def _format(files: list[Path], knobs: DataKnobs) -> Format:
+def _format(files: list[Path], knobs: DataKnobs, shape: Shape = TEXT) -> Format | LabelFormat:
     """The format of the first file. Rows of others that differ are bad rows.
 
     Raises:
@@ -173,6 +184,8 @@ def _format(files: list[Path], knobs: DataKnobs) -> Format:
         if problems.total:
             raise problems.error(files[0].name, problems.total)
         raise DataError(f"{files[0]} holds no rows")
+    if shape.kind == "labels":
+        return LabelFormat(first, files[0].name, shape.task)
     return recognise(first, files[0].name, knobs.format)
 
 

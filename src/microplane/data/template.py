@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
@@ -20,6 +21,22 @@ from microplane.data.tokenizer import Tokenizer
 from microplane.errors import DataError
 
 Tokens = tuple[list[int], list[bool]]  # ids, and for each whether it is a target
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example as it is stored."""
+
+    ids: list[int]
+    trained: list[bool]
+    cut: str = ""  # what was lost to the greatest length: "", "prompt" or "answer"
+    labels: list[float] = field(default_factory=list)
+    labelled: int = 0  # labelled tokens, or 1 for a row that has labels as a whole
+
+    @property
+    def count(self) -> int:
+        """What the loss of this row is a sum over: trained tokens, labelled tokens, or the row itself."""
+        return self.labelled or sum(self.trained)
 
 
 def render(example: Example, tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> Tokens:
@@ -101,6 +118,10 @@ class Layout:
             ids.append(self.stops[0])
             trained.append(True)
         return self._begin(ids, trained)
+
+    def row(self, example: Example, max_length: int, max_target: int) -> Row:
+        """See `render` and `fit`. The answer's own length is not bounded, for it stands in the same row."""
+        return Row(*fit(*self.render(example), max_length, self.bos))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """See `prompt_ids`."""

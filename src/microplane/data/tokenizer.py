@@ -81,6 +81,16 @@ class Tokenizer:
         text are recognised either way."""
         return self.backend.encode(text, add_special_tokens=special).ids
 
+    def encode_target(self, text: str) -> list[int]:
+        """Token ids of what an encoder-decoder shall write."""
+        return self.encode(text, special=True)
+
+    def encode_pair(self, text: str, second: str = "") -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of one text or of two that belong together, with the special tokens that the model wants around and
+        between them; and the characters, from and to, that each stands for in its text (0, 0 for special tokens)."""
+        encoding = self.backend.encode(text, second) if second else self.backend.encode(text)
+        return encoding.ids, encoding.offsets
+
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the characters, from and to, that each stands for."""
         encoding = self.backend.encode(text, add_special_tokens=special)
