@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from microplane.nn import loss
 from microplane.nn.loss import CHUNK, chunked_cross_entropy, linear_cross_entropy, linear_cross_entropy_reference
 from microplane.nn.low_rank import low_rank_linear, low_rank_linear_reference
 from microplane.nn.number_format import fastest_dtype, measured
@@ -63,13 +64,15 @@ def test_low_rank_linear(bias):
     assert_agree(both(bound(low_rank_linear), bound(low_rank_linear_reference), [x, A, B]))
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("positions", [1, CHUNK - 1, 2 * CHUNK + 5])
-def test_linear_cross_entropy(softcap, positions):
+def test_linear_cross_entropy(softcap, positions, label_smoothing):
     hidden, weight = leaves((positions, 8), (31, 8))
     targets = torch.randint(0, 31, (positions,))
-    exact = lambda h, w, t, c: linear_cross_entropy_reference(h, w, t, c)  # noqa: E731
-    fast, plain = both(linear_cross_entropy, exact, [hidden, weight], targets, softcap)
+    fast, plain = both(
+        linear_cross_entropy, linear_cross_entropy_reference, [hidden, weight], targets, softcap, label_smoothing
+    )
     # the reference sums in float32
     assert fast[0].item() == pytest.approx(plain[0].item(), rel=1e-5)
     for grad, wanted in zip(fast[1], plain[1], strict=True):
@@ -79,21 +82,48 @@ def test_linear_cross_entropy(softcap, positions):
 def test_the_loss_of_huge_logits_is_finite():
     hidden = torch.full((2, 4), 200.0, requires_grad=True)
     weight = torch.randn(10, 4) * 50
-    loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
-    loss.backward()
-    assert torch.isfinite(loss)
+    total = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
+    total.backward()
+    assert torch.isfinite(total)
     assert torch.isfinite(hidden.grad).all()
 
 
-def test_cross_entropy_of_any_head():
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_float32_weight_with_hidden_states_in_bfloat16(softcap, label_smoothing, monkeypatch):
+    monkeypatch.setattr(loss, "BLOCK", 32)  # several, and a last one that is short
+    hidden, weight = leaves((3 * CHUNK, 16), (83, 16), dtype=torch.float32)
+    low = hidden.detach().bfloat16().requires_grad_()
+    targets = torch.randint(0, 83, (len(hidden),))
+    total = linear_cross_entropy(low, weight, targets, softcap, label_smoothing)
+    grad_low, grad_weight = torch.autograd.grad(total, [low, weight])
+    assert (grad_low.dtype, grad_weight.dtype) == (torch.bfloat16, torch.float32)
+    exact = linear_cross_entropy_reference(hidden, weight, targets, softcap, label_smoothing)
+    wanted_hidden, wanted_weight = torch.autograd.grad(exact, [hidden, weight])
+    assert total.item() == pytest.approx(exact.item(), rel=2e-3)
+    for grad, wanted in ((grad_low, wanted_hidden), (grad_weight, wanted_weight)):
+        assert (grad - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_the_weights_gradient_is_summed_in_float32():
+    """Chunk by chunk the same small gradient: a sum in bfloat16 would stop at 256 times the first one."""
+    chunks = 600
+    hidden = torch.ones(chunks * CHUNK, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, requires_grad=True)
+    linear_cross_entropy(hidden, weight, torch.zeros(len(hidden), dtype=torch.long)).backward()
+    torch.testing.assert_close(weight.grad, torch.tensor([[-0.5], [0.5]]) * len(hidden))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_of_any_head(label_smoothing):
     hidden, weight = leaves((2 * CHUNK + 5, 8), (31, 8), dtype=torch.float32)
     targets = torch.randint(0, 31, (len(hidden),))
     head = nn.Linear(8, 31, bias=False)
     head.weight = nn.Parameter(weight.detach().clone())
-    loss = chunked_cross_entropy(hidden, head, targets)
-    wanted = linear_cross_entropy_reference(hidden, weight, targets, None)
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
+    total = chunked_cross_entropy(hidden, head, targets, label_smoothing)
+    wanted = linear_cross_entropy_reference(hidden, weight, targets, None, label_smoothing)
+    torch.testing.assert_close(total, wanted)
+    total.backward()
     grad = hidden.grad.clone()
     wanted_hidden, wanted_weight = torch.autograd.grad(wanted, [hidden, weight])
     torch.testing.assert_close(grad, wanted_hidden)

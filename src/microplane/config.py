@@ -97,7 +97,9 @@ class TrainKnobs(Knobs):
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
     micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
+        "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"
+    )
     warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
     optimizer: Literal["adamw", "adafactor"] = Field(
         "adamw", description="AdamW, or T5's Adafactor, whose state takes next to no memory"
@@ -110,6 +112,9 @@ class TrainKnobs(Knobs):
     weight_decay: float = Field(0.0, ge=0, description="decoupled: a step takes lr x this share off the weights")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging of gradients and their squares")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is spread over all tokens, in training only"
+    )
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 switches clipping off")
     seed: int = Field(0, ge=0, le=2**31, description="of the order of rows, new weights and dropout")
     threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")

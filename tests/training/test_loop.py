@@ -15,6 +15,7 @@ from microplane.training import loop
 from microplane.training.checkpoint import checkpoints, save_adapter
 from microplane.training.evaluate import evaluate_loss
 from microplane.training.loop import fit
+from microplane.training.objective import make_batch
 from tests.tiny import copy_task, tiny
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)
@@ -105,6 +106,26 @@ def test_accumulation_divides_once_by_all_trained_tokens_of_the_step(tmp_path):
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+def test_labels_are_smoothed_in_training_only(tmp_path):
+    knobs = KNOBS.model_copy(update={"steps": 1})
+    run(tmp_path / "plain", knobs)
+    run(tmp_path / "smoothed", knobs.model_copy(update={"label_smoothing": 0.3}))
+    plain, smoothed = records(tmp_path / "plain"), records(tmp_path / "smoothed")
+    assert plain[0] == smoothed[0]  # the validation before the first step
+    assert plain[1]["loss"] != smoothed[1]["loss"]
+    assert plain[2]["validation_loss"] != smoothed[2]["validation_loss"]  # another gradient was followed
+
+
+@pytest.mark.parametrize("adapted_head", [False, True])
+def test_the_smoothed_loss_is_torchs(adapted_head):
+    model, batch = tiny("llama-untied"), make_batch(TRAIN, range(6))
+    if adapted_head:
+        make_method({"name": "lora", "targets": ["head"]}).attach(model)
+    logits = model.logits(model(batch.rows))[batch.before]
+    wanted = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=0.3)
+    torch.testing.assert_close(loop.loss_sum(model, batch, 0.3), wanted)
+
+
 def test_early_stop_and_the_sentence_on_overfitting(tmp_path):
     few = copy_task(4, seed=5)
     knobs = KNOBS.model_copy(update={"epochs": 300, "patience": 3, "eval_every": 5, "schedule": "constant", "lr": 5e-2})
@@ -140,9 +161,9 @@ def test_an_interrupt_finishes_the_step_and_saves(tmp_path, straight, monkeypatc
 def test_not_a_number_stops_with_step_and_rows_and_keeps_the_best(tmp_path, monkeypatch):
     real = loop.loss_sum
 
-    def broken(model, batch):
+    def broken(*given):
         broken.calls += 1
-        return real(model, batch) * (math.nan if broken.calls > 30 else 1)
+        return real(*given) * (math.nan if broken.calls > 30 else 1)
 
     broken.calls = 0
     monkeypatch.setattr(loop, "loss_sum", broken)
@@ -193,7 +214,7 @@ def test_a_checkpoint_without_its_state_is_no_checkpoint(tmp_path, straight):
     assert result_bytes(tmp_path) == result_bytes(straight[0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adafactor", "scale_parameter": True}])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adafactor", "scale_parameter": True, "label_smoothing": 0.1}])
 def test_full_fine_tuning_resumes_too(tmp_path, changes):
     knobs = KNOBS.model_copy(update={"steps": 6, "eval_every": 2, "lr": 1e-2, **changes})
     run_full = lambda folder, **more: run(folder, knobs, method="full", **more)  # noqa: E731

@@ -24,3 +24,14 @@ def test_the_ends():
     assert schedule("linear", 99, 100, 0) == pytest.approx(0.01)
     assert schedule("cosine", 50, 100, 0) == pytest.approx(0.5)
     assert schedule("cosine", 75, 100, 0) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
+
+
+def test_the_schedule_of_the_2017_transformer():
+    """lr proportional to min(n^-0.5, n x warmup^-1.5), n from 1: as a share of its peak at n = warmup."""
+    peak = 400**-0.5
+    for step in (0, 7, 398, 399, 400, 1599, 99_999):
+        n = step + 1
+        wanted = min(n**-0.5, n * 400**-1.5) / peak
+        assert schedule("inverse_sqrt", step, 100_000, 400) == pytest.approx(wanted)
+    assert schedule("inverse_sqrt", 1599, 5, 400) == 0.5
+    assert [schedule("inverse_sqrt", step, 10, 0) for step in (0, 3)] == [1.0, 0.5]

@@ -191,7 +191,8 @@ def _step(job: Job, totals: Totals) -> Record:
     loss = 0.0
     for part, indices in enumerate(micro_batches(rows, train.lengths, knobs.micro_tokens)):
         torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-        share = loss_sum(cast(Model, model), make_batch(train, indices)) / trained
+        batch = make_batch(train, indices)
+        share = loss_sum(cast(Model, model), batch, knobs.label_smoothing) / trained
         if not math.isfinite(share.item()):
             raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
         loss += share.item()

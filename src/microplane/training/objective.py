@@ -38,9 +38,10 @@ def make_batch(dataset: TokenDataset, indices: Sequence[int]) -> Batch:
     return Batch(Rows(ids, positions, lengths), trained - 1, ids[trained])
 
 
-def loss_sum(model: Model, batch: Batch) -> Tensor:
+def loss_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """The sum of -log p(token) over the trained tokens, float32; logits exist at their positions only."""
     hidden = model(batch.rows).index_select(0, batch.before)  # (K, D)
-    if model.head is None or isinstance(model.head, nn.Linear):
-        return linear_cross_entropy(hidden, model.head_weight, batch.targets, model.config.final_logit_softcapping)
-    return chunked_cross_entropy(hidden, model.logits, batch.targets)
+    if model.head is None or type(model.head) is nn.Linear:
+        softcap = model.config.final_logit_softcapping
+        return linear_cross_entropy(hidden, model.head_weight, batch.targets, softcap, label_smoothing)
+    return chunked_cross_entropy(hidden, model.logits, batch.targets, label_smoothing)

@@ -67,13 +67,16 @@ def warmup_steps(warmup: float, total: int) -> int:
 def schedule(name: str, step: int, total: int, warmup: int) -> float:
     """The factor on the peak rate at optimizer step `step` (from 0) of `total`.
 
-    Rises linearly over the first `warmup` steps, then stays, falls linearly, or falls as half a cosine to 0.
+    Rises linearly over the first `warmup` steps, then stays, falls linearly, or falls as half a cosine to 0; or falls
+    as one over the root of the step (arXiv 1706.03762, eq. 3, as a share of its peak).
     """
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
+    if name == "inverse_sqrt":
+        return math.sqrt(max(1, warmup) / (step + 1))
     if name == "constant":
         return 1.0
+    done = (step - warmup) / max(1, total - warmup)
     if name == "linear":
         return 1.0 - done
     return 0.5 * (1 + math.cos(math.pi * done))
