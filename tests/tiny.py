@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.decoder_config import DecoderConfig
+from microplane.models.families import family_of
 from microplane.models.load import save_model
 
 LLAMA: dict[str, Any] = {
@@ -46,6 +48,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
     },
 }
+
+
+T5_SMALL: dict[str, Any] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "vocab_size": 97,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 3,  # so that heads * d_kv is not d_model
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "dropout_rate": 0.1,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+PAIR_CONFIGS: dict[str, dict[str, Any]] = {
+    "t5": T5_SMALL,
+    "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+}
+
+
+def tiny_pairs(family: str = "t5", seed: int = 0) -> Model:
+    """A frozen random encoder-decoder in eval mode, as `load_model` gives it."""
+    model = family_of(PAIR_CONFIGS[family]).from_hf(PAIR_CONFIGS[family]).init_weights(seed)
+    return model.requires_grad_(False).eval()
 
 
 def tiny(family: str = "llama-tied", seed: int = 0) -> Decoder:

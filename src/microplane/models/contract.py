@@ -8,7 +8,7 @@ place, so a model always calls them as modules and never reads `.weight` of its 
 
 Sockets. Places are kept open as `nn.Identity`: `prelude`, which sees the embeddings before the first block, and
 `attention_socket`, `cross_attention_socket` and `mlp_socket` of each block, which see a sub-layer's output before it is
-added to the stream.
+added to the stream. Each attention has a `prefix`, None or a module that gives keys and values (heads, P, Dh).
 
 Rows. A model takes `Rows` (an encoder-decoder `Pairs`), never a padded rectangle, and `logits` is asked only for
 positions that are wanted. Activations stay in the model's compute format, whatever the format of what a method adds.
@@ -37,6 +37,7 @@ class Model(nn.Module):
     ARCHITECTURES: ClassVar[dict[str, str]]  # Hugging Face's class name -> its model_type
     KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"
     TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
+    TENSORS_TIE: ClassVar[bool] = False  # whether the two are one is seen by the tensors, not by config.json
     source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
     generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()

@@ -42,6 +42,7 @@ class Attention(nn.Module):
         self.o = Linear(H * Dh, D, bias=config.o_bias)
         self.q_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
         self.k_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
+        self.prefix: nn.Module | None = None  # gives keys and values (KV, P, Dh) that every row sees before its own
 
     def forward(
         self, x: Tensor, sight: Sight, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
@@ -51,7 +52,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        mixed = attend(q, k, v, sight, self.scale, self.softcap, cache, self.layer)
+        prefix = None if self.prefix is None else self.prefix()
+        mixed = attend(q, k, v, sight, self.scale, self.softcap, cache, self.layer, prefix=prefix)
         return self.o(mixed.flatten(1))
 
 

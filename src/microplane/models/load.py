@@ -224,8 +224,9 @@ def shape_of(checkpoint: Checkpoint) -> Model:
     kind = family_of(checkpoint.config)
     with torch.device("meta"):
         model = kind.from_hf(checkpoint.config)
-        if model.config.tied and not _head_is_embedding(checkpoint.tensors, *kind.TIED):
-            model = kind(replace(model.config, tied=False))
+        if model.config.tied or kind.TENSORS_TIE:
+            tied = _head_is_embedding(checkpoint.tensors, *kind.TIED)
+            model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
     return model
 
 

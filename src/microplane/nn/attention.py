@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microplane.nn.cache import Cache
+from microplane.nn.dropout import dropout as drop
 from microplane.nn.rows import Rows, from_grid, to_grid
 
 LONG = 1024  # rows longer than this go through torch's own attention, which never holds all (S, L) scores
@@ -108,6 +109,16 @@ class Sight:
 
     _added: Tensor | None = None
 
+    def biased(self, bias: Tensor, like: Tensor) -> Tensor:
+        """`bias` (H, S, L) or (B, H, S, L) and `added` in one, made once for all layers that share the bias."""
+        made_of, made = self._biased
+        if made is None or made_of is not bias or made.dtype != like.dtype:
+            made = bias.to(like.dtype) if self.open else bias.to(like.dtype) + self.added(like)
+            self._biased = bias, made
+        return made
+
+    _biased: tuple[Tensor | None, Tensor | None] = (None, None)
+
 
 def attend(
     q: Tensor,  # (T, H, Dh)
@@ -165,9 +176,7 @@ def attend_to(
 
 def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:
     """What is added to the scores: the bias, and minus infinity at keys that are not seen; None for nothing."""
-    mask = None if sight.open else sight.added(like)
-    if bias is not None:
-        mask = bias.to(like.dtype) if mask is None else bias.to(like.dtype) + mask
+    mask = sight.biased(bias, like) if bias is not None else None if sight.open else sight.added(like)
     if mask is not None and prefix is not None:
         mask = F.pad(mask, (prefix[0].shape[1], 0))
     return mask
@@ -188,7 +197,7 @@ def _attend_short(
         scores = scores.add_(mask)
     shares = scores.softmax(-1)  # of bfloat16, torch computes this in float32 and rounds the result
     if dropout:
-        shares = F.dropout(shares, dropout)
+        shares = drop(shares, dropout)
     return torch.bmm(shares.view(B * KV, H // KV * S, L), v).view(B, H, S, Dh)
 
 

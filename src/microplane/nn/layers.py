@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from microplane.nn.pointwise import rms_norm, silu_gate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),

@@ -1,0 +1,287 @@
+"""The T5 family: T5 v1.0, v1.1 and FLAN-T5, ByT5, mT5 and umT5 (arXiv 1910.10683, 2002.05202, 2210.11416).
+
+    T   tokens of all target rows, side by side    D   model width (d_model)
+    Ts  tokens of all source rows                  M   width of the feed-forward layer (d_ff)
+    B   pairs of rows                              V   vocabulary
+    L   longest source row                         K   positions whose logits are wanted
+    H   heads, of width Dh (H * Dh need not be D)
+
+Norms stand before the sub-layers, there are no biases on linears, and scores are not divided by sqrt(Dh): the scale is
+in the initial weights. Positions are known by relative biases alone (nn/relative.py), in self-attention only.
+The families differ only in what `T5Config` says (models/t5_config.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microplane.models.contract import Model
+from microplane.models.t5_config import ARCHITECTURES, T5Config
+from microplane.nn.attention import Sight, attend, attend_to
+from microplane.nn.cache import Cache, PairCache
+from microplane.nn.dropout import Dropout
+from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from microplane.nn.relative import RelativeBias
+from microplane.nn.rows import Pairs, Rows, to_grid
+
+KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
+
+
+class Attention(nn.Module):
+    """To the row itself by `forward`; to rows that another stack has read by `read` and `look`."""
+
+    def __init__(self, config: T5Config, layer: int, relative: bool = False, causal: bool = False):
+        super().__init__()
+        D, inner = config.hidden_size, config.num_heads * config.head_dim
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q = Linear(D, inner, bias=False)
+        self.k = Linear(D, inner, bias=False)
+        self.v = Linear(D, inner, bias=False)
+        self.o = Linear(inner, D, bias=False)
+        self.relative: RelativeBias | None = None
+        if relative:
+            self.relative = RelativeBias(config.buckets, config.max_distance, config.num_heads, causal)
+        self.prefix: nn.Module | None = None  # gives keys and values (H, P, Dh) that every row sees before its own
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, sight: Sight, bias: Tensor, cache: Cache | None = None) -> Tensor:
+        # (T, D) -> (T, D)
+        q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
+        mixed = attend(q, k, v, sight, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
+        return self.o(mixed.flatten(1))
+
+    def read(self, memory: Tensor, rows: Rows) -> KeysValues:
+        """Keys and values of source rows: (Ts, D) -> (B, H, L, Dh)."""
+        k, v = (
+            to_grid(linear(memory).unflatten(-1, (-1, self.head_dim)), rows).transpose(1, 2)
+            for linear in (self.k, self.v)
+        )
+        return k, v
+
+    def look(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:  # (T, D) -> (T, D)
+        q = self.q(x).unflatten(-1, (-1, self.head_dim))  # (T, H, Dh)
+        mixed = attend_to(q, *source, sight, 1.0, dropout=self._drop, prefix=self._prefix)
+        return self.o(mixed.flatten(1))
+
+    @property
+    def _drop(self) -> float:
+        return self.dropout.p if self.training else 0.0
+
+    @property
+    def _prefix(self) -> KeysValues | None:
+        return None if self.prefix is None else self.prefix()
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) in T5 v1.0."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        D, M = config.hidden_size, config.intermediate_size
+        self.act = ACTIVATIONS[config.activation]
+        self.gate = Linear(D, M, bias=False) if config.gated else None
+        self.up = Linear(D, M, bias=False)
+        self.down = Linear(M, D, bias=False)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
+        up = self.up(x)  # (T, M)
+        inner = self.act(up) if self.gate is None else self.act(self.gate(x)) * up
+        return self.down(self.dropout(inner))
+
+
+class Block(nn.Module):
+    """Self-attention, in a decoder also attention to the source, and a feed-forward layer."""
+
+    def __init__(self, config: T5Config, layer: int, decodes: bool):
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.norm_eps)
+
+        self.attention_norm = norm()
+        self.attention = Attention(config, layer, config.bias_everywhere or layer == 0, causal=decodes)
+        self.attention_socket = nn.Identity()
+        if decodes:
+            self.cross_attention_norm = norm()
+            self.cross_attention = Attention(config, layer)
+            self.cross_attention_socket = nn.Identity()
+        self.mlp_norm = norm()
+        self.mlp = MLP(config)
+        self.mlp_socket = nn.Identity()
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        sight: Sight,
+        bias: Tensor,
+        cache: Cache | None = None,
+        source: KeysValues | None = None,
+        source_sight: Sight | None = None,
+    ) -> Tensor:  # (T, D) -> (T, D)
+        y = self.attention(self.attention_norm(x), sight, bias, cache)
+        x = x + self.dropout(self.attention_socket(y))
+        if source is not None and source_sight is not None:
+            y = self.cross_attention.look(self.cross_attention_norm(x), source, source_sight)
+            x = x + self.dropout(self.cross_attention_socket(y))
+        y = self.mlp(self.mlp_norm(x))
+        return x + self.dropout(self.mlp_socket(y))
+
+
+class Stack(nn.Module):
+    """The encoder or the decoder: blocks, and a norm behind them."""
+
+    def __init__(self, config: T5Config, layers: int, decodes: bool):
+        super().__init__()
+        self.decodes = decodes
+        self.layers = nn.ModuleList(Block(config, layer, decodes) for layer in range(layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rows: Rows,
+        memory: tuple[Tensor, Rows] | None = None,
+        cache: PairCache | None = None,
+    ) -> Tensor:
+        """(T, D) -> (T, D). A decoder looks at `memory`, the encoder's output (Ts, D), or at what `cache` holds of it."""
+        sight = Sight(rows, cache.lengths if cache is not None else None, causal=self.decodes)
+        lengths = memory[1].lengths if memory is not None else cache.source_lengths if cache is not None else None
+        source_sight = Sight(rows, causal=False, keys=lengths) if lengths is not None else None
+        bias = x.new_zeros(())
+        x = self.dropout(x)
+        for layer, block in enumerate(self.layers):
+            if block.attention.relative is not None:
+                bias = block.attention.relative(sight)
+            source = None
+            if self.decodes:
+                source = block.cross_attention.read(*memory) if memory is not None else cache.memory[layer]
+            x = block(x, sight, bias, cache, source, source_sight)
+        if cache is not None:
+            cache.advance(rows)
+        return self.dropout(self.norm(x))
+
+
+class T5(Model):
+    """An encoder-decoder; see models/contract.py for what its parts are called. `prelude` sees the source's embeddings.
+
+    Never in float16: the stream between the blocks grows beyond what it can hold.
+    """
+
+    ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
+    KIND: ClassVar[str] = "encoder-decoder"
+    TIED: ClassVar[tuple[str, str]] = ("shared.weight", "lm_head.weight")
+    TENSORS_TIE: ClassVar[bool] = True
+    config: T5Config
+    embed: nn.Embedding
+    head: nn.Linear | None
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.prelude = nn.Identity()
+        self.encoder = Stack(config, config.num_layers, decodes=False)
+        self.decoder = Stack(config, config.num_decoder_layers, decodes=True)
+        self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> T5:
+        return cls(T5Config.from_hf(fields))
+
+    def encode(self, source: Rows) -> Tensor:
+        """What the encoder makes of source rows: (Ts, D)."""
+        return self.encoder(self.prelude(self.embedded(source.ids)), source)
+
+    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
+        """Hidden states of the target rows, ready for the head: (T, D).
+
+        Of `Pairs`, both sides are computed. Of `Rows`, they go on from what the cache of `open` holds, and join it.
+        """
+        if isinstance(rows, Pairs):
+            assert cache is None, "what a cache goes on with is target rows alone"
+            hidden = self.decoder(self.embedded(rows.target.ids), rows.target, (self.encode(rows.source), rows.source))
+        else:
+            assert isinstance(cache, PairCache), "target rows alone need the cache that `open` gives"
+            hidden = self.decoder(self.embedded(rows.ids), rows, cache=cache)
+        return hidden * self.config.hidden_size**-0.5 if self.config.scaled else hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: (K, D) -> (K, V)."""
+        return self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight.to(hidden.dtype))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), the embedding's where the two are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        """Read the prompts; each answer begins with the start token."""
+        source = Rows.of(prompts)
+        memory = self.encode(source)
+        cache = PairCache(self.config.num_decoder_layers, source)
+        cache.memory = [block.cross_attention.read(memory, source) for block in self.decoder.layers]
+        return cache, [[self.config.decoder_start] for _ in prompts]
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> T5:
+        """New random weights as T5 begins: normal, and so scaled that scores of attention need no division.
+
+        A head of its own has standard deviation D^-0.5, so that the first loss is near ln V.
+        """
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        D, inner, M = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
+        stds = {"q": (D * config.head_dim) ** -0.5, "o": inner**-0.5, "down": M**-0.5}
+        for name, module in self.named_modules():
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(config.init_factor)
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0.0, config.init_factor, generator=generator)
+            elif isinstance(module, nn.Linear | RelativeBias):
+                std = stds.get(name.rpartition(".")[2], D**-0.5)
+                module.weight.normal_(0.0, config.init_factor * std, generator=generator)
+        return self
+
+    def ignores(self, name: str) -> bool:
+        """Also second and third names of the embedding, and a bias of cross-attention that was never used."""
+        return super().ignores(name) or name in UNUSED
+
+    def hf_names(self) -> dict[str, str]:
+        """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""
+        config = self.config
+        mlp = {"mlp.gate": "wi_0", "mlp.up": "wi_1", "mlp.down": "wo"} if config.gated else PLAIN_MLP
+        names = {"embed.weight": "shared.weight"} | ({} if config.tied else {"head.weight": "lm_head.weight"})
+        for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+            sublayers = {"attention": "SelfAttention"}
+            sublayers |= {"cross_attention": "EncDecAttention"} if stack == "decoder" else {}
+            last = len(sublayers)
+            for i in range(layers):
+                for at, (ours, theirs) in enumerate(sublayers.items()):
+                    place = f"{stack}.block.{i}.layer.{at}"
+                    names[f"{stack}.layers.{i}.{ours}_norm.weight"] = f"{place}.layer_norm.weight"
+                    for role in ("q", "k", "v", "o"):
+                        names[f"{stack}.layers.{i}.{ours}.{role}.weight"] = f"{place}.{theirs}.{role}.weight"
+                if config.bias_everywhere or i == 0:
+                    theirs = f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"
+                    names[f"{stack}.layers.{i}.attention.relative.weight"] = theirs
+                place = f"{stack}.block.{i}.layer.{last}"
+                names[f"{stack}.layers.{i}.mlp_norm.weight"] = f"{place}.layer_norm.weight"
+                for ours, theirs in mlp.items():
+                    names[f"{stack}.layers.{i}.{ours}.weight"] = f"{place}.DenseReluDense.{theirs}.weight"
+            names[f"{stack}.norm.weight"] = f"{stack}.final_layer_norm.weight"
+        return names
+
+
+PLAIN_MLP = {"mlp.up": "wi", "mlp.down": "wo"}
+UNUSED = {
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+}
