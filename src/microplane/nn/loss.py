@@ -15,19 +15,23 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 64  # positions whose logits are in memory at once: 13 MB in float32 for a vocabulary of 49,152
 
 
-def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    logits = F.linear(hidden, weight).float()
+def linear_cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, bias: Tensor | None = None
+) -> Tensor:
+    logits = F.linear(hidden, weight, bias).float()
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """The sum over K of -log softmax(cap(hidden @ weight.T))[target].
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """The sum over K of -log softmax(cap(hidden @ weight.T + bias))[target]. The bias (V,) does not train.
 
     The gradient is made in the forward pass, chunk by chunk while its logits exist, so nothing of size (K, V) is kept.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, bias)
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
@@ -43,7 +47,10 @@ def _head_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, bias: Tensor | None
+    ) -> Tensor:
+        assert not ctx.needs_input_grad[4], "the gradient of a head's bias is not made"
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
@@ -55,6 +62,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), CHUNK):
             rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
             logits = space[: len(rows)].copy_(F.linear(rows, weight))  # (chunk, V)
+            if bias is not None:
+                logits.add_(bias)
             if softcap:
                 logits.div_(softcap).tanh_().mul_(softcap)
             slope = 1 - (logits / softcap).square_() if softcap and (need_hidden or need_weight) else None
@@ -79,4 +88,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         scaled = [None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
