@@ -19,6 +19,7 @@ from torch import Tensor
 from microplane.config import GenerateKnobs
 from microplane.data.tokenizer import TextStream, Tokenizer
 from microplane.errors import ConfigError, DataError
+from microplane.models.contract import Writing
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
 
@@ -46,7 +47,7 @@ def generate(
     """Continue each prompt: one answer each, in their order. Rounding aside, it does not depend on those beside it.
 
     Args:
-        model: a `Decoder`, in eval mode.
+        model: a `Decoder` or an encoder-decoder, in eval mode.
         stop_ids: tokens that end an answer.
         on_text: called with a prompt's number and the next piece of its answer's text, in whole characters; the pieces
             joined are `Answer.text`. Beam search tells each answer in one piece.
@@ -58,7 +59,7 @@ def generate(
         DataError: for a prompt without a token.
     """
     assert not model.training, "dropout would fall on the answers: call model.eval() first"
-    _check(knobs, prompts, model.config.context)
+    _check(knobs, prompts, model)
     end = _End.of(tokenizer, stop_ids, knobs)
     answers: dict[int, Answer] = {}
     for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
@@ -73,8 +74,9 @@ def generate(
     return [answers[number] for number in range(len(prompts))]
 
 
-def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], context: int) -> None:
+def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
     """Refuse before the first step what cannot work, or would be ignored."""
+    context = model.config.context
     if knobs.beams > 1 and knobs.temperature > 0:
         both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
         raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
@@ -88,10 +90,22 @@ def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], context: int)
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {number + 1} has no tokens, so there is nothing to continue. Give it some text")
-        if knobs.max_new_tokens > (room := context - len(prompt)):
+        if model.KIND == "encoder-decoder":
+            _check_pair(knobs, number, len(prompt), context)
+        elif knobs.max_new_tokens > (room := context - len(prompt)):
             way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
             both = f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens}"
             raise ConfigError(f"{both}: together more than the model's context of {context}. {way}")
+
+
+def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int) -> None:
+    """What is read and what is written have the whole context each."""
+    if length > context:
+        over = f"prompt {number + 1} has {length} tokens: more than the {context} that the model reads"
+        raise ConfigError(f"{over}. Shorten the prompt")
+    if knobs.max_new_tokens > context:
+        over = f"max_new_tokens = {knobs.max_new_tokens} is more than the {context} tokens that the model writes"
+        raise ConfigError(f"{over}. Set max_new_tokens to {context} or less")
 
 
 def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
@@ -109,6 +123,7 @@ class _Row:
     def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int):
         self.number = number
         self.prompt = list(prompt)
+        self.begun: list[int] = []  # tokens before those of the answer in its row
         self.ids: list[int] = []
         self.text = ""  # of `ids`, but for an unfinished character at the end
         self.stream = TextStream(tokenizer)
@@ -165,9 +180,9 @@ def _write(
     model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
 ) -> Iterator[tuple[_Row, Answer]]:
     """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
-    cache, tokens = model.open([row.prompt for row in rows])
+    cache, tokens = _open(model, rows)
     while rows:
-        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs)
+        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs, model.writing)
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             row.ids.append(token)
@@ -183,14 +198,22 @@ def _write(
         tokens = [row.ids[-1:] for row in rows]
 
 
+def _open(model: Any, rows: Sequence[_Row]) -> tuple[Cache, list[list[int]]]:
+    cache, tokens = model.open([row.prompt for row in rows])
+    for row, begun in zip(rows, tokens, strict=True):
+        row.begun = begun
+    return cache, tokens
+
+
 def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     """Append tokens to the cached rows, and score what follows each: (B, V) float32."""
     rows = Rows.of(tokens, starts=cache.lengths)
     return model.logits(model(rows, cache)[rows.last]).float()
 
 
-def _pick(scores: Tensor, rows: Sequence[_Row], knobs: GenerateKnobs) -> list[int]:
-    scores = penalise(scores, [row.prompt + row.ids for row in rows], knobs.repetition_penalty)
+def _pick(scores: Tensor, rows: Sequence[_Row], knobs: GenerateKnobs, writing: Writing) -> list[int]:
+    scores = penalise(scores, [row.begun + row.ids for row in rows], knobs.repetition_penalty)
+    scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, writing)
     if knobs.temperature == 0:
         return scores.argmax(-1).tolist()
     return draw(narrow(scores, knobs), [row.chance.random() for row in rows])
@@ -204,6 +227,17 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
     token = torch.tensor([token for tokens in seen for token in tokens])
     value = scores[row, token]
     return scores.index_put((row, token), torch.where(value < 0, value * penalty, value / penalty))
+
+
+def confine(scores: Tensor, written: Sequence[int], limit: int, writing: Writing) -> Tensor:
+    """Scores (B, V) with minus infinity for what is never written, and for all but the last token at a row's end."""
+    if writing.never:
+        scores = scores.index_fill(1, torch.tensor(writing.never, device=scores.device), -torch.inf)
+    if writing.last is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
+        scores = scores.clone()
+        scores[ends] = -torch.inf
+        scores[ends, writing.last] = 0.0
+    return scores
 
 
 def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
@@ -279,10 +313,14 @@ class _Beams:
 def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> Iterator[tuple[_Row, Answer]]:
     """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
     searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
-    cache, tokens = model.open([row.prompt for row in rows])
+    cache, tokens = _open(model, rows)
     while searches:
-        seen = [search.row.prompt + beam.ids for search in searches for beam in search.growing]
+        seen = [search.row.begun + beam.ids for search in searches for beam in search.growing]
+        written = [len(beam.ids) for search in searches for beam in search.growing]
         log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
+        log_probs = confine(log_probs, written, knobs.max_new_tokens, model.writing)
+        if model.writing.renormalize:
+            log_probs = log_probs.log_softmax(-1)
         going: list[_Beams] = []
         kept: list[int] = []  # rows of the cache, one for each beam that grows on
         first = 0  # row of the search's first beam

@@ -28,6 +28,14 @@ from microplane.nn.rows import Pairs, Rows
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
 
 
+class Writing(NamedTuple):
+    """How a model writes, whatever a user chooses: what generation_config.json says beyond the knobs."""
+
+    never: tuple[int, ...] = ()  # tokens that are never written
+    last: int | None = None  # the token that a text ends with where it is cut at its greatest length
+    renormalize: bool = False  # beams count log p over the tokens that may be written
+
+
 class Model(nn.Module):
     """T tokens in a batch, D model width, V vocabulary, K positions that are wanted, B rows.
 
@@ -73,6 +81,18 @@ class Model(nn.Module):
         """(V, D), the head's own weight or the embedding's."""
         raise NotImplementedError
 
+    @property
+    def head_bias(self) -> Tensor | None:
+        """(V,), what the head adds to its scores, or None."""
+        return None
+
+    @property
+    def writing(self) -> Writing:
+        """Raises:
+        ModelError: if generation_config.json asks for what is not supported.
+        """
+        return Writing()
+
     def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         """Begin to write: a cache, and the tokens that the first step computes. Of an encoder-decoder, `prompts` are
         read by its encoder here, and the first tokens are its start token."""
@@ -84,7 +104,16 @@ class Model(nn.Module):
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of a checkpoint, by Hugging Face's name, is of no use here, and no reason to complain."""
-        return name == self.TIED[1] and self.config.tied
+        return name == self.tied_names[1] and self.config.tied
+
+    @property
+    def tied_names(self) -> tuple[str, str]:
+        """`TIED`, of a family whose names depend on its config too."""
+        return self.TIED
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Hugging Face's name -> other names under which a checkpoint may hold that tensor, the first before others."""
+        return {}
 
     def init_weights(self, seed: int = 0) -> Model:
         """New random weights, as the family begins its training; the same for the same seed."""

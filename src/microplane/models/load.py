@@ -225,7 +225,7 @@ def shape_of(checkpoint: Checkpoint) -> Model:
     with torch.device("meta"):
         model = kind.from_hf(checkpoint.config)
         if model.config.tied or kind.TENSORS_TIE:
-            tied = _head_is_embedding(checkpoint.tensors, *kind.TIED)
+            tied = _head_is_embedding(checkpoint.tensors, *model.tied_names)
             model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
     return model
 
@@ -238,9 +238,14 @@ def _head_is_embedding(tensors: Mapping[str, Tensor], embedding: str, head: str)
 
 
 def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    names = model.hf_names()
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
+    other = {
+        name: next((alias for alias in aliases if alias in stored), name)
+        for name, aliases in model.aliases().items()
+        if name not in stored
+    }
+    names = {ours: other.get(theirs, theirs) for ours, theirs in model.hf_names().items()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = [theirs for theirs in names.values() if theirs not in stored]
     unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
     misshapen: list[str] = []

@@ -1,4 +1,4 @@
-"""The small layers that model families share: linear layers, norms and the gated feed-forward layer.
+"""The small layers that model families share: linear layers, norms and feed-forward layers.
 
 Shapes: T tokens, D model width, M width of the feed-forward layer.
 """
@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microplane.nn.dropout import dropout
 from microplane.nn.pointwise import rms_norm, silu_gate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
+    "swish": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
@@ -66,6 +68,20 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}" + (", around_one=True" if self.around_one else "")
+
+
+class MLP(nn.Module):
+    """down(act(up(x))) (arXiv 1706.03762, equation 2), with dropout of a `share` of what is between."""
+
+    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, share: float = 0.0):
+        super().__init__()
+        self.activation, self.share = activation, share
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
+        inner = ACTIVATIONS[self.activation](self.up(x))  # (T, M)
+        return self.down(dropout(inner, self.share, self.training))
 
 
 class GatedMLP(nn.Module):

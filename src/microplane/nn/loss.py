@@ -18,23 +18,34 @@ BLOCK = 512  # rows of the head's gradient that are summed at once in another fo
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, label_smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    label_smoothing: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    logits = F.linear(hidden, weight.to(hidden.dtype)).float()
+    logits = F.linear(hidden, weight.to(hidden.dtype), bias).float()
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, label_smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """The sum over K of -log softmax(cap(hidden @ weight.T))[target], the targets smoothed if asked for.
+    """The sum over K of -log softmax(cap(hidden @ weight.T + bias))[target], the targets smoothed if asked for.
 
     The gradient is made in the forward pass, chunk by chunk while its logits exist, so nothing of size (K, V) is kept.
     A float32 weight with hidden (K, D) in bfloat16 is cast once; its gradient is summed over the chunks in float32.
+    The bias (V,) does not train.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, label_smoothing)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, label_smoothing, bias)
 
 
 def chunked_cross_entropy(
@@ -55,8 +66,15 @@ def _head_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, label_smoothing: float
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        label_smoothing: float,
+        bias: Tensor | None,
     ) -> Tensor:
+        assert not ctx.needs_input_grad[5], "the gradient of a head's bias is not made"
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
@@ -69,6 +87,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), CHUNK):
             rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
             logits = space[: len(rows)].copy_(F.linear(rows, weight))  # (chunk, V)
+            if bias is not None:
+                logits.add_(bias)
             if softcap:
                 logits.div_(softcap).tanh_().mul_(softcap)
             slope = 1 - (logits / softcap).square_() if softcap and (need_hidden or need_weight) else None
@@ -97,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         scaled = [None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:

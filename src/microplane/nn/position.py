@@ -1,6 +1,6 @@
-"""Rotary positions (arXiv 2104.09864): plain, linearly scaled, and Llama 3's scaling.
+"""Positions: rotary (arXiv 2104.09864; plain, linearly scaled, and Llama 3's scaling), and sines that are added.
 
-Shapes: T tokens, H heads, Dh width of a head. Pairs are (i, i + Dh/2), Hugging Face's layout.
+Shapes: T tokens, H heads, Dh width of a head, D model width. Pairs are (i, i + Dh/2), Hugging Face's layout.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,3 +92,21 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)  # (T, H, Dh/2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """The Transformer's positions (arXiv 1706.03762, 3.5), in Marian's order: (T,) -> (T, D) float32.
+
+    Of angles a_i = position / 10000^(2i/D), the paper puts sin a_0, cos a_0, sin a_1, cos a_1, ...; Marian puts all
+    sines and then all cosines, which to a model trained so is the same but for the names of its dimensions.
+    """
+    size = 1 << max(9, int(positions.max()).bit_length())  # few sizes, so that the table is seldom made
+    return _sinusoid_table(size, width).to(positions.device)[positions]
+
+
+@lru_cache(maxsize=4)
+def _sinusoid_table(size: int, width: int) -> Tensor:
+    with torch.inference_mode(False):  # else it would be of no use in training afterwards
+        powers = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
+        angles = torch.arange(size, dtype=torch.float64, device="cpu")[:, None] / 10_000.0**powers  # (size, D/2)
+        return torch.cat((angles.sin(), angles.cos()[:, : width // 2]), 1).float()

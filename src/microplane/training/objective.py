@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from microplane.models.contract import Model
 from microplane.nn.loss import chunked_cross_entropy, linear_cross_entropy
-from microplane.nn.rows import Rows
+from microplane.nn.rows import Pairs, Rows
 
 if TYPE_CHECKING:
     from microplane.data.dataset import TokenDataset
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    rows: Rows
-    before: Tensor  # (K,) int64: index in T of the token before each trained one
+    rows: Rows | Pairs
+    before: Tensor  # (K,) int64: index in T (of the target rows) of the token before each trained one
     targets: Tensor  # (K,) int64: the trained tokens
 
 
@@ -41,7 +41,7 @@ def make_batch(dataset: TokenDataset, indices: Sequence[int]) -> Batch:
 def loss_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """The sum of -log p(token) over the trained tokens, float32; logits exist at their positions only."""
     hidden = model(batch.rows).index_select(0, batch.before)  # (K, D)
-    if model.head is None or type(model.head) is nn.Linear:
-        softcap = model.config.final_logit_softcapping
-        return linear_cross_entropy(hidden, model.head_weight, batch.targets, softcap, label_smoothing)
+    if model.head is None or isinstance(model.head, nn.Linear):
+        softcap, bias = model.config.final_logit_softcapping, model.head_bias
+        return linear_cross_entropy(hidden, model.head_weight, batch.targets, softcap, label_smoothing, bias)
     return chunked_cross_entropy(hidden, model.logits, batch.targets, label_smoothing)
