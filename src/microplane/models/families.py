@@ -8,8 +8,9 @@ from typing import Any
 from microplane.models.config_fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
+from microplane.models.encoder import Encoder
 
-MODELS: tuple[type[Model], ...] = (Decoder,)
+MODELS: tuple[type[Model], ...] = (Decoder, Encoder)
 ARCHITECTURES: dict[str, type[Model]] = {name: model for model in MODELS for name in model.ARCHITECTURES}
 MODEL_TYPES: dict[str, str] = {name: kind for model in MODELS for name, kind in model.ARCHITECTURES.items()}
 
