@@ -17,13 +17,16 @@ positions that are wanted. Activations stay in the model's compute format, whate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Pairs, Rows
+
+if TYPE_CHECKING:
+    from microplane.models.heads import TaskHead
 
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
 
@@ -53,6 +56,13 @@ class Model(nn.Module):
     prelude: nn.Module
     embed: nn.Module
     head: nn.Module | None
+    task_head: TaskHead | None  # what predicts something else than words, trained beside any method
+    spare: dict[str, Tensor]  # tensors of its checkpoint that only a task head has a use for, by Hugging Face's names
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task_head = None
+        self.spare = {}
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Model:
@@ -99,8 +109,17 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def hf_names(self) -> dict[str, str]:
-        """Our parameter name -> Hugging Face's, for all parameters of the plain model; a tied head is not listed."""
+        """Our parameter name -> Hugging Face's, for all parameters of the plain model; a tied head is not listed, and
+        neither is a task head: the function `hf_names` has both."""
         raise NotImplementedError
+
+    def called(self, name: str) -> str:
+        """A tensor's name in a checkpoint, in the one spelling by which names are compared."""
+        return name
+
+    def keeps(self, name: str) -> bool:
+        """Whether a tensor that the plain model has no use for belongs in `spare`."""
+        return False
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of a checkpoint, by Hugging Face's name, is of no use here, and no reason to complain."""
@@ -125,8 +144,10 @@ class Model(nn.Module):
 
 
 def hf_names(model: nn.Module) -> dict[str, str]:
-    """Our parameter name -> Hugging Face's, of a model that keeps to this contract."""
-    return cast(Model, model).hf_names()
+    """Our parameter name -> Hugging Face's, of a model that keeps to this contract, with its task head if it has one."""
+    model = cast(Model, model)
+    names = model.hf_names()
+    return names if model.task_head is None else model.task_head.hf_names(names)
 
 
 class Site(NamedTuple):

@@ -8,10 +8,11 @@ from typing import Any
 from microplane.models.config_fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
+from microplane.models.encoder import Encoder
 from microplane.models.t5 import T5
 from microplane.models.transformer import Transformer
 
-MODELS: tuple[type[Model], ...] = (Decoder, T5, Transformer)
+MODELS: tuple[type[Model], ...] = (Decoder, T5, Transformer, Encoder)
 ARCHITECTURES: dict[str, type[Model]] = {name: model for model in MODELS for name in model.ARCHITECTURES}
 MODEL_TYPES: dict[str, str] = {name: kind for model in MODELS for name, kind in model.ARCHITECTURES.items()}
 

@@ -23,16 +23,23 @@ class Rows:
     ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64, the place of each token in its row, counting tokens that a cache already holds
     lengths: tuple[int, ...]  # B numbers, each at least 1, that add up to T
+    types: Tensor | None = None  # (T,) int64, which segment of its row a token is in; None: all in the first
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Rows:
+    def of(
+        cls,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        types: Sequence[Sequence[int]] | None = None,
+    ) -> Rows:
         """Lay rows end to end; `starts[b]` tokens of row b are already in a cache."""
         lengths = tuple(len(row) for row in rows)
         assert min(lengths, default=0) > 0, "there is a row, and each row has a token"
         first = starts if starts is not None else [0] * len(rows)
         ids = torch.tensor([token for row in rows for token in row], dtype=torch.long)
         positions = torch.cat([torch.arange(start, start + n) for start, n in zip(first, lengths, strict=True)])
-        return cls(ids, positions, lengths)
+        segments = None if types is None else torch.tensor([kind for row in types for kind in row], dtype=torch.long)
+        return cls(ids, positions, lengths, segments)
 
     @classmethod
     def from_padded(cls, ids: Tensor, mask: Tensor) -> Rows:

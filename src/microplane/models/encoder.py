@@ -1,0 +1,284 @@
+"""The encoder family: BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116), ModernBERT (2412.13663).
+
+    T   tokens of all rows, side by side       D   model width (hidden_size)
+    H   heads                                  M   width of the feed-forward layer (intermediate_size)
+    Dh  width of a head                        P   length of a prefix
+
+Two kinds of blocks: BERT's, with the norm behind each sum, and ModernBERT's, with the norm before each sub-layer.
+Every token sees its whole row, or a window around itself. There is no head of its own: what is predicted from the
+hidden states is a `TaskHead` (models/heads.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from microplane.errors import ModelError
+from microplane.models.contract import Model
+from microplane.models.encoder_config import ARCHITECTURES, FAMILIES, EncoderConfig
+from microplane.nn.attention import Sight, attend
+from microplane.nn.cache import Cache
+from microplane.nn.dropout import dropout
+from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
+from microplane.nn.position import rotate
+from microplane.nn.rows import Pairs, Rows
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Of all heads. `prefix`, where a method sets it, gives keys and values (H, P, Dh) that every token sees too."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        D, bias = config.hidden_size, config.attention_bias
+        self.head_dim = D // config.num_heads
+        self.dropout = config.attention_dropout
+        if config.modern:
+            self.qkv = Linear(D, 3 * D, bias=bias)
+        else:
+            self.q, self.k, self.v = (Linear(D, D, bias=bias) for _ in range(3))
+        self.o = Linear(D, D, bias=bias)
+        self.modern = config.modern
+        self.prefix: nn.Module | None = None
+
+    def forward(self, x: Tensor, sight: Sight, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+        parts = self.qkv(x).chunk(3, dim=-1) if self.modern else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (T, H, Dh)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        p = self.dropout if self.training else 0.0
+        prefix = None if self.prefix is None else self.prefix()
+        mixed = attend(q, k, v, sight, 1.0 / math.sqrt(self.head_dim), dropout=p, prefix=prefix)
+        return self.o(mixed.flatten(1))
+
+
+class MLP(nn.Module):
+    """down(act(up(x))), or ModernBERT's down(act(gate(x)) * up(x)) with both in one matrix (arXiv 2002.05202)."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        D, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = config.mlp_dropout
+        self.modern = config.modern
+        if config.modern:
+            self.gate_up = Linear(D, 2 * M, bias=bias)
+        else:
+            self.up = Linear(D, M, bias=bias)
+        self.down = Linear(M, D, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
+        if self.modern:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)  # (T, M)
+            inner = self.activation(gate) * up
+        else:
+            inner = self.activation(self.up(x))  # (T, M)
+        return self.down(dropout(inner, self.dropout, self.training))
+
+
+class Block(nn.Module):
+    """BERT's: the norm stands behind the sum."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.dropout = config.hidden_dropout
+        self.attention = Attention(config)
+        self.attention_socket = nn.Identity()
+        self.attention_norm = norm_of(config)
+        self.mlp = MLP(config)
+        self.mlp_socket = nn.Identity()
+        self.mlp_norm = norm_of(config)
+
+    def forward(self, x: Tensor, sight: Sight, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+        y = dropout(self.attention(x, sight, angles), self.dropout, self.training)
+        x = self.attention_norm(x + self.attention_socket(y))
+        y = dropout(self.mlp(x), self.dropout, self.training)
+        return self.mlp_norm(x + self.mlp_socket(y))
+
+
+class ModernBlock(nn.Module):
+    """ModernBERT's: the norm stands before the sub-layer, and the first block has none before its attention, for the
+    embeddings have just been normed."""
+
+    def __init__(self, config: EncoderConfig, layer: int):
+        super().__init__()
+        self.dropout = config.attention_dropout
+        self.attention_norm = norm_of(config) if layer else nn.Identity()
+        self.attention = Attention(config)
+        self.attention_socket = nn.Identity()
+        self.mlp_norm = norm_of(config)
+        self.mlp = MLP(config)
+        self.mlp_socket = nn.Identity()
+
+    def forward(self, x: Tensor, sight: Sight, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+        y = self.attention(self.attention_norm(x), sight, angles)
+        x = x + self.attention_socket(dropout(y, self.dropout, self.training))
+        return x + self.mlp_socket(self.mlp(self.mlp_norm(x)))
+
+
+def norm_of(config: EncoderConfig) -> LayerNorm:
+    return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class Encoder(Model):
+    """A model that reads in both directions; see models/contract.py for what its parts are called.
+
+    `prelude` sees the words' embeddings alone, before positions and segments are added and all is normed: there a
+    prompt [P; E(x)] (arXiv 2104.08691) is put in front, and has positions as the words have.
+    """
+
+    ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
+    KIND: ClassVar[str] = "encoder"
+    config: EncoderConfig
+    embed: nn.Embedding
+    head: None
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        D, places = config.hidden_size, config.context + config.first_position
+        self.embed = nn.Embedding(config.vocab_size, D)
+        self.prelude = nn.Identity()
+        self.positions = None if config.modern else nn.Embedding(places, D)
+        self.types = nn.Embedding(config.token_types, D) if config.token_types else None
+        self.embed_norm = norm_of(config)
+        blocks = [ModernBlock(config, i) if config.modern else Block(config) for i in range(config.num_layers)]
+        self.layers = nn.ModuleList(blocks)
+        self.norm = norm_of(config) if config.modern else nn.Identity()
+        self.head = None
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Encoder:
+        return cls(EncoderConfig.from_hf(fields))
+
+    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm: (T, D)."""
+        assert isinstance(rows, Rows), "an encoder reads one row"
+        assert cache is None, "an encoder sees whole rows"
+        config = self.config
+        x = self._summed(self.prelude(self.embedded(rows.ids)), rows)
+        x = dropout(self.embed_norm(x), config.embed_dropout, self.training)
+        sights = {window: Sight(rows, window=window, causal=False) for window in set(config.windows)}
+        width = config.hidden_size // config.num_heads
+        angles = {
+            rope: None if rope is None else rope.angles(rows.positions, width, x.dtype) for rope in set(config.ropes)
+        }
+        for block, window, rope in zip(self.layers, config.windows, config.ropes, strict=True):
+            x = block(x, sights[window], angles[rope])
+        return self.norm(x)
+
+    def _summed(self, words: Tensor, rows: Rows) -> Tensor:
+        """Words, segments and positions: (T, D)."""
+        x = words
+        if self.types is not None:
+            types = torch.zeros_like(rows.ids) if rows.types is None else rows.types
+            x = x + self.types(types).to(x.dtype)
+        if self.positions is not None:
+            assert rows.longest <= self.config.context, f"a row has more tokens than {self.config.context}"
+            x = x + self.positions(rows.positions + self.config.first_position).to(x.dtype)
+        return x
+
+    def logits(self, hidden: Tensor) -> NoReturn:
+        raise self._no_words()
+
+    @property
+    def head_weight(self) -> NoReturn:
+        raise self._no_words()
+
+    def open(self, prompts: Sequence[Sequence[int]]) -> NoReturn:
+        raise self._no_words()
+
+    def _no_words(self) -> ModelError:
+        return ModelError(
+            f"{self.config.architecture} is an encoder and writes no text: it can be trained to classify texts or"
+            " tokens, and it embeds. For text, take a decoder or an encoder-decoder"
+        )
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> Encoder:
+        """New random weights, normal with the configured standard deviation; biases 0, norms neutral."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, self.config.init_std, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+            if isinstance(module, LayerNorm):
+                module.reset_parameters()
+        return self
+
+    def called(self, name: str) -> str:
+        """Without what stands before it in a model with a head, and the norms' weights by their newer names."""
+        name = name.removeprefix(FAMILIES[self.config.architecture].prefix)
+        for old, new in OLD_NAMES.items():
+            if name.endswith(old):
+                return name.removesuffix(old) + new
+        return name
+
+    def ignores(self, name: str) -> bool:
+        """The heads of pre-training, the pooler where no task head has it, and stored counters of positions."""
+        called = self.called(name)
+        return called.split(".")[0] in UNUSED[self.config.modern] or called == "embeddings.position_ids"
+
+    def keeps(self, name: str) -> bool:
+        return name.rsplit(".", 1)[0] in KEPT[self.config.modern]
+
+    def hf_names(self) -> dict[str, str]:
+        """Our parameter name -> Hugging Face's, of the model without a head."""
+        config, modern = self.config, self.config.modern
+        modules = {ours: (theirs, config.norm_bias) for ours, theirs in TOP_NORMS[modern].items()}
+        for i in range(config.num_layers):
+            for ours, theirs in BLOCK[modern].items():
+                bias = getattr(config, f"{ours.partition('.')[0]}_bias", config.norm_bias)
+                modules[f"layers.{i}.{ours}"] = f"{STACK[modern]}.{i}.{theirs}", bias
+        if modern:
+            modules.pop("layers.0.attention_norm")
+        names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in TABLES[modern].items()}
+        names |= {f"{ours}.weight": f"{theirs}.weight" for ours, (theirs, _) in modules.items()}
+        return names | {f"{ours}.bias": f"{theirs}.bias" for ours, (theirs, bias) in modules.items() if bias}
+
+
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+UNUSED = {False: ("cls", "lm_head", "pooler"), True: ("head", "decoder")}
+KEPT = {False: ("pooler.dense",), True: ("head.dense", "head.norm")}  # what a task head may begin with
+
+# Our module -> Hugging Face's, of BERT and of ModernBERT.
+TABLES = {
+    False: {
+        "embed": "embeddings.word_embeddings",
+        "positions": "embeddings.position_embeddings",
+        "types": "embeddings.token_type_embeddings",
+    },
+    True: {"embed": "embeddings.tok_embeddings"},
+}
+TOP_NORMS = {
+    False: {"embed_norm": "embeddings.LayerNorm"},
+    True: {"embed_norm": "embeddings.norm", "norm": "final_norm"},
+}
+STACK = {False: "encoder.layer", True: "layers"}
+BLOCK = {
+    False: {
+        "attention.q": "attention.self.query",
+        "attention.k": "attention.self.key",
+        "attention.v": "attention.self.value",
+        "attention.o": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "mlp.up": "intermediate.dense",
+        "mlp.down": "output.dense",
+        "mlp_norm": "output.LayerNorm",
+    },
+    True: {
+        "attention_norm": "attn_norm",
+        "attention.qkv": "attn.Wqkv",
+        "attention.o": "attn.Wo",
+        "mlp_norm": "mlp_norm",
+        "mlp.gate_up": "mlp.Wi",
+        "mlp.down": "mlp.Wo",
+    },
+}
