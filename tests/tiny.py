@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from microplane.models.contract import Model
+from microplane.data.shape import TEXT
 from microplane.models.decoder import Decoder
 from microplane.models.decoder_config import DecoderConfig
 from microplane.models.families import family_of
@@ -95,12 +96,16 @@ class MemoryDataset:
         self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)
         self.trained_counts = np.array([int(mask.sum()) for _, mask in self.rows], np.int32)
         self.fingerprint = "memory"
+        self.shape = TEXT
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rows[index]
+
+    def at(self, epoch: int) -> MemoryDataset:
+        return self
 
     def where(self, index: int) -> str:
         return f"memory:{index + 1}"
@@ -127,6 +132,26 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def save_byte_tokenizer(folder: Path, ends: bool = False) -> int:
+    """Bytes behind <pad>, </s>, <unk> and 40 sentinels, as an encoder-decoder has them; returns the number of tokens.
+
+    With `ends`, every text is followed by </s>.
+    """
+    specials = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{n}>" for n in range(40))]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(specials + letters)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(specials)
+    if ends:
+        backend.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    return len(vocabulary)
 
 
 def save_tiny_folder(folder: Path, family: str = "llama-tied", **changes: Any) -> Path:

@@ -44,7 +44,15 @@ class ModelKnobs(Knobs):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the frozen base; auto takes what measures fastest on this machine"
+        "auto",
+        description="number format of the base, and of what is multiplied where the base itself trains (its weights "
+        "are float32 then); auto takes what measures fastest on this machine",
+    )
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: begin with new weights of the shape that the folder's config.json describes"
+    )
+    pooling: Literal["auto", "cls", "mean", "last"] = Field(
+        "auto", description="how a row becomes one vector for a new task head; auto: an encoder's mean, else the last"
     )
 
 
@@ -81,6 +89,9 @@ class DataKnobs(Knobs):
     )
     task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
         "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
+    )
+    objective: Literal["auto", "answers", "span_corruption", "prefix_lm"] = Field(
+        "auto", description="what an encoder-decoder learns from plain text; auto: span corruption"
     )
     validation_share: float = Field(
         0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"

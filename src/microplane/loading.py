@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from microplane.config import GenerateKnobs, build, is_utf8, shown
+from microplane.data.build import layout_for
 from microplane.data.formats import Message
-from microplane.data.template import prompt_ids, stop_ids
+from microplane.data.shape import Shape
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import AdapterError, ConfigError, DataError, ModelError
 from microplane.generate import Answer, generate
 from microplane.methods import Method
+from microplane.methods.method import attach as attach_method
+from microplane.models.contract import Model
 from microplane.models.hub import resolve
 from microplane.models.load import load_model
 from microplane.nn.number_format import fastest_dtype
+from microplane.tasks import head_from, row_shape
 from microplane.training.checkpoint import load_adapter, read_method
 
 MEBIBYTE = 1 << 20
@@ -31,7 +34,7 @@ MEBIBYTE = 1 << 20
 class Loaded:
     """What `microplane.load` gives."""
 
-    model: nn.Module
+    model: Model
     tokenizer: Tokenizer
     path: Path  # of the base model
     template: str = "auto"
@@ -46,7 +49,7 @@ class Loaded:
         for part in [self.system or "", *(message.content for message in messages)]:
             if not is_utf8(part):
                 raise DataError(f"the prompt {shown(part)} holds bytes that are not UTF-8; give it in that encoding")
-        ids = prompt_ids(messages, self.tokenizer, self.template, self.system)
+        ids = layout_for(self.tokenizer, self.template, self.system, self.shape).prompt(messages)
         check_ids(self.model, self.tokenizer, ids)
         return ids
 
@@ -55,8 +58,13 @@ class Loaded:
         return Message("user", text if text.startswith(self.prefix) else self.prefix + text)
 
     @property
+    def shape(self) -> Shape:
+        """What rows the model takes."""
+        return row_shape(self.model)
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
-        return stop_ids(self.tokenizer, self.template)
+        return layout_for(self.tokenizer, self.template, None, self.shape).stops
 
     def answers(
         self,
@@ -86,15 +94,16 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
     path = folder if method.whole_model else base_of(folder, about)
     model = load_model(path, number_format(dtype))
     if not method.whole_model:
-        attach(model, method, folder)
+        attach(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
     return Loaded(model, load_tokenizer(path), path, template, system, method, about, prefix)
 
 
-def attach(model: nn.Module, method: Method, folder: Path) -> None:
-    """Put the adapter of `folder` on an untouched base, ready for use."""
+def attach(model: Model, method: Method, folder: Path, about: Mapping[str, Any]) -> None:
+    """Put the adapter of `folder` on an untouched base, ready for use, and with it the head that `about` tells of."""
+    head_from(model, about)
     try:
-        method.attach(model)
+        attach_method(method, model)
     except ConfigError as error:
         raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
     load_adapter(folder, model, method)
@@ -156,9 +165,12 @@ def base_of(folder: Path, about: dict[str, Any]) -> Path:
 MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
 
 
-def shared_prefix(prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None) -> str:
+def shared_prefix(prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None, shape: Shape) -> str:
     """The whole lines with which what the user says begins in every one of these rendered prompts."""
-    empty = tokenizer.decode(prompt_ids([Message("user", MARK)], tokenizer, template, system), skip_special=False)
+    if shape.kind == "labels":
+        return ""
+    asked = layout_for(tokenizer, template, system, shape).prompt([Message("user", MARK)])
+    empty = tokenizer.decode(asked, skip_special=False)
     frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
     if len(prompts) < 2 or not common.startswith(frame):
         return ""

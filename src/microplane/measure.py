@@ -11,9 +11,10 @@ from microplane.data.dataset import load_rows
 from microplane.errors import ConfigError
 from microplane.loading import load
 from microplane.paths import write_aside
+from microplane.tasks import label_names_of, row_shape
 from microplane.training import metrics
 from microplane.training.evaluate import choose_rows, measure
-from microplane.watch import Silent, Watcher
+from microplane.watch import Silent, Watcher, counting
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any]:
@@ -29,10 +30,15 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
         data = data.model_copy(
             update={"template": loaded.template, "system": loaded.system if data.system is None else data.system}
         )
-    rows = load_rows(data, loaded.tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
+    names = label_names_of(loaded.model)
+    shape = row_shape(loaded.model, "auto" if names else data.task)
+    if shape.kind == "labels" and not names:
+        raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
+    rows = load_rows(data, loaded.tokenizer, counting(watch), shape, names)
     chosen = choose_rows(rows, knobs.eval.rows)
     loaded.template = data.template
-    return measure(loaded.model, loaded.tokenizer, rows, chosen, knobs.eval, loaded.stop_ids, "model", watch.progress)
+    stops = () if names else loaded.stop_ids
+    return measure(loaded.model, loaded.tokenizer, rows, chosen, knobs.eval, stops, "model", watch.progress)
 
 
 def check_out(out: Path, knobs: RunKnobs) -> None:

@@ -15,7 +15,7 @@ from microplane.errors import AdapterError, CheckpointError
 from microplane.loading import Loaded, adapter_folder, load
 from microplane.models.load import open_checkpoint, save_model
 from microplane.training.checkpoint import disk_errors
-from microplane.training.probe import largest_difference, probe_file, probe_logits, read_probe
+from microplane.training.probe import ProbeRow, largest_difference, probe_file, probe_logits, read_probe
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
 
@@ -49,7 +49,7 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     loaded = load(name, dtype="float32")
     assert loaded.method is not None
     dtype = dtype or _stored_dtype(loaded.path)
-    rows = _probe_rows(Path(name)) or [loaded.tokenizer.encode(text) for text in SENTENCES]
+    rows = _probe_rows(Path(name)) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
     before = probe_logits(loaded.model, rows)
     loaded.method.merge(loaded.model)
     difference = largest_difference(before, probe_logits(loaded.model, rows))
@@ -71,7 +71,7 @@ def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _probe_rows(run: Path) -> list[list[int]]:
+def _probe_rows(run: Path) -> list[ProbeRow]:
     with suppress(CheckpointError, KeyError):  # a run whose probe is damaged can be merged all the same
         return read_probe(run)[0] if probe_file(run).is_file() else []
     return []

@@ -13,28 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from microplane import environment
 from microplane.config import RunKnobs, build, place, read_yaml, to_yaml
-from microplane.data.dataset import Splits, TokenDataset, load_splits
-from microplane.data.template import stop_ids
+from microplane.data.build import layout_for
+from microplane.data.dataset import Dataset, Splits, load_splits
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
 from microplane.loading import Loaded, attach, check_ids, fingerprint, load, number_format, shared_prefix
 from microplane.methods import Method, make_method, trainable
+from microplane.methods.method import attach as attach_method
+from microplane.models.contract import Model
 from microplane.models.hub import resolve
-from microplane.models.load import Checkpoint, load_model, open_checkpoint
+from microplane.models.load import Checkpoint, load_model, new_model, open_checkpoint, open_config, shape_of
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
+from microplane.tasks import about_head, give_head, label_names_of, row_shape
 from microplane.training import metrics
-from microplane.training.checkpoint import check_resumable, save_adapter
+from microplane.training.checkpoint import check_resumable, read_method, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.training.loop import Outcome, fit
 from microplane.training.optim import check_optimizer, peak_lr
-from microplane.training.probe import probe_logits, probe_rows, read_probe, save_probe
-from microplane.watch import Silent, Watcher
+from microplane.training.probe import ProbeRow, probe_logits, probe_rows, read_probe, save_probe
+from microplane.watch import Silent, Watcher, counting
 
 SAMPLES = 10  # held-out rows shown in the report
 MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
@@ -108,15 +110,22 @@ class _Job:
             torch.set_num_threads(knobs.train.threads)
         watch.say(f"opening {knobs.model.name}, reading {knobs.data.train}")
         path = resolve(knobs.model.name, knobs.model.revision)
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_config(path) if knobs.model.init == "random" else open_checkpoint(path)
         tokenizer = load_tokenizer(path)
-        dtype = self._number_format()
         self.knobs = knobs = _within_context(knobs, checkpoint, watch)
-        splits = load_splits(knobs.data, tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
-        self.knobs = knobs = self._resolve(dtype, splits)
-        model = load_model(path, dtype)
+        plain = shape_of(checkpoint)
+        self.shape = row_shape(plain, knobs.data.task)
+        names = label_names_of(plain)
+        splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)
+        self.dtype = number_format(knobs.model.dtype)  # of what is multiplied
+        self.knobs = knobs = self._resolve(splits)
+        model = self._open(path)
+        pooling = None if knobs.model.pooling == "auto" else knobs.model.pooling
+        said = give_head(model, splits.summary, pooling, knobs.train.seed)
         self._try(model, tokenizer, splits)
-        self._describe(path, checkpoint, model, dtype, splits)
+        self._describe(path, checkpoint, model, splits)
+        for line in [said] if said else []:
+            watch.say(line)
         if self.resume:
             check_resumable(self.folder, self._identity(splits, tokenizer))
         write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
@@ -124,7 +133,7 @@ class _Job:
         rows = choose_rows(held_out, knobs.eval.rows)
         before = self._before(model, tokenizer, splits, held_out, rows)
         torch.manual_seed(knobs.train.seed)
-        self.method.attach(model)
+        attach_method(self.method, model)
         self.result["method"] |= {
             "trainable_parameters": sum(tensor.numel() for tensor in trainable(model).values()),
         }
@@ -136,10 +145,16 @@ class _Job:
             return self._finish()
         self.result["status"] = "success"
         del model
-        self._after(path, dtype, tokenizer, held_out, rows, before, splits)
+        self._after(path, tokenizer, held_out, rows, before, splits)
         return self._finish()
 
-    def _resolve(self, dtype: torch.dtype, splits: Splits) -> RunKnobs:
+    def _open(self, path: Path) -> Model:
+        """The model before the method; where its own weights train they are float32, whatever is multiplied."""
+        if self.knobs.model.init == "random":
+            return new_model(path, self.knobs.train.seed, self.dtype)
+        return load_model(path, torch.float32 if self.method.trains_base else self.dtype, self.dtype)
+
+    def _resolve(self, splits: Splits) -> RunKnobs:
         """The knobs with everything that was inferred filled in, so that run.yaml says what was done.
 
         But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
@@ -150,33 +165,21 @@ class _Job:
             update={
                 "name": None,
                 "method": method,
-                "model": knobs.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
+                "model": knobs.model.model_copy(update={"dtype": str(self.dtype).removeprefix("torch.")}),
                 "train": knobs.train.model_copy(update={"lr": peak_lr(self.method, knobs.train)}),
                 "data": knobs.data.model_copy(update=_inferred(splits)),
             }
         )
 
-    def _number_format(self) -> torch.dtype:
-        if not self.method.trains_base:
-            return number_format(self.knobs.model.dtype)
-        if self.knobs.model.dtype == "bfloat16":
-            raise ConfigError(
-                f"model.dtype = bfloat16: the method {self.method.name} trains the model's own weights, and in bfloat16"
-                " small updates would be lost; leave it at auto, or choose float32"
-            )
-        return torch.float32
-
-    def _try(self, model: nn.Module, tokenizer: Tokenizer, splits: Splits) -> None:
+    def _try(self, model: Model, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
         with torch.device("meta"):
-            self.method.attach(type(model)(model.config))
+            self.method.attach(type(model)(model.config))  # type: ignore[call-arg]
         for data in (splits.train, splits.validation):
             for row in range(min(len(data), 100)):
                 check_ids(model, tokenizer, data[row][0].tolist())
 
-    def _describe(
-        self, path: Path, checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype, splits: Splits
-    ) -> None:
+    def _describe(self, path: Path, checkpoint: Checkpoint, model: Model, splits: Splits) -> None:
         total = sum(parameter.numel() for parameter in model.parameters())
         self.result |= {
             "run": self.knobs.model_dump(mode="json"),
@@ -187,7 +190,7 @@ class _Job:
                 "architecture": (checkpoint.config.get("architectures") or ["?"])[0],
                 "parameters": total,
                 "stored": checkpoint.stored,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": str(self.dtype).removeprefix("torch."),
                 "fingerprint": fingerprint(path),
             },
             "data": data_figures(splits),
@@ -201,7 +204,7 @@ class _Job:
             self.watch.say(line)
 
     def _before(
-        self, model: nn.Module, tokenizer: Tokenizer, splits: Splits, held_out: TokenDataset, rows: list[int]
+        self, model: Model, tokenizer: Tokenizer, splits: Splits, held_out: Dataset, rows: list[int]
     ) -> dict[str, Any]:
         """What the untouched model does; remembered, so that a resumed run need not ask again."""
         place = self.folder / "resume" / "before.json"
@@ -220,16 +223,21 @@ class _Job:
         return measured
 
     def _measure(
-        self, model: nn.Module, tokenizer: Tokenizer, held_out: TokenDataset, rows: list[int], whose: str
+        self, model: Model, tokenizer: Tokenizer, held_out: Dataset, rows: list[int], whose: str
     ) -> dict[str, Any]:
-        stops = stop_ids(tokenizer, self.knobs.data.template)
+        labels = self.shape.kind == "labels"
+        stops = () if labels else layout_for(tokenizer, self.knobs.data.template, None, self.shape).stops
         measured = measure(model, tokenizer, held_out, rows, self.knobs.eval, stops, whose, self.watch.progress)
         self.watch.say(f"{whose}: {describe_scores(measured['scores'])}")
         return measured
 
-    def _fit(self, model: nn.Module, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
+    def _fit(self, model: Model, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
         knobs = self.knobs
-        data, about, rows = splits.validation, self._about(path, tokenizer, splits), probe_rows(splits.validation)
+        data, about, rows = (
+            splits.validation,
+            self._about(path, tokenizer, splits, model),
+            probe_rows(splits.validation),
+        )
 
         def save_best(step: int, loss: float) -> None:
             size = save_adapter(self.folder / "adapter", model, self.method, {**about, "step": step})
@@ -256,7 +264,7 @@ class _Job:
         self.begun = True
         self.watch.record(record)
 
-    def _about(self, path: Path, tokenizer: Tokenizer, splits: Splits) -> dict[str, Any]:
+    def _about(self, path: Path, tokenizer: Tokenizer, splits: Splits, model: Model) -> dict[str, Any]:
         data = self.knobs.data
         asked = [splits.train.prompt_and_target(row)[0] for row in choose_rows(splits.train, 100)]
         prompts = [tokenizer.decode(ids, skip_special=False) for ids in asked]
@@ -269,7 +277,8 @@ class _Job:
             "base_fingerprint": fingerprint(path),
             "template": data.template,
             "system": data.system,
-            "prefix": shared_prefix(prompts, tokenizer, data.template, data.system),
+            "prefix": shared_prefix(prompts, tokenizer, data.template, data.system, self.shape),
+            **about_head(model),
         }
 
     def _identity(self, splits: Splits, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -289,18 +298,19 @@ class _Job:
     def _after(
         self,
         path: Path,
-        dtype: torch.dtype,
         tokenizer: Tokenizer,
-        held_out: TokenDataset,
+        held_out: Dataset,
         rows: list[int],
         before: dict[str, Any],
         splits: Splits,
     ) -> None:
         """Open what was saved as a stranger would, compare it with what was trained, and measure it."""
         folder = self.folder / "adapter"
-        model = load_model(folder if self.method.whole_model else path, dtype)
-        if not self.method.whole_model:
-            attach(model, self.method, folder)
+        if self.method.whole_model:
+            model = load_model(folder, torch.float32, self.dtype)
+        else:
+            model = self._open(path)
+            attach(model, self.method, folder, read_method(folder)[1])
         probes, trained = read_probe(self.folder)
         saved = probe_logits(model, probes)
         after = self._measure(model, tokenizer, held_out, rows, "tuned model")
@@ -322,7 +332,7 @@ class _Job:
             *self._merge_check(path, probes),
         ]
 
-    def _merge_check(self, path: Path, probes: list[list[int]]) -> list[dict[str, Any]]:
+    def _merge_check(self, path: Path, probes: list[ProbeRow]) -> list[dict[str, Any]]:
         """Merge in float32, where it is exact but for the order of sums."""
         if self.method.whole_model or not self.method.mergeable:
             return []
@@ -331,7 +341,7 @@ class _Job:
             need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
             return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
         model = load_model(path, torch.float32)
-        attach(model, self.method, self.folder / "adapter")
+        attach(model, self.method, self.folder / "adapter", read_method(self.folder / "adapter")[1])
         unmerged = probe_logits(model, probes)
         self.method.merge(model)
         merged = probe_logits(model, probes)

@@ -28,3 +28,8 @@ class Silent:
 
     def record(self, record: dict[str, Any]) -> None:
         pass
+
+
+def counting(watch: Watcher) -> Callable[[str, int, int | None], None]:
+    """A watcher as what reads data wants it: called with what is done, rows done, and rows in all if known."""
+    return lambda what, done, total: watch.progress(what)(done, total or 0)

@@ -15,7 +15,7 @@ LEVELS = [
     {"nn"},
     {"models", "methods", "data"},  # siblings; methods may read models.contract
     {"training", "generate", "report"},  # report reads a run's files and nothing else
-    {"loading", "result"},
+    {"loading", "result", "tasks"},
     {"run", "measure", "merging"},
     {"chat", "console", "demo"},
     {"cli"},

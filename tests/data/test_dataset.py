@@ -433,11 +433,18 @@ def test_data_with_nothing_to_train_on_is_refused(tmp_path, plain, untrained, ca
 
 def test_unknown_tokens_are_counted_and_warned_of(tmp_path, make_spaced):
     rows = [{"prompt": "abc", "completion": f"é{letter}"} for letter in "abcdefghij"]
-    summary = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), make_spaced()).summary
+    summary = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_unknown=0.4), make_spaced()).summary
     # <unk> is one of the trained tokens: <unk>, the letter, <eos>
     assert summary.trained_unk_rate == pytest.approx(1 / 3)
     assert 0 < summary.unk_rate < summary.trained_unk_rate
     assert f"{summary.unk_rate:.1%} of the tokens and 33.3% of the trained tokens are unknown" in summary.warnings[0]
+
+
+def test_text_that_the_vocabulary_does_not_know_is_refused(tmp_path, make_spaced):
+    rows = [{"prompt": "abc", "completion": f"é{letter}"} for letter in "abcdefghij"]
+    text = refused(make_spaced(), train=write(tmp_path / "x.jsonl", rows))
+    assert "33.3% of the answer tokens are unknown" in text
+    assert "data.max_unknown = 0.05" in text
 
 
 def test_a_generation_prompt_that_differs_is_warned_of(tmp_path, make_tiny):

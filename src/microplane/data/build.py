@@ -52,7 +52,7 @@ def build(
     how: AnyLayout
     if isinstance(form := found.splits["train"].format, LabelFormat):
         shape = replace(shape, task=form.task)
-        known = names or ([] if form.task == "regression" else label_names(found.splits["train"].labels))
+        known = _names(form.task, found.splits["train"].labels, names or (), strictly=not hold_out)
         how = LabelLayout(tokenizer, form.task, known)
     else:
         how = layout_for(tokenizer, knobs.template, knobs.system, shape)
@@ -191,6 +191,13 @@ class Builder:
                 "is not quite what will be asked for"
             )
         return summary
+
+
+def _names(task: str, found: Mapping[str, int], known: Sequence[str], strictly: bool) -> list[str]:
+    """Of the classes: those that the model knows, where the rows have no others, or none may be added."""
+    if task == "regression":
+        return []
+    return list(known) if known and (strictly or set(found) <= set(known)) else label_names(found)
 
 
 def _share(part: int, whole: int) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from microplane.config import DataKnobs
 from microplane.data.build import build
+from microplane.data.denoised import DenoisedDataset, denoised
 from microplane.data.shape import TEXT, Shape
 from microplane.data.store import Stored, TokenDataset
 from microplane.data.summary import DataSummary
@@ -20,6 +21,7 @@ from microplane.paths import cache_dir
 
 __all__ = ["DataSummary", "Splits", "TokenDataset", "load_rows", "load_splits"]
 
+Dataset = TokenDataset | DenoisedDataset
 VERSION = 2  # of what is stored and of all code that decides it; raise it when either changes
 
 
@@ -27,9 +29,9 @@ VERSION = 2  # of what is stored and of all code that decides it; raise it when 
 class Splits:
     """All that a run trains on and measures with."""
 
-    train: TokenDataset
-    validation: TokenDataset
-    test: TokenDataset | None
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
     summary: DataSummary
 
 
@@ -53,6 +55,9 @@ def load_splits(
     """
     sets, summary = _load(files_of(knobs), knobs, tokenizer, progress, shape=shape, names=names)
     _refuse_unknown(summary, knobs)
+    if shape.kind == "pairs" and summary.format.split()[0] == "text":
+        seen = {name: denoised(rows, knobs, tokenizer, shape.start or 0) for name, rows in sets.items()}
+        return Splits(seen["train"], seen["validation"], seen.get("test"), summary)
     return Splits(sets["train"], sets["validation"], sets.get("test"), summary)
 
 

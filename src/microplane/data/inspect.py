@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from microplane.config import DataKnobs
-from microplane.data.dataset import load_splits
+from microplane.data.dataset import Dataset, load_splits
 from microplane.data.formats import Example
 from microplane.data.problems import LISTED
-from microplane.data.store import TokenDataset
 from microplane.data.summary import length_facts
 from microplane.data.survey import Progress, Split, Survey, examples, files_of, overlap, survey_all
 from microplane.data.tokenizer import Tokenizer
@@ -48,7 +47,7 @@ def describe(knobs: DataKnobs, tokenizer: Tokenizer | None = None, progress: Pro
     return Description(facts)
 
 
-def _sample(rows: TokenDataset, row: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _sample(rows: Dataset, row: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """One row as text, in parts that are trained and parts that are not."""
     ids, trained = rows[row]
     parts = []

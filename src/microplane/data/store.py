@@ -85,6 +85,10 @@ class TokenDataset:
         part = slice(end - int(self.lengths[row]), end)
         return np.array(self._ids[part]), np.array(self._trained[part])
 
+    def at(self, epoch: int) -> TokenDataset:
+        """The rows as they are in an epoch: always the same."""
+        return self
+
     def labels(self, row: int) -> np.ndarray:
         """float32: the class, the values, or one number for each token of the row; empty if it has none."""
         if self.shape.task == "tokens":

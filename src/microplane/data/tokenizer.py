@@ -72,6 +72,10 @@ class Tokenizer:
     def unk_id(self) -> int | None:
         return self._id("unk_token")
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text, None if it is not in the vocabulary."""
+        return self.backend.token_to_id(token)
+
     def _id(self, name: str) -> int | None:
         text = self.special_tokens[name]
         return None if text is None else self.backend.token_to_id(text)
@@ -83,7 +87,12 @@ class Tokenizer:
 
     def encode_target(self, text: str) -> list[int]:
         """Token ids of what an encoder-decoder shall write."""
-        return self.encode(text, special=True)
+        return self.for_targets.encode(text, special=True)
+
+    @property
+    def for_targets(self) -> Tokenizer:
+        """The tokenizer of what is written, where it differs from that of what is read."""
+        return self
 
     def encode_pair(self, text: str, second: str = "") -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of one text or of two that belong together, with the special tokens that the model wants around and

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from microplane.errors import AdapterError
+from microplane.models.contract import hf_names
 
 
 class Method(BaseModel):
@@ -94,6 +95,40 @@ class Method(BaseModel):
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def attach(method: Method, model: nn.Module) -> None:
+    """Attach a method; a task head trains beside any of them."""
+    method.attach(model)
+    if (head := getattr(model, "task_head", None)) is not None:
+        head.requires_grad_(True)
+
+
+def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
+    """`Method.state`, and the task head."""
+    return method.state(model) | ({} if method.whole_model else head_state(model))
+
+
+def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """The inverse of `state_of`.
+
+    Raises:
+        AdapterError: see `Method.load`; nothing is changed then.
+    """
+    own = {} if method.whole_model else head_state(model)
+    rest = {name: tensor for name, tensor in state.items() if name not in own}
+    found = {name: tensor for name, tensor in state.items() if name in own}
+    method.load(model, rest)
+    copy_strictly(own, found)
+
+
+def head_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the task head, under the names that Hugging Face's classes give them."""
+    head = getattr(model, "task_head", None)
+    if head is None:
+        return {}
+    names = hf_names(model)
+    return {f"base_model.model.{names[f'task_head.{name}']}": tensor for name, tensor in head.named_parameters()}
 
 
 def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -201,8 +201,11 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
     return places, formats
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
+def load_model(path: Path, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None) -> Model:
     """A model in eval mode, with nothing that trains, its weights converted to `dtype`.
+
+    Args:
+        compute: the format of what is multiplied, where it is not that of the weights.
 
     Raises:
         ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
@@ -213,9 +216,32 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
-    model.source_config = checkpoint.config
+    model.source_config, model.compute = checkpoint.config, compute if compute != dtype else None
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = _read_json(file)
+    return model.eval().requires_grad_(False)
+
+
+def open_config(path: Path) -> Checkpoint:
+    """A folder's config.json alone, as the shape of a model that is yet to be trained.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if not path.is_dir():
+        raise ModelError(f"model.init = random: {path} is not a folder with a config.json that describes a model")
+    return Checkpoint(_read_config(path), {}, path, "nothing yet")
+
+
+def new_model(path: Path, seed: int, compute: torch.dtype | None = None) -> Model:
+    """A model of the shape that a folder's config.json describes, with new random weights in float32, in eval mode.
+
+    Raises:
+        ModelError: if there is no config.json, or it is not supported.
+    """
+    fields = open_config(path).config
+    model = family_of(fields).from_hf(fields).init_weights(seed)
+    model.source_config, model.compute = fields, compute if compute != torch.float32 else None
     return model.eval().requires_grad_(False)
 
 
@@ -224,7 +250,7 @@ def shape_of(checkpoint: Checkpoint) -> Model:
     kind = family_of(checkpoint.config)
     with torch.device("meta"):
         model = kind.from_hf(checkpoint.config)
-        if model.config.tied or kind.TENSORS_TIE:
+        if checkpoint.tensors and (model.config.tied or kind.TENSORS_TIE):
             tied = _head_is_embedding(checkpoint.tensors, *model.tied_names)
             model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
     return model

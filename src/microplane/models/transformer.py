@@ -210,7 +210,9 @@ class Transformer(Model):
         told = self.generation_config or self.source_config or {}
         words, last = told.get("bad_words_ids") or [], told.get("forced_eos_token_id")
         if not isinstance(words, list) or not all(_is_token(word) for word in words):
-            raise ModelError(f"bad_words_ids = {words!r} is not supported; only a list of single tokens is, as in [[5]]")
+            raise ModelError(
+                f"bad_words_ids = {words!r} is not supported; only a list of single tokens is, as in [[5]]"
+            )
         if last is not None and type(last) is not int:
             raise ModelError(f"forced_eos_token_id = {last!r} is not supported; only a single token is")
         never = dict.fromkeys([self.config.pad, *(word[0] for word in words)])

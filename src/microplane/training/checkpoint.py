@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from microplane.errors import AdapterError, CheckpointError, ConfigError, MicroplaneError
 from microplane.methods import Method, make_method, trainable
+from microplane.methods.method import load_state, state_of
 from microplane.models.load import save_model
 from microplane.paths import aside, write_aside
 
@@ -53,7 +54,7 @@ def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[
             save_model(model, folder)
         return weights.stat().st_size
     # The weights come last: they are what a new best replaces, and a reader that finds them finds the rest.
-    save_tensors(weights, method.state(model), {"format": "pt"})
+    save_tensors(weights, state_of(method, model), {"format": "pt"})
     return weights.stat().st_size
 
 
@@ -94,7 +95,7 @@ def load_adapter(folder: Path, model: nn.Module, method: Method) -> None:
             "Fetch it again, or train again"
         )
     try:
-        method.load(model, state)
+        load_state(method, model, state)
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from None
 
@@ -180,7 +181,7 @@ def save_checkpoint(
     final = folder / f"step-{step:08d}"
     try:
         temporary.mkdir()
-        save_tensors(temporary / "weights.safetensors", method.state(model))
+        save_tensors(temporary / "weights.safetensors", state_of(method, model))
         save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
         save_tensors(temporary / "method.safetensors", method.training_state(model))
         sums = {name: _sha256(temporary / name) for name in TENSORS}
@@ -272,7 +273,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back in place."""
-    method.load(model, read_tensors(folder / "weights.safetensors", CheckpointError))
+    load_state(method, model, read_tensors(folder / "weights.safetensors", CheckpointError))
     method.load_training_state(model, read_tensors(folder / "method.safetensors", CheckpointError))
     load_optimizer(model, optimizer, read_tensors(folder / "optimizer.safetensors", CheckpointError))
 

@@ -13,18 +13,21 @@ import torch
 from microplane.config import EvalKnobs, GenerateKnobs
 from microplane.data.batches import pack
 from microplane.generate import generate
-from microplane.training import metrics
-from microplane.training.objective import loss_sum, make_batch
+from microplane.models.head_config import HeadConfig
+from microplane.models.heads import IGNORED, predicted, task_scores
+from microplane.training import label_metrics, metrics
+from microplane.training.objective import LabelBatch, loss_sum, make_batch
 from microplane.watch import Progress
 
 if TYPE_CHECKING:
-    from microplane.data.dataset import TokenDataset
+    from microplane.data.dataset import Dataset
     from microplane.data.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def evaluate_loss(model: Any, dataset: TokenDataset, budget: int, progress: Progress | None = None) -> float:
-    """The mean of -log p over all trained tokens of `dataset`; always in the same order, so always the same bits."""
+def evaluate_loss(model: Any, dataset: Dataset, budget: int, progress: Progress | None = None) -> float:
+    """The mean of -log p over all trained tokens of `dataset`, or of the head's loss over all its labels; always in the
+    same order, so always the same bits."""
     was_training = model.training
     model.eval()
     order = np.argsort(-dataset.lengths, kind="stable").tolist()
@@ -32,7 +35,7 @@ def evaluate_loss(model: Any, dataset: TokenDataset, budget: int, progress: Prog
     for indices in pack(order, dataset.lengths, budget):
         batch = make_batch(dataset, indices)
         total += loss_sum(model, batch).item()
-        tokens += len(batch.targets)
+        tokens += batch.count
         done += len(indices)
         if progress:
             progress(done, len(order))
@@ -71,7 +74,7 @@ class Answers:
     scores: dict[str, float]
 
 
-def choose_rows(dataset: TokenDataset, count: int) -> list[int]:
+def choose_rows(dataset: Dataset, count: int) -> list[int]:
     """`count` row numbers spread evenly over the data set."""
     count = min(count, len(dataset))
     return [round(i * len(dataset) / count) for i in range(count)] if count else []
@@ -80,7 +83,7 @@ def choose_rows(dataset: TokenDataset, count: int) -> list[int]:
 def evaluate_answers(
     model: Any,
     tokenizer: Tokenizer,
-    dataset: TokenDataset,
+    dataset: Dataset,
     indices: Sequence[int],
     knobs: EvalKnobs,
     stop_ids: Sequence[int],
@@ -88,9 +91,9 @@ def evaluate_answers(
 ) -> Answers:
     """Generate greedily for the prompts of `indices` and score the answers against the rows' own."""
     pairs = [dataset.prompt_and_target(index) for index in indices]
-    targets = [tokenizer.decode(target) for _, target in pairs]
+    targets = [tokenizer.for_targets.decode(target) for _, target in pairs]
     limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
-    if context := model.config.context:
+    if (context := model.config.context) and model.KIND == "decoder":  # prompt and answer share it
         limit = max(1, min(limit, context - max(len(prompt) for prompt, _ in pairs)))
     was_training = model.training
     model.eval()
@@ -106,15 +109,21 @@ def evaluate_answers(
 def measure(
     model: Any,
     tokenizer: Tokenizer,
-    dataset: TokenDataset,
+    dataset: Dataset,
     rows: Sequence[int],
     knobs: EvalKnobs,
     stop_ids: Sequence[int],
     whose: str,
     progress: Callable[[str], Progress],
 ) -> dict[str, Any]:
-    """Loss on all rows of `dataset` and metrics of the answers to some of them: scores, prompts, targets, texts."""
+    """Loss on all rows of `dataset` and metrics of the answers to some of them: scores, prompts, targets, texts.
+
+    Where a task head answers, which costs no more than the loss, the metrics are of all rows too.
+    """
     loss = evaluate_loss(model, dataset, knobs.batch_tokens, progress(f"loss of the {whose}"))
+    if dataset.shape.kind == "labels":
+        found = evaluate_labels(model, tokenizer, dataset, rows, knobs.batch_tokens)
+        return found | {"scores": {"loss": loss, **found["scores"]}}
     scores = {"loss": loss, "perplexity": perplexity(loss)}
     if not rows:
         return {"scores": scores, "prompts": [], "targets": [], "texts": []}
@@ -128,8 +137,50 @@ def measure(
     }
 
 
+@torch.no_grad()
+def evaluate_labels(
+    model: Any, tokenizer: Tokenizer, dataset: Dataset, rows: Sequence[int], budget: int
+) -> dict[str, Any]:
+    """Metrics of the task head on all rows of `dataset`, and what it says of some of them."""
+    was_training = model.training
+    model.eval()
+    order = np.argsort(-dataset.lengths, kind="stable").tolist()
+    said: dict[int, Any] = {}
+    head = model.task_head.config
+    for indices in pack(order, dataset.lengths, budget):
+        batch = make_batch(dataset, indices)
+        assert isinstance(batch, LabelBatch)
+        words = predicted(task_scores(model, batch.rows), head)
+        if head.task == "tokens":
+            ends = np.cumsum(dataset.lengths[indices])
+            said |= {index: words[end - dataset.lengths[index] : end] for index, end in zip(indices, ends, strict=True)}
+        else:
+            said |= dict(zip(indices, words, strict=True))
+    model.train(was_training)
+    truths = {index: label_words(dataset.labels(index), head) for index in range(len(dataset))}
+    scores = label_metrics.score(head.task, [said[i] for i in truths], list(truths.values()))
+    shown = list(rows)
+    return {
+        "scores": scores,
+        "prompts": [tokenizer.decode(dataset[row][0].tolist()) for row in shown],
+        "targets": [label_metrics.text(truths[row], truths[row], head.task) for row in shown],
+        "texts": [label_metrics.text(said[row], truths[row], head.task) for row in shown],
+    }
+
+
+def label_words(labels: np.ndarray, head: HeadConfig) -> Any:
+    """A row's labels as the head would say them; of tokens, None where there is none."""
+    if head.task == "classification":
+        return head.labels[int(labels[0])]
+    if head.task == "multilabel":
+        return [name for name, yes in zip(head.labels, labels, strict=True) if yes]
+    if head.task == "regression":
+        return labels.tolist()
+    return [None if label == IGNORED else head.labels[int(label)] for label in labels]
+
+
 def describe_scores(scores: dict[str, float]) -> str:
     """One line: shares as percentages, the rest with three decimals."""
-    plain = ("loss", "perplexity", "bleu", "chrf")
+    plain = ("loss", "perplexity", "bleu", "chrf", "rmse", "pearson", "spearman")
     parts = [f"{name} {value:.3f}" if name in plain else f"{name} {value:.1%}" for name, value in scores.items()]
     return ", ".join(parts)

@@ -35,7 +35,7 @@ from microplane.training.objective import loss_sum, make_batch
 from microplane.training.optim import make_optimizer, schedule, set_lr, warmup_steps
 
 if TYPE_CHECKING:
-    from microplane.data.dataset import TokenDataset
+    from microplane.data.dataset import Dataset
 
 Record = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Job:
 
     model: nn.Module
     method: Method
-    train: TokenDataset
+    train: Dataset
     knobs: TrainKnobs
     plan: BatchPlan
     total: int  # optimizer steps
@@ -82,7 +82,7 @@ class Job:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, model: nn.Module, method: Method, train: TokenDataset, knobs: TrainKnobs) -> Job:
+    def of(cls, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs) -> Job:
         plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
         total = knobs.steps or plan.total_steps(knobs.epochs)
         warmup = warmup_steps(knobs.warmup, total)
@@ -96,7 +96,7 @@ class Job:
 def fit(
     model: nn.Module,
     method: Method,
-    train: TokenDataset,
+    train: Dataset,
     knobs: TrainKnobs,
     folder: Path,
     *,
@@ -183,15 +183,17 @@ def fit(
 
 def _step(job: Job, totals: Totals) -> Record:
     """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
-    model, train, knobs, number = job.model, job.train, job.knobs, totals.step + 1
-    _, rows = job.plan.at(totals.step)
-    tokens, trained = int(train.lengths[rows].sum()), int(train.trained_counts[rows].sum())
+    model, knobs, number = job.model, job.knobs, totals.step + 1
+    epoch, rows = job.plan.at(totals.step)
+    train = job.train.at(epoch)
+    parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
+    batches = [make_batch(train, indices) for indices in parts]
+    tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
     loss = 0.0
-    for part, indices in enumerate(micro_batches(rows, train.lengths, knobs.micro_tokens)):
+    for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
         torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-        batch = make_batch(train, indices)
         share = loss_sum(cast(Model, model), batch, knobs.label_smoothing) / trained
         if not math.isfinite(share.item()):
             raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
@@ -226,12 +228,12 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _places(train: TokenDataset, rows: Any) -> str:
+def _places(train: Dataset, rows: Any) -> str:
     places = [train.where(int(row)) for row in rows]
     return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
 
 
-def _not_finite(what: str, value: float, step: int, train: TokenDataset, rows: list[int]) -> str:
+def _not_finite(what: str, value: float, step: int, train: Dataset, rows: list[int]) -> str:
     return (
         f"the {what} became {value} in step {step}, in the rows {_places(train, rows)}. Nothing was changed by this "
         "step; the best adapter so far is kept.\nTry a smaller train.lr, a longer train.warmup, "

@@ -1,0 +1,63 @@
+"""What a run trains for: answers in text, or labels of a task head. Decides what its rows look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from microplane.data.shape import TEXT, Shape, Task
+from microplane.data.summary import DataSummary
+from microplane.errors import ConfigError
+from microplane.models.contract import Model
+from microplane.models.heads import add_head
+
+
+def row_shape(model: Model, task: str = "auto") -> Shape:
+    """The rows that a model takes, by its family, the head that it has, and the knob `data.task`.
+
+    Raises:
+        ConfigError: for answers of a model that cannot write.
+    """
+    if task == "answers" and model.KIND == "encoder":
+        raise ConfigError(
+            f"data.task = answers: {model.config.architecture} reads and cannot write; leave data.task at auto for "
+            "labels (text/label, premise/hypothesis/label, tokens/tags), or choose a decoder or an encoder-decoder"
+        )
+    if task not in ("auto", "answers"):
+        return Shape("labels", task=cast(Task, task))
+    if task == "auto" and model.task_head is not None:
+        return Shape("labels", task=cast(Task, model.task_head.config.task))
+    if model.KIND == "encoder":
+        return Shape("labels")
+    return Shape("pairs", start=model.config.decoder_start) if model.KIND == "encoder-decoder" else TEXT
+
+
+def label_names_of(model: Model) -> tuple[str, ...]:
+    """Of the classes that a model's head knows already."""
+    return model.task_head.config.labels if model.task_head is not None else ()
+
+
+def give_head(model: Model, summary: DataSummary, pooling: str | None, seed: int) -> str | None:
+    """Put a new head on a model that has none for these labels; returns what is to be said of it."""
+    if summary.task is None:
+        return None
+    labels = tuple(summary.labels) or ("value",)
+    old = model.task_head.config if model.task_head is not None else None
+    if old is not None and (old.task, old.labels) == (summary.task, labels) and pooling in (None, old.pooling):
+        return f"head      the model's own: {old.task}, {len(labels)} labels"
+    head = add_head(model, summary.task, labels, pooling, seed=seed)
+    return f"head      new: {head.config.task}, {len(labels)} labels, pooling {head.config.pooling}"
+
+
+def about_head(model: Model) -> dict[str, Any]:
+    """What an adapter says of the head that was trained with it."""
+    if model.task_head is None:
+        return {}
+    config = model.task_head.config
+    return {"head": {"task": config.task, "labels": list(config.labels), "pooling": config.pooling}}
+
+
+def head_from(model: Model, about: Mapping[str, Any]) -> None:
+    """Put the head on a model that an adapter was trained with; its weights come with the adapter."""
+    if told := about.get("head"):
+        add_head(model, told["task"], tuple(told["labels"]), told["pooling"])
