@@ -43,7 +43,7 @@ BERT = {
     "pad_token_id": 0,
 }
 ROBERTA = BERT | {"vocab_size": 50265, "pad_token_id": 1}
-MODERNBERT = {
+MODERNBERT: dict[str, Any] = {
     "vocab_size": 50368,
     "hidden_size": 768,
     "num_hidden_layers": 22,
