@@ -14,6 +14,7 @@ from microplane.models.contract import Model
 from microplane.data.shape import TEXT
 from microplane.models.decoder import Decoder
 from microplane.models.decoder_config import DecoderConfig
+from microplane.models.encoder import Encoder
 from microplane.models.families import family_of
 from microplane.models.load import save_model
 
@@ -80,6 +81,37 @@ def tiny_pairs(family: str = "t5", seed: int = 0) -> Model:
     """A frozen random encoder-decoder in eval mode, as `load_model` gives it."""
     model = family_of(PAIR_CONFIGS[family]).from_hf(PAIR_CONFIGS[family]).init_weights(seed)
     return model.requires_grad_(False).eval()
+
+
+BERT: dict[str, Any] = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": BERT,
+    "roberta": BERT | {"architectures": ["RobertaModel"], "model_type": "roberta", "pad_token_id": 1},
+    "modernbert": BERT
+    | {
+        "architectures": ["ModernBertModel"],
+        "model_type": "modernbert",
+        "num_hidden_layers": 3,
+        "global_attn_every_n_layers": 2,
+        "local_attention": 6,
+        "pad_token_id": 0,
+    },
+}
+
+
+def tiny_encoder(family: str = "bert", seed: int = 0) -> Encoder:
+    """A frozen random encoder in eval mode, without a task head."""
+    return Encoder.from_hf(ENCODER_CONFIGS[family]).init_weights(seed).requires_grad_(False).eval()
 
 
 def tiny(family: str = "llama-tied", seed: int = 0) -> Decoder:

@@ -59,8 +59,9 @@ class Model(nn.Module):
     task_head: TaskHead | None  # what predicts something else than words, trained beside any method
     spare: dict[str, Tensor]  # tensors of its checkpoint that only a task head has a use for, by Hugging Face's names
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any = None):
         super().__init__()
+        self.config = config
         self.task_head = None
         self.spare = {}
 
@@ -75,6 +76,10 @@ class Model(nn.Module):
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm, (T, D); of `Pairs`, those of the target rows."""
+        raise NotImplementedError
+
+    def encode(self, source: Rows) -> Tensor:
+        """Of an encoder-decoder: what its encoder makes of rows, (T, D)."""
         raise NotImplementedError
 
     def embedded(self, ids: Tensor) -> Tensor:
@@ -118,8 +123,12 @@ class Model(nn.Module):
         return name
 
     def keeps(self, name: str) -> bool:
-        """Whether a tensor that the plain model has no use for belongs in `spare`."""
+        """Whether a tensor that the plain model has no use for belongs in `spare`; by its name as `called`."""
         return False
+
+    def kept(self) -> dict[str, Tensor]:
+        """Of `spare`, what is saved with a model that has no task head of Hugging Face's."""
+        return {}
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of a checkpoint, by Hugging Face's name, is of no use here, and no reason to complain."""
@@ -144,7 +153,7 @@ class Model(nn.Module):
 
 
 def hf_names(model: nn.Module) -> dict[str, str]:
-    """Our parameter name -> Hugging Face's, of a model that keeps to this contract, with its task head if it has one."""
+    """Our parameter name -> Hugging Face's, of a model that keeps to this contract, with its task head if any."""
     model = cast(Model, model)
     names = model.hf_names()
     return names if model.task_head is None else model.task_head.hf_names(names)

@@ -97,8 +97,7 @@ class Decoder(Model):
     head: nn.Linear | None
 
     def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.prelude = nn.Identity()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))

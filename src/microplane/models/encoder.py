@@ -140,8 +140,7 @@ class Encoder(Model):
     head: None
 
     def __init__(self, config: EncoderConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         D, places = config.hidden_size, config.context + config.first_position
         self.embed = nn.Embedding(config.vocab_size, D)
         self.prelude = nn.Identity()
@@ -228,6 +227,10 @@ class Encoder(Model):
 
     def keeps(self, name: str) -> bool:
         return name.rsplit(".", 1)[0] in KEPT[self.config.modern]
+
+    def kept(self) -> dict[str, Tensor]:
+        """The pooler, which Hugging Face counts to the model without a head."""
+        return {} if self.config.modern else self.spare
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, of the model without a head."""

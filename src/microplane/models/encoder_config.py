@@ -43,7 +43,7 @@ BERT = {
     "pad_token_id": 0,
 }
 ROBERTA = BERT | {"vocab_size": 50265, "pad_token_id": 1}
-MODERNBERT = {
+MODERNBERT: dict[str, Any] = {
     "vocab_size": 50368,
     "hidden_size": 768,
     "num_hidden_layers": 22,
@@ -218,7 +218,7 @@ def _check_values(fields: Mapping[str, Any]) -> None:
 
 def _activation(fields: Mapping[str, Any]) -> str:
     name = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
-    activation = fields[name]
+    activation = "gelu_pytorch_tanh" if fields[name] == "gelu_new" else fields[name]  # two names of one function
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(
             f"the activation {activation!r} in config.json is not supported ({name}); "

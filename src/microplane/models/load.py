@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.contract import Model
+from microplane.models.contract import Model, hf_names
 from microplane.models.families import family_of
+from microplane.models.head_config import OWN, head_of, plain_of
+from microplane.models.heads import TaskHead, put_head
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -31,6 +33,8 @@ TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that doe
     "lm_head.": "lm_head.",
 }
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
+# Not saved: what names code of the model's repository, which is not needed, and what told of a head that is gone.
+DROPPED = ("auto_map", OWN)
 
 Places = dict[str, tuple[Path, str]]
 
@@ -217,6 +221,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, compute: torch.dt
         raise ModelError(f"{path}: {error}") from None
     model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
     model.source_config, model.compute = checkpoint.config, compute if compute != dtype else None
+    model.spare = _spare(model, checkpoint, dtype)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = _read_json(file)
     return model.eval().requires_grad_(False)
@@ -246,13 +251,16 @@ def new_model(path: Path, seed: int, compute: torch.dtype | None = None) -> Mode
 
 
 def shape_of(checkpoint: Checkpoint) -> Model:
-    """The model of a checkpoint on the meta device: shapes without weights."""
-    kind = family_of(checkpoint.config)
+    """The model of a checkpoint on the meta device, with its task head: shapes without weights."""
+    fields = plain_of(checkpoint.config)
+    kind = family_of(fields)
     with torch.device("meta"):
-        model = kind.from_hf(checkpoint.config)
+        model = kind.from_hf(fields)
         if checkpoint.tensors and (model.config.tied or kind.TENSORS_TIE):
             tied = _head_is_embedding(checkpoint.tensors, *model.tied_names)
             model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
+        if head := head_of(checkpoint.config, model.config.hidden_size):
+            put_head(model, TaskHead(head))
     return model
 
 
@@ -265,12 +273,7 @@ def _head_is_embedding(tensors: Mapping[str, Tensor], embedding: str, head: str)
 
 def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
-    other = {
-        name: next((alias for alias in aliases if alias in stored), name)
-        for name, aliases in model.aliases().items()
-        if name not in stored
-    }
-    names = {ours: other.get(theirs, theirs) for ours, theirs in model.hf_names().items()}
+    names = _stored_names(model, stored)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = [theirs for theirs in names.values() if theirs not in stored]
     unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
@@ -292,6 +295,23 @@ def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[s
     return state
 
 
+def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:
+    """Our parameter name -> the name under which a checkpoint holds it."""
+    called, aliases = {model.called(name): name for name in stored}, model.aliases()
+    names = {}
+    for ours, theirs in hf_names(model).items():
+        spellings = [model.called(name) for name in (theirs, *aliases.get(theirs, ()))]
+        names[ours] = next((called[name] for name in spellings if name in called), theirs)
+    return names
+
+
+def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    used = {model.called(name) for name in hf_names(model).values()}
+    called = {model.called(name): name for name in checkpoint.tensors}
+    kept = {name: stored for name, stored in called.items() if name not in used and model.keeps(name)}
+    return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
+
+
 def _misfit(
     path: Path, architecture: str, missing: list[str], unexpected: list[str], misshapen: list[str]
 ) -> ModelError:
@@ -308,18 +328,20 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 
 def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a plain model (adapters merged) in Hugging Face layout, in `dtype` or as it is.
+    """Write a model (adapters merged) with its task head in Hugging Face layout, in `dtype` or as it is.
 
     Each file is written aside and then renamed, so that none is ever half written.
     """
     assert isinstance(model, Model)
-    names, state = model.hf_names(), model.state_dict()
+    names, state, head = hf_names(model), model.state_dict(), model.task_head
     assert names.keys() == state.keys(), "merge what a method has added before saving the model"
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {names[ours]: tensor.detach().to("cpu", dtype).contiguous() for ours, tensor in state.items()}
+    written = {names[ours]: tensor for ours, tensor in state.items()}
+    written |= model.kept() if head is None or head.config.form is None else {}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    config = {**(model.source_config or {}), **model.config.to_hf(), "dtype": stored, "torch_dtype": stored}
-    config.pop("auto_map", None)  # names code of the model's repository, which is not needed and not saved
+    config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}
+    config |= model.config.to_hf() | {"dtype": stored, "torch_dtype": stored} | (head.config.to_hf() if head else {})
     _write_json(folder / "config.json", config)
     if model.generation_config is not None:
         _write_json(folder / GENERATION, model.generation_config)

@@ -184,8 +184,7 @@ class T5(Model):
     head: nn.Linear | None
 
     def __init__(self, config: T5Config):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.prelude = nn.Identity()
         self.encoder = Stack(config, config.num_layers, decodes=False)
