@@ -166,7 +166,7 @@ class Description:
             f"\n{sum(bad.values()):,} bad rows ({kinds}), which training refuses without --skip-bad-rows:", "bold red"
         )
         for line in self.facts["bad_examples"]:
-            yield Text(f"  {_visible(line)}")
+            yield Text(f"  {visible(line)}")
 
     def _samples(self, colour: bool) -> Iterator[Any]:
         legend = Text("\nTrained text is ") + (Text("marked so", TRAINED) if colour else Text("within [[ ]]"))
@@ -175,7 +175,7 @@ class Description:
             yield Text(f"\n{sample['where']}", "bold")
             text = Text()
             for part in sample["parts"]:
-                shown = _visible(_shorten(part["text"]))
+                shown = visible(shorten(part["text"]))
                 if part["trained"] and not colour:
                     body = shown.rstrip("\n")
                     shown = f"[[{body}]]{shown[len(body) :]}"
@@ -199,13 +199,13 @@ def by_split(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
     if len(text) <= SHOWN:
         return text
     half = SHOWN // 2
     return f"{text[:half]} ... ({len(text) - SHOWN:,} more characters) ... {text[-half:]}"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Control characters as their pictures, so that data cannot steer the terminal."""
     return "".join(chr(0x2400 + ord(char)) if ord(char) < 32 and char not in "\n\t" else char for char in text)

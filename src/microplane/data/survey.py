@@ -15,7 +15,10 @@ import numpy as np
 
 from microplane.config import DataKnobs
 from microplane.data.formats import Example, Format, recognise
+from microplane.data.holdout import split_off
 from microplane.data.labels import LabelFormat
+from microplane.data.materialise import mixture_splits
+from microplane.data.mixture_file import is_mixture
 from microplane.data.problems import Problems, RowError
 from microplane.data.read import find_splits, read_rows
 from microplane.data.shape import TEXT, Shape
@@ -55,19 +58,24 @@ class Split:
 
 
 def files_of(knobs: DataKnobs) -> dict[str, list[Path]]:
-    """The files of each split: those that the knobs name, else those in the folder.
+    """The files of each split: those that the knobs name, else those in the folder, or rendered from a mixture.
 
     Raises:
         DataError: if there are none.
     """
     if not knobs.train:
         raise DataError("no data given; expected a file or a folder, as in: microplane train MODEL DATA")
-    splits = find_splits(Path(knobs.train).expanduser())
+    splits = _splits(knobs.train, knobs, hold_out=not knobs.validation)
     for name, given in (("validation", knobs.validation), ("test", knobs.test)):
         if given:
-            files = find_splits(Path(given).expanduser())
+            files = _splits(given, knobs, hold_out=False)
             splits[name] = files.get(name) or files["train"]
     return splits
+
+
+def _splits(name: str, knobs: DataKnobs, hold_out: bool) -> dict[str, list[Path]]:
+    path = Path(name).expanduser()
+    return mixture_splits(path, knobs, hold_out) if is_mixture(path) else find_splits(path)
 
 
 def survey(
@@ -187,24 +195,6 @@ def _format(files: list[Path], knobs: DataKnobs, shape: Shape = TEXT) -> Format 
     if shape.kind == "labels":
         return LabelFormat(first, files[0].name, shape.task)
     return recognise(first, files[0].name, knobs.format)
-
-
-def split_off(hashes: np.ndarray, share: float, most: int) -> np.ndarray:
-    """Which rows to validate on, (rows,) bool: those with the smallest hashes.
-
-    Equal rows stay together, and the order of the rows does not matter. At least one row on either side.
-
-    Raises:
-        DataError: if there are fewer than two different rows.
-    """
-    different, counts = np.unique(hashes, return_counts=True)
-    if len(different) < 2:
-        has = "1 row" if len(hashes) == 1 else f"{len(hashes):,} rows that are all equal"
-        raise DataError(f"the training data has {has}; at least 2 different ones are needed to train and to validate")
-    target = min(round(share * len(hashes)), most)
-    groups = int(np.searchsorted(np.cumsum(counts), target, side="right"))
-    groups = min(max(1, groups), len(different) - 1)
-    return np.isin(hashes, different[:groups])
 
 
 @dataclass(frozen=True)
