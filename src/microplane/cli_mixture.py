@@ -21,11 +21,8 @@ def mixture(
     json_: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Show what FILE mixes, by its rules and as drawn, and rendered rows of each kind. Nothing is trained."""
-    from microplane.console import make_console
     from microplane.data.instructions import list_families
-    from microplane.data.materialise import materialise
     from microplane.data.mixture import open_mixture
-    from microplane.data.mixture_summary import describe_mixture
     from microplane.errors import ConfigError
 
     if families:
@@ -34,11 +31,17 @@ def mixture(
     if file is None:
         raise ConfigError("no mixture given; expected a file, as in: microplane mixture mixture.yaml")
     mixed = open_mixture(file)
+    from microplane.data.mixture_summary import describe_mixture  # these need torch; errors above come at once
+
     described = describe_mixture(mixed, rows)
     if json_:
         typer.echo(json.dumps(described.facts, ensure_ascii=False))
     else:
+        from microplane.console import make_console
+
         make_console().print(described)
     if out:
+        from microplane.data.materialise import materialise
+
         there = materialise(mixed, out, rows or mixed.plan.knobs.rows)
         typer.echo(f"written to {out}" + (f"; {there:,} rows were there already" if there else ""), err=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -181,7 +180,7 @@ class Description:
                     shown = f"[[{body}]]{shown[len(body) :]}"
                 text.append(shown, TRAINED if part["trained"] and colour else None)
             text.rstrip()
-            yield Padding(text, (0, 0, 0, 2))
+            yield Text("  ") + Text("\n  ").join(text.split("\n"))  # Padding would crop at the terminal's width
 
     def _histogram(self) -> Iterator[Text]:
         bins = self.facts["histogram"]
