@@ -18,7 +18,10 @@ def write_sources(folder: Path) -> None:
     """Five files. Each row holds a text of its own, `<name number>`, by which it is found again."""
     write(folder / "reviews.jsonl", [{"review": f"<review {n}>", "stars": n % 2} for n in range(300)])
     write(folder / "news.jsonl", [{"text": f"<news {n}>", "label": "abc"[n % 3]} for n in range(60)])
-    write(folder / "quiz.jsonl", [{"question": f"<quiz {n}>", "answer": f"a{n}", "all": [f"a{n}", "b"]} for n in range(80)])
+    write(
+        folder / "quiz.jsonl",
+        [{"question": f"<quiz {n}>", "answer": f"a{n}", "all": [f"a{n}", "b"]} for n in range(80)],
+    )
     write(folder / "sums.jsonl", [{"question": f"<sum {n}>", "reasoning": "So.", "answer": n} for n in range(100)])
     write(folder / "talk.jsonl", [{"turns": [f"<talk {n}>", "hi"], "reply": f"r{n}"} for n in range(50)])
 

@@ -68,7 +68,9 @@ def test_options_stand_in_the_input_once_and_above_a_cue(name, number, template,
 
 def test_no_two_templates_of_a_family_say_the_same():
     for kind in families().values():
-        said = [re.sub(r"\W+", " ", t.inputs.replace("{options}", "")).lower() for t in (*kind.templates, *kind.inverted)]
+        said = [
+            re.sub(r"\W+", " ", t.inputs.replace("{options}", "")).lower() for t in (*kind.templates, *kind.inverted)
+        ]
         assert len(set(said)) == len(said)
 
 

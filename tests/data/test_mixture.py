@@ -198,6 +198,16 @@ def test_options_are_those_of_the_row_in_a_drawn_order_or_the_given_one(place):
     assert {row["targets"] for row in given.rows(0, 60)} == {"bad", "good"}
 
 
+def test_inverted_rows_list_no_options(place):
+    mixture = open_mixture(write_mixture(place, one(NEWS, {"with_options": 1, "inversion": 1}), "turned.yaml"))
+    drawn = mixture.draws(0, DRAWN)
+    assert within_3_sigma(int(drawn.options.sum()), mixture.style_shares()["with_options"])
+    assert mixture.style_shares()["with_options"] == 0.5
+    for row in mixture.rows(0, 100):
+        assert row["options"] != ("/inverted/" in row["template"])
+        assert row["options"] == (row["targets"] in ("a", "b", "c"))
+
+
 def test_a_few_shot_prompt_stays_within_its_length(place):
     mixture = open_mixture(write_mixture(place, one(SUMS, {"few_shot": 1}, max_characters=300), "short.yaml"))
     rows = list(mixture.rows(0, 200))
@@ -212,7 +222,9 @@ def test_held_out_rows_are_neither_trained_on_nor_shown(place):
     mixture = open_mixture(place / "flan.yaml", validation_share=0.2)
     held = {
         source.name: {source.store[row].values[field] for row in source.sides["validation"]}
-        for source, field in zip(mixture.sources, ("text", "text", "question", "text", "question", "dialogue"), strict=True)
+        for source, field in zip(
+            mixture.sources, ("text", "text", "question", "text", "question", "dialogue"), strict=True
+        )
     }
     assert [len(texts) for texts in held.values()] == [60, 12, 16, 12, 20, 10]
     for row in mixture.rows(0, 1000):
@@ -226,7 +238,13 @@ def test_held_out_rows_are_neither_trained_on_nor_shown(place):
 
 def test_training_reads_a_mixture_and_holds_source_rows_out(place, make_tiny):
     knobs = DataKnobs(train=str(place / "flan.yaml"), max_length=4096, template="plain")
-    splits = load_splits(knobs, make_tiny())
+    told = []
+    splits = load_splits(knobs, make_tiny(), lambda *what: told.append(what))
+    assert told[:3] == [
+        ("rendering flan.yaml", 200, 400),
+        ("rendering flan.yaml", 400, 400),
+        ("rendering flan.yaml", 40, 40),
+    ]
     assert (len(splits.train), len(splits.validation)) == (400, 40)
     assert splits.summary.format.startswith("inputs/targets (inputs -> targets")
     texts = [json.loads(line) for line in files_of(knobs)["train"][0].read_text().splitlines()]

@@ -29,25 +29,44 @@ def refused(folder, values, kind: type[MicroplaneError]) -> str:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (one(REVIEWS | {"family": "sentimant"}), "wrong.yaml, source reviews: there is no family of templates 'sentimant'. "
-         "Did you mean 'sentiment'? There are command, definition"),
-        (one(REVIEWS | {"options": None}), "source reviews: the family sentiment chooses among options, and with_options = "
-         "0.5, but none are given. Expected options: [first, second], options_column: COLUMN, or with_options: 0"),
-        (one(SUMS | {"family": "summarisation", "options": ["a", "b"]}), "source sums: options are given, but the family "
-         "summarisation has none to choose from"),
+        (
+            one(REVIEWS | {"family": "sentimant"}),
+            "wrong.yaml, source reviews: there is no family of templates 'sentimant'. "
+            "Did you mean 'sentiment'? There are command, definition",
+        ),
+        (
+            one(REVIEWS | {"options": None}),
+            "source reviews: the family sentiment chooses among options, and with_options = "
+            "0.5, but none are given. Expected options: [first, second], options_column: COLUMN, or with_options: 0",
+        ),
+        (
+            one(SUMS | {"family": "summarisation", "options": ["a", "b"]}),
+            "source sums: options are given, but the family summarisation has none to choose from",
+        ),
         (one(NEWS | {"options": [True, False]}), "put them in quotes: ['yes', 'no']"),
         (one(NEWS | {"options": ["a"]}), "at least two different answers are needed"),
         (one(NEWS | {"options": [["a"]]}), "must be a list of texts, as in [positive, negative]"),
         (one(NEWS | {"options": 3}), "options = 3: must be a section"),
         (one(QUIZ | {"options": ["a", "b"]}), "options and options_column are both given; expected one"),
-        (one(NEWS | {"fields": {"txt": "text"}}), "source news: fields has 'txt', which is no field of the family topic. "
-         "Did you mean 'text'? Its fields: text (the text to be sorted), label"),
-        (one(NEWS | {"constants": {"label": "a"}}), "constants has 'label', the answer, which would be the same for all"),
+        (
+            one(NEWS | {"fields": {"txt": "text"}}),
+            "source news: fields has 'txt', which is no field of the family topic. "
+            "Did you mean 'text'? Its fields: text (the text to be sorted), label",
+        ),
+        (
+            one(NEWS | {"constants": {"label": "a"}}),
+            "constants has 'label', the answer, which would be the same for all",
+        ),
         (one(NEWS | {"constants": {"text": "a"}, "fields": {"text": "a"}}), "'text' is in fields and in constants"),
-        (one(NEWS | {"flie": "x"}), "submixtures.all.sources.0.flie: there is no such knob. Did you mean "
-         "'submixtures.all.sources.0.file'?"),
+        (
+            one(NEWS | {"flie": "x"}),
+            "submixtures.all.sources.0.flie: there is no such knob. Did you mean 'submixtures.all.sources.0.file'?",
+        ),
         (one({"name": "x", "family": "topic"}), "submixtures.all.sources.0.file"),
-        (one(submixture={"weight": 0}), "the weights of the submixtures with sources are 0 in total; raise one of them"),
+        (
+            one(submixture={"weight": 0}),
+            "the weights of the submixtures with sources are 0 in total; raise one of them",
+        ),
         (one(submixture={"weight": -1}), "submixtures.all.weight = -1: must be greater than or equal to 0"),
         (one(submixture={"few_shot": 2}), "submixtures.all.few_shot = 2: must be less than or equal to 1"),
         (one(submixture={"cap": 0}), "submixtures.all.cap = 0: must be greater than or equal to 1"),
@@ -55,19 +74,25 @@ def refused(folder, values, kind: type[MicroplaneError]) -> str:
         (one(rowz=1), "mixture.rowz: there is no such knob. Did you mean 'mixture.rows'?"),
         (one(exemplars=[5, 1]), "mixture.exemplars = [5, 1]: must be fewest and most, from 1 to 64, as in [1, 5]"),
         (one(exemplars=5), "mixture.exemplars = 5: must be a list"),
-        (one(base="flan2021"), "base = 'flan2021': there is no such file or ready-made mixture. Did you mean 'flan2022'?"),
+        (
+            one(base="flan2021"),
+            "base = 'flan2021': there is no such file or ready-made mixture. Did you mean 'flan2022'?",
+        ),
         (one(base="wrong.yaml"), "base = 'wrong.yaml' leads back to itself"),
         ({"submixtures": {"a": None}}, "mixture.submixtures.a = null: must be a section"),
         ({"submixtures": {}}, "mixture.submixtures = "),
         ({"submixtures": {"a": {}, "b": {}}}, "no submixture has sources (a, b). Expected, as in: sources: [{name:"),
         ({"base": "flan2022"}, "no submixture has sources (flan2021, t0, niv2, cot, dialog)"),
         ({"submixtures": {"a": {"sources": [NEWS, NEWS]}}}, "two sources are named 'news'; give each its own name"),
-        ({"train": {"lr": 1}}, "wrong.yaml is no mixture: it has no section submixtures; it holds train. Knobs of a run go "
-         "to --config FILE"),
+        (
+            {"train": {"lr": 1}},
+            "wrong.yaml is no mixture: it has no section submixtures; it holds train. Knobs of a run go "
+            "to --config FILE",
+        ),
         ("- a\n- b\n", "must hold knobs as `name: value`"),
         ("a: [", "is not YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_wrong_is_refused(place, values, message):
     assert message in refused(place, values, ConfigError)
 
@@ -75,25 +100,38 @@ def test_a_file_that_is_wrong_is_refused(place, values, message):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (REVIEWS | {"fields": {"text": "reviw", "label": "stars"}}, "reviews.jsonl has no column 'reviw' for text. Did you "
-         "mean 'review'? It has review, stars. Name the right one, as in fields: {text: COLUMN}"),
+        (
+            REVIEWS | {"fields": {"text": "reviw", "label": "stars"}},
+            "reviews.jsonl has no column 'reviw' for text. Did you "
+            "mean 'review'? It has review, stars. Name the right one, as in fields: {text: COLUMN}",
+        ),
         (QUIZ | {"options_column": "choices"}, "quiz.jsonl has no column 'choices' for options_column."),
         (REVIEWS | {"options": {0: "bad", 2: "good"}}, "150 of 300 rows cannot be used"),
         (NEWS | {"options": ["a", "b"]}, "key 'label' is the text 'c', which is no option; possible: 'a', 'b'"),
-        (QUIZ | {"fields": {"answer": "question"}}, "the answer is the text '<quiz 0>', which is not in key 'all': a list"),
-        (NEWS | {"options": None, "options_column": "text"}, "key 'text' is the text '<news 0>', expected a list of at least"),
+        (
+            QUIZ | {"fields": {"answer": "question"}},
+            "the answer is the text '<quiz 0>', which is not in key 'all': a list",
+        ),
+        (
+            NEWS | {"options": None, "options_column": "text"},
+            "key 'text' is the text '<news 0>', expected a list of at least",
+        ),
         (NEWS | {"file": "new.jsonl"}, "source news: there is no file"),
         (NEWS | {"file": "empty.jsonl"}, "empty.jsonl is empty"),
         (NEWS | {"file": "blank.jsonl"}, "holds no rows that can be used"),
-        (NEWS | {"file": "bad.jsonl"}, "wrong.yaml, source news: 4 of 6 rows cannot be used:\n  bad.jsonl:2: key 'text' is "
-         "empty, expected text\n  bad.jsonl:3: key 'text' is null, expected text\n  bad.jsonl:4: key 'text' is a list "),
+        (
+            NEWS | {"file": "bad.jsonl"},
+            "wrong.yaml, source news: 4 of 6 rows cannot be used:\n  bad.jsonl:2: key 'text' is "
+            "empty, expected text\n  bad.jsonl:3: key 'text' is null, expected text\n"
+            "  bad.jsonl:4: key 'text' is a list ",
+        ),
         (NEWS | {"file": "bad.jsonl"}, "bad.jsonl:5: the row has no key 'label'"),
         (NEWS | {"file": "bad.jsonl"}, "or leave them out with skip_bad_rows: true in the mixture."),
         (NEWS | {"file": "mixture.yaml"}, "there is no file"),
         (NEWS | {"split": "test"}, "split = test asks for a folder with such files, but"),
         (NEWS | {"file": "folder", "split": "test"}, "has no test file; it has train, validation"),
     ],
-)  # fmt: skip
+)
 def test_a_source_that_is_wrong_is_refused(place, source, message):
     (place / "empty.jsonl").write_text("")
     (place / "blank.jsonl").write_text("\n\n")

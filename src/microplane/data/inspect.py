@@ -39,7 +39,7 @@ def describe(knobs: DataKnobs, tokenizer: Tokenizer | None = None, progress: Pro
     """
     knobs = knobs.model_copy(update={"skip_bad_rows": True})
     if tokenizer is None:
-        return Description(_of_survey(survey_all(files_of(knobs), knobs, progress), knobs))
+        return Description(_of_survey(survey_all(files_of(knobs, progress), knobs, progress), knobs))
     splits = load_splits(knobs, tokenizer, progress)
     facts = {"unit": "tokens", **splits.summary.to_dict()}
     facts["histogram"] = histogram(splits.train.lengths)

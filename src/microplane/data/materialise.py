@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from microplane.data.store import folder_aside
 from microplane.errors import DataError
 from microplane.paths import cache_dir
 
+Progress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
+EVERY = 200  # rows between two calls of the progress
 VERSION = 1  # of the code that decides the rows; raise it when that changes
 
 
-def materialise(mixture: Mixture, file: Path, rows: int, side: Side = "train") -> int:
+def materialise(mixture: Mixture, file: Path, rows: int, side: Side = "train", progress: Progress | None = None) -> int:
     """Write rows 0 to `rows` as JSONL, and return how many were there already.
 
     A file that a killed process left behind is gone on with: whole lines stay, a torn one is written again.
@@ -33,8 +36,10 @@ def materialise(mixture: Mixture, file: Path, rows: int, side: Side = "train") -
     try:
         there = _whole_lines(mixture, file, rows, side) if file.exists() else 0
         with file.open("a", encoding="utf-8") as out:
-            for row in mixture.rows(there, rows, side):
+            for number, row in enumerate(mixture.rows(there, rows, side), there + 1):
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                if progress and (number % EVERY == 0 or number == rows):
+                    progress(f"rendering {mixture.plan.path.name}", number, rows)
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror or error}") from None
     return there
@@ -62,7 +67,9 @@ def _whole_lines(mixture: Mixture, file: Path, rows: int, side: Side) -> int:
     return count
 
 
-def mixture_splits(path: Path, knobs: DataKnobs, hold_out: bool = True) -> dict[str, list[Path]]:
+def mixture_splits(
+    path: Path, knobs: DataKnobs, hold_out: bool = True, progress: Progress | None = None
+) -> dict[str, list[Path]]:
     """The files to train on and to validate on; rendered once for a mixture, its files and these knobs.
 
     With `hold_out`, validation rows come from source rows that are never trained on, nor shown as exemplars.
@@ -83,7 +90,7 @@ def mixture_splits(path: Path, knobs: DataKnobs, hold_out: bool = True) -> dict[
         counts = {"train": rows, "validation": min(knobs.validation_rows, max(1, round(share * rows)))}
         with folder_aside(folder) as temporary:
             for side in sides:
-                materialise(mixture, temporary / f"{side}.jsonl", counts[side], side)
+                materialise(mixture, temporary / f"{side}.jsonl", counts[side], side, progress)
             if key != _key(read_mixture(path), share, knobs.validation_rows):
                 raise DataError(f"{path} or a file that it names changed while it was read; run again")
     return {side: [file] for side, file in files.items()}

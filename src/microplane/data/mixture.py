@@ -111,7 +111,7 @@ class Mixture:
     def rows(self, start: int = 0, stop: int | None = None, side: Side = "train") -> Iterator[dict[str, Any]]:
         """Rows `start` to `stop`, or without end: inputs, targets, source, template, shots and options.
 
-        To begin at row `start`, the draws before it are counted, some 20 million a second; no row is rendered.
+        To begin at row `start`, the draws before it are counted, some four million a second; no row is rendered.
         """
         seen = self._counts(start, side)
         while stop is None or start < stop:

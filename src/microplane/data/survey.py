@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,17 +17,15 @@ from microplane.config import DataKnobs
 from microplane.data.formats import Example, Format, recognise
 from microplane.data.holdout import split_off
 from microplane.data.labels import LabelFormat
-from microplane.data.materialise import mixture_splits
+from microplane.data.materialise import EVERY, Progress, mixture_splits
 from microplane.data.mixture_file import is_mixture
 from microplane.data.problems import Problems, RowError
 from microplane.data.read import find_splits, read_rows
 from microplane.data.shape import TEXT, Shape
 from microplane.errors import DataError
 
-Progress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
 FIRST = 100  # rows whose keys decide the format
 REPORTED = 5  # pairs of equal rows that are named
-EVERY = 200  # rows between two calls of the progress
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Split:
         return self.files[0].name if len(self.files) == 1 else f"{self.files[0].name} and {len(self.files) - 1} more"
 
 
-def files_of(knobs: DataKnobs) -> dict[str, list[Path]]:
+def files_of(knobs: DataKnobs, progress: Progress | None = None) -> dict[str, list[Path]]:
     """The files of each split: those that the knobs name, else those in the folder, or rendered from a mixture.
 
     Raises:
@@ -65,17 +63,17 @@ def files_of(knobs: DataKnobs) -> dict[str, list[Path]]:
     """
     if not knobs.train:
         raise DataError("no data given; expected a file or a folder, as in: microplane train MODEL DATA")
-    splits = _splits(knobs.train, knobs, hold_out=not knobs.validation)
+    splits = _splits(knobs.train, knobs, progress, hold_out=not knobs.validation)
     for name, given in (("validation", knobs.validation), ("test", knobs.test)):
         if given:
-            files = _splits(given, knobs, hold_out=False)
+            files = _splits(given, knobs, progress, hold_out=False)
             splits[name] = files.get(name) or files["train"]
     return splits
 
 
-def _splits(name: str, knobs: DataKnobs, hold_out: bool) -> dict[str, list[Path]]:
+def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bool) -> dict[str, list[Path]]:
     path = Path(name).expanduser()
-    return mixture_splits(path, knobs, hold_out) if is_mixture(path) else find_splits(path)
+    return mixture_splits(path, knobs, hold_out, progress) if is_mixture(path) else find_splits(path)
 
 
 def survey(
