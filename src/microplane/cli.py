@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from microplane.cli_mixture import mixture
+
 app = typer.Typer(
     name="microplane",
     help="Fine-tune pretrained language models on the machine you have, and prove what was trained.",
@@ -117,7 +119,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]", help="JSONL, JSON, CSV or Parquet file, or a folder with train/validation/test."
+            metavar="[DATA]",
+            help="JSONL, JSON, CSV or Parquet file, a folder with train/validation/test, or a mixture.",
         ),
     ] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="How to adapt; list: microplane methods")] = None,
@@ -282,6 +285,9 @@ def data(
         make_console().print(described)
 
 
+app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
+
+
 @app.command(epilog="Example:  microplane models")
 def models() -> None:
     """List the models with a short name, what is already here, and the architectures that can be opened."""
@@ -323,9 +329,10 @@ def knobs(
 ) -> None:
     """List every knob: its default, its type and what it does."""
     from microplane.config import GenerateKnobs, RunKnobs, fields, type_name
+    from microplane.data.mixture_file import mixture_fields
     from microplane.errors import ConfigError, nearest
 
-    listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate.")]
+    listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate."), *mixture_fields()]
     wanted = [(name, field) for name, field in listed if name.startswith(section)]
     if not wanted:
         sections = dict.fromkeys(name.split(".")[0] for name, _ in listed)
@@ -336,7 +343,8 @@ def knobs(
         if name == "method":
             typer.echo("method.*: see microplane methods")
         else:
-            typer.echo(f"{name} = {_shown(field.default)} ({type_name(field)}): {field.description}")
+            default = "(must be given)" if field.is_required() else _shown(field.default)
+            typer.echo(f"{name} = {default} ({type_name(field)}): {field.description}")
 
 
 def _shown(value: Any) -> str:

@@ -58,7 +58,8 @@ class ModelKnobs(Knobs):
 
 class DataKnobs(Knobs):
     train: str = Field(
-        "", description="a file (JSONL, JSON, CSV, Parquet) or a folder with train/validation/test files"
+        "",
+        description="a file (JSONL, JSON, CSV, Parquet), a folder with train/validation/test files, or a mixture.yaml",
     )
     validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
     test: str | None = Field(None, description="a file that is only measured before and after training")

@@ -18,7 +18,7 @@ LEVELS = [
     {"loading", "result", "tasks"},
     {"run", "measure", "merging"},
     {"chat", "console", "demo"},
-    {"cli"},
+    {"cli", "cli_mixture"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 SIBLINGS = {("methods", "models.contract")}

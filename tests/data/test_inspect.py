@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from microplane.config import DataKnobs
+from microplane.console import make_console
 from microplane.data.inspect import BINS, SHOWN, describe, histogram
 from microplane.errors import DataError
 
@@ -114,6 +115,15 @@ def test_long_texts_are_shortened_and_control_characters_shown(tmp_path):
     assert "\x1b" not in text
     assert "a␛[31m␇[bold]ppp" in text
     assert f"p ... ({2014 - SHOWN:,} more characters) ... p" in text
+
+
+def test_samples_are_not_cropped_at_the_width_of_the_terminal(tmp_path):
+    rows = [{"prompt": "word " * 60 + f"end\n{n}", "completion": "b"} for n in range(3)]
+    console = make_console()
+    console.width = 80
+    with console.capture() as caught:
+        console.print(describe(DataKnobs(train=write(tmp_path / "x.jsonl", rows))))
+    assert "word end\n  0\n" in caught.get()
 
 
 def test_a_file_of_which_nothing_can_be_used_is_refused(tmp_path):

@@ -53,7 +53,7 @@ def load_splits(
         DataError: for files that cannot be read, bad rows (see `knobs.skip_bad_rows`), too few rows, rows without
             anything to train on, or a cache that cannot be written.
     """
-    sets, summary = _load(files_of(knobs), knobs, tokenizer, progress, shape=shape, names=names)
+    sets, summary = _load(files_of(knobs, progress), knobs, tokenizer, progress, shape=shape, names=names)
     _refuse_unknown(summary, knobs)
     if shape.kind == "pairs" and summary.format.split()[0] == "text":
         seen = {name: denoised(rows, knobs, tokenizer, shape.start or 0) for name, rows in sets.items()}
@@ -73,7 +73,7 @@ def load_rows(
     Raises:
         DataError: see `load_splits`.
     """
-    files = files_of(knobs)
+    files = files_of(knobs, progress)
     name = next(name for name in ("test", "validation", "train") if name in files)
     only = {"train": files[name]}
     return _load(only, knobs, tokenizer, progress, hold_out=False, shape=shape, names=names)[0]["train"]

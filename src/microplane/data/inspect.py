@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +38,7 @@ def describe(knobs: DataKnobs, tokenizer: Tokenizer | None = None, progress: Pro
     """
     knobs = knobs.model_copy(update={"skip_bad_rows": True})
     if tokenizer is None:
-        return Description(_of_survey(survey_all(files_of(knobs), knobs, progress), knobs))
+        return Description(_of_survey(survey_all(files_of(knobs, progress), knobs, progress), knobs))
     splits = load_splits(knobs, tokenizer, progress)
     facts = {"unit": "tokens", **splits.summary.to_dict()}
     facts["histogram"] = histogram(splits.train.lengths)
@@ -165,7 +164,7 @@ class Description:
             f"\n{sum(bad.values()):,} bad rows ({kinds}), which training refuses without --skip-bad-rows:", "bold red"
         )
         for line in self.facts["bad_examples"]:
-            yield Text(f"  {_visible(line)}")
+            yield Text(f"  {visible(line)}")
 
     def _samples(self, colour: bool) -> Iterator[Any]:
         legend = Text("\nTrained text is ") + (Text("marked so", TRAINED) if colour else Text("within [[ ]]"))
@@ -174,13 +173,13 @@ class Description:
             yield Text(f"\n{sample['where']}", "bold")
             text = Text()
             for part in sample["parts"]:
-                shown = _visible(_shorten(part["text"]))
+                shown = visible(shorten(part["text"]))
                 if part["trained"] and not colour:
                     body = shown.rstrip("\n")
                     shown = f"[[{body}]]{shown[len(body) :]}"
                 text.append(shown, TRAINED if part["trained"] and colour else None)
             text.rstrip()
-            yield Padding(text, (0, 0, 0, 2))
+            yield Text("  ") + Text("\n  ").join(text.split("\n"))  # Padding would crop at the terminal's width
 
     def _histogram(self) -> Iterator[Text]:
         bins = self.facts["histogram"]
@@ -198,13 +197,13 @@ def by_split(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
     if len(text) <= SHOWN:
         return text
     half = SHOWN // 2
     return f"{text[:half]} ... ({len(text) - SHOWN:,} more characters) ... {text[-half:]}"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Control characters as their pictures, so that data cannot steer the terminal."""
     return "".join(chr(0x2400 + ord(char)) if ord(char) < 32 and char not in "\n\t" else char for char in text)

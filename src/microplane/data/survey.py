@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,16 +15,17 @@ import numpy as np
 
 from microplane.config import DataKnobs
 from microplane.data.formats import Example, Format, recognise
+from microplane.data.holdout import split_off
 from microplane.data.labels import LabelFormat
+from microplane.data.materialise import EVERY, Progress, mixture_splits
+from microplane.data.mixture_file import is_mixture
 from microplane.data.problems import Problems, RowError
 from microplane.data.read import find_splits, read_rows
 from microplane.data.shape import TEXT, Shape
 from microplane.errors import DataError
 
-Progress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
 FIRST = 100  # rows whose keys decide the format
 REPORTED = 5  # pairs of equal rows that are named
-EVERY = 200  # rows between two calls of the progress
 
 
 @dataclass
@@ -54,20 +55,25 @@ class Split:
         return self.files[0].name if len(self.files) == 1 else f"{self.files[0].name} and {len(self.files) - 1} more"
 
 
-def files_of(knobs: DataKnobs) -> dict[str, list[Path]]:
-    """The files of each split: those that the knobs name, else those in the folder.
+def files_of(knobs: DataKnobs, progress: Progress | None = None) -> dict[str, list[Path]]:
+    """The files of each split: those that the knobs name, else those in the folder, or rendered from a mixture.
 
     Raises:
         DataError: if there are none.
     """
     if not knobs.train:
         raise DataError("no data given; expected a file or a folder, as in: microplane train MODEL DATA")
-    splits = find_splits(Path(knobs.train).expanduser())
+    splits = _splits(knobs.train, knobs, progress, hold_out=not knobs.validation)
     for name, given in (("validation", knobs.validation), ("test", knobs.test)):
         if given:
-            files = find_splits(Path(given).expanduser())
+            files = _splits(given, knobs, progress, hold_out=False)
             splits[name] = files.get(name) or files["train"]
     return splits
+
+
+def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bool) -> dict[str, list[Path]]:
+    path = Path(name).expanduser()
+    return mixture_splits(path, knobs, hold_out, progress) if is_mixture(path) else find_splits(path)
 
 
 def survey(
@@ -187,24 +193,6 @@ def _format(files: list[Path], knobs: DataKnobs, shape: Shape = TEXT) -> Format 
     if shape.kind == "labels":
         return LabelFormat(first, files[0].name, shape.task)
     return recognise(first, files[0].name, knobs.format)
-
-
-def split_off(hashes: np.ndarray, share: float, most: int) -> np.ndarray:
-    """Which rows to validate on, (rows,) bool: those with the smallest hashes.
-
-    Equal rows stay together, and the order of the rows does not matter. At least one row on either side.
-
-    Raises:
-        DataError: if there are fewer than two different rows.
-    """
-    different, counts = np.unique(hashes, return_counts=True)
-    if len(different) < 2:
-        has = "1 row" if len(hashes) == 1 else f"{len(hashes):,} rows that are all equal"
-        raise DataError(f"the training data has {has}; at least 2 different ones are needed to train and to validate")
-    target = min(round(share * len(hashes)), most)
-    groups = int(np.searchsorted(np.cumsum(counts), target, side="right"))
-    groups = min(max(1, groups), len(different) - 1)
-    return np.isin(hashes, different[:groups])
 
 
 @dataclass(frozen=True)
