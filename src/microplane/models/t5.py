@@ -256,8 +256,11 @@ class T5(Model):
         return self
 
     def ignores(self, name: str) -> bool:
-        """Also second and third names of the embedding, and a bias of cross-attention that was never used."""
-        return super().ignores(name) or name in UNUSED
+        """Also further copies of the embedding, and a bias of cross-attention that was never used."""
+        return super().ignores(name) or name in (*COPIES, UNUSED)
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        return {"shared.weight": COPIES}
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""
@@ -286,8 +289,5 @@ class T5(Model):
 
 
 PLAIN_MLP = {"mlp.up": "wi", "mlp.down": "wo"}
-UNUSED = {
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-}
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
