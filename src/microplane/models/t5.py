@@ -14,7 +14,8 @@ The families differ only in what `T5Config` says (models/t5_config.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -123,15 +124,23 @@ class Block(nn.Module):
         bias: Tensor,
         cache: Cache | None = None,
         source: KeysValues | None = None,
-        source_sight: Sight | None = None,
+        across: Sight | None = None,
     ) -> Tensor:  # (T, D) -> (T, D)
         y = self.attention(self.attention_norm(x), sight, bias, cache)
         x = x + self.dropout(self.attention_socket(y))
-        if source is not None and source_sight is not None:
-            y = self.cross_attention.look(self.cross_attention_norm(x), source, source_sight)
+        if source is not None and across is not None:
+            y = self.cross_attention.look(self.cross_attention_norm(x), source, across)
             x = x + self.dropout(self.cross_attention_socket(y))
         y = self.mlp(self.mlp_norm(x))
         return x + self.dropout(self.mlp_socket(y))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that the encoder has read, as each layer of the decoder sees them."""
+
+    lengths: tuple[int, ...]
+    layers: list[KeysValues]
 
 
 class Stack(nn.Module):
@@ -144,26 +153,19 @@ class Stack(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.dropout = Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        rows: Rows,
-        memory: tuple[Tensor, Rows] | None = None,
-        cache: PairCache | None = None,
-    ) -> Tensor:
-        """(T, D) -> (T, D). A decoder looks at `memory`, the encoder's output (Ts, D), or at what `cache` holds of it."""
+    @property
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.layers))
+
+    def forward(self, x: Tensor, rows: Rows, source: Source | None = None, cache: Cache | None = None) -> Tensor:
+        """(T, D) -> (T, D). With a cache, the rows go on from what it holds, and join it."""
         sight = Sight(rows, cache.lengths if cache is not None else None, causal=self.decodes)
-        lengths = memory[1].lengths if memory is not None else cache.source_lengths if cache is not None else None
-        source_sight = Sight(rows, causal=False, keys=lengths) if lengths is not None else None
-        bias = x.new_zeros(())
-        x = self.dropout(x)
-        for layer, block in enumerate(self.layers):
+        across = None if source is None else Sight(rows, causal=False, keys=source.lengths)
+        x, bias = self.dropout(x), x.new_zeros(())
+        for layer, block in enumerate(self.blocks):
             if block.attention.relative is not None:
                 bias = block.attention.relative(sight)
-            source = None
-            if self.decodes:
-                source = block.cross_attention.read(*memory) if memory is not None else cache.memory[layer]
-            x = block(x, sight, bias, cache, source, source_sight)
+            x = block(x, sight, bias, cache, None if source is None else source.layers[layer], across)
         if cache is not None:
             cache.advance(rows)
         return self.dropout(self.norm(x))
@@ -206,11 +208,16 @@ class T5(Model):
         """
         if isinstance(rows, Pairs):
             assert cache is None, "what a cache goes on with is target rows alone"
-            hidden = self.decoder(self.embedded(rows.target.ids), rows.target, (self.encode(rows.source), rows.source))
+            target, source = rows.target, self.read(rows.source)
         else:
             assert isinstance(cache, PairCache), "target rows alone need the cache that `open` gives"
-            hidden = self.decoder(self.embedded(rows.ids), rows, cache=cache)
+            target, source = rows, Source(cache.source_lengths, cache.memory)
+        hidden = self.decoder(self.embedded(target.ids), target, source, cache)
         return hidden * self.config.hidden_size**-0.5 if self.config.scaled else hidden
+
+    def read(self, source: Rows) -> Source:
+        memory = self.encode(source)
+        return Source(source.lengths, [block.cross_attention.read(memory, source) for block in self.decoder.blocks])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -224,9 +231,8 @@ class T5(Model):
     def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         """Read the prompts; each answer begins with the start token."""
         source = Rows.of(prompts)
-        memory = self.encode(source)
         cache = PairCache(self.config.num_decoder_layers, source)
-        cache.memory = [block.cross_attention.read(memory, source) for block in self.decoder.layers]
+        cache.memory = self.read(source).layers
         return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
@@ -249,8 +255,11 @@ class T5(Model):
         return self
 
     def ignores(self, name: str) -> bool:
-        """Also second and third names of the embedding, and a bias of cross-attention that was never used."""
-        return super().ignores(name) or name in UNUSED
+        """Also further copies of the embedding, and a bias of cross-attention that was never used."""
+        return super().ignores(name) or name in (*COPIES, UNUSED)
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        return {"shared.weight": COPIES}
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""
@@ -279,8 +288,5 @@ class T5(Model):
 
 
 PLAIN_MLP = {"mlp.up": "wi", "mlp.down": "wo"}
-UNUSED = {
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-}
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

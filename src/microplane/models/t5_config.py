@@ -88,7 +88,7 @@ class T5Config:
         """
         architecture = architecture_of(config, ARCHITECTURES)
         kind = ARCHITECTURES[architecture]
-        fields = DEFAULTS[kind] | {name: x for name, x in config.items() if x is not None}
+        fields: dict[str, Any] = DEFAULTS[kind] | {name: x for name, x in config.items() if x is not None}
         check_types(fields, WANTED, SIZES)
         buckets, far = (
             fields.get("relative_attention_num_buckets", 32),

@@ -77,7 +77,11 @@ class PairCache(Cache):
             return
         super().select(indices)
         self.source_lengths = tuple(self.source_lengths[index] for index in indices)
-        chosen = torch.tensor(list(indices), dtype=torch.long)
+        chosen, longest = torch.tensor(list(indices), dtype=torch.long), max(self.source_lengths, default=0)
         self.memory = [
-            (k.index_select(0, chosen.to(k.device)), v.index_select(0, chosen.to(v.device))) for k, v in self.memory
+            (
+                k.index_select(0, chosen.to(k.device))[:, :, :longest],
+                v.index_select(0, chosen.to(v.device))[:, :, :longest],
+            )
+            for k, v in self.memory
         ]

@@ -19,7 +19,7 @@ def bucket_of(distance: Tensor, buckets: int, max_distance: int, causal: bool) -
 
     Causal: only what lies behind is told apart. Otherwise keys ahead have the upper half of the buckets.
     """
-    first = 0
+    first: Tensor | int = 0
     if causal:
         away = (-distance).clamp(min=0)
     else:
