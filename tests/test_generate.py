@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from microplane.config import GenerateKnobs
 from microplane.errors import ConfigError, DataError
 from microplane.generate import Answer, draw, generate, narrow, penalise
+from microplane.models.contract import Writing
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.nn.position import Rope
 from microplane.nn.rows import Rows
@@ -45,7 +46,9 @@ class ScriptedCache:
 class Scripted:
     """A model that answers the prompt [n] with script n, and then stops. It counts the tokens it computes."""
 
+    KIND = "decoder"
     training = False
+    writing = Writing()
     config = SimpleNamespace(context=1000)
 
     def __init__(self, *scripts):

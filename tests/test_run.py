@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import safetensors
 import torch
 import transformers
 import yaml
@@ -115,22 +116,18 @@ def test_eval_gives_what_the_run_said(done, place):
 
 def test_full_fine_tuning_leaves_a_model_folder(place, tmp_path):
     sets = SETS | {"runs": str(tmp_path), "train.epochs": 2, "train.lr": 1e-3}
-    del sets["model.dtype"]
     run = microplane.train(str(place / "model"), str(place / "rows.jsonl"), method="full", set=sets)
-    assert run.result["model"]["dtype"] == "float32"
     assert all(check["passed"] for check in run.result["checks"])
     transformers.AutoModelForCausalLM.from_pretrained(run.folder / "adapter")
     assert isinstance(run.load().generate("say aa", max_new_tokens=2), str)
 
 
-def test_full_fine_tuning_in_bfloat16_is_refused(place, tmp_path):
-    with pytest.raises(ConfigError, match="model.dtype = bfloat16: the method full trains the model's own weights"):
-        microplane.train(
-            str(place / "model"),
-            str(place / "rows.jsonl"),
-            method="full",
-            set=SETS | {"runs": str(tmp_path), "model.dtype": "bfloat16"},
-        )
+def test_full_fine_tuning_multiplies_in_bfloat16_and_keeps_float32_weights(place, tmp_path):
+    sets = SETS | {"runs": str(tmp_path), "model.dtype": "bfloat16"}
+    run = microplane.train(str(place / "model"), str(place / "rows.jsonl"), method="full", set=sets)
+    assert all(check["passed"] for check in run.result["checks"])
+    with safetensors.safe_open(run.folder / "adapter" / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
 
 
 def test_a_second_run_gets_a_number_and_a_name_is_not_taken_twice(done, place):

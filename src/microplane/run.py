@@ -174,7 +174,7 @@ class _Job:
     def _try(self, model: Model, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
         with torch.device("meta"):
-            self.method.attach(type(model)(model.config))  # type: ignore[call-arg]
+            self.method.attach(type(model)(model.config))
         for data in (splits.train, splits.validation):
             for row in range(min(len(data), 100)):
                 check_ids(model, tokenizer, data[row][0].tolist())

@@ -46,11 +46,6 @@ CASES = [
     knob("a head that is tied", "method.targets=[head]", "'head'", "tied to the embedding"),
     knob("an unknown metric", "eval.metrics=[exact]", "'exact'", "Did you mean 'exact_match'?", "rouge"),
     Case(
-        "bfloat16 for what trains the base",
-        train(*sets("method={name: full}", "model.dtype=bfloat16")),
-        ("model.dtype = bfloat16", "full", "float32"),
-    ),
-    Case(
         "scaled parameters for an adapter",
         train(*sets("train.optimizer=adafactor", "train.scale_parameter=true")),
         ("train.scale_parameter = true", "lora", "train.scale_parameter=false"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -177,7 +177,7 @@ class Transformer(Model):
     def _memories(self, rows: Rows) -> Iterable[Memory]:
         """What each block of the decoder takes from the encoder, made when the block needs it."""
         states = self.encode(rows)
-        return (block.cross_attention.memory(states, rows) for block in self.decoder.layers)
+        return (cast(DecoderBlock, block).cross_attention.memory(states, rows) for block in self.decoder.layers)
 
     def _enter(self, rows: Rows, embed: nn.Module, prelude: nn.Module | None = None) -> Tensor:
         """Embeddings with positions: (T, D)."""
