@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from microplane.config import GenerateKnobs
 from microplane.errors import ConfigError, DataError
 from microplane.generate import Answer, draw, generate, narrow, penalise
+from microplane.models.contract import Writing
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.nn.position import Rope
 from microplane.nn.rows import Rows
@@ -47,6 +48,8 @@ class Scripted:
 
     training = False
     config = SimpleNamespace(context=1000)
+    KIND = "decoder"
+    writing = Writing()
 
     def __init__(self, *scripts):
         self.scripts = [[*script.encode(), EOS] for script in scripts]
