@@ -71,9 +71,30 @@ T5_SMALL: dict[str, Any] = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
+MARIAN: dict[str, Any] = {
+    "architectures": ["MarianMTModel"],
+    "model_type": "marian",
+    "vocab_size": 97,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "activation_function": "relu",
+    "scale_embedding": True,
+    "max_position_embeddings": 128,
+    "dropout": 0.1,
+    "pad_token_id": 96,
+    "eos_token_id": 0,
+    "decoder_start_token_id": 96,
+}
 PAIR_CONFIGS: dict[str, dict[str, Any]] = {
     "t5": T5_SMALL,
     "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "marian": MARIAN,
+    "marian-apart": MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 97},
 }
 
 

@@ -73,7 +73,8 @@ class Loaded:
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
         ids = [self.prompt(prompt) for prompt in prompts]
-        return generate(self.model, self.tokenizer, ids, knobs or GenerateKnobs(), self.stop_ids, on_text=on_text)
+        tokenizer, knobs = self.tokenizer.for_targets, knobs or GenerateKnobs()
+        return generate(self.model, tokenizer, ids, knobs, self.stop_ids, on_text=on_text)
 
     def generate(self, prompt: str, **knobs: Any) -> str:
         """The answer to one prompt; knobs are those of `GenerateKnobs` (temperature, max_new_tokens, ...)."""

@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from microplane.data.gguf_vocab import KEY, build_from_gguf, byte_spelling
+from microplane.data.marian_vocab import OTHER_SIDE, SOURCE, SPECIAL, build_marian
 from microplane.data.sentencepiece import SPACE, build, read_model
 from microplane.data.tokenizer_config import (
     CONFIG,
@@ -41,6 +42,9 @@ class Tokenizer:
     special_tokens: Mapping[str, str | None] = field(default_factory=dict)  # of `NAMED`, for chat templates
     eos_ids: tuple[int, ...] = ()  # all that end an answer, the tokenizer's own first
     chat_template: str | None = None  # Jinja
+    target: Tokenizer | None = None  # of what is written, where it differs from that of what is read
+    other_side: str = ""  # what the spelling of pieces begins with that only the other of the two makes
+    files: Mapping[str, bytes] = field(default_factory=dict)  # saved as they are, in place of a tokenizer.json
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
@@ -83,7 +87,17 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special` puts what the model wants (BOS) around the text; special tokens that are written in the
         text are recognised either way."""
-        return self.backend.encode(text, add_special_tokens=special).ids
+        return self._ids(self.backend.encode(text, add_special_tokens=special))
+
+    def _ids(self, encoding: Encoding) -> list[int]:
+        """What is unknown to the one side's SentencePiece may yet have an id, as a piece of the other side's."""
+        if not self.other_side or self.unk_id not in encoding.ids:
+            return encoding.ids
+        found = (self.backend.token_to_id(self.other_side + token) for token in encoding.tokens)
+        return [
+            token if token != self.unk_id or other is None else other
+            for token, other in zip(encoding.ids, found, strict=True)
+        ]
 
     def encode_target(self, text: str) -> list[int]:
         """Token ids of what an encoder-decoder shall write."""
@@ -92,7 +106,7 @@ class Tokenizer:
     @property
     def for_targets(self) -> Tokenizer:
         """The tokenizer of what is written, where it differs from that of what is read."""
-        return self
+        return self.target or self
 
     def encode_pair(self, text: str, second: str = "") -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of one text or of two that belong together, with the special tokens that the model wants around and
@@ -116,7 +130,7 @@ class Tokenizer:
         if token in self._added:
             return text
         if not self._byte_level:
-            return text.replace(SPACE, " ")
+            return text.removeprefix(self.other_side).replace(SPACE, " ")
         try:
             return bytes(_BYTES[letter] for letter in text).decode("utf-8")
         except (KeyError, UnicodeDecodeError):
@@ -138,10 +152,16 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over all that decides ids and rendering."""
         parts = json.dumps([dict(self.special_tokens), self.chat_template], sort_keys=True)
-        return hashlib.sha256(f"{self._description}\n{parts}".encode()).hexdigest()
+        written = f"\n{self.target.fingerprint}" if self.target else ""
+        return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers opens with equal ids and template."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers opens with equal ids and template; or the
+        files that it was made of, where no tokenizer.json can say what they do."""
+        if self.files:
+            for name, data in self.files.items():
+                write_aside(folder / name, data)
+            return
         config: dict[str, Any] = {name: text for name, text in self.special_tokens.items() if text}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if self.chat_template is not None:
@@ -203,7 +223,8 @@ class TextStream:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a folder in Hugging Face layout (tokenizer.json or tokenizer.model) or of a .gguf file.
+    """The tokenizer of a folder in Hugging Face layout (tokenizer.json, tokenizer.model, or Marian's source.spm and
+    target.spm) or of a .gguf file.
 
     Raises:
         ModelError: if there is none, or it is damaged or not supported.
@@ -213,6 +234,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return _load_gguf(path)
     if not path.is_dir():
         raise ModelError(f"there is no tokenizer at {path}: give a model folder or a .gguf file")
+    if (path / SOURCE).is_file():
+        return _load_marian(path)
     if (path / "tokenizer.json").is_file():
         return _load_json(path)
     if (path / "tokenizer.model").is_file():
@@ -263,6 +286,17 @@ def _load_sentencepiece(folder: Path) -> Tokenizer:
     bos = named["bos_token"] if config.get("add_bos_token") else None
     _surround(backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
     return tokenizer
+
+
+def _load_marian(folder: Path) -> Tokenizer:
+    config = SPECIAL | read_json(folder / CONFIG)
+    named, _ = special_tokens(folder, config, NAMED)
+    sides = build_marian(folder, {name: named[name] for name in SPECIAL})
+    for backend in (sides.source, sides.target):
+        _surround(backend, None, named["eos_token"])
+    target = replace(_with_config(sides.target, folder, config), other_side=OTHER_SIDE)
+    source = _with_config(sides.source, folder, config)
+    return replace(source, eos_ids=target.eos_ids, target=target, other_side=OTHER_SIDE, files=sides.files)
 
 
 def _prefix(own: str, config: Mapping[str, Any]) -> str:

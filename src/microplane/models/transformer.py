@@ -2,8 +2,8 @@
 
     T   tokens of all rows, side by side       D   model width (d_model)
     S   tokens of all source rows              M   width of the feed-forward layer
-    H   heads                                  V   vocabulary
-    Dh  width of a head (D / H)                K   positions whose logits are wanted
+    B   pairs of rows, L longest source row    V   vocabulary
+    H   heads, of width Dh = D / H             K   positions whose logits are wanted
 
 The paper's model is this one with activation relu and scale_embedding; Marian's published ones (Helsinki-NLP) take
 swish. All is as in the paper, section 3: norms behind the sum, biases, one table for source, target and head (3.4).
@@ -26,84 +26,84 @@ from microplane.models.contract import Model, Writing
 from microplane.models.transformer_config import ARCHITECTURES, TransformerConfig
 from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
-from microplane.nn.dropout import dropout
+from microplane.nn.dropout import Dropout
 from microplane.nn.layers import MLP, LayerNorm, Linear
 from microplane.nn.position import sinusoids
 from microplane.nn.rows import Pairs, Rows, to_grid
 
-Memory = tuple[Tensor, Tensor]  # keys and values (B, H, L, Dh) of the rows that were read
+KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 
 
 class Attention(nn.Module):
-    """Of a row to itself."""
+    """To the row itself by `forward`; to rows that the encoder has read by `read` and `look`."""
 
-    def __init__(self, width: int, heads: int, share: float, layer: int):
+    def __init__(self, config: TransformerConfig, heads: int, layer: int):
         super().__init__()
-        self.layer, self.head_dim, self.share = layer, width // heads, share
+        D = config.hidden_size
+        self.layer, self.head_dim = layer, D // heads
         self.scale = 1.0 / math.sqrt(self.head_dim)
-        self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
-        self.prefix: nn.Module | None = None  # a socket: gives keys and values (H, P, Dh) that every row sees first
+        self.q, self.k, self.v, self.o = (Linear(D, D) for _ in range(4))
+        self.prefix: nn.Module | None = None  # gives keys and values (H, P, Dh) that every row sees before its own
+        self.dropout = Dropout(config.attention_dropout)
 
-    def heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
+    def forward(self, x: Tensor, sight: Sight, cache: Cache | None = None) -> Tensor:  # (T, D) -> (T, D)
+        q, k, v = (self._heads(linear, x) for linear in (self.q, self.k, self.v))
+        mixed = attend(q, k, v, sight, self.scale, None, cache, self.layer, None, self._drop, self._prefix)
+        return self.o(mixed.flatten(1))
+
+    def read(self, memory: Tensor, rows: Rows) -> KeysValues:
+        """Keys and values of source rows: (S, D) -> (B, H, L, Dh)."""
+        k, v = (to_grid(self._heads(linear, memory), rows).transpose(1, 2) for linear in (self.k, self.v))
+        return k, v
+
+    def look(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:  # (T, D) -> (T, D)
+        q = self._heads(self.q, x)
+        mixed = attend_to(q, *source, sight, self.scale, dropout=self._drop, prefix=self._prefix)
+        return self.o(mixed.flatten(1))
+
+    def _heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
         return linear(x).unflatten(-1, (-1, self.head_dim))
 
     @property
-    def extras(self) -> dict[str, Any]:
-        prefix = None if self.prefix is None else self.prefix()
-        return {"dropout": self.share if self.training else 0.0, "prefix": prefix}
+    def _drop(self) -> float:
+        return self.dropout.p if self.training else 0.0
 
-    def forward(self, x: Tensor, sight: Sight, cache: Cache | None = None) -> Tensor:  # (T, D) -> (T, D)
-        q, k, v = (self.heads(linear, x) for linear in (self.q, self.k, self.v))
-        mixed = attend(q, k, v, sight, self.scale, cache=cache, layer=self.layer, **self.extras)
-        return self.o(mixed.flatten(1))
-
-
-class CrossAttention(Attention):
-    """Of a target row to what the encoder made of its source row."""
-
-    def memory(self, states: Tensor, rows: Rows) -> Memory:  # states (S, D)
-        k, v = (to_grid(self.heads(linear, states), rows).transpose(1, 2) for linear in (self.k, self.v))
-        return k, v
-
-    def forward(self, x: Tensor, memory: Memory, sight: Sight) -> Tensor:  # type: ignore[override]
-        mixed = attend_to(self.heads(self.q, x), *memory, sight, self.scale, **self.extras)
-        return self.o(mixed.flatten(1))
+    @property
+    def _prefix(self) -> KeysValues | None:
+        return None if self.prefix is None else self.prefix()
 
 
 class EncoderBlock(nn.Module):
     def __init__(self, config: TransformerConfig, heads: int, inner: int, layer: int):
         super().__init__()
         D = config.hidden_size
-        self.share = config.dropout
-        self.attention = Attention(D, heads, config.attention_dropout, layer)
+        self.attention = Attention(config, heads, layer)
         self.attention_socket = nn.Identity()
         self.attention_norm = LayerNorm(D)
-        self.mlp = MLP(D, inner, config.activation, bias=True, share=config.activation_dropout)
+        self.mlp = MLP(D, inner, config.activation, bias=True, dropout=config.activation_dropout)
         self.mlp_socket = nn.Identity()
         self.mlp_norm = LayerNorm(D)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + dropout(y, self.share, self.training)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:  # (S, D) -> (S, D)
-        x = self.attention_norm(self.add(x, self.attention_socket(self.attention(x, sight))))
-        return self.mlp_norm(self.add(x, self.mlp_socket(self.mlp(x))))
+        x = self.attention_norm(x + self.dropout(self.attention_socket(self.attention(x, sight))))
+        return self.mlp_norm(x + self.dropout(self.mlp_socket(self.mlp(x))))
 
 
 class DecoderBlock(EncoderBlock):
     def __init__(self, config: TransformerConfig, heads: int, inner: int, layer: int):
         super().__init__(config, heads, inner, layer)
-        self.cross_attention = CrossAttention(config.hidden_size, heads, config.attention_dropout, layer)
+        self.cross_attention = Attention(config, heads, layer)
         self.cross_attention_socket = nn.Identity()
         self.cross_attention_norm = LayerNorm(config.hidden_size)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, sight: Sight, memory: Memory, across: Sight, cache: Cache | None = None
+        self, x: Tensor, sight: Sight, source: KeysValues, source_sight: Sight, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        x = self.attention_norm(self.add(x, self.attention_socket(self.attention(x, sight, cache))))
-        y = self.cross_attention_socket(self.cross_attention(x, memory, across))
-        x = self.cross_attention_norm(self.add(x, y))
-        return self.mlp_norm(self.add(x, self.mlp_socket(self.mlp(x))))
+        x = self.attention_norm(x + self.dropout(self.attention_socket(self.attention(x, sight, cache))))
+        y = self.cross_attention.look(x, source, source_sight)
+        x = self.cross_attention_norm(x + self.dropout(self.cross_attention_socket(y)))
+        return self.mlp_norm(x + self.dropout(self.mlp_socket(self.mlp(x))))
 
 
 class Stack(nn.Module):
@@ -134,10 +134,11 @@ class Transformer(Model):
         self.embed = nn.Embedding(config.source_vocab_size, D, pad)
         self.target_embed = None if config.shared else nn.Embedding(V, D, config.pad)
         self.prelude = nn.Identity()
+        self.dropout = Dropout(config.dropout)
         read = (config.encoder_heads, config.encoder_inner)
         written = (config.decoder_heads, config.decoder_inner)
-        self.encoder = Stack(EncoderBlock(config, *read, layer) for layer in range(config.encoder_layers))
-        self.decoder = Stack(DecoderBlock(config, *written, layer) for layer in range(config.decoder_layers))
+        self.encoder = Stack(EncoderBlock(config, *read, layer) for layer in range(config.num_layers))
+        self.decoder = Stack(DecoderBlock(config, *written, layer) for layer in range(config.num_decoder_layers))
         self.head = None if config.tied else Linear(D, V, bias=False)
         self.register_buffer("final_logits_bias", torch.zeros(1, V))
 
@@ -150,18 +151,18 @@ class Transformer(Model):
 
         Without a cache it takes `Pairs`; with one (of `open`) only target rows, which go on from what it holds.
         """
-        memories: Iterable[Memory]
+        memory: Iterable[KeysValues]
         if isinstance(cache, PairCache):
             assert isinstance(rows, Rows), "the cache holds what was read"
-            target, read, memories = rows, cache.source_lengths, cache.memory
+            target, lengths, memory = rows, cache.source_lengths, cache.memory
         else:
             assert isinstance(rows, Pairs), "an encoder-decoder takes pairs of rows"
-            target, read, memories = rows.target, rows.source.lengths, self._memories(rows.source)
+            target, lengths, memory = rows.target, rows.source.lengths, self._read(rows.source)
         x = self._enter(target, self.target_embed or self.embed)  # (T, D)
         sight = Sight(target, None if cache is None else cache.lengths)
-        across = Sight(target, causal=False, keys=read)
-        for block, memory in zip(self.decoder.layers, memories, strict=True):
-            x = block(x, sight, memory, across, cache)
+        source_sight = Sight(target, causal=False, keys=lengths)
+        for block, source in zip(self.decoder.layers, memory, strict=True):
+            x = block(x, sight, source, source_sight, cache)
         if cache is not None:
             cache.advance(target)
         return x
@@ -174,10 +175,10 @@ class Transformer(Model):
             x = block(x, sight)
         return x
 
-    def _memories(self, rows: Rows) -> Iterable[Memory]:
-        """What each block of the decoder takes from the encoder, made when the block needs it."""
-        states = self.encode(rows)
-        return (cast(DecoderBlock, block).cross_attention.memory(states, rows) for block in self.decoder.layers)
+    def _read(self, rows: Rows) -> Iterable[KeysValues]:
+        """What each block of the decoder looks at, made when the block needs it."""
+        memory = self.encode(rows)
+        return (cast(DecoderBlock, block).cross_attention.read(memory, rows) for block in self.decoder.layers)
 
     def _enter(self, rows: Rows, embed: nn.Module, prelude: nn.Module | None = None) -> Tensor:
         """Embeddings with positions: (T, D)."""
@@ -187,7 +188,7 @@ class Transformer(Model):
             x = x * math.sqrt(self.config.hidden_size)
         x = x + sinusoids(rows.positions, self.config.hidden_size).to(x)
         x = x if prelude is None else prelude(x)
-        return dropout(x, self.config.dropout, self.training)
+        return self.dropout(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -210,9 +211,7 @@ class Transformer(Model):
         told = self.generation_config or self.source_config or {}
         words, last = told.get("bad_words_ids") or [], told.get("forced_eos_token_id")
         if not isinstance(words, list) or not all(_is_token(word) for word in words):
-            raise ModelError(
-                f"bad_words_ids = {words!r} is not supported; only a list of single tokens is, as in [[5]]"
-            )
+            raise ModelError(f"bad_words_ids = {words!r} is not supported; only single tokens are, as in [[5]]")
         if last is not None and type(last) is not int:
             raise ModelError(f"forced_eos_token_id = {last!r} is not supported; only a single token is")
         never = dict.fromkeys([self.config.pad, *(word[0] for word in words)])
@@ -220,9 +219,9 @@ class Transformer(Model):
 
     def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         rows = Rows.of(prompts)
-        cache = PairCache(self.config.decoder_layers, rows)
-        cache.memory = list(self._memories(rows))
-        return cache, [[self.config.start] for _ in prompts]
+        cache = PairCache(self.config.num_decoder_layers, rows)
+        cache.memory = [(k.contiguous(), v.contiguous()) for k, v in self._read(rows)]
+        return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Transformer:
@@ -263,7 +262,7 @@ class Transformer(Model):
         names = {"embed.weight": SHARED if config.shared else SOURCE, "final_logits_bias": "final_logits_bias"}
         names |= {} if config.shared else {"target_embed.weight": TARGET}
         names |= {} if config.tied else {"head.weight": HEAD}
-        for stack, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        for stack, count in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
             modules = MODULES if stack == "encoder" else MODULES | CROSS_MODULES
             for i in range(count):
                 for ours, theirs in modules.items():

@@ -41,14 +41,14 @@ class TransformerConfig:
     vocab_size: int  # of what is written, and of what is read where embeddings are shared
     source_vocab_size: int
     hidden_size: int
-    encoder_layers: int
-    decoder_layers: int
+    num_layers: int  # of the encoder
+    num_decoder_layers: int
     encoder_heads: int
     decoder_heads: int
     encoder_inner: int  # width of the feed-forward layers
     decoder_inner: int
     pad: int
-    start: int  # token that every target begins with
+    decoder_start: int  # token that every target begins with
     activation: str = "relu"
     dropout: float = 0.1
     attention_dropout: float = 0.0
@@ -59,10 +59,6 @@ class TransformerConfig:
     context: int = 1024  # max_position_embeddings, of the source and of the target
 
     final_logit_softcapping = None
-
-    @property
-    def num_layers(self) -> int:
-        return self.decoder_layers
 
     @property
     def shared(self) -> bool:
@@ -90,14 +86,14 @@ class TransformerConfig:
             vocab_size=target,
             source_vocab_size=fields["vocab_size"],
             hidden_size=fields["d_model"],
-            encoder_layers=fields["encoder_layers"],
-            decoder_layers=fields["decoder_layers"],
+            num_layers=fields["encoder_layers"],
+            num_decoder_layers=fields["decoder_layers"],
             encoder_heads=fields["encoder_attention_heads"],
             decoder_heads=fields["decoder_attention_heads"],
             encoder_inner=fields["encoder_ffn_dim"],
             decoder_inner=fields["decoder_ffn_dim"],
             pad=fields["pad_token_id"],
-            start=fields["decoder_start_token_id"],
+            decoder_start=fields["decoder_start_token_id"],
             activation=fields.get("activation_function", "gelu"),
             dropout=fields.get("dropout", 0.1),
             attention_dropout=fields.get("attention_dropout", 0.0),
@@ -117,14 +113,14 @@ class TransformerConfig:
             "vocab_size": self.source_vocab_size,
             "decoder_vocab_size": self.vocab_size,
             "d_model": self.hidden_size,
-            "encoder_layers": self.encoder_layers,
-            "decoder_layers": self.decoder_layers,
+            "encoder_layers": self.num_layers,
+            "decoder_layers": self.num_decoder_layers,
             "encoder_attention_heads": self.encoder_heads,
             "decoder_attention_heads": self.decoder_heads,
             "encoder_ffn_dim": self.encoder_inner,
             "decoder_ffn_dim": self.decoder_inner,
             "pad_token_id": self.pad,
-            "decoder_start_token_id": self.start,
+            "decoder_start_token_id": self.decoder_start,
             "activation_function": self.activation,
             "dropout": self.dropout,
             "attention_dropout": self.attention_dropout,

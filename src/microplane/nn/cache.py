@@ -80,8 +80,8 @@ class PairCache(Cache):
         chosen, longest = torch.tensor(list(indices), dtype=torch.long), max(self.source_lengths, default=0)
         self.memory = [
             (
-                k.index_select(0, chosen.to(k.device))[:, :, :longest],
-                v.index_select(0, chosen.to(v.device))[:, :, :longest],
+                k[:, :, :longest].index_select(0, chosen.to(k.device)),  # narrowed first, so that it is dense
+                v[:, :, :longest].index_select(0, chosen.to(v.device)),
             )
             for k, v in self.memory
         ]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microplane.nn.dropout import dropout
+from microplane.nn.dropout import Dropout
 from microplane.nn.pointwise import rms_norm, silu_gate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,17 +71,18 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(act(up(x))) (arXiv 1706.03762, equation 2), with dropout of a `share` of what is between."""
+    """down(act(up(x))) (arXiv 1706.03762, equation 2), with dropout between."""
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, share: float = 0.0):
+    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, dropout: float = 0.0):
         super().__init__()
-        self.activation, self.share = activation, share
+        self.activation = activation
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         inner = ACTIVATIONS[self.activation](self.up(x))  # (T, M)
-        return self.down(dropout(inner, self.share, self.training))
+        return self.down(self.dropout(inner))
 
 
 class GatedMLP(nn.Module):

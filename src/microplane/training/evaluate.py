@@ -99,7 +99,7 @@ def evaluate_answers(
     model.eval()
     generation = GenerateKnobs(max_new_tokens=limit)
     prompts = [prompt for prompt, _ in pairs]
-    answers = generate(model, tokenizer, prompts, generation, stop_ids, progress=progress)
+    answers = generate(model, tokenizer.for_targets, prompts, generation, stop_ids, progress=progress)
     model.train(was_training)
     texts = [answer.text for answer in answers]
     shown = [tokenizer.decode(own) for own in without_frame(prompts)]
