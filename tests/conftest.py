@@ -22,3 +22,19 @@ def smollm2():
     from microplane.models.hub import resolve
 
     return resolve("smollm2")
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer():
+    """The folder of T5's own tokenizer: spiece.model, tokenizer.json and its config (fetched like the model above)."""
+    from microplane.models.hub import packaged_file
+
+    return packaged_file("t5-tokenizer", "spiece.model").parent
+
+
+@pytest.fixture(scope="session")
+def mt5_tokenizer():
+    """The folder of mT5's spiece.model."""
+    from microplane.models.hub import packaged_file
+
+    return packaged_file("mt5-tokenizer", "spiece.model").parent

@@ -35,10 +35,12 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     Args:
         name: a run's folder, or an adapter's.
         out: the new folder; must not exist, or be empty.
-        dtype: of the weights written; otherwise what the base is stored in, and float32 for a quantised base.
+        dtype: of the weights written; otherwise what the base is stored in, and float32 for a quantised base or one
+            that is stored in a format that its family fails in.
 
     Raises:
         AdapterError: no adapter there, a method that cannot be merged, or `out` is taken.
+        ModelError: the model's family fails in `dtype`.
     """
     folder, source = Path(out), adapter_folder(Path(name).expanduser())
     if source is None:
@@ -48,7 +50,9 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
         raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to merge into")
     loaded = load(name, dtype="float32")
     assert loaded.method is not None
-    dtype = dtype or _stored_dtype(loaded.path)
+    loaded.model.refuse_format(dtype)
+    stored = _stored_dtype(loaded.path)
+    dtype = dtype or (torch.float32 if stored in loaded.model.NEVER else stored)
     rows = _probe_rows(Path(name)) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
     before = probe_logits(loaded.model, rows)
     loaded.method.merge(loaded.model)

@@ -455,7 +455,7 @@ def test_gguf_vocabularies_that_cannot_be_used(changes, said, tmp_path):
 
 
 def test_folders_without_a_tokenizer(tmp_path):
-    with pytest.raises(ModelError, match=r"has no tokenizer: expected tokenizer.json or tokenizer.model"):
+    with pytest.raises(ModelError, match=r"has no tokenizer: expected tokenizer.json, tokenizer.model or spiece.model"):
         load_tokenizer(tmp_path)
     with pytest.raises(ModelError, match="there is no tokenizer at .*absent: give a model folder or a .gguf file"):
         load_tokenizer(tmp_path / "absent")

@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from microplane.data.gguf_vocab import KEY, build_from_gguf, byte_spelling
 from microplane.data.marian_vocab import OTHER_SIDE, SOURCE, SPECIAL, build_marian
 from microplane.data.sentencepiece import SPACE, build, read_model
+from microplane.data.t5_vocab import BYTES, SPIECE, build_bytes, build_spiece
 from microplane.data.tokenizer_config import (
     CONFIG,
     added_tokens,
@@ -223,8 +224,10 @@ class TextStream:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a folder in Hugging Face layout (tokenizer.json, tokenizer.model, or Marian's source.spm and
-    target.spm) or of a .gguf file.
+    """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
+
+    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, or Marian's source.spm and target.spm; ByT5's
+    needs no file, only to be named.
 
     Raises:
         ModelError: if there is none, or it is damaged or not supported.
@@ -240,7 +243,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return _load_json(path)
     if (path / "tokenizer.model").is_file():
         return _load_sentencepiece(path)
-    raise ModelError(f"{path} has no tokenizer: expected tokenizer.json or tokenizer.model beside the weights")
+    config = read_json(path / CONFIG)
+    if (path / SPIECE).is_file():
+        return _load_t5(path, config, *build_spiece(path, config))
+    if (config.get("tokenizer_class") or read_json(path / "config.json").get("tokenizer_class")) in BYTES:
+        return _load_t5(path, config, *build_bytes(path, config))
+    raise ModelError(
+        f"{path} has no tokenizer: expected tokenizer.json, tokenizer.model or {SPIECE} beside the weights, or"
+        f" tokenizer_class = {BYTES[0]} in {CONFIG}"
+    )
 
 
 def _load_gguf(path: Path) -> Tokenizer:
@@ -297,6 +308,12 @@ def _load_marian(folder: Path) -> Tokenizer:
     target = replace(_with_config(sides.target, folder, config), other_side=OTHER_SIDE)
     source = _with_config(sides.source, folder, config)
     return replace(source, eos_ids=target.eos_ids, target=target, other_side=OTHER_SIDE, files=sides.files)
+
+
+def _load_t5(folder: Path, config: Mapping[str, Any], backend: Backend, own: Mapping[str, str]) -> Tokenizer:
+    tokenizer = _with_config(backend, folder, {**own, **config})
+    _surround(backend, None, tokenizer.special_tokens["eos_token"])
+    return tokenizer
 
 
 def _prefix(own: str, config: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from microplane.errors import ModelError
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Pairs, Rows
 
@@ -49,6 +50,7 @@ class Model(nn.Module):
     KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"
     TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
     TENSORS_TIE: ClassVar[bool] = False  # whether the two are one is seen by the tensors, not by config.json
+    NEVER: ClassVar[Mapping[torch.dtype, str]] = {}  # formats in which the family fails, and why
     source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
     generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()
@@ -146,6 +148,15 @@ class Model(nn.Module):
     def init_weights(self, seed: int = 0) -> Model:
         """New random weights, as the family begins its training; the same for the same seed."""
         raise NotImplementedError
+
+    @classmethod
+    def refuse_format(cls, dtype: torch.dtype | None) -> None:
+        """Raises:
+        ModelError: if the family fails with weights of that format, saying why.
+        """
+        if dtype in cls.NEVER:
+            name = str(dtype).removeprefix("torch.")
+            raise ModelError(f"{cls.__name__} is never kept in {name}: {cls.NEVER[dtype]}. Choose bfloat16 or float32")
 
     @property
     def device(self) -> torch.device:

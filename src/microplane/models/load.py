@@ -217,6 +217,8 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, compute: torch.dt
     checkpoint = open_checkpoint(path)
     try:
         model = shape_of(checkpoint)
+        model.refuse_format(dtype)
+        model.refuse_format(compute)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
@@ -257,18 +259,18 @@ def shape_of(checkpoint: Checkpoint) -> Model:
     with torch.device("meta"):
         model = kind.from_hf(fields)
         if checkpoint.tensors and (model.config.tied or kind.TENSORS_TIE):
-            tied = _head_is_embedding(checkpoint.tensors, *model.tied_names)
+            tied = _head_is_embedding(model, checkpoint.tensors)
             model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
         if head := head_of(checkpoint.config, model.config.hidden_size):
             put_head(model, TaskHead(head))
     return model
 
 
-def _head_is_embedding(tensors: Mapping[str, Tensor], embedding: str, head: str) -> bool:
+def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
     """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
-    if head not in tensors or embedding not in tensors:
-        return True
-    return torch.equal(tensors[head], tensors[embedding])
+    embedding, head = model.tied_names
+    copies = [name for name in (embedding, *model.aliases().get(embedding, ())) if name in tensors and name != head]
+    return head not in tensors or not copies or torch.equal(tensors[head], tensors[copies[0]])
 
 
 def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -333,6 +335,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     Each file is written aside and then renamed, so that none is ever half written.
     """
     assert isinstance(model, Model)
+    model.refuse_format(dtype or next(model.parameters()).dtype)
     names, state, head = hf_names(model), model.state_dict(), model.task_head
     assert names.keys() == state.keys(), "merge what a method has added before saving the model"
     folder.mkdir(parents=True, exist_ok=True)

@@ -172,15 +172,18 @@ class Stack(nn.Module):
 
 
 class T5(Model):
-    """An encoder-decoder; see models/contract.py for what its parts are called. `prelude` sees the source's embeddings.
+    """An encoder-decoder; see models/contract.py for what its parts are called.
 
-    Never in float16: the stream between the blocks grows beyond what it can hold.
+    `prelude` sees the embeddings of the source.
     """
 
     ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
     KIND: ClassVar[str] = "encoder-decoder"
     TIED: ClassVar[tuple[str, str]] = ("shared.weight", "lm_head.weight")
     TENSORS_TIE: ClassVar[bool] = True
+    NEVER: ClassVar[Mapping[torch.dtype, str]] = {
+        torch.float16: "its activations grow beyond 65,504, the most that format holds, and become NaN"
+    }
     config: T5Config
     embed: nn.Embedding
     head: nn.Linear | None
