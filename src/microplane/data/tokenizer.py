@@ -24,6 +24,7 @@ from microplane.data.tokenizer_config import (
     special_tokens,
     stop_ids_of_model,
 )
+from microplane.data.vocab_files import build_from_files
 from microplane.errors import ModelError
 from microplane.gguf_file import read_header
 from microplane.paths import write_aside
@@ -203,7 +204,8 @@ class TextStream:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a folder in Hugging Face layout (tokenizer.json or tokenizer.model) or of a .gguf file.
+    """The tokenizer of a folder in Hugging Face layout (tokenizer.json or tokenizer.model, of BERT and RoBERTa also
+    their plain vocabularies) or of a .gguf file.
 
     Raises:
         ModelError: if there is none, or it is damaged or not supported.
@@ -217,6 +219,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return _load_json(path)
     if (path / "tokenizer.model").is_file():
         return _load_sentencepiece(path)
+    if built := build_from_files(path):
+        backend, named = built
+        return _with_config(backend, path, named | read_json(path / CONFIG))
     raise ModelError(f"{path} has no tokenizer: expected tokenizer.json or tokenizer.model beside the weights")
 
 

@@ -222,7 +222,7 @@ class Transformer(Model):
         rows = Rows.of(prompts)
         cache = PairCache(self.config.decoder_layers, rows)
         cache.memory = list(self._memories(rows))
-        return cache, [[self.config.start] for _ in prompts]
+        return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Transformer:

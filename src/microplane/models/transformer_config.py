@@ -48,7 +48,7 @@ class TransformerConfig:
     encoder_inner: int  # width of the feed-forward layers
     decoder_inner: int
     pad: int
-    start: int  # token that every target begins with
+    decoder_start: int  # token that every target begins with
     activation: str = "relu"
     dropout: float = 0.1
     attention_dropout: float = 0.0
@@ -97,7 +97,7 @@ class TransformerConfig:
             encoder_inner=fields["encoder_ffn_dim"],
             decoder_inner=fields["decoder_ffn_dim"],
             pad=fields["pad_token_id"],
-            start=fields["decoder_start_token_id"],
+            decoder_start=fields["decoder_start_token_id"],
             activation=fields.get("activation_function", "gelu"),
             dropout=fields.get("dropout", 0.1),
             attention_dropout=fields.get("attention_dropout", 0.0),
@@ -124,7 +124,7 @@ class TransformerConfig:
             "encoder_ffn_dim": self.encoder_inner,
             "decoder_ffn_dim": self.decoder_inner,
             "pad_token_id": self.pad,
-            "decoder_start_token_id": self.start,
+            "decoder_start_token_id": self.decoder_start,
             "activation_function": self.activation,
             "dropout": self.dropout,
             "attention_dropout": self.attention_dropout,
