@@ -27,14 +27,22 @@ def smollm2():
 @pytest.fixture(scope="session")
 def t5_tokenizer():
     """The folder of T5's own tokenizer: spiece.model, tokenizer.json and its config (fetched like the model above)."""
-    from microplane.models.hub import packaged_file
+    from microplane.models.hub import tokenizer_folder
 
-    return packaged_file("t5-tokenizer", "spiece.model").parent
+    return tokenizer_folder("t5-tokenizer")
 
 
 @pytest.fixture(scope="session")
 def mt5_tokenizer():
     """The folder of mT5's spiece.model."""
-    from microplane.models.hub import packaged_file
+    from microplane.models.hub import tokenizer_folder
 
-    return packaged_file("mt5-tokenizer", "spiece.model").parent
+    return tokenizer_folder("mt5-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """all-MiniLM-L6-v2 as a folder (fetched once into the user's cache)."""
+    from microplane.models.hub import resolve
+
+    return resolve("minilm")

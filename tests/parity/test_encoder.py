@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import transformers
 from microplane.models.contract import hf_names
 from microplane.models.head_config import FORMS
 from microplane.models.heads import head_loss, task_scores
-from microplane.models.load import load_model, save_model
+from microplane.models.load import Checkpoint, load_model, save_model, shape_of
 from microplane.nn.rows import Rows
 
 SMALL = {
@@ -310,3 +311,115 @@ def test_bfloat16_is_finite_and_close(case: Case, tmp_path):
     assert narrow.dtype == torch.bfloat16
     assert narrow.isfinite().all()
     assert (narrow.float() - wide).norm() < 0.05 * wide.norm()
+
+
+CLASSIC = {
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "position_embedding_type": "absolute",
+}
+AS_ROBERTA = CLASSIC | {
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 514,
+    "pad_token_id": 1,
+    "type_vocab_size": 1,
+}
+PUBLISHED = {
+    "bert-base-uncased": CLASSIC
+    | {
+        "architectures": ["BertForMaskedLM"],
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "model_type": "bert",
+        "pad_token_id": 0,
+        "type_vocab_size": 2,
+        "vocab_size": 30522,
+    },
+    "roberta-base": AS_ROBERTA
+    | {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "vocab_size": 50265},
+    "xlm-roberta-base": AS_ROBERTA
+    | {"architectures": ["XLMRobertaForMaskedLM"], "model_type": "xlm-roberta", "vocab_size": 250002},
+    "ModernBERT-base": {
+        "architectures": ["ModernBertForMaskedLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 50281,
+        "classifier_activation": "gelu",
+        "classifier_bias": False,
+        "classifier_dropout": 0.0,
+        "classifier_pooling": "mean",
+        "cls_token_id": 50281,
+        "decoder_bias": True,
+        "deterministic_flash_attn": False,
+        "embedding_dropout": 0.0,
+        "eos_token_id": 50282,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "hidden_activation": "gelu",
+        "hidden_size": 768,
+        "initializer_cutoff_factor": 2.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 1152,
+        "layer_norm_eps": 1e-05,
+        "local_attention": 128,
+        "local_rope_theta": 10000.0,
+        "max_position_embeddings": 8192,
+        "mlp_bias": False,
+        "mlp_dropout": 0.0,
+        "model_type": "modernbert",
+        "norm_bias": False,
+        "norm_eps": 1e-05,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 22,
+        "pad_token_id": 50283,
+        "position_embedding_type": "absolute",
+        "sep_token_id": 50282,
+        "tie_word_embeddings": True,
+        "vocab_size": 50368,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sequence", "tokens"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes(name: str, kind: str):
+    """Of random weights, which both sides share in memory; a row longer than ModernBERT's window."""
+    fields = copy.deepcopy(PUBLISHED[name])
+    config = transformers.AutoConfig.for_model(**fields)
+    config.num_labels = LABELS
+    torch.manual_seed(0)
+    theirs = randomised(AUTOS[kind].from_config(config, attn_implementation="eager"))
+    told = {**fields, "architectures": [type(theirs).__name__], "num_labels": LABELS}
+    state = theirs.state_dict()
+    ours = shape_of(Checkpoint(told, state, Path("memory"), "float32"))
+    names = hf_names(ours)
+    ours.load_state_dict({own: state[names[own]] for own in ours.state_dict()}, assign=True)
+    ours.eval().requires_grad_(True)
+
+    rows = texts((150, 9), 30000)
+    side = "left" if kind == "tokens" else "right"
+    batch, real = padded(rows, side, fields["pad_token_id"])
+    if kind == "tokens":
+        labels = torch.randint(0, LABELS, real.shape).masked_fill(~real, -100)
+        if fields["model_type"] in ("bert", "modernbert"):
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    else:
+        labels = torch.tensor([2, 0])
+    expected = theirs(**batch, labels=labels)
+    scores = task_scores(ours, Rows.of(rows))
+    assert off(scores, expected.logits[real] if kind == "tokens" else expected.logits) < 1e-4
+    task, flat = ("tokens", labels[real]) if kind == "tokens" else ("classification", labels)
+    loss = head_loss(scores, flat, task) / len(flat)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    loss.backward()
+    expected.loss.backward()
+    assert_gradients_agree(ours, theirs, (name, kind))

