@@ -43,8 +43,16 @@ class ModelKnobs(Knobs):
         description="a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name such as org/model",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the frozen base; auto takes what measures fastest on this machine"
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
+        "auto",
+        description="number format of the frozen base; auto takes what measures fastest on this machine, or what the "
+        "method needs; int8 and nf4 (4 bits) store the linears of the blocks small, and embedding, norms and head as is",
+    )
+    compute: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format in which an int8 or nf4 base is multiplied; auto takes what measures fastest"
+    )
+    cache_dequantised: bool = Field(
+        False, description="keep an int8 or nf4 base dequantised: faster, but as much memory as without quantising"
     )
 
 

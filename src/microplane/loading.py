@@ -21,7 +21,8 @@ from microplane.generate import Answer, generate
 from microplane.methods import Method
 from microplane.models.hub import resolve
 from microplane.models.load import load_model
-from microplane.nn.number_format import fastest_dtype
+from microplane.nn.number_format import NumberFormat, fastest_dtype
+from microplane.nn.quantised import QUANTISED
 from microplane.training.checkpoint import load_adapter, read_method
 
 MEBIBYTE = 1 << 20
@@ -75,6 +76,9 @@ class Loaded:
 def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Loaded:
     """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
 
+    Args:
+        dtype: as the knob `model.dtype`; auto quantises the base of an adapter as it was when the adapter was trained.
+
     Raises:
         ModelError, AdapterError: saying what is not there or does not fit.
     """
@@ -84,7 +88,7 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
-    model = load_model(path, number_format(dtype))
+    model = load_model(path, number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype))
     if not method.whole_model:
         attach(model, method, folder)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
@@ -111,8 +115,31 @@ def adapter_folder(path: Path) -> Path | None:
     return None
 
 
-def number_format(name: str) -> torch.dtype:
+def number_format(name: str, compute: str = "auto", cached: bool = False) -> NumberFormat:
+    """The format that the knobs `model.dtype`, `model.compute` and `model.cache_dequantised` ask for.
+
+    Raises:
+        ConfigError: if the last two are set for a base that is not quantised.
+    """
+    if name in QUANTISED:
+        return NumberFormat(_dtype(compute), name, cached)
+    if compute != "auto" or cached:
+        knob = "model.cache_dequantised" if cached else f"model.compute = {compute}"
+        raise ConfigError(f"{knob} is for a quantised base, and model.dtype = {name}; choose {' or '.join(QUANTISED)}")
+    return NumberFormat(_dtype(name))
+
+
+def _dtype(name: str) -> torch.dtype:
     return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def trained_on(method: Method, about: dict[str, Any]) -> tuple[str, str]:
+    """What `number_format` wants to know of the quantised base of an adapter; auto for any other."""
+    kind, compute = about.get("base_dtype", method.quantize), about.get("base_compute")
+    return (kind if kind in QUANTISED else "auto"), (compute if kind in QUANTISED and compute in FLOATING else "auto")
+
+
+FLOATING = ("float32", "bfloat16")
 
 
 def fingerprint(path: Path) -> str:

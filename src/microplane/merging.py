@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from microplane.errors import AdapterError, CheckpointError
-from microplane.loading import Loaded, adapter_folder, load
+from microplane.loading import Loaded, adapter_folder, load, trained_on
 from microplane.models.load import open_checkpoint, save_model
 from microplane.training.checkpoint import disk_errors
 from microplane.training.probe import largest_difference, probe_file, probe_logits, read_probe
@@ -27,10 +27,15 @@ class Merged:
     rows: int
     difference: float  # largest logit difference, merged against unmerged, both in float32
     rounded: float  # the same after the merged weights were rounded to `dtype`
+    trained_base: str | None = None  # "int8" or "nf4", if the adapter was trained on such a base
+    from_trained: float | None = None  # then: largest logit difference, merged against the adapter on that base
 
 
 def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> Merged:
     """Write base + adapter as a model folder that any tool opens.
+
+    The adapter of a quantised base is merged into the original base in full precision, for what is merged into 4 or 8
+    bits would be lost to rounding; how far that is from what was trained is measured.
 
     Args:
         name: a run's folder, or an adapter's.
@@ -51,12 +56,18 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     dtype = dtype or _stored_dtype(loaded.path)
     rows = _probe_rows(Path(name)) or [loaded.tokenizer.encode(text) for text in SENTENCES]
     before = probe_logits(loaded.model, rows)
+    trained_base = trained_on(loaded.method, loaded.about or {})[0]
     loaded.method.merge(loaded.model)
     difference = largest_difference(before, probe_logits(loaded.model, rows))
     loaded.model.to(dtype).float()
     rounded = largest_difference(before, probe_logits(loaded.model, rows))
     _write(loaded, folder, dtype)
-    return Merged(folder, dtype, len(rows), difference, rounded)
+    if trained_base == "auto":
+        return Merged(folder, dtype, len(rows), difference, rounded)
+    merged = probe_logits(loaded.model, rows)
+    del loaded
+    apart = largest_difference(probe_logits(load(name).model, rows), merged)
+    return Merged(folder, dtype, len(rows), difference, rounded, trained_base, apart)
 
 
 def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from microplane import environment
 from microplane.config import RunKnobs, build, place, read_yaml, to_yaml
@@ -25,9 +25,11 @@ from microplane.loading import Loaded, attach, check_ids, fingerprint, load, num
 from microplane.methods import Method, make_method, trainable
 from microplane.models.hub import resolve
 from microplane.models.load import Checkpoint, load_model, open_checkpoint
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import bytes_held, weight_count
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
-from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
+from microplane.result import data_figures, difference_check, difference_note, finite, moved_check, train_figures
 from microplane.training import metrics
 from microplane.training.checkpoint import check_resumable, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
@@ -110,13 +112,13 @@ class _Job:
         path = resolve(knobs.model.name, knobs.model.revision)
         checkpoint = open_checkpoint(path)
         tokenizer = load_tokenizer(path)
-        dtype = self._number_format()
+        form = self._number_format()
         self.knobs = knobs = _within_context(knobs, checkpoint, watch)
         splits = load_splits(knobs.data, tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
-        self.knobs = knobs = self._resolve(dtype, splits)
-        model = load_model(path, dtype)
+        self.knobs = knobs = self._resolve(form, splits)
+        model = load_model(path, form)
         self._try(model, tokenizer, splits)
-        self._describe(path, checkpoint, model, dtype, splits)
+        self._describe(path, checkpoint, model, form, splits)
         if self.resume:
             check_resumable(self.folder, self._identity(splits, tokenizer))
         write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
@@ -136,35 +138,40 @@ class _Job:
             return self._finish()
         self.result["status"] = "success"
         del model
-        self._after(path, dtype, tokenizer, held_out, rows, before, splits)
+        self._after(path, form, tokenizer, held_out, rows, before, splits)
         return self._finish()
 
-    def _resolve(self, dtype: torch.dtype, splits: Splits) -> RunKnobs:
+    def _resolve(self, form: NumberFormat, splits: Splits) -> RunKnobs:
         """The knobs with everything that was inferred filled in, so that run.yaml says what was done.
 
         But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
         """
         knobs = self.knobs
         method = {"name": self.method.name, **self.method.model_dump(mode="json")}
+        base = {"dtype": form.name} | ({"compute": form.compute} if form.quantised else {})
         return knobs.model_copy(
             update={
                 "name": None,
                 "method": method,
-                "model": knobs.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
+                "model": knobs.model.model_copy(update=base),
                 "train": knobs.train.model_copy(update={"lr": peak_lr(self.method, knobs.train)}),
                 "data": knobs.data.model_copy(update=_inferred(splits)),
             }
         )
 
-    def _number_format(self) -> torch.dtype:
-        if not self.method.trains_base:
-            return number_format(self.knobs.model.dtype)
-        if self.knobs.model.dtype == "bfloat16":
+    def _number_format(self) -> NumberFormat:
+        model, method = self.knobs.model, self.method
+        asked = f"model.dtype = {model.dtype}: the method {method.name}"
+        if method.quantize and model.dtype not in ("auto", method.quantize):
+            raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
+        if not method.trains_base:
+            return number_format(method.quantize or model.dtype, model.compute, model.cache_dequantised)
+        if model.dtype not in ("auto", "float32"):
             raise ConfigError(
-                f"model.dtype = bfloat16: the method {self.method.name} trains the model's own weights, and in bfloat16"
-                " small updates would be lost; leave it at auto, or choose float32"
+                f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "
+                "leave it at auto, or choose float32"
             )
-        return torch.float32
+        return number_format("float32", model.compute, model.cache_dequantised)
 
     def _try(self, model: nn.Module, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
@@ -175,9 +182,9 @@ class _Job:
                 check_ids(model, tokenizer, data[row][0].tolist())
 
     def _describe(
-        self, path: Path, checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype, splits: Splits
+        self, path: Path, checkpoint: Checkpoint, model: nn.Module, form: NumberFormat, splits: Splits
     ) -> None:
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total = weight_count(model)
         self.result |= {
             "run": self.knobs.model_dump(mode="json"),
             "method": {"name": self.method.name, "facts": self.method.facts(), "total_parameters": total},
@@ -187,7 +194,9 @@ class _Job:
                 "architecture": (checkpoint.config.get("architectures") or ["?"])[0],
                 "parameters": total,
                 "stored": checkpoint.stored,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": form.name,
+                "compute": form.compute,
+                "base_bytes": bytes_held(model),
                 "fingerprint": fingerprint(path),
             },
             "data": data_figures(splits),
@@ -195,7 +204,7 @@ class _Job:
         }
         self.watch.say(
             f"{self.knobs.model.name}: {self.result['model']['architecture']}, {total / 1e6:.1f} million parameters, "
-            f"stored as {checkpoint.stored}, computed in {self.result['model']['dtype']}"
+            f"stored as {checkpoint.stored}, {f'kept in {form.quantised}, ' if form.quantised else ''}computed in {form.compute}"
         )
         for line in splits.summary.lines():
             self.watch.say(line)
@@ -267,6 +276,8 @@ class _Job:
             "base": base,
             "revision": self.knobs.model.revision,
             "base_fingerprint": fingerprint(path),
+            "base_dtype": self.result["model"]["dtype"],
+            "base_compute": self.result["model"]["compute"],
             "template": data.template,
             "system": data.system,
             "prefix": shared_prefix(prompts, tokenizer, data.template, data.system),
@@ -279,6 +290,7 @@ class _Job:
             "validation rows": splits.validation.fingerprint,
             "model": self.result["model"]["fingerprint"],
             "model.dtype": self.result["model"]["dtype"],
+            "model.compute": self.result["model"]["compute"],
             "tokenizer": tokenizer.fingerprint,
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "train": self.knobs.train.model_dump(mode="json"),
@@ -289,7 +301,7 @@ class _Job:
     def _after(
         self,
         path: Path,
-        dtype: torch.dtype,
+        form: NumberFormat,
         tokenizer: Tokenizer,
         held_out: TokenDataset,
         rows: list[int],
@@ -298,7 +310,7 @@ class _Job:
     ) -> None:
         """Open what was saved as a stranger would, compare it with what was trained, and measure it."""
         folder = self.folder / "adapter"
-        model = load_model(folder if self.method.whole_model else path, dtype)
+        model = load_model(folder if self.method.whole_model else path, form)
         if not self.method.whole_model:
             attach(model, self.method, folder)
         probes, trained = read_probe(self.folder)
@@ -319,11 +331,17 @@ class _Job:
         ][:SAMPLES]
         self.result["checks"] += [
             difference_check("saved = trained", trained, saved, 0.0),
-            *self._merge_check(path, probes),
+            *self._merge_check(path, form, probes, saved),
         ]
 
-    def _merge_check(self, path: Path, probes: list[list[int]]) -> list[dict[str, Any]]:
-        """Merge in float32, where it is exact but for the order of sums."""
+    def _merge_check(
+        self, path: Path, form: NumberFormat, probes: list[list[int]], tuned: list[Tensor]
+    ) -> list[dict[str, Any]]:
+        """Merge in float32, where it is exact but for the order of sums.
+
+        An adapter of a quantised base is merged into the original one, which is not what it was trained on: how far the
+        two are apart is said.
+        """
         if self.method.whole_model or not self.method.mergeable:
             return []
         parameters = self.result["model"]["parameters"]
@@ -335,7 +353,10 @@ class _Job:
         unmerged = probe_logits(model, probes)
         self.method.merge(model)
         merged = probe_logits(model, probes)
-        return [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
+        checks = [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
+        if form.quantised:
+            checks.append(difference_note(f"merged into the base before {form.quantised}", tuned, merged))
+        return checks
 
     def _finish(self) -> Run:
         self.result["seconds"] = time.time() - self.started

@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.contract import Model
+from microplane.models.contract import Model, linears
 from microplane.models.families import family_of
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import QUANTISED, QuantisedLinear
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -201,8 +203,8 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
     return places, formats
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
-    """A model in eval mode, with nothing that trains, its weights converted to `dtype`.
+def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) -> Model:
+    """A model in eval mode, with nothing that trains, its weights converted to `dtype`, or quantised as it says.
 
     Raises:
         ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
@@ -212,11 +214,22 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         model = shape_of(checkpoint)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
+    form = dtype if isinstance(dtype, NumberFormat) else NumberFormat(dtype)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    quantise_linears(model, form)
+    model.load_state_dict(_convert(model, shapes, checkpoint, form.dtype), assign=True)
     model.source_config = checkpoint.config
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = _read_json(file)
     return model.eval().requires_grad_(False)
+
+
+def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
+    """Put quantised linears in the place of those of the blocks, if `form` asks for it; the head stays as it is."""
+    for site in linears(model).values():
+        if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
+            plain, kind = site.module, QUANTISED[form.quantised]
+            site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached))
 
 
 def shape_of(checkpoint: Checkpoint) -> Model:
@@ -237,7 +250,10 @@ def _head_is_embedding(tensors: Mapping[str, Tensor], embedding: str, head: str)
     return torch.equal(tensors[head], tensors[embedding])
 
 
-def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def _convert(
+    model: Model, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The model's state. What it wants quantised is quantised from the format in which it is stored."""
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     other = {
         name: next((alias for alias in aliases if alias in stored), name)
@@ -245,7 +261,6 @@ def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[s
         if name not in stored
     }
     names = {ours: other.get(theirs, theirs) for ours, theirs in model.hf_names().items()}
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = [theirs for theirs in names.values() if theirs not in stored]
     unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
     misshapen: list[str] = []
@@ -259,11 +274,20 @@ def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[s
         elif not tensor.is_floating_point():
             misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
         elif not (missing or unexpected or misshapen):
-            state[ours] = tensor.to(dtype, copy=True).contiguous()
+            state |= _parts(model, ours, tensor, dtype)
         del tensor  # before the next is read
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
     return state
+
+
+def _parts(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A tensor of the plain model as the tensors of this one."""
+    site, _, kind = name.rpartition(".")
+    owner = model.get_submodule(site)
+    if isinstance(owner, QuantisedLinear) and kind == "weight":
+        return {f"{site}.{part}": value for part, value in owner.parts_of(tensor)._asdict().items()}
+    return {name: tensor.to(dtype, copy=True).contiguous()}
 
 
 def _misfit(
