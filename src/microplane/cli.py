@@ -259,8 +259,8 @@ def merge(
         typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
     if merged.trained_base:
         typer.echo(
-            f"the adapter was trained on the base in {merged.trained_base} and is merged into the original one: largest "
-            f"logit difference {merged.from_trained:.2e} to what was trained"
+            f"the adapter was trained on the base in {merged.trained_base} and is merged into the original one: "
+            f"largest logit difference {merged.from_trained:.2e} to what was trained"
         )
 
 

@@ -46,7 +46,7 @@ class ModelKnobs(Knobs):
     dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
         "auto",
         description="number format of the frozen base; auto takes what measures fastest on this machine, or what the "
-        "method needs; int8 and nf4 (4 bits) store the linears of the blocks small, and embedding, norms and head as is",
+        "method needs; int8 and nf4 (4 bits) store the linear layers of the blocks small, and the rest as it is",
     )
     compute: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format in which an int8 or nf4 base is multiplied; auto takes what measures fastest"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from microplane.config import GenerateKnobs, build, is_utf8, shown
+from microplane.config import GenerateKnobs, ModelKnobs, build, is_utf8, shown
 from microplane.data.formats import Message
 from microplane.data.template import prompt_ids, stop_ids
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
@@ -129,17 +129,35 @@ def number_format(name: str, compute: str = "auto", cached: bool = False) -> Num
     return NumberFormat(_dtype(name))
 
 
+def base_format(model: ModelKnobs, method: Method) -> NumberFormat:
+    """The format of the base that `method` is to be trained on.
+
+    Raises:
+        ConfigError: for a format in which the method cannot work.
+    """
+    asked = f"model.dtype = {model.dtype}: the method {method.name}"
+    if method.quantize and model.dtype not in ("auto", method.quantize):
+        raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
+    if not method.trains_base:
+        return number_format(method.quantize or model.dtype, model.compute, model.cache_dequantised)
+    if model.dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "
+            "leave it at auto, or choose float32"
+        )
+    return number_format("float32", model.compute, model.cache_dequantised)
+
+
 def _dtype(name: str) -> torch.dtype:
     return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def trained_on(method: Method, about: dict[str, Any]) -> tuple[str, str]:
     """What `number_format` wants to know of the quantised base of an adapter; auto for any other."""
-    kind, compute = about.get("base_dtype", method.quantize), about.get("base_compute")
-    return (kind if kind in QUANTISED else "auto"), (compute if kind in QUANTISED and compute in FLOATING else "auto")
-
-
-FLOATING = ("float32", "bfloat16")
+    kind, compute = str(about.get("base_dtype", method.quantize)), str(about.get("base_compute"))
+    if kind not in QUANTISED:
+        return "auto", "auto"
+    return kind, compute if compute in ("float32", "bfloat16") else "auto"
 
 
 def fingerprint(path: Path) -> str:

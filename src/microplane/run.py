@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from microplane import environment
 from microplane.config import RunKnobs, build, place, read_yaml, to_yaml
@@ -21,7 +21,8 @@ from microplane.data.dataset import Splits, TokenDataset, load_splits
 from microplane.data.template import stop_ids
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
-from microplane.loading import Loaded, attach, check_ids, fingerprint, load, number_format, shared_prefix
+from microplane.loading import Loaded, attach, base_format, check_ids, fingerprint, load, shared_prefix
+from microplane.merging import merge_checks
 from microplane.methods import Method, make_method, trainable
 from microplane.models.hub import resolve
 from microplane.models.load import Checkpoint, load_model, open_checkpoint
@@ -29,7 +30,7 @@ from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import bytes_held, weight_count
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
-from microplane.result import data_figures, difference_check, difference_note, finite, moved_check, train_figures
+from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
 from microplane.training import metrics
 from microplane.training.checkpoint import check_resumable, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
@@ -39,7 +40,6 @@ from microplane.training.probe import probe_logits, probe_rows, read_probe, save
 from microplane.watch import Silent, Watcher
 
 SAMPLES = 10  # held-out rows shown in the report
-MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _Job:
         path = resolve(knobs.model.name, knobs.model.revision)
         checkpoint = open_checkpoint(path)
         tokenizer = load_tokenizer(path)
-        form = self._number_format()
+        form = base_format(knobs.model, self.method)
         self.knobs = knobs = _within_context(knobs, checkpoint, watch)
         splits = load_splits(knobs.data, tokenizer, lambda what, done, total: watch.progress(what)(done, total or 0))
         self.knobs = knobs = self._resolve(form, splits)
@@ -159,20 +159,6 @@ class _Job:
             }
         )
 
-    def _number_format(self) -> NumberFormat:
-        model, method = self.knobs.model, self.method
-        asked = f"model.dtype = {model.dtype}: the method {method.name}"
-        if method.quantize and model.dtype not in ("auto", method.quantize):
-            raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
-        if not method.trains_base:
-            return number_format(method.quantize or model.dtype, model.compute, model.cache_dequantised)
-        if model.dtype not in ("auto", "float32"):
-            raise ConfigError(
-                f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "
-                "leave it at auto, or choose float32"
-            )
-        return number_format("float32", model.compute, model.cache_dequantised)
-
     def _try(self, model: nn.Module, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
         with torch.device("meta"):
@@ -202,9 +188,10 @@ class _Job:
             "data": data_figures(splits),
             "environment": environment.describe(),
         }
+        kept = f"kept in {form.quantised}, " if form.quantised else ""
         self.watch.say(
             f"{self.knobs.model.name}: {self.result['model']['architecture']}, {total / 1e6:.1f} million parameters, "
-            f"stored as {checkpoint.stored}, {f'kept in {form.quantised}, ' if form.quantised else ''}computed in {form.compute}"
+            f"stored as {checkpoint.stored}, {kept}computed in {form.compute}"
         )
         for line in splits.summary.lines():
             self.watch.say(line)
@@ -331,32 +318,8 @@ class _Job:
         ][:SAMPLES]
         self.result["checks"] += [
             difference_check("saved = trained", trained, saved, 0.0),
-            *self._merge_check(path, form, probes, saved),
+            *merge_checks(path, self.method, self.folder, form, self.result["model"]["parameters"], probes, saved),
         ]
-
-    def _merge_check(
-        self, path: Path, form: NumberFormat, probes: list[list[int]], tuned: list[Tensor]
-    ) -> list[dict[str, Any]]:
-        """Merge in float32, where it is exact but for the order of sums.
-
-        An adapter of a quantised base is merged into the original one, which is not what it was trained on: how far the
-        two are apart is said.
-        """
-        if self.method.whole_model or not self.method.mergeable:
-            return []
-        parameters = self.result["model"]["parameters"]
-        if 4 * parameters > environment.free_memory() / 2:
-            need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
-            return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
-        model = load_model(path, torch.float32)
-        attach(model, self.method, self.folder / "adapter")
-        unmerged = probe_logits(model, probes)
-        self.method.merge(model)
-        merged = probe_logits(model, probes)
-        checks = [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
-        if form.quantised:
-            checks.append(difference_note(f"merged into the base before {form.quantised}", tuned, merged))
-        return checks
 
     def _finish(self) -> Run:
         self.result["seconds"] = time.time() - self.started

@@ -38,7 +38,7 @@ class AdaptedLinear(nn.Module):
         out_features, in_features = weight.shape
         plain = nn.Linear(in_features, out_features, bias=self.base.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = self.base.bias
+        plain.register_parameter("bias", self.base.bias)
         return plain
 
 

@@ -33,7 +33,7 @@ def low_rank_linear(
 
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, W: Tensor | QuantisedLinear, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    def forward(ctx, x: Tensor, W: Tensor | QuantisedLinear, bias, A: Tensor, B: Tensor, scale: float) -> Tensor:
         A_cast, B_cast = A.to(x.dtype), (scale * B).to(x.dtype)
         low = x @ A_cast.t()  # (T, r)
         y = F.linear(x, _weight(W), bias).addmm_(low, B_cast.t())
