@@ -31,8 +31,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the frozen model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "nf4"), default="bfloat16", help="of the base")
     parser.add_argument("--autocast", action="store_true", help="adapters multiply in bfloat16 too (torch.autocast)")
+    parser.add_argument("--recompute", type=float, default=0.0, help="ours: share of blocks computed again in backward")
+    parser.add_argument("--micro-tokens", type=int, default=4096, help="ours: tokens computed at once")
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -46,6 +48,10 @@ def read_rows(path: Path) -> list[dict[str, list[int]]]:
 
 def peak_rss() -> int:
     """The most memory that this process ever held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would begin with what the process that started this one held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -86,7 +92,7 @@ def environment() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: version(name) for name in ("transformers", "peft", "microplane")},
+            **{name: version(name) for name in ("transformers", "peft", "bitsandbytes", "microplane")},
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -17,6 +17,7 @@ import torch
 from common import environment, figures, named, parse, peak_rss, read_rows
 from microplane.config import TrainKnobs
 from microplane.data import batches
+from microplane.loading import number_format
 from microplane.methods import make_method, trainable
 from microplane.models.load import load_model
 from microplane.training import loop
@@ -54,7 +55,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     loop.BatchPlan = InOrder  # type: ignore[misc]
-    model = load_model(options.model_folder, getattr(torch, options.dtype))
+    form = number_format(options.dtype, "bfloat16" if options.dtype == "nf4" else "auto")
+    model = load_model(options.model_folder, form)
     memory = {"after_load": peak_rss()}
     torch.manual_seed(options.seed)
     method = make_method({"name": "lora", "rank": options.rank, "alpha": options.alpha})
@@ -67,6 +69,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         warmup=max(1, options.warmup),
         seed=options.seed,
         patience=0,
+        recompute=options.recompute,
+        micro_tokens=options.micro_tokens,
         eval_every=options.steps,
     )
     losses = iter([float("inf"), None])  # the loop's first validation, before any step, is not measured

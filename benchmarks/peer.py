@@ -59,8 +59,17 @@ def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> Batch:
 
 def load(options: argparse.Namespace) -> peft.PeftModel:
     """The model in its number format, frozen, with fp32 adapters (peft's default) on every linear but the head."""
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
     base = transformers.AutoModelForCausalLM.from_pretrained(
-        options.model_folder, dtype=getattr(torch, options.dtype), attn_implementation="sdpa"
+        options.model_folder,
+        dtype=torch.bfloat16 if options.dtype == "nf4" else getattr(torch, options.dtype),
+        quantization_config=quantised if options.dtype == "nf4" else None,
+        attn_implementation="sdpa",
     )
     base.config.use_cache = False
     config = peft.LoraConfig(

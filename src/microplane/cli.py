@@ -198,7 +198,7 @@ def generate(
     no_prefix: Annotated[
         bool, typer.Option("--no-prefix", help="Do not begin prompts with what all training prompts began with.")
     ] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8 or nf4.")] = "auto",
     set: Set = None,
 ) -> None:
     """Answer prompts with a model or a run. --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
@@ -211,8 +211,8 @@ def generate(
     for assignment in set or []:
         set_value(values, assignment)
     knobs = build(GenerateKnobs, values)
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"--dtype {dtype}: possible are auto, float32 and bfloat16")
+    if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4"):
+        raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8 and nf4")
     if interactive and prompts:
         raise ConfigError("--interactive asks for its prompts itself; leave them out")
     loaded = load(model, dtype)
@@ -260,6 +260,11 @@ def merge(
     )
     if merged.rounded != merged.difference:
         typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
+    if merged.trained_base:
+        typer.echo(
+            f"the adapter was trained on the base in {merged.trained_base} and is merged into the original one: "
+            f"largest logit difference {merged.from_trained:.2e} to what was trained"
+        )
 
 
 @app.command(epilog="Example:  microplane data commands.jsonl --model smollm2")

@@ -43,10 +43,17 @@ class ModelKnobs(Knobs):
         description="a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name such as org/model",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
         "auto",
         description="number format of the base, and of what is multiplied where the base itself trains (its weights "
-        "are float32 then); auto takes what measures fastest on this machine",
+        "are float32 then); auto takes what measures fastest here, or what the method needs; int8 and nf4 (4 bits) "
+        "store the linear layers of the blocks small, and the rest as it is",
+    )
+    compute: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format in which an int8 or nf4 base is multiplied; auto takes what measures fastest"
+    )
+    cache_dequantised: bool = Field(
+        False, description="keep an int8 or nf4 base dequantised: faster, but as much memory as without quantising"
     )
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: begin with new weights of the shape that the folder's config.json describes"
@@ -108,6 +115,13 @@ class TrainKnobs(Knobs):
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
     micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
+    recompute: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the blocks whose activations are computed again in backward, not kept: less memory, "
+        "up to a third more time",
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"

@@ -118,8 +118,9 @@ def tell(done: Run) -> None:
     print(f"before:   {describe_scores(done.metrics['before'])}")
     print(f"after:    {describe_scores(done.metrics['after'])}")
     for check in done.result["checks"]:
-        word = {True: "passed", False: "FAILED", None: "not checked"}[check["passed"]]
         value = check["value"]
+        unchecked = "not checked" if value is None else "for information"
+        word = {True: "passed", False: "FAILED", None: unchecked}[check["passed"]]
         shown = f"{value:.2g}" if isinstance(value, float) else value or check["detail"]
         print(f"check:    {check['name']}: {word} ({shown})")
     print(f"report:   {done.folder / 'report.html'}")

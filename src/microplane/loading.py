@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from microplane.config import GenerateKnobs, build, is_utf8, shown
+from microplane.config import GenerateKnobs, ModelKnobs, build, is_utf8, shown
 from microplane.data.build import layout_for
 from microplane.data.formats import Message
 from microplane.data.shape import Shape
@@ -23,7 +23,8 @@ from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
 from microplane.models.hub import resolve
 from microplane.models.load import load_model
-from microplane.nn.number_format import fastest_dtype
+from microplane.nn.number_format import NumberFormat, fastest_dtype
+from microplane.nn.quantised import QUANTISED
 from microplane.tasks import head_from, row_shape
 from microplane.training.checkpoint import load_adapter, read_method
 
@@ -84,6 +85,9 @@ class Loaded:
 def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Loaded:
     """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
 
+    Args:
+        dtype: as the knob `model.dtype`; auto quantises the base of an adapter as it was when the adapter was trained.
+
     Raises:
         ModelError, AdapterError: saying what is not there or does not fit.
     """
@@ -93,7 +97,7 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
-    model = load_model(path, number_format(dtype))
+    model = load_model(path, number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype))
     if not method.whole_model:
         attach(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
@@ -121,8 +125,50 @@ def adapter_folder(path: Path) -> Path | None:
     return None
 
 
-def number_format(name: str) -> torch.dtype:
+def number_format(name: str, compute: str = "auto", cached: bool = False) -> NumberFormat:
+    """The format that the knobs `model.dtype`, `model.compute` and `model.cache_dequantised` ask for.
+
+    Raises:
+        ConfigError: if the last two are set for a base that is not quantised.
+    """
+    if name in QUANTISED:
+        return NumberFormat(_dtype(compute), name, cached)
+    if compute != "auto" or cached:
+        knob = "model.cache_dequantised" if cached else f"model.compute = {compute}"
+        raise ConfigError(f"{knob} is for a quantised base, and model.dtype = {name}; choose {' or '.join(QUANTISED)}")
+    return NumberFormat(_dtype(name))
+
+
+def base_format(model: ModelKnobs, method: Method) -> NumberFormat:
+    """The format of the base that `method` is to be trained on.
+
+    Raises:
+        ConfigError: for a format in which the method cannot work.
+    """
+    asked = f"model.dtype = {model.dtype}: the method {method.name}"
+    if method.quantize and model.dtype not in ("auto", method.quantize):
+        raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
+    if not method.trains_base:
+        return number_format(method.quantize or model.dtype, model.compute, model.cache_dequantised)
+    if model.dtype in QUANTISED:
+        raise ConfigError(
+            f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "
+            "leave it at auto, or choose float32 or bfloat16 for what is multiplied"
+        )
+    form = number_format(model.dtype, model.compute, model.cache_dequantised)
+    return form._replace(weights=torch.float32)
+
+
+def _dtype(name: str) -> torch.dtype:
     return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def trained_on(method: Method, about: dict[str, Any]) -> tuple[str, str]:
+    """What `number_format` wants to know of the quantised base of an adapter; auto for any other."""
+    kind, compute = str(about.get("base_dtype", method.quantize)), str(about.get("base_compute"))
+    if kind not in QUANTISED:
+        return "auto", "auto"
+    return kind, compute if compute in ("float32", "bfloat16") else "auto"
 
 
 def fingerprint(path: Path) -> str:

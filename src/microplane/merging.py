@@ -8,15 +8,22 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from microplane.environment import free_memory
 from microplane.errors import AdapterError, CheckpointError
-from microplane.loading import Loaded, adapter_folder, load
-from microplane.models.load import open_checkpoint, save_model
-from microplane.training.checkpoint import disk_errors
+from microplane.loading import Loaded, adapter_folder, attach, load, trained_on
+from microplane.methods import Method
+from microplane.models.load import load_model, open_checkpoint, save_model
+from microplane.nn.number_format import NumberFormat
+from microplane.result import difference_check, difference_note
+from microplane.training.checkpoint import disk_errors, read_method
 from microplane.training.probe import ProbeRow, largest_difference, probe_file, probe_logits, read_probe
 
+MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
 
 
@@ -27,10 +34,15 @@ class Merged:
     rows: int
     difference: float  # largest logit difference, merged against unmerged, both in float32
     rounded: float  # the same after the merged weights were rounded to `dtype`
+    trained_base: str | None = None  # "int8" or "nf4", if the adapter was trained on such a base
+    from_trained: float | None = None  # then: largest logit difference, merged against the adapter on that base
 
 
 def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> Merged:
     """Write base + adapter as a model folder that any tool opens.
+
+    The adapter of a quantised base is merged into the original base in full precision, for what is merged into 4 or 8
+    bits would be lost to rounding; how far that is from what was trained is measured.
 
     Args:
         name: a run's folder, or an adapter's.
@@ -55,12 +67,48 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     dtype = dtype or (torch.float32 if stored in loaded.model.NEVER else stored)
     rows = _probe_rows(Path(name)) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
     before = probe_logits(loaded.model, rows)
+    trained_base = trained_on(loaded.method, loaded.about or {})[0]
     loaded.method.merge(loaded.model)
     difference = largest_difference(before, probe_logits(loaded.model, rows))
     loaded.model.to(dtype).float()
     rounded = largest_difference(before, probe_logits(loaded.model, rows))
     _write(loaded, folder, dtype)
-    return Merged(folder, dtype, len(rows), difference, rounded)
+    if trained_base == "auto":
+        return Merged(folder, dtype, len(rows), difference, rounded)
+    merged = probe_logits(loaded.model, rows)
+    del loaded
+    apart = largest_difference(probe_logits(load(name).model, rows), merged)
+    return Merged(folder, dtype, len(rows), difference, rounded, trained_base, apart)
+
+
+def merge_checks(
+    path: Path,
+    method: Method,
+    run: Path,
+    form: NumberFormat,
+    parameters: int,
+    probes: list[ProbeRow],
+    tuned: list[Tensor],
+) -> list[dict[str, Any]]:
+    """Merge the adapter of a run into its base `path` in float32, where it is exact but for the order of sums.
+
+    The adapter of a quantised base is merged into the original one, which is not what it was trained on: how far that
+    is from the logits `tuned` of what was trained is said.
+    """
+    if method.whole_model or not method.mergeable:
+        return []
+    if 4 * parameters > free_memory() / 2:
+        need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
+        return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
+    model = load_model(path, torch.float32)
+    attach(model, method, run / "adapter", read_method(run / "adapter")[1])
+    unmerged = probe_logits(model, probes)
+    method.merge(model)
+    merged = probe_logits(model, probes)
+    checks = [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
+    if form.quantised:
+        checks.append(difference_note(f"merged into the base before {form.quantised}", tuned, merged))
+    return checks
 
 
 def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:

@@ -79,6 +79,12 @@ def difference_check(name: str, one: Sequence[Tensor], other: Sequence[Tensor], 
     return {"name": name, "passed": difference <= tolerance, "value": difference, "detail": detail}
 
 
+def difference_note(name: str, one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Any]:
+    """A difference that is to be known, not to pass or fail."""
+    detail = f"largest logit difference on {len(one)} stored rows, for information"
+    return {"name": name, "passed": None, "value": largest_difference(one, other), "detail": detail}
+
+
 def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     if isinstance(value, float):

@@ -20,12 +20,15 @@ from microplane.data.build import layout_for
 from microplane.data.dataset import Dataset, Splits, load_splits
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
-from microplane.loading import Loaded, attach, check_ids, fingerprint, load, number_format, shared_prefix
+from microplane.loading import Loaded, attach, base_format, check_ids, fingerprint, load, shared_prefix
+from microplane.merging import merge_checks
 from microplane.methods import Method, make_method, trainable
 from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
 from microplane.models.hub import resolve
 from microplane.models.load import Checkpoint, load_model, new_model, open_checkpoint, open_config, shape_of
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import bytes_held, weight_count
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
@@ -35,11 +38,10 @@ from microplane.training.checkpoint import check_resumable, read_method, save_ad
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.training.loop import Outcome, fit
 from microplane.training.optim import check_optimizer, peak_lr
-from microplane.training.probe import ProbeRow, probe_logits, probe_rows, read_probe, save_probe
+from microplane.training.probe import probe_logits, probe_rows, read_probe, save_probe
 from microplane.watch import Silent, Watcher, counting
 
 SAMPLES = 10  # held-out rows shown in the report
-MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,18 @@ class _Job:
         path = resolve(knobs.model.name, knobs.model.revision)
         checkpoint = open_config(path) if knobs.model.init == "random" else open_checkpoint(path)
         tokenizer = load_tokenizer(path)
+        form = base_format(knobs.model, self.method)
         self.knobs = knobs = _within_context(knobs, checkpoint, watch)
         plain = shape_of(checkpoint)
         self.shape = row_shape(plain, knobs.data.task)
         names = label_names_of(plain)
         splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)
-        self.dtype = number_format(knobs.model.dtype)  # of what is multiplied
-        self.knobs = knobs = self._resolve(splits)
-        model = self._open(path)
-        pooling = None if knobs.model.pooling == "auto" else knobs.model.pooling
-        said = give_head(model, splits.summary, pooling, knobs.train.seed)
+        self.knobs = knobs = self._resolve(form, splits)
+        model = self._open(path, form)
+        said = give_head(model, splits.summary, knobs.model.pooling, knobs.train.seed)
         self._try(model, tokenizer, splits)
-        self._describe(path, checkpoint, model, splits)
-        for line in [said] if said else []:
-            watch.say(line)
+        self._describe(path, checkpoint, model, form, splits)
+        watch.say(said) if said else None
         if self.resume:
             check_resumable(self.folder, self._identity(splits, tokenizer))
         write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
@@ -145,27 +145,27 @@ class _Job:
             return self._finish()
         self.result["status"] = "success"
         del model
-        self._after(path, tokenizer, held_out, rows, before, splits)
+        self._after(path, form, tokenizer, held_out, rows, before, splits)
         return self._finish()
 
-    def _open(self, path: Path) -> Model:
-        """The model before the method; where its own weights train they are float32, whatever is multiplied."""
+    def _open(self, path: Path, form: NumberFormat) -> Model:
         if self.knobs.model.init == "random":
-            return new_model(path, self.knobs.train.seed, self.dtype)
-        return load_model(path, torch.float32 if self.method.trains_base else self.dtype, self.dtype)
+            return new_model(path, self.knobs.train.seed, form)
+        return load_model(path, form)
 
-    def _resolve(self, splits: Splits) -> RunKnobs:
+    def _resolve(self, form: NumberFormat, splits: Splits) -> RunKnobs:
         """The knobs with everything that was inferred filled in, so that run.yaml says what was done.
 
         But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
         """
         knobs = self.knobs
         method = {"name": self.method.name, **self.method.model_dump(mode="json")}
+        base = {"dtype": form.name} | ({"compute": form.compute} if form.quantised else {})
         return knobs.model_copy(
             update={
                 "name": None,
                 "method": method,
-                "model": knobs.model.model_copy(update={"dtype": str(self.dtype).removeprefix("torch.")}),
+                "model": knobs.model.model_copy(update=base),
                 "train": knobs.train.model_copy(update={"lr": peak_lr(self.method, knobs.train)}),
                 "data": knobs.data.model_copy(update=_inferred(splits)),
             }
@@ -179,8 +179,8 @@ class _Job:
             for row in range(min(len(data), 100)):
                 check_ids(model, tokenizer, data[row][0].tolist())
 
-    def _describe(self, path: Path, checkpoint: Checkpoint, model: Model, splits: Splits) -> None:
-        total = sum(parameter.numel() for parameter in model.parameters())
+    def _describe(self, path: Path, checkpoint: Checkpoint, model: Model, form: NumberFormat, splits: Splits) -> None:
+        total = weight_count(model)
         self.result |= {
             "run": self.knobs.model_dump(mode="json"),
             "method": {"name": self.method.name, "facts": self.method.facts(), "total_parameters": total},
@@ -190,15 +190,18 @@ class _Job:
                 "architecture": (checkpoint.config.get("architectures") or ["?"])[0],
                 "parameters": total,
                 "stored": checkpoint.stored,
-                "dtype": str(self.dtype).removeprefix("torch."),
+                "dtype": form.name,
+                "compute": form.compute,
+                "base_bytes": bytes_held(model),
                 "fingerprint": fingerprint(path),
             },
             "data": data_figures(splits),
             "environment": environment.describe(),
         }
+        kept = f"kept in {form.quantised}, " if form.quantised else ""
         self.watch.say(
             f"{self.knobs.model.name}: {self.result['model']['architecture']}, {total / 1e6:.1f} million parameters, "
-            f"stored as {checkpoint.stored}, computed in {self.result['model']['dtype']}"
+            f"stored as {checkpoint.stored}, {kept}computed in {form.compute}"
         )
         for line in splits.summary.lines():
             self.watch.say(line)
@@ -275,6 +278,8 @@ class _Job:
             "base": base,
             "revision": self.knobs.model.revision,
             "base_fingerprint": fingerprint(path),
+            "base_dtype": self.result["model"]["dtype"],
+            "base_compute": self.result["model"]["compute"],
             "template": data.template,
             "system": data.system,
             "prefix": shared_prefix(prompts, tokenizer, data.template, data.system, self.shape),
@@ -288,6 +293,7 @@ class _Job:
             "validation rows": splits.validation.fingerprint,
             "model": self.result["model"]["fingerprint"],
             "model.dtype": self.result["model"]["dtype"],
+            "model.compute": self.result["model"]["compute"],
             "tokenizer": tokenizer.fingerprint,
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "train": self.knobs.train.model_dump(mode="json"),
@@ -298,6 +304,7 @@ class _Job:
     def _after(
         self,
         path: Path,
+        form: NumberFormat,
         tokenizer: Tokenizer,
         held_out: Dataset,
         rows: list[int],
@@ -307,9 +314,9 @@ class _Job:
         """Open what was saved as a stranger would, compare it with what was trained, and measure it."""
         folder = self.folder / "adapter"
         if self.method.whole_model:
-            model = load_model(folder, torch.float32, self.dtype)
+            model = load_model(folder, form)
         else:
-            model = self._open(path)
+            model = self._open(path, form)
             attach(model, self.method, folder, read_method(folder)[1])
         probes, trained = read_probe(self.folder)
         saved = probe_logits(model, probes)
@@ -329,23 +336,8 @@ class _Job:
         ][:SAMPLES]
         self.result["checks"] += [
             difference_check("saved = trained", trained, saved, 0.0),
-            *self._merge_check(path, probes),
+            *merge_checks(path, self.method, self.folder, form, self.result["model"]["parameters"], probes, saved),
         ]
-
-    def _merge_check(self, path: Path, probes: list[ProbeRow]) -> list[dict[str, Any]]:
-        """Merge in float32, where it is exact but for the order of sums."""
-        if self.method.whole_model or not self.method.mergeable:
-            return []
-        parameters = self.result["model"]["parameters"]
-        if 4 * parameters > environment.free_memory() / 2:
-            need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
-            return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
-        model = load_model(path, torch.float32)
-        attach(model, self.method, self.folder / "adapter", read_method(self.folder / "adapter")[1])
-        unmerged = probe_logits(model, probes)
-        self.method.merge(model)
-        merged = probe_logits(model, probes)
-        return [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
 
     def _finish(self) -> Run:
         self.result["seconds"] = time.time() - self.started

@@ -37,15 +37,15 @@ def label_names_of(model: Model) -> tuple[str, ...]:
     return model.task_head.config.labels if model.task_head is not None else ()
 
 
-def give_head(model: Model, summary: DataSummary, pooling: str | None, seed: int) -> str | None:
+def give_head(model: Model, summary: DataSummary, pooling: str, seed: int) -> str | None:
     """Put a new head on a model that has none for these labels; returns what is to be said of it."""
     if summary.task is None:
         return None
     labels = tuple(summary.labels) or ("value",)
     old = model.task_head.config if model.task_head is not None else None
-    if old is not None and (old.task, old.labels) == (summary.task, labels) and pooling in (None, old.pooling):
+    if old is not None and (old.task, old.labels) == (summary.task, labels) and pooling in ("auto", old.pooling):
         return f"head      the model's own: {old.task}, {len(labels)} labels"
-    head = add_head(model, summary.task, labels, pooling, seed=seed)
+    head = add_head(model, summary.task, labels, None if pooling == "auto" else pooling, seed=seed)
     return f"head      new: {head.config.task}, {len(labels)} labels, pooling {head.config.pooling}"
 
 

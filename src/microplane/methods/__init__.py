@@ -10,10 +10,11 @@ from microplane.errors import ConfigError, nearest
 from microplane.methods.full import Full
 from microplane.methods.lora import LoRA
 from microplane.methods.method import Method, trainable
+from microplane.methods.qlora import QLoRA
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, Full)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, QLoRA, Full)}
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "make_method", "trainable"]
+__all__ = ["METHODS", "Full", "LoRA", "Method", "QLoRA", "make_method", "trainable"]
 
 
 def make_method(knobs: Mapping[str, Any] | str) -> Method:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microplane.errors import ConfigError, nearest
+from microplane.errors import AdapterError, ConfigError, nearest
 from microplane.models.contract import linears
+from microplane.nn.quantised import QuantisedLinear
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer plus something small that trains."""
+    """A frozen linear layer plus something small that trains. The base may be quantised, nn/quantised.py."""
 
-    def __init__(self, base: nn.Linear):
+    def __init__(self, base: nn.Linear | QuantisedLinear):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
@@ -37,7 +38,7 @@ class AdaptedLinear(nn.Module):
         out_features, in_features = weight.shape
         plain = nn.Linear(in_features, out_features, bias=self.base.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = self.base.bias
+        plain.register_parameter("bias", self.base.bias)
         return plain
 
 
@@ -78,7 +79,17 @@ def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
 
 @torch.no_grad()
 def merge_linears(model: nn.Module) -> None:
-    """Replace every adapted linear layer by its merged plain one."""
+    """Replace every adapted linear layer by its merged plain one.
+
+    Raises:
+        AdapterError: on a quantised base, where a merge would lose what was trained to rounding.
+    """
+    bases = [site.module.base for site in linears(model).values() if isinstance(site.module, AdaptedLinear)]
+    if kinds := {base.kind for base in bases if isinstance(base, QuantisedLinear)}:
+        raise AdapterError(
+            f"the base is quantised ({', '.join(sorted(kinds))}), and an adapter cannot be merged into so few bits. "
+            "microplane merge merges into the full-precision base and states the difference; or load it as float32"
+        )
     for site in linears(model).values():
         if isinstance(site.module, AdaptedLinear):
             site.replace(site.module.merged())

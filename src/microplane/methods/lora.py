@@ -19,12 +19,13 @@ from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, wrap
 from microplane.methods.method import Method, copy_strictly
 from microplane.models.contract import hf_names
 from microplane.nn.low_rank import low_rank_linear
+from microplane.nn.quantised import QuantisedLinear
 
 
 class LoRALinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
-        device = base.weight.device
+        device = next(iter(base.state_dict().values())).device  # the weight of a quantised base is made when asked for
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -35,7 +36,8 @@ class LoRALinear(AdaptedLinear):
         if self.training and self.dropout:
             low = F.linear(F.dropout(x, self.dropout), self.lora_A.to(x.dtype))
             return self.base(x) + F.linear(low, self.scale * self.lora_B.to(x.dtype))
-        return low_rank_linear(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        weight = self.base if isinstance(self.base, QuantisedLinear) else self.base.weight
+        return low_rank_linear(x, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
 
     def delta(self) -> Tensor:
         return self.scale * (self.lora_B @ self.lora_A)

@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.contract import Model, hf_names
+from microplane.models.contract import Model, hf_names, linears
 from microplane.models.families import family_of
 from microplane.models.head_config import OWN, head_of, plain_of
 from microplane.models.heads import TaskHead, put_head
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import QUANTISED, QuantisedLinear
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -205,11 +207,8 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
     return places, formats
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None) -> Model:
-    """A model in eval mode, with nothing that trains, its weights converted to `dtype`.
-
-    Args:
-        compute: the format of what is multiplied, where it is not that of the weights.
+def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) -> Model:
+    """A model in eval mode, with nothing that trains, its weights converted to `dtype`, or quantised as it says.
 
     Raises:
         ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
@@ -217,13 +216,15 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, compute: torch.dt
     checkpoint = open_checkpoint(path)
     try:
         model = shape_of(checkpoint)
-        model.refuse_format(dtype)
-        model.refuse_format(compute)
+        form = dtype if isinstance(dtype, NumberFormat) else NumberFormat(dtype)
+        model.refuse_format(form.dtype)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    model.load_state_dict(_convert(model, checkpoint, dtype), assign=True)
-    model.source_config, model.compute = checkpoint.config, compute if compute != dtype else None
-    model.spare = _spare(model, checkpoint, dtype)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    quantise_linears(model, form)
+    model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
+    model.source_config, model.compute = checkpoint.config, form.multiplied
+    model.spare = _spare(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = _read_json(file)
     return model.eval().requires_grad_(False)
@@ -240,7 +241,7 @@ def open_config(path: Path) -> Checkpoint:
     return Checkpoint(_read_config(path), {}, path, "nothing yet")
 
 
-def new_model(path: Path, seed: int, compute: torch.dtype | None = None) -> Model:
+def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
     """A model of the shape that a folder's config.json describes, with new random weights in float32, in eval mode.
 
     Raises:
@@ -248,8 +249,16 @@ def new_model(path: Path, seed: int, compute: torch.dtype | None = None) -> Mode
     """
     fields = open_config(path).config
     model = family_of(fields).from_hf(fields).init_weights(seed)
-    model.source_config, model.compute = fields, compute if compute != torch.float32 else None
+    model.source_config, model.compute = fields, form.multiplied
     return model.eval().requires_grad_(False)
+
+
+def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
+    """Put quantised linears in the place of those of the blocks, if `form` asks for it; the head stays as it is."""
+    for site in linears(model).values():
+        if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
+            plain, kind = site.module, QUANTISED[form.quantised]
+            site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached))
 
 
 def shape_of(checkpoint: Checkpoint) -> Model:
@@ -273,10 +282,12 @@ def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
     return head not in tensors or not copies or torch.equal(tensors[head], tensors[copies[0]])
 
 
-def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def _convert(
+    model: Model, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The model's state. What it wants quantised is quantised from the format in which it is stored."""
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     names = _stored_names(model, stored)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = [theirs for theirs in names.values() if theirs not in stored]
     unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
     misshapen: list[str] = []
@@ -290,7 +301,7 @@ def _convert(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[s
         elif not tensor.is_floating_point():
             misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
         elif not (missing or unexpected or misshapen):
-            state[ours] = tensor.to(dtype, copy=True).contiguous()
+            state |= _parts(model, ours, tensor, dtype)
         del tensor  # before the next is read
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
@@ -312,6 +323,15 @@ def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str
     called = {model.called(name): name for name in checkpoint.tensors}
     kept = {name: stored for name, stored in called.items() if name not in used and model.keeps(name)}
     return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
+
+
+def _parts(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A tensor of the plain model as the tensors of this one."""
+    site, _, kind = name.rpartition(".")
+    owner = model.get_submodule(site)
+    if isinstance(owner, QuantisedLinear) and kind == "weight":
+        return {f"{site}.{part}": value for part, value in owner.parts_of(tensor)._asdict().items()}
+    return {name: tensor.to(dtype, copy=True).contiguous()}
 
 
 def _misfit(

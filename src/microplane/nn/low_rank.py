@@ -1,5 +1,6 @@
 """y = W x + bias + s B (A x): a frozen linear layer with a low-rank update.
 
+W may be a quantised layer instead, nn/quantised.py: it is dequantised for each product, forward and backward.
 The factors are float32 and are cast to the format of x for the products; their gradients are float32 again.
 Shapes: x (T, in), W (out, in), A (r, in), B (out, r), y (T, out).
 """
@@ -10,14 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from microplane.nn.quantised import QuantisedLinear
+
 
 def low_rank_linear_reference(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
     low = F.linear(x, A.to(x.dtype))
     return F.linear(x, W, bias) + F.linear(low, (scale * B).to(x.dtype))
 
 
-def low_rank_linear(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+def low_rank_linear(
+    x: Tensor, W: Tensor | QuantisedLinear, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
+) -> Tensor:
     """As the reference, with the sums taken inside the products and no intermediate but A x kept for backward."""
+    if isinstance(W, QuantisedLinear):
+        x, shape = x.flatten(0, -2), x.shape[:-1]
+        return _LowRankLinear.apply(x, W, bias, A, B, scale).unflatten(0, shape)
     if W.requires_grad or x.dim() != 2:
         return low_rank_linear_reference(x, W, bias, A, B, scale)
     return _LowRankLinear.apply(x, W, bias, A, B, scale)
@@ -25,12 +33,12 @@ def low_rank_linear(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Ten
 
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    def forward(ctx, x: Tensor, W: Tensor | QuantisedLinear, bias, A: Tensor, B: Tensor, scale: float) -> Tensor:
         A_cast, B_cast = A.to(x.dtype), (scale * B).to(x.dtype)
         low = x @ A_cast.t()  # (T, r)
-        y = F.linear(x, W, bias).addmm_(low, B_cast.t())
-        ctx.save_for_backward(x, W, A_cast, B_cast, low)
-        ctx.scale, ctx.dtype = scale, A.dtype
+        y = F.linear(x, _weight(W), bias).addmm_(low, B_cast.t())
+        ctx.save_for_backward(x, W if isinstance(W, Tensor) else None, A_cast, B_cast, low)
+        ctx.scale, ctx.dtype, ctx.base = scale, A.dtype, W if isinstance(W, QuantisedLinear) else None
         return y
 
     @staticmethod
@@ -39,5 +47,10 @@ class _LowRankLinear(torch.autograd.Function):
         grad_low = grad @ B  # (T, r), carries the scale
         grad_A = (grad_low.t() @ x).to(ctx.dtype) if ctx.needs_input_grad[3] else None
         grad_B = (grad.t() @ low).to(ctx.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
-        grad_x = (grad @ W).addmm_(grad_low, A) if ctx.needs_input_grad[0] else None
+        W = ctx.base if W is None else W
+        grad_x = (grad @ _weight(W)).addmm_(grad_low, A) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, grad_A, grad_B, None
+
+
+def _weight(W: Tensor | QuantisedLinear) -> Tensor:
+    return W if isinstance(W, Tensor) else W.passing_weight()

@@ -1,4 +1,4 @@
-"""Which number format multiplies fastest here: measured once on this machine, then remembered.
+"""The number formats of a base; and which multiplies fastest here: measured once on this machine, then remembered.
 
 No processor list decides: some multiply bfloat16 four times faster than float32, some forty times slower.
 """
@@ -11,6 +11,7 @@ import platform
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +20,34 @@ from microplane.paths import cache_dir, write_aside
 
 SHAPE = (512, 576, 1536)  # (tokens, in, out): a small step of a small model
 CANDIDATES = (torch.float32, torch.bfloat16)
+
+
+class NumberFormat(NamedTuple):
+    """How a base is stored and multiplied."""
+
+    dtype: torch.dtype  # of the products, of the embedding, the norms and the head
+    quantised: str | None = None  # "int8" or "nf4": how the linears of the blocks are stored, nn/quantised.py
+    cached: bool = False  # keep what was dequantised
+    weights: torch.dtype | None = None  # of weights that train, which are wider than what is multiplied
+
+    @property
+    def stored(self) -> torch.dtype:
+        """Of the weights that are not quantised."""
+        return self.weights or self.dtype
+
+    @property
+    def multiplied(self) -> torch.dtype | None:
+        """The format of the activations where it is not that of the weights."""
+        return None if self.stored == self.dtype else self.dtype
+
+    @property
+    def compute(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def name(self) -> str:
+        """As the knob `model.dtype` has it."""
+        return self.quantised or self.compute
 
 
 def fastest_dtype(refresh: bool = False) -> torch.dtype:

@@ -1,0 +1,111 @@
+"""The contract of a method again, on bases in int8 and nf4: for every method that leaves the base alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from microplane.config import TrainKnobs
+from microplane.errors import AdapterError
+from microplane.methods import METHODS, make_method
+from microplane.methods.method import trainable
+from microplane.models.load import load_model, save_model
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import QUANTISED, QuantisedLinear
+from microplane.training.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
+from microplane.training.optim import make_optimizer
+from tests.contract.test_methods import DATA, steps
+from tests.tiny import logits, tiny
+
+METHODS_THERE = [name for name, method in METHODS.items() if not method.trains_base]
+pytestmark = [
+    pytest.mark.parametrize("kind", QUANTISED),
+    pytest.mark.parametrize("family", ["llama-untied", "qwen2"]),
+    pytest.mark.parametrize("name", METHODS_THERE),
+]
+DTYPE = torch.float32
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {}
+    for family in ("llama-untied", "qwen2"):
+        found[family] = tmp_path_factory.mktemp(family)
+        save_model(tiny(family), found[family])
+    return found
+
+
+def attached(folder, kind, method, seed=0, dtype=DTYPE):
+    model = load_model(folder, NumberFormat(dtype, kind))
+    assert sum(isinstance(module, QuantisedLinear) for module in model.modules()) == 14
+    torch.manual_seed(seed)
+    method.attach(model)
+    return model
+
+
+def trained(folder, kind, method, count):
+    model = attached(folder, kind, method)
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    return model, optimizer, steps(model, method, optimizer, count)
+
+
+def test_attach_leaves_the_output_of_the_quantised_base_unchanged(folders, name, family, kind):
+    method = make_method(name)
+    plain = load_model(folders[family], NumberFormat(DTYPE, kind))
+    adapted = attached(folders[family], kind, method).eval()
+    if method.starts_at_base:
+        torch.testing.assert_close(logits(adapted, DATA), logits(plain, DATA), rtol=0, atol=1e-6)
+    exact = logits(load_model(folders[family]), DATA)
+    assert not torch.equal(logits(plain, DATA), exact)
+
+
+def test_it_trains_and_the_base_stays(folders, name, family, kind):
+    method = make_method(name)
+    model = attached(folders[family], kind, method)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    losses = steps(model, method, optimizer, 4)
+    moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert moved >= set(trainable(model))
+    assert not any("base." in key for key in moved)
+    assert losses[-1] < losses[0]
+
+
+def test_saved_and_loaded_it_is_the_same_to_the_bit(folders, name, family, kind, tmp_path):
+    method = make_method(name)
+    model, _, _ = trained(folders[family], kind, method, 3)
+    save_adapter(tmp_path, model, method, {"base": "tiny"})
+    again, _ = read_method(tmp_path)
+    fresh = attached(folders[family], kind, again, seed=1)
+    load_adapter(tmp_path, fresh, again)
+    assert torch.equal(logits(model, DATA), logits(fresh.eval(), DATA))
+
+
+def test_resumed_it_goes_on_to_the_bit(folders, name, family, kind, tmp_path):
+    method = make_method(name)
+    straight, _, losses = trained(folders[family], kind, method, 6)
+    model, optimizer, first = trained(folders[family], kind, method, 3)
+    save_checkpoint(tmp_path, 3, model, method, optimizer, {})
+    model = attached(folders[family], kind, method, seed=9)
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    load_checkpoint(tmp_path / "step-00000003", model, method, optimizer)
+    assert first + steps(model, method, optimizer, 3, start=3) == losses
+    for key, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[key]), key
+
+
+def test_it_trains_with_products_in_bfloat16(folders, name, family, kind):
+    method = make_method(name)
+    model = attached(folders[family], kind, method, dtype=torch.bfloat16)
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    losses = steps(model, method, optimizer, 5)
+    assert all(parameter.dtype == torch.float32 for parameter in trainable(model).values())
+    assert losses[-1] < losses[0]
+
+
+def test_merging_into_it_is_refused(folders, name, family, kind):
+    method = make_method(name)
+    if method.mergeable:
+        model = attached(folders[family], kind, method)
+        with pytest.raises(AdapterError, match=f"the base is quantised \\({kind}\\).*microplane merge"):
+            method.merge(model)
