@@ -29,7 +29,10 @@ PAIRS = Pairs(Rows.of([[1, 2, 3], [4, 5, 6, 7, 8], [9]]), Rows.of([[96, 9, 8], [
         ({"pad_token_id": 97}, "pad_token_id = 97, beyond a vocabulary of 97"),
         ({"decoder_start_token_id": 200}, "decoder_start_token_id = 200, beyond a vocabulary of 97"),
         ({"decoder_attention_heads": 5}, "d_model = 32 is not a multiple of decoder_attention_heads = 5"),
-        ({"activation_function": "tanh"}, "the activation 'tanh' in config.json is not supported (activation_function)"),
+        (
+            {"activation_function": "tanh"},
+            "the activation 'tanh' in config.json is not supported (activation_function)",
+        ),
         ({"normalize_before": True}, "normalize_before = True in config.json is not supported; only False is"),
         ({"static_position_embeddings": False}, "static_position_embeddings = False in config.json is not supported"),
         ({"scale_embedding": 1}, "scale_embedding = 1: expected true or false"),
