@@ -66,13 +66,13 @@ def test_low_rank_linear(bias):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("positions", [1, CHUNK - 1, 2 * CHUNK + 5])
-def test_linear_cross_entropy(softcap, positions, label_smoothing):
+def test_linear_cross_entropy(softcap, positions, label_smoothing, biased):
     hidden, weight = leaves((positions, 8), (31, 8))
     targets = torch.randint(0, 31, (positions,))
-    fast, plain = both(
-        linear_cross_entropy, linear_cross_entropy_reference, [hidden, weight], targets, softcap, label_smoothing
-    )
+    rest = (targets, softcap, label_smoothing, torch.randn(31, dtype=torch.float64) if biased else None)
+    fast, plain = both(linear_cross_entropy, linear_cross_entropy_reference, [hidden, weight], *rest)
     # the reference sums in float32
     assert fast[0].item() == pytest.approx(plain[0].item(), rel=1e-5)
     for grad, wanted in zip(fast[1], plain[1], strict=True):
