@@ -19,6 +19,7 @@ def pair_folder(folder: Path, family: str = "t5") -> Path:
     folder.mkdir(parents=True)
     size = save_byte_tokenizer(folder, ends=True)
     fields = PAIR_CONFIGS[family] | {"vocab_size": size, "eos_token_id": 1, "pad_token_id": 0}
+    fields |= {"decoder_vocab_size": size} if "decoder_vocab_size" in fields else {}
     save_model(family_of(fields).from_hf(fields).init_weights(0), folder)
     return folder
 
