@@ -7,11 +7,16 @@ from typing import Any
 
 from microplane.config import build
 from microplane.errors import ConfigError, nearest
+from microplane.methods.dora import DoRA
 from microplane.methods.full import Full
+from microplane.methods.ia3 import IA3
 from microplane.methods.lora import LoRA
+from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable
+from microplane.methods.rslora import RsLoRA
+from microplane.methods.vera import VeRA
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, Full)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, RsLoRA, LoRAPlus, DoRA, IA3, VeRA, Full)}
 
 __all__ = ["METHODS", "Full", "LoRA", "Method", "make_method", "trainable"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import ConfigError, nearest
-from microplane.models.contract import linears
+from microplane.models.contract import Site, linears
 
 
 class AdaptedLinear(nn.Module):
@@ -27,6 +27,10 @@ class AdaptedLinear(nn.Module):
     def delta(self) -> Tensor:
         """The change to the base's weight, (out, in), float32."""
         raise NotImplementedError
+
+    def output_factors(self) -> tuple[nn.Parameter, ...]:
+        """Those factors that start at zero on the output side, if it has a low-rank pair: peft's lora_B."""
+        return ()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + F.linear(x, self.delta().to(x.dtype))
@@ -48,22 +52,30 @@ def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Li
         ConfigError: for a role that this model does not have, with those that it has.
     """
     model.requires_grad_(False)
+    for site in target_sites(model, targets).values():
+        site.replace(wrap(cast(nn.Linear, site.module)))
+
+
+def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets") -> dict[str, Site]:
+    """The linear layers of the roles `targets` (or `all` but the head) by dotted name.
+
+    Raises:
+        ConfigError: for a role that this model does not have, with those that it has.
+    """
     sites = linears(model)
     roles = sorted({site.role for site in sites.values()})
     wanted = [role for role in roles if role != "head"] if "all" in targets else []
     wanted += [target for target in targets if target != "all"]
     if not wanted:
-        raise ConfigError(f"method.targets is empty; this model has {', '.join(roles)}, or all")
+        raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
     if unknown := [target for target in wanted if target not in roles]:
         hint = nearest(unknown[0], roles)
         note = " The head is tied to the embedding here, so it cannot be adapted alone." if "head" in unknown else ""
         raise ConfigError(
-            f"method.targets: {', '.join(map(repr, unknown))} name no linear layer; this model has "
+            f"method.{knob}: {', '.join(map(repr, unknown))} name no linear layer; this model has "
             f"{', '.join(roles)} (or all).{hint}{note}"
         )
-    for site in sites.values():
-        if site.role in wanted:
-            site.replace(wrap(cast(nn.Linear, site.module)))
+    return {name: site for name, site in sites.items() if site.role in wanted}
 
 
 L = TypeVar("L", bound=AdaptedLinear)

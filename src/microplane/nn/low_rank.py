@@ -1,4 +1,4 @@
-"""y = W x + bias + s B (A x): a frozen linear layer with a low-rank update.
+"""y = W x + bias + s B (A x): a frozen linear layer with a low-rank update; and the row lengths of W + s B A.
 
 The factors are float32 and are cast to the format of x for the products; their gradients are float32 again.
 Shapes: x (T, in), W (out, in), A (r, in), B (out, r), y (T, out).
@@ -41,3 +41,18 @@ class _LowRankLinear(torch.autograd.Function):
         grad_B = (grad.t() @ low).to(ctx.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
         grad_x = (grad @ W).addmm_(grad_low, A) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, grad_A, grad_B, None
+
+
+def row_norms_reference(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    return (W.to(A.dtype) + scale * (B @ A)).norm(dim=1)
+
+
+def row_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """The length of each row of W + s B A, (out,), without that matrix: |w|^2 + 2s (w A^T) b + s^2 b (A A^T) b.
+
+    Args:
+        squares: |w|^2 of each row of W, (out,); where B is zero, their roots are the result to the bit.
+    """
+    cross = (F.linear(W, A.to(W.dtype)).to(B.dtype) * B).sum(1)
+    square = squares + 2 * scale * cross + scale**2 * ((B @ (A @ A.t())) * B).sum(1)
+    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
