@@ -98,4 +98,7 @@ class DoRA(LoRA):
         knobs = super().of_peft(config)
         if knobs is None or not config.get("use_rslora"):
             return knobs
-        return knobs | {"alpha": knobs["alpha"] * math.sqrt(knobs["rank"])}
+        try:
+            return knobs | {"alpha": knobs["alpha"] * math.sqrt(knobs["rank"])}
+        except (TypeError, ValueError, OverflowError):  # not numbers: the knobs' own checks say so
+            return knobs

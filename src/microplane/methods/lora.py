@@ -27,15 +27,14 @@ from microplane.nn.low_rank import low_rank_linear
 
 
 class LoRALinear(AdaptedLinear):
-    start_A: Tensor | None  # (r, in) and (out, r): where training started, if that is not counted as a change
-    start_B: Tensor | None
-
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.start_A: Tensor | None  # (r, in) and (out, r): where training started, if that is not counted as a change
+        self.start_B: Tensor | None
         self.register_buffer("start_A", None)
         self.register_buffer("start_B", None)
         self.scale = scale
@@ -106,7 +105,8 @@ class LoRA(Method):
     eva_tau: float = Field(0.99, gt=0, le=1, description="start eva: cosine from which a direction counts as settled")
     ga_gamma: float = Field(16.0, gt=0, description="start lora_ga: the larger, the smaller the first pair")
 
-    def scale_of(self, rank: int, alpha: float) -> float:
+    @staticmethod
+    def scale_of(rank: int, alpha: float) -> float:
         return alpha / rank
 
     def alpha_of(self, rank: int) -> float:
@@ -218,30 +218,31 @@ class LoRA(Method):
                 "Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
             )
         peft_format.need(config, "r", "lora_alpha")
-        if patterns := {**(config.get("rank_pattern") or {}), **(config.get("alpha_pattern") or {})}:
-            cls._refuse_uneven(config, patterns)
+        uneven = bool(config.get("rank_pattern") or config.get("alpha_pattern"))
+        if uneven:
+            cls._refuse_several_scales(config)
         return {
             "rank": config["r"],
             "alpha": config["lora_alpha"],
             "dropout": config.get("lora_dropout", 0.0),
             "targets": peft_format.roles_of(config),
-            "start": "eva" if patterns else "zero",
+            "start": "eva" if uneven else "zero",
         }
 
     @classmethod
-    def _refuse_uneven(cls, config: Mapping[str, Any], patterns: Mapping[str, Any]) -> None:
+    def _refuse_several_scales(cls, config: Mapping[str, Any]) -> None:
         """Ranks of their own are read where the scale is one for all, which is how the start eva leaves them."""
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        rank, alpha = config["r"], config["lora_alpha"]
         try:
-            usual = cls().scale_of(config["r"], config["lora_alpha"])
-            scales = [cls().scale_of(ranks.get(p, config["r"]), alphas.get(p, config["lora_alpha"])) for p in patterns]
-            even = all(math.isclose(scale, usual, rel_tol=1e-6) for scale in scales)
-        except (TypeError, ArithmeticError, ValueError):
+            scales = [cls.scale_of(ranks.get(p, rank), alphas.get(p, alpha)) for p in {**ranks, **alphas}]
+            even = all(math.isclose(scale, cls.scale_of(rank, alpha), rel_tol=1e-6) for scale in scales)
+        except (TypeError, ArithmeticError, ValueError, AttributeError):  # not what peft writes
             even = False
         if not even:
             raise AdapterError(
                 f"peft's rank_pattern = {ranks!r} with alpha_pattern = {alphas!r} is not supported: "
-                "the layers must have one scale in common"
+                "all layers must have one scale in common"
             )
 
 

@@ -65,4 +65,4 @@ def roles_of(config: Mapping[str, Any], field: str = "target_modules") -> list[s
 
 def need(config: Mapping[str, Any], *names: str) -> None:
     if absent := [name for name in names if name not in config]:
-        raise AdapterError(f"adapter_config.json is damaged: it does not say {' and '.join(absent)}")
+        raise AdapterError(f"damaged, since it does not say {' and '.join(absent)}")

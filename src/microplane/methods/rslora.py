@@ -19,7 +19,8 @@ class RsLoRA(LoRA):
     rank: int = Field(64, ge=1, description="r, the rank of the update")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / sqrt(rank)")
 
-    def scale_of(self, rank: int, alpha: float) -> float:
+    @staticmethod
+    def scale_of(rank: int, alpha: float) -> float:
         return alpha / math.sqrt(rank)
 
     def alpha_of(self, rank: int) -> float:

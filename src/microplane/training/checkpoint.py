@@ -110,9 +110,9 @@ def _method(file: Path, values: Mapping[str, Any]) -> Method:
 def _of_peft(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The name and knobs of the method that peft's adapter_config.json means; each method knows its own format."""
     kind = config.get("peft_type")
-    known = {method.peft_type for method in METHODS.values() if method.peft_type}
+    known = sorted({method.peft_type for method in METHODS.values() if method.peft_type})
     if kind not in known:
-        raise AdapterError(f"{folder}: an adapter of peft's type {kind!r}; {', '.join(sorted(known))} can be read")
+        raise AdapterError(f"{folder}: an adapter of peft's type {kind!r}; {', '.join(known)} can be read")
     for method in METHODS.values():
         try:
             knobs = method.of_peft(config) if method.peft_type == kind else None

@@ -42,7 +42,7 @@ def prepare(
 def sample_losses(
     model: nn.Module, dataset: TokenDataset, rows: int, seed: int, micro_tokens: int
 ) -> list[Callable[[], Tensor]]:
-    """Mean losses over `rows` rows drawn with `seed`, in parts of at most `micro_tokens` tokens, computed when called."""
+    """Mean losses of `rows` rows drawn with `seed`, each of at most `micro_tokens` tokens, computed when called."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(dataset.trained_counts))[:rows]
 
     def loss(indices: Sequence[int]) -> Tensor:

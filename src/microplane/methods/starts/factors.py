@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 OVERSAMPLED, ITERATIONS = 4, 8  # of the random subspace: so many times the rank, and so many power iterations
+SMALL = 256  # rows or columns up to which the exact decomposition takes milliseconds
 
 
 def wide(x: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def top_singular(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     themselves, which none of the starts minds.
     """
     subspace = OVERSAMPLED * count
-    if 2 * subspace >= min(matrix.shape):
+    if min(matrix.shape) <= max(SMALL, 2 * subspace):
         U, S, Vh = torch.linalg.svd(wide(matrix), full_matrices=False)
         return U[:, :count], S[:count], Vh[:count].t()
     U, S, V = torch.svd_lowrank(wide(matrix), q=subspace, niter=ITERATIONS)

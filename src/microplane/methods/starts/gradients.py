@@ -1,4 +1,4 @@
-"""Gradients with respect to frozen weights: G = sum over tokens of dL/dy x^T, caught on the way and never stored twice."""
+"""Gradients with respect to frozen weights: G = sum over tokens of dL/dy x^T, caught on the way back."""
 
 from __future__ import annotations
 
