@@ -1,7 +1,6 @@
-"""The starts of a low-rank pair against peft's, and the pair that is counted from its start against a rewritten base."""
+"""The starts of a low-rank pair against peft's; a pair counted from its start against a rewritten base."""
 
 from __future__ import annotations
-
 
 import peft
 import pytest
