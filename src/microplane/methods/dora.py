@@ -80,7 +80,6 @@ class DoRA(LoRA):
     def wrap(self, base: nn.Linear) -> LoRALinear:
         return DoRALinear(base, self.rank, self.scale, self.dropout)
 
-    @torch.no_grad()
     def prepare(
         self,
         model: nn.Module,
@@ -90,7 +89,7 @@ class DoRA(LoRA):
         """The magnitudes are those of the weight with its first pair, so that every gain is 1 at first."""
         super().prepare(model, losses, weights)
         for _, module in adapted(model, DoRALinear):
-            module.lora_magnitude_vector.copy_(module._lengths(*module.factors()))
+            module.lora_magnitude_vector.data.copy_(module._lengths(*module.factors()))
 
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:

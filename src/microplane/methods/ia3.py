@@ -85,8 +85,7 @@ class IA3(Method):
         sites = dict(adapted(model, IA3Linear))
         where = peft_format.paths(model, sites)
         inputs = peft_format.leaves(where[site] for site, module in sites.items() if module.on_input)
-        fields = peft_format.common_fields(self.peft_type, peft_format.leaves(where.values()))
-        return {**fields, "feedforward_modules": inputs}
+        return {**peft_format.common_fields(self, model, where.values()), "feedforward_modules": inputs}
 
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:

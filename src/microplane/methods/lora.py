@@ -195,7 +195,7 @@ class LoRA(Method):
         [(most, _)] = Counter(ranks.values()).most_common(1) or [(self.rank, 0)]
         others = {path: rank for path, rank in ranks.items() if rank != most}
         return {
-            **peft_format.common_fields(self.peft_type, peft_format.leaves(ranks)),
+            **peft_format.common_fields(self, model, ranks),
             **self.peft_flags,
             "r": most,
             "lora_alpha": self.alpha_of(most),

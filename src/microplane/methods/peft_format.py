@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from microplane.errors import AdapterError
+from microplane.methods.method import Method
 from microplane.models.contract import hf_names
 
 ROLES = {
@@ -22,7 +23,11 @@ ROLES = {
     "up_proj": "up",
     "down_proj": "down",
     "lm_head": "head",
+    "wi_0": "gate", "wi_1": "up", "wi": "up", "wo": "down",  # T5
+    "query": "q", "key": "k", "value": "v",  # BERT
+    "out_proj": "o", "fc1": "up", "fc2": "down",  # Marian
 }
+TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 PREFIX = "base_model.model."
 WHOLE = {"modules_to_save": None, "fan_in_fan_out": False, "bias": "none"}  # fields of several types
 
@@ -38,11 +43,12 @@ def leaves(found: Iterable[str]) -> list[str]:
     return sorted({path.rsplit(".", 1)[-1] for path in found})
 
 
-def common_fields(kind: str | None, targets: list[str]) -> dict[str, Any]:
+def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> dict[str, Any]:
+    """What stands in every adapter_config.json; `adapted` are the adapted layers by Hugging Face's dotted names."""
     return {
-        "peft_type": kind,
-        "task_type": "CAUSAL_LM",
-        "target_modules": targets,
+        "peft_type": method.peft_type,
+        "task_type": TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM"),
+        "target_modules": leaves(adapted),
         "fan_in_fan_out": False,
         "inference_mode": True,
     }

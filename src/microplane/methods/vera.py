@@ -101,7 +101,7 @@ class VeRA(Method):
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         where = peft_format.paths(model, dict(adapted(model, VeRALinear)))
         return {
-            **peft_format.common_fields(self.peft_type, peft_format.leaves(where.values())),
+            **peft_format.common_fields(self, model, where.values()),
             "r": self.rank,
             "vera_dropout": self.dropout,
             "d_initial": self.lambda_d,

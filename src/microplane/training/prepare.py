@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from microplane.config import TrainKnobs
 from microplane.data.batches import micro_batches
 from microplane.methods import Method
-from microplane.models.contract import LanguageModel, hf_names
+from microplane.models.contract import Model, hf_names
 from microplane.training.objective import loss_sum, make_batch
 
 if TYPE_CHECKING:
@@ -47,6 +47,6 @@ def sample_losses(
 
     def loss(indices: Sequence[int]) -> Tensor:
         batch = make_batch(dataset, indices)
-        return loss_sum(cast(LanguageModel, model), batch) / len(batch.targets)
+        return loss_sum(cast(Model, model), batch) / len(batch.targets)
 
     return [partial(loss, indices) for indices in micro_batches(order, dataset.lengths, micro_tokens)]

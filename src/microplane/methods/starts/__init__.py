@@ -81,7 +81,7 @@ def begin(
 
 
 def _begin_loftq(rank: int, sites: Mapping[str, Pair], weights: Callable[[str], Tensor] | None) -> None:
-    plain = [site for site, pair in sites.items() if type(pair.base) is nn.Linear]
+    plain = [site for site, pair in sites.items() if isinstance(pair.base, nn.Linear)]
     if plain or weights is None:
         what = f"{plain[0]} is not" if plain else "the weights as they were before are not at hand"
         raise ConfigError(
