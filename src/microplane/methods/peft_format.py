@@ -23,9 +23,16 @@ ROLES = {
     "up_proj": "up",
     "down_proj": "down",
     "lm_head": "head",
-    "wi_0": "gate", "wi_1": "up", "wi": "up", "wo": "down",  # T5
-    "query": "q", "key": "k", "value": "v",  # BERT
-    "out_proj": "o", "fc1": "up", "fc2": "down",  # Marian
+    "wi_0": "gate",
+    "wi_1": "up",
+    "wi": "up",
+    "wo": "down",  # T5
+    "query": "q",
+    "key": "k",
+    "value": "v",  # BERT
+    "out_proj": "o",
+    "fc1": "up",
+    "fc2": "down",  # Marian
 }
 TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 PREFIX = "base_model.model."

@@ -16,13 +16,13 @@ from microplane.models.contract import Model, hf_names
 from microplane.training.objective import loss_sum, make_batch
 
 if TYPE_CHECKING:
-    from microplane.data.dataset import TokenDataset
+    from microplane.data.dataset import Dataset
 
 
 def prepare(
     model: nn.Module,
     method: Method,
-    train: TokenDataset,
+    train: Dataset,
     knobs: TrainKnobs,
     stored: Mapping[str, Tensor],
     say: Callable[[str], None] = lambda text: None,
@@ -40,13 +40,13 @@ def prepare(
 
 
 def sample_losses(
-    model: nn.Module, dataset: TokenDataset, rows: int, seed: int, micro_tokens: int
+    model: nn.Module, dataset: Dataset, rows: int, seed: int, micro_tokens: int
 ) -> list[Callable[[], Tensor]]:
     """Mean losses of `rows` rows drawn with `seed`, each of at most `micro_tokens` tokens, computed when called."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(dataset.trained_counts))[:rows]
 
     def loss(indices: Sequence[int]) -> Tensor:
         batch = make_batch(dataset, indices)
-        return loss_sum(cast(Model, model), batch) / len(batch.targets)
+        return loss_sum(cast(Model, model), batch) / batch.count
 
     return [partial(loss, indices) for indices in micro_batches(order, dataset.lengths, micro_tokens)]
