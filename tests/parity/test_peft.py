@@ -99,6 +99,14 @@ def test_peft_opens_ours_with_equal_outputs_and_gradients(base, tmp_path, knobs)
         torch.testing.assert_close(state[name].grad / size, parameter.grad / size, atol=1e-5, rtol=1e-5)
 
 
+def test_veras_matrices_are_pefts_to_the_bit_from_the_same_seed(base):
+    method = make_method({"name": "vera", "rank": 6, "seed": 4})
+    state = method.state(attached(base, method))
+    model = adapted_reference(base, peft_config({"name": "vera", "rank": 6, "seed": 4}))
+    assert torch.equal(state["base_model.vera_A"], model.base_model.vera_A["default"])
+    assert torch.equal(state["base_model.vera_B"], model.base_model.vera_B["default"])
+
+
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 def test_we_open_pefts(base, tmp_path, knobs):
     model = adapted_reference(base, peft_config(knobs))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from microplane.methods.kinds import adapted
 from microplane.methods.lora import LoRA, LoRALinear
-from microplane.nn.low_rank import low_rank_linear, row_norms
+from microplane.nn.low_rank import row_norms
 
 
 class DoRALinear(LoRALinear):
@@ -54,8 +54,9 @@ class DoRALinear(LoRALinear):
         if self.training and self.dropout:
             dropped = F.dropout(x, self.dropout)
             change = F.linear(F.linear(dropped, A.to(x.dtype)), (self.scale * B).to(x.dtype))
-            return self.base(x) + (gain - 1) * F.linear(dropped, self.base.weight) + gain * change
-        y = gain * low_rank_linear(x, self.base.weight, self.base.bias, A, B, self.scale)
+            kept = self.base(dropped) if self.base.bias is None else self.base(dropped) - self.base.bias
+            return self.base(x) + (gain - 1) * kept + gain * change
+        y = gain * self.product(x, A, B)
         return y if self.base.bias is None else y + (1 - gain) * self.base.bias
 
     @torch.no_grad()

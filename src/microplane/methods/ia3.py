@@ -26,7 +26,7 @@ class IA3Linear(AdaptedLinear):
         super().__init__(base)
         self.on_input = on_input
         shape = (1, base.in_features) if on_input else (base.out_features, 1)
-        self.ia3_l = nn.Parameter(torch.ones(shape, device=base.weight.device))
+        self.ia3_l = nn.Parameter(torch.ones(shape, device=self.device))
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.ia3_l.flatten().to(x.dtype)

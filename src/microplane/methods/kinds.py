@@ -6,6 +6,7 @@ One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TypeVar, cast
 
 import torch
@@ -23,6 +24,10 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
+
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.base.parameters(), self.base.buffers())).device
 
     def delta(self) -> Tensor:
         """The change to the base's weight, (out, in), float32."""

@@ -29,9 +29,8 @@ from microplane.nn.low_rank import low_rank_linear
 class LoRALinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=self.device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=self.device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.start_A: Tensor | None  # (r, in) and (out, r): where training started, if that is not counted as a change
         self.start_B: Tensor | None
@@ -56,6 +55,10 @@ class LoRALinear(AdaptedLinear):
         if self.training and self.dropout:
             low = F.linear(F.dropout(x, self.dropout), A.to(x.dtype))
             return self.base(x) + F.linear(low, (self.scale * B).to(x.dtype))
+        return self.product(x, A, B)
+
+    def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """W x + bias + s B A x."""
         return low_rank_linear(x, self.base.weight, self.base.bias, A, B, self.scale)
 
     def delta(self) -> Tensor:

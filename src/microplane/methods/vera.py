@@ -39,7 +39,7 @@ class VeRALinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, shared: Projections, start: float, dropout: float):
         super().__init__(base)
         self.shared, self.dropout = shared, dropout
-        rank, device = len(shared.A), base.weight.device
+        rank, device = len(shared.A), self.device
         self.vera_lambda_d = nn.Parameter(torch.full((rank,), start, device=device))
         self.vera_lambda_b = nn.Parameter(torch.zeros(base.out_features, device=device))
 
@@ -77,7 +77,8 @@ class VeRA(Method):
         sites = target_sites(model, self.targets)
         linears = [cast(nn.Linear, site.module) for site in sites.values()]
         largest_in, largest_out = max(x.in_features for x in linears), max(x.out_features for x in linears)
-        shared = Projections(self.rank, largest_in, largest_out, self.seed, linears[0].weight.device)
+        device = next(model.parameters()).device
+        shared = Projections(self.rank, largest_in, largest_out, self.seed, device)
         for site, linear in zip(sites.values(), linears, strict=True):
             site.replace(VeRALinear(linear, shared, self.lambda_d, self.dropout))
 
