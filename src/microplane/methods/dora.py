@@ -56,7 +56,7 @@ class DoRALinear(LoRALinear):
             change = F.linear(F.linear(dropped, A.to(x.dtype)), (self.scale * B).to(x.dtype))
             kept = self.base(dropped) if self.base.bias is None else self.base(dropped) - self.base.bias
             return self.base(x) + (gain - 1) * kept + gain * change
-        y = gain * self.product(x, A, B)
+        y = gain * self.with_pair(x, A, B, self.scale)
         return y if self.base.bias is None else y + (1 - gain) * self.base.bias
 
     @torch.no_grad()
@@ -64,6 +64,9 @@ class DoRALinear(LoRALinear):
         weight = self.base.weight.to(self.squares.dtype)
         changed = weight + super().delta()
         return (self.lora_magnitude_vector / changed.norm(dim=1)).unsqueeze(1) * changed - weight
+
+    def low_rank(self) -> None:
+        """The lengths change every row of W, so there is none."""
 
     def saved(self) -> dict[str, Tensor]:
         return {**super().saved(), "lora_magnitude_vector": self.lora_magnitude_vector}

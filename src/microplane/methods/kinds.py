@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from microplane.errors import ConfigError, nearest
 from microplane.models.contract import Site, linears
+from microplane.nn.low_rank import low_rank_linear
 
 
 class AdaptedLinear(nn.Module):
@@ -33,12 +34,20 @@ class AdaptedLinear(nn.Module):
         """The change to the base's weight, (out, in), float32."""
         raise NotImplementedError
 
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """(A, B) with delta() = B A exactly, A (r, in) and B (out, r); None where the change has no such form."""
+        return None
+
     def output_factors(self) -> tuple[nn.Parameter, ...]:
         """Those factors that start at zero on the output side, if it has a low-rank pair: peft's lora_B."""
         return ()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + F.linear(x, self.delta().to(x.dtype))
+
+    def with_pair(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """The base's output plus scale B (A x), with A (r, in) and B (out, r)."""
+        return low_rank_linear(x, self.base.weight, self.base.bias, A, B, scale)
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same function, in the base's number format."""

@@ -21,9 +21,8 @@ from torch.nn import functional as F
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, wrap_linears
-from microplane.methods.method import Method, copy_strictly, refuse_misfits
+from microplane.methods.method import Method, check_fits, copy_strictly
 from microplane.methods.starts import begin, check_rank
-from microplane.nn.low_rank import low_rank_linear
 
 
 class LoRALinear(AdaptedLinear):
@@ -55,15 +54,15 @@ class LoRALinear(AdaptedLinear):
         if self.training and self.dropout:
             low = F.linear(F.dropout(x, self.dropout), A.to(x.dtype))
             return self.base(x) + F.linear(low, (self.scale * B).to(x.dtype))
-        return self.product(x, A, B)
-
-    def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        """W x + bias + s B A x."""
-        return low_rank_linear(x, self.base.weight, self.base.bias, A, B, self.scale)
+        return self.with_pair(x, A, B, self.scale)
 
     def delta(self) -> Tensor:
         A, B = self.factors()
         return self.scale * (B @ A)
+
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        A, B = self.factors()
+        return A, self.scale * B
 
     @torch.no_grad()
     def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
@@ -162,7 +161,7 @@ class LoRA(Method):
             ranks[module] = self.rank if self.start == "zero" or A is None or A.dim() != 2 else len(A)
             for end, shape in module.saved_shapes(ranks[module]).items():
                 shapes[f"{peft_format.PREFIX}{path}.{end}"] = shape
-        refuse_misfits(shapes, state)
+        check_fits(shapes, state)
         for module, rank in ranks.items():
             if module.rank != rank or module.start_A is not None:
                 A, B = (torch.empty(module.saved_shapes(rank)[end]) for end in ("lora_A.weight", "lora_B.weight"))

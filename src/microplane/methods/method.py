@@ -153,20 +153,20 @@ def head_state(model: nn.Module) -> dict[str, Tensor]:
 
 def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy `state` into `targets` in place, or change nothing and complain about everything at once."""
-    refuse_misfits({name: tuple(target.shape) for name, target in targets.items()}, state)
+    check_fits({name: target.shape for name, target in targets.items()}, state)
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(state[name])
 
 
-def refuse_misfits(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
-    """Raise an AdapterError that lists what of `state` is missing, unexpected, or not of the shape that is wanted."""
+def check_fits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError, listing every tensor that is missing, unexpected or of another shape."""
     complaints = [f"missing: {name}" for name in shapes if name not in state]
     complaints += [f"unexpected: {name}" for name in state if name not in shapes]
     complaints += [
-        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {shape} in the model"
+        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {tuple(shape)} in the model"
         for name, shape in shapes.items()
-        if name in state and tuple(state[name].shape) != shape
+        if name in state and tuple(state[name].shape) != tuple(shape)
     ]
     if complaints:
         shown = "\n  ".join(complaints[:12]) + (f"\n  and {len(complaints) - 12} more" if len(complaints) > 12 else "")

@@ -56,6 +56,10 @@ class VeRALinear(AdaptedLinear):
         A, B = self.projections()
         return self.vera_lambda_b.unsqueeze(1) * (B @ (self.vera_lambda_d.unsqueeze(1) * A))
 
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        A, B = self.projections()
+        return self.vera_lambda_d.unsqueeze(1) * A, self.vera_lambda_b.unsqueeze(1) * B
+
 
 class VeRA(Method):
     name: ClassVar[str] = "vera"
