@@ -10,7 +10,7 @@ from torch import nn
 
 from microplane.nn import loss
 from microplane.nn.loss import CHUNK, chunked_cross_entropy, linear_cross_entropy, linear_cross_entropy_reference
-from microplane.nn.low_rank import low_rank_linear, low_rank_linear_reference
+from microplane.nn.low_rank import low_rank_linear, low_rank_linear_reference, row_norms, row_norms_reference
 from microplane.nn.number_format import fastest_dtype, measured
 from microplane.nn.pointwise import rms_norm, rms_norm_reference, silu_gate, silu_gate_reference
 from microplane.nn.rows import Rows, from_grid, to_grid
@@ -62,6 +62,13 @@ def test_low_rank_linear(bias):
         return lambda x, A, B: function(x, W, b, A, B, 0.7)
 
     assert_agree(both(bound(low_rank_linear), bound(low_rank_linear_reference), [x, A, B]))
+
+
+def test_row_norms():
+    W, A, B = torch.randn(5, 6).double(), torch.randn(3, 6).double(), torch.randn(5, 3).double()
+    squares = W.square().sum(1)
+    torch.testing.assert_close(row_norms(W, squares, A, B, 0.7), row_norms_reference(W, A, B, 0.7))
+    assert torch.equal(row_norms(W, squares, A, 0 * B, 0.7), squares.sqrt())
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

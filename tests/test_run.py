@@ -66,7 +66,8 @@ def test_run_yaml_says_everything_and_runs_again_to_the_same_bytes(done, place):
     values = yaml.safe_load((done.folder / "run.yaml").read_text())
     assert values["model"]["dtype"] == "float32"
     assert values["method"] == {
-        "name": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all"], "rslora": False,
+        "name": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all"],
+        "start": "zero", "start_rows": 64, "eva_rho": 2.0, "eva_tau": 0.99, "ga_gamma": 16.0,
     }  # fmt: skip
     assert values["data"]["format"] == "prompt/completion"
     again = train(knobs=build(RunKnobs, read_yaml(done.folder / "run.yaml")))

@@ -22,7 +22,7 @@ from microplane.data.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
 from microplane.loading import Loaded, attach, base_format, check_ids, fingerprint, load, shared_prefix
 from microplane.merging import merge_checks
-from microplane.methods import Method, make_method, trainable
+from microplane.methods import Method, make_method, trainable_parameters
 from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
 from microplane.models.hub import resolve
@@ -34,10 +34,11 @@ from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
 from microplane.tasks import about_head, give_head, label_names_of, row_shape
 from microplane.training import metrics
-from microplane.training.checkpoint import check_resumable, read_method, save_adapter
+from microplane.training.checkpoint import check_resumable, checkpoints, read_method, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.training.loop import Outcome, fit
 from microplane.training.optim import check_optimizer, peak_lr
+from microplane.training.prepare import prepare
 from microplane.training.probe import probe_logits, probe_rows, read_probe, save_probe
 from microplane.watch import Silent, Watcher, counting
 
@@ -134,10 +135,11 @@ class _Job:
         before = self._before(model, tokenizer, splits, held_out, rows)
         torch.manual_seed(knobs.train.seed)
         attach_method(self.method, model)
-        self.result["method"] |= {
-            "trainable_parameters": sum(tensor.numel() for tensor in trainable(model).values()),
-        }
+        if not (self.resume and checkpoints(self.folder / "resume")):  # which holds what the run started from
+            prepare(model, self.method, splits.train, knobs.train, checkpoint.tensors, watch.say)
+        self.result["method"]["trainable_parameters"] = trainable_parameters(model)
         outcome = self._fit(model, tokenizer, path, splits)
+        self.result["method"]["trainable_parameters"] = trainable_parameters(model)  # a checkpoint can have other ranks
         self.result["train"] = train_figures(outcome, splits, self.folder / "speed.jsonl")
         self.result["checks"] = [moved_check(outcome)]
         if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation

@@ -197,12 +197,13 @@ JSON = st.recursive(
     | st.integers(-9, 9)
     | st.floats()
     | TEXT
-    | st.sampled_from(["lora", "full", "LORA", "q_proj"]),
+    | st.sampled_from(["lora", "full", "LORA", "IA3", "VERA", "q_proj"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-OURS = ["name", "about", "rank", "alpha", "dropout", "targets", "rslora"]
-THEIRS = ["peft_type", "r", "lora_alpha", "target_modules", "lora_dropout", "use_dora", "bias", "init_lora_weights"]
+OURS = ["name", "about", "rank", "alpha", "dropout", "targets", "start"]
+THEIRS = ["peft_type", "r", "lora_alpha", "target_modules", "lora_dropout", "use_dora", "use_rslora", "bias"]
+THEIRS += ["init_lora_weights", "rank_pattern", "feedforward_modules"]
 
 
 @MANY

@@ -15,12 +15,21 @@ from microplane.methods.method import trainable
 from microplane.training.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
 from microplane.training.objective import loss_sum, make_batch
 from microplane.training.optim import make_optimizer
+from microplane.training.prepare import sample_losses
 from tests.tiny import CONFIGS, copy_task, logits, tiny
 
 DATA = copy_task()
 VARIANTS = [{"name": name} for name in METHODS] + [
-    {"name": "lora", "rank": 3, "targets": ["q", "down"], "rslora": True},
+    {"name": "rslora", "rank": 3, "targets": ["q", "down"]},
     {"name": "lora", "rank": 2, "dropout": 0.3},
+    {"name": "lora", "rank": 3, "start": "pissa"},
+    {"name": "lora", "rank": 3, "start": "olora", "dropout": 0.3},
+    {"name": "lora", "rank": 3, "start": "eva", "start_rows": 16},
+    {"name": "lora+", "rank": 3, "start": "lora_ga", "start_rows": 16},
+    {"name": "dora", "rank": 3, "start": "pissa"},
+    {"name": "dora", "rank": 2, "dropout": 0.3},
+    {"name": "vera", "rank": 5, "dropout": 0.3, "save_projections": False},
+    {"name": "ia3", "targets": ["q", "up"], "feedforward": []},
 ]
 
 
@@ -34,10 +43,12 @@ def family(request):
     return request.param
 
 
-def attached(family, method, seed=0):
+def attached(family, method, seed=0, prepare=True):
     model = tiny(family)
     torch.manual_seed(seed)
     method.attach(model)
+    if prepare:
+        method.prepare(model, sample_losses(model, DATA, method.prepare_rows, 0, 64))
     return model
 
 
@@ -98,7 +109,7 @@ def test_state_brings_a_fresh_model_to_the_same_bits(family, method, tmp_path):
     again, about = read_method(tmp_path)
     assert again == method
     assert about["base"] == "tiny"
-    fresh = attached(family, again, seed=1)
+    fresh = attached(family, again, seed=1, prepare=False)
     load_adapter(tmp_path, fresh, again)
     assert torch.equal(logits(model, DATA), logits(fresh.eval(), DATA))
 
@@ -120,7 +131,7 @@ def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, t
     straight, _, losses = trained(family, method, 6)
     model, optimizer, first = trained(family, method, 3)
     save_checkpoint(tmp_path, 3, model, method, optimizer, {})
-    model = attached(family, method, seed=9)
+    model = attached(family, method, seed=9, prepare=False)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
     load_checkpoint(tmp_path / "step-00000003", model, method, optimizer)
     assert first + steps(model, method, optimizer, 3, start=3) == losses
@@ -139,7 +150,7 @@ def test_a_foreign_adapter_is_refused_with_a_list_and_changes_nothing(family, me
     assert f"missing: {name}" in str(caught.value)
     assert "unexpected: stranger" in str(caught.value)
     with pytest.raises(AdapterError, match=r"shape of .* in the adapter, .* in the model"):
-        method.load(model, {n: t[..., :1] for n, t in method.state(model).items()})
+        method.load(model, {n: t.flatten()[:1] for n, t in method.state(model).items()})
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 

@@ -1,26 +1,40 @@
-"""Adapters cross over: peft opens ours and we open peft's, with equal logits."""
+"""Adapters cross over: peft opens ours and we open peft's, with equal outputs, and equal gradients at equal weights."""
 
 from __future__ import annotations
 
 import peft
 import pytest
 import torch
-import transformers
 
 from microplane.errors import AdapterError
 from microplane.loading import load
 from microplane.methods import make_method
+from microplane.methods.method import trainable
 from microplane.models.load import load_model
-from microplane.nn.rows import Rows
 from microplane.training.checkpoint import read_method, save_adapter
+from tests.parity.peft_kit import (
+    PEFT_NAMES,
+    adapted_reference,
+    assert_equal,
+    gradients,
+    named,
+    ours,
+    reference,
+    theirs,
+)
 from tests.tiny import save_tiny_folder
 
-IDS = [[5, 9, 77, 31, 40, 2, 8], [200, 3, 90], [17] * 20]
 FAMILIES = ("llama-tied", "llama-untied", "qwen2", "qwen3", "gemma2")
 KNOBS = [
-    {"rank": 4},
-    {"rank": 8, "alpha": 4, "targets": ["q", "v"]},
-    {"rank": 3, "rslora": True, "targets": ["down", "o"]},
+    {"name": "lora", "rank": 4},
+    {"name": "lora", "rank": 8, "alpha": 4, "targets": ["q", "v"]},
+    {"name": "rslora", "rank": 3, "targets": ["down", "o"]},
+    {"name": "lora+", "rank": 2},
+    {"name": "dora", "rank": 3},
+    {"name": "ia3"},
+    {"name": "ia3", "targets": ["q", "up"], "feedforward": []},
+    {"name": "vera", "rank": 6},
+    {"name": "vera", "rank": 6, "targets": ["q", "down"], "save_projections": False, "seed": 4},
 ]
 
 
@@ -29,73 +43,102 @@ def base(request, tmp_path):
     return save_tiny_folder(tmp_path / "base", request.param)
 
 
-def ours(model):
-    with torch.no_grad():
-        return [model.logits(model(Rows.of([row]))) for row in IDS]
+def peft_config(knobs):
+    targets = [PEFT_NAMES[role] for role in knobs.get("targets", ())] or list(PEFT_NAMES.values())
+    if knobs["name"] == "ia3":
+        inputs = ["down_proj"] if "feedforward" not in knobs else []
+        targets = [PEFT_NAMES[role] for role in knobs.get("targets", ("k", "v"))] + inputs
+        return peft.IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=inputs)
+    if knobs["name"] == "vera":
+        return peft.VeraConfig(
+            task_type="CAUSAL_LM",
+            r=knobs["rank"],
+            target_modules=targets,
+            projection_prng_key=knobs.get("seed", 0),
+            save_projection=knobs.get("save_projections", True),
+        )
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=knobs["rank"],
+        lora_alpha=knobs.get("alpha", 16),
+        use_rslora=knobs["name"] == "rslora",
+        use_dora=knobs["name"] == "dora",
+        target_modules=targets,
+    )
 
 
-def theirs(model):
-    with torch.no_grad():
-        return [model(torch.tensor([row])).logits[0] for row in IDS]
+def shake(parameters):
+    """Values far from where training starts; magnitudes and scales stay near 1."""
+    for parameter in parameters:
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
 
 
-def assert_equal(one, other):
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
-def reference(base):
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+def attached(base, method):
+    model = load_model(base)
+    method.attach(model)
+    shake(trainable(model).values())
+    return model
 
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
-def test_peft_opens_ours(base, tmp_path, knobs):
-    method = make_method({"name": "lora", **knobs})
-    model = load_model(base)
-    method.attach(model)
-    for tensor in method.state(model).values():
-        tensor.data.normal_(0, 0.3)
+def test_peft_opens_ours_with_equal_outputs_and_gradients(base, tmp_path, knobs):
+    method = make_method(knobs)
+    model = attached(base, method)
     save_adapter(tmp_path / "adapter", model, method, {"base": str(base)})
+    opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter", is_trainable=True).eval()
+    mine, its = ours(model), theirs(opened)
+    assert_equal(mine, its)
     untouched = theirs(reference(base))
-    opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter").eval()
-    assert_equal(theirs(opened), ours(model))
-    assert not torch.allclose(untouched[0], theirs(opened)[0], atol=1e-2)  # the adapter does something
+    assert not torch.allclose(untouched[0], mine[0], atol=1e-2)  # the adapter does something
+    gradients(mine)
+    gradients(its)
+    state, parameters = method.state(model), named(opened)
+    assert parameters.keys() == {name for name, tensor in state.items() if tensor.requires_grad}
+    for name, parameter in parameters.items():
+        size = parameter.grad.abs().max().clamp_min(1)
+        torch.testing.assert_close(state[name].grad / size, parameter.grad / size, atol=1e-5, rtol=1e-5)
+
+
+def test_veras_matrices_are_pefts_to_the_bit_from_the_same_seed(base):
+    method = make_method({"name": "vera", "rank": 6, "seed": 4})
+    state = method.state(attached(base, method))
+    model = adapted_reference(base, peft_config({"name": "vera", "rank": 6, "seed": 4}))
+    assert torch.equal(state["base_model.vera_A"], model.base_model.vera_A["default"])
+    assert torch.equal(state["base_model.vera_B"], model.base_model.vera_B["default"])
 
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 def test_we_open_pefts(base, tmp_path, knobs):
-    roles = {"q": "q_proj", "v": "v_proj", "o": "o_proj", "down": "down_proj"}
-    targets = [roles[role] for role in knobs["targets"]] if "targets" in knobs else "all-linear"
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=knobs["rank"],
-        lora_alpha=knobs.get("alpha", 16),
-        use_rslora=knobs.get("rslora", False),
-        target_modules=targets,
-    )
-    model = peft.get_peft_model(reference(base), config).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(0, 0.3)
+    model = adapted_reference(base, peft_config(knobs))
+    shake(named(model).values())
     model.save_pretrained(tmp_path / "adapter")
     loaded = load(tmp_path / "adapter", dtype="float32")
     assert loaded.path == base
+    assert loaded.method.name == knobs["name"].removesuffix("+")
     assert_equal(ours(loaded.model), theirs(model))
+
+
+def test_dora_with_rsloras_scale_is_read_as_the_alpha_that_gives_it(tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, use_dora=True, use_rslora=True, target_modules=["q_proj"])
+    model = adapted_reference(base, config)
+    shake(named(model).values())
+    model.save_pretrained(tmp_path / "adapter")
+    assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(model))
 
 
 def test_what_of_peft_cannot_be_read_is_named(tmp_path):
     base = save_tiny_folder(tmp_path / "base")
     for knobs, message in (
-        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"lora_bias": True}, "lora_bias = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern = {'q_proj': 3} is not supported"),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern = {'q_proj': 3} .* must have one scale in common"),
     ):
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **knobs)
-        peft.get_peft_model(reference(base), config).save_pretrained(tmp_path / "adapter")
+        adapted_reference(base, config).save_pretrained(tmp_path / "adapter")
         with pytest.raises(AdapterError, match=message):
             read_method(tmp_path / "adapter")
-    ia3 = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
-    peft.get_peft_model(reference(base), ia3).save_pretrained(tmp_path / "ia3")
-    with pytest.raises(AdapterError, match="peft's type 'IA3'; LORA is what can be read"):
-        read_method(tmp_path / "ia3")
+    loha = peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["k_proj"])
+    adapted_reference(base, loha).save_pretrained(tmp_path / "loha")
+    with pytest.raises(AdapterError, match="peft's type 'LOHA'; .*LORA.* can be read"):
+        read_method(tmp_path / "loha")

@@ -210,7 +210,7 @@ def knobs(name: str) -> dict[str, Any]:
         "name": name,
         "runs": "runs",
         "model": {"name": "smollm2", "revision": None, "dtype": "auto"},
-        "method": {"name": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all"], "rslora": False},
+        "method": {"name": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all"]},
         "data": {"train": "commands-train.jsonl", "test": "commands-test.jsonl", "max_length": 1024},
         "train": {"epochs": 1.0, "lr": 0.001, "schedule": "cosine", "seed": 0},
         "eval": {"metrics": ["auto"], "rows": 300},

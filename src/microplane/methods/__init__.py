@@ -7,14 +7,21 @@ from typing import Any
 
 from microplane.config import build
 from microplane.errors import ConfigError, nearest
+from microplane.methods.dora import DoRA
 from microplane.methods.full import Full
+from microplane.methods.ia3 import IA3
 from microplane.methods.lora import LoRA
-from microplane.methods.method import Method, trainable
+from microplane.methods.lora_plus import LoRAPlus
+from microplane.methods.method import Method, trainable, trainable_parameters
 from microplane.methods.qlora import QLoRA
+from microplane.methods.rslora import RsLoRA
+from microplane.methods.vera import VeRA
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, QLoRA, Full)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (LoRA, RsLoRA, LoRAPlus, QLoRA, DoRA, IA3, VeRA, Full)
+}
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "QLoRA", "make_method", "trainable"]
+__all__ = ["METHODS", "Full", "LoRA", "Method", "QLoRA", "make_method", "trainable", "trainable_parameters"]
 
 
 def make_method(knobs: Mapping[str, Any] | str) -> Method:

@@ -6,6 +6,7 @@ One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TypeVar, cast
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import AdapterError, ConfigError, nearest
-from microplane.models.contract import linears
+from microplane.models.contract import Site, linears
+from microplane.nn.low_rank import low_rank_linear
 from microplane.nn.quantised import QuantisedLinear
 
 
@@ -25,12 +27,29 @@ class AdaptedLinear(nn.Module):
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
 
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.base.parameters(), self.base.buffers())).device
+
     def delta(self) -> Tensor:
         """The change to the base's weight, (out, in), float32."""
         raise NotImplementedError
 
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """(A, B) with delta() = B A exactly, A (r, in) and B (out, r); None where the change has no such form."""
+        return None
+
+    def output_factors(self) -> tuple[nn.Parameter, ...]:
+        """Those factors that start at zero on the output side, if it has a low-rank pair: peft's lora_B."""
+        return ()
+
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + F.linear(x, self.delta().to(x.dtype))
+
+    def with_pair(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """The base's output plus scale B (A x), with A (r, in) and B (out, r)."""
+        weight = self.base if isinstance(self.base, QuantisedLinear) else self.base.weight
+        return low_rank_linear(x, weight, self.base.bias, A, B, scale)
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same function, in the base's number format."""
@@ -49,22 +68,30 @@ def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Li
         ConfigError: for a role that this model does not have, with those that it has.
     """
     model.requires_grad_(False)
+    for site in target_sites(model, targets).values():
+        site.replace(wrap(cast(nn.Linear, site.module)))
+
+
+def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets") -> dict[str, Site]:
+    """The linear layers of the roles `targets` (or `all` but the head) by dotted name.
+
+    Raises:
+        ConfigError: for a role that this model does not have, with those that it has.
+    """
     sites = linears(model)
     roles = sorted({site.role for site in sites.values()})
     wanted = [role for role in roles if role != "head"] if "all" in targets else []
     wanted += [target for target in targets if target != "all"]
     if not wanted:
-        raise ConfigError(f"method.targets is empty; this model has {', '.join(roles)}, or all")
+        raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
     if unknown := [target for target in wanted if target not in roles]:
         hint = nearest(unknown[0], roles)
         note = " The head is tied to the embedding here, so it cannot be adapted alone." if "head" in unknown else ""
         raise ConfigError(
-            f"method.targets: {', '.join(map(repr, unknown))} name no linear layer; this model has "
+            f"method.{knob}: {', '.join(map(repr, unknown))} name no linear layer; this model has "
             f"{', '.join(roles)} (or all).{hint}{note}"
         )
-    for site in sites.values():
-        if site.role in wanted:
-            site.replace(wrap(cast(nn.Linear, site.module)))
+    return {name: site for name, site in sites.items() if site.role in wanted}
 
 
 L = TypeVar("L", bound=AdaptedLinear)

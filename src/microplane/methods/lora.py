@@ -1,94 +1,260 @@
 """LoRA, arXiv 2106.09685: h = W x + s B A dropout(x), with A (r, in), B (out, r), s = alpha / r.
 
-rsLoRA, arXiv 2312.03732, is the same with s = alpha / sqrt(r).
 Start: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as the authors' code), B zero, so nothing changes at first.
+Other starts are in methods/starts. Where one takes a pair (A0, B0) out of the weight, the weight stays as it is and the
+change is counted from there: W x + s (B A - B0 A0) x = W x + s ((B - B0) A + B0 (A - A0)) x. That is a pair of rank 2r
+on the original base, it is what is saved, and it is zero to the bit when training starts (docs/decisions/0005).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microplane.errors import AdapterError
+from microplane.methods import peft_format
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, wrap_linears
-from microplane.methods.method import Method, copy_strictly
-from microplane.models.contract import hf_names
-from microplane.nn.low_rank import low_rank_linear
-from microplane.nn.quantised import QuantisedLinear
+from microplane.methods.method import Method, check_fits, copy_strictly
+from microplane.methods.starts import begin, check_rank
 
 
 class LoRALinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
-        device = next(iter(base.state_dict().values())).device  # the weight of a quantised base is made when asked for
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=self.device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=self.device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.start_A: Tensor | None  # (r, in) and (out, r): where training started, if that is not counted as a change
+        self.start_B: Tensor | None
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
         self.scale = scale
         self.dropout = dropout
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole change s B A; of rank 2r where it is counted from a start."""
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        A = torch.cat([self.lora_A, self.lora_A - self.start_A])  # (2r, in)
+        B = torch.cat([self.lora_B - self.start_B, self.start_B], 1)  # (out, 2r)
+        return A, B
+
+    def output_factors(self) -> tuple[nn.Parameter, ...]:
+        return (self.lora_B,)
+
     def forward(self, x: Tensor) -> Tensor:
+        A, B = self.factors()
         if self.training and self.dropout:
-            low = F.linear(F.dropout(x, self.dropout), self.lora_A.to(x.dtype))
-            return self.base(x) + F.linear(low, self.scale * self.lora_B.to(x.dtype))
-        weight = self.base if isinstance(self.base, QuantisedLinear) else self.base.weight
-        return low_rank_linear(x, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+            low = F.linear(F.dropout(x, self.dropout), A.to(x.dtype))
+            return self.base(x) + F.linear(low, (self.scale * B).to(x.dtype))
+        return self.with_pair(x, A, B, self.scale)
 
     def delta(self) -> Tensor:
-        return self.scale * (self.lora_B @ self.lora_A)
+        A, B = self.factors()
+        return self.scale * (B @ A)
+
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        A, B = self.factors()
+        return A, self.scale * B
+
+    @torch.no_grad()
+    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+        """Train from the pair (A, B), of any rank; `counted_from` there, or counted as a change in full."""
+        self.lora_A.data = A.to(self.lora_A).clone(memory_format=torch.contiguous_format)
+        self.lora_B.data = B.to(self.lora_B).clone(memory_format=torch.contiguous_format)
+        self.start_A = self.lora_A.detach().clone() if counted_from else None
+        self.start_B = self.lora_B.detach().clone() if counted_from else None
+
+    def saved(self) -> dict[str, Tensor]:
+        """What is saved of it, under the ends of peft's names."""
+        A, B = self.factors()
+        return {"lora_A.weight": A, "lora_B.weight": B}
+
+    def saved_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
+        return {"lora_A.weight": (rank, self.in_features), "lora_B.weight": (self.out_features, rank)}
+
+    @property
+    def rank(self) -> int:
+        """Of what is saved."""
+        return len(self.lora_A) * (1 if self.start_A is None else 2)
 
 
 class LoRA(Method):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
     default_lr: ClassVar[float] = 1e-3
+    peft_type: ClassVar[str | None] = "LORA"
+    peft_flags: ClassVar[dict[str, bool]] = {"use_rslora": False, "use_dora": False}
 
     rank: int = Field(16, ge=1, description="r, the rank of the update")
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
     targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
-    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead, arXiv 2312.03732")
+    start: Literal["zero", "pissa", "olora", "eva", "loftq", "lora_ga"] = Field(
+        "zero", description="the pair at first; eva and lora_ga look at training rows, loftq is for a quantised base"
+    )
+    start_rows: int = Field(64, ge=1, description="training rows that the starts eva and lora_ga look at")
+    eva_rho: float = Field(
+        2.0, ge=1, description="start eva: a layer gets at most rho times the rank; 1 keeps ranks equal"
+    )
+    eva_tau: float = Field(0.99, gt=0, le=1, description="start eva: cosine from which a direction counts as settled")
+    ga_gamma: float = Field(16.0, gt=0, description="start lora_ga: the larger, the smaller the first pair")
+
+    @staticmethod
+    def scale_of(rank: int, alpha: float) -> float:
+        return alpha / rank
+
+    def alpha_of(self, rank: int) -> float:
+        """The alpha with which a pair of this rank is scaled as this method scales."""
+        return self.alpha if rank == self.rank else self.scale * rank
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return self.scale_of(self.rank, self.alpha)
+
+    def wrap(self, base: nn.Linear) -> LoRALinear:
+        return LoRALinear(base, self.rank, self.scale, self.dropout)
 
     def attach(self, model: nn.Module) -> None:
-        wrap_linears(model, self.targets, lambda base: LoRALinear(base, self.rank, self.scale, self.dropout))
+        wrap_linears(model, self.targets, self.wrap)
+        for name, module in adapted(model, LoRALinear):
+            check_rank(self.start, self.rank, name, module.in_features, module.out_features)
+
+    @property
+    def prepare_rows(self) -> int:
+        return self.start_rows if self.start in ("eva", "lora_ga") else 0
+
+    def prepare(
+        self,
+        model: nn.Module,
+        losses: Sequence[Callable[[], Tensor]],
+        weights: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        begin(self, model, dict(adapted(model, LoRALinear)), losses, weights)
+
+    def _pairs(self, model: nn.Module) -> dict[str, LoRALinear]:
+        """The adapted layers by Hugging Face's dotted names."""
+        pairs = dict(adapted(model, LoRALinear))
+        where = peft_format.paths(model, pairs)
+        return {where[site]: module for site, module in pairs.items()}
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The factors under the names that peft gives them."""
-        names = hf_names(model)
-        state: dict[str, Tensor] = {}
-        for site, module in adapted(model, LoRALinear):
-            prefix = "base_model.model." + names[f"{site}.weight"].removesuffix(".weight")
-            state[f"{prefix}.lora_A.weight"] = module.lora_A
-            state[f"{prefix}.lora_B.weight"] = module.lora_B
-        return state
+        """The factors under the names that peft gives them, always as a change of the original base."""
+        return {
+            f"{peft_format.PREFIX}{path}.{end}": tensor
+            for path, module in self._pairs(model).items()
+            for end, tensor in module.saved().items()
+        }
 
     def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Starts other than zero decide the ranks, so there they are taken from what was saved."""
+        shapes, ranks = {}, {}
+        for path, module in self._pairs(model).items():
+            A = state.get(f"{peft_format.PREFIX}{path}.lora_A.weight")
+            ranks[module] = self.rank if self.start == "zero" or A is None or A.dim() != 2 else len(A)
+            for end, shape in module.saved_shapes(ranks[module]).items():
+                shapes[f"{peft_format.PREFIX}{path}.{end}"] = shape
+        check_fits(shapes, state)
+        for module, rank in ranks.items():
+            if module.rank != rank or module.start_A is not None:
+                A, B = (torch.empty(module.saved_shapes(rank)[end]) for end in ("lora_A.weight", "lora_B.weight"))
+                module.begin_at(A, B, counted_from=False)
         copy_strictly(self.state(model), state)
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Of changes that are counted from a start: the pair and its start, which `state` has only as differences."""
+        return {
+            f"{site}/{name}": tensor
+            for site, module in adapted(model, LoRALinear)
+            if module.start_A is not None and module.start_B is not None
+            for name, tensor in (
+                ("A", module.lora_A),
+                ("B", module.lora_B),
+                ("start_A", module.start_A),
+                ("start_B", module.start_B),
+            )
+        }
+
+    def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        for site, module in adapted(model, LoRALinear):
+            if f"{site}/start_A" in state:
+                module.begin_at(state[f"{site}/start_A"], state[f"{site}/start_B"], counted_from=True)
+                module.lora_A.data.copy_(state[f"{site}/A"])
+                module.lora_B.data.copy_(state[f"{site}/B"])
 
     def merge(self, model: nn.Module) -> None:
         merge_linears(model)
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        names = hf_names(model)
-        targets = sorted({names[f"{site}.weight"].split(".")[-2] for site, _ in adapted(model, LoRALinear)})
+        ranks = {path: module.rank for path, module in self._pairs(model).items()}
+        [(most, _)] = Counter(ranks.values()).most_common(1) or [(self.rank, 0)]
+        others = {path: rank for path, rank in ranks.items() if rank != most}
         return {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": self.rank,
-            "lora_alpha": self.alpha,
+            **peft_format.common_fields(self, model, ranks),
+            **self.peft_flags,
+            "r": most,
+            "lora_alpha": self.alpha_of(most),
             "lora_dropout": self.dropout,
-            "use_rslora": self.rslora,
-            "target_modules": targets,
+            "rank_pattern": others,
+            "alpha_pattern": {path: self.alpha_of(rank) for path, rank in others.items()},
+            "init_lora_weights": "eva" if others else True,
             "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
         }
+
+    @classmethod
+    def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        if any(bool(config.get(flag)) != value for flag, value in cls.peft_flags.items()):
+            return None
+        peft_format.refuse_unsupported(config, peft_format.WHOLE | _UNSUPPORTED)
+        start = str(config.get("init_lora_weights")).lower()
+        if start.startswith(_CHANGING_STARTS):
+            raise AdapterError(
+                f"peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the original one. "
+                "Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
+            )
+        peft_format.need(config, "r", "lora_alpha")
+        uneven = bool(config.get("rank_pattern") or config.get("alpha_pattern"))
+        if uneven:
+            cls._refuse_several_scales(config)
+        return {
+            "rank": config["r"],
+            "alpha": config["lora_alpha"],
+            "dropout": config.get("lora_dropout", 0.0),
+            "targets": peft_format.roles_of(config),
+            "start": "eva" if uneven else "zero",
+        }
+
+    @classmethod
+    def _refuse_several_scales(cls, config: Mapping[str, Any]) -> None:
+        """Ranks of their own are read where the scale is one for all, which is how the start eva leaves them."""
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        rank, alpha = config["r"], config["lora_alpha"]
+        try:
+            scales = [cls.scale_of(ranks.get(p, rank), alphas.get(p, alpha)) for p in {**ranks, **alphas}]
+            even = all(math.isclose(scale, cls.scale_of(rank, alpha), rel_tol=1e-6) for scale in scales)
+        except (TypeError, ArithmeticError, ValueError, AttributeError):  # not what peft writes
+            even = False
+        if not even:
+            raise AdapterError(
+                f"peft's rank_pattern = {ranks!r} with alpha_pattern = {alphas!r} is not supported: "
+                "all layers must have one scale in common"
+            )
+
+
+_CHANGING_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # these take their start out of the base's weights
+_UNSUPPORTED = {
+    "lora_bias": False,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+}

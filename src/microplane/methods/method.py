@@ -31,22 +31,29 @@ class Method(BaseModel):
     starts_at_base: ClassVar[bool] = True  # attach leaves the output unchanged
     trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
+    peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
 
     @property
-    def start_rows(self) -> int:
-        """How many training rows `start` wants to see; 0 for none."""
+    def prepare_rows(self) -> int:
+        """How many training rows `prepare` looks at; 0 for none."""
         return 0
 
-    def start(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> None:
+    def prepare(
+        self,
+        model: nn.Module,
+        losses: Sequence[Callable[[], Tensor]],
+        weights: Callable[[str], Tensor] | None = None,
+    ) -> None:
         """Choose the values that training starts from; called once after `attach`, not on resume or loading.
 
         Args:
-            losses: each computes the model's mean loss on a few seeded training rows, anew and differentiably; in all
-                they see `start_rows` rows.
+            losses: each computes the model's mean loss on a few training rows, anew and differentiably; in all they
+                see `prepare_rows` rows, drawn with the run's seed.
+            weights: the base's weight of a linear layer by its dotted name, as it was before it was quantised.
         """
 
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
@@ -88,6 +95,15 @@ class Method(BaseModel):
         """The fields of peft's adapter_config.json where the method has peft's format, else None."""
         return None
 
+    @classmethod
+    def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """This method's knobs from an adapter_config.json of its `peft_type`, or None where another method is meant.
+
+        Raises:
+            AdapterError: for what peft could do and this method can't.
+        """
+        return None
+
     def facts(self) -> dict[str, Any]:
         names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model")
         return {name: getattr(self, name) for name in names}
@@ -95,6 +111,10 @@ class Method(BaseModel):
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in trainable(model).values())
 
 
 def attach(method: Method, model: nn.Module) -> None:
@@ -133,16 +153,21 @@ def head_state(model: nn.Module) -> dict[str, Tensor]:
 
 def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy `state` into `targets` in place, or change nothing and complain about everything at once."""
-    complaints = [f"missing: {name}" for name in targets if name not in state]
-    complaints += [f"unexpected: {name}" for name in state if name not in targets]
+    check_fits({name: target.shape for name, target in targets.items()}, state)
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(state[name])
+
+
+def check_fits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError, listing every tensor that is missing, unexpected or of another shape."""
+    complaints = [f"missing: {name}" for name in shapes if name not in state]
+    complaints += [f"unexpected: {name}" for name in state if name not in shapes]
     complaints += [
-        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {tuple(target.shape)} in the model"
-        for name, target in targets.items()
-        if name in state and state[name].shape != target.shape
+        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {tuple(shape)} in the model"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != tuple(shape)
     ]
     if complaints:
         shown = "\n  ".join(complaints[:12]) + (f"\n  and {len(complaints) - 12} more" if len(complaints) > 12 else "")
         raise AdapterError(f"the adapter does not fit this model and method ({len(complaints)} tensors):\n  {shown}")
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(state[name])

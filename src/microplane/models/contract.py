@@ -16,7 +16,8 @@ positions that are wanted. Activations stay in the model's compute format, whate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -202,3 +203,14 @@ def linears(model: nn.Module) -> dict[str, Site]:
             if isinstance(child, nn.Module) and hasattr(child, "in_features"):
                 found[f"{path}.{role}" if path else role] = Site(parent, role, role, layer_of.get(parent))
     return found
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

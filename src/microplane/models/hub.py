@@ -24,7 +24,15 @@ from microplane.paths import aside, cache_dir, write_aside
 
 CHUNK = 1 << 20
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "spiece.model", "*.spm", "*.jinja", "*.txt"]  # never a pickle
+HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "tokenizer.model",
+    "spiece.model",
+    "*.spm",
+    "*.jinja",
+    "*.txt",
+]  # never a pickle
 HUB_NOT = ["*/*", "consolidated*"]  # folders of other formats, and copies of the weights in other layouts
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

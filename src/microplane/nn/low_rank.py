@@ -1,4 +1,4 @@
-"""y = W x + bias + s B (A x): a frozen linear layer with a low-rank update.
+"""y = W x + bias + s B (A x): a frozen linear layer with a low-rank update; and the row lengths of W + s B A.
 
 W may be a quantised layer instead, nn/quantised.py: it is dequantised for each product, forward and backward.
 The factors are float32 and are cast to the format of x for the products; their gradients are float32 again.
@@ -54,3 +54,18 @@ class _LowRankLinear(torch.autograd.Function):
 
 def _weight(W: Tensor | QuantisedLinear) -> Tensor:
     return W if isinstance(W, Tensor) else W.passing_weight()
+
+
+def row_norms_reference(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    return (W.to(A.dtype) + scale * (B @ A)).norm(dim=1)
+
+
+def row_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """The length of each row of W + s B A, (out,), without that matrix: |w|^2 + 2s (w A^T) b + s^2 b (A A^T) b.
+
+    Args:
+        squares: |w|^2 of each row of W, (out,); where B is zero, their roots are the result to the bit.
+    """
+    cross = (F.linear(W, A.to(W.dtype)).to(B.dtype) * B).sum(1)
+    square = squares + 2 * scale * cross + scale**2 * ((B @ (A @ A.t())) * B).sum(1)
+    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()

@@ -14,7 +14,16 @@ from microplane.report.curves import best_step, points, smooth
 from microplane.report.read import RunRecord
 from microplane.report.words import Fact, Figure, change, facts, is_finite, is_number, name_of, say
 
-SPELLING = {"lora": "LoRA", "qlora": "QLoRA", "full": "Full fine-tuning"}  # a method that is not here goes by its name
+SPELLING = {  # a method that is not here goes by its name
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "lora+": "LoRA+",
+    "qlora": "QLoRA",
+    "dora": "DoRA",
+    "ia3": "(IA)³",
+    "vera": "VeRA",
+    "full": "Full fine-tuning",
+}
 SECONDARY = ("json_valid", "perplexity", "loss")  # tell the outcome only where nothing else was measured
 STATUS = {"success": "finished", "stopped": "stopped by hand", "failed": "failed", "unfinished": "no result yet"}
 SAID_BY = {

@@ -124,7 +124,6 @@ NAMES = {
     "tokens_per_second": "tokens per second",
     "trained_tokens_per_second": "trained tokens per second",
     "seconds": "time",
-    "rslora": "rsLoRA scaling",
     "quantize": "base quantised",
     "optimizers": "optimizers",
     "starts_at_base": "starts as the base model",

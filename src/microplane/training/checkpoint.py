@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from microplane.errors import AdapterError, CheckpointError, ConfigError, MicroplaneError
-from microplane.methods import Method, make_method, trainable
+from microplane.methods import METHODS, Method, make_method, trainable
 from microplane.methods.method import load_state, state_of
 from microplane.models.load import save_model
 from microplane.paths import aside, write_aside
@@ -108,61 +108,20 @@ def _method(file: Path, values: Mapping[str, Any]) -> Method:
 
 
 def _of_peft(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's knobs from peft's adapter_config.json."""
+    """The name and knobs of the method that peft's adapter_config.json means; each method knows its own format."""
     kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{folder}: an adapter of peft's type {kind!r}; LORA is what can be read")
-    unsupported = {
-        "use_dora": False,
-        "bias": "none",
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "lora_bias": False,
-        "fan_in_fan_out": False,
-        "use_qalora": False,
-        "use_bdlora": None,
-        "alora_invocation_tokens": None,
-        "arrow_config": None,
-        "kasa_config": None,
-        "monteclora_config": None,
-    }
-    for name, plain in unsupported.items():
-        if config.get(name, plain) not in (plain, None):
-            raise AdapterError(f"{folder}: peft's {name} = {config[name]!r} is not supported; only {plain!r} is")
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_CHANGING_STARTS):
-        raise AdapterError(
-            f"{folder}: peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the "
-            "original one. Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
-        )
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
-        raise AdapterError(f"{folder}: peft's target_modules = {targets!r}; a list of module names is needed")
-    if absent := [name for name in ("r", "lora_alpha") if name not in config]:
-        raise AdapterError(f"{folder / 'adapter_config.json'} is damaged: it does not say {' and '.join(absent)}")
-    leaves = [name.rsplit(".", 1)[-1] for name in targets]
-    return {
-        "name": "lora",
-        "rank": config["r"],
-        "alpha": config["lora_alpha"],
-        "dropout": config.get("lora_dropout", 0.0),
-        "rslora": bool(config.get("use_rslora")),
-        "targets": sorted({_PEFT_ROLES.get(leaf, leaf) for leaf in leaves}),
-    }
+    known = sorted({method.peft_type for method in METHODS.values() if method.peft_type})
+    if kind not in known:
+        raise AdapterError(f"{folder}: an adapter of peft's type {kind!r}; {', '.join(known)} can be read")
+    for method in METHODS.values():
+        try:
+            knobs = method.of_peft(config) if method.peft_type == kind else None
+        except AdapterError as error:
+            raise AdapterError(f"{folder / 'adapter_config.json'}: {error}") from None
+        if knobs is not None:
+            return {"name": method.name, **knobs}
+    raise AdapterError(f"{folder}: an adapter of peft's type {kind!r} in a form that no method here has")
 
-
-_CHANGING_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # these take their start out of the base's weights
-_PEFT_ROLES = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "lm_head": "head",
-}
 
 # ---------------------------------------------------------------------------------------------------- resume/
 

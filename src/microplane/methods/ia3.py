@@ -1,0 +1,95 @@
+"""(IA)^3, arXiv 2205.05638: k and v are multiplied by vectors l_k, l_v, the feed-forward's inner activations by l_ff.
+
+l_ff stands on the input of `down`, which is where peft has it: the same function as on the activations. All start at 1.
+Merging is exact: rows of W (and the bias) times l, or columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from microplane.errors import ConfigError
+from microplane.methods import peft_format
+from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, target_sites
+from microplane.methods.method import Method, copy_strictly, trainable
+
+
+class IA3Linear(AdaptedLinear):
+    """A linear layer whose output is scaled, or its input."""
+
+    def __init__(self, base: nn.Linear, on_input: bool):
+        super().__init__(base)
+        self.on_input = on_input
+        shape = (1, base.in_features) if on_input else (base.out_features, 1)
+        self.ia3_l = nn.Parameter(torch.ones(shape, device=self.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.ia3_l.flatten().to(x.dtype)
+        return self.base(x * scale) if self.on_input else self.base(x) * scale
+
+    def delta(self) -> Tensor:
+        return self.base.weight.to(self.ia3_l.dtype) * (self.ia3_l - 1)
+
+    def merged(self) -> nn.Linear:
+        plain = super().merged()
+        if plain.bias is not None and not self.on_input:
+            bias = plain.bias * self.ia3_l.flatten()
+            plain.bias = nn.Parameter(bias.to(plain.bias.dtype), requires_grad=False)
+        return plain
+
+
+class IA3(Method):
+    name: ClassVar[str] = "ia3"
+    summary: ClassVar[str] = "scales keys, values and inner activations by vectors; the smallest files"
+    default_lr: ClassVar[float] = 5e-3
+    peft_type: ClassVar[str | None] = "IA3"
+
+    targets: tuple[str, ...] = Field(("k", "v"), description="roles of linear layers whose output is scaled")
+    feedforward: tuple[str, ...] = Field(("down",), description="roles of linear layers whose input is scaled")
+
+    def attach(self, model: nn.Module) -> None:
+        if both := sorted(set(self.targets) & set(self.feedforward)):
+            raise ConfigError(
+                f"method.feedforward = {both[0]!r} stands in method.targets too; a layer takes one vector"
+            )
+        model.requires_grad_(False)
+        outputs = target_sites(model, self.targets) if self.targets else {}
+        inputs = target_sites(model, self.feedforward, "feedforward") if self.feedforward else {}
+        if not outputs and not inputs:
+            raise ConfigError("method.targets and method.feedforward are both empty: nothing would train")
+        for sites, on_input in ((outputs, False), (inputs, True)):
+            for site in sites.values():
+                site.replace(IA3Linear(site.module, on_input))  # type: ignore[arg-type]
+
+    def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Without weight decay, which would pull the vectors to 0 and not to 1."""
+        return [{"params": list(trainable(model).values()), "lr": lr, "weight_decay": 0.0}]
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        sites = dict(adapted(model, IA3Linear))
+        where = peft_format.paths(model, sites)
+        return {f"{peft_format.PREFIX}{where[site]}.ia3_l": module.ia3_l for site, module in sites.items()}
+
+    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        copy_strictly(self.state(model), state)
+
+    def merge(self, model: nn.Module) -> None:
+        merge_linears(model)
+
+    def peft_config(self, model: nn.Module) -> dict[str, Any]:
+        sites = dict(adapted(model, IA3Linear))
+        where = peft_format.paths(model, sites)
+        inputs = peft_format.leaves(where[site] for site, module in sites.items() if module.on_input)
+        return {**peft_format.common_fields(self, model, where.values()), "feedforward_modules": inputs}
+
+    @classmethod
+    def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        peft_format.refuse_unsupported(config, peft_format.WHOLE)
+        inputs = peft_format.roles_of(config, "feedforward_modules") if config.get("feedforward_modules") else []
+        targets = [role for role in peft_format.roles_of(config) if role not in inputs]
+        return {"targets": targets, "feedforward": inputs}

@@ -1,0 +1,41 @@
+"""What tests of single methods share."""
+
+from __future__ import annotations
+
+import torch
+
+from microplane.methods import make_method
+from microplane.methods.kinds import AdaptedLinear, adapted
+from microplane.methods.method import trainable
+from microplane.training.objective import loss_sum, make_batch
+from microplane.training.prepare import sample_losses
+from tests.tiny import copy_task, tiny
+
+DATA = copy_task()
+
+
+def attached(family="llama-tied", prepare=True, exact=False, **knobs):
+    """(method, model) from knobs; `exact` in float64."""
+    method = make_method(knobs)
+    model = tiny(family).double() if exact else tiny(family)
+    torch.manual_seed(0)
+    method.attach(model)
+    if exact:
+        model.double()
+    if prepare:
+        method.prepare(model, sample_losses(model, DATA, method.prepare_rows, 0, 64))
+    return method, model
+
+
+def shake(model, size=0.1):
+    for parameter in trainable(model).values():
+        parameter.data.add_(torch.randn_like(parameter) * size)
+
+
+def layers(model):
+    return dict(adapted(model, AdaptedLinear))
+
+
+def loss(model, rows=16):
+    batch = make_batch(DATA, range(rows))
+    return loss_sum(model, batch) / len(batch.targets)
