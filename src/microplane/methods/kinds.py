@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import ConfigError, nearest
-from microplane.models.contract import linears
+from microplane.models.contract import hf_names, linears
+from microplane.nn.low_rank import low_rank_linear
 
 
 class AdaptedLinear(nn.Module):
@@ -28,8 +29,16 @@ class AdaptedLinear(nn.Module):
         """The change to the base's weight, (out, in), float32."""
         raise NotImplementedError
 
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """(A, B) with delta() = B A exactly, A (r, in) and B (out, r); None where the change has no such form."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + F.linear(x, self.delta().to(x.dtype))
+
+    def with_pair(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """The base's output plus scale B (A x), with A (r, in) and B (out, r)."""
+        return low_rank_linear(x, self.base.weight, self.base.bias, A, B, scale)
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same function, in the base's number format."""
@@ -74,6 +83,23 @@ def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     for name, module in model.named_modules():
         if isinstance(module, kind):
             yield name, module
+
+
+def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
+    """The adapted linear layers of a kind as (the name that peft saves them under, module)."""
+    names = hf_names(model)
+    for site, module in adapted(model, kind):
+        yield "base_model.model." + names[f"{site}.weight"].removesuffix(".weight"), module
+
+
+def put(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter a new value, of another rank too; it stays the same object, as optimizers know it by that."""
+    with torch.no_grad():
+        if parameter.shape == value.shape:
+            parameter.copy_(value)
+        else:
+            parameter.grad = None
+            parameter.data = value.detach().to(parameter).clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

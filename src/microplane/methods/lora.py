@@ -40,6 +40,9 @@ class LoRALinear(AdaptedLinear):
     def delta(self) -> Tensor:
         return self.scale * (self.lora_B @ self.lora_A)
 
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A, self.scale * self.lora_B
+
 
 class LoRA(Method):
     name: ClassVar[str] = "lora"

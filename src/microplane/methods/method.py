@@ -31,6 +31,9 @@ class Method(BaseModel):
     starts_at_base: ClassVar[bool] = True  # attach leaves the output unchanged
     trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
+    finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
+    needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
+    never_lora: ClassVar[str | None] = None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""
@@ -61,6 +64,35 @@ class Method(BaseModel):
         """Make the optimizer's step number `step` of `total`. The gradients are final: accumulated and clipped."""
         optimizer.step()
 
+    def settled(self, step: int, total: int) -> bool:
+        """Whether the weights after `step` steps can be the run's result, so that it may also end early there."""
+        return True
+
+    def after_validation(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]], total: int
+    ) -> str | None:
+        """Change the model or the optimizer's groups after a validation, and say what was decided; None: nothing was.
+
+        A decision gives the run its whole patience back.
+
+        Args:
+            history: of each validation so far its step, validation_loss, train_loss, and decision if there was one.
+            total: the run's steps.
+        """
+        return None
+
+    def finish(self, model: nn.Module, validate: Callable[[], float]) -> str | None:
+        """Change the best weights, which are in the model, once more, and say what was done.
+
+        Args:
+            validate: the validation loss of the model as it is.
+        """
+        return None
+
+    def at_rest(self, model: nn.Module) -> set[str]:
+        """Names of trainable tensors that rightly are what they were at the start."""
+        return set()
+
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """All that is needed to come back to this function from the untouched model."""
         return dict(trainable(model))
@@ -89,7 +121,7 @@ class Method(BaseModel):
         return None
 
     def facts(self) -> dict[str, Any]:
-        names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model")
+        names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model", "finishes")
         return {name: getattr(self, name) for name in names}
 
 
@@ -133,16 +165,21 @@ def head_state(model: nn.Module) -> dict[str, Tensor]:
 
 def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy `state` into `targets` in place, or change nothing and complain about everything at once."""
-    complaints = [f"missing: {name}" for name in targets if name not in state]
-    complaints += [f"unexpected: {name}" for name in state if name not in targets]
+    check_fits({name: target.shape for name, target in targets.items()}, state)
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(state[name])
+
+
+def check_fits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> None:
+    """Raises: AdapterError, listing every tensor that is missing, unexpected or of another shape."""
+    complaints = [f"missing: {name}" for name in shapes if name not in state]
+    complaints += [f"unexpected: {name}" for name in state if name not in shapes]
     complaints += [
-        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {tuple(target.shape)} in the model"
-        for name, target in targets.items()
-        if name in state and state[name].shape != target.shape
+        f"shape of {name}: {tuple(state[name].shape)} in the adapter, {tuple(shape)} in the model"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != tuple(shape)
     ]
     if complaints:
         shown = "\n  ".join(complaints[:12]) + (f"\n  and {len(complaints) - 12} more" if len(complaints) > 12 else "")
         raise AdapterError(f"the adapter does not fit this model and method ({len(complaints)} tensors):\n  {shown}")
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(state[name])

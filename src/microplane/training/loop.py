@@ -66,6 +66,7 @@ class Outcome:
     overfitting: str | None
     moved: int | None  # trainable tensors that moved; None if there were too few steps to tell
     tensors: int  # trainable tensors
+    decisions: list[Record]  # of the method: step, validation_loss, decision
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,19 @@ def fit(
         losses = totals.losses
         loss = validate(model)
         give_back_memory()
-        best = monitor.add(totals.step, loss, sum(losses) / len(losses) if losses else math.inf)
+        train_loss, settled = sum(losses) / len(losses) if losses else math.inf, method.settled(totals.step, job.total)
+        best = monitor.add(totals.step, loss, train_loss, settled)
         totals.losses = []
-        log.write({"step": totals.step, "validation_loss": loss, "best": best}, {"verdict": monitor.verdict()})
         if best:
             save_best(totals.step, loss)
+            if method.finishes:
+                checkpoint.save_best(folder / "resume", model, method)
+        record = {"step": totals.step, "validation_loss": loss, "best": best}
+        if decision := method.after_validation(model, job.optimizer, monitor.checks, job.total):
+            monitor.decide(decision)
+            movement.extend(model)
+            record["decision"] = decision
+        log.write(record, {"verdict": monitor.verdict()})
         save()
 
     if not saved:
@@ -159,7 +168,7 @@ def fit(
                 give_back_memory()
             log.write(record, _clock(record, time.perf_counter() - started, job.total))
             if totals.step == CHECK_STEP:
-                movement.check(model, totals.step)
+                movement.check(model, totals.step, method.at_rest(model))
             if totals.step % job.eval_every == 0 or totals.step == job.total:
                 check()
             elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
@@ -167,17 +176,32 @@ def fit(
         cut_short = interrupted() and totals.step < job.total and not monitor.exhausted
     best = monitor.best
     assert best is not None
+    moved = len(movement.start) - len(movement.still(model, method.at_rest(model)))
+    decisions = [
+        {name: check[name] for name in ("step", "validation_loss", "decision")}
+        for check in monitor.checks
+        if "decision" in check
+    ]
+    loss = best["validation_loss"]
+    if method.finishes and not cut_short:
+        checkpoint.load_best(folder / "resume", model, method)
+        said = method.finish(model, lambda: validate(model))
+        loss = validate(model)
+        save_best(int(best["step"]), loss)
+        if said:
+            decisions.append({"step": int(best["step"]), "validation_loss": loss, "decision": said})
     return Outcome(
         totals=totals,
         steps_planned=job.total,
         best_step=int(best["step"]),
-        validation_loss=best["validation_loss"],
+        validation_loss=loss,
         train_loss=monitor.checks[-1]["train_loss"],
         stopped_early=monitor.exhausted and totals.step < job.total,
         interrupted=cut_short,
         overfitting=monitor.verdict(),
-        moved=len(movement.start) - len(movement.still(model)) if totals.step >= CHECK_STEP else None,
+        moved=moved if totals.step >= CHECK_STEP else None,
         tensors=len(movement.start),
+        decisions=decisions,
     )
 
 
