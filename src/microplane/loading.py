@@ -92,7 +92,8 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
-    model = load_model(path, number_format(dtype))
+    exact = dtype == "auto" and method.needs_float32 and not method.whole_model
+    model = load_model(path, torch.float32 if exact else number_format(dtype))
     if not method.whole_model:
         attach(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")

@@ -7,11 +7,17 @@ from typing import Any
 
 from microplane.config import build
 from microplane.errors import ConfigError, nearest
+from microplane.methods.adalora import AdaLoRA
 from microplane.methods.full import Full
+from microplane.methods.growing import GrowingLoRA
 from microplane.methods.lora import LoRA
 from microplane.methods.method import Method, trainable
+from microplane.methods.nb_lora import NBLoRA
+from microplane.methods.scalora import ScaLoRA
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (LoRA, Full)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (LoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, Full)
+}
 
 __all__ = ["METHODS", "Full", "LoRA", "Method", "make_method", "trainable"]
 
@@ -24,6 +30,8 @@ def make_method(knobs: Mapping[str, Any] | str) -> Method:
     """
     values = {"name": knobs} if isinstance(knobs, str) else dict(knobs)
     name = values.pop("name", "lora")
+    if name == LoRA.name and values.get("rank") == "auto":
+        name = GrowingLoRA.name
     if name not in METHODS:
         raise ConfigError(
             f"method.name = {name!r}: there is no such method; there are {', '.join(METHODS)}."

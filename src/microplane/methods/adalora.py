@@ -45,7 +45,7 @@ class AdaLoRALinear(AdaptedLinear):
         self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, device=device).normal_(0, 0.02))
         self.scale, self.dropout = scale, dropout
         self.averages: dict[str, tuple[Tensor, Tensor]] = {}  # of each tensor: (sensitivity, uncertainty)
-        self.kept: Tensor | None = None  # (r) in the final phase: the directions that stay
+        self.kept: Tensor | None = None  # (r) the directions of the last choice
         self.total = 0  # steps of the run that the schedule was begun with
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,8 +164,9 @@ class AdaLoRA(Method):
             kept = choose([module.scores() for module in modules], schedule.budget(t))
             for module, mask in zip(modules, kept, strict=True):
                 module.lora_E.data.masked_fill_(~mask[:, None], 0)
+                module.kept = mask
                 if t == schedule.settles:
-                    module.kept, module.averages = mask, {}
+                    module.averages = {}
 
     def _check_total(self, modules: list[AdaLoRALinear], schedule: Schedule) -> None:
         if schedule.settles < 2:
@@ -197,9 +198,9 @@ class AdaLoRA(Method):
         )
 
     def at_rest(self, model: nn.Module) -> set[str]:
-        """The values of layers that lost all their directions are zero, as they began."""
-        sites = adapted(model, AdaLoRALinear)
-        return {f"{site}.lora_E" for site, module in sites if module.total and not module.lora_E.any()}
+        """A layer that lost all its directions has E = 0, as it began, and no gradient for the rest."""
+        lost = [site for site, m in adapted(model, AdaLoRALinear) if m.kept is not None and not m.kept.any()]
+        return {f"{site}.{name}" for site in lost for name in TENSORS}
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         return {

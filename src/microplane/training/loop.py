@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -174,34 +174,36 @@ def fit(
             elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
                 save()
         cut_short = interrupted() and totals.step < job.total and not monitor.exhausted
-    best = monitor.best
+    outcome = _outcome(job, totals, monitor, movement, cut_short)
+    if cut_short or not method.finishes:
+        return outcome
+    checkpoint.load_best(folder / "resume", model, method)
+    said = method.finish(model, lambda: validate(model))
+    loss = validate(model)
+    save_best(outcome.best_step, loss)
+    last = [{"step": outcome.best_step, "validation_loss": loss, "decision": said}] if said else []
+    return replace(outcome, validation_loss=loss, decisions=outcome.decisions + last)
+
+
+def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut_short: bool) -> Outcome:
+    best, still = monitor.best, movement.still(job.model, job.method.at_rest(job.model))
     assert best is not None
-    moved = len(movement.start) - len(movement.still(model, method.at_rest(model)))
-    decisions = [
-        {name: check[name] for name in ("step", "validation_loss", "decision")}
-        for check in monitor.checks
-        if "decision" in check
-    ]
-    loss = best["validation_loss"]
-    if method.finishes and not cut_short:
-        checkpoint.load_best(folder / "resume", model, method)
-        said = method.finish(model, lambda: validate(model))
-        loss = validate(model)
-        save_best(int(best["step"]), loss)
-        if said:
-            decisions.append({"step": int(best["step"]), "validation_loss": loss, "decision": said})
     return Outcome(
         totals=totals,
         steps_planned=job.total,
         best_step=int(best["step"]),
-        validation_loss=loss,
+        validation_loss=best["validation_loss"],
         train_loss=monitor.checks[-1]["train_loss"],
         stopped_early=monitor.exhausted and totals.step < job.total,
         interrupted=cut_short,
         overfitting=monitor.verdict(),
-        moved=moved if totals.step >= CHECK_STEP else None,
+        moved=len(movement.start) - len(still) if totals.step >= CHECK_STEP else None,
         tensors=len(movement.start),
-        decisions=decisions,
+        decisions=[
+            {name: check[name] for name in ("step", "validation_loss", "decision")}
+            for check in monitor.checks
+            if "decision" in check
+        ],
     )
 
 
