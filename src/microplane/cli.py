@@ -262,6 +262,23 @@ def merge(
         typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
 
 
+@app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")
+def convert(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="The new adapter; RUN-lora otherwise.")] = None,
+    to: Annotated[str, typer.Option("--to", help="What to write: lora, in peft's format.")] = "lora",
+    rank: Annotated[int | None, typer.Option("--rank", help="Of the LoRA; the adapter's own otherwise, or 16.")] = None,
+) -> None:
+    """Write an adapter of another method as plain LoRA: exactly where it is one, else the nearest, with its error."""
+    from microplane.converting import convert as convert_adapter
+    from microplane.errors import ConfigError
+
+    if to != "lora":
+        raise ConfigError(f"--to {to}: possible is lora")
+    for line in convert_adapter(run, out or run.with_name(f"{run.name}-lora"), rank).lines():
+        typer.echo(line)
+
+
 @app.command(epilog="Example:  microplane data commands.jsonl --model smollm2")
 def data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or a folder with train/validation/test.")],

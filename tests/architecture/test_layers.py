@@ -16,7 +16,7 @@ LEVELS = [
     {"models", "methods", "data"},  # siblings; methods may read models.contract
     {"training", "generate", "report"},  # report reads a run's files and nothing else
     {"loading", "result", "tasks"},
-    {"run", "measure", "merging"},
+    {"run", "measure", "merging", "converting"},
     {"chat", "console", "demo"},
     {"cli", "cli_mixture"},
 ]

@@ -16,7 +16,7 @@ from microplane.methods.nb_lora import NBLoRA
 from microplane.methods.scalora import ScaLoRA
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (LoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, Full)
+    method.name: method for method in (LoRA, Full, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA)
 }
 
 __all__ = ["METHODS", "Full", "LoRA", "Method", "make_method", "trainable"]
