@@ -1,4 +1,4 @@
-"""Write any adapter that changes weights as a plain LoRA, which peft and servers open: exactly, or as near as may be."""
+"""Write an adapter that changes weights as a plain LoRA, which peft and servers open: exactly, or as near as may be."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def _changes(loaded: Loaded, base: nn.Module, rank: int | None) -> Iterator[tupl
             continue
         if pair is None or (rank is not None and len(pair[0]) > rank):
             pair = best_pair(change, rank or RANK)
-        yield path, _Change(*pair, float(torch.linalg.norm(change - pair[1] @ pair[0])), float(torch.linalg.norm(change)))
+        wrong = torch.linalg.norm(change - pair[1] @ pair[0])
+        yield path, _Change(*pair, float(wrong), float(torch.linalg.norm(change)))
 
 
 def best_pair(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:

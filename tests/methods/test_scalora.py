@@ -1,4 +1,4 @@
-"""ScaLoRA's eight, in float64: the swap changes nothing, is the best one, follows the chain rule, and raises the rank."""
+"""ScaLoRA's eight, in float64: the swap changes nothing, is the best one, follows the chain rule, raises the rank."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def solution(A, B, G):
     return torch.linalg.lstsq(columns, G.flatten()).solution
 
 
-def J(A, B, G, alpha, beta, L_eta):
+def distance(A, B, G, alpha, beta, L_eta):
+    """J, up to a constant factor."""
     weights = torch.cat([alpha**2, beta**2]) * L_eta
     return (G - sum(w * part for w, part in zip(weights, parts(A, B, G), strict=True))).square().sum()
 
@@ -74,11 +75,11 @@ def test_the_swap_leaves_function_and_weight():
 def test_the_scaling_is_the_best_of_its_kind(seed, columns):
     A, B, G = problem(seed, columns)
     alpha, beta = scaled(A, B, G)
-    best = J(A, B, G, alpha, beta, 2.0)
-    assert best <= J(A, B, G, torch.ones(R), torch.ones(R), 2.0)
+    best = distance(A, B, G, alpha, beta, 2.0)
+    assert best <= distance(A, B, G, torch.ones(R), torch.ones(R), 2.0)
     for _ in range(50):
         up, down = (1 + 0.1 * torch.randn(R if columns else 1, dtype=torch.double) for _ in range(2))
-        assert best <= J(A, B, G, alpha * up, beta * down, 2.0) + 1e-9
+        assert best <= distance(A, B, G, alpha * up, beta * down, 2.0) + 1e-9
     if not columns:
         assert torch.allclose(alpha, alpha[:1])
         assert torch.allclose(beta, beta[:1])
@@ -171,6 +172,26 @@ def test_the_first_adam_step_after_a_swap_is_the_same_element_by_element():
     assert layer.drift is None
     for plain, swapped in zip(*moves, strict=True):
         assert torch.allclose(plain, swapped, atol=1e-12)
+
+
+def test_the_moments_become_those_of_the_scaled_gradients():
+    x, y = torch.randn(40, N, dtype=torch.double), torch.randn(40, M, dtype=torch.double)
+    layer = a_layer()
+    optimizer = stepped(layer, x, y, {"interval": 100}, 5)
+    old = {name: dict(optimizer.state[getattr(layer, name)]) for name in ("lora_A", "lora_B")}
+    old = {name: {key: value.clone() for key, value in state.items()} for name, state in old.items()}
+    F.mse_loss(layer(x), y).backward()
+    grads = {"lora_A": layer.lora_A.grad.clone(), "lora_B": layer.lora_B.grad.clone()}
+    D_B, D_A = grads["lora_A"].t() / layer.scale, grads["lora_B"] / layer.scale
+    alpha, beta = scaling(layer.lora_B.detach(), layer.lora_A.detach().t(), D_A, D_B, 0.577**-2)
+    method = make_method({"name": "scalora", "rank": R, "interval": 1})
+    method.step(torch.nn.ModuleList([layer]), optimizer, 0, 1)
+    for name, factor in (("lora_B", beta), ("lora_A", alpha[:, None])):
+        state, grad = optimizer.state[getattr(layer, name)], grads[name]
+        assert torch.allclose(state["exp_avg"], (0.9 * old[name]["exp_avg"] + 0.1 * grad) * factor)
+        square = 0.999 * old[name]["exp_avg_sq"] + 0.001 * grad**2
+        assert torch.allclose(state["exp_avg_sq"], square * factor**2)
+        assert state["step"] == old[name]["step"] + 1
 
 
 def test_the_columns_get_the_norm_that_is_asked_for():

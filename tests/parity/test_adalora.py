@@ -20,7 +20,7 @@ ROWS = torch.randint(0, 200, (STEPS, 24), generator=torch.Generator().manual_see
 
 def test_twenty_steps_with_their_schedule(tmp_path):
     base = save_tiny_folder(tmp_path / "base")
-    reference = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = peft.AdaLoraConfig(
         task_type="CAUSAL_LM", target_modules="all-linear", init_r=4, target_r=2, tinit=3, tfinal=6, deltaT=2,
         total_step=STEPS, lora_alpha=8, orth_reg_weight=0.5, beta1=0.85, beta2=0.8,

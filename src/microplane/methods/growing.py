@@ -272,7 +272,7 @@ def truncated(A: Tensor, B: Tensor, energy: float) -> tuple[Tensor, Tensor]:
     U, S, Vh = torch.linalg.svd(R_B @ R_A.t(), full_matrices=False)
     rounding = float(S[0]) * max(A.shape[1], B.shape[0]) * torch.finfo(A.dtype).eps
     share = S.square().cumsum(0) / S.square().sum().clamp(min=torch.finfo(torch.double).tiny)
-    k = min(int((share < energy).sum()) + 1, int((S > rounding).sum())) if energy < 1 else int((S > rounding).sum())
+    k = min(int((share < energy).sum()) + 1, int((rounding < S).sum())) if energy < 1 else int((rounding < S).sum())
     k = max(1, k)
     root = S[:k].sqrt()
     return (root[:, None] * (Vh[:k] @ Q_A.t())).to(A), ((Q_B @ U[:, :k]) * root).to(B)

@@ -111,7 +111,8 @@ class ScaLoRA(Method):
         A, B = module.lora_A, module.lora_B
         if A.grad is None or B.grad is None or not (A.any() and B.any()):
             return
-        found = scaling(B, A.t(), B.grad / module.scale, A.grad.t() / module.scale, self.column_norm**-2)
+        # The gradients carry the scale s, and clipping's factor: a common factor of G does not change the solution.
+        found = scaling(B, A.t(), B.grad, A.grad.t(), self.column_norm**-2)
         if found is None:
             return
         alpha, beta = (factor.to(A.dtype) for factor in found)
@@ -227,8 +228,8 @@ def scale_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, fac
 
 @torch.no_grad()
 def numerical_factors(change: Tensor) -> tuple[Tensor, Tensor]:
-    """(A (k, in), B (out, k)) with B A = change, where k counts the singular values above the rounding of the largest."""
+    """(A (k, in), B (out, k)) with B A = change; k counts the singular values above the rounding of the largest."""
     U, S, Vh = torch.linalg.svd(change, full_matrices=False)
-    k = int((S > S[0] * max(change.shape) * torch.finfo(change.dtype).eps).sum()) if len(S) else 0
+    k = int((S[0] * max(change.shape) * torch.finfo(change.dtype).eps < S).sum()) if len(S) else 0
     root = S[:k].sqrt()
     return root[:, None] * Vh[:k], U[:, :k] * root
