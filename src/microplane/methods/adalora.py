@@ -14,7 +14,7 @@ I U, a direction its E's score and the means of its row of Q and column of P. Ev
 set to E = 0; a direction may come back until the final phase begins, from when on the choice stands.
 
 The schedule counts on the run's length. So a run stops early only in the final phase, and only weights of that phase
-count as the best (docs/decisions/0005); a resume with another length is refused. At the end pruned directions are
+count as the best (docs/decisions/0006); a resume with another length is refused. At the end pruned directions are
 removed from the best weights: the saved adapter is smaller, each layer with a rank of its own.
 """
 
