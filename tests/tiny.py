@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from microplane.models.contract import Model
 from microplane.data.shape import TEXT
+from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.decoder_config import DecoderConfig
 from microplane.models.encoder import Encoder

@@ -10,14 +10,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import peft  # noqa: F401 - loaded once, for the tests in all forks
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "tools" / "mutants"
+SECONDS = 600  # for one run of pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.dont_write_bytecode = True  # or a bug put in and taken out within a second would stay
 
 
 @dataclass(frozen=True)
@@ -41,19 +48,28 @@ def failure(mutant: Mutant, copy: Path) -> str | None:
         return f"its text is {source.count(mutant.old)} times in {mutant.file}"
     path.write_text(source.replace(mutant.old, mutant.new))
     try:
-        done = run(mutant.tests, copy)
+        code, told = run(mutant.tests, copy)
     finally:
         path.write_text(source)
-    if done.returncode == 1:  # pytest: some tests failed; other numbers mean that they were not run
+    if code == 1:  # pytest: some tests failed; other numbers mean that they were not run
         return None
-    told = (done.stdout + done.stderr)[-500:]
-    return "NOT CAUGHT" if done.returncode == 0 else f"its tests could not be run ({done.returncode}): {told}"
+    return "NOT CAUGHT" if code == 0 else f"its tests could not be run (exit code {code}): {told}"
 
 
-def run(tests: list[str], copy: Path) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", *tests]
-    return subprocess.run(command, cwd=copy, env=variables, capture_output=True, text=True, timeout=600, check=False)
+def run(tests: list[str], copy: Path) -> tuple[int, str]:
+    """(pytest's exit code, the end of what it printed), in a fork of this process, which has torch loaded already."""
+    log = copy / "log"
+    child = os.fork()
+    if not child:
+        signal.alarm(SECONDS)  # a bug may well be an endless loop
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.chdir(copy)
+        sys.path[:0] = [str(copy / "src"), str(copy)]
+        os._exit(pytest.main(["-x", "-q", "-p", "no:randomly", *tests]))
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), log.read_text()[-1500:]
 
 
 def main(words: list[str]) -> int:
@@ -67,8 +83,9 @@ def main(words: list[str]) -> int:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         every = sorted({test for mutant in chosen for test in mutant.tests})
-        if (done := run(every, copy)).returncode != 0:
-            print(f"the tests fail without any mutant:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        code, told = run(every, copy)
+        if code != 0:
+            print(f"the tests fail without any bug:\n{told}")
             return 1
         failed = 0
         for mutant in chosen:

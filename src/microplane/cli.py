@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from microplane.cli_adapter import convert, merge
 from microplane.cli_mixture import mixture
 
 app = typer.Typer(
@@ -233,52 +234,6 @@ def generate(
         answer_prompts(loaded, given, knobs)
 
 
-@app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")
-def merge(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's (also one that peft wrote).")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16; auto: as the base is stored.")
-    ] = "auto",
-) -> None:
-    """Write base + adapter as one plain Hugging Face folder, and state how far its logits are from unmerged."""
-    import torch
-
-    from microplane.errors import ConfigError
-    from microplane.merging import merge as merge_adapter
-
-    kinds = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise ConfigError(f"--dtype {dtype}: possible are {', '.join(kinds)}")
-    merged = merge_adapter(run, out, kinds[dtype])
-    name = str(merged.dtype).removeprefix("torch.")
-    typer.echo(f"merged into {merged.folder} as {name}")
-    typer.echo(
-        f"largest logit difference on {merged.rows} stored rows: {merged.difference:.2e} merged against unmerged"
-    )
-    if merged.rounded != merged.difference:
-        typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
-
-
-@app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")
-def convert(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's.")],
-    out: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="The new adapter; RUN-lora otherwise.")] = None,
-    to: Annotated[str, typer.Option("--to", help="What to write: lora, in peft's format.")] = "lora",
-    rank: Annotated[int | None, typer.Option("--rank", help="Of the LoRA; the adapter's own otherwise, or 16.")] = None,
-) -> None:
-    """Write an adapter of another method as plain LoRA: exactly where it is one, else the nearest, with its error."""
-    from microplane.converting import convert as convert_adapter
-    from microplane.errors import ConfigError
-
-    if to != "lora":
-        raise ConfigError(f"--to {to}: possible is lora")
-    for line in convert_adapter(run, out or run.with_name(f"{run.name}-lora"), rank).lines():
-        typer.echo(line)
-
-
 @app.command(epilog="Example:  microplane data commands.jsonl --model smollm2")
 def data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or a folder with train/validation/test.")],
@@ -302,6 +257,8 @@ def data(
         make_console().print(described)
 
 
+app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
+app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 
 

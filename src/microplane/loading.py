@@ -92,8 +92,7 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
-    exact = dtype == "auto" and method.needs_float32 and not method.whole_model
-    model = load_model(path, torch.float32 if exact else number_format(dtype))
+    model = load_model(path, number_format(dtype, method))
     if not method.whole_model:
         attach(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
@@ -121,7 +120,19 @@ def adapter_folder(path: Path) -> Path | None:
     return None
 
 
-def number_format(name: str) -> torch.dtype:
+def number_format(name: str, method: Method | None = None) -> torch.dtype:
+    """Of what is multiplied; auto takes what is fastest here, unless the method needs float32.
+
+    Raises:
+        ConfigError: for another format than the method needs.
+    """
+    if method is not None and method.needs_float32:
+        if name not in ("auto", "float32"):
+            raise ConfigError(
+                f"model.dtype = {name}: the method {method.name} {method.needs_float32}; "
+                "leave it at auto, or choose float32"
+            )
+        return torch.float32
     return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 

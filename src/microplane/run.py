@@ -117,7 +117,7 @@ class _Job:
         self.shape = row_shape(plain, knobs.data.task)
         names = label_names_of(plain)
         splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)
-        self.dtype = self._number_format()
+        self.dtype = number_format(knobs.model.dtype, self.method)  # of what is multiplied
         self.knobs = knobs = self._resolve(splits)
         model = self._open(path)
         pooling = None if knobs.model.pooling == "auto" else knobs.model.pooling
@@ -170,17 +170,6 @@ class _Job:
                 "data": knobs.data.model_copy(update=_inferred(splits)),
             }
         )
-
-    def _number_format(self) -> torch.dtype:
-        """Of what is multiplied."""
-        reason, chosen = self.method.needs_float32, self.knobs.model.dtype
-        if reason is None:
-            return number_format(chosen)
-        if chosen not in ("auto", "float32"):
-            raise ConfigError(
-                f"model.dtype = {chosen}: the method {self.method.name} {reason}; leave it at auto, or choose float32"
-            )
-        return torch.float32
 
     def _try(self, model: Model, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""

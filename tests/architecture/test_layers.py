@@ -18,7 +18,7 @@ LEVELS = [
     {"loading", "result", "tasks"},
     {"run", "measure", "merging", "converting"},
     {"chat", "console", "demo"},
-    {"cli", "cli_mixture"},
+    {"cli", "cli_adapter", "cli_mixture"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 SIBLINGS = {("methods", "models.contract")}

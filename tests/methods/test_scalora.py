@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from microplane.config import TrainKnobs
 from microplane.errors import ConfigError, TrainingError
+from microplane.loading import number_format
 from microplane.methods import make_method
 from microplane.methods.kinds import adapted
 from microplane.methods.scalora import ScaLoRALinear, numerical_factors, scale_moments, scaling
@@ -295,12 +296,16 @@ def test_the_numerical_rank_is_measured():
     assert len(numerical_factors(torch.randn(6, 5))[0]) == 5
 
 
+class Quantised(torch.nn.Module):
+    in_features = out_features = 4
+
+
 def test_quantised_or_short_bases_and_dropout_and_other_optimizers_are_refused():
     method = make_method("scalora")
     with pytest.raises(ConfigError, match="the base is bfloat16. Set model.dtype=float32"):
         method.attach(tiny().bfloat16())
     with pytest.raises(ConfigError, match="the base is Quantised"):
-        ScaLoRALinear(type("Quantised", (torch.nn.Linear,), {})(4, 4), 2, 1.0)
+        ScaLoRALinear(Quantised(), 2, 1.0)
     with pytest.raises(ConfigError, match="dropout = 0.1: must be 0: dropout acts on the pair"):
         make_method({"name": "scalora", "dropout": 0.1})
     parameter = torch.nn.Parameter(torch.ones(2))
@@ -309,3 +314,10 @@ def test_quantised_or_short_bases_and_dropout_and_other_optimizers_are_refused()
     optimizer.step()
     with pytest.raises(TrainingError, match="cannot rescale 'momentum_buffer'"):
         scale_moments(optimizer, parameter, torch.ones(2))
+
+
+def test_the_format_of_the_base_is_float32_or_refused():
+    assert number_format("auto", make_method("scalora")) == torch.float32
+    with pytest.raises(ConfigError, match="model.dtype = bfloat16: the method scalora changes the base by exact merges"):
+        number_format("bfloat16", make_method("scalora"))
+    assert number_format("bfloat16", make_method("lora")) == torch.bfloat16

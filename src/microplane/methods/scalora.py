@@ -40,8 +40,9 @@ class ScaLoRALinear(AdaptedLinear):
 
     def __init__(self, base: nn.Linear, rank: int, scale: float):
         super().__init__(base)
-        if type(base) is not nn.Linear or base.weight.dtype not in (torch.float32, torch.float64):
-            kind = str(base.weight.dtype).removeprefix("torch.") if type(base) is nn.Linear else type(base).__name__
+        plain = isinstance(base, nn.Linear)
+        if not plain or base.weight.dtype not in (torch.float32, torch.float64):
+            kind = str(base.weight.dtype).removeprefix("torch.") if plain else type(base).__name__
             raise ConfigError(f"model.dtype: the method scalora {PLAIN}; the base is {kind}. Set model.dtype=float32")
         new = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, **new))
