@@ -15,8 +15,10 @@ from microplane.loading import Loaded, base_of, load
 from microplane.merging import check_free, probe_texts, source_of
 from microplane.methods import LoRA, Method
 from microplane.methods.kinds import AdaptedLinear
+from microplane.methods.method import head_state, load_state
 from microplane.models.contract import hf_names, linears
 from microplane.models.load import load_model
+from microplane.tasks import head_from
 from microplane.training.checkpoint import save_adapter
 from microplane.training.probe import largest_difference, probe_logits
 
@@ -76,13 +78,14 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     lora = LoRA(rank=width, alpha=float(width), targets=tuple(sorted(roles)))
     lost = _lost(loaded.model, base) if loaded.method.whole_model else 0.0
     names = hf_names(base)
+    head_from(base, about)
     lora.attach(base)
     state: dict[str, Tensor] = {}
     for path, change in changes.items():
         prefix = "base_model.model." + names[f"{path}.weight"].removesuffix(".weight")
         state[f"{prefix}.lora_A.weight"] = _padded(change.A, width)
         state[f"{prefix}.lora_B.weight"] = _padded(change.B.t(), width).t()
-    lora.load(base, state)
+    load_state(lora, base, state | head_state(loaded.model))
     about |= {"converted_from": loaded.method.name, "base": about.get("base")}
     save_adapter(folder, base, lora, about)
     wrong, size = (math.sqrt(sum(getattr(c, n) ** 2 for c in changes.values())) for n in ("wrong", "size"))

@@ -108,6 +108,15 @@ def test_the_old_pairs_keep_their_optimizer_state_and_the_new_ones_warm_up():
     assert [other for _, other in rates] == pytest.approx([5e-3 / 3, 1e-2 / 3, 5e-3, 5e-3, 5e-3])
 
 
+def test_what_trains_besides_the_pairs_is_in_the_first_group():
+    method, model, *_ = grown_model()
+    head = model.norm.requires_grad_(True).weight
+    first, second = method.param_groups(model, 1e-3)
+    assert any(parameter is head for parameter in first["params"])
+    grouped = [id(parameter) for group in (first, second) for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in trainable(model).values())
+
+
 def test_when_to_grow():
     assert not needs_growth(history(1.0), 0.1, 1)
     assert not needs_growth(history(1.0, 0.5), 0.1, 1)

@@ -318,6 +318,6 @@ def test_quantised_or_short_bases_and_dropout_and_other_optimizers_are_refused()
 
 def test_the_format_of_the_base_is_float32_or_refused():
     assert number_format("auto", make_method("scalora")) == torch.float32
-    with pytest.raises(ConfigError, match="model.dtype = bfloat16: the method scalora changes the base by exact merges"):
+    with pytest.raises(ConfigError, match="model.dtype = bfloat16: the method scalora changes the base by exact"):
         number_format("bfloat16", make_method("scalora"))
     assert number_format("bfloat16", make_method("lora")) == torch.bfloat16

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.method import Method, check_fits
+from microplane.methods.method import Method, check_fits, trainable
 from microplane.models.contract import hf_names
 
 
@@ -115,13 +115,14 @@ class GrowingLoRA(Method):
         wrap_linears(model, self.targets, lambda base: GrowingLinear(base, self.start_rank, self.scale, self.dropout))
 
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
-        """One for the pairs of each age, the oldest first."""
+        """One for the pairs of each age, the oldest first; all else that trains is in the first."""
+        pairs = [pair for _, module in adapted(model, GrowingLinear) for pair in module.parts]
+        born = {id(parameter): pair.born for pair in pairs for parameter in pair.parameters()}
         groups: dict[int, dict[str, Any]] = {}
-        for _, module in adapted(model, GrowingLinear):
-            for pair in module.parts:
-                group = groups.setdefault(pair.born, {"params": [], "lr": lr, "born": pair.born})
-                group["params"] += [pair.lora_A, pair.lora_B]
-        return [groups[born] for born in sorted(groups)]
+        for parameter in trainable(model).values():
+            age = born.get(id(parameter), 0)
+            groups.setdefault(age, {"params": [], "lr": lr, "born": age})["params"].append(parameter)
+        return [groups[age] for age in sorted(groups)]
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
         for group in optimizer.param_groups:

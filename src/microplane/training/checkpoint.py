@@ -284,12 +284,12 @@ def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: t
 def save_best(folder: Path, model: nn.Module, method: Method) -> None:
     """Keep the best weights for a method that changes them once more at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / BEST, method.state(model))
+    save_tensors(folder / BEST, state_of(method, model))
 
 
 def load_best(folder: Path, model: nn.Module, method: Method) -> None:
     """Put the best weights back in place."""
-    method.load(model, read_tensors(folder / BEST, CheckpointError))
+    load_state(method, model, read_tensors(folder / BEST, CheckpointError))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
