@@ -1,11 +1,12 @@
 # Every target makes .venv and installs what it needs first.
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all mutants lint bench clean
 LANGUAGE ?= en
 
 help:
 	@echo "make demo      teach a small model to turn home commands into JSON (LANGUAGE=en|fr|vi), about 10 minutes"
 	@echo "make test      all tests but the slow ones"
 	@echo "make test-all  the slow ones too"
+	@echo "make mutants   put bugs into the methods one by one, and see that the tests catch each"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     all benchmarks, one after the other; leave the machine alone meanwhile"
 
@@ -22,6 +23,10 @@ test-all:
 	@tools/venv.sh test
 	@tools/browser.sh
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
+
+mutants:
+	@tools/venv.sh test
+	.venv/bin/python tools/mutants.py
 
 lint:
 	@tools/venv.sh lint

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from microplane.cli_adapter import convert, merge
 from microplane.cli_mixture import mixture
 
 app = typer.Typer(
@@ -233,40 +234,6 @@ def generate(
         answer_prompts(loaded, given, knobs)
 
 
-@app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")
-def merge(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder, or an adapter's (also one that peft wrote).")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16; auto: as the base is stored.")
-    ] = "auto",
-) -> None:
-    """Write base + adapter as one plain Hugging Face folder, and state how far its logits are from unmerged."""
-    import torch
-
-    from microplane.errors import ConfigError
-    from microplane.merging import merge as merge_adapter
-
-    kinds = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise ConfigError(f"--dtype {dtype}: possible are {', '.join(kinds)}")
-    merged = merge_adapter(run, out, kinds[dtype])
-    name = str(merged.dtype).removeprefix("torch.")
-    typer.echo(f"merged into {merged.folder} as {name}")
-    typer.echo(
-        f"largest logit difference on {merged.rows} stored rows: {merged.difference:.2e} merged against unmerged"
-    )
-    if merged.rounded != merged.difference:
-        typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
-    if merged.trained_base:
-        typer.echo(
-            f"the adapter was trained on the base in {merged.trained_base} and is merged into the original one: "
-            f"largest logit difference {merged.from_trained:.2e} to what was trained"
-        )
-
-
 @app.command(epilog="Example:  microplane data commands.jsonl --model smollm2")
 def data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or a folder with train/validation/test.")],
@@ -290,6 +257,8 @@ def data(
         make_console().print(described)
 
 
+app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
+app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 
 

@@ -11,7 +11,7 @@ import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -387,6 +387,10 @@ def type_name(field: FieldInfo) -> str:
     if possible := choices(field):
         return " | ".join(str(value) for value in possible)
     annotation = field.annotation
-    if isinstance(annotation, types.UnionType):
-        return " or ".join("null" if part is type(None) else part.__name__ for part in get_args(annotation))
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+        return " or ".join(_part_name(part) for part in get_args(annotation))
     return getattr(annotation, "__name__", str(annotation))
+
+
+def _part_name(part: Any) -> str:
+    return "null" if part is type(None) else " or ".join(map(str, get_args(part))) or part.__name__

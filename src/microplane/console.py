@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -53,6 +53,8 @@ class Terminal:
             self.validation = record["validation_loss"]
             best = " (best so far)" if record["best"] else ""
             self._above(f"step {record['step']}: validation loss {self.validation:.4f}{best}")
+            if record.get("decision"):
+                self._above(record["decision"])
             if record.get("verdict"):
                 self._above(record["verdict"])
             return
@@ -115,6 +117,8 @@ def tell(done: Run) -> None:
         return
     if figures["overfitting"]:
         print(figures["overfitting"])
+    for line in decision_table(figures.get("decisions") or []):
+        print(line)
     print(f"before:   {describe_scores(done.metrics['before'])}")
     print(f"after:    {describe_scores(done.metrics['after'])}")
     for check in done.result["checks"]:
@@ -126,3 +130,11 @@ def tell(done: Run) -> None:
     print(f"report:   {done.folder / 'report.html'}")
     print(f"try it:   microplane generate {done.folder} --interactive")
     print(f"merge it: microplane merge {done.folder} FOLDER")
+
+
+def decision_table(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the method decided during the run, one line each under a heading; nothing if it decided nothing."""
+    if not decisions:
+        return []
+    lines = [f"{one['step']:>6}  {one['validation_loss']:>15.4f}  {one['decision']}" for one in decisions]
+    return [f"{'step':>6}  {'validation loss':>15}  decision", *lines]

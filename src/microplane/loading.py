@@ -97,7 +97,7 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
-    model = load_model(path, number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype))
+    model = load_model(path, _opened_as(method, about, dtype))
     if not method.whole_model:
         attach(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
@@ -148,6 +148,10 @@ def base_format(model: ModelKnobs, method: Method) -> NumberFormat:
     asked = f"model.dtype = {model.dtype}: the method {method.name}"
     if method.quantize and model.dtype not in ("auto", method.quantize):
         raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
+    if method.needs_float32:
+        if model.dtype not in ("auto", "float32"):
+            raise ConfigError(f"{asked} {method.needs_float32}; leave it at auto, or choose float32")
+        return number_format("float32", model.compute, model.cache_dequantised)
     if not method.trains_base:
         return number_format(method.quantize or model.dtype, model.compute, model.cache_dequantised)
     if model.dtype in QUANTISED:
@@ -157,6 +161,13 @@ def base_format(model: ModelKnobs, method: Method) -> NumberFormat:
         )
     form = number_format(model.dtype, model.compute, model.cache_dequantised)
     return form._replace(weights=torch.float32)
+
+
+def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:
+    """The format of the base of an adapter that is opened to be used."""
+    if method.needs_float32:
+        return base_format(ModelKnobs.model_validate({"dtype": dtype}), method)
+    return number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype)
 
 
 def _dtype(name: str) -> torch.dtype:

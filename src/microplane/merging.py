@@ -54,18 +54,15 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
         AdapterError: no adapter there, a method that cannot be merged, or `out` is taken.
         ModelError: the model's family fails in `dtype`.
     """
-    folder, source = Path(out), adapter_folder(Path(name).expanduser())
-    if source is None:
-        what = "has no adapter" if Path(name).expanduser().exists() else "does not exist"
-        raise AdapterError(f"{name} {what}: expected a run's folder, or an adapter's own (also one that peft wrote)")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to merge into")
+    folder = Path(out)
+    source_of(name)
+    check_free(folder, "merge")
     loaded = load(name, dtype="float32")
     assert loaded.method is not None
     loaded.model.refuse_format(dtype)
     stored = _stored_dtype(loaded.path)
     dtype = dtype or (torch.float32 if stored in loaded.model.NEVER else stored)
-    rows = _probe_rows(Path(name)) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
+    rows = probe_texts(Path(name), loaded)
     before = probe_logits(loaded.model, rows)
     trained_base = trained_on(loaded.method, loaded.about or {})[0]
     loaded.method.merge(loaded.model)
@@ -109,6 +106,30 @@ def merge_checks(
     if form.quantised:
         checks.append(difference_note(f"merged into the base before {form.quantised}", tuned, merged))
     return checks
+
+
+def source_of(name: str | Path) -> Path:
+    """The adapter's folder.
+
+    Raises:
+        AdapterError: if there is none.
+    """
+    source = adapter_folder(Path(name).expanduser())
+    if source is None:
+        what = "has no adapter" if Path(name).expanduser().exists() else "does not exist"
+        raise AdapterError(f"{name} {what}: expected a run's folder, or an adapter's own (also one that peft wrote)")
+    return source
+
+
+def check_free(folder: Path, verb: str) -> None:
+    """Raises: AdapterError, if something is there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to {verb} into")
+
+
+def probe_texts(run: Path, loaded: Loaded) -> list[ProbeRow]:
+    """What to compare logits on: the run's stored rows, else a few sentences."""
+    return _probe_rows(run) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
 
 
 def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:

@@ -43,6 +43,7 @@ def train_figures(outcome: Outcome, splits: Splits, speed: Path) -> dict[str, An
         "epochs": round(totals.tokens / int(splits.train.lengths.sum()), 3),
         "stopped_early": outcome.stopped_early,
         "overfitting": outcome.overfitting,
+        "decisions": outcome.decisions,
         "seconds": sum(line["seconds"] for line in clock),
         "tokens": totals.tokens,
         "trained_tokens": totals.trained_tokens,

@@ -7,18 +7,26 @@ from typing import Any
 
 from microplane.config import build
 from microplane.errors import ConfigError, nearest
+from microplane.methods.adalora import AdaLoRA
 from microplane.methods.dora import DoRA
 from microplane.methods.full import Full
+from microplane.methods.growing import GrowingLoRA
 from microplane.methods.ia3 import IA3
 from microplane.methods.lora import LoRA
 from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters
+from microplane.methods.nb_lora import NBLoRA
 from microplane.methods.qlora import QLoRA
 from microplane.methods.rslora import RsLoRA
+from microplane.methods.scalora import ScaLoRA
 from microplane.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (LoRA, RsLoRA, LoRAPlus, QLoRA, DoRA, IA3, VeRA, Full)
+    method.name: method
+    for method in (
+        *(LoRA, RsLoRA, LoRAPlus, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
+        *(Full,),
+    )
 }
 
 __all__ = ["METHODS", "Full", "LoRA", "Method", "QLoRA", "make_method", "trainable", "trainable_parameters"]
@@ -32,6 +40,8 @@ def make_method(knobs: Mapping[str, Any] | str) -> Method:
     """
     values = {"name": knobs} if isinstance(knobs, str) else dict(knobs)
     name = values.pop("name", "lora")
+    if name == LoRA.name and values.get("rank") == "auto":
+        name = GrowingLoRA.name
     if name not in METHODS:
         raise ConfigError(
             f"method.name = {name!r}: there is no such method; there are {', '.join(METHODS)}."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import AdapterError, ConfigError, nearest
-from microplane.models.contract import Site, linears
+from microplane.models.contract import Site, hf_names, linears
 from microplane.nn.low_rank import low_rank_linear
 from microplane.nn.quantised import QuantisedLinear
 
@@ -102,6 +102,23 @@ def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     for name, module in model.named_modules():
         if isinstance(module, kind):
             yield name, module
+
+
+def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
+    """The adapted linear layers of a kind as (the name that peft saves them under, module)."""
+    names = hf_names(model)
+    for site, module in adapted(model, kind):
+        yield "base_model.model." + names[f"{site}.weight"].removesuffix(".weight"), module
+
+
+def put(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter a new value, of another rank too; it stays the same object, as optimizers know it by that."""
+    with torch.no_grad():
+        if parameter.shape == value.shape:
+            parameter.copy_(value)
+        else:
+            parameter.grad = None
+            parameter.data = value.detach().to(parameter).clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

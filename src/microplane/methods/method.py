@@ -32,6 +32,9 @@ class Method(BaseModel):
     trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
+    finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
+    needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
+    never_lora: ClassVar[str | None] = None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""
@@ -67,6 +70,35 @@ class Method(BaseModel):
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
         """Make the optimizer's step number `step` of `total`. The gradients are final: accumulated and clipped."""
         optimizer.step()
+
+    def settled(self, step: int, total: int) -> bool:
+        """Whether the weights after `step` steps can be the run's result, so that it may also end early there."""
+        return True
+
+    def after_validation(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]], total: int
+    ) -> str | None:
+        """Change the model or the optimizer's groups after a validation, and say what was decided; None: nothing was.
+
+        A decision gives the run its whole patience back.
+
+        Args:
+            history: of each validation so far its step, validation_loss, train_loss, and decision if there was one.
+            total: the run's steps.
+        """
+        return None
+
+    def finish(self, model: nn.Module, validate: Callable[[], float]) -> str | None:
+        """Change the best weights, which are in the model, once more, and say what was done.
+
+        Args:
+            validate: the validation loss of the model as it is.
+        """
+        return None
+
+    def at_rest(self, model: nn.Module) -> set[str]:
+        """Names of trainable tensors that rightly are what they were at the start."""
+        return set()
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """All that is needed to come back to this function from the untouched model."""
@@ -105,7 +137,7 @@ class Method(BaseModel):
         return None
 
     def facts(self) -> dict[str, Any]:
-        names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model")
+        names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model", "finishes")
         return {name: getattr(self, name) for name in names}
 
 

@@ -30,8 +30,10 @@ from microplane.methods import METHODS, Method, make_method, trainable
 from microplane.methods.method import load_state, state_of
 from microplane.models.load import save_model
 from microplane.paths import aside, write_aside
+from microplane.training.optim import add_groups
 
 KEEP = 2  # checkpoints kept in resume/
+BEST = "best.safetensors"
 TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
 
 # ---------------------------------------------------------------------------------------------------- adapter/
@@ -234,7 +236,19 @@ def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: t
     """Put a checkpoint's tensors back in place."""
     load_state(method, model, read_tensors(folder / "weights.safetensors", CheckpointError))
     method.load_training_state(model, read_tensors(folder / "method.safetensors", CheckpointError))
+    add_groups(method, model, optimizer)
     load_optimizer(model, optimizer, read_tensors(folder / "optimizer.safetensors", CheckpointError))
+
+
+def save_best(folder: Path, model: nn.Module, method: Method) -> None:
+    """Keep the best weights for a method that changes them once more at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / BEST, state_of(method, model))
+
+
+def load_best(folder: Path, model: nn.Module, method: Method) -> None:
+    """Put the best weights back in place."""
+    load_state(method, model, read_tensors(folder / BEST, CheckpointError))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,6 +67,7 @@ class Outcome:
     overfitting: str | None
     moved: int | None  # trainable tensors that moved; None if there were too few steps to tell
     tensors: int  # trainable tensors
+    decisions: list[Record]  # of the method: step, validation_loss, decision
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,19 @@ def fit(
         losses = totals.losses
         loss = validate(model)
         give_back_memory()
-        best = monitor.add(totals.step, loss, sum(losses) / len(losses) if losses else math.inf)
+        train_loss, settled = sum(losses) / len(losses) if losses else math.inf, method.settled(totals.step, job.total)
+        best = monitor.add(totals.step, loss, train_loss, settled)
         totals.losses = []
-        log.write({"step": totals.step, "validation_loss": loss, "best": best}, {"verdict": monitor.verdict()})
         if best:
             save_best(totals.step, loss)
+            if method.finishes:
+                checkpoint.save_best(folder / "resume", model, method)
+        record: Record = {"step": totals.step, "validation_loss": loss, "best": best}
+        if decision := method.after_validation(model, job.optimizer, monitor.checks, job.total):
+            monitor.decide(decision)
+            movement.extend(model)
+            record["decision"] = decision
+        log.write(record, {"verdict": monitor.verdict()})
         save()
 
     if not saved:
@@ -161,13 +170,25 @@ def fit(
                 give_back_memory()
             log.write(record, _clock(record, time.perf_counter() - started, job.total))
             if totals.step == CHECK_STEP:
-                movement.check(model, totals.step)
+                movement.check(model, totals.step, method.at_rest(model))
             if totals.step % job.eval_every == 0 or totals.step == job.total:
                 check()
             elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
                 save()
         cut_short = interrupted() and totals.step < job.total and not monitor.exhausted
-    best = monitor.best
+    outcome = _outcome(job, totals, monitor, movement, cut_short)
+    if cut_short or not method.finishes:
+        return outcome
+    checkpoint.load_best(folder / "resume", model, method)
+    said = method.finish(model, lambda: validate(model))
+    loss = validate(model)
+    save_best(outcome.best_step, loss)
+    last = [{"step": outcome.best_step, "validation_loss": loss, "decision": said}] if said else []
+    return replace(outcome, validation_loss=loss, decisions=outcome.decisions + last)
+
+
+def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut_short: bool) -> Outcome:
+    best, still = monitor.best, movement.still(job.model, job.method.at_rest(job.model))
     assert best is not None
     return Outcome(
         totals=totals,
@@ -178,8 +199,13 @@ def fit(
         stopped_early=monitor.exhausted and totals.step < job.total,
         interrupted=cut_short,
         overfitting=monitor.verdict(),
-        moved=len(movement.start) - len(movement.still(model)) if totals.step >= CHECK_STEP else None,
+        moved=len(movement.start) - len(still) if totals.step >= CHECK_STEP else None,
         tensors=len(movement.start),
+        decisions=[
+            {name: check[name] for name in ("step", "validation_loss", "decision")}
+            for check in monitor.checks
+            if "decision" in check
+        ],
     )
 
 

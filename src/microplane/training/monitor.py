@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Set
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +13,42 @@ from torch import Tensor, nn
 from microplane.errors import TrainingError
 from microplane.methods import trainable
 
+Check = dict[str, Any]  # step, validation_loss, train_loss; settled where false; decision where there was one
+
 CHECK_STEP = 3  # LoRA's A first moves in the second step, as its gradient is zero while B is
 
 
 @dataclass
 class Monitor:
-    """Follows validation against training. JSON-able by `state`, so a resumed run says the same."""
+    """Follows validation against training. Its checks are plain values, so a resumed run says the same."""
 
     patience: int
-    checks: list[dict[str, float]] = field(default_factory=list)  # step, validation_loss, train_loss
+    checks: list[Check] = field(default_factory=list)
 
     @property
-    def best(self) -> dict[str, float] | None:
-        return min(self.checks, key=lambda check: (check["validation_loss"], check["step"]), default=None)
+    def best(self) -> Check | None:
+        """The lowest validation loss among weights that can be the result, or among all as long as none can."""
+        possible = [check for check in self.checks if check.get("settled", True)] or self.checks
+        return min(possible, key=lambda check: (check["validation_loss"], check["step"]), default=None)
 
-    def add(self, step: int, validation_loss: float, train_loss: float) -> bool:
+    def add(self, step: int, validation_loss: float, train_loss: float, settled: bool = True) -> bool:
         """Note one validation; true if it is the best so far."""
-        previous = self.best
-        self.checks.append({"step": step, "validation_loss": validation_loss, "train_loss": train_loss})
-        return previous is None or validation_loss < previous["validation_loss"]
+        check: Check = {"step": step, "validation_loss": validation_loss, "train_loss": train_loss}
+        self.checks.append(check if settled else check | {"settled": False})
+        return self.best is self.checks[-1]
+
+    def decide(self, decision: str) -> None:
+        """Note what the method decided after the last validation; patience starts anew."""
+        self.checks[-1]["decision"] = decision
 
     @property
     def since_best(self) -> int:
-        """Validations after the best one."""
+        """Validations after the best one, or after the method's last decision if that came later."""
         best = self.best
-        return sum(check["step"] > best["step"] for check in self.checks) if best else 0
+        if best is None or not self.checks[-1].get("settled", True):
+            return 0
+        start = max([best["step"], *(check["step"] for check in self.checks if "decision" in check)])
+        return sum(check["step"] > start for check in self.checks)
 
     @property
     def exhausted(self) -> bool:
@@ -57,9 +70,6 @@ class Monitor:
             f"{best['step']:.0f}; the adapter of step {best['step']:.0f} is kept"
         )
 
-    def state(self) -> list[dict[str, float]]:
-        return self.checks
-
 
 @dataclass
 class Movement:
@@ -71,12 +81,17 @@ class Movement:
     def of(cls, model: nn.Module) -> Movement:
         return cls({name: checksum(tensor) for name, tensor in trainable(model).items()})
 
-    def still(self, model: nn.Module) -> list[str]:
-        return [name for name, tensor in trainable(model).items() if self.start.get(name) == checksum(tensor)]
+    def extend(self, model: nn.Module) -> None:
+        """Follow what has come to train since, too."""
+        self.start |= {name: checksum(tensor) for name, tensor in trainable(model).items() if name not in self.start}
 
-    def check(self, model: nn.Module, step: int) -> None:
+    def still(self, model: nn.Module, at_rest: Set[str] = frozenset()) -> list[str]:
+        tensors = trainable(model).items()
+        return [n for n, tensor in tensors if n not in at_rest and self.start.get(n) == checksum(tensor)]
+
+    def check(self, model: nn.Module, step: int, at_rest: Set[str] = frozenset()) -> None:
         """Raises: TrainingError, naming the tensors that have not moved."""
-        if still := self.still(model):
+        if still := self.still(model, at_rest):
             shown = "\n  ".join(still[:10]) + (f"\n  and {len(still) - 10} more" if len(still) > 10 else "")
             raise TrainingError(
                 f"{len(still)} of {len(self.start)} trainable tensors have not moved after {step} steps:\n  {shown}\n"

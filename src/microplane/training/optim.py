@@ -59,6 +59,16 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
     return torch.optim.AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
 
 
+def add_groups(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer those of the method's groups that have come since it was made."""
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    peak = optimizer.param_groups[0]["peak_lr"]
+    for group in method.param_groups(model, peak):
+        new = [parameter for parameter in group["params"] if id(parameter) not in known]
+        if new:
+            optimizer.add_param_group({**group, "params": new, "peak_lr": group["lr"]})
+
+
 def warmup_steps(warmup: float, total: int) -> int:
     """A share of all steps below 1, else a number of steps."""
     return round(warmup * total) if warmup < 1 else int(warmup)

@@ -1,0 +1,51 @@
+"""A matrix with orthonormal columns from a free one: the Cayley transform of a tall matrix, arXiv 2501.19050.
+
+F = [X; Y] with X (r, r) and Y (n, r) goes to [(I - Z)(I + Z)^-1; -2 Y (I + Z)^-1], Z = X - X^T + Y^T Y. The symmetric
+part of Z is positive semidefinite, so I + Z can always be inverted. With K = (I + Z)^-1 the upper block is 2 K - I.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cayley_reference(F: Tensor) -> Tensor:
+    """(r + n, r) -> (r + n, r) with orthonormal columns, by autograd's own steps."""
+    rank = F.shape[1]
+    X, Y = F[:rank], F[rank:]
+    eye = torch.eye(rank, dtype=F.dtype, device=F.device)
+    Z = X - X.t() + Y.t() @ Y
+    K = torch.linalg.solve(eye + Z, eye)
+    return torch.cat([2 * K - eye, -2 * Y @ K])
+
+
+def cayley(F: Tensor) -> Tensor:
+    """As the reference, with a backward that uses K again instead of solving anew."""
+    return _Cayley.apply(F)
+
+
+class _Cayley(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, F: Tensor) -> Tensor:
+        rank = F.shape[1]
+        Y = F[rank:]
+        eye = torch.eye(rank, dtype=F.dtype, device=F.device)
+        Z = torch.addmm(F[:rank] - F[:rank].t(), Y.t(), Y)
+        K = torch.linalg.solve(eye + Z, eye)
+        ctx.save_for_backward(Y, K)
+        out = torch.empty_like(F, memory_format=torch.contiguous_format)
+        torch.sub(2 * K, eye, out=out[:rank])
+        torch.mm(Y, -2 * K, out=out[rank:])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        Y, K = ctx.saved_tensors
+        rank = K.shape[0]
+        upper, lower = grad[:rank], grad[rank:]
+        grad_K = upper - Y.t() @ lower  # half of it; the factor 2 comes below
+        grad_Z = K.t() @ grad_K @ K.t() * -2
+        grad_X = grad_Z - grad_Z.t()
+        grad_Y = torch.addmm(lower @ K.t() * -2, Y, grad_Z + grad_Z.t())
+        return torch.cat([grad_X, grad_Y])
