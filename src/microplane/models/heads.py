@@ -124,8 +124,7 @@ def task_scores(model: Model, rows: Rows) -> Tensor:
     """What a model with a task head says of rows: (B, C), or (T, C) for tokens."""
     head = model.task_head
     assert head is not None, "the model has a task head"
-    pooling = "mean" if head.config.task == "tokens" else head.config.pooling
-    return head.scores(features(model, rows, pooling), rows)
+    return head.scores(features(model, rows, head.config.pooling), rows)
 
 
 def head_loss(scores: Tensor, labels: Tensor, task: str) -> Tensor:
@@ -173,9 +172,7 @@ def add_head(
     """
     assert task in TASKS, task
     check_labels(task, labels)
-    if task == "tokens" and model.KIND == "encoder-decoder":
-        pooling = "mean"  # the encoder's own tokens
-    pooling = pooling or DEFAULT_POOLING[model.KIND]
+    pooling = "mean" if task == "tokens" else pooling or DEFAULT_POOLING[model.KIND]  # of no use to tokens
     config, width = model.config, model.config.hidden_size
     form = form_for(config.architecture, task, pooling)
     if form is None:
