@@ -146,6 +146,18 @@ def test_a_new_head_begins_with_what_pre_training_left(tmp_path):
     assert torch.equal(head.norm.weight, theirs.head.norm.weight)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "t5"])
+def test_a_head_for_other_labels_begins_with_the_hidden_layer_of_the_one_before(family):
+    model = model_of(family)
+    pooling = "last" if family == "t5" else "cls"
+    old = add_head(model, "classification", MEANT, pooling)
+    new = add_head(model, "multilabel", ["a", "b"], pooling, seed=1)
+    assert model.task_head is new
+    assert torch.equal(new.dense.weight, old.dense.weight)
+    assert new.dense.weight is not old.dense.weight
+    assert new.out.weight.shape == (2, 32)
+
+
 def test_new_heads_are_the_same_for_the_same_seed():
     first, second, other = (add_head(tiny_encoder(), "classification", MEANT, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.out.weight, second.out.weight)
