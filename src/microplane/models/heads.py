@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.models.contract import Model
-from microplane.models.head_config import FORMS, OWN, TASKS, Form, HeadConfig, check_labels, form_for, shaped
+from microplane.models.head_config import FORMS, OWN, TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.nn.dropout import dropout
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
 from microplane.nn.rows import Pairs, Rows
@@ -69,8 +69,8 @@ class TaskHead(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, std: float = 0.02, seed: int = 0, spare: Mapping[str, Tensor] | None = None) -> TaskHead:
-        """New weights, normal with that deviation, biases 0; the hidden layer from `spare`, where pre-training has left
-        one that fits: BERT's pooler, ModernBERT's."""
+        """New weights, normal with that deviation, biases 0; the hidden layer from `spare`, where pre-training (BERT's
+        pooler, ModernBERT's) or the head before this one has left one that fits."""
         generator = torch.Generator().manual_seed(seed)
         for linear in (self.dense, self.out):
             if linear is not None:
@@ -79,16 +79,21 @@ class TaskHead(nn.Module):
                     linear.bias.zero_()
         if self.norm is not None:
             self.norm.reset_parameters()
-        if spare and self.config.form:
-            self._begin_with(spare, FORMS[self.config.form])
+        for name, parameter in self.hidden_layer().items():
+            if spare and name in spare and spare[name].shape == parameter.shape:
+                parameter.copy_(spare[name])
         return self
 
-    def _begin_with(self, spare: Mapping[str, Tensor], form: Form) -> None:
-        for ours, theirs in (("dense", form.dense), ("norm", form.norm)):
-            for kind, parameter in getattr(self, ours).named_parameters() if theirs else ():
-                found = spare.get(f"{(theirs or '').removeprefix(form.prefix)}.{kind}")
-                if found is not None and found.shape == parameter.shape:
-                    parameter.copy_(found)
+    def hidden_layer(self) -> dict[str, Tensor]:
+        """Its tensors by Hugging Face's names in the model without a head; none where there is no such layer."""
+        form = FORMS[self.config.form] if self.config.form else None
+        parts = (("dense", form.dense), ("norm", form.norm)) if form else ()
+        return {
+            f"{theirs.removeprefix(form.prefix)}.{kind}": parameter.detach()
+            for ours, theirs in parts
+            if theirs and form
+            for kind, parameter in getattr(self, ours).named_parameters()
+        }
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -124,8 +129,7 @@ def task_scores(model: Model, rows: Rows) -> Tensor:
     """What a model with a task head says of rows: (B, C), or (T, C) for tokens."""
     head = model.task_head
     assert head is not None, "the model has a task head"
-    pooling = "mean" if head.config.task == "tokens" else head.config.pooling
-    return head.scores(features(model, rows, pooling), rows)
+    return head.scores(features(model, rows, head.config.pooling), rows)
 
 
 def head_loss(scores: Tensor, labels: Tensor, task: str) -> Tensor:
@@ -173,9 +177,7 @@ def add_head(
     """
     assert task in TASKS, task
     check_labels(task, labels)
-    if task == "tokens" and model.KIND == "encoder-decoder":
-        pooling = "mean"  # the encoder's own tokens
-    pooling = pooling or DEFAULT_POOLING[model.KIND]
+    pooling = "mean" if task == "tokens" else pooling or DEFAULT_POOLING[model.KIND]  # of no use to tokens
     config, width = model.config, model.config.hidden_size
     form = form_for(config.architecture, task, pooling)
     if form is None:
@@ -184,7 +186,8 @@ def add_head(
     else:
         fields = {**(model.source_config or {}), **config.to_hf()}
         made = shaped(form, task, tuple(labels), width, pooling, fields, dropout)
-    head = TaskHead(made).init_weights(getattr(config, "init_std", 0.02), seed, model.spare)
+    spare = model.spare | (model.task_head.hidden_layer() if model.task_head else {})
+    head = TaskHead(made).init_weights(getattr(config, "init_std", 0.02), seed, spare)
     put_head(model, head)
     return head
 

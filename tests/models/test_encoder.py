@@ -1,0 +1,211 @@
+"""The encoder family by itself: configs, sockets, prefixes, dropout, names of older checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from microplane.errors import ModelError
+from microplane.methods import make_method
+from microplane.models.contract import hf_names, linears
+from microplane.models.encoder import Encoder
+from microplane.models.encoder_config import EncoderConfig
+from microplane.models.load import load_model, save_model
+from microplane.nn.attention import Sight
+from microplane.nn.rows import Rows
+from tests.tiny import ENCODER_CONFIGS, tiny_encoder
+
+ROWS = Rows.of([[5, 6, 7, 8, 9], [10], [11, 12, 13]])
+ROLES = {
+    "bert": {"q", "k", "v", "o", "up", "down"},
+    "roberta": {"q", "k", "v", "o", "up", "down"},
+    "modernbert": {"qkv", "o", "gate_up", "down"},
+}
+
+
+@pytest.fixture(params=ENCODER_CONFIGS)
+def family(request):
+    return request.param
+
+
+def test_rows_do_not_influence_each_other(family):
+    model = tiny_encoder(family)
+    whole = model(ROWS).split(ROWS.lengths)
+    for row, expected in zip(ROWS.ids.split(ROWS.lengths), whole, strict=True):
+        torch.testing.assert_close(model(Rows.of([row.tolist()])), expected)
+
+
+def test_linears_have_their_roles(family):
+    sites = linears(tiny_encoder(family))
+    assert {site.role for site in sites.values()} == ROLES[family]
+    assert all(site.layer is not None for site in sites.values())
+
+
+def test_low_rank_updates_train_every_linear_and_merge(family):
+    model, method = tiny_encoder(family), make_method({"name": "lora", "rank": 2})
+    before = model(ROWS)
+    method.attach(model)
+    assert torch.equal(model(ROWS), before)
+    model(ROWS).square().sum().backward()
+    assert len(method.state(model)) == 2 * len(linears(model))
+    for parameter in method.state(model).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    changed = model(ROWS)
+    assert not torch.allclose(changed, before)
+    method.merge(model)
+    torch.testing.assert_close(model(ROWS), changed, rtol=1e-4, atol=1e-4)
+
+
+def test_sockets_stand_before_the_sums(family):
+    """A socket that gives nothing switches its sub-layer off, and the prelude sees words alone."""
+    model = tiny_encoder(family)
+    seen = []
+    model.prelude = Recorder(seen)
+    model(ROWS)
+    assert torch.equal(seen[0], model.embed(ROWS.ids))
+    for block in model.layers:
+        block.attention_socket, block.mlp_socket = Nothing(), Nothing()
+    rows = Rows.of([[5, 6], [7, 6]])
+    hidden = model(rows)
+    torch.testing.assert_close(hidden[1], hidden[3])  # nothing mixes tokens any more
+
+
+class Recorder(nn.Module):
+    def __init__(self, seen: list):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(x)
+        return x
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_prefix_is_seen_as_tokens_before_the_row_would_be(family):
+    model = tiny_encoder(family)
+    attention, width = model.layers[0].attention, model.config.hidden_size
+    before, x = torch.randn(3, width), torch.randn(5, width)
+    longer = Rows.of([[0] * 8])
+    expected = attention(torch.cat([before, x]), Sight(longer, causal=False), None)[3:]
+    parts = (
+        attention.qkv(before).chunk(3, -1)
+        if family == "modernbert"
+        else (None, attention.k(before), attention.v(before))
+    )
+    k, v = (part.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for part in parts[1:])  # (H, P, Dh)
+    attention.prefix = Given(k, v)
+    torch.testing.assert_close(attention(x, Sight(Rows.of([[0] * 5]), causal=False), None), expected)
+
+
+class Given(nn.Module):
+    def __init__(self, k, v):
+        super().__init__()
+        self.k, self.v = k, v
+
+    def forward(self):
+        return self.k, self.v
+
+
+def test_dropout_while_training_only(family):
+    model = tiny_encoder(family)
+    if family == "modernbert":
+        config = replace(model.config, embed_dropout=0.1, attention_dropout=0.1, mlp_dropout=0.1)
+        model = Encoder(config).init_weights()
+    model.train()
+    assert not torch.equal(model(ROWS), model(ROWS))
+    model.eval()
+    assert torch.equal(model(ROWS), model(ROWS))
+
+
+def test_dropouts_of_zero_change_nothing(family):
+    model = tiny_encoder(family)
+    still = replace(model.config, embed_dropout=0.0, hidden_dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0)
+    other = Encoder(still).init_weights().train()
+    assert torch.equal(other(ROWS), model(ROWS))
+
+
+def test_it_writes_no_text():
+    model = tiny_encoder()
+    for ask in (lambda: model.logits(model(ROWS)), lambda: model.head_weight, lambda: model.open([[1]])):
+        with pytest.raises(ModelError, match="BertModel is an encoder and writes no text"):
+            ask()
+
+
+def test_older_names_are_read(tmp_path):
+    """Of checkpoints from before 2020, and what such a file holds beside the model."""
+    model = tiny_encoder("bert")
+    save_model(model, tmp_path)
+    state = {f"bert.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    for name in list(state):
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        state[old] = state.pop(name)
+    state["bert.embeddings.position_ids"] = torch.arange(64)[None]
+    state["cls.predictions.bias"] = torch.zeros(97)
+    state["bert.pooler.dense.weight"] = torch.ones(32, 32)
+    save_file(state, tmp_path / "model.safetensors")
+    again = load_model(tmp_path)
+    assert torch.equal(again(ROWS), model(ROWS))
+    assert list(again.spare) == ["pooler.dense.weight"]
+    save_model(again, tmp_path / "again")
+    assert torch.equal(load_file(tmp_path / "again" / "model.safetensors")["pooler.dense.weight"], torch.ones(32, 32))
+
+
+def test_what_is_missing_or_foreign_is_listed(tmp_path):
+    save_model(tiny_encoder("bert"), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["stranger"] = state.pop("encoder.layer.1.output.dense.bias")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path)
+    assert "1 missing: encoder.layer.1.output.dense.bias" in str(caught.value)
+    assert "1 unexpected: stranger" in str(caught.value)
+
+
+def test_names_cover_all_parameters(family):
+    model = tiny_encoder(family)
+    assert hf_names(model).keys() == model.state_dict().keys()
+    assert len(set(hf_names(model).values())) == len(hf_names(model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, "hidden_size = 32 is not a multiple of num_attention_heads = 5"),
+        ({"is_decoder": True}, "is_decoder = true in config.json is not supported"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key' .* only 'absolute'"),
+        ({"hidden_act": "mish"}, r"the activation 'mish' in config.json is not supported \(hidden_act\)"),
+        ({"hidden_act": ["gelu"]}, r"the activation \['gelu'\] in config.json is not supported"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob = 1.0: expected a number from 0 to below 1"),
+        ({"hidden_size": 0}, "hidden_size = 0: expected a whole number above 0"),
+        ({"pad_token_id": -1}, "pad_token_id = -1: expected a whole number, 0 or more"),
+    ],
+)
+def test_settings_that_do_not_work_are_refused(changes, message):
+    with pytest.raises(ModelError, match=message):
+        EncoderConfig.from_hf(ENCODER_CONFIGS["bert"] | changes)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("roberta", {"pad_token_id": 64}, "max_position_embeddings = 64 .* positions begin at 65"),
+        ("modernbert", {"layer_types": ["full_attention"]}, r"layer_types = .* expected 3 entries"),
+        ("modernbert", {"rope_parameters": {"full_attention": 3}}, "full_attention = 3: expected an object"),
+    ],
+)
+def test_settings_of_a_family_that_do_not_work_are_refused(family, changes, message):
+    with pytest.raises(ModelError, match=message):
+        EncoderConfig.from_hf(ENCODER_CONFIGS[family] | changes)
+
+
+def test_context_leaves_out_the_places_before_the_first(family):
+    assert EncoderConfig.from_hf(ENCODER_CONFIGS[family]).context == {"roberta": 62}.get(family, 64)
