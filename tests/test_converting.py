@@ -52,7 +52,9 @@ def logits(model):
 @pytest.mark.parametrize(
     "knobs",
     [
-        {"name": "lora", "rank": 4, "rslora": True},
+        {"name": "lora", "rank": 4},
+        {"name": "rslora", "rank": 4},
+        {"name": "lora+", "rank": 4},
         {"name": "lora", "rank": "auto", "start_rank": 3},
         {"name": "adalora", "rank": 2, "initial_rank": 3},
         {"name": "nb-lora", "rank": 4, "targets": ["q", "down"]},
@@ -87,6 +89,14 @@ def test_a_smaller_rank_is_the_nearest_and_its_error_is_told(base, tmp_path):
     assert "the best approximation of this rank: relative error" in "\n".join(converted.lines())
 
 
+def test_dora_becomes_the_nearest(base, tmp_path):
+    model = adapter(base, tmp_path / "a", name="dora", rank=4)
+    low, high = convert(tmp_path / "a", tmp_path / "b", rank=4), convert(tmp_path / "a", tmp_path / "c", rank=32)
+    assert 0.01 < low.error < 1
+    assert high.error < 1e-5
+    torch.testing.assert_close(logits(load(tmp_path / "c", "float32").model), logits(model), atol=1e-3, rtol=1e-3)
+
+
 def test_full_fine_tuning_becomes_the_nearest_and_what_is_left_out_is_told(base, tmp_path):
     adapter(base, tmp_path / "a", name="full")
     low, high = convert(tmp_path / "a", tmp_path / "b", rank=4), convert(tmp_path / "a", tmp_path / "c", rank=32)
@@ -104,11 +114,10 @@ def test_the_nearest_pair():
 
 
 def test_methods_that_no_lora_can_stand_for_say_why(base, tmp_path, monkeypatch):
+    adapter(base, tmp_path / "ia3", name="ia3")
+    with pytest.raises(AdapterError, match="the method ia3 multiplies whole rows and columns, a change of full rank"):
+        convert(tmp_path / "ia3", tmp_path / "b")
     adapter(base, tmp_path / "a", name="lora")
-    monkeypatch.setattr(METHODS["lora"], "never_lora", "scales whole rows, a change of full rank")
-    with pytest.raises(AdapterError, match="the method lora scales whole rows, a change of full rank"):
-        convert(tmp_path / "a", tmp_path / "b")
-    monkeypatch.setattr(METHODS["lora"], "never_lora", None)
     monkeypatch.setattr(METHODS["lora"], "mergeable", False)
     with pytest.raises(AdapterError, match="the method lora adds to the model what is no change of a weight"):
         convert(tmp_path / "a", tmp_path / "b")

@@ -136,8 +136,8 @@ def test_at_the_end_pruned_directions_are_removed_and_the_adapter_is_smaller(tmp
 def test_the_scale_stays_that_of_the_initial_rank():
     method, model = attached(alpha=6)
     module = next(m for _, m in adapted(model, AdaLoRALinear))
-    module.lora_E.data[0] = 1
-    expected = 6 / (3 + 1e-5) * torch.outer(module.lora_B[:, 0], module.lora_A[0])
+    module.lora_E.data[0] = 2
+    expected = 2 * 6 / (3 + 1e-5) * torch.outer(module.lora_B[:, 0], module.lora_A[0])
     torch.testing.assert_close(module.delta(), expected)
     method.finish(model, lambda: 0.0)
     torch.testing.assert_close(module.delta(), expected)

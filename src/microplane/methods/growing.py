@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microplane.methods import peft_format
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
 from microplane.methods.method import Method, check_fits, trainable
 from microplane.models.contract import hf_names
@@ -221,7 +222,7 @@ class GrowingLoRA(Method):
         ranks = {site: module.rank for site, module in sites.items()}
         return {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": peft_format.TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM"),
             "r": max(ranks.values()),
             "lora_alpha": self.scale * max(ranks.values()),
             "rank_pattern": ranks,

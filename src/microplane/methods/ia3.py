@@ -48,6 +48,7 @@ class IA3(Method):
     summary: ClassVar[str] = "scales keys, values and inner activations by vectors; the smallest files"
     default_lr: ClassVar[float] = 5e-3
     peft_type: ClassVar[str | None] = "IA3"
+    never_lora: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
 
     targets: tuple[str, ...] = Field(("k", "v"), description="roles of linear layers whose output is scaled")
     feedforward: tuple[str, ...] = Field(("down",), description="roles of linear layers whose input is scaled")

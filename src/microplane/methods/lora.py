@@ -86,7 +86,6 @@ class LoRALinear(AdaptedLinear):
         return len(self.lora_A) * (1 if self.start_A is None else 2)
 
 
-
 class LoRA(Method):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
