@@ -78,7 +78,7 @@ def build(fields: dict[str, Any], decisive: float = 1.0) -> transformers.PreTrai
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         for name, parameter in model.named_parameters():
             if "relative_attention_bias" in name:
-                parameter.normal_()  # large enough to count
+                parameter.normal_(std=0.1)  # large enough to count
         if fields.get("tie_word_embeddings") is False:  # transformers 5 makes every random model a tied one
             model.lm_head.weight = torch.nn.Parameter(
                 torch.randn(fields["vocab_size"], fields["d_model"]) * decisive * fields["d_model"] ** -0.5

@@ -37,19 +37,31 @@ def as_pairs(sources: list[list[int]], targets: list[list[int]]) -> Pairs:
 @pytest.mark.parametrize("fields", ALL + EXACT)
 def test_logits_loss_and_gradients_are_those_of_transformers(fields, tmp_path):
     theirs = build(fields)
-    ours = load_model(write(theirs, fields, tmp_path)).requires_grad_(True)
-    names, their_parameters = ours.hf_names(), dict(theirs.named_parameters())
+    folder = write(theirs, fields, tmp_path)
+    ours = load_model(folder).requires_grad_(True)
+    names = ours.hf_names()
     assert names.keys() == {name for name, _ in ours.named_parameters()}
-    assert sorted(names.values()) == sorted(their_parameters)
+    assert sorted(names.values()) == sorted(dict(theirs.named_parameters()))
     assert ours.config.tied == fields.get("tie_word_embeddings", True)
+    if ours.config.activation != "relu":
+        return agree(ours, theirs, fields["vocab_size"])
+    # Its slope jumps at 0: of millions of units some lie so near that the last bit decides, in one batch and the next.
+    with torch.no_grad():
+        agree(ours, theirs, fields["vocab_size"])
+    del ours
+    return agree(load_model(folder, torch.float64).requires_grad_(True), in_float64(theirs), fields["vocab_size"])
 
+
+def agree(ours, theirs, vocabulary: int) -> None:
+    names, their_parameters = ours.hf_names(), dict(theirs.named_parameters())
     for batch in BATCHES:
-        sources, targets = pairs_of(batch, fields["vocab_size"])
+        sources, targets = pairs_of(batch, vocabulary)
         logits = ours.logits(ours(as_pairs(sources, targets)))
         wanted = torch.tensor([token for target in targets for token in target])
         loss = F.cross_entropy(logits, wanted)
-        ours.zero_grad()
-        loss.backward()
+        if loss.requires_grad:
+            ours.zero_grad()
+            loss.backward()
         for side in ("left", "right"):
             ids, mask = padded(sources, side)
             begun, begun_mask = padded([[0, *target[:-1]] for target in targets], side)
@@ -62,10 +74,24 @@ def test_logits_loss_and_gradients_are_those_of_transformers(fields, tmp_path):
                 own = theirs(ids, mask, labels=labels.masked_fill(kept == 0, -100)).loss
                 assert own.item() == pytest.approx(their_loss.item(), rel=1e-5)
             assert loss.item() == pytest.approx(their_loss.item(), rel=1e-4)
+            if not loss.requires_grad:
+                continue
             theirs.zero_grad()
             their_loss.backward()
             for name, parameter in ours.named_parameters():
                 assert off(parameter.grad, their_parameters[names[name]].grad) < 1e-4, (name, batch, side)
+
+
+def in_float64(model):
+    """Also its norms, which round to float32 in between whatever the format."""
+
+    def norm(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = norm.__get__(module)
+    return model.double()
 
 
 @pytest.mark.parametrize("fields", ALL + EXACT)
@@ -112,7 +138,7 @@ def test_50_answers_are_those_of_transformers(fields, way, tmp_path):
     theirs = build(fields, decisive=4.0)
     ours = load_model(write(theirs, fields, tmp_path))
     V = fields["vocab_size"]
-    stops = [1, V // 2, V // 3, V - 1, V // 5]
+    stops = [1, *range(5, V, V // 8)]
     prompts = rows_of(tuple(1 + (7 * number) % 23 for number in range(50)), V)
     settings, their_settings = WAYS[way]
     answers = generate(ours, Numbers(), prompts, GenerateKnobs(max_new_tokens=12, **settings), stops)

@@ -242,7 +242,7 @@ class T5(Model):
     def init_weights(self, seed: int = 0) -> T5:
         """New random weights as T5 begins: normal, and so scaled that scores of attention need no division.
 
-        A head of its own has standard deviation D^-0.5, so that the first loss is near ln V.
+        A head of its own has standard deviation D^-0.5, so that its first scores are about 1 in size.
         """
         config, generator = self.config, torch.Generator().manual_seed(seed)
         D, inner, M = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
