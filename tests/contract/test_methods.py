@@ -83,7 +83,7 @@ def test_attach_leaves_the_output_unchanged(family, method):
 
 
 def test_the_models_own_weights_train_only_where_declared(family, method):
-    model = tiny(family)
+    model = tiny(family).requires_grad_(True)  # whoever hands it over need not have frozen it
     own = {id(parameter) for parameter in model.parameters()}
     method.attach(model)
     assert any(id(p) in own for p in trainable(model).values()) == method.trains_base

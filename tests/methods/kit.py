@@ -18,18 +18,22 @@ def attached(family="llama-tied", prepare=True, exact=False, **knobs):
     """(method, model) from knobs; `exact` in float64."""
     method = make_method(knobs)
     model = tiny(family).double() if exact else tiny(family)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            module.bias.data.normal_(0, 0.3)  # a new model's are zero, which hides what forgets them
     torch.manual_seed(0)
     method.attach(model)
     if exact:
         model.double()
     if prepare:
         method.prepare(model, sample_losses(model, DATA, method.prepare_rows, 0, 64))
-    return method, model
+    return method, model.eval()
 
 
+@torch.no_grad()
 def shake(model, size=0.1):
     for parameter in trainable(model).values():
-        parameter.data.add_(torch.randn_like(parameter) * size)
+        parameter.add_(torch.randn_like(parameter) * size)
 
 
 def layers(model):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from microplane.methods.method import trainable_parameters
 from tests.methods.kit import DATA, attached, layers, loss, shake
-from tests.tiny import logits, tiny
+from tests.tiny import logits
 
 
 @pytest.mark.parametrize("start", ["zero", "pissa"])
@@ -25,7 +25,6 @@ def test_merged_equals_unmerged_in_float64():
     method, model = attached("qwen2", name="dora", rank=3, exact=True)
     shake(model)
     before = logits(model, DATA)
-    assert not torch.allclose(before, logits(tiny("qwen2").double(), DATA), atol=1e-3)
     method.merge(model)
     torch.testing.assert_close(logits(model, DATA), before, atol=1e-10, rtol=1e-10)
 

@@ -36,7 +36,10 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def _lengths(self, A: Tensor, B: Tensor) -> Tensor:
-        """Remembered where nothing trains: generation would otherwise pay for them at every token."""
+        """Remembered where nothing trains: generation would otherwise pay for them at every token.
+
+        A change through `.data`, which counts no version up, is noticed after the next `train()` or `eval()` only.
+        """
         made_of = [(tensor.data_ptr(), tensor._version) for tensor in (self.lora_A, self.lora_B)]
         if self._remembered is not None and self._remembered[0] == made_of:
             return self._remembered[1]
