@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "nf4"), default="bfloat16", help="of the base")
     parser.add_argument("--autocast", action="store_true", help="adapters multiply in bfloat16 too (torch.autocast)")
-    parser.add_argument("--recompute", type=float, default=0.0, help="ours: share of blocks computed again in backward")
+    parser.add_argument("--recompute", default="none", help="ours: train.recompute")
     parser.add_argument("--micro-tokens", type=int, default=4096, help="ours: tokens computed at once")
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
     parser.add_argument("--seed", type=int, default=0)

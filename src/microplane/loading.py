@@ -22,7 +22,7 @@ from microplane.methods import Method
 from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
 from microplane.models.hub import resolve
-from microplane.models.load import load_model
+from microplane.models.load import load_model, open_checkpoint
 from microplane.nn.number_format import NumberFormat, fastest_dtype
 from microplane.nn.quantised import QUANTISED
 from microplane.tasks import head_from, row_shape
@@ -94,6 +94,8 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
     folder = adapter_folder(Path(name).expanduser())
     if folder is None:
         path = resolve(str(name), revision)
+        stored = open_checkpoint(path).stored
+        dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
         return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
@@ -139,8 +141,8 @@ def number_format(name: str, compute: str = "auto", cached: bool = False) -> Num
     return NumberFormat(_dtype(name))
 
 
-def base_format(model: ModelKnobs, method: Method) -> NumberFormat:
-    """The format of the base that `method` is to be trained on.
+def base_format(model: ModelKnobs, method: Method, stored: str = "") -> NumberFormat:
+    """The format of the base that `method` is to be trained on; auto leaves in nf4 what is stored so.
 
     Raises:
         ConfigError: for a format in which the method cannot work.
@@ -153,7 +155,8 @@ def base_format(model: ModelKnobs, method: Method) -> NumberFormat:
             raise ConfigError(f"{asked} {method.needs_float32}; leave it at auto, or choose float32")
         return number_format("float32", model.compute, model.cache_dequantised)
     if not method.trains_base:
-        return number_format(method.quantize or model.dtype, model.compute, model.cache_dequantised)
+        kept = stored if model.dtype == "auto" and stored in QUANTISED else model.dtype
+        return number_format(method.quantize or kept, model.compute, model.cache_dequantised)
     if model.dtype in QUANTISED:
         raise ConfigError(
             f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "

@@ -115,7 +115,7 @@ class _Job:
         path = resolve(knobs.model.name, knobs.model.revision)
         checkpoint = open_config(path) if knobs.model.init == "random" else open_checkpoint(path)
         tokenizer = load_tokenizer(path)
-        form = base_format(knobs.model, self.method)
+        form = base_format(knobs.model, self.method, checkpoint.stored)
         self.knobs = knobs = _within_context(knobs, checkpoint, watch)
         plain = shape_of(checkpoint)
         self.shape = row_shape(plain, knobs.data.task)

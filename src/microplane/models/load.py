@@ -19,12 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
+from microplane.models.bitsandbytes import NF4Shards, readable
 from microplane.models.contract import Model, hf_names, linears
 from microplane.models.families import family_of
 from microplane.models.head_config import OWN, head_of, plain_of
 from microplane.models.heads import TaskHead, put_head
+from microplane.nn.nf4 import NF4
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.quantised import QUANTISED, QuantisedLinear
+from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -91,6 +93,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = _read_config(path)
     places, formats = _scan(path)
     config, places = _text_part(config, places)
+    if config.pop("quantization_config", None):
+        return Checkpoint(config, NF4Shards(Shards(places), str(path)), path, "nf4")
     return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0])
 
 
@@ -140,11 +144,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.exists():
         raise ModelError(f"{folder} has no config.json: a model folder has config.json and {WEIGHTS}")
     config = _read_json(file)
-    if scheme := config.get("quantization_config"):
+    if (scheme := config.get("quantization_config")) and not readable(scheme):
         method = scheme.get("quant_method", "unknown") if isinstance(scheme, dict) else scheme
         raise ModelError(
             f"the weights in {folder} are quantised ({method}, by quantization_config in config.json), which is not"
-            " supported: give the model as it was before quantisation, or as a .gguf file"
+            " supported, bitsandbytes' nf4 is: give the model as it was before quantisation, or as a .gguf file"
         )
     return config
 
@@ -301,7 +305,8 @@ def _convert(
         elif not tensor.is_floating_point():
             misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
         elif not (missing or unexpected or misshapen):
-            state |= _parts(model, ours, tensor, dtype)
+            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
+            state |= _parts(model, ours, tensor, packed.parts if packed else None, dtype)
         del tensor  # before the next is read
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
@@ -325,12 +330,13 @@ def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str
     return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
 
 
-def _parts(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A tensor of the plain model as the tensors of this one."""
+def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A tensor of the plain model as the tensors of this one; `packed` is what it was dequantised from, if it was."""
     site, _, kind = name.rpartition(".")
     owner = model.get_submodule(site)
     if isinstance(owner, QuantisedLinear) and kind == "weight":
-        return {f"{site}.{part}": value for part, value in owner.parts_of(tensor)._asdict().items()}
+        parts = packed if packed is not None and isinstance(owner, NF4Linear) else owner.parts_of(tensor)
+        return {f"{site}.{part}": value for part, value in parts._asdict().items()}
     return {name: tensor.to(dtype, copy=True).contiguous()}
 
 

@@ -150,29 +150,41 @@ def _pairs() -> Tensor:
 def dequantise(
     weight: NF4, shape: Sequence[int], dtype: torch.dtype = torch.float32, out: Tensor | None = None
 ) -> Tensor:
-    """As the reference, by a table of what two levels each byte stands for, chunk by chunk.
+    """As the reference.
 
     Args:
         out: of `shape` and `dtype` and contiguous; filled and returned. New memory costs more than the arithmetic.
     """
+    if weight.codes.is_meta:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+    return expand(weight.codes, dequantise_absmax(weight), shape, dtype, out)
+
+
+def expand(
+    codes: Tensor,
+    scales: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """level * scale, by a table of what two levels each byte stands for, chunk by chunk. `scales` (N,) float32."""
     n = torch.Size(shape).numel()
-    out = torch.empty(*shape, dtype=dtype, device=weight.codes.device) if out is None else out
-    if out.is_meta:
-        return out
-    flat, scales, table = out.view(-1), dequantise_absmax(weight), _pairs()
+    out = torch.empty(*shape, dtype=dtype) if out is None else out
+    flat, table = out.view(-1), _pairs()
     whole = n // BLOCK * BLOCK
     index, found = _scratch()
     for start in range(0, whole, CHUNK):
         size = min(CHUNK, whole - start)
         bytes_, pairs = index[: size // 2], found[: size // 2]
-        bytes_.copy_(weight.codes[start // 2 : (start + size) // 2])
+        bytes_.copy_(codes[start // 2 : (start + size) // 2])
         torch.index_select(table, 0, bytes_, out=pairs)
         values = pairs.view(torch.float32).view(-1, BLOCK)
         values.mul_(scales[start // BLOCK : (start + size) // BLOCK].unsqueeze(1))
         flat[start : start + size].view(-1, BLOCK).copy_(values)
     if whole < n:
-        codes = torch.stack([weight.codes[whole // 2 :] >> 4, weight.codes[whole // 2 :] & 15], 1).view(-1)[: n - whole]
-        flat[whole:] = (levels()[codes.long()] * scales[-1]).to(dtype)
+        rest = codes[whole // 2 :]
+        last = torch.stack([rest >> 4, rest & 15], 1).view(-1)[: n - whole]
+        flat[whole:] = (levels()[last.long()] * scales[-1]).to(dtype)
     return out
 
 

@@ -33,7 +33,7 @@ from microplane.training import checkpoint
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
 from microplane.training.objective import loss_sum, make_batch
 from microplane.training.optim import make_optimizer, schedule, set_lr, warmup_steps
-from microplane.training.recompute import recompute_blocks
+from microplane.training.recompute import recompute
 
 if TYPE_CHECKING:
     from microplane.data.dataset import Dataset
@@ -88,7 +88,7 @@ class Job:
         plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
         total = knobs.steps or plan.total_steps(knobs.epochs)
         warmup = warmup_steps(knobs.warmup, total)
-        recompute_blocks(model, knobs.recompute)
+        recompute(model, knobs.recompute)
         return cls(model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
 
     @property
