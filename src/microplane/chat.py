@@ -14,13 +14,26 @@ from microplane.loading import Loaded
 
 
 def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
-    """One prompt streams its answer; several are answered together, each under its prompt."""
+    """One prompt streams its answer; several are answered together, each under its prompt.
+
+    A model with a task head says its labels instead; a tab parts two texts that belong together.
+    """
+    if loaded.model.task_head is not None:
+        for prompt, said in zip(prompts, loaded.classify([texts_of(prompt) for prompt in prompts]), strict=True):
+            write(f"> {prompt}\n{said}\n" if len(prompts) > 1 else f"{said}\n")
+        return
     if len(prompts) == 1 and knobs.beams == 1:
         loaded.answers(prompts, knobs, on_text=lambda row, text: write(text))
         write("\n")
         return
     for prompt, answer in zip(prompts, loaded.answers(prompts, knobs), strict=True):
         write(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else f"{answer.text}\n")
+
+
+def texts_of(line: str) -> str | tuple[str, str]:
+    """One text, or two with a tab between them."""
+    first, tab, second = line.partition("\t")
+    return (first, second) if tab else line
 
 
 def read_lines() -> list[str]:
@@ -37,7 +50,8 @@ def _stdin() -> TextIO:
 
 def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
     """A conversation until /quit or the end of input. /new begins another; Ctrl-C cuts an answer short."""
-    loaded.answers([], knobs)  # refuses what excludes each other before the first message
+    if loaded.model.task_head is None:
+        loaded.answers([], knobs)  # refuses what excludes each other before the first message
     if sys.stdin.isatty():
         write("Type a message. /new begins another conversation, /quit ends.\n")
     messages: list[Message] = []
@@ -51,6 +65,8 @@ def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
             return
         if text == "/new":
             messages = []
+        elif text and loaded.model.task_head is not None:
+            answer_prompts(loaded, [text], knobs)
         elif text:
             messages = _turn(loaded, messages, text, knobs)
 

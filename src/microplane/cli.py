@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from microplane.cli_adapter import convert, merge
+from microplane.cli_embed import embed
 from microplane.cli_mixture import mixture
 
 app = typer.Typer(
@@ -202,7 +203,9 @@ def generate(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8 or nf4.")] = "auto",
     set: Set = None,
 ) -> None:
-    """Answer prompts with a model or a run. --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
+    """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts).
+
+    --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
     from microplane.chat import answer_prompts, chat, read_lines
     from microplane.config import GenerateKnobs, build, set_value
     from microplane.errors import ConfigError
@@ -260,6 +263,9 @@ def data(
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
+
+
+app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
 
 
 @app.command(epilog="Example:  microplane models")

@@ -21,10 +21,12 @@ from microplane.generate import Answer, generate
 from microplane.methods import Method
 from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
+from microplane.models.head_config import POOLINGS
 from microplane.models.hub import resolve
 from microplane.models.load import load_model, open_checkpoint
 from microplane.nn.number_format import NumberFormat, fastest_dtype
 from microplane.nn.quantised import QUANTISED
+from microplane.predict import Said, Text, classify, embed_texts
 from microplane.tasks import head_from, row_shape
 from microplane.training.checkpoint import load_adapter, read_method
 
@@ -80,6 +82,24 @@ class Loaded:
     def generate(self, prompt: str, **knobs: Any) -> str:
         """The answer to one prompt; knobs are those of `GenerateKnobs` (temperature, max_new_tokens, ...)."""
         return self.answers([prompt], build(GenerateKnobs, knobs))[0].text
+
+    def classify(self, texts: Sequence[Text]) -> list[Said]:
+        """What the task head says of each text (or pair of texts): labels with their probabilities, or numbers.
+
+        Raises:
+            ConfigError: if the model has no task head.
+        """
+        return classify(self.model, self.tokenizer, texts)
+
+    def embed(self, texts: Sequence[Text], pooling: str | None = None) -> torch.Tensor:
+        """Sentence embeddings (texts, model width), float32 of length 1; `pooling` is mean, cls or last.
+
+        Raises:
+            ConfigError: for another pooling.
+        """
+        if pooling not in (None, *POOLINGS):
+            raise ConfigError(f"pooling = {pooling!r}: possible are {', '.join(POOLINGS)}")
+        return embed_texts(self.model, self.tokenizer, texts, pooling)
 
 
 def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Loaded:

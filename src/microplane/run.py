@@ -32,7 +32,7 @@ from microplane.nn.quantised import bytes_held, weight_count
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
-from microplane.tasks import about_head, give_head, label_names_of, row_shape
+from microplane.tasks import about_head, give_head, label_names_of, row_shape, within_context
 from microplane.training import metrics
 from microplane.training.checkpoint import check_resumable, checkpoints, read_method, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
@@ -116,7 +116,7 @@ class _Job:
         checkpoint = open_config(path) if knobs.model.init == "random" else open_checkpoint(path)
         tokenizer = load_tokenizer(path)
         form = base_format(knobs.model, self.method, checkpoint.stored)
-        self.knobs = knobs = _within_context(knobs, checkpoint, watch)
+        self.knobs = knobs = within_context(knobs, checkpoint, watch)
         plain = shape_of(checkpoint)
         self.shape = row_shape(plain, knobs.data.task)
         names = label_names_of(plain)
@@ -384,18 +384,10 @@ def _folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
     return run_folder(Path(knobs.runs), knobs.name or "", [Path(part).stem for part in parts], again=resume)
 
 
-def _within_context(knobs: RunKnobs, checkpoint: Checkpoint, watch: Watcher) -> RunKnobs:
-    """Rows must fit the model's context; max_length is a bound, so it is lowered without asking, but said."""
-    context = checkpoint.config.get("max_position_embeddings")
-    if not isinstance(context, int) or knobs.data.max_length <= context:
-        return knobs
-    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model")
-    return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
-
-
 def _inferred(splits: Splits) -> dict[str, Any]:
     summary = splits.summary
+    form = {"task": summary.task} if summary.task else {"format": summary.format.split(" ")[0]}
     return {
-        "format": summary.format.split(" ")[0],
+        **form,
         "template": summary.template if summary.template != "none" else "plain",
     }

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from microplane.config import RunKnobs
 from microplane.data.shape import TEXT, Shape, Task
 from microplane.data.summary import DataSummary
 from microplane.errors import ConfigError
 from microplane.models.contract import Model
 from microplane.models.heads import add_head
+from microplane.models.load import Checkpoint
+from microplane.watch import Watcher
 
 
 def row_shape(model: Model, task: str = "auto") -> Shape:
@@ -30,6 +33,15 @@ def row_shape(model: Model, task: str = "auto") -> Shape:
     if model.KIND == "encoder":
         return Shape("labels")
     return Shape("pairs", start=model.config.decoder_start) if model.KIND == "encoder-decoder" else TEXT
+
+
+def within_context(knobs: RunKnobs, checkpoint: Checkpoint, watch: Watcher) -> RunKnobs:
+    """Rows must fit the model's context; max_length is a bound, so it is lowered without asking, but said."""
+    context = checkpoint.config.get("max_position_embeddings")
+    if not isinstance(context, int) or knobs.data.max_length <= context:
+        return knobs
+    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model")
+    return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
 
 
 def label_names_of(model: Model) -> tuple[str, ...]:
@@ -59,5 +71,6 @@ def about_head(model: Model) -> dict[str, Any]:
 
 def head_from(model: Model, about: Mapping[str, Any]) -> None:
     """Put the head on a model that an adapter was trained with; its weights come with the adapter."""
-    if told := about.get("head"):
+    told = about.get("head")
+    if told and told != about_head(model).get("head"):  # else the model has it already, perhaps of another form
         add_head(model, told["task"], tuple(told["labels"]), told["pooling"])

@@ -14,11 +14,11 @@ LEVELS = [
     {"errors", "paths", "config", "watch", "environment", "gguf_file"},
     {"nn"},
     {"models", "methods", "data"},  # siblings; methods may read models.contract
-    {"training", "generate", "report"},  # report reads a run's files and nothing else
+    {"training", "generate", "predict", "report"},  # report reads a run's files and nothing else
     {"loading", "result", "tasks"},
     {"run", "measure", "merging", "converting"},
     {"chat", "console", "demo"},
-    {"cli", "cli_adapter", "cli_mixture"},
+    {"cli", "cli_adapter", "cli_embed", "cli_mixture"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 SIBLINGS = {("methods", "models.contract")}

@@ -133,23 +133,16 @@ class LabelLayout:
     def row(self, example: Example, max_length: int, max_target: int) -> Row:
         """Ids with the model's special tokens, and numbers of classes, values, or a number for each token.
 
-        A text longer than `max_length` loses its end.
+        A text longer than `max_length` loses its end. In the place of what is trained stands which tokens belong to a
+        second text, where the tokenizer tells the two apart.
 
         Raises:
             DataError: for a class that the training rows do not have.
         """
-        ids, offsets = self.tokenizer.encode_pair(example.text or "", example.pair)
+        ids, offsets, types, cut = self.tokenizer.encode_pair(example.text or "", example.pair, max_length)
         labels = self._of_tokens(example, offsets) if self.task == "tokens" else self._of_row(example)
-        cut = ""
-        if len(ids) > max_length:
-            special = self.tokenizer.encode("", special=True)
-            tail = len(special) // 2 if special else 0  # what the model wants behind a text
-            keep = max_length - tail
-            ids, cut = ids[:keep] + ids[len(ids) - tail :], "prompt"
-            if self.task == "tokens":
-                labels = labels[:keep] + labels[len(labels) - tail :]
         labelled = sum(label != IGNORED for label in labels) if self.task == "tokens" else 1
-        return Row(ids, [False] * len(ids), cut, labels, labelled)
+        return Row(ids, [kind == 1 for kind in types], "prompt" if cut else "", labels, labelled)
 
     def _of_row(self, example: Example) -> list[float]:
         if self.task == "regression":

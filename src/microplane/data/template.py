@@ -36,7 +36,7 @@ class Row:
     @property
     def count(self) -> int:
         """What the loss of this row is a sum over: trained tokens, labelled tokens, or the row itself."""
-        return self.labelled or sum(self.trained)
+        return self.labelled if self.labels else sum(self.trained)
 
 
 def render(example: Example, tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> Tokens:

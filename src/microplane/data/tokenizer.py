@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
@@ -34,6 +35,25 @@ from microplane.paths import write_aside
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
+
+
+class Encoded(NamedTuple):
+    """Tokens of one text or of two."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # the characters, from and to, of each in its text; 0, 0 of special tokens
+    types: list[int]  # which segment each belongs to
+    cut: bool  # whether something was lost to the greatest length
+
+
+def shares(lengths: Sequence[int], room: int) -> list[int]:
+    """How much of each of one or two texts is kept, so that together they fill `room`, and the shorter is cut last."""
+    if len(lengths) == 1 or sum(lengths) <= room:
+        return [min(length, room) for length in lengths]
+    first, second = lengths
+    least = room // 2
+    keep = room - second if second <= least else min(first, room - least)
+    return [keep, room - keep]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +130,22 @@ class Tokenizer:
         """The tokenizer of what is written, where it differs from that of what is read."""
         return self.target or self
 
-    def encode_pair(self, text: str, second: str = "") -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of one text or of two that belong together, with the special tokens that the model wants around and
-        between them; and the characters, from and to, that each stands for in its text (0, 0 for special tokens)."""
-        encoding = self.backend.encode(text, second) if second else self.backend.encode(text)
-        return encoding.ids, encoding.offsets
+    def encode_pair(self, text: str, second: str = "", max_length: int | None = None) -> Encoded:
+        """One text, or two that belong together, with the special tokens that the model wants around and between them.
+
+        What is longer than `max_length` loses its end; of two texts, always the longer one loses a token.
+        """
+        texts = [
+            self.backend.encode(part, add_special_tokens=False) for part in ((text, second) if second else (text,))
+        ]
+        lengths = [len(part) for part in texts]
+        room = max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(len(texts) == 2))
+        cut = sum(lengths) > room
+        if cut:
+            for part, keep in zip(texts, shares(lengths, room), strict=True):
+                part.truncate(keep)
+        whole = self.backend.post_process(*texts)
+        return Encoded(whole.ids, whole.offsets, whole.type_ids, cut)
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the characters, from and to, that each stands for."""

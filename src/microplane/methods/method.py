@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from microplane.errors import AdapterError
-from microplane.models.contract import hf_names
+from microplane.models.contract import hf_names, unused
 
 
 class Method(BaseModel):
@@ -154,6 +154,8 @@ def attach(method: Method, model: nn.Module) -> None:
     method.attach(model)
     if (head := getattr(model, "task_head", None)) is not None:
         head.requires_grad_(True)
+        for part in unused(model):
+            part.requires_grad_(False)
 
 
 def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:

@@ -171,6 +171,15 @@ def hf_names(model: nn.Module) -> dict[str, str]:
     return names if model.task_head is None else model.task_head.hf_names(names)
 
 
+def unused(model: nn.Module) -> list[nn.Module]:
+    """Parts of an encoder-decoder that its task head does not look at, so that nothing in them can train."""
+    head = getattr(model, "task_head", None)
+    if head is None or cast(Model, model).KIND != "encoder-decoder" or head.reads_decoder:
+        return []
+    parts = (getattr(model, name, None) for name in ("decoder", "target_embed"))
+    return [part for part in parts if part is not None]
+
+
 class Site(NamedTuple):
     """Where a linear hangs: `getattr(parent, attribute)` is it."""
 

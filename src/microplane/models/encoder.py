@@ -177,6 +177,7 @@ class Encoder(Model):
         x = words
         if self.types is not None:
             types = torch.zeros_like(rows.ids) if rows.types is None else rows.types
+            types = types.clamp(max=self.config.token_types - 1)  # RoBERTa has one kind, also for pairs
             x = x + self.types(types).to(x.dtype)
         if self.positions is not None:
             assert rows.longest <= self.config.context, f"a row has more tokens than {self.config.context}"

@@ -6,7 +6,7 @@ Shapes: T tokens in all, K trained ones, B rows, C classes, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,7 @@ def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch | LabelBatch:
         else:
             made = torch.from_numpy(np.concatenate(labels))
         count = int(dataset.trained_counts[list(indices)].sum())
-        return LabelBatch(_rows([ids for ids, _ in pairs]), made, count)
+        return LabelBatch(_segmented(pairs), made, count)
     if dataset.shape.kind == "pairs":
         return _pairs(pairs, dataset.shape.start or 0)
     rows = _rows([ids for ids, _ in pairs])
@@ -67,6 +67,12 @@ def _rows(rows: Sequence[np.ndarray]) -> Rows:
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
     lengths = tuple(len(row) for row in rows)
     return Rows(ids, torch.cat([torch.arange(length) for length in lengths]), lengths)
+
+
+def _segmented(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Rows:
+    """Rows of one text or of two, with what the data notes of segments."""
+    made, second = _rows([ids for ids, _ in rows]), np.concatenate([mask for _, mask in rows])
+    return replace(made, types=torch.from_numpy(second.astype(np.int64))) if second.any() else made
 
 
 def _pairs(rows: Sequence[tuple[np.ndarray, np.ndarray]], start: int) -> Batch:
