@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import nnls
 from torch.nn import functional as F
 
-from microplane.config import TrainKnobs
+from microplane.config import ModelKnobs, TrainKnobs
 from microplane.errors import ConfigError, TrainingError
-from microplane.loading import number_format
+from microplane.loading import base_format
 from microplane.methods import make_method
 from microplane.methods.kinds import adapted
 from microplane.methods.scalora import ScaLoRALinear, numerical_factors, scale_moments, scaling
@@ -317,7 +317,8 @@ def test_quantised_or_short_bases_and_dropout_and_other_optimizers_are_refused()
 
 
 def test_the_format_of_the_base_is_float32_or_refused():
-    assert number_format("auto", make_method("scalora")) == torch.float32
-    with pytest.raises(ConfigError, match="model.dtype = bfloat16: the method scalora changes the base by exact"):
-        number_format("bfloat16", make_method("scalora"))
-    assert number_format("bfloat16", make_method("lora")) == torch.bfloat16
+    assert base_format(ModelKnobs(), make_method("scalora")).name == "float32"
+    for dtype in ("bfloat16", "nf4"):
+        with pytest.raises(ConfigError, match=f"model.dtype = {dtype}: the method scalora changes the base by exact"):
+            base_format(ModelKnobs(dtype=dtype), make_method("scalora"))
+    assert base_format(ModelKnobs(dtype="bfloat16"), make_method("lora")).name == "bfloat16"
