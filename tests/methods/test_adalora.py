@@ -192,7 +192,12 @@ def test_knobs_that_leave_no_schedule_are_refused(changes, message):
 def test_an_early_stop_and_the_best_wait_for_the_final_phase(tmp_path):
     method, model = attached()
     losses = iter([5.0, 1.0, 4.0, 4.0, 4.0, 4.0, 3.0, 3.5, 3.5, 3.5, 3.5])
-    saved = []
+    saved, answers = [], []
+
+    def save_best(step, loss):
+        saved.append((step, save_adapter(tmp_path / "adapter", model, method, {})))
+        answers.append(logits(model.eval(), DATA))
+
     outcome = fit(
         model,
         method,
@@ -200,7 +205,7 @@ def test_an_early_stop_and_the_best_wait_for_the_final_phase(tmp_path):
         TrainKnobs(steps=20, batch_size=4, eval_every=2, patience=2, lr=1e-2),
         tmp_path,
         validate=lambda m: next(losses, evaluate_loss(m, DATA, 64)),
-        save_best=lambda step, loss: saved.append((step, save_adapter(tmp_path / "adapter", model, method, {}))),
+        save_best=save_best,
         identity={},
     )
     assert [step for step, _ in saved] == [0, 2, 12, 12]  # 12 is where the final phase begins; then it is finished
@@ -208,4 +213,5 @@ def test_an_early_stop_and_the_best_wait_for_the_final_phase(tmp_path):
     assert outcome.stopped_early
     assert outcome.totals.step == 16
     assert saved[-1][1] < saved[-2][1]
+    torch.testing.assert_close(answers[-1], answers[-2], atol=1e-5, rtol=1e-5)  # the best weights, not the last
     assert outcome.decisions[-1]["decision"].startswith("removed 14 of 42")

@@ -108,6 +108,18 @@ def test_the_old_pairs_keep_their_optimizer_state_and_the_new_ones_warm_up():
     assert [other for _, other in rates] == pytest.approx([5e-3 / 3, 1e-2 / 3, 5e-3, 5e-3, 5e-3])
 
 
+def test_all_pairs_are_merged_and_cut_with_one_scale():
+    _, model, *_ = grown_model()
+    method = make_method({**KNOBS, "energy": 1.0})
+    for tensor in method.state(model).values():
+        tensor.data.normal_(0, 0.2)
+    before = logits(model, HELD_OUT)
+    assert "rank 2 cut to 2..2" in method.finish(model, lambda: 1.0)
+    torch.testing.assert_close(logits(model, HELD_OUT), before, atol=1e-4, rtol=1e-4)
+    method.merge(model)
+    torch.testing.assert_close(logits(model, HELD_OUT), before, atol=1e-4, rtol=1e-4)
+
+
 def test_what_trains_besides_the_pairs_is_in_the_first_group():
     method, model, *_ = grown_model()
     head = model.norm.requires_grad_(True).weight

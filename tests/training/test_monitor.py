@@ -30,3 +30,23 @@ def test_patience():
     assert monitor.exhausted
     assert not fed(0, (1.0, 1.0), (1.1, 1.0), (1.1, 1.0))[0].exhausted
     assert not fed(2, (1.0, 1.0), (1.1, 1.0), (0.9, 1.0))[0].exhausted
+
+
+def test_a_decision_gives_patience_back():
+    monitor, _ = fed(2, (1.0, 1.0), (1.1, 1.0))
+    monitor.decide("rank 1 -> 2")
+    monitor.add(20, 1.2, 1.0)
+    assert monitor.since_best == 1
+    assert not monitor.exhausted
+    monitor.add(30, 1.2, 1.0)
+    assert monitor.exhausted
+
+
+def test_weights_that_cannot_be_the_result_are_the_best_only_while_there_are_no_others():
+    monitor = Monitor(1)
+    best = [monitor.add(step, loss, 1.0, settled) for step, loss, settled in
+            ((0, 1.0, False), (10, 2.0, False), (20, 3.0, True), (30, 2.5, True))]  # fmt: skip
+    assert best == [True, False, True, True]
+    assert not monitor.exhausted
+    assert monitor.add(40, 2.6, 1.0) is False
+    assert monitor.exhausted
