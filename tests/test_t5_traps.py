@@ -17,6 +17,7 @@ from microplane.methods import make_method
 from microplane.models.contract import linears
 from microplane.models.load import load_model, save_model
 from microplane.models.t5_config import T5Config
+from microplane.nn.number_format import NumberFormat
 from microplane.nn.rows import Pairs, Rows
 from microplane.training.evaluate import evaluate_answers
 from microplane.training.objective import Batch, loss_sum, make_batch
@@ -58,8 +59,12 @@ def test_a_float16_checkpoint_is_computed_in_another_format(tmp_path):
     assert {parameter.dtype for parameter in load_model(folder).parameters()} == {torch.float32}
     with pytest.raises(ModelError, match=r"half: T5 is never kept in float16: its activations grow .* NaN. Choose b"):
         load_model(folder, torch.float16)
-    with pytest.raises(ModelError, match=r"never kept in float16"):
-        load_model(folder, torch.float32, compute=torch.float16)
+    for form in (
+        NumberFormat(torch.float16, weights=torch.float32),
+        NumberFormat(torch.float32, weights=torch.float16),
+    ):
+        with pytest.raises(ModelError, match=r"never kept in float16"):
+            load_model(folder, form)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,7 +147,7 @@ def test_pads_never_count_and_the_end_token_always_does():
 # Packing
 
 
-@pytest.mark.parametrize("family", list(PAIR_CONFIGS))
+@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
 def test_64_pairs_in_one_batch_are_64_pairs_one_by_one(family):
     """No pair sees another: the same loss and gradients, with the short and the long together."""
     rows = pairs(64)
@@ -243,7 +248,7 @@ def test_all_linears_are_found_in_the_gated_kind_too():
     assert {name[-1] for name in across} == set("qkvo")
 
 
-@pytest.mark.parametrize("family", list(PAIR_CONFIGS))
+@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
 def test_lora_trains_on_all_linears_of_a_frozen_base(family):
     model = tiny_pairs(family)
     method = make_method({"name": "lora"})

@@ -55,7 +55,7 @@ def test_the_tensors_decide_whether_the_head_is_the_embedding(says, holds, tmp_p
 
 
 @pytest.mark.parametrize("copy", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
-@pytest.mark.parametrize("family", list(PAIR_CONFIGS))
+@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
 def test_the_embedding_may_stand_under_another_name(family, copy, tmp_path):
     """And beside it a bias of the first cross-attention that was stored and never used."""
     model = tiny_pairs(family)
@@ -102,7 +102,7 @@ def test_a_type_alone_and_an_architecture_alone_are_known():
     assert T5Config.from_hf(only).bias_everywhere
 
 
-@pytest.mark.parametrize("family", list(PAIR_CONFIGS))
+@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
 def test_new_weights_are_as_t5_begins(family):
     config = PAIR_CONFIGS[family] | {"d_model": 256, "d_kv": 64, "num_heads": 3, "d_ff": 512, "vocab_size": 400}
     model = type(tiny_pairs()).from_hf(config).init_weights(3)

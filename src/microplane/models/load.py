@@ -222,6 +222,7 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
         model = shape_of(checkpoint)
         form = dtype if isinstance(dtype, NumberFormat) else NumberFormat(dtype)
         model.refuse_format(form.dtype)
+        model.refuse_format(form.stored)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
