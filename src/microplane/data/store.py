@@ -2,8 +2,8 @@
 
 A folder holds for each split `ids` (int32) and `trained` (bool) of all rows end to end, `ends` (int64), `counts` of
 trained tokens or labels (int32), `labels` (float32) where there are any, and `places` (file number and line, int64),
-as bare arrays in this machine's byte order. In rows with labels no token is trained: there `trained` marks the tokens of
-a second text.
+as bare arrays in this machine's byte order. In rows with labels no token is trained: there `trained` marks the tokens
+of a second text.
 """
 
 from __future__ import annotations
