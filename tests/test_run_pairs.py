@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,20 @@ def test_text_becomes_span_corruption_from_random_weights(tmp_path):
     knobs = SET | {"runs": str(tmp_path / "runs"), "model.init": "random", "data.max_length": 40}
     run = microplane.train(str(model), str(tmp_path / "text.jsonl"), method="full", set=knobs)
     assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+
+
+@pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
+def test_denoising_goes_on_with_the_same_draws(objective, tmp_path):
+    """Over several epochs, each with draws of its own: the last checkpoint is taken away, and made again bit for bit."""
+    model = pair_folder(tmp_path / "model")
+    lines = [{"text": f"the quick brown fox number {n} jumps over {n * n} dogs"} for n in range(30)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    knobs = SET | {"runs": str(tmp_path / "runs"), "data.max_length": 40, "data.objective": objective}
+    run = microplane.train(str(model), str(tmp_path / "text.jsonl"), method="full", set=knobs | {"train.patience": 0})
+    log = (run.folder / "metrics.jsonl").read_bytes()
+    assert max(json.loads(line).get("epoch", 0) for line in log.splitlines()) > 2
+    shutil.rmtree(run.folder / "resume" / "step-00000012")
+    weights = (run.folder / "adapter" / "model.safetensors").read_bytes()
+    microplane.run.resume(run.folder)
+    assert (run.folder / "metrics.jsonl").read_bytes() == log
+    assert (run.folder / "adapter" / "model.safetensors").read_bytes() == weights
