@@ -70,7 +70,7 @@ def test_text_becomes_span_corruption_from_random_weights(tmp_path):
 
 @pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
 def test_denoising_goes_on_with_the_same_draws(objective, tmp_path):
-    """Over several epochs, each with draws of its own: the last checkpoint is taken away, and made again bit for bit."""
+    """Over several epochs, each with its own draws: the last checkpoint is taken away, and made again bit for bit."""
     model = pair_folder(tmp_path / "model")
     lines = [{"text": f"the quick brown fox number {n} jumps over {n * n} dogs"} for n in range(30)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
