@@ -24,6 +24,8 @@ from microplane.training.objective import Batch, loss_sum, make_batch
 from tests.test_run_pairs import SET, pair_folder, shout
 from tests.tiny import PAIR_CONFIGS, tiny_pairs
 
+FAMILIES = ["t5", "t5-v1.0"]
+
 
 def pairs(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     """Sources and targets, both with the end token."""
@@ -147,7 +149,7 @@ def test_pads_never_count_and_the_end_token_always_does():
 # Packing
 
 
-@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_64_pairs_in_one_batch_are_64_pairs_one_by_one(family):
     """No pair sees another: the same loss and gradients, with the short and the long together."""
     rows = pairs(64)
@@ -248,7 +250,7 @@ def test_all_linears_are_found_in_the_gated_kind_too():
     assert {name[-1] for name in across} == set("qkvo")
 
 
-@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lora_trains_on_all_linears_of_a_frozen_base(family):
     model = tiny_pairs(family)
     method = make_method({"name": "lora"})

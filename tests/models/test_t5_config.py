@@ -13,6 +13,8 @@ from microplane.models.load import load_model, save_model
 from microplane.models.t5_config import FEED_FORWARD, T5Config
 from tests.tiny import PAIR_CONFIGS, T5_SMALL, tiny_pairs
 
+FAMILIES = ["t5", "t5-v1.0"]
+
 
 def told(**fields):
     return {name: x for name, x in (T5_SMALL | fields).items() if x is not ...}
@@ -55,7 +57,7 @@ def test_the_tensors_decide_whether_the_head_is_the_embedding(says, holds, tmp_p
 
 
 @pytest.mark.parametrize("copy", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
-@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_embedding_may_stand_under_another_name(family, copy, tmp_path):
     """And beside it a bias of the first cross-attention that was stored and never used."""
     model = tiny_pairs(family)
@@ -102,7 +104,7 @@ def test_a_type_alone_and_an_architecture_alone_are_known():
     assert T5Config.from_hf(only).bias_everywhere
 
 
-@pytest.mark.parametrize("family", ("t5", "t5-v1.0"))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_new_weights_are_as_t5_begins(family):
     config = PAIR_CONFIGS[family] | {"d_model": 256, "d_kv": 64, "num_heads": 3, "d_ff": 512, "vocab_size": 400}
     model = type(tiny_pairs()).from_hf(config).init_weights(3)
