@@ -42,6 +42,10 @@ class Rows:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rows[index]
 
+    def at(self, epoch: int) -> Rows:
+        """The same rows in each epoch."""
+        return self
+
     def where(self, index: int) -> str:
         return f"row {index}"
 
