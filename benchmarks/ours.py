@@ -17,6 +17,7 @@ import torch
 from common import environment, figures, named, parse, peak_rss, read_rows
 from microplane.config import TrainKnobs
 from microplane.data import batches
+from microplane.data.shape import TEXT
 from microplane.loading import number_format
 from microplane.methods import make_method, trainable
 from microplane.models.load import load_model
@@ -28,6 +29,8 @@ from microplane.training.loop import fit, read_lines
 class Rows:
     """Tokenised rows with the interface of TokenDataset."""
 
+    shape = TEXT
+
     def __init__(self, rows: list[dict[str, list[int]]]):
         self.rows = [(np.array(row["ids"], np.int32), np.array(row["trained"], bool)) for row in rows]
         self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)
@@ -38,6 +41,10 @@ class Rows:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rows[index]
+
+    def at(self, epoch: int) -> Rows:
+        """The same rows in each epoch."""
+        return self
 
     def where(self, index: int) -> str:
         return f"row {index}"
