@@ -76,7 +76,7 @@ def generate(
 
 def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
     """Refuse before the first step what cannot work, or would be ignored."""
-    context = model.config.context
+    context, written = model.room, model.config.context
     if knobs.beams > 1 and knobs.temperature > 0:
         both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
         raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
@@ -91,21 +91,21 @@ def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -
         if not prompt:
             raise DataError(f"prompt {number + 1} has no tokens, so there is nothing to continue. Give it some text")
         if model.KIND == "encoder-decoder":
-            _check_pair(knobs, number, len(prompt), context)
+            _check_pair(knobs, number, len(prompt), context, written)
         elif knobs.max_new_tokens > (room := context - len(prompt)):
             way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
             both = f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens}"
             raise ConfigError(f"{both}: together more than the model's context of {context}. {way}")
 
 
-def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int) -> None:
+def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int, written: int) -> None:
     """What is read and what is written have the whole context each."""
     if length > context:
         over = f"prompt {number + 1} has {length} tokens: more than the {context} that the model reads"
         raise ConfigError(f"{over}. Shorten the prompt")
-    if knobs.max_new_tokens > context:
-        over = f"max_new_tokens = {knobs.max_new_tokens} is more than the {context} tokens that the model writes"
-        raise ConfigError(f"{over}. Set max_new_tokens to {context} or less")
+    if knobs.max_new_tokens > written:
+        over = f"max_new_tokens = {knobs.max_new_tokens} is more than the {written} tokens that the model writes"
+        raise ConfigError(f"{over}. Set max_new_tokens to {written} or less")
 
 
 def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:

@@ -35,12 +35,24 @@ def row_shape(model: Model, task: str = "auto") -> Shape:
     return Shape("pairs", start=model.config.decoder_start) if model.KIND == "encoder-decoder" else TEXT
 
 
-def within_context(knobs: RunKnobs, checkpoint: Checkpoint, watch: Watcher) -> RunKnobs:
-    """Rows must fit the model's context; max_length is a bound, so it is lowered without asking, but said."""
+def within_context(knobs: RunKnobs, checkpoint: Checkpoint, taken: int, watch: Watcher) -> RunKnobs:
+    """Rows must fit the model's context, of which the method has taken some places; max_length is a bound, so it is
+    lowered without asking, but said.
+
+    Raises:
+        ConfigError: if nothing is left for the rows.
+    """
     context = checkpoint.config.get("max_position_embeddings")
-    if not isinstance(context, int) or knobs.data.max_length <= context:
+    if not isinstance(context, int) or knobs.data.max_length <= context - taken:
         return knobs
-    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model")
+    if taken >= context:
+        raise ConfigError(
+            f"the method puts {taken} vectors before each row, and the context of this model is {context}: no room is "
+            "left for the rows. Set method.length lower"
+        )
+    context -= taken
+    beside = f" beside the {taken} vectors of the method" if taken else ""
+    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model{beside}")
     return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
 
 

@@ -16,6 +16,7 @@ from microplane.models.encoder import Encoder
 from microplane.models.encoder_config import EncoderConfig
 from microplane.models.load import load_model, save_model
 from microplane.nn.attention import Sight
+from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny_encoder
 
@@ -74,14 +75,14 @@ def test_sockets_stand_before_the_sums(family):
     torch.testing.assert_close(hidden[1], hidden[3])  # nothing mixes tokens any more
 
 
-class Recorder(nn.Module):
+class Recorder(Prelude):
     def __init__(self, seen: list):
         super().__init__()
         self.seen = seen
 
-    def forward(self, x):
+    def forward(self, x, rows, starts=None):
         self.seen.append(x)
-        return x
+        return x, rows
 
 
 class Nothing(nn.Module):

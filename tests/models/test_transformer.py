@@ -121,12 +121,15 @@ def test_a_prefix_is_seen_by_every_row_with_a_cache_and_without(place):
 def test_sockets_see_what_is_added_to_the_stream():
     model, seen = tiny_pairs("marian"), []
     for name, module in model.named_modules():
-        if name.endswith("socket") or name == "prelude":
+        if name.endswith("socket"):
             assert type(module) is nn.Identity
             module.register_forward_hook(lambda module, args, out, name=name: seen.append((name, tuple(out.shape))))
+    words = []
+    model.prelude.register_forward_hook(lambda module, args, out: words.append(out[0]))
     model(PAIRS)
-    assert len(seen) == 1 + 2 * 2 + 2 * 3
-    assert all(shape == ((9, 32) if name.startswith(("encoder", "prelude")) else (8, 32)) for name, shape in seen)
+    assert len(seen) == 2 * 2 + 2 * 3
+    assert all(shape == ((9, 32) if name.startswith("encoder") else (8, 32)) for name, shape in seen)
+    assert torch.equal(words[0], model.embedded(PAIRS.source.ids))  # of the source alone, without positions
 
 
 def test_dropout_falls_in_training_alone_and_goes_by_the_seed():

@@ -230,7 +230,7 @@ def test_embedding_factor_of_gemma_is_rounded_as_in_transformers(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path, torch.bfloat16)
     seen = []
-    ours.prelude.register_forward_hook(lambda module, args, output: seen.append(output))
+    ours.prelude.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     rows = Rows.of([[5, 6, 7]])
     ours(rows)
     assert torch.equal(seen[0], theirs.get_input_embeddings()(rows.ids))

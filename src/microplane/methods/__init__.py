@@ -8,6 +8,8 @@ from typing import Any
 from microplane.config import build
 from microplane.errors import ConfigError, nearest
 from microplane.methods.adalora import AdaLoRA
+from microplane.methods.bitfit import BitFit
+from microplane.methods.bottleneck import Bottleneck
 from microplane.methods.dora import DoRA
 from microplane.methods.full import Full
 from microplane.methods.growing import GrowingLoRA
@@ -16,6 +18,9 @@ from microplane.methods.lora import LoRA
 from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters
 from microplane.methods.nb_lora import NBLoRA
+from microplane.methods.norms import Norms
+from microplane.methods.prefix import PrefixTuning
+from microplane.methods.prompt import PromptTuning
 from microplane.methods.qlora import QLoRA
 from microplane.methods.rslora import RsLoRA
 from microplane.methods.scalora import ScaLoRA
@@ -25,7 +30,8 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         *(LoRA, RsLoRA, LoRAPlus, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
-        *(Full,),
+        *(Bottleneck, PromptTuning, PrefixTuning),
+        *(Full, BitFit, Norms),
     )
 }
 

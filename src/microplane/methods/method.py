@@ -7,7 +7,7 @@ tests see this and nothing else; none of them asks which method it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +30,7 @@ class Method(BaseModel):
     mergeable: ClassVar[bool] = True  # ends as plain weights
     starts_at_base: ClassVar[bool] = True  # attach leaves the output unchanged
     trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
+    any_base: ClassVar[bool] = False  # though they train: `attach` turns those few to float32, and no other
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
     finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
@@ -39,6 +40,15 @@ class Method(BaseModel):
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
+
+    @property
+    def places(self) -> int:
+        """How many places of a row's context it takes for itself."""
+        return 0
+
+    def with_tokens(self, encode: Callable[[str], list[int]]) -> Self:
+        """The same method, with what its knobs say in words as the model's tokens."""
+        return self
 
     @property
     def prepare_rows(self) -> int:
@@ -102,7 +112,9 @@ class Method(BaseModel):
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """All that is needed to come back to this function from the untouched model."""
-        return dict(trainable(model))
+        head = getattr(model, "task_head", None)
+        apart = set() if head is None else set(map(id, head.parameters()))  # which is saved beside it
+        return {name: tensor for name, tensor in trainable(model).items() if id(tensor) not in apart}
 
     def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`, on a model to which this method is attached.
@@ -137,8 +149,10 @@ class Method(BaseModel):
         return None
 
     def facts(self) -> dict[str, Any]:
-        names = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model", "finishes")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in FACTS}
+
+
+FACTS = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model", "finishes")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

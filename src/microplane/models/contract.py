@@ -6,9 +6,11 @@ is tied to the embedding), the embedding is `embed`. Methods find linears by the
 place, so a model always calls them as modules and never reads `.weight` of its own. Blocks stand in lists called
 `layers`: of the model, or of its `encoder` and `decoder`.
 
-Sockets. Places are kept open as `nn.Identity`: `prelude`, which sees the embeddings before the first block, and
-`attention_socket`, `cross_attention_socket` and `mlp_socket` of each block, which see a sub-layer's output before it is
-added to the stream. Each attention has a `prefix`, None or a module that gives keys and values (heads, P, Dh).
+Sockets. Places are kept open as `nn.Identity`: `attention_socket`, `cross_attention_socket` and `mlp_socket` of each
+block (whose feed-forward is `mlp`) see a sub-layer's output before it is added to the stream. Each attention has a
+`prefix`, None or a module that gives keys and values (heads, P, Dh). `prelude`, a `Prelude`, sees what `embedded` gives
+before positions are added; of an encoder-decoder, the source's. It may lengthen rows: a model computes what it gives
+and hands out `prelude.own` of it.
 
 Rows. A model takes `Rows` (an encoder-decoder `Pairs`), never a padded rectangle, and `logits` is asked only for
 positions that are wanted. Activations stay in the model's compute format, whatever the format of what a method adds.
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.nn.cache import Cache
+from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Pairs, Rows
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ class Model(nn.Module):
     generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()
     compute: torch.dtype | None = None  # format of the activations where it is not that of the weights
-    prelude: nn.Module
+    prelude: Prelude
     embed: nn.Module
     head: nn.Module | None
     task_head: TaskHead | None  # what predicts something else than words, trained beside any method
@@ -86,7 +89,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """(T,) -> (T, D), in the format that activations have."""
+        """(T,) -> (T, D), scaled if the family scales them, in the format that activations have."""
         x = self.embed(ids)
         return x if self.compute is None else x.to(self.compute)
 
@@ -149,6 +152,12 @@ class Model(nn.Module):
     def init_weights(self, seed: int = 0) -> Model:
         """New random weights, as the family begins its training; the same for the same seed."""
         raise NotImplementedError
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that a row may have: the context, without what the prelude puts before it; None: no bound."""
+        context = self.config.context
+        return context - self.prelude.length if context else None
 
     @classmethod
     def refuse_format(cls, dtype: torch.dtype | None) -> None:

@@ -24,6 +24,7 @@ from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import GatedMLP, Linear, RMSNorm
 from microplane.nn.position import rotate
+from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Pairs, Rows
 
 __all__ = ["FAMILIES", "Decoder", "DecoderConfig"]
@@ -99,7 +100,7 @@ class Decoder(Model):
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.prelude = nn.Identity()
+        self.prelude = Prelude()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -112,20 +113,23 @@ class Decoder(Model):
         """Hidden states after the last norm: (T, D). With a cache, the rows go on from what it holds, and join it."""
         assert isinstance(rows, Rows), "a decoder reads and writes one row"
         config, starts = self.config, cache.lengths if cache is not None else None
-        x = self.embedded(rows.ids)  # (T, D)
-        if config.gemma:  # the factor is rounded to the format of the embedding, as it was in training
-            x = x * torch.tensor(math.sqrt(config.hidden_size)).to(x)
-        x = self.prelude(x)
-        sights = {window: Sight(rows, starts, window) for window in set(config.windows)}
+        x, whole = self.prelude(self.embedded(rows.ids), rows, starts)  # (T, D), longer where a prompt stands before
+        sights = {window: Sight(whole, starts, window) for window in set(config.windows)}
         angles = {
-            rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
+            rope: None if rope is None else rope.angles(whole.positions, config.head_dim, x.dtype)
             for rope in set(config.ropes)
         }
         for block, window, rope in zip(self.layers, config.windows, config.ropes, strict=True):
             x = block(x, sights[window], angles[rope], cache)
         if cache is not None:
-            cache.advance(rows)
-        return self.norm(x)
+            cache.advance(whole)
+        return self.norm(self.prelude.own(x, whole, rows))
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        x = super().embedded(ids)
+        if self.config.gemma:  # the factor is rounded to the format of the embedding, as it was in training
+            x = x * torch.tensor(math.sqrt(self.config.hidden_size)).to(x)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""

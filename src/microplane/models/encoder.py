@@ -26,6 +26,7 @@ from microplane.nn.cache import Cache
 from microplane.nn.dropout import dropout
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
 from microplane.nn.position import rotate
+from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Pairs, Rows
 
 Angles = tuple[Tensor, Tensor]
@@ -143,7 +144,7 @@ class Encoder(Model):
         super().__init__(config)
         D, places = config.hidden_size, config.context + config.first_position
         self.embed = nn.Embedding(config.vocab_size, D)
-        self.prelude = nn.Identity()
+        self.prelude = Prelude()
         self.positions = None if config.modern else nn.Embedding(places, D)
         self.types = nn.Embedding(config.token_types, D) if config.token_types else None
         self.embed_norm = norm_of(config)
@@ -161,16 +162,17 @@ class Encoder(Model):
         assert isinstance(rows, Rows), "an encoder reads one row"
         assert cache is None, "an encoder sees whole rows"
         config = self.config
-        x = self._summed(self.prelude(self.embedded(rows.ids)), rows)
+        words, whole = self.prelude(self.embedded(rows.ids), rows)
+        x = self._summed(words, whole)
         x = dropout(self.embed_norm(x), config.embed_dropout, self.training)
-        sights = {window: Sight(rows, window=window, causal=False) for window in set(config.windows)}
+        sights = {window: Sight(whole, window=window, causal=False) for window in set(config.windows)}
         width = config.hidden_size // config.num_heads
         angles = {
-            rope: None if rope is None else rope.angles(rows.positions, width, x.dtype) for rope in set(config.ropes)
+            rope: None if rope is None else rope.angles(whole.positions, width, x.dtype) for rope in set(config.ropes)
         }
         for block, window, rope in zip(self.layers, config.windows, config.ropes, strict=True):
             x = block(x, sights[window], angles[rope])
-        return self.norm(x)
+        return self.norm(self.prelude.own(x, whole, rows))
 
     def _summed(self, words: Tensor, rows: Rows) -> Tensor:
         """Words, segments and positions: (T, D)."""

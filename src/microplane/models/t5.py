@@ -27,6 +27,7 @@ from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
 from microplane.nn.dropout import Dropout
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from microplane.nn.prelude import Prelude
 from microplane.nn.relative import RelativeBias
 from microplane.nn.rows import Pairs, Rows, to_grid
 
@@ -191,7 +192,7 @@ class T5(Model):
     def __init__(self, config: T5Config):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.prelude = nn.Identity()
+        self.prelude = Prelude()
         self.encoder = Stack(config, config.num_layers, decodes=False)
         self.decoder = Stack(config, config.num_decoder_layers, decodes=True)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -202,7 +203,13 @@ class T5(Model):
 
     def encode(self, source: Rows) -> Tensor:
         """What the encoder makes of source rows: (Ts, D)."""
-        return self.encoder(self.prelude(self.embedded(source.ids)), source)
+        memory, rows = self._memory(source)
+        return self.prelude.own(memory, rows, source)
+
+    def _memory(self, source: Rows) -> tuple[Tensor, Rows]:
+        """The same with what stands before the rows, for the decoder sees that too; and the rows as they are then."""
+        x, rows = self.prelude(self.embedded(source.ids), source)
+        return self.encoder(x, rows), rows
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states of the target rows, ready for the head: (T, D).
@@ -219,8 +226,8 @@ class T5(Model):
         return hidden * self.config.hidden_size**-0.5 if self.config.scaled else hidden
 
     def read(self, source: Rows) -> Source:
-        memory = self.encode(source)
-        return Source(source.lengths, [block.cross_attention.read(memory, source) for block in self.decoder.blocks])
+        memory, rows = self._memory(source)
+        return Source(rows.lengths, [block.cross_attention.read(memory, rows) for block in self.decoder.blocks])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -233,9 +240,9 @@ class T5(Model):
 
     def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         """Read the prompts; each answer begins with the start token."""
-        source = Rows.of(prompts)
-        cache = PairCache(self.config.num_decoder_layers, source)
-        cache.memory = self.read(source).layers
+        source = self.read(Rows.of(prompts))
+        cache = PairCache(self.config.num_decoder_layers, source.lengths)
+        cache.memory = source.layers
         return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()

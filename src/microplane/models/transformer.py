@@ -29,6 +29,7 @@ from microplane.nn.cache import Cache, PairCache
 from microplane.nn.dropout import Dropout
 from microplane.nn.layers import MLP, LayerNorm, Linear
 from microplane.nn.position import sinusoids
+from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Pairs, Rows, to_grid
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
@@ -133,7 +134,7 @@ class Transformer(Model):
         pad = config.pad if config.pad < config.source_vocab_size else None
         self.embed = nn.Embedding(config.source_vocab_size, D, pad)
         self.target_embed = None if config.shared else nn.Embedding(V, D, config.pad)
-        self.prelude = nn.Identity()
+        self.prelude = Prelude()
         self.dropout = Dropout(config.dropout)
         read = (config.encoder_heads, config.encoder_inner)
         written = (config.decoder_heads, config.decoder_inner)
@@ -157,8 +158,8 @@ class Transformer(Model):
             target, lengths, memory = rows, cache.source_lengths, cache.memory
         else:
             assert isinstance(rows, Pairs), "an encoder-decoder takes pairs of rows"
-            target, lengths, memory = rows.target, rows.source.lengths, self._read(rows.source)
-        x = self._enter(target, self.target_embed or self.embed)  # (T, D)
+            target, (lengths, memory) = rows.target, self._read(rows.source)
+        x = self._enter(self._scaled(target.ids, self.target_embed or self.embed), target)  # (T, D)
         sight = Sight(target, None if cache is None else cache.lengths)
         source_sight = Sight(target, causal=False, keys=lengths)
         for block, source in zip(self.decoder.layers, memory, strict=True):
@@ -169,26 +170,34 @@ class Transformer(Model):
 
     def encode(self, rows: Rows) -> Tensor:
         """What the encoder makes of source rows: (S, D)."""
-        x = self._enter(rows, self.embed, self.prelude)
-        sight = Sight(rows, causal=False)
+        memory, longer = self._memory(rows)
+        return self.prelude.own(memory, longer, rows)
+
+    def _memory(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """The same with what stands before the rows, for the decoder sees that too; and the rows as they are then."""
+        x, rows = self.prelude(self.embedded(rows.ids), rows)
+        x, sight = self._enter(x, rows), Sight(rows, causal=False)
         for block in self.encoder.layers:
             x = block(x, sight)
-        return x
+        return x, rows
 
-    def _read(self, rows: Rows) -> Iterable[KeysValues]:
-        """What each block of the decoder looks at, made when the block needs it."""
-        memory = self.encode(rows)
-        return (cast(DecoderBlock, block).cross_attention.read(memory, rows) for block in self.decoder.layers)
+    def _read(self, rows: Rows) -> tuple[tuple[int, ...], Iterable[KeysValues]]:
+        """The rows' lengths, and what each block of the decoder looks at, made when the block needs it."""
+        memory, rows = self._memory(rows)
+        made = (cast(DecoderBlock, block).cross_attention.read(memory, rows) for block in self.decoder.layers)
+        return rows.lengths, made
 
-    def _enter(self, rows: Rows, embed: nn.Module, prelude: nn.Module | None = None) -> Tensor:
-        """Embeddings with positions: (T, D)."""
-        x = embed(rows.ids)
+    def embedded(self, ids: Tensor) -> Tensor:
+        return self._scaled(ids, self.embed)
+
+    def _scaled(self, ids: Tensor, embed: nn.Module) -> Tensor:  # (T,) -> (T, D)
+        x = embed(ids)
         x = x if self.compute is None else x.to(self.compute)
-        if self.config.scale_embedding:
-            x = x * math.sqrt(self.config.hidden_size)
-        x = x + sinusoids(rows.positions, self.config.hidden_size).to(x)
-        x = x if prelude is None else prelude(x)
-        return self.dropout(x)
+        return x * math.sqrt(self.config.hidden_size) if self.config.scale_embedding else x
+
+    def _enter(self, x: Tensor, rows: Rows) -> Tensor:
+        """Embeddings with positions: (T, D)."""
+        return self.dropout(x + sinusoids(rows.positions, self.config.hidden_size).to(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -218,9 +227,9 @@ class Transformer(Model):
         return Writing(tuple(never), last, bool(told.get("renormalize_logits")))
 
     def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        rows = Rows.of(prompts)
-        cache = PairCache(self.config.num_decoder_layers, rows)
-        cache.memory = [(k.contiguous(), v.contiguous()) for k, v in self._read(rows)]
+        lengths, memory = self._read(Rows.of(prompts))
+        cache = PairCache(self.config.num_decoder_layers, lengths)
+        cache.memory = [(k.contiguous(), v.contiguous()) for k, v in memory]
         return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()

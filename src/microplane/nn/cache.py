@@ -67,9 +67,9 @@ class Cache:
 class PairCache(Cache):
     """A decoder's cache, and beside it the keys and values of the rows that its encoder has read."""
 
-    def __init__(self, layers: int, sources: Rows, capacity: int = 0):
-        super().__init__(layers, len(sources.lengths), capacity)
-        self.source_lengths: tuple[int, ...] = sources.lengths
+    def __init__(self, layers: int, source_lengths: tuple[int, ...], capacity: int = 0):
+        super().__init__(layers, len(source_lengths), capacity)
+        self.source_lengths = source_lengths
         self.memory: list[tuple[Tensor, Tensor]] = []  # of each layer: keys and values (B, KV, L, Dh), never appended
 
     def select(self, indices: Sequence[int]) -> None:

@@ -69,7 +69,7 @@ class QuantisedLinear(nn.Module):
         return self.dequantise(_room((self.out_features, self.in_features), self.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _QuantisedProduct.apply(x, self.passing_weight, self.bias)
+        return _QuantisedProduct.apply(x, self.passing_weight, None if self.bias is None else self.bias.to(x.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantisedLinear:
         """What `.to(dtype)` changes is the format of the products; the scales stay as precise as they are."""

@@ -50,6 +50,14 @@ class Rows:
     def longest(self) -> int:
         return max(self.lengths)
 
+    def behind(self, count: int) -> Rows:
+        """With `count` places more before each row, which are no tokens: id 0, in the first segment."""
+        none = self.ids.new_zeros(count)
+        ids = before_each(none, self.ids, self.lengths)
+        positions = before_each(torch.arange(count), self.positions + count, self.lengths)
+        types = None if self.types is None else before_each(none, self.types, self.lengths)
+        return Rows(ids, positions, tuple(n + count for n in self.lengths), types)
+
     @cached_property
     def grid(self) -> Tensor:
         """(B, S) int64: the index in T of each cell of the rectangle; cells past a row's end repeat its last token."""
@@ -81,6 +89,11 @@ class Pairs:
 
     source: Rows
     target: Rows  # begins with the start token of the decoder
+
+
+def before_each(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """`first` (P, ...) before each of the rows in x (T, ...): (T + B P, ...)."""
+    return torch.cat([part for row in x.split(tuple(lengths)) for part in (first, row)])
 
 
 def to_grid(x: Tensor, rows: Rows) -> Tensor:
