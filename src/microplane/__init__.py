@@ -13,14 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from microplane.attaching import attach, attach_saved
     from microplane.loading import load
     from microplane.measure import measure_file as evaluate
     from microplane.merging import merge
     from microplane.run import resume, train
 
-__all__ = ["evaluate", "load", "merge", "resume", "train"]
+__all__ = ["attach", "attach_saved", "evaluate", "load", "merge", "resume", "train"]
 
 _HOMES = {
+    "attach": ("microplane.attaching", "attach"),
+    "attach_saved": ("microplane.attaching", "attach_saved"),
     "evaluate": ("microplane.measure", "measure_file"),
     "load": ("microplane.loading", "load"),
     "merge": ("microplane.merging", "merge"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     before = probe_logits(loaded.model, rows)
     changes = dict(_changes(loaded, base, rank))
     width = max(len(change.A) for change in changes.values())
-    roles = {site.role for path, site in linears(loaded.model).items() if path in changes}
-    lora = LoRA(rank=width, alpha=float(width), targets=tuple(sorted(roles)))
+    lora = LoRA(rank=width, alpha=float(width), targets=_targets(loaded.model, changes))
     lost = _lost(loaded.model, base) if loaded.method.whole_model else 0.0
     names = hf_names(base)
     head_from(base, about)
@@ -135,6 +134,14 @@ def best_pair(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return root[:, None] * Vh[:rank], U[:, :rank] * root
 
 
+def _targets(model: nn.Module, changed: Collection[str]) -> tuple[str, ...]:
+    """The roles of the layers that changed, or their names where a role means others too."""
+    sites = linears(model)
+    roles = {sites[path].role for path in changed}
+    whole = all(path in changed for path, site in sites.items() if site.role in roles)
+    return tuple(sorted(roles if whole else changed))
+
+
 def _padded(A: Tensor, rank: int) -> Tensor:
     """Rows of zeros below, so that all layers have one rank: servers want it so."""
     return torch.cat([A, A.new_zeros(rank - len(A), A.shape[1])])
@@ -143,11 +150,11 @@ def _padded(A: Tensor, rank: int) -> Tensor:
 @torch.no_grad()
 def _lost(model: nn.Module, base: nn.Module) -> float:
     """How far the parameters outside linear layers went, relative to their size."""
-    inside = {id(site.module.get_parameter("weight")) for site in linears(model).values()}
+    inside = {f"{path}.weight" for path in linears(model)}
     originals = dict(base.named_parameters())
     moved = size = 0.0
     for name, parameter in model.named_parameters():
-        if id(parameter) not in inside:
+        if name not in inside:
             moved += float((parameter - originals[name]).square().sum())
             size += float(originals[name].square().sum())
     return math.sqrt(moved / size) if size else 0.0

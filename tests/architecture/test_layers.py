@@ -16,7 +16,7 @@ LEVELS = [
     {"models", "methods", "data"},  # siblings; methods may read models.contract
     {"training", "generate", "predict", "report"},  # report reads a run's files and nothing else
     {"loading", "result", "tasks"},
-    {"run", "measure", "merging", "converting"},
+    {"run", "measure", "merging", "converting", "attaching"},
     {"chat", "console", "demo"},
     {"cli", "cli_adapter", "cli_embed", "cli_mixture"},
 ]

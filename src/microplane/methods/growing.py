@@ -221,17 +221,14 @@ class GrowingLoRA(Method):
             return None
         ranks = {site: module.rank for site, module in sites.items()}
         return {
+            **peft_format.common_fields(self, model, ranks),
             "peft_type": "LORA",
-            "task_type": peft_format.TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM"),
             "r": max(ranks.values()),
             "lora_alpha": self.scale * max(ranks.values()),
             "rank_pattern": ranks,
             "alpha_pattern": {site: self.scale * rank for site, rank in ranks.items()},
             "lora_dropout": self.dropout,
-            "target_modules": sorted({site.split(".")[-1] for site in sites}),
             "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
         }
 
 

@@ -54,15 +54,15 @@ class IA3(Method):
     feedforward: tuple[str, ...] = Field(("down",), description="roles of linear layers whose input is scaled")
 
     def attach(self, model: nn.Module) -> None:
-        if both := sorted(set(self.targets) & set(self.feedforward)):
-            raise ConfigError(
-                f"method.feedforward = {both[0]!r} stands in method.targets too; a layer takes one vector"
-            )
         model.requires_grad_(False)
         outputs = target_sites(model, self.targets) if self.targets else {}
         inputs = target_sites(model, self.feedforward, "feedforward") if self.feedforward else {}
         if not outputs and not inputs:
             raise ConfigError("method.targets and method.feedforward are both empty: nothing would train")
+        if both := sorted(outputs.keys() & inputs.keys()):
+            raise ConfigError(
+                f"method.feedforward = {inputs[both[0]].role!r} stands in method.targets too; a layer takes one vector"
+            )
         for sites, on_input in ((outputs, False), (inputs, True)):
             for site in sites.values():
                 site.replace(IA3Linear(site.module, on_input))  # type: ignore[arg-type]

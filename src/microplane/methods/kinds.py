@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microplane.errors import AdapterError, ConfigError, nearest
-from microplane.models.contract import Site, hf_names, linears
+from microplane.errors import AdapterError
+from microplane.methods.targets import target_sites
+from microplane.models.contract import hf_names, linears
 from microplane.nn.low_rank import low_rank_linear
 from microplane.nn.quantised import QuantisedLinear
+from microplane.nn.transposed import TransposedLinear
+
+__all__ = ["AdaptedLinear", "adapted", "merge_linears", "put", "saved_sites", "target_sites", "wrap_linears"]
 
 
 class AdaptedLinear(nn.Module):
@@ -26,6 +30,16 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
+
+    def __getattr__(self, name: str) -> Any:
+        """A model that multiplies by the weight itself would pass by what was added: better an error than that."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != "weight":
+                raise
+            what = "the model reads the weight of an adapted linear layer itself, so that the adapter would be ignored"
+            raise AttributeError(f"{what}: leave that layer out of method.targets") from None
 
     @property
     def device(self) -> torch.device:
@@ -72,28 +86,6 @@ def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Li
         site.replace(wrap(cast(nn.Linear, site.module)))
 
 
-def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets") -> dict[str, Site]:
-    """The linear layers of the roles `targets` (or `all` but the head) by dotted name.
-
-    Raises:
-        ConfigError: for a role that this model does not have, with those that it has.
-    """
-    sites = linears(model)
-    roles = sorted({site.role for site in sites.values()})
-    wanted = [role for role in roles if role != "head"] if "all" in targets else []
-    wanted += [target for target in targets if target != "all"]
-    if not wanted:
-        raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
-    if unknown := [target for target in wanted if target not in roles]:
-        hint = nearest(unknown[0], roles)
-        note = " The head is tied to the embedding here, so it cannot be adapted alone." if "head" in unknown else ""
-        raise ConfigError(
-            f"method.{knob}: {', '.join(map(repr, unknown))} name no linear layer; this model has "
-            f"{', '.join(roles)} (or all).{hint}{note}"
-        )
-    return {name: site for name, site in sites.items() if site.role in wanted}
-
-
 L = TypeVar("L", bound=AdaptedLinear)
 
 
@@ -135,5 +127,6 @@ def merge_linears(model: nn.Module) -> None:
             "microplane merge merges into the full-precision base and states the difference; or load it as float32"
         )
     for site in linears(model).values():
-        if isinstance(site.module, AdaptedLinear):
-            site.replace(site.module.merged())
+        if isinstance(module := site.module, AdaptedLinear):
+            plain, base = module.merged(), module.base
+            site.replace(base.restored(plain) if isinstance(base, TransposedLinear) else plain)

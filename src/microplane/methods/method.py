@@ -13,8 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from microplane.errors import AdapterError
-from microplane.models.contract import hf_names, unused
+from microplane.errors import AdapterError, ConfigError
+from microplane.models.contract import hf_names, unused, view_of
+
+PREFIX = "base_model.model."  # what peft's names begin with
 
 
 class Method(BaseModel):
@@ -35,6 +37,7 @@ class Method(BaseModel):
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
     finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
+    sockets: ClassVar[bool] = False  # it writes into the places that our own models keep open
     never_lora: ClassVar[str | None] = None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
 
     def attach(self, model: nn.Module) -> None:
@@ -164,17 +167,32 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def attach(method: Method, model: nn.Module) -> None:
-    """Attach a method; a task head trains beside any of them."""
+    """Attach a method; a task head trains beside any of them, and so do the parts that a model that is not ours names.
+
+    Raises:
+        ConfigError: if the method needs places that a model that is not ours does not have.
+    """
+    view = view_of(model)
+    if view is not None and method.sockets:
+        raise ConfigError(
+            f"method.name = {method.name!r} puts modules between the parts of a block, into places that Microplane's "
+            "own models keep open and this one does not have. Take a method that changes its linear layers, as lora"
+        )
     method.attach(model)
     if (head := getattr(model, "task_head", None)) is not None:
         head.requires_grad_(True)
         for part in unused(model):
             part.requires_grad_(False)
+    for part in view.beside if view is not None else ():
+        model.get_submodule(part).requires_grad_(True)
 
 
 def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
-    """`Method.state`, and the task head."""
-    return method.state(model) | ({} if method.whole_model else head_state(model))
+    """`Method.state`, the task head, and of a model that is not ours what trains or moves beside the method."""
+    if method.whole_model:
+        return method.state(model) | moving_state(model)
+    beside = {f"{PREFIX}{name}": tensor for name, tensor in moving_state(model).items()}
+    return method.state(model) | head_state(model) | beside
 
 
 def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -183,7 +201,8 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
     Raises:
         AdapterError: see `Method.load`; nothing is changed then.
     """
-    own = {} if method.whole_model else head_state(model)
+    whole = state_of(method, model)
+    own = {name: whole[name] for name in whole.keys() - method.state(model).keys()}
     rest = {name: tensor for name, tensor in state.items() if name not in own}
     found = {name: tensor for name, tensor in state.items() if name in own}
     method.load(model, rest)
@@ -191,12 +210,20 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
 
 
 def head_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the task head, under the names that Hugging Face's classes give them."""
-    head = getattr(model, "task_head", None)
-    if head is None:
-        return {}
-    names = hf_names(model)
-    return {f"base_model.model.{names[f'task_head.{name}']}": tensor for name, tensor in head.named_parameters()}
+    """The tensors of the task head, under the names that Hugging Face's classes give them, and of what trains beside
+    the method in a model that is not ours."""
+    head, view = getattr(model, "task_head", None), view_of(model)
+    parts = [] if head is None else [("task_head", head)]
+    parts += [(name, model.get_submodule(name)) for name in (view.beside if view is not None else ())]
+    names = hf_names(model) if parts else {}
+    return {f"{PREFIX}{names[f'{at}.{name}']}": tensor for at, part in parts for name, tensor in part.named_parameters()}
+
+
+def moving_state(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a model that is not ours that change as it trains, under its own names."""
+    view = view_of(model)
+    buffers = dict(model.named_buffers()) if view is not None and view.moving else {}
+    return {name.removeprefix(view.prefix): buffers[name] for name in view.moving} if view is not None else {}
 
 
 def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

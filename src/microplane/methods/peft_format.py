@@ -11,32 +11,16 @@ from typing import Any
 from torch import nn
 
 from microplane.errors import AdapterError
-from microplane.methods.method import Method
-from microplane.models.contract import hf_names
+from microplane.methods.method import PREFIX, Method
+from microplane.methods.targets import ROLES
+from microplane.models.contract import hf_names, linears, view_of
+from microplane.nn.transposed import TransposedLinear
 
-ROLES = {
-    "q_proj": "q",
-    "k_proj": "k",
-    "v_proj": "v",
-    "o_proj": "o",
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "lm_head": "head",
-    "wi_0": "gate",
-    "wi_1": "up",
-    "wi": "up",
-    "wo": "down",  # T5
-    "query": "q",
-    "key": "k",
-    "value": "v",  # BERT
-    "out_proj": "o",
-    "fc1": "up",
-    "fc2": "down",  # Marian
-}
+__all__ = ["PREFIX", "common_fields", "leaves", "need", "paths", "refuse_unsupported", "roles_of"]
+
 TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
-PREFIX = "base_model.model."
-WHOLE = {"modules_to_save": None, "fan_in_fan_out": False, "bias": "none"}  # fields of several types
+# Fields of several types. (fan_in_fan_out is none of them: peft asks the layers too how their weight lies.)
+WHOLE = {"modules_to_save": None, "bias": "none"}
 
 
 def paths(model: nn.Module, sites: Iterable[str]) -> dict[str, str]:
@@ -52,13 +36,26 @@ def leaves(found: Iterable[str]) -> list[str]:
 
 def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> dict[str, Any]:
     """What stands in every adapter_config.json; `adapted` are the adapted layers by Hugging Face's dotted names."""
+    view = view_of(model)
+    task = TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM" if view is None else None)
+    transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
     return {
         "peft_type": method.peft_type,
-        "task_type": TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM"),
-        "target_modules": leaves(adapted),
-        "fan_in_fan_out": False,
+        "task_type": task,
+        "target_modules": shortest(model, adapted),
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
+        **({"modules_to_save": list(view.beside)} if view is not None and view.beside else {}),
     }
+
+
+def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:
+    """How peft is told what to adapt: the last parts of names where these mean nothing else, or the whole names."""
+    chosen, view = set(adapted), view_of(model)
+    every = set(paths(model, linears(model)).values())
+    every |= {name.removeprefix(view.prefix) for name in view.closed} if view is not None else set()
+    other = set(leaves(every - chosen))
+    return sorted({leaf if (leaf := path.rsplit(".", 1)[-1]) not in other else path for path in chosen})
 
 
 def refuse_unsupported(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
@@ -69,11 +66,11 @@ def refuse_unsupported(config: Mapping[str, Any], plain: Mapping[str, Any]) -> N
 
 
 def roles_of(config: Mapping[str, Any], field: str = "target_modules") -> list[str]:
-    """The roles that a list of module names stands for; a name that is not known stays, for the model to refuse."""
+    """The roles that a list of module names stands for; a name that is not known stays, for the model to look up."""
     targets = config.get(field)
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise AdapterError(f"peft's {field} = {targets!r}; a list of module names is needed")
-    return sorted({ROLES.get(name, name) for name in leaves(targets)})
+    return sorted({ROLES.get(name.rsplit(".", 1)[-1], name) for name in targets})
 
 
 def need(config: Mapping[str, Any], *names: str) -> None:

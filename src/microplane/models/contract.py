@@ -14,12 +14,16 @@ and hands out `prelude.own` of it.
 
 Rows. A model takes `Rows` (an encoder-decoder `Pairs`), never a padded rectangle, and `logits` is asked only for
 positions that are wanted. Activations stay in the model's compute format, whatever the format of what a method adds.
+
+A model that is not ours keeps to none of this. It has a `View` registered on it (models/view.py), which knows its
+linears by their names, and is adapted by those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -29,6 +33,7 @@ from microplane.errors import ModelError
 from microplane.nn.cache import Cache
 from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Pairs, Rows
+from microplane.nn.transposed import TransposedLinear, is_transposed
 
 if TYPE_CHECKING:
     from microplane.models.heads import TaskHead
@@ -174,8 +179,11 @@ class Model(nn.Module):
 
 
 def hf_names(model: nn.Module) -> dict[str, str]:
-    """Our parameter name -> Hugging Face's, of a model that keeps to this contract, with its task head if any."""
-    model = cast(Model, model)
+    """Our parameter name -> Hugging Face's, with the task head if any; a model that is not ours has its own names."""
+    view = view_of(model)
+    if not isinstance(model, Model):
+        assert view is not None, "a model that is not ours is registered first, see models/view.py"
+        return view.names(model)
     names = model.hf_names()
     return names if model.task_head is None else model.task_head.hf_names(names)
 
@@ -199,14 +207,53 @@ class Site(NamedTuple):
 
     @property
     def module(self) -> nn.Module:
-        return getattr(self.parent, self.attribute)
+        """The linear layer, with its weight as (out, in)."""
+        module = getattr(self.parent, self.attribute)
+        return TransposedLinear(module) if is_transposed(module) else module
 
     def replace(self, module: nn.Module) -> None:
         setattr(self.parent, self.attribute, module)
 
 
+@dataclass(frozen=True)
+class View:
+    """What there is to adapt in a model that is not ours, by its own dotted names, before a method is attached."""
+
+    linears: tuple[str, ...]  # that can be adapted
+    head: str | None = None  # which of them writes the words
+    closed: Mapping[str, str] = field(default_factory=dict)  # linears that cannot be adapted, and why
+    beside: tuple[str, ...] = ()  # parts that train in full beside the method
+    moving: tuple[str, ...] = ()  # buffers that change as a model trains: the averages of batch norms
+    prefix: str = ""  # what our names begin with, and the model's own do not
+
+    def sites(self, model: nn.Module) -> dict[str, Site]:
+        """A layer's role is the last part of its name."""
+        found = {}
+        for path in self.linears:
+            parent, _, last = path.rpartition(".")
+            layer = next((int(part) for part in path.split(".") if part.isdigit()), None)
+            role = "head" if path == self.head else last
+            found[path] = Site(model.get_submodule(parent), last, role, None if path == self.head else layer)
+        return found
+
+    def names(self, model: nn.Module) -> dict[str, str]:
+        """Our parameter name -> the model's own."""
+        ours = [name for name, _ in model.named_parameters()] + [f"{path}.weight" for path in self.linears]
+        return {name: name.removeprefix(self.prefix) for name in ours if name.startswith(self.prefix)}
+
+
+VIEW = "_microplane_view"
+
+
+def view_of(model: nn.Module) -> View | None:
+    """What is registered on a model that is not ours; None on one of ours."""
+    return model.__dict__.get(VIEW)
+
+
 def linears(model: nn.Module) -> dict[str, Site]:
     """All linears that carry a role, by dotted name (`layers.3.attention.q`), also where a method has put its own."""
+    if (view := view_of(model)) is not None:
+        return view.sites(model)
     layer_of = {
         module: index
         for stack in model.modules()

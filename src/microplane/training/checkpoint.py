@@ -64,8 +64,11 @@ def weights_name(method: Method) -> str:
     return "model.safetensors" if method.whole_model else "adapter_model.safetensors"
 
 
-def read_method(folder: Path) -> tuple[Method, dict[str, Any]]:
+def read_method(folder: Path, beside: bool = False) -> tuple[Method, dict[str, Any]]:
     """(method, about) of an adapter folder; of one that peft wrote, too.
+
+    Args:
+        beside: parts that peft trained in full beside the adapter (modules_to_save) are understood, as about["train"].
 
     Raises:
         AdapterError: if there is no adapter, or it is of a kind that is not known here.
@@ -79,6 +82,8 @@ def read_method(folder: Path) -> tuple[Method, dict[str, Any]]:
     if (file := folder / "adapter_config.json").is_file():
         config = _read_json(file, AdapterError)
         about = {"base": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+        if beside:
+            about["train"] = config.pop("modules_to_save", None)
         return _method(file, _of_peft(folder, config)), about
     raise AdapterError(
         f"{folder} is not an adapter: it has neither method.json (Microplane) nor adapter_config.json (peft)"

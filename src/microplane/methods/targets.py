@@ -1,0 +1,95 @@
+"""Which linear layers are adapted: by role, by name, by the end of a name, or by a pattern; `all` but the head.
+
+    q                        a role: of every block
+    layers.0.attention.q     a name, or the end of one (attention.q)
+    layers.[01].*            a pattern of whole names, as in file names
+
+The roles of a model that is not ours are the last parts of its names; the usual spellings of q k v o gate up down are
+understood there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from microplane.errors import ConfigError, nearest
+from microplane.models.contract import Site, View, linears, view_of
+
+ROLES = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "lm_head": "head",
+    "wi_0": "gate",
+    "wi_1": "up",
+    "wi": "up",
+    "wo": "down",  # T5
+    "query": "q",
+    "key": "k",
+    "value": "v",  # BERT
+    "out_proj": "o",
+    "fc1": "up",
+    "fc2": "down",  # Marian
+}
+
+
+def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets") -> dict[str, Site]:
+    """The linear layers that `targets` names, by dotted name.
+
+    Raises:
+        ConfigError: for a target that names none in this model, with those that it has.
+    """
+    sites, view = linears(model), view_of(model)
+    roles = sorted({site.role for site in sites.values()})
+    if not targets:
+        raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
+    found = {target: {name for name, site in sites.items() if names(target, name, site)} for target in targets}
+    if unknown := [target for target in targets if not found[target]]:
+        raise ConfigError(
+            f"method.{knob}: {', '.join(map(repr, unknown))} name no linear layer; this model has "
+            f"{', '.join(roles)} (or all).{_hint(unknown[0], sites, roles)}{_note(unknown, model, view)}"
+        )
+    chosen = set().union(*found.values())
+    return {name: site for name, site in sites.items() if name in chosen}
+
+
+def names(target: str, name: str, site: Site) -> bool:
+    """Whether a target means the linear layer that is called `name`."""
+    if target == "all":
+        return site.role != "head"
+    if target in (name, site.role, ROLES.get(site.role)) or name.endswith(f".{target}"):
+        return True
+    return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")
+
+
+def _hint(target: str, sites: Mapping[str, Site], roles: Sequence[str]) -> str:
+    """A near miss; of a dotted name or a pattern, of its last part that differs."""
+    if close := nearest(target, [*roles, *sites]):
+        return close
+    last = target.rsplit(".", 1)[-1]
+    close = nearest(last, roles) if last != target else ""
+    if close or last not in roles:
+        return close
+    example = next(name for name, site in sites.items() if site.role == last)
+    return f" A whole name is {example!r}"
+
+
+def _note(unknown: Sequence[str], model: nn.Module, view: View | None) -> str:
+    if view is None:
+        tied = "head" in unknown
+        return " The head is tied to the embedding here, so it cannot be adapted alone." if tied else ""
+    for target in unknown:
+        for name, why in view.closed.items():
+            if target == name or name.endswith(f".{target}") or fnmatchcase(name, target):
+                return f" {name} {why}."
+        for name, module in model.named_modules():
+            if target == name or name.endswith(f".{target}") or fnmatchcase(name, target):
+                return f" {name} is a {type(module).__name__}; only linear layers can be adapted."
+    return ""

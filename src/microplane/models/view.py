@@ -1,0 +1,88 @@
+"""Any nn.Module, seen as methods need it: which of its linear layers can be adapted, and which cannot, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from torch import nn
+
+from microplane.errors import ConfigError, nearest
+from microplane.models.contract import VIEW, View
+from microplane.nn.transposed import is_transposed
+
+Averaging = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
+
+
+def register(model: nn.Module, beside: Sequence[str] = (), prefix: str = "") -> View:
+    """Let methods work on a model that is not ours, by its names.
+
+    Args:
+        beside: names of parts that train in full beside the method, and are therefore not adapted.
+
+    Raises:
+        ConfigError: for a part that the model does not have.
+    """
+    _check_parts(model, beside)
+    head = _head(model.get_submodule(prefix.removesuffix(".")))
+    closed, uses = _closed(model, beside), Counter(name for name in _weights(model))
+    found = []
+    for path, module in model.named_modules():
+        if not path.startswith(prefix) or not (isinstance(module, nn.Linear) or is_transposed(module)):
+            continue
+        if not path:
+            continue  # the whole model is one linear layer: there is nothing in which it could be replaced
+        if uses[id(module.get_parameter("weight"))] > 1:
+            closed.setdefault(path, "shares its weight with another part, so it cannot be adapted alone")
+        if path not in closed:
+            found.append(path)
+    name = next((path for path in found if model.get_submodule(path) is head), None)
+    view = View(tuple(found), name, closed, tuple(beside), tuple(_moving(model)), prefix)
+    setattr(model, VIEW, view)
+    return view
+
+
+def forget(model: nn.Module) -> None:
+    """Take back what `register` noted."""
+    model.__dict__.pop(VIEW, None)
+
+
+def _check_parts(model: nn.Module, beside: Sequence[str]) -> None:
+    parts = [name for name, _ in model.named_modules() if name]
+    for name in beside:
+        if name not in parts:
+            ends = {part.rsplit(".", 1)[-1]: part for part in reversed(parts)}
+            hint = f" Did you mean {ends[name]!r}?" if name in ends else nearest(name, parts)
+            raise ConfigError(f"train = {name!r}: the model has no such part.{hint}")
+        if not any(True for _ in model.get_submodule(name).parameters()):
+            raise ConfigError(f"train = {name!r}: that part has no weights")
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    """What the model itself calls its head, if it is of transformers."""
+    ask = getattr(model, "get_output_embeddings", None)
+    return cast("nn.Module | None", ask()) if callable(ask) else None
+
+
+def _weights(model: nn.Module) -> Iterable[int]:
+    """The id of each parameter, as often as a module has it, or as a module that has it is used in several places."""
+    for _, module in model.named_modules(remove_duplicate=False):
+        yield from (id(parameter) for parameter in module.parameters(recurse=False))
+
+
+def _closed(model: nn.Module, beside: Sequence[str]) -> dict[str, str]:
+    closed = {}
+    for path, module in model.named_modules():
+        if any(path == part or path.startswith(f"{part}.") for part in beside):
+            closed[path] = "trains in full"
+        if isinstance(module, nn.MultiheadAttention):
+            name = f"{path}.out_proj" if path else "out_proj"
+            closed[name] = "lies in an nn.MultiheadAttention, which reads its weight itself and would ignore an adapter"
+    return closed
+
+
+def _moving(model: nn.Module) -> Iterable[str]:
+    for path, module in model.named_modules():
+        if isinstance(module, Averaging) and module.track_running_stats:
+            yield from (f"{path}.{name}" if path else name for name, _ in module.named_buffers(recurse=False))
