@@ -153,7 +153,7 @@ def attach_saved(model: nn.Module, folder: str | Path) -> Attached:
 def _made(method: str | Mapping[str, Any] | Method, targets: str | Sequence[str] | None) -> Method:
     if isinstance(method, Method):
         method = {"name": method.name, **method.model_dump()}
-    knobs = {"name": method} if isinstance(method, str) else dict(method)
+    knobs: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
     if targets is not None:
         knobs["targets"] = [targets] if isinstance(targets, str) else list(targets)
     return make_method(knobs)

@@ -183,8 +183,8 @@ def attach(method: Method, model: nn.Module) -> None:
         head.requires_grad_(True)
         for part in unused(model):
             part.requires_grad_(False)
-    for part in view.beside if view is not None else ():
-        model.get_submodule(part).requires_grad_(True)
+    for name in view.beside if view is not None else ():
+        model.get_submodule(name).requires_grad_(True)
 
 
 def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
@@ -216,7 +216,8 @@ def head_state(model: nn.Module) -> dict[str, Tensor]:
     parts = [] if head is None else [("task_head", head)]
     parts += [(name, model.get_submodule(name)) for name in (view.beside if view is not None else ())]
     names = hf_names(model) if parts else {}
-    return {f"{PREFIX}{names[f'{at}.{name}']}": tensor for at, part in parts for name, tensor in part.named_parameters()}
+    own = ((f"{at}.{name}", tensor) for at, part in parts for name, tensor in part.named_parameters())
+    return {f"{PREFIX}{names[name]}": tensor for name, tensor in own}
 
 
 def moving_state(model: nn.Module) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def roles_of(config: Mapping[str, Any], field: str = "target_modules") -> list[s
     targets = config.get(field)
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise AdapterError(f"peft's {field} = {targets!r}; a list of module names is needed")
-    return sorted({ROLES.get(name.rsplit(".", 1)[-1], name) for name in targets})
+    return sorted({ROLES.get(name.rsplit(".", 1)[-1]) or name for name in targets})
 
 
 def need(config: Mapping[str, Any], *names: str) -> None:
