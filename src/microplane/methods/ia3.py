@@ -85,8 +85,10 @@ class IA3(Method):
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
         sites = dict(adapted(model, IA3Linear))
         where = peft_format.paths(model, sites)
-        inputs = peft_format.leaves(where[site] for site, module in sites.items() if module.on_input)
-        return {**peft_format.common_fields(self, model, where.values()), "feedforward_modules": inputs}
+        inputs = peft_format.shortest(model, [where[site] for site, module in sites.items() if module.on_input])
+        outputs = peft_format.shortest(model, [where[site] for site, module in sites.items() if not module.on_input])
+        fields = peft_format.common_fields(self, model, where.values())
+        return {**fields, "target_modules": sorted({*inputs, *outputs}), "feedforward_modules": inputs}
 
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -66,11 +66,11 @@ def refuse_unsupported(config: Mapping[str, Any], plain: Mapping[str, Any]) -> N
 
 
 def roles_of(config: Mapping[str, Any], field: str = "target_modules") -> list[str]:
-    """The roles that a list of module names stands for; a name that is not known stays, for the model to look up."""
+    """What a list of module names stands for here: roles, and names that the model is to look up."""
     targets = config.get(field)
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise AdapterError(f"peft's {field} = {targets!r}; a list of module names is needed")
-    return sorted({ROLES.get(name.rsplit(".", 1)[-1]) or name for name in targets})
+    return sorted({ROLES.get(name) or name for name in targets})
 
 
 def need(config: Mapping[str, Any], *names: str) -> None:

@@ -1,11 +1,11 @@
 """Which linear layers are adapted: by role, by name, by the end of a name, or by a pattern; `all` but the head.
 
     q                        a role: of every block
-    layers.0.attention.q     a name, or the end of one (attention.q)
-    layers.[01].*            a pattern of whole names, as in file names
+    layers.0.attention.q     a name, or the end of one (attention.q); Hugging Face's names too
+    layers.[01].*            a pattern of names or their ends, as for files
 
-The roles of a model that is not ours are the last parts of its names; the usual spellings of q k v o gate up down are
-understood there too.
+The roles of a model that is not ours are the last parts of its names; where these are usual spellings of q k v o gate
+up down, those roles are understood too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from microplane.errors import ConfigError, nearest
-from microplane.models.contract import Site, View, linears, view_of
+from microplane.models.contract import Model, Site, View, hf_names, linears, view_of
 
 ROLES = {
     "q_proj": "q",
@@ -50,7 +50,11 @@ def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets"
     roles = sorted({site.role for site in sites.values()})
     if not targets:
         raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
-    found = {target: {name for name, site in sites.items() if names(target, name, site)} for target in targets}
+    theirs = hf_names(model) if isinstance(model, Model) else {}
+    found = {
+        target: {name for name, site in sites.items() if names(target, name, site, theirs.get(f"{name}.weight", ""))}
+        for target in targets
+    }
     if unknown := [target for target in targets if not found[target]]:
         raise ConfigError(
             f"method.{knob}: {', '.join(map(repr, unknown))} name no linear layer; this model has "
@@ -60,13 +64,18 @@ def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets"
     return {name: site for name, site in sites.items() if name in chosen}
 
 
-def names(target: str, name: str, site: Site) -> bool:
-    """Whether a target means the linear layer that is called `name`."""
+def names(target: str, name: str, site: Site, theirs: str = "") -> bool:
+    """Whether a target means the linear layer that is called `name`, and whose weight Hugging Face calls `theirs`."""
     if target == "all":
         return site.role != "head"
-    if target in (name, site.role, ROLES.get(site.role)) or name.endswith(f".{target}"):
+    if target in (site.role, ROLES.get(site.role)):
         return True
-    return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")
+    return any(fits(target, called) for called in (name, theirs.removesuffix(".weight")))
+
+
+def fits(target: str, name: str) -> bool:
+    """Whether a target is a dotted name or its end, or a pattern of one."""
+    return target == name or name.endswith(f".{target}") or any(fnmatchcase(name, p) for p in (target, f"*.{target}"))
 
 
 def _hint(target: str, sites: Mapping[str, Site], roles: Sequence[str]) -> str:
@@ -74,11 +83,10 @@ def _hint(target: str, sites: Mapping[str, Site], roles: Sequence[str]) -> str:
     if close := nearest(target, [*roles, *sites]):
         return close
     last = target.rsplit(".", 1)[-1]
-    close = nearest(last, roles) if last != target else ""
-    if close or last not in roles:
-        return close
+    if last == target or last not in roles:
+        return nearest(last, roles)
     example = next(name for name, site in sites.items() if site.role == last)
-    return f" A whole name is {example!r}"
+    return f" A whole name is {example!r}."
 
 
 def _note(unknown: Sequence[str], model: nn.Module, view: View | None) -> str:
@@ -87,9 +95,9 @@ def _note(unknown: Sequence[str], model: nn.Module, view: View | None) -> str:
         return " The head is tied to the embedding here, so it cannot be adapted alone." if tied else ""
     for target in unknown:
         for name, why in view.closed.items():
-            if target == name or name.endswith(f".{target}") or fnmatchcase(name, target):
+            if fits(target, name):
                 return f" {name} {why}."
         for name, module in model.named_modules():
-            if target == name or name.endswith(f".{target}") or fnmatchcase(name, target):
+            if fits(target, name):
                 return f" {name} is a {type(module).__name__}; only linear layers can be adapted."
     return ""

@@ -1,0 +1,130 @@
+"""The contract of a method on a model that is not ours: transformers' ViT, for every method that needs no sockets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import microplane
+from microplane.config import TrainKnobs
+from microplane.errors import AdapterError
+from microplane.methods import METHODS, make_method
+from microplane.methods.kinds import AdaptedLinear
+from microplane.training.checkpoint import load_checkpoint, save_checkpoint
+from microplane.training.optim import make_optimizer
+from tests.foreign.kit import digits, vit
+
+NAMES = [name for name, method in METHODS.items() if not method.sockets]
+KNOBS = {
+    "adalora": {"rank": 2, "initial_rank": 4, "interval": 1},
+    "scalora": {"rank": 2, "interval": 1},
+}
+
+
+@pytest.fixture(params=NAMES)
+def method(request):
+    return make_method({"name": request.param, **KNOBS.get(request.param, {})})
+
+
+def head(method):
+    """What trains beside; full fine-tuning trains it anyhow."""
+    return () if method.whole_model else ("classifier",)
+
+
+def attached(method, seed=0):
+    model = vit(layers=1, hidden=32)
+    torch.manual_seed(seed)
+    return microplane.attach(model, method, train=head(method))
+
+
+def outputs(model):
+    with torch.no_grad():
+        return model(digits()[0][:8]).logits
+
+
+def steps(adapted, optimizer, count, start=0, total=6):
+    images, labels = digits()[0][:32], digits()[1][:32]
+    losses = []
+    adapted.model.train()
+    for number in range(start, start + count):
+        torch.manual_seed(number)
+        loss = F.cross_entropy(adapted.model(images).logits, labels)
+        (loss + adapted.penalty()).backward()
+        adapted.step(optimizer, number, total)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    adapted.model.eval()
+    return losses
+
+
+def trained(method, count=3):
+    adapted = attached(method)
+    optimizer = make_optimizer(method, adapted.model, TrainKnobs(lr=2e-3))
+    return adapted, optimizer, steps(adapted, optimizer, count)
+
+
+def test_attach_leaves_the_output_unchanged(method):
+    assert torch.equal(outputs(vit(layers=1, hidden=32)), outputs(attached(method).model))
+
+
+def test_what_trains_is_declared_grouped_once_and_moves_and_the_rest_stays(method):
+    adapted = attached(method)
+    grouped = [id(p) for group in adapted.param_groups() for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in adapted.trainable().values())
+    own = {name for name, _ in vit(layers=1, hidden=32).named_parameters()}
+    expected = own if method.trains_base else {"classifier.weight", "classifier.bias"}
+    assert adapted.trainable().keys() & own == expected
+    outputs(adapted.model)
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    losses = steps(adapted, make_optimizer(method, adapted.model, TrainKnobs(lr=2e-3)), 4)
+    names = set(adapted.trainable())
+    moved = {name for name, tensor in adapted.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    resting = {"vit.embeddings.mask_token", *(n for n in names if n.endswith("key.bias"))}  # softmax cancels a key's bias
+    assert names - resting <= moved | method.at_rest(adapted.model)
+    assert moved <= names
+    assert losses[-1] < losses[0]
+
+
+def test_saved_and_opened_it_is_the_same_to_the_bit(method, tmp_path):
+    adapted, _, _ = trained(method)
+    size = adapted.save(tmp_path)
+    assert size > 0
+    fresh = microplane.attach_saved(vit(layers=1, hidden=32), tmp_path)
+    assert fresh.method == method
+    assert torch.equal(outputs(adapted.model), outputs(fresh.model))
+
+
+def test_merged_it_is_the_plain_model_again(method):
+    adapted, _, _ = trained(method)
+    unmerged = outputs(adapted.model)
+    merged = adapted.merge()
+    plain = vit(layers=1, hidden=32)
+    assert not any(isinstance(module, AdaptedLinear) for module in merged.modules())
+    assert set(merged.state_dict()) == set(plain.state_dict())
+    torch.testing.assert_close(outputs(merged), unmerged, atol=1e-4, rtol=1e-4)
+    plain.load_state_dict(merged.state_dict())
+    assert torch.equal(outputs(plain), outputs(merged))
+
+
+def test_three_steps_saved_and_continued_are_six_steps_bitwise(method, tmp_path):
+    straight, _, losses = trained(method, 6)
+    adapted, optimizer, first = trained(method, 3)
+    save_checkpoint(tmp_path, 3, adapted.model, method, optimizer, {})
+    adapted = attached(method, seed=9)
+    optimizer = make_optimizer(method, adapted.model, TrainKnobs(lr=2e-3))
+    load_checkpoint(tmp_path / "step-00000003", adapted.model, method, optimizer)
+    assert first + steps(adapted, optimizer, 3, start=3) == losses
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(tensor, adapted.model.state_dict()[name]), name
+
+
+def test_an_adapter_of_something_else_is_refused_with_a_list(method):
+    adapted = attached(method)
+    state = dict(adapted.state())
+    name = next(iter(state))
+    state["stranger"] = state.pop(name)
+    with pytest.raises(AdapterError) as caught:
+        adapted.load_state(state)
+    assert f"missing: {name}" in str(caught.value)
+    assert "unexpected: stranger" in str(caught.value)
