@@ -50,6 +50,7 @@ class Scripted:
     training = False
     writing = Writing()
     config = SimpleNamespace(context=1000)
+    room = 1000
 
     def __init__(self, *scripts):
         self.scripts = [[*script.encode(), EOS] for script in scripts]
