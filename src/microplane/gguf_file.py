@@ -159,7 +159,7 @@ class _Header:
                 (size,) = length(data, at)
                 at += 8 + size
                 found.append(data[at - size : at].decode("utf-8", errors="replace"))
-        except struct.error:
+        except (struct.error, OverflowError):  # a damaged size leads behind the end, or out of all bounds
             at = self.end + 1
         self._take(at - self.at)
         return found

@@ -99,7 +99,7 @@ CASES = [
     ),
     resume("a log that is too short", "metrics.jsonl has 5 bytes", "at step 4", spoil=cut(f"{BASE}/metrics.jsonl", 5)),
     resume("a log that vanished", "metrics.jsonl has 0 bytes", spoil=remove(f"{BASE}/metrics.jsonl")),
-    resume("an adapter that vanished", "no adapter_model.safetensors", spoil=remove(f"{BASE}/adapter")),
+    resume("an adapter that vanished", "adapter is not an adapter", spoil=remove(f"{BASE}/adapter")),
     resume("a damaged probe", "probe.safetensors is truncated", spoil=cut(f"{BASE}/resume/probe.safetensors", 9)),
     checkpoint(
         "tampered weights", lambda c: flip(f"{c}/weights.safetensors"), "weights.safetensors is not what was saved"
