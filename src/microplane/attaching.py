@@ -1,10 +1,10 @@
 """A method on any model: on ours, and on an nn.Module that is not ours (a vision encoder, CLIP, Whisper), by its names.
 
-    adapted = microplane.attach(model, "lora", targets=["*.attention.query", "fc1"], train=["classifier"])
-    optimizer = torch.optim.AdamW(adapted.param_groups(1e-3))
-    ...                                         # any training loop
-    adapted.save("vit-lora")                    # peft's format where the method has it
-    microplane.attach_saved(fresh_model, "vit-lora").merge()
+adapted = microplane.attach(model, "lora", targets=["*.attention.query", "fc1"], train=["classifier"])
+optimizer = torch.optim.AdamW(adapted.param_groups(1e-3))
+...                                         # any training loop
+adapted.save("vit-lora")                    # peft's format where the method has it
+microplane.attach_saved(fresh_model, "vit-lora").merge()
 """
 
 from __future__ import annotations

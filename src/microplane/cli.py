@@ -250,10 +250,17 @@ def data(
     from microplane.data.inspect import describe
     from microplane.data.tokenizer import load_tokenizer
     from microplane.models.hub import resolve
+    from microplane.models.load import open_checkpoint, shape_of
+    from microplane.tasks import label_names_of, row_shape
 
     knobs = collect(config, set, {"data.train": file})
-    tokenizer = load_tokenizer(resolve(model)) if model else None
-    described = describe(knobs.data, tokenizer)
+    if model:
+        path = resolve(model)
+        plain = shape_of(open_checkpoint(path))
+        shape, names = row_shape(plain, knobs.data.task), label_names_of(plain)
+        described = describe(knobs.data, load_tokenizer(path), None, shape, names)
+    else:
+        described = describe(knobs.data)
     if json_:
         typer.echo(json.dumps(described.facts, ensure_ascii=False))
     else:

@@ -12,6 +12,7 @@ from rich.console import Console
 from microplane.config import DataKnobs
 from microplane.console import make_console
 from microplane.data.inspect import BINS, SHOWN, describe, histogram
+from microplane.data.shape import Shape
 from microplane.errors import DataError
 
 
@@ -63,7 +64,7 @@ def test_with_a_model_rows_are_shown_as_they_are_trained(file, smol):
     assert re.search(r"rows        train \d+, validation \d \(validation split off by content\)", text)
     assert re.search(r"tokens      \d+ to \d+, median \d+, 95% within \d+", text)
     assert "cut         0 prompts and 0 answers above 1,024 tokens; 0 rows dropped" in text
-    assert "<unk>       0.00% of all tokens, 0.00% of the trained" in text
+    assert "<unk>       0.00% of the tokens of inputs, 0.00% of answers'" in text
     assert re.search(r"duplicates  train [01], validation [01]", text)
     assert "overlap     validation 0 rows that stand in train too" in text
     assert "2 bad rows (1 x null, 1 x broken JSON), which training refuses without --skip-bad-rows:" in text
@@ -142,3 +143,14 @@ def test_a_histogram_holds_every_row_in_bins_of_a_round_width(lengths):
     for item in bins:
         assert item["rows"] == sum(item["from"] <= length < item["to"] for length in lengths)
     assert all(one["to"] == other["from"] for one, other in pairwise(bins))
+
+
+def test_rows_with_labels_and_pairs_are_shown_as_a_model_takes_them(tmp_path, make_tiny):
+    rows = [{"text": f"film {n}", "label": ("good", "bad")[n % 2]} for n in range(9)]
+    file = write(tmp_path / "x.jsonl", rows)
+    labelled = printed(describe(DataKnobs(train=file), make_tiny(), shape=Shape("labels")))
+    assert "classification (text -> label)" in labelled
+    assert "9 of bad, good" in labelled
+    assert "[[ -> good]]" in labelled
+    pairs = printed(describe(DataKnobs(train=file), make_tiny(), shape=Shape("pairs", start=0)))
+    assert "[[bad<eos>]]" in pairs or "[[good<eos>]]" in pairs

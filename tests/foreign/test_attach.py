@@ -41,7 +41,10 @@ def test_targets_by_role_by_end_by_name_by_pattern_and_all():
 
 
 def test_patterns_and_names_on_a_model_of_ours():
-    assert sites(microplane.attach(tiny(), "lora", "layers.1.*.[qk]")) == {"layers.1.attention.q", "layers.1.attention.k"}
+    assert sites(microplane.attach(tiny(), "lora", "layers.1.*.[qk]")) == {
+        "layers.1.attention.q",
+        "layers.1.attention.k",
+    }
     assert sites(microplane.attach(tiny(), "lora", ["layers.0.mlp.up"])) == {"layers.0.mlp.up"}
 
 
@@ -64,7 +67,9 @@ def test_targets_that_are_not_there(targets, message):
 
 
 def test_parts_that_are_not_there():
-    with pytest.raises(ConfigError, match="train = 'clasifier': the model has no such part. Did you mean 'classifier'?"):
+    with pytest.raises(
+        ConfigError, match="train = 'clasifier': the model has no such part. Did you mean 'classifier'?"
+    ):
         microplane.attach(vit(), "lora", train="clasifier")
     with pytest.raises(ConfigError, match="train = 'layernorm': .* Did you mean 'vit.layernorm'?"):
         microplane.attach(vit(), "lora", train="layernorm")
@@ -99,7 +104,9 @@ def test_starts_that_look_at_data_ask_for_losses():
         microplane.attach(vit(), method)
     model, (images, labels) = vit(), digits()
     plain = model(images[:4]).logits
-    attached = microplane.attach(model, method, losses=[lambda: F.cross_entropy(model(images[:64]).logits, labels[:64])])
+    attached = microplane.attach(
+        model, method, losses=[lambda: F.cross_entropy(model(images[:64]).logits, labels[:64])]
+    )
     torch.testing.assert_close(attached.model(images[:4]).logits, plain)
     assert all(module.lora_B.any() for _, module in adapted(model, AdaptedLinear))
 
@@ -116,9 +123,13 @@ def test_a_layer_that_reads_the_weight_itself_is_never_passed_by_in_silence():
 
     attached = microplane.attach(Reads())
     assert sites(attached) == {"odd"}  # not attention.out_proj
-    with pytest.raises(AttributeError, match=r"reads the weight of an adapted .* leave that layer out of method\.targets"):
+    with pytest.raises(
+        AttributeError, match=r"reads the weight of an adapted .* leave that layer out of method\.targets"
+    ):
         attached.model(torch.ones(1, 4))
-    with pytest.raises(ConfigError, match=r"attention.out_proj lies in an nn.MultiheadAttention, which reads its weight"):
+    with pytest.raises(
+        ConfigError, match=r"attention.out_proj lies in an nn.MultiheadAttention, which reads its weight"
+    ):
         microplane.attach(Reads(), "lora", "out_proj")
 
 

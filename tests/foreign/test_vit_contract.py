@@ -80,7 +80,10 @@ def test_what_trains_is_declared_grouped_once_and_moves_and_the_rest_stays(metho
     losses = steps(adapted, make_optimizer(method, adapted.model, TrainKnobs(lr=2e-3)), 4)
     names = set(adapted.trainable())
     moved = {name for name, tensor in adapted.model.state_dict().items() if not torch.equal(tensor, before[name])}
-    resting = {"vit.embeddings.mask_token", *(n for n in names if n.endswith("key.bias"))}  # softmax cancels a key's bias
+    resting = {
+        "vit.embeddings.mask_token",
+        *(n for n in names if n.endswith("key.bias")),
+    }  # softmax cancels a key's bias
     assert names - resting <= moved | method.at_rest(adapted.model)
     assert moved <= names
     assert losses[-1] < losses[0]

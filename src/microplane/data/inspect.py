@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,9 @@ from rich.text import Text
 from microplane.config import DataKnobs
 from microplane.data.dataset import Dataset, load_splits
 from microplane.data.formats import Example
+from microplane.data.labels import label_words
 from microplane.data.problems import LISTED
+from microplane.data.shape import TEXT, Shape
 from microplane.data.summary import length_facts
 from microplane.data.survey import Progress, Split, Survey, examples, files_of, overlap, survey_all
 from microplane.data.tokenizer import Tokenizer
@@ -28,41 +30,62 @@ SHOWN = 600  # characters of one part of a sample
 TRAINED = "bold underline green"
 
 
-def describe(knobs: DataKnobs, tokenizer: Tokenizer | None = None, progress: Progress | None = None) -> Description:
-    """Look at the files that the knobs name. Bad rows are listed rather than refused.
+def describe(
+    knobs: DataKnobs,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress | None = None,
+    shape: Shape = TEXT,
+    names: tuple[str, ...] = (),
+) -> Description:
+    """Look at the files that the knobs name. Bad rows, and text that the vocabulary does not know, are listed rather
+    than refused.
 
     With a tokenizer, rows are shown as they are trained and counted in tokens; without, in characters.
+
+    Args:
+        shape: what rows the model takes, where a tokenizer is given.
+        names: of the classes that its task head knows.
 
     Raises:
         DataError: for files of which nothing can be used.
     """
-    knobs = knobs.model_copy(update={"skip_bad_rows": True})
+    knobs = knobs.model_copy(update={"skip_bad_rows": True, "max_unknown": 1.0})
     if tokenizer is None:
         return Description(_of_survey(survey_all(files_of(knobs, progress), knobs, progress), knobs))
-    splits = load_splits(knobs, tokenizer, progress)
+    splits = load_splits(knobs, tokenizer, progress, shape, names)
     facts = {"unit": "tokens", **splits.summary.to_dict()}
     facts["histogram"] = histogram(splits.train.lengths)
-    facts["samples"] = [_sample(splits.train, row, tokenizer) for row in range(min(SAMPLES, len(splits.train)))]
+    shown = range(min(SAMPLES, len(splits.train)))
+    facts["samples"] = [_sample(splits.train, row, tokenizer, splits.summary.labels) for row in shown]
     return Description(facts)
 
 
-def _sample(rows: Dataset, row: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """One row as text, in parts that are trained and parts that are not."""
+def _sample(rows: Dataset, row: int, tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, Any]:
+    """One row as text, in parts that are trained and parts that are not; of a row with labels, the labels are."""
     ids, trained = rows[row]
-    parts = []
+    parts: list[dict[str, Any]] = []
+    if rows.shape.task is not None:
+        said = label_words(rows.labels(row), rows.shape.task, names)
+        words = " ".join(str(word) for word in said if word is not None) if isinstance(said, list) else said
+        text = tokenizer.decode(ids.tolist(), skip_special=False)
+        return {"where": rows.where(row), "parts": [_part(text, False), _part(f" -> {words}", True)]}
     for is_target, group in groupby(zip(ids.tolist(), trained.tolist(), strict=True), key=lambda pair: pair[1]):
         text = tokenizer.decode([token for token, _ in group], skip_special=False)
-        parts.append({"text": text, "trained": is_target})
+        parts.append(_part(text, is_target))
     return {"where": rows.where(row), "parts": parts}
+
+
+def _part(text: str, trained: bool) -> dict[str, Any]:
+    return {"text": text, "trained": trained}
 
 
 def _read_sample(where: str, example: Example) -> dict[str, Any]:
     parts = []
     for message in example.messages or ():
-        parts.append({"text": f"{message.role}: ", "trained": False})
-        parts.append({"text": f"{message.content}\n", "trained": message.role == "assistant"})
+        parts.append(_part(f"{message.role}: ", False))
+        parts.append(_part(f"{message.content}\n", message.role == "assistant"))
     if example.text is not None:
-        parts.append({"text": example.text, "trained": True})
+        parts.append(_part(example.text, True))
     return {"where": where, "parts": parts}
 
 
@@ -137,10 +160,12 @@ class Description:
         )
         table.add_row(facts["unit"], span)
         if facts["unit"] == "tokens":
-            table.add_row("trained", self._trained())
+            table.add_row("labels" if facts["task"] else "trained", self._trained())
             table.add_row("cut", self._cut())
-            rates = f"{facts['unk_rate']:.2%} of all tokens, {facts['trained_unk_rate']:.2%} of the trained"
-            table.add_row("<unk>", Text(rates))
+            rates = (
+                f"{facts['input_unk_rate']:.2%} of the tokens of inputs, {facts['trained_unk_rate']:.2%} of answers'"
+            )
+            table.add_row("<unk>", Text("none: every text is known" if facts["knows_all"] else rates))
         table.add_row("duplicates", by_split(facts["duplicates"]))
         first = f", such as {facts['overlap_examples'][0]}" if facts["overlap_examples"] else ""
         table.add_row("overlap", f"{by_split(facts['overlap'])} rows that stand in train too{first}")
@@ -148,6 +173,8 @@ class Description:
 
     def _trained(self) -> str:
         tokens, trained = sum(self.facts["tokens"].values()), sum(self.facts["trained_tokens"].values())
+        if self.facts["task"]:
+            return f"{trained:,} of {', '.join(self.facts['labels'][:8]) or 'numbers'}"
         return f"{trained:,} of {tokens:,} tokens ({trained / tokens:.0%})"
 
     def _cut(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from microplane.data.formats import Example
 from microplane.data.problems import RowError, show
 from microplane.data.shape import Task
@@ -117,6 +119,17 @@ def label_names(counts: Iterable[str]) -> list[str]:
     """Class names in an order that does not depend on the rows': by number if all are numbers, else by text."""
     names = list(counts)
     return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
+
+
+def label_words(labels: np.ndarray, task: Task | str, names: Sequence[str]) -> Any:
+    """A row's stored labels in words: a class, some classes, values; of tokens a list, None where there is none."""
+    if task == "classification":
+        return names[int(labels[0])]
+    if task == "multilabel":
+        return [name for name, yes in zip(names, labels, strict=True) if yes]
+    if task == "regression":
+        return labels.tolist()
+    return [None if label == IGNORED else names[int(label)] for label in labels]
 
 
 class LabelLayout:

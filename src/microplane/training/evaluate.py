@@ -12,9 +12,9 @@ import torch
 
 from microplane.config import EvalKnobs, GenerateKnobs
 from microplane.data.batches import pack
+from microplane.data.labels import label_words
 from microplane.generate import generate
-from microplane.models.head_config import HeadConfig
-from microplane.models.heads import IGNORED, predicted, task_scores
+from microplane.models.heads import predicted, task_scores
 from microplane.training import label_metrics, metrics
 from microplane.training.objective import LabelBatch, loss_sum, make_batch
 from microplane.watch import Progress
@@ -157,7 +157,7 @@ def evaluate_labels(
         else:
             said |= dict(zip(indices, words, strict=True))
     model.train(was_training)
-    truths = {index: label_words(dataset.labels(index), head) for index in range(len(dataset))}
+    truths = {index: label_words(dataset.labels(index), head.task, head.labels) for index in range(len(dataset))}
     scores = label_metrics.score(head.task, [said[i] for i in truths], list(truths.values()))
     shown = list(rows)
     return {
@@ -166,17 +166,6 @@ def evaluate_labels(
         "targets": [label_metrics.text(truths[row], truths[row], head.task) for row in shown],
         "texts": [label_metrics.text(said[row], truths[row], head.task) for row in shown],
     }
-
-
-def label_words(labels: np.ndarray, head: HeadConfig) -> Any:
-    """A row's labels as the head would say them; of tokens, None where there is none."""
-    if head.task == "classification":
-        return head.labels[int(labels[0])]
-    if head.task == "multilabel":
-        return [name for name, yes in zip(head.labels, labels, strict=True) if yes]
-    if head.task == "regression":
-        return labels.tolist()
-    return [None if label == IGNORED else head.labels[int(label)] for label in labels]
 
 
 def describe_scores(scores: dict[str, float]) -> str:
