@@ -123,7 +123,9 @@ def row_of(pair: Pair, tokenizer: Tokenizer) -> dict[str, list[int]] | None:
 def plan(rows: Sequence[dict[str, list[int]]], steps: int) -> list[list[int]]:
     """Row numbers of each step: pairs of similar length, which also leaves the peer little to pad."""
     lengths = np.array([len(row["ids"]) for row in rows])
-    full = [step.tolist() for step in BatchPlan(lengths, 1, STEP_TOKENS).epoch(0) if lengths[step].sum() > STEP_TOKENS / 2]
+    full = [
+        step.tolist() for step in BatchPlan(lengths, 1, STEP_TOKENS).epoch(0) if lengths[step].sum() > STEP_TOKENS / 2
+    ]
     if len(full) < steps:
         raise SystemExit(f"--steps {steps}: there are pairs for {len(full)} only")
     return full[:steps]
@@ -201,7 +203,9 @@ def check_same_start(family: str, ours: dict[str, Any], peer: dict[str, Any]) ->
 
 def line(run: dict[str, Any]) -> str:
     rate, memory = run["trained_tokens_per_second"]["median"], run["peak_memory_bytes"]
-    return f"{rate:.0f} trained tokens/s, {run['seconds']:.1f} s, {memory / 1e9:.2f} GB, loss {run['validation_loss']:.4f}"
+    return (
+        f"{rate:.0f} trained tokens/s, {run['seconds']:.1f} s, {memory / 1e9:.2f} GB, loss {run['validation_loss']:.4f}"
+    )
 
 
 def ratios(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
