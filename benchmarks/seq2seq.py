@@ -233,7 +233,7 @@ def main() -> None:
     about, started = environment(), time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare(folder, options.steps)
+        data = prepare(folder, max(options.steps, PROBE_STEPS))
         print(json.dumps(data), flush=True)
         families = {family: compare_family(family, folder, options) for family in options.families}
     result = {
