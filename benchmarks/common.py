@@ -21,10 +21,11 @@ WARM_STEPS = 2  # left out of the medians: first touches of memory, kernels chos
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="LoRA on rows that are tokenised and batched already")
+    parser = argparse.ArgumentParser(description="training on rows that are tokenised and batched already")
     parser.add_argument("--model-folder", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--pairs", action="store_true", help="the whole of an encoder-decoder trains, without LoRA")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -32,7 +33,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "nf4"), default="bfloat16", help="of the base")
-    parser.add_argument("--autocast", action="store_true", help="adapters multiply in bfloat16 too (torch.autocast)")
+    parser.add_argument("--autocast", action="store_true", help="all is multiplied in bfloat16 (torch.autocast)")
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="the peer's way")
     parser.add_argument("--recompute", default="none", help="ours: train.recompute")
     parser.add_argument("--micro-tokens", type=int, default=4096, help="ours: tokens computed at once")
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
@@ -41,9 +43,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_rows(path: Path) -> list[dict[str, list[int]]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def steps_of(rows: Sequence[dict[str, Any]], batch_size: int) -> list[list[int]]:
+    """The row numbers of each step: as the rows say it themselves, else `batch_size` after the other."""
+    steps: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        steps.setdefault(row.get("step", number // batch_size), []).append(number)
+    return list(steps.values())
 
 
 def peak_rss() -> int:

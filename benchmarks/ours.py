@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import environment, figures, named, parse, peak_rss, read_rows
-from microplane.config import TrainKnobs
+from common import environment, figures, named, parse, peak_rss, read_rows, steps_of
+from microplane.config import ModelKnobs, TrainKnobs
 from microplane.data import batches
-from microplane.data.shape import TEXT
-from microplane.loading import number_format
-from microplane.methods import make_method, trainable
+from microplane.data.shape import TEXT, Shape
+from microplane.loading import base_format, number_format
+from microplane.methods import Method, make_method, trainable
+from microplane.models.contract import Model
 from microplane.models.load import load_model
+from microplane.nn.number_format import NumberFormat
+from microplane.tasks import row_shape
 from microplane.training import loop
 from microplane.training.evaluate import evaluate_loss
 from microplane.training.loop import fit, read_lines
@@ -29,9 +32,8 @@ from microplane.training.loop import fit, read_lines
 class Rows:
     """Tokenised rows with the interface of TokenDataset."""
 
-    shape = TEXT
-
-    def __init__(self, rows: list[dict[str, list[int]]]):
+    def __init__(self, rows: list[dict[str, Any]], shape: Shape = TEXT):
+        self.shape = shape
         self.rows = [(np.array(row["ids"], np.int32), np.array(row["trained"], bool)) for row in rows]
         self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)
         self.trained_counts = np.array([int(mask.sum()) for _, mask in self.rows], np.int32)
@@ -51,24 +53,30 @@ class Rows:
 
 
 class InOrder(batches.BatchPlan):
-    """Row i belongs to step i // batch_size, as for the peer."""
+    """Rows belong to the steps that the peer gives them too."""
+
+    steps: list[list[int]]
 
     def at(self, step: int) -> tuple[int, np.ndarray]:
-        return 0, np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return 0, np.array(self.steps[step])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    result = {"what": "LoRA with Microplane", **environment()}
+    what = "an encoder-decoder" if options.pairs else "LoRA"
+    result = {"what": f"{what} with Microplane", **environment()}
     if options.threads:
         torch.set_num_threads(options.threads)
-    loop.BatchPlan = InOrder  # type: ignore[misc]
-    form = number_format(options.dtype, "bfloat16" if options.dtype == "nf4" else "auto")
-    model = load_model(options.model_folder, form)
+    method = make_method({"name": "full"} if options.pairs else lora(options))
+    model = load_model(options.model_folder, form_of(options, method))
     memory = {"after_load": peak_rss()}
     torch.manual_seed(options.seed)
-    method = make_method({"name": "lora", "rank": options.rank, "alpha": options.alpha})
     method.attach(model)
-    train, held_out = Rows(read_rows(options.train)), Rows(read_rows(options.validation))
+    shape = row_shape(model)
+    rows, others = read_rows(options.train), read_rows(options.validation)
+    train, held_out = Rows(rows, shape), Rows(others, shape)
+    InOrder.steps = steps_of(rows, options.batch_size)
+    loop.BatchPlan = InOrder  # type: ignore[misc]
+    first = untrained_loss(model, Rows([others[i] for i in steps_of(others, options.batch_size)[0]], shape))
     knobs = TrainKnobs(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -103,10 +111,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             [line["tokens"] for line in steps],
             [line["trained_tokens"] for line in steps],
         ),
+        "untrained_loss": first,
         "validation_loss": outcome.validation_loss,
         "memory_bytes": memory,
         "peak_memory_bytes": peak_rss(),
     }
+
+
+def lora(options: argparse.Namespace) -> dict[str, Any]:
+    return {"name": "lora", "rank": options.rank, "alpha": options.alpha}
+
+
+def form_of(options: argparse.Namespace, method: Method) -> NumberFormat:
+    """Of pairs, what model.dtype = auto chooses: weights in float32, multiplied as is fastest here."""
+    if options.pairs:
+        return base_format(ModelKnobs(), method)
+    return number_format(options.dtype, "bfloat16" if options.dtype == "nf4" else "auto")
+
+
+def untrained_loss(model: Model, rows: Rows) -> float:
+    """On some rows, with activations in float32 where the weights are: to see that both sides begin with the same."""
+    compute, model.compute = model.compute, None
+    loss = evaluate_loss(model, rows, 1 << 20)
+    model.compute = compute
+    return loss
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peer: LoRA with transformers and peft, as one who knows both would write the loop. Measures speed, loss, memory.
+"""The peer: transformers and peft, as one who knows both would write the loop. Measures speed, loss, memory.
 
     python benchmarks/peer.py --model-folder HF_FOLDER --train train.ids.jsonl --validation validation.ids.jsonl \
         --rank 16 --alpha 32 --lr 1e-3 --batch-size 16 --steps 150 --warmup 8 --dtype bfloat16 --seed 0 --out peer.json
@@ -26,38 +26,63 @@ import torch
 import transformers
 from torch import Tensor
 
-from common import environment, figures, named, parse, peak_rss, read_rows
+from common import environment, figures, named, parse, peak_rss, read_rows, steps_of
 
 
 class Batch(NamedTuple):
-    ids: Tensor  # (B, T), padded on the right
-    mask: Tensor  # (B, T), 0 at padding
-    labels: Tensor  # (B, T), -100 where nothing is trained; the model shifts them by one itself
+    inputs: dict[str, Tensor]  # (B, T), padded on the right; labels are -100 where nothing is trained
     tokens: int  # without padding
     trained: int
 
 
-def batches_of(rows: Sequence[dict[str, list[int]]], size: int, pad: int) -> list[Batch]:
-    return [collate(rows[start : start + size], pad) for start in range(0, len(rows), size)]
+def batches_of(rows: Sequence[dict[str, Any]], options: argparse.Namespace, pad: int) -> list[Batch]:
+    collated = collate_pairs if options.pairs else collate
+    return [collated([rows[i] for i in step], pad) for step in steps_of(rows, options.batch_size)]
 
 
-def collate(rows: Sequence[dict[str, list[int]]], pad: int) -> Batch:
-    """Pads on the right to the longest row. A row's first token is no target: nothing predicts it."""
-    length = max(len(row["ids"]) for row in rows)
-    ids = torch.full((len(rows), length), pad)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    labels = torch.full((len(rows), length), -100)
-    for b, row in enumerate(rows):
-        n = len(row["ids"])
-        ids[b, :n] = torch.tensor(row["ids"])
-        mask[b, :n] = 1
-        target = torch.tensor(row["trained"], dtype=torch.bool)
-        labels[b, :n][target] = ids[b, :n][target]
+def collate(rows: Sequence[dict[str, Any]], pad: int) -> Batch:
+    """Pads on the right to the longest row. A row's first token is no target: nothing predicts it.
+
+    The model shifts the labels by one itself.
+    """
+    ids, mask = padded([row["ids"] for row in rows], pad)
+    trained, _ = padded([row["trained"] for row in rows], 0)
+    labels = ids.masked_fill(trained == 0, -100)
     labels[:, 0] = -100
-    return Batch(ids, mask, labels, int(mask.sum()), int((labels != -100).sum()))
+    return Batch(
+        {"input_ids": ids, "attention_mask": mask, "labels": labels}, int(mask.sum()), int((labels != -100).sum())
+    )
 
 
-def load(options: argparse.Namespace) -> peft.PeftModel:
+def collate_pairs(rows: Sequence[dict[str, Any]], pad: int) -> Batch:
+    """Both sides padded on the right to their longest; the model makes the decoder's input of the labels."""
+    cuts = [row["trained"].index(1) for row in rows]
+    ids, mask = padded([row["ids"][:cut] for row, cut in zip(rows, cuts, strict=True)], pad)
+    labels, target_mask = padded([row["ids"][cut:] for row, cut in zip(rows, cuts, strict=True)], -100)
+    trained = int(target_mask.sum())
+    return Batch({"input_ids": ids, "attention_mask": mask, "labels": labels}, int(mask.sum()) + trained, trained)
+
+
+def padded(rows: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(B, T) each: the rows, and 1 where they are."""
+    length = max(len(row) for row in rows)
+    lengths = torch.tensor([len(row) for row in rows])
+    filled = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    return filled, (torch.arange(length) < lengths[:, None]).long()
+
+
+def load(options: argparse.Namespace) -> torch.nn.Module:
+    """What trains: an encoder-decoder in float32, or a frozen decoder with adapters."""
+    if not options.pairs:
+        return load_lora(options)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        options.model_folder, dtype=torch.float32, attn_implementation=options.attention
+    )
+    model.config.use_cache = False
+    return model
+
+
+def load_lora(options: argparse.Namespace) -> peft.PeftModel:
     """The model in its number format, frozen, with fp32 adapters (peft's default) on every linear but the head."""
     quantised = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -69,7 +94,7 @@ def load(options: argparse.Namespace) -> peft.PeftModel:
         options.model_folder,
         dtype=torch.bfloat16 if options.dtype == "nf4" else getattr(torch, options.dtype),
         quantization_config=quantised if options.dtype == "nf4" else None,
-        attn_implementation="sdpa",
+        attn_implementation=options.attention,
     )
     base.config.use_cache = False
     config = peft.LoraConfig(
@@ -92,13 +117,13 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def loss_of(model: peft.PeftModel, batch: Batch, autocast: bool) -> Tensor:
+def loss_of(model: torch.nn.Module, batch: Batch, autocast: bool) -> Tensor:
     """Mean cross-entropy over the trained tokens of the batch."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        return model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
+        return model(**batch.inputs).loss
 
 
-def train(model: peft.PeftModel, batches: list[Batch], options: argparse.Namespace) -> tuple[list[float], list[float]]:
+def train(model: torch.nn.Module, batches: list[Batch], options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """(seconds, losses) of every step. A step is all that it takes: forward, backward, clipping, AdamW."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=0.0, fused=True)
@@ -119,7 +144,7 @@ def train(model: peft.PeftModel, batches: list[Batch], options: argparse.Namespa
 
 
 @torch.no_grad()
-def evaluate(model: peft.PeftModel, batches: list[Batch], autocast: bool) -> float:
+def evaluate(model: torch.nn.Module, batches: list[Batch], autocast: bool) -> float:
     """The same loss over all trained tokens of the validation rows."""
     model.eval()
     total = sum(loss_of(model, batch, autocast).item() * batch.trained for batch in batches)
@@ -128,25 +153,27 @@ def evaluate(model: peft.PeftModel, batches: list[Batch], autocast: bool) -> flo
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Loads, trains, evaluates; the memory peak is read after each, as it only ever rises."""
-    result = {"what": "LoRA with transformers + peft", **environment()}
+    what = "an encoder-decoder with transformers" if options.pairs else "LoRA with transformers + peft"
+    result = {"what": what, **environment()}
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     model = load(options)
     memory = {"after_load": peak_rss()}
     pad = model.config.pad_token_id or 0  # masked out: which token it is does not matter
-    rows = read_rows(options.train)[: options.steps * options.batch_size]
-    batches = batches_of(rows, options.batch_size, pad)
+    batches = batches_of(read_rows(options.train), options, pad)[: options.steps]
     if len(batches) < options.steps:
         raise SystemExit(f"{options.train} has rows for {len(batches)} of {options.steps} steps")
+    validation = batches_of(read_rows(options.validation), options, pad)
+    first = evaluate(model, validation[:1], autocast=False)
     seconds, losses = train(model, batches, options)
     memory["after_training"] = peak_rss()
-    validation = batches_of(read_rows(options.validation), options.batch_size, pad)
     result |= {
         "options": named(options),
         "threads": torch.get_num_threads(),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "adapter_dtype": str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch."),
+        "untrained_loss": first,
         "validation_loss": evaluate(model, validation, options.autocast),
         "memory_bytes": memory,
         "peak_memory_bytes": peak_rss(),

@@ -12,7 +12,14 @@ from microplane.nn import loss
 from microplane.nn.loss import CHUNK, chunked_cross_entropy, linear_cross_entropy, linear_cross_entropy_reference
 from microplane.nn.low_rank import low_rank_linear, low_rank_linear_reference, row_norms, row_norms_reference
 from microplane.nn.number_format import fastest_dtype, measured
-from microplane.nn.pointwise import rms_norm, rms_norm_reference, silu_gate, silu_gate_reference
+from microplane.nn.pointwise import (
+    rms_norm,
+    rms_norm_reference,
+    silu_gate,
+    silu_gate_reference,
+    softmax,
+    softmax_reference,
+)
 from microplane.nn.rows import Rows, from_grid, to_grid
 
 
@@ -49,6 +56,30 @@ def test_rms_norm_in_bfloat16_rounds_as_the_reference():
     torch.testing.assert_close(grads[0], wanted_grads[0], atol=0.03, rtol=0.02)
 
 
+def test_a_float32_weight_norms_bfloat16_as_the_reference():
+    (x,), (weight,) = leaves((64, 48), dtype=torch.bfloat16), leaves((48,), dtype=torch.float32)
+    (output, grads), (wanted, wanted_grads) = both(rms_norm, rms_norm_reference, [x, weight], 1e-5)
+    assert torch.equal(output, wanted)
+    torch.testing.assert_close(grads[0], wanted_grads[0], atol=0.03, rtol=0.02)
+    torch.testing.assert_close(grads[1], wanted_grads[1], atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 7), (1, 5, 7), (2, 1, 1, 7)])
+def test_softmax(shape):
+    assert_agree(both(softmax, softmax_reference, leaves((2, 4, 5, 7), shape)))
+    (scores,) = leaves((2, 4, 5, 7))
+    assert_agree(both(softmax, softmax_reference, [scores]))
+
+
+def test_softmax_of_bfloat16():
+    (scores,) = leaves((3, 4, 9), dtype=torch.bfloat16)
+    hidden = torch.zeros(3, 1, 9, dtype=torch.bfloat16).masked_fill(torch.arange(9) > 6, -torch.inf)
+    (output, grads), (wanted, wanted_grads) = both(softmax, softmax_reference, [scores], hidden)
+    torch.testing.assert_close(output, wanted, atol=0, rtol=0.008)
+    torch.testing.assert_close(grads[0], wanted_grads[0], atol=0.01, rtol=0.02)
+    assert not output[..., 7:].any()
+
+
 def test_silu_gate():
     assert_agree(both(silu_gate, silu_gate_reference, leaves((7, 24), (7, 24))))
 
@@ -75,7 +106,8 @@ def test_row_norms():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("positions", [1, CHUNK - 1, 2 * CHUNK + 5])
-def test_linear_cross_entropy(softcap, positions, label_smoothing, biased):
+def test_linear_cross_entropy(softcap, positions, label_smoothing, biased, monkeypatch):
+    monkeypatch.setattr(loss, "MOST", CHUNK)  # several chunks, and a last one that is short
     hidden, weight = leaves((positions, 8), (31, 8))
     targets = torch.randint(0, 31, (positions,))
     rest = (targets, softcap, label_smoothing, torch.randn(31, dtype=torch.float64) if biased else None)
@@ -98,7 +130,8 @@ def test_the_loss_of_huge_logits_is_finite():
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_a_float32_weight_with_hidden_states_in_bfloat16(softcap, label_smoothing, monkeypatch):
-    monkeypatch.setattr(loss, "BLOCK", 32)  # several, and a last one that is short
+    monkeypatch.setattr(loss, "BLOCK", 32 * 16)  # several, and a last one that is short
+    monkeypatch.setattr(loss, "MOST", CHUNK)
     hidden, weight = leaves((3 * CHUNK, 16), (83, 16), dtype=torch.float32)
     low = hidden.detach().bfloat16().requires_grad_()
     targets = torch.randint(0, 83, (len(hidden),))
@@ -112,8 +145,9 @@ def test_a_float32_weight_with_hidden_states_in_bfloat16(softcap, label_smoothin
         assert (grad - wanted).norm() < 0.01 * wanted.norm()
 
 
-def test_the_weights_gradient_is_summed_in_float32():
+def test_the_weights_gradient_is_summed_in_float32(monkeypatch):
     """Chunk by chunk the same small gradient: a sum in bfloat16 would stop at 256 times the first one."""
+    monkeypatch.setattr(loss, "MOST", CHUNK)
     chunks = 600
     hidden = torch.ones(chunks * CHUNK, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, requires_grad=True)

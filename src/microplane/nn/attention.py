@@ -20,6 +20,7 @@ from torch import Tensor
 
 from microplane.nn.cache import Cache
 from microplane.nn.dropout import dropout as drop
+from microplane.nn.pointwise import softmax
 from microplane.nn.rows import Rows, from_grid, to_grid
 
 LONG = 1024  # rows longer than this go through torch's own attention, which never holds all (S, L) scores
@@ -193,9 +194,7 @@ def _attend_short(
     scores = torch.bmm(stacked, k.transpose(1, 2)).view(B, H, S, L)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores.add_(mask)
-    shares = scores.softmax(-1)  # of bfloat16, torch computes this in float32 and rounds the result
+    shares = softmax(scores, mask)
     if dropout:
         shares = drop(shares, dropout)
     return torch.bmm(shares.view(B * KV, H // KV * S, L), v).view(B, H, S, Dh)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 64  # positions whose logits are in memory at once: 13 MB in float32 for a vocabulary of 49,152
-BLOCK = 512  # rows of the head's gradient that are summed at once in another format
+CHUNK = 64  # fewest positions whose logits are in memory at once
+MOST = 512
+LOGITS = 3 << 20  # between the two, as many as make so many logits: 13 MB in float32
+BLOCK = 1 << 19  # numbers of the head's gradient that are summed at once in another format
 
 
 def linear_cross_entropy_reference(
@@ -63,6 +65,11 @@ def _head_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
     return F.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
 
 
+def chunk_size(vocabulary: int) -> int:
+    """Positions whose logits are computed at once: more of a small vocabulary, for few make a slow product."""
+    return min(MOST, max(CHUNK, LOGITS // vocabulary))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -81,12 +88,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight.to(hidden.dtype)
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=exact)
-        space = torch.empty(
-            min(CHUNK, len(targets)), len(weight), dtype=exact
-        )  # one for all chunks, so it stays in cache
-        for start in range(0, len(targets), CHUNK):
-            rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
-            logits = space[: len(rows)].copy_(F.linear(rows, weight))  # (chunk, V)
+        size = chunk_size(len(weight))
+        # one space for all chunks, so it stays in cache; and one in hidden's format, if that is another
+        space = torch.empty(min(size, len(targets)), len(weight), dtype=exact)
+        narrow = space if hidden.dtype == exact else torch.empty_like(space, dtype=hidden.dtype)
+        for start in range(0, len(targets), size):
+            rows, wanted = hidden[start : start + size], targets[start : start + size, None]
+            product = torch.mm(rows, weight.t(), out=narrow[: len(rows)])  # (chunk, V)
+            logits = product if narrow is space else space[: len(rows)].copy_(product)
             if bias is not None:
                 logits.add_(bias)
             if softcap:
@@ -106,9 +115,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, wanted, torch.full_like(likely, label_smoothing - 1))
             if slope is not None:
                 grad.mul_(slope)
-            grad = grad.to(hidden.dtype)
+            grad = grad if narrow is space else product.copy_(grad)
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[start : start + CHUNK])
+                torch.mm(grad, weight, out=grad_hidden[start : start + size])
             if grad_weight is not None:
                 _add_product(grad_weight, grad, rows)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -125,5 +134,6 @@ def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
     if total.dtype == rows.dtype:
         total.addmm_(grad.t(), rows)
         return
-    for into, part in zip(total.split(BLOCK), grad.split(BLOCK, dim=1), strict=True):
+    block = max(1, BLOCK // total.shape[1])
+    for into, part in zip(total.split(block), grad.split(block, dim=1), strict=True):
         into.add_(torch.mm(part.t(), rows).to(total.dtype))
