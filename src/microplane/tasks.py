@@ -10,6 +10,8 @@ from microplane.data.shape import TEXT, Shape, Task
 from microplane.data.summary import DataSummary
 from microplane.errors import ConfigError
 from microplane.models.contract import Model
+from microplane.models.families import context_of
+from microplane.models.head_config import plain_of
 from microplane.models.heads import add_head
 from microplane.models.load import Checkpoint
 from microplane.watch import Watcher
@@ -37,8 +39,8 @@ def row_shape(model: Model, task: str = "auto") -> Shape:
 
 def within_context(knobs: RunKnobs, checkpoint: Checkpoint, watch: Watcher) -> RunKnobs:
     """Rows must fit the model's context; max_length is a bound, so it is lowered without asking, but said."""
-    context = checkpoint.config.get("max_position_embeddings")
-    if not isinstance(context, int) or knobs.data.max_length <= context:
+    context = context_of(plain_of(checkpoint.config))
+    if context is None or knobs.data.max_length <= context:
         return knobs
     watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model")
     return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
