@@ -119,6 +119,7 @@ class _Job:
         form = base_format(knobs.model, self.method, checkpoint.stored)
         self.knobs = knobs = within_context(knobs, checkpoint, self.method.places, watch)
         plain = shape_of(checkpoint)
+        watch.say(plain.note) if plain.note else None
         self.shape = row_shape(plain, knobs.data.task)
         names = label_names_of(plain)
         splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)

@@ -10,6 +10,8 @@ from microplane.data.shape import TEXT, Shape, Task
 from microplane.data.summary import DataSummary
 from microplane.errors import ConfigError
 from microplane.models.contract import Model
+from microplane.models.families import context_of
+from microplane.models.head_config import plain_of
 from microplane.models.heads import add_head
 from microplane.models.load import Checkpoint
 from microplane.watch import Watcher
@@ -42,8 +44,8 @@ def within_context(knobs: RunKnobs, checkpoint: Checkpoint, taken: int, watch: W
     Raises:
         ConfigError: if nothing is left for the rows.
     """
-    context = checkpoint.config.get("max_position_embeddings")
-    if not isinstance(context, int) or knobs.data.max_length <= context - taken:
+    context = context_of(plain_of(checkpoint.config))
+    if context is None or knobs.data.max_length <= context - taken:
         return knobs
     if taken >= context:
         raise ConfigError(

@@ -63,6 +63,7 @@ class Model(nn.Module):
     source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
     generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()
+    note: str | None = None  # what users are told when it is loaded
     compute: torch.dtype | None = None  # format of the activations where it is not that of the weights
     prelude: Prelude
     embed: nn.Module
@@ -128,6 +129,12 @@ class Model(nn.Module):
         """Our parameter name -> Hugging Face's, for all parameters of the plain model; a tied head is not listed, and
         neither is a task head: the function `hf_names` has both."""
         raise NotImplementedError
+
+    def plain_tensors(self) -> dict[str, Tensor]:
+        """What is saved of the model, by Hugging Face's names; adapters must be merged before."""
+        names, state = hf_names(self), self.state_dict()
+        assert names.keys() == state.keys(), "merge what a method has added before saving the model"
+        return {names[ours]: tensor for ours, tensor in state.items()}
 
     def called(self, name: str) -> str:
         """A tensor's name in a checkpoint, in the one spelling by which names are compared."""

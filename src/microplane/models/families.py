@@ -1,14 +1,16 @@
-"""All model families. Adding one: its file, and its place in `MODELS`."""
+"""All model families. Adding one: its file, and its place in `MODELS`. What none of them is, transformers may be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from microplane.errors import ModelError
 from microplane.models.config_fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
+from microplane.models.foreign import Foreign, standing_in
 from microplane.models.t5 import T5
 from microplane.models.transformer import Transformer
 
@@ -18,9 +20,30 @@ MODEL_TYPES: dict[str, str] = {name: kind for model in MODELS for name, kind in 
 
 
 def family_of(fields: Mapping[str, Any]) -> type[Model]:
-    """Which of our models a config.json describes.
+    """Which of our models a config.json describes, or else the one that transformers stands in for.
 
     Raises:
         ModelError: if none, naming it and those that are supported.
     """
-    return ARCHITECTURES[architecture_of(fields, MODEL_TYPES)]
+    try:
+        return ARCHITECTURES[architecture_of(fields, MODEL_TYPES)]
+    except ModelError as error:
+        if not isinstance(fields.get("architectures") or [], list):
+            raise
+        try:
+            standing_in(fields)
+        except ModelError as other:
+            raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
+        return Foreign
+
+
+def context_of(fields: Mapping[str, Any]) -> int | None:
+    """The context that a config.json names, in tokens, if rows are to be cut to it.
+
+    Raises:
+        ModelError: as `family_of`.
+    """
+    if family_of(fields) is Foreign:
+        return Foreign.context_of(fields)
+    context = fields.get("max_position_embeddings")
+    return context if isinstance(context, int) else None

@@ -22,6 +22,7 @@ from microplane.errors import ModelError
 from microplane.models.bitsandbytes import NF4Shards, readable
 from microplane.models.contract import Model, hf_names, linears
 from microplane.models.families import family_of
+from microplane.models.foreign import Foreign
 from microplane.models.head_config import OWN, head_of, plain_of
 from microplane.models.heads import TaskHead, put_head
 from microplane.nn.nf4 import NF4
@@ -225,9 +226,13 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
         model.refuse_format(form.stored)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    quantise_linears(model, form)
-    model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
+    if isinstance(model, Foreign):
+        model.fill(checkpoint.path, form.stored, checkpoint.stored)
+        quantise_linears(model, form)
+    else:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        quantise_linears(model, form)
+        model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
     model.source_config, model.compute = checkpoint.config, form.multiplied
     model.spare = _spare(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
@@ -363,10 +368,8 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     """
     assert isinstance(model, Model)
     model.refuse_format(dtype or next(model.parameters()).dtype)
-    names, state, head = hf_names(model), model.state_dict(), model.task_head
-    assert names.keys() == state.keys(), "merge what a method has added before saving the model"
+    head, written = model.task_head, model.plain_tensors()
     folder.mkdir(parents=True, exist_ok=True)
-    written = {names[ours]: tensor for ours, tensor in state.items()}
     written |= model.kept() if head is None or head.config.form is None else {}
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")

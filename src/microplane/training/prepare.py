@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from microplane.config import TrainKnobs
 from microplane.data.batches import micro_batches
+from microplane.errors import ConfigError
 from microplane.methods import Method
-from microplane.models.contract import Model, hf_names
+from microplane.models.contract import Model, hf_names, view_of
 from microplane.training.objective import loss_sum, make_batch
 
 if TYPE_CHECKING:
@@ -36,7 +37,16 @@ def prepare(
     if rows:
         say(f"choosing what to start from by {min(rows, len(train))} training rows")
     losses = sample_losses(model, train, rows, knobs.seed, knobs.micro_tokens)
-    method.prepare(model, losses, lambda site: stored[names[f"{site}.weight"]])
+
+    def weight(site: str) -> Tensor:
+        if view_of(model) is not None:
+            raise ConfigError(
+                "method.start: this start needs the weights as they were before they were quantised, which are not at "
+                "hand for a model that is loaded through transformers; choose zero, or a base that is not quantised"
+            )
+        return stored[names[f"{site}.weight"]]
+
+    method.prepare(model, losses, weight)
 
 
 def sample_losses(

@@ -13,15 +13,25 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from microplane.errors import ConfigError
+
 
 def recompute(model: nn.Module, what: str) -> None:
-    """Let `what` (none, attention or blocks) be computed again in backward while `model` trains."""
+    """Let `what` (none, attention or blocks) be computed again in backward while `model` trains.
+
+    Raises:
+        ConfigError: if a model that is not ours has no such parts under the names that they have in ours.
+    """
+    found = what == "none"
     for stack in model.modules():
         blocks = getattr(stack, "layers", None)
         for block in blocks if isinstance(blocks, nn.ModuleList) else ():
             module = {"none": None, "attention": getattr(block, "attention", None), "blocks": block}[what]
             if isinstance(module, nn.Module):
                 module.forward = _again(module, module.forward)
+                found = True
+    if not found:
+        raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
 
 
 def _again(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
