@@ -26,6 +26,7 @@ QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropo
 class Family:
     make: Callable[[], Model]
     data: MemoryDataset
+    lr: float = 1e-2
 
     def build(self, dtype: torch.dtype = torch.float32) -> Model:
         """A frozen random model in eval mode; of an encoder with a new head in float32."""
@@ -77,5 +78,7 @@ FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
     **{name: Family(_maker(PAIR_CONFIGS[name]), _pairs()) for name in ("t5", "marian")},
-    "bert": Family(lambda: Encoder.from_hf(ENCODER_CONFIGS["bert"] | QUIET).init_weights(0), Parity(copy_task().rows)),
+    "bert": Family(
+        lambda: Encoder.from_hf(ENCODER_CONFIGS["bert"] | QUIET).init_weights(0), Parity(copy_task().rows), lr=2e-3
+    ),
 }

@@ -104,7 +104,7 @@ def steps(model, method, optimizer, count, start=0, total=6, data=DATA):
 
 def trained(family, method, count=3):
     model = attached(family, method)
-    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     return model, optimizer, steps(model, method, optimizer, count, data=family.data)
 
 
@@ -131,7 +131,7 @@ def test_every_trainable_tensor_moves_and_loss_falls_and_the_rest_stays(family, 
     model = attached(family, method)
     family.output(model)  # a pass without gradients first must not cut anything off
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     losses = steps(model, method, optimizer, 4, data=family.data)
     names = set(trainable(model))
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -168,7 +168,7 @@ def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, t
     model, optimizer, first = trained(family, method, 3)
     save_checkpoint(tmp_path, 3, model, method, optimizer, {})
     model = attached(family, method, seed=9, prepare=False)
-    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     load_checkpoint(tmp_path / "step-00000003", model, method, optimizer)
     assert first + steps(model, method, optimizer, 3, start=3, data=family.data) == losses
     for name, tensor in straight.state_dict().items():
@@ -199,7 +199,7 @@ def test_adapters_in_float32_on_a_bfloat16_base(family, method):
             method.attach(model)
         return
     attach(method, model)
-    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     losses = steps(model, method, optimizer, 5, data=family.data)
     assert all(p.dtype == torch.float32 for p in trainable(model).values())
     assert losses[-1] < losses[0]
