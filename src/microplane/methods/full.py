@@ -26,7 +26,8 @@ class Full(Method):
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         names = hf_names(model)
-        return {names[name]: parameter for name, parameter in model.named_parameters()}
+        tensors = (*model.named_parameters(), *model.named_buffers())  # Marian's head has a bias that does not train
+        return {names[name]: tensor for name, tensor in tensors if name in names}
 
     def merge(self, model: nn.Module) -> None:
         """Nothing to do: the weights are the model's own."""

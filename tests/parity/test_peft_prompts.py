@@ -1,0 +1,109 @@
+"""Prompt and prefix tuning against peft on decoders: outputs and gradients at equal weights, and both ways of files."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+
+from microplane.errors import AdapterError
+from microplane.loading import load
+from microplane.methods import make_method
+from microplane.models.load import load_model
+from microplane.training.checkpoint import read_method, save_adapter
+from tests.methods.kit import shake
+from tests.parity.peft_kit import IDS, adapted_reference, assert_equal, gradients, ours, reference
+from tests.tiny import save_tiny_folder
+
+P = 4
+CASES = [
+    *(("prompt", family) for family in ("llama-tied", "qwen2", "qwen3", "gemma2")),
+    *(("prefix", family) for family in ("llama-tied", "llama-untied", "qwen2", "qwen3")),
+]
+CONFIGS = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request, tmp_path):
+    name, family = request.param
+    return name, save_tiny_folder(tmp_path / "base", family)
+
+
+def theirs(model):
+    """peft gives the states of a prompt too, but not those of a prefix."""
+    return [model(torch.tensor([row])).logits[0][-len(row) :] for row in IDS]
+
+
+def test_peft_opens_ours_with_equal_outputs_and_gradients(case, tmp_path):
+    name, base = case
+    method, model = make_method({"name": name, "length": P}), load_model(base)
+    method.attach(model)
+    shake(model, 0.5)
+    save_adapter(tmp_path / "adapter", model, method, {"base": str(base)})
+    opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter").eval()
+    opened.prompt_encoder.default.embedding.weight.requires_grad_(True)
+    mine, its = ours(model), theirs(opened)
+    assert_equal(mine, its)
+    assert not torch.allclose(mine[0], ours(load_model(base))[0], atol=1e-2)
+    state = method.state(model)["prompt_embeddings"]
+    whole = torch.autograd.grad(scalar(mine), list(model_leaves(model)), retain_graph=True)
+    gradients(its)
+    wanted = opened.prompt_encoder.default.embedding.weight.grad
+    got = as_peft(model, dict(zip(model_leaves(model), whole, strict=True)))
+    torch.testing.assert_close(got / wanted.abs().max(), wanted / wanted.abs().max(), atol=1e-5, rtol=1e-5)
+    assert state.shape == wanted.shape
+
+
+def scalar(logits):
+    """What `gradients` goes backward from."""
+    generator = torch.Generator().manual_seed(3)
+    return sum((row * torch.randn(row.shape, generator=generator)).sum() for row in logits)
+
+
+def model_leaves(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def as_peft(model, grads):
+    """Gradients of ours in the shape of peft's one tensor."""
+    if model.prelude.length:
+        return grads[model.prelude.vectors]
+    pairs = [(b.attention.prefix.keys, b.attention.prefix.values) for b in model.layers]
+    return torch.cat([grads[x].transpose(0, 1).flatten(1) for pair in pairs for x in pair], 1)
+
+
+def test_we_open_pefts(case, tmp_path):
+    name, base = case
+    model = adapted_reference(base, CONFIGS[name](task_type="CAUSAL_LM", num_virtual_tokens=P))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load(tmp_path / "adapter", dtype="float32")
+    assert (loaded.method.name, loaded.method.length) == (name, P)
+    assert_equal(ours(loaded.model), theirs(model))
+
+
+def test_of_a_prefix_made_by_an_mlp_the_outcome_is_read(tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    config = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=P, prefix_projection=True, encoder_hidden_size=8
+    )
+    model = adapted_reference(base, config)
+    model.save_pretrained(tmp_path / "adapter")
+    assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(model))
+
+
+def test_what_peft_has_no_room_for_is_kept_in_our_own_format(tmp_path):
+    for knobs, family in (({"name": "prompt", "norms": True}, "llama-tied"), ({"name": "prefix"}, "gemma2")):
+        base = save_tiny_folder(tmp_path / f"base-{knobs['name']}", family)
+        model, method = load_model(base), make_method(knobs)
+        method.attach(model)
+        save_adapter(tmp_path / knobs["name"], model, method, {"base": str(base)})
+        assert not (tmp_path / knobs["name"] / "adapter_config.json").exists()
+        assert read_method(tmp_path / knobs["name"])[0] == method
+
+
+def test_two_prompts_of_one_adapter_are_refused(tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P, num_transformer_submodules=2)
+    adapted_reference(base, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="num_transformer_submodules = 2 is not supported"):
+        read_method(tmp_path / "adapter")
