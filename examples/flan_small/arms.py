@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from choose import OptionRows, counting_baseline, rank, read_choices, write_freely
+from stages import StoppedError
+
 from microplane.config import DataKnobs, TrainKnobs
 from microplane.data.dataset import load_splits
 from microplane.data.shape import Shape
@@ -25,7 +26,6 @@ from microplane.models.load import load_model
 from microplane.paths import write_aside
 from microplane.training.checkpoint import save_adapter
 from microplane.training.loop import fit
-from stages import Stopped
 
 Curve = list[tuple[int, float]]  # (step, validation accuracy)
 
@@ -71,11 +71,13 @@ def baselines(plan: Plan) -> dict[str, float]:
     return counting_baseline(train, read_choices(plan.data / "test.jsonl", plan.test_rows))
 
 
-def fine_tune(start: Path, plan: Plan, lr: float, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def fine_tune(
+    start: Path, plan: Plan, lr: float, seed: int, folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
     """One fine-tuning: its curve, and the test accuracy of the weights with the lowest validation loss.
 
     Raises:
-        Stopped: if it was interrupted; called again, it goes on.
+        StoppedError: if it was interrupted; called again, it goes on.
     """
     torch.set_num_threads(plan.threads)
     tokenizer = load_tokenizer(start)
@@ -121,7 +123,7 @@ def fine_tune(start: Path, plan: Plan, lr: float, seed: int, folder: Path, say: 
         save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}) and None,
     )  # fmt: skip
     if outcome.interrupted:
-        raise Stopped(f"stopped in {folder}; the same command goes on from there")
+        raise StoppedError(f"stopped in {folder}; the same command goes on from there")
     best = load_model(folder / "adapter", torch.float32, plan.dtype)
     test = rank(best, rows["test"], options["test"])
     for heavy in ("adapter", "resume"):
@@ -172,11 +174,13 @@ def summary(runs: Sequence[Mapping[str, Any]], levels: Sequence[float]) -> dict[
         "best_validation_accuracy": spread([max(value for _, value in run["curve"]) for run in runs]),
         "area": math.fsum(value for _, value in means) / len(means),
         "curve": curve,
-        "steps_to": {
-            f"{level:.3f}": {"mean_curve": steps_to(means, level), "seeds": [steps_to(run["curve"], level) for run in runs]}
-            for level in levels
-        },
+        "steps_to": {f"{level:.3f}": reached(means, runs, level) for level in levels},
     }
+
+
+def reached(means: Curve, runs: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
+    """Steps to a level: of the mean curve, and of each seed's own."""
+    return {"mean_curve": steps_to(means, level), "seeds": [steps_to(run["curve"], level) for run in runs]}
 
 
 def levels_of(curves: Sequence[Curve], count: int = 5) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -16,12 +17,14 @@ from torch.nn import functional as F
 
 from microplane.config import GenerateKnobs
 from microplane.data.batches import pack
-from microplane.data.pairs import PairLayout
 from microplane.data.formats import Message
-from microplane.data.shape import Shape
+from microplane.data.pairs import PairLayout
 from microplane.data.tokenizer import Tokenizer
+from microplane.errors import DataError
 from microplane.generate import generate
-from microplane.training.objective import make_batch
+from microplane.models.t5 import T5
+from microplane.nn.cache import PairCache
+from microplane.nn.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -39,44 +42,43 @@ def read_choices(path: Path, most: int | None = None) -> list[Choice]:
 
 
 class OptionRows:
-    """Every option of every row as a pair, in the form that `make_batch` reads."""
+    """Rows as tokens: what is read, and every option with the end token."""
 
-    def __init__(self, rows: Sequence[Choice], tokenizer: Tokenizer, longest: int, start: int = 0):
+    def __init__(self, rows: Sequence[Choice], tokenizer: Tokenizer, longest: int):
         layout = PairLayout(tokenizer)
-        self.shape = Shape("pairs", start)
-        self.owner: list[int] = []
-        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        for number, row in enumerate(rows):
-            source = layout.prompt([Message("user", row.inputs)])
-            source = source if len(source) <= longest else [*source[: longest - 1], source[-1]]
-            for option in row.options:
-                target = tokenizer.encode_target(option)
-                ids = np.array([*source, *target], np.int32)
-                self.pairs.append((ids, np.arange(len(ids)) >= len(source)))
-                self.owner.append(number)
-        self.lengths = np.array([len(ids) for ids, _ in self.pairs], np.int32)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.pairs[row]
+        sources = [layout.prompt([Message("user", row.inputs)]) for row in rows]
+        self.sources = [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in sources]
+        self.options = [[tokenizer.encode_target(option) for option in row.options] for row in rows]
+        if len({len(options) for options in self.options}) != 1:
+            raise DataError("rows with different numbers of options cannot be ranked side by side")
 
 
 @torch.no_grad()
-def rank(model: Any, rows: Sequence[Choice], data: OptionRows, budget: int = 8192) -> dict[str, float]:
-    """Accuracy of the likeliest option, and the mean -log p of the right one, all tokens of its text together."""
+def rank(model: T5, rows: Sequence[Choice], data: OptionRows, budget: int = 8192) -> dict[str, float]:
+    """Accuracy of the likeliest option, and the mean -log p of the right one, all tokens of its text together.
+
+    A source is read once for all of its options.
+    """
     model.eval()
-    order = np.argsort(-data.lengths, kind="stable").tolist()
-    scores = np.zeros(len(data))
-    for indices in pack(order, data.lengths, budget):
-        batch: Any = make_batch(data, indices)  # type: ignore[arg-type]
-        losses = F.cross_entropy(model.logits(model(batch.rows)).float(), batch.targets, reduction="none")
-        counts = torch.tensor([int(data.pairs[index][1].sum()) for index in indices])
-        where = torch.repeat_interleave(torch.arange(len(indices)), counts)
-        scores[indices] = -torch.zeros(len(indices)).index_add_(0, where, losses).double().numpy()
+    lengths = np.array([len(ids) for ids in data.sources], np.int32)
+    scores = np.zeros((len(rows), len(data.options[0])))
+    for indices in pack(np.argsort(-lengths, kind="stable").tolist(), lengths, budget):
+        read, _ = model.open([data.sources[index] for index in indices])
+        for number in range(scores.shape[1]):
+            cache = PairCache(model.config.num_decoder_layers, Rows.of([data.sources[index] for index in indices]))
+            cache.memory = read.memory
+            scores[indices, number] = log_probs(model, [data.options[index][number] for index in indices], cache)
     model.train()
-    return ranked(rows, scores.tolist())
+    return ranked(rows, scores.ravel().tolist())
+
+
+def log_probs(model: T5, targets: Sequence[list[int]], cache: PairCache) -> np.ndarray:
+    """log p of whole targets behind what the cache has read."""
+    given = Rows.of([[model.config.decoder_start, *ids[:-1]] for ids in targets])
+    wanted = torch.tensor([token for ids in targets for token in ids])
+    losses = F.cross_entropy(model.logits(model(given, cache)).float(), wanted, reduction="none")
+    owner = torch.repeat_interleave(torch.arange(len(targets)), torch.tensor([len(ids) for ids in targets]))
+    return -torch.zeros(len(targets)).index_add_(0, owner, losses).double().numpy()
 
 
 def ranked(rows: Sequence[Choice], scores: Sequence[float]) -> dict[str, float]:
@@ -128,6 +130,6 @@ def counting_baseline(train: Sequence[Choice], test: Sequence[Choice]) -> dict[s
 
 
 def _features(text: str) -> Iterable[str]:
-    words = text.lower().split()
+    words = text.split("\nOptions:")[0].lower().split()
     yield from words
-    yield from (f"{one} {two}" for one, two in zip(words, words[1:], strict=False))
+    yield from (f"{one} {two}" for one, two in itertools.pairwise(words))

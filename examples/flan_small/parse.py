@@ -1,9 +1,9 @@
-"""Reads the formats of the sources: WordNet's data files, Debian's stanzas, movie rows; and splits by family."""
+"""Reads the formats of the sources: WordNet's data files and Debian's stanzas; and splits by family."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -136,14 +136,3 @@ def split_of(family: str, validation: float, test: float, salt: str = "") -> str
     """train, validation or test."""
     share = share_of(family, salt)
     return "test" if share < test else "validation" if share < test + validation else "train"
-
-
-def sentiment_rows(rows: Iterable[Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """(film, text, label) of the reviews' snippets, each text once."""
-    words = {"fresh": "positive", "rotten": "negative"}
-    seen: set[str] = set()
-    for row in rows:
-        text = " ".join(row["text"].split())
-        if row["category"] in words and text and text not in seen:
-            seen.add(text)
-            yield row["movie_name"], text, words[row["category"]]

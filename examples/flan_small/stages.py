@@ -15,7 +15,7 @@ from microplane.run import Run, train
 from microplane.watch import Watcher
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Somebody pressed Ctrl-C, or ended the process by SIGTERM, and the run has saved where it is."""
 
 
@@ -57,12 +57,12 @@ def train_run(knobs: RunKnobs, watch: Watcher) -> Run:
     """A Microplane run, begun or continued.
 
     Raises:
-        Stopped: if it was interrupted.
+        StoppedError: if it was interrupted.
     """
     begun = (Path(knobs.runs) / (knobs.name or "") / "run.yaml").is_file()
     done = train(knobs=knobs, resume=begun, watch=watch)
     if done.result["status"] == "stopped":
-        raise Stopped(f"stopped in {done.folder}; the same command goes on from there")
+        raise StoppedError(f"stopped in {done.folder}; the same command goes on from there")
     return done
 
 

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from parse import Package, Synset, packages, split_of, wordnet
+
 from microplane.data.instructions import family
 from microplane.paths import write_aside
-from parse import Package, Synset, packages, sentiment_rows, split_of, wordnet
 
 Row = Mapping[str, Any]
-HELD_OUT_FAMILY, HELD_OUT_TEMPLATE, OPTIONS = "sentiment", 2, ("negative", "positive")
+HELD_OUT_FAMILY, HELD_OUT_TEMPLATE = "topic", 2  # no other task of this family is in the mixture
 LONG = 400  # characters of a long text in a task
 
 
@@ -27,7 +28,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     return len(lines)
 
 
-def build(folder: Path, movie_rows: Sequence[Mapping[str, str]], commands: int = 4000) -> dict[str, int]:
+def build(folder: Path, commands: int = 4000) -> dict[str, int]:
     """Everything below `folder`, from what `fetch.debian` left there; returns rows by file."""
     rng = random.Random(0)
     synsets = [
@@ -35,19 +36,20 @@ def build(folder: Path, movie_rows: Sequence[Mapping[str, str]], commands: int =
         for part in ("noun", "verb", "adj", "adv")
         for synset in wordnet((folder / "wordnet" / f"data.{part}").read_text(encoding="utf-8").splitlines())
     ]
-    texts = [(folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace") for name in ("packages", "en", "fr")]
-    found = packages(*[text.splitlines() for text in texts])
-    shuffled = list(texts_of(synsets, found))
+    lists = [folder / f"{name}.txt" for name in ("packages", "en", "fr")]
+    found = packages(*[path.read_text(encoding="utf-8", errors="replace").splitlines() for path in lists])
+    seen = [package for package in found if side_of(package) == "train"]
+    shuffled = list(texts_of(synsets, seen))
     rng.shuffle(shuffled)
     counts = {"text": write_rows(folder / "text.jsonl", ({"text": text} for text in shuffled))}
-    for name, rows in mixture_tasks(synsets, found, rng).items():
+    for name, rows in mixture_tasks(synsets, seen, rng).items():
         rng.shuffle(rows)
         counts[name] = write_rows(folder / "tasks" / f"{name}.jsonl", rows)
     made = recipe("home_commands").build(folder / "home", train_rows=commands, test_rows=10)
     lines = [json.loads(line) for line in (folder / "home" / "train.jsonl").read_text().splitlines()]
     rows = [{"command": line["input"], "output": line["output"]} for line in lines]
     counts["commands"] = write_rows(folder / "tasks" / "commands.jsonl", rows[: made["train_rows"]])
-    for name, rows in held_out(movie_rows, rng).items():
+    for name, rows in held_out(found, rng).items():
         counts[f"held out, {name}"] = write_rows(folder / "held_out" / f"{name}.jsonl", rows)
     return counts
 
@@ -55,7 +57,8 @@ def build(folder: Path, movie_rows: Sequence[Mapping[str, str]], commands: int =
 def recipe(name: str) -> Any:
     """The recipe of another example."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / name / "build.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -82,24 +85,11 @@ def mixture_tasks(synsets: Sequence[Synset], found: Sequence[Package], rng: rand
     """Rows by task, with the fields that the families of templates want."""
     return {
         "definitions": [{"term": s.words[0], "definition": s.definition} for s in synsets if len(s.definition) > 8],
-        "topics": topics([(s.definition, s.topic) for s in synsets if s.kind in "nv" and s.topic != "tops"], rng),
         "kinds": kinds(synsets, rng),
         "opposites": opposites(synsets, rng),
         "gaps": gaps(synsets, rng),
-        **debian_tasks(found, rng),
+        **debian_tasks(found),
     }
-
-
-def topics(rows: Sequence[tuple[str, str]], rng: random.Random, at_least: int = 200, listed: int = 4) -> list[dict]:
-    """Texts with their topic, and a few topics to choose from; rare topics are left out."""
-    counts = Counter(topic for _, topic in rows)
-    known = [topic for topic, count in counts.items() if count >= at_least]
-    made = []
-    for text, topic in rows:
-        if topic in known:
-            others = rng.sample([other for other in known if other != topic], min(listed, len(known)) - 1)
-            made.append({"text": text, "label": topic, "options": [topic, *others]})
-    return made
 
 
 def kinds(synsets: Sequence[Synset], rng: random.Random) -> list[dict]:
@@ -145,33 +135,55 @@ def gaps(synsets: Sequence[Synset], rng: random.Random) -> list[dict]:
         for example in synset.examples[:1]:
             text, hits = re.subn(rf"\b{re.escape(word)}\b", "___", example)
             if hits == 1 and len(text) > 12:
-                options = list(dict.fromkeys([word, *rng.sample(words, 3)]))
+                options = list(dict.fromkeys([word, *rng.sample(words, min(3, len(words)))]))
                 row = {"question": "Which word fits into the gap?", "context": text, "answer": word}
                 made.append(row | {"options": options})
     return made
 
 
-def debian_tasks(found: Sequence[Package], rng: random.Random) -> dict[str, list[dict]]:
-    """Translation, summary and section of packages: one package of each source, since families share sentences."""
-    own = list({package.source: package for package in found}.values())
+def debian_tasks(found: Sequence[Package]) -> dict[str, list[dict]]:
+    """Translations, and summaries of one package of each source, since families share sentences."""
     short = {p.short: p.short_fr for p in found if p.short_fr and 12 < len(p.short) < 90}
-    long = [p for p in own if len(p.long) > 80 and 8 < len(p.short) < 90]
-    sections = topics([(f"{p.short}. {p.long.splitlines()[0][:LONG]}", p.section) for p in long], rng, at_least=150)
+    long = [p for p in one_of_each(found) if len(p.long) > 80 and 8 < len(p.short) < 90]
     return {
         "translation": [{"source": english, "target": french} for english, french in short.items()],
         "summaries": [{"text": p.long[:LONG], "summary": p.short} for p in long],
-        "sections": sections,
     }
 
 
-def held_out(movie_rows: Iterable[Mapping[str, str]], rng: random.Random) -> dict[str, list[dict]]:
-    """Movie snippets split by film, all in one wording that lists the options, as (inputs, targets)."""
+def one_of_each(found: Iterable[Package]) -> list[Package]:
+    """One package of each source."""
+    return list({package.source: package for package in found}.values())
+
+
+def side_of(package: Package) -> str:
+    """train, validation or test. Of the last two, nothing is read in pretraining nor in the mixture."""
+    return split_of(package.source, validation=0.05, test=0.1)
+
+
+def held_out(
+    found: Sequence[Package], rng: random.Random, at_least: int = 150, listed: int = 4, longest: int = 250
+) -> dict[str, list[dict]]:
+    """In which section of Debian a package is: from its description, with a few sections to choose from.
+
+    One package of each source, split by source, in one wording; rare sections are left out.
+    """
     splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
     template = family(HELD_OUT_FAMILY).templates[HELD_OUT_TEMPLATE]
-    listed = "Options:\n" + "\n".join(f"- {option}" for option in OPTIONS)
-    for film, text, label in sentiment_rows(movie_rows):
-        inputs, targets = template.render({"text": text, "label": label}, listed)
-        splits[split_of(film, validation=0.05, test=0.1)].append({"inputs": inputs, "targets": targets, "options": list(OPTIONS)})
+    own = [package for package in one_of_each(found) if len(package.long) > 80]
+    counts = Counter(package.section for package in own)
+    known = sorted(section for section, count in counts.items() if count >= at_least)
+    for package in own:
+        if package.section not in known:
+            continue
+        others = [section for section in known if section != package.section]
+        options = rng.sample(
+            [package.section, *rng.sample(others, min(listed, len(known)) - 1)], min(listed, len(known))
+        )
+        text = f"{package.short}. {package.long.splitlines()[0]}"[:longest]
+        shown = "Options:\n" + "\n".join(f"- {option}" for option in options)
+        inputs, targets = template.render({"text": text, "label": package.section}, shown)
+        splits[side_of(package)].append({"inputs": inputs, "targets": targets, "options": options})
     for rows in splits.values():
         rng.shuffle(rows)
     return splits
