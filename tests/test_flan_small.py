@@ -127,6 +127,8 @@ def test_held_out_rows_split_by_source_and_list_the_right_section():
         assert len(set(row["options"])) == 4
         assert "Options:\n- " + "\n- ".join(row["options"]) + "\n" in row["inputs"]
     assert len({row["options"].index(row["targets"]) for row in made["train"]}) == 4  # its place tells nothing
+    few = tasks.held_out(found, random.Random(0), at_least=20, most=9)
+    assert sum(len(own) for own in few.values()) == 5 * 9
     held = {tasks.side_of(package) for package in found if f"lamp {package.source[4:]}. " in made["test"][0]["inputs"]}
     assert held == {"test"}
 

@@ -162,19 +162,27 @@ def side_of(package: Package) -> str:
 
 
 def held_out(
-    found: Sequence[Package], rng: random.Random, at_least: int = 150, listed: int = 4, longest: int = 250
+    found: Sequence[Package],
+    rng: random.Random,
+    at_least: int = 150,
+    most: int = 600,
+    listed: int = 4,
+    longest: int = 250,
 ) -> dict[str, list[dict]]:
     """In which section of Debian a package is: from its description, with a few sections to choose from.
 
-    One package of each source, split by source, in one wording; rare sections are left out.
+    One package of each source, split by source, in one wording. Sections with fewer than `at_least` packages are left
+    out, and no more than `most` of one are taken, or guessing the commonest would be right half of the time.
     """
     splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
     template = family(HELD_OUT_FAMILY).templates[HELD_OUT_TEMPLATE]
     own = [package for package in one_of_each(found) if len(package.long) > 80]
     counts = Counter(package.section for package in own)
     known = sorted(section for section, count in counts.items() if count >= at_least)
+    taken: Counter[str] = Counter()
     for package in own:
-        if package.section not in known:
+        taken[package.section] += 1
+        if package.section not in known or taken[package.section] > most:
             continue
         others = [section for section in known if section != package.section]
         options = rng.sample(
