@@ -22,7 +22,7 @@ from microplane.paths import cache_dir
 __all__ = ["DataSummary", "Splits", "TokenDataset", "load_rows", "load_splits"]
 
 Dataset = TokenDataset | DenoisedDataset
-VERSION = 2  # of what is stored and of all code that decides it; raise it when either changes
+VERSION = 3  # of what is stored and of all code that decides it; raise it when either changes
 
 
 @dataclass
