@@ -40,8 +40,8 @@ from microplane.paths import write_aside  # noqa: E402
 ARMS = {"direct": "pretrained, then fine-tuned", "instructed": "pretrained, instruction-tuned, then fine-tuned"}
 SEEDS = (0, 1, 2)
 FULL: dict[str, Any] = {
-    "pieces": 8000, "vocabulary_rows": 12000, "text_rows": 80_000, "pretrain_steps": 400, "instruct_steps": 250,
-    "fine_steps": 200, "every": 20, "validation_rows": 300, "test_rows": 1300, "written": 200, "lrs": (5e-4, 1.5e-3),
+    "pieces": 8000, "vocabulary_rows": 12000, "text_rows": 240_000, "pretrain_steps": 2400, "instruct_steps": 800,
+    "fine_steps": 400, "every": 25, "validation_rows": 300, "test_rows": 1300, "written": 200, "lrs": (5e-4, 1.5e-3),
     "seeds": SEEDS, "batch_tokens": 4096, "batch_size": 32,
 }  # fmt: skip
 TINY: dict[str, Any] = FULL | {
