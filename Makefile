@@ -1,9 +1,10 @@
 # Every target makes .venv and installs what it needs first.
-.PHONY: help demo test test-all mutants lint bench clean
+.PHONY: help demo flan-small test test-all mutants lint bench clean
 LANGUAGE ?= en
 
 help:
 	@echo "make demo      teach a small model to turn home commands into JSON (LANGUAGE=en|fr|vi), about 10 minutes"
+	@echo "make flan-small  does instruction tuning help a small T5 with a new task? pretraining included, about an hour"
 	@echo "make test      all tests but the slow ones"
 	@echo "make test-all  the slow ones too"
 	@echo "make mutants   put bugs into the methods one by one, and see that the tests catch each"
@@ -13,6 +14,10 @@ help:
 demo:
 	@tools/venv.sh
 	.venv/bin/microplane demo --lang $(LANGUAGE)
+
+flan-small:
+	@tools/venv.sh
+	.venv/bin/python examples/flan_small/run.py
 
 test:
 	@tools/venv.sh test

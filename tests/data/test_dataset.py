@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from microplane.config import DataKnobs
 from microplane.data import build, dataset, store
 from microplane.data.dataset import DataSummary, load_rows, load_splits
+from microplane.data.shape import Shape
 from microplane.data.store import folder_aside
 from microplane.data.survey import files_of, split_off
 from microplane.data.template import Layout
+from microplane.data.tokenizer import load_tokenizer
 from microplane.errors import DataError
+from tests.tiny import save_byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -390,6 +393,19 @@ def test_cut_rows_are_counted_and_warned_of(tmp_path, plain):
     assert summary.warnings[:2] == [
         "14 rows above 16 tokens (data.max_length) lost the start of their prompt",
         "1 answer above 16 tokens (data.max_length) lost their end",
+    ]
+
+
+def test_cut_pairs_are_warned_of_by_the_knobs_that_cut_them(tmp_path):
+    (tmp_path / "model").mkdir()
+    save_byte_tokenizer(tmp_path / "model", ends=True)
+    rows = [{"inputs": f"{n}" + "q" * 30, "targets": "b"} for n in range(9)]
+    rows += [{"inputs": f"{n}", "targets": "b" * 20} for n in range(7)]
+    knobs = DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_length=16, max_target_length=8)
+    splits = load_splits(knobs, load_tokenizer(tmp_path / "model"), None, Shape("pairs", 0))
+    assert splits.summary.warnings[:2] == [
+        "9 rows above 16 tokens (data.max_length) lost the end of their prompt",
+        "7 answers above 8 tokens (data.max_target_length) lost their end",
     ]
 
 

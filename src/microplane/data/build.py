@@ -154,6 +154,7 @@ class Builder:
             _refuse_empty(splits[name], item, counts[name])
         shared = {name: overlap(splits["train"], split) for name, split in splits.items() if name != "train"}
         trained = 0 if isinstance(self.layout, LabelLayout) else stored["train"].trained_tokens
+        pairs = isinstance(self.layout, PairLayout)
         summary = DataSummary(
             format=str(splits["train"].format),
             template="none" if splits["train"].format.name == "text" else self.layout.kind,
@@ -162,6 +163,8 @@ class Builder:
             label_counts={name: dict(split.labels) for name, split in splits.items()},
             system=self.knobs.system,
             max_length=self.knobs.max_length,
+            max_target_length=self.knobs.max_target_length if pairs else None,
+            loses="end" if pairs else "start",
             files={name: [str(path) for path in split.files] for name, split in splits.items()},
             validation_from="file" if self.found.held_out is None else "split off",
             bad=dict(problems.counts),

@@ -21,6 +21,8 @@ class DataSummary:
     max_length: int
     files: dict[str, list[str]]
     validation_from: str  # "split off" or "file"
+    max_target_length: int | None = None  # of an encoder-decoder's answers
+    loses: str = "start"  # the side that a prompt beyond max_length loses
     bad: dict[str, int] = field(default_factory=dict)  # rows left out, by kind
     bad_examples: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
@@ -91,7 +93,9 @@ class DataSummary:
     def _cut(self) -> list[str]:
         cut, answers = sum(self.truncated.values()), sum(self.answers_cut.values())
         limit = f"{self.max_length:,} tokens (data.max_length)"
-        lines = [f"{_many(cut, 'row')} above {limit} lost the start of their prompt"] if cut else []
+        lines = [f"{_many(cut, 'row')} above {limit} lost the {self.loses} of their prompt"] if cut else []
+        if self.max_target_length:
+            limit = f"{self.max_target_length:,} tokens (data.max_target_length)"
         return [*lines, f"{_many(answers, 'answer')} above {limit} lost their end"] if answers else lines
 
     def _repeated(self) -> list[str]:
