@@ -64,8 +64,9 @@ def rank(model: T5, rows: Sequence[Choice], data: OptionRows, budget: int = 8192
     scores = np.zeros((len(rows), len(data.options[0])))
     for indices in pack(np.argsort(-lengths, kind="stable").tolist(), lengths, budget):
         read, _ = model.open([data.sources[index] for index in indices])
+        assert isinstance(read, PairCache)
         for number in range(scores.shape[1]):
-            cache = PairCache(model.config.num_decoder_layers, Rows.of([data.sources[index] for index in indices]))
+            cache = PairCache(model.config.num_decoder_layers, read.source_lengths)
             cache.memory = read.memory
             scores[indices, number] = log_probs(model, [data.options[index][number] for index in indices], cache)
     model.train()
