@@ -23,6 +23,7 @@ from microplane.loading import fingerprint
 from microplane.methods import make_method
 from microplane.methods.method import attach
 from microplane.models.load import load_model
+from microplane.nn.number_format import NumberFormat
 from microplane.paths import write_aside
 from microplane.training.checkpoint import save_adapter
 from microplane.training.loop import fit
@@ -43,7 +44,7 @@ class Plan:
     longest: int  # tokens of an input
     dropout: float
     threads: int
-    dtype: torch.dtype
+    form: NumberFormat  # of weights and products
 
 
 def start_from(adapter: Path, folder: Path, dropout: float) -> Path:
@@ -60,7 +61,7 @@ def start_from(adapter: Path, folder: Path, dropout: float) -> Path:
 def zero_shot(start: Path, plan: Plan, written: int) -> dict[str, Any]:
     """Before any fine-tuning: the test rows ranked, some of them answered freely."""
     tokenizer = load_tokenizer(start)
-    model = load_model(start, torch.float32, plan.dtype)
+    model = load_model(start, plan.form)
     rows = read_choices(plan.data / "test.jsonl", plan.test_rows)
     ranked = rank(model, rows, OptionRows(rows, tokenizer, plan.longest))
     return {"ranked": ranked, "written": write_freely(model, tokenizer, rows[:written]), "rows": len(rows)}
@@ -81,7 +82,7 @@ def fine_tune(
     """
     torch.set_num_threads(plan.threads)
     tokenizer = load_tokenizer(start)
-    model = load_model(start, torch.float32, plan.dtype)
+    model = load_model(start, plan.form)
     data = DataKnobs(train=str(plan.data), max_length=plan.longest, template="plain")
     splits = load_splits(data, tokenizer, None, Shape("pairs", model.config.decoder_start))
     rows = {
@@ -115,7 +116,7 @@ def fine_tune(
         "train rows": splits.train.fingerprint,
         "train": knobs.model_dump(mode="json"),
         "rows": [plan.validation_rows, plan.test_rows],
-        "dtype": str(plan.dtype),
+        "dtype": plan.form.name,
     }
     outcome = fit(
         model, method, splits.train, knobs, folder,
@@ -124,7 +125,7 @@ def fine_tune(
     )  # fmt: skip
     if outcome.interrupted:
         raise StoppedError(f"stopped in {folder}; the same command goes on from there")
-    best = load_model(folder / "adapter", torch.float32, plan.dtype)
+    best = load_model(folder / "adapter", plan.form)
     test = rank(best, rows["test"], options["test"])
     for heavy in ("adapter", "resume"):
         shutil.rmtree(folder / heavy, ignore_errors=True)

@@ -87,7 +87,7 @@ class Experiment:
         load, cores = os.getloadavg()[0], environment.describe()["cores"]
         threads = self.threads or min(2, cores)
         torch.set_num_threads(threads)
-        dtype = str(number_format("auto")).removeprefix("torch.")
+        dtype = number_format("auto").name
         return {"threads": threads, "dtype": dtype, "load_at_start": load, **environment.describe()}
 
     def fetch(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Experiment:
         return arms.Plan(
             data=self.data / "held_out", steps=size["fine_steps"], batch_size=size["batch_size"], every=size["every"],
             validation_rows=size["validation_rows"], test_rows=size["test_rows"], longest=96, dropout=0.1,
-            threads=machine["threads"], dtype=number_format(machine["dtype"]),
+            threads=machine["threads"], form=number_format(machine["dtype"])._replace(weights=torch.float32),
         )  # fmt: skip
 
     def tuned(self, arm: str, start: Path, plan: arms.Plan) -> dict[str, Any]:
