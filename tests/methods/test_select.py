@@ -32,7 +32,8 @@ def test_bitfit_is_refused_where_there_are_no_biases(make):
 
 def test_a_task_heads_bias_does_not_count_as_one_of_the_model():
     model = tiny()
-    add_head(model, "classification", ["a", "b"])
+    head = add_head(model, "classification", ["a", "b"], pooling="mean")
+    assert head.out.bias is not None
     with pytest.raises(ConfigError, match="it trains biases"):
         make_method("bitfit").attach(model)
 
