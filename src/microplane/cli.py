@@ -298,14 +298,23 @@ def models() -> None:
 
 
 @app.command(epilog="Example:  microplane methods")
-def methods() -> None:
+def methods(
+    table: Annotated[bool, typer.Option("--table", help="Only the facts, as docs/methods/README.md has them.")] = False,
+) -> None:
     """List the methods, their facts and their knobs."""
     from microplane.config import fields, type_name
-    from microplane.methods import METHODS
+    from microplane.methods import METHODS, facts_table
 
+    if table:
+        typer.echo(facts_table())
+        return
     for name, method in METHODS.items():
+        facts = method().facts()
+        shown = {"merges": facts["mergeable"], "starts as the base": facts["starts_at_base"]}
+        shown["trains the base's own weights"] = facts["trains_base"]
+        told = "; ".join(f"{fact}: {'yes' if value else 'no'}" for fact, value in shown.items())
         typer.echo(f"{name}: {method.summary}")
-        typer.echo(f"  merges: {'yes' if method.mergeable else 'no'}; default train.lr: {method.default_lr:g}")
+        typer.echo(f"  {told}; default train.lr: {method.default_lr:g}")
         for knob, field in fields(method):
             typer.echo(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from microplane.data.shape import Shape
 from microplane.models.contract import Model
-from microplane.models.encoder import Encoder
 from microplane.models.families import family_of
 from microplane.models.heads import add_head, task_scores
 from microplane.nn.rows import Rows
@@ -78,7 +77,5 @@ FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
     **{name: Family(_maker(PAIR_CONFIGS[name]), _pairs()) for name in ("t5", "marian")},
-    "bert": Family(
-        lambda: Encoder.from_hf(ENCODER_CONFIGS["bert"] | QUIET).init_weights(0), Parity(copy_task().rows), lr=2e-3
-    ),
+    "bert": Family(_maker(ENCODER_CONFIGS["bert"]), Parity(copy_task().rows), lr=2e-3),
 }

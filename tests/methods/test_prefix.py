@@ -94,9 +94,7 @@ def test_it_counts_two_vectors_a_key_and_goes_where_it_is_told():
         _, model = attached(tiny_pairs, attentions=[kind])
         assert sum(prefix is not None for prefix in prefixes(model).values()) == count
         assert trainable_parameters(model) == count * 2 * 3 * (3 * 8)
-    with pytest.raises(
-        ConfigError, match=r"method.attentions: 'cross' is not in this model; it has decoder \(or all\)"
-    ):
+    with pytest.raises(ConfigError, match=r"attentions: 'cross' is not in this model; it has decoder \(or all\)"):
         attached(attentions=["cross"])
     with pytest.raises(ConfigError, match="method.attentions is empty"):
         attached(attentions=[])
@@ -149,10 +147,8 @@ def test_the_mlp_is_tanh_between_two_layers_and_is_dropped_with_the_same_bits(na
     keys = (inner @ prefix.last.weight.T + prefix.last.bias)[:, : prefix.last.out_features // 2]
     torch.testing.assert_close(prefix.pair()[0].transpose(0, 1).flatten(1), keys)
     state = {key: tensor.detach().clone() for key, tensor in method.state(model).items()}
-    plain = make_method({"name": "prefix", "length": 3})
-    assert {k: t.shape for k, t in state.items()} == {
-        k: t.shape for k, t in plain.state(attached(MAKERS[name])[1]).items()
-    }
+    plain, other = attached(MAKERS[name])
+    assert {k: t.shape for k, t in state.items()} == {k: t.shape for k, t in plain.state(other).items()}
     _, fresh = attached(MAKERS[name], mlp=True, mlp_width=8)
     shake(fresh)
     method.load(fresh, state)

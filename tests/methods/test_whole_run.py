@@ -27,6 +27,10 @@ CASES = [
     ({"name": "lora", "rank": 4, "start": "olora"}, "float32"),
     ({"name": "lora", "rank": 4, "start": "eva"}, "float32"),
     ({"name": "lora", "rank": 4, "start": "lora_ga"}, "bfloat16"),
+    ({"name": "bottleneck", "kind": "houlsby"}, "nf4"),
+    ({"name": "prompt", "length": 8, "start": "text", "text": "say a letter"}, "float32"),
+    ({"name": "prefix", "length": 8, "mlp": True, "mlp_width": 16}, "bfloat16"),
+    ({"name": "norms"}, "bfloat16"),
 ]
 
 

@@ -35,7 +35,33 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["METHODS", "Full", "LoRA", "Method", "QLoRA", "make_method", "trainable", "trainable_parameters"]
+__all__ = [
+    "METHODS",
+    "Full",
+    "LoRA",
+    "Method",
+    "QLoRA",
+    "facts_table",
+    "make_method",
+    "trainable",
+    "trainable_parameters",
+]
+
+
+def facts_table() -> str:
+    """What each method says of itself with its defaults, as a table in Markdown."""
+    lines = [
+        "| method | train.lr | starts as the base | merges | trains the base's own weights | base | file of peft |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, kind in METHODS.items():
+        method = kind()
+        wide = method.needs_float32 is not None or (method.trains_base and not method.any_base)
+        base = method.quantize or ("float32" if wide else "any")
+        own = "yes" if method.trains_base else "no"
+        shown = [f"{method.default_lr:g}", *("yes" if x else "no" for x in (method.starts_at_base, method.mergeable))]
+        lines.append(f"| {' | '.join([name, *shown, own, base, method.peft_type or '-'])} |")
+    return "\n".join(lines)
 
 
 def make_method(knobs: Mapping[str, Any] | str) -> Method:
