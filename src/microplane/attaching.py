@@ -19,12 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import AdapterError, ConfigError
+from microplane.loading import trained_on
 from microplane.methods import Method, make_method
 from microplane.methods.kinds import AdaptedLinear
 from microplane.methods.method import attach as attach_method
 from microplane.methods.method import load_state, state_of, trainable, trainable_parameters
-from microplane.models.contract import Model, view_of
+from microplane.models.contract import Model, linears, view_of
+from microplane.models.load import quantise_linears
 from microplane.models.view import forget, register
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import QUANTISED, QuantisedLinear
 from microplane.paths import write_aside
 from microplane.training.checkpoint import load_adapter, read_method, save_adapter, save_tensors, weights_name
 
@@ -76,7 +80,9 @@ class Attached:
             base: what the untouched model is called, for those who open the adapter.
         """
         folder, view = Path(folder), view_of(self.model)
-        about = {"base": base, "train": list(view.beside) if view is not None else []}
+        kinds = sorted({part.kind for part in self.model.modules() if isinstance(part, QuantisedLinear)})
+        about: dict[str, Any] = {"base": base, "train": list(view.beside) if view is not None else []}
+        about |= {"base_dtype": kinds[0]} if kinds else {}
         if not self.method.whole_model or isinstance(self.model, Model):
             return save_adapter(folder, self.model, self.method, about)
         knobs = {"name": self.method.name, **self.method.model_dump(mode="json"), "about": about}
@@ -106,6 +112,7 @@ def attach(
     targets: str | Sequence[str] | None = None,
     train: str | Sequence[str] = (),
     losses: Sequence[Callable[[], Tensor]] = (),
+    base: str = "auto",
 ) -> Attached:
     """Freeze `model` in place and add or unfreeze what `method` trains. Linear layers that are already there are
     replaced by adapted ones under the same names, so the model's own code runs as before.
@@ -114,8 +121,11 @@ def attach(
         method: its name, or `{"name": "lora", "rank": 8}`, or the method itself.
         targets: linear layers by role (`query`, `fc1`: the last part of their names), by name or its end
             (`encoder.layer.0.attention.attention.query`), by pattern (`*.attention.*.query`), or `all` of them.
-        train: parts, by name, that train in full beside the method: a new head.
+        train: parts, by name, that train in full beside the method: a new head. They keep their number format, in which
+            small updates may vanish if it is bfloat16.
         losses: for starts that look at data: each computes the mean loss on a few training rows, differentiably.
+        base: how the linear layers of the blocks are kept that do not train: int8, nf4, or plain as they are; auto is
+            as the method asks, nf4 for qlora.
 
     Raises:
         ConfigError: for targets that the model does not have, with the nearest that it has; for a method that needs
@@ -127,21 +137,25 @@ def attach(
     if made.prepare_rows and not losses:
         start = getattr(made, "start", made.name)
         raise ConfigError(f"method.start = {start!r} looks at training rows: give attach(..., losses=[...])")
-    _attach(model, made, [train] if isinstance(train, str) else list(train))
-    made.prepare(model, losses)
+    weights = _attach(model, made, [train] if isinstance(train, str) else list(train), _kind(base, made, made.quantize))
+    made.prepare(model, losses, weights.__getitem__ if weights else None)
     return Attached(model, made)
 
 
-def attach_saved(model: nn.Module, folder: str | Path) -> Attached:
+def attach_saved(model: nn.Module, folder: str | Path, base: str = "auto") -> Attached:
     """Put an adapter that was saved (here, or by peft) on an untouched model of the same kind, ready for use.
+
+    Args:
+        base: as in `attach`; auto is as it was trained. To merge an adapter of a quantised base, say plain.
 
     Raises:
         AdapterError: if there is none, or it does not fit.
     """
     folder = Path(folder)
     method, about = read_method(folder, beside=True)
+    told = trained_on(method, about)[0]
     try:
-        _attach(model, method, about.get("train") or [])
+        _attach(model, method, about.get("train") or [], _kind(base, method, None if told == "auto" else told))
     except ConfigError as error:
         raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
     attached = Attached(model, method)
@@ -159,10 +173,28 @@ def _made(method: str | Mapping[str, Any] | Method, targets: str | Sequence[str]
     return make_method(knobs)
 
 
-def _attach(model: nn.Module, method: Method, train: Sequence[str]) -> None:
+def _kind(base: str, method: Method, asked: str | None) -> str | None:
+    """How the base is quantised, None for not at all."""
+    if base not in ("auto", "plain", *QUANTISED):
+        raise ConfigError(f"base = {base!r}: possible are auto, plain, {', '.join(QUANTISED)}")
+    kind = asked if base == "auto" else None if base == "plain" else base
+    if kind and (method.trains_base or method.needs_float32):
+        why = method.needs_float32 or "trains the model's own weights, and small updates would be lost"
+        raise ConfigError(f"base = {base}: the method {method.name} {why}; say plain")
+    return kind
+
+
+def _attach(model: nn.Module, method: Method, train: Sequence[str], kind: str | None) -> dict[str, Tensor]:
+    """Returns the weights of linear layers as they were, if they are quantised now."""
     if isinstance(model, Model):
         if train:
             raise ConfigError(f"train = {train[0]!r}: parts by name are for models that are not Microplane's own")
     else:
         register(model, train)
+    weights = {}
+    if kind:
+        sites = linears(model).items()
+        weights = {name: site.module.get_parameter("weight").detach() for name, site in sites}
+        quantise_linears(model, NumberFormat(next(iter(weights.values())).dtype, kind))
     attach_method(method, model)
+    return weights

@@ -133,7 +133,7 @@ def test_without_transformers_the_error_names_the_extra(folders, monkeypatch):
     )
     with pytest.raises(
         ModelError,
-        match=r"GPT2LMHeadModel has no implementation here; .* pip install 'microplane\[transformers\]' Supported .* Llama",
+        match=r"GPT2LMHeadModel has no implementation .* pip install 'microplane\[transformers\]' Supported .* Llama",
     ):
         load_model(folders["gpt2"])
 

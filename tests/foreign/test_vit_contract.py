@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 import microplane
 from microplane.config import TrainKnobs
-from microplane.errors import AdapterError
+from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.kinds import AdaptedLinear
+from microplane.nn.quantised import QuantisedLinear
 from microplane.training.checkpoint import load_checkpoint, save_checkpoint
 from microplane.training.optim import make_optimizer
 from tests.foreign.kit import digits, vit
@@ -32,10 +33,10 @@ def head(method):
     return () if method.whole_model else ("classifier",)
 
 
-def attached(method, seed=0):
+def attached(method, seed=0, base="plain"):
     model = vit(layers=1, hidden=32)
     torch.manual_seed(seed)
-    return microplane.attach(model, method, train=head(method))
+    return microplane.attach(model, method, train=head(method), base=base)
 
 
 def outputs(model):
@@ -58,8 +59,8 @@ def steps(adapted, optimizer, count, start=0, total=6):
     return losses
 
 
-def trained(method, count=3):
-    adapted = attached(method)
+def trained(method, count=3, base="plain"):
+    adapted = attached(method, base=base)
     optimizer = make_optimizer(method, adapted.model, TrainKnobs(lr=2e-3))
     return adapted, optimizer, steps(adapted, optimizer, count)
 
@@ -93,7 +94,7 @@ def test_saved_and_opened_it_is_the_same_to_the_bit(method, tmp_path):
     adapted, _, _ = trained(method)
     size = adapted.save(tmp_path)
     assert size > 0
-    fresh = microplane.attach_saved(vit(layers=1, hidden=32), tmp_path)
+    fresh = microplane.attach_saved(vit(layers=1, hidden=32), tmp_path, base="plain")
     assert fresh.method == method
     assert torch.equal(outputs(adapted.model), outputs(fresh.model))
 
@@ -131,3 +132,59 @@ def test_an_adapter_of_something_else_is_refused_with_a_list(method):
         adapted.load_state(state)
     assert f"missing: {name}" in str(caught.value)
     assert "unexpected: stranger" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_on_a_quantised_base(method, kind, tmp_path):
+    if method.trains_base or method.needs_float32:
+        with pytest.raises(ConfigError, match=f"base = {kind}: the method {method.name}"):
+            attached(method, base=kind)
+        return
+    adapted = attached(method, base=kind)
+    assert sum(isinstance(module, QuantisedLinear) for module in adapted.model.modules()) == 6
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    losses = steps(adapted, make_optimizer(method, adapted.model, TrainKnobs(lr=2e-3)), 4)
+    assert losses[-1] < losses[0]
+    moved = {name for name, tensor in adapted.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved <= set(adapted.trainable())
+    with pytest.raises(AdapterError, match="quantised"):
+        adapted.merge()
+    adapted.save(tmp_path)
+    opened = microplane.attach_saved(vit(layers=1, hidden=32), tmp_path)
+    assert torch.equal(outputs(adapted.model), outputs(opened.model))
+    plain = microplane.attach_saved(vit(layers=1, hidden=32), tmp_path, base="plain")
+    assert not torch.equal(outputs(plain.model), outputs(opened.model))
+    plain.merge()
+
+
+def test_on_a_base_in_bfloat16(method):
+    if method.trains_base:
+        pytest.skip("its weights are kept in float32")
+    model = vit(layers=1, hidden=32).bfloat16()
+    if method.needs_float32:
+        with pytest.raises(ConfigError, match="the base is bfloat16"):
+            microplane.attach(model, method)
+        return
+    adapted = microplane.attach(model, method, None if method.name == "ia3" else "vit.*", base="plain")
+    images, labels = digits()[0][:32].bfloat16(), digits()[1][:32]
+    lr = 1e-2 if method.name == "adalora" else 2e-3  # which starts with E = 0 and is pruned at once
+    optimizer, losses = make_optimizer(method, model, TrainKnobs(lr=lr)), []
+    for number in range(5):
+        loss = F.cross_entropy(model(images).logits.float(), labels)
+        (loss + adapted.penalty()).backward()
+        adapted.step(optimizer, number, 6)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert all(parameter.dtype == torch.float32 for parameter in adapted.trainable().values())
+    assert losses[-1] < losses[0]
+
+
+def test_qlora_quantises_by_itself():
+    adapted = microplane.attach(vit(layers=1, hidden=32), {"name": "qlora", "start": "loftq", "rank": 8}, "vit.*")
+    kinds = {module.kind for module in adapted.model.modules() if isinstance(module, QuantisedLinear)}
+    assert kinds == {"nf4"}
+    plain = outputs(vit(layers=1, hidden=32))
+    rounded = outputs(microplane.attach(vit(layers=1, hidden=32), "qlora", "vit.*").model)
+    assert (outputs(adapted.model) - plain).norm() < (rounded - plain).norm()
+    with pytest.raises(ConfigError, match="base = 'nf5': possible are auto, plain, "):
+        microplane.attach(vit(layers=1, hidden=32), "lora", base="nf5")

@@ -74,6 +74,7 @@ class Bottleneck(Method):
     name: ClassVar[str] = "bottleneck"
     summary: ClassVar[str] = "small networks between the layers (adapters of Houlsby, Pfeiffer, parallel)"
     default_lr: ClassVar[float] = 1e-3
+    sockets: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     any_base: ClassVar[bool] = True
     never_lora: ClassVar[str | None] = "adds layers that are not linear, no change of a weight"

@@ -62,7 +62,8 @@ class ForeignConfig:
             sizes = [int(getattr(config, name)) for name in ("vocab_size", "hidden_size", "num_hidden_layers")]
         except (AttributeError, TypeError) as error:
             raise ModelError(f"config.json does not say what a model that writes text needs: {error}") from None
-        return cls(architecture, kind, *sizes, context, start, dict(fields))
+        vocab, width, layers = sizes
+        return cls(architecture, kind, vocab, width, layers, context, start, dict(fields))
 
 
 class Words(Cache):
@@ -99,7 +100,7 @@ class Foreign(Model):
         self.take(_new(config))
 
     @property
-    def note(self) -> str:
+    def note(self) -> str:  # type: ignore[override]
         """What is said when it is loaded."""
         return f"{self.config.architecture} has no implementation here: loaded through transformers, slower"
 
@@ -119,7 +120,7 @@ class Foreign(Model):
         """Make `net` the model inside."""
         self.net = net
         register(self, prefix="net.")
-        head = net.get_output_embeddings()
+        head = self.net.get_output_embeddings()
         self.head_name = next((name for name, module in self.named_modules() if module is head), None)
         on_meta = any(parameter.is_meta for parameter in net.parameters())
         self.apart = self.head_name is not None and (on_meta or self._head_alone())
@@ -138,7 +139,7 @@ class Foreign(Model):
         self.take(_read(self.config, folder, dtype))
 
     @property
-    def head(self) -> nn.Module:  # type: ignore[override]
+    def head(self) -> nn.Module:
         """What makes logits of what `forward` gives: the head, or nothing where the model did that itself."""
         return self.get_submodule(self.head_name) if self.apart and self.head_name else nn.Identity()
 
@@ -285,7 +286,7 @@ def standing_in(fields: Mapping[str, Any]) -> tuple[str, str]:
         ("decoder", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("encoder-decoder", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
     ):
-        known = table.get(fields.get("model_type"))
+        known = table.get(str(fields.get("model_type")))
         if known is not None and what in ((known,) if isinstance(known, str) else known):
             return what, kind
     version = importlib.metadata.version("transformers")
