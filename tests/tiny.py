@@ -144,6 +144,8 @@ def tiny(family: str = "llama-tied", seed: int = 0) -> Decoder:
 class MemoryDataset:
     """Rows in memory with the interface of `microplane.data.dataset.TokenDataset`."""
 
+    features = None
+
     def __init__(self, rows: list[tuple[list[int], list[bool]]]):
         self.rows = [(np.array(ids, np.int32), np.array(mask, np.bool_)) for ids, mask in rows]
         self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)

@@ -145,6 +145,22 @@ class TrainKnobs(Knobs):
     eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
     patience: int = Field(3, ge=0, description="validations without gain before an early stop; 0 never stops early")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; at each validation otherwise")
+    feature_cache: Literal["auto", "off"] = Field(
+        "auto", description="where a method leaves the lowest blocks as they are, compute them once and keep the result"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each block's learning rate is that of the one above times this; the head has lr"
+    )
+    unfreeze_every: int | None = Field(
+        None,
+        ge=1,
+        description="begin with the head alone; from the top, one block more trains every so many steps",
+    )
+
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads a bare `off`
 
     @field_validator("betas")
     @classmethod

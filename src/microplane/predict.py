@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[
     read, said = encode_all(model, tokenizer, texts), dict[int, Said]()
     head = model.task_head.config
     for indices, rows in batches(read):
-        scores = chances(in_eval(model, lambda rows=rows: task_scores(model, rows)), head.task)
+        scores = chances(in_eval(model, partial(task_scores, model, rows)), head.task)
         if head.task == "tokens":
             starts = np.cumsum([0, *rows.lengths])
             for place, index in enumerate(indices):
@@ -82,7 +83,7 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
     read = encode_all(model, tokenizer, texts)
     made = torch.empty(len(texts), model.config.hidden_size)
     for indices, rows in batches(read):
-        made[indices] = in_eval(model, lambda rows=rows: embed(model, rows, chosen))
+        made[indices] = in_eval(model, partial(embed, model, rows, chosen))
     return made
 
 

@@ -32,11 +32,12 @@ from microplane.nn.quantised import bytes_held, weight_count
 from microplane.paths import find_run, run_folder, write_aside
 from microplane.report.page import write_report
 from microplane.result import data_figures, difference_check, finite, moved_check, train_figures
-from microplane.tasks import about_head, give_head, label_names_of, row_shape, within_context
+from microplane.tasks import about_head, give_head, label_names_of, row_shape, twin_of, within_context
 from microplane.training import metrics
 from microplane.training.checkpoint import check_resumable, checkpoints, read_method, save_adapter
 from microplane.training.evaluate import choose_rows, describe_scores, evaluate_loss, measure
-from microplane.training.loop import Outcome, fit
+from microplane.training.features import keep_features
+from microplane.training.loop import Outcome, fit, passes
 from microplane.training.optim import check_optimizer, peak_lr
 from microplane.training.prepare import prepare
 from microplane.training.probe import probe_logits, probe_rows, read_probe, save_probe
@@ -142,7 +143,8 @@ class _Job:
         self.result["method"]["trainable_parameters"] = trainable_parameters(model)
         outcome = self._fit(model, tokenizer, path, splits)
         self.result["method"]["trainable_parameters"] = trainable_parameters(model)  # a checkpoint can have other ranks
-        self.result["train"] = train_figures(outcome, splits, self.folder / "speed.jsonl")
+        figures = train_figures(outcome, splits, self.folder / "speed.jsonl")
+        self.result["train"] = figures | {"feature_cache": self.kept}
         self.result["checks"] = [moved_check(outcome)]
         if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
             self.result["status"] = "stopped"
@@ -178,7 +180,7 @@ class _Job:
     def _try(self, model: Model, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
         with torch.device("meta"):
-            self.method.attach(type(model)(model.config))
+            attach_method(self.method, twin_of(model))
         for data in (splits.train, splits.validation):
             for row in range(min(len(data), 100)):
                 check_ids(model, tokenizer, data[row][0].tolist())
@@ -240,11 +242,10 @@ class _Job:
 
     def _fit(self, model: Model, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
         knobs = self.knobs
-        data, about, rows = (
-            splits.validation,
-            self._about(path, tokenizer, splits, model),
-            probe_rows(splits.validation),
-        )
+        about, rows = self._about(path, tokenizer, splits, model), probe_rows(splits.validation)
+        sets = {"training": splits.train, "validation": splits.validation}
+        off, often = knobs.train.feature_cache == "off", passes(splits.train, knobs.train)
+        read, self.kept = keep_features(model, sets, often, self.watch, off)
 
         def save_best(step: int, loss: float) -> None:
             size = save_adapter(self.folder / "adapter", model, self.method, {**about, "step": step})
@@ -257,12 +258,12 @@ class _Job:
         return fit(
             model,
             self.method,
-            splits.train,
+            read["training"],
             knobs.train,
             self.folder,
-            validate=lambda m: evaluate_loss(m, data, knobs.eval.batch_tokens),
+            validate=lambda m: evaluate_loss(m, read["validation"], knobs.eval.batch_tokens),
             save_best=save_best,
-            identity=self._identity(splits, tokenizer),
+            identity=self._identity(splits, tokenizer) | {"features kept": self.kept is not None},
             resume=self.resume,
             on_record=self._record,
         )

@@ -12,7 +12,7 @@ from microplane.errors import ConfigError
 from microplane.models.contract import Model
 from microplane.models.families import context_of
 from microplane.models.head_config import plain_of
-from microplane.models.heads import add_head
+from microplane.models.heads import TaskHead, add_head, put_head
 from microplane.models.load import Checkpoint
 from microplane.watch import Watcher
 
@@ -73,6 +73,14 @@ def give_head(model: Model, summary: DataSummary, pooling: str, seed: int) -> st
         return f"head      the model's own: {old.task}, {len(labels)} labels"
     head = add_head(model, summary.task, labels, None if pooling == "auto" else pooling, seed=seed)
     return f"head      new: {head.config.task}, {len(labels)} labels, pooling {head.config.pooling}"
+
+
+def twin_of(model: Model) -> Model:
+    """A model of the same shapes, with its head, made on the device of the context."""
+    twin = type(model)(model.config)
+    if model.task_head is not None:
+        put_head(twin, TaskHead(model.task_head.config))
+    return twin
 
 
 def about_head(model: Model) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from microplane.config import DataKnobs
 from microplane.data.denoise import corrupt_spans, corrupted_lengths, prefix_lm, spans_input_length
+from microplane.data.features import Features
 from microplane.data.shape import Shape
 from microplane.data.store import TokenDataset
 from microplane.data.tokenizer import Tokenizer
@@ -33,6 +34,8 @@ class DenoisedDataset:
     Raises:
         DataError: for less text than one piece.
     """
+
+    features: Features | None = None  # they change from epoch to epoch, so nothing is kept
 
     def __init__(
         self,

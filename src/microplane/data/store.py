@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from microplane.data.features import Features
 from microplane.data.shape import TEXT, Shape
 from microplane.data.template import Row, last_run
 from microplane.errors import DataError
@@ -56,7 +58,10 @@ class TokenDataset:
         trained_counts: trained tokens of each row, (N,) int32.
         fingerprint: of ids, masks and labels, equal for equal data on any machine.
         shape: whether a row goes on, is a pair, or has labels.
+        features: what a frozen model makes of each row, where that was computed before.
     """
+
+    features: Features | None = None
 
     def __init__(self, folder: Path, name: str, stored: Stored):
         self._stored = stored
@@ -89,6 +94,12 @@ class TokenDataset:
     def at(self, epoch: int) -> TokenDataset:
         """The rows as they are in an epoch: always the same."""
         return self
+
+    def with_features(self, features: Features) -> TokenDataset:
+        """The same rows, and what was computed of them."""
+        other = copy(self)
+        other.features = features
+        return other
 
     def labels(self, row: int) -> np.ndarray:
         """float32: the class, the values, or one number for each token of the row; empty if it has none."""
@@ -163,7 +174,7 @@ def _file(folder: Path, name: str, array: str) -> Path:
 
 
 @contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:
+def folder_aside(folder: Path, what: str = "the tokenised data") -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well; else it goes, and nothing has changed.
 
     Raises:
@@ -180,7 +191,7 @@ def folder_aside(folder: Path) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise DataError(
-            f"the tokenised data cannot be written to {folder.parent}: {error.strerror or error}; make room there, or "
+            f"{what} cannot be written to {folder.parent}: {error.strerror or error}; make room there, or "
             "name another folder with the environment variable MICROPLANE_CACHE"
         ) from None
     finally:

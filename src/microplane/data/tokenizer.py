@@ -144,7 +144,7 @@ class Tokenizer:
         if cut:
             for part, keep in zip(texts, shares(lengths, room), strict=True):
                 part.truncate(keep)
-        whole = self.backend.post_process(*texts)
+        whole = self.backend.post_process(texts[0], texts[1] if second else None)
         return Encoded(whole.ids, whole.offsets, whole.type_ids, cut)
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:

@@ -13,7 +13,9 @@ from microplane.methods.bottleneck import Bottleneck
 from microplane.methods.dora import DoRA
 from microplane.methods.full import Full
 from microplane.methods.growing import GrowingLoRA
+from microplane.methods.head_only import HeadOnly
 from microplane.methods.ia3 import IA3
+from microplane.methods.last_n import LastN
 from microplane.methods.lora import LoRA
 from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters
@@ -31,7 +33,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         *(LoRA, RsLoRA, LoRAPlus, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
         *(Bottleneck, PromptTuning, PrefixTuning),
-        *(Full, BitFit, Norms),
+        *(Full, HeadOnly, LastN, BitFit, Norms),
     )
 }
 

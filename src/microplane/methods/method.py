@@ -44,6 +44,10 @@ class Method(BaseModel):
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
 
+    def frozen_below(self, model: nn.Module) -> int:
+        """How many of the lowest blocks compute the same in every step; as many as there are: the last norm, too."""
+        return 0
+
     @property
     def places(self) -> int:
         """How many places of a row's context it takes for itself."""
@@ -179,6 +183,7 @@ def attach(method: Method, model: nn.Module) -> None:
             "own models keep open and this one does not have. Take a method that changes its linear layers, as lora"
         )
     method.attach(model)
+    model.frozen = method.frozen_below(model)  # type: ignore[assignment]
     if (head := getattr(model, "task_head", None)) is not None:
         head.requires_grad_(True)
         for part in unused(model):

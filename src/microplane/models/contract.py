@@ -15,6 +15,9 @@ and hands out `prelude.own` of it.
 Rows. A model takes `Rows` (an encoder-decoder `Pairs`), never a padded rectangle, and `logits` is asked only for
 positions that are wanted. Activations stay in the model's compute format, whatever the format of what a method adds.
 
+Frozen blocks. A method may leave the lowest blocks as they are: `frozen` counts them. They, and what stands before
+them, compute without dropout in training too, so what `lower` gives of a row is the same in every step and can be kept.
+
 A model that is not ours keeps to none of this. It has a `View` registered on it (models/view.py), which knows its
 linears by their names, and is adapted by those.
 """
@@ -24,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +68,7 @@ class Model(nn.Module):
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()
     note: str | None = None  # what users are told when it is loaded
     compute: torch.dtype | None = None  # format of the activations where it is not that of the weights
+    frozen: int = 0  # lowest blocks that compute the same in every step; as many as there are: all of them
     prelude: Prelude
     embed: nn.Module
     head: nn.Module | None
@@ -89,6 +93,21 @@ class Model(nn.Module):
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm, (T, D); of `Pairs`, those of the target rows."""
         raise NotImplementedError
+
+    def lower(self, rows: Rows, blocks: int) -> Tensor:
+        """What enters block number `blocks`, (T, D); for as many as there are, what enters the last norm."""
+        raise NotImplementedError
+
+    def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
+        """Hidden states after the last norm, (T, D), from what `lower` gave for as many blocks."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            for block in cast(nn.ModuleList, self.layers)[: self.frozen]:
+                block.eval()
+        return self
 
     def encode(self, source: Rows) -> Tensor:
         """Of an encoder-decoder: what its encoder makes of rows, (T, D)."""
@@ -202,6 +221,36 @@ def unused(model: nn.Module) -> list[nn.Module]:
         return []
     parts = (getattr(model, name, None) for name in ("decoder", "target_embed"))
     return [part for part in parts if part is not None]
+
+
+def last_stack(model: nn.Module) -> nn.Module:
+    """Whose blocks give the model's output: the model's own; of an encoder-decoder the decoder's, or the encoder's
+    where a task head reads that alone."""
+    if cast(Model, model).KIND != "encoder-decoder":
+        return model
+    return cast(nn.Module, model.encoder if unused(model) else model.decoder)
+
+
+def levels(model: nn.Module) -> dict[str, int]:
+    """How high each parameter stands: 0 before the blocks, then block by block (a decoder's above its encoder's), and
+    one more for the last norm and the heads."""
+    stacks = [s for s in model.modules() if isinstance(getattr(s, "layers", None), nn.ModuleList)]
+    found: dict[nn.Module, int] = {}
+    level = 0
+    for stack in stacks:
+        for block in cast(nn.ModuleList, stack.layers):
+            level += 1
+            found |= dict.fromkeys(block.modules(), level)
+        if isinstance(norm := getattr(stack, "norm", None), nn.Module):
+            found[norm] = level  # of an encoder in an encoder-decoder; the last one's comes next
+    last = (getattr(part, name, None) for part, name in ((stacks[-1], "norm"), (model, "head"), (model, "task_head")))
+    for part in last:
+        found |= dict.fromkeys(part.modules(), level + 1) if part is not None else {}
+    return {
+        f"{path}.{name}" if path else name: found.get(module, 0)
+        for path, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    }
 
 
 class Site(NamedTuple):

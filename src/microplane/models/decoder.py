@@ -112,18 +112,31 @@ class Decoder(Model):
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm: (T, D). With a cache, the rows go on from what it holds, and join it."""
         assert isinstance(rows, Rows), "a decoder reads and writes one row"
-        config, starts = self.config, cache.lengths if cache is not None else None
+        starts = cache.lengths if cache is not None else None
         x, whole = self.prelude(self.embedded(rows.ids), rows, starts)  # (T, D), longer where a prompt stands before
-        sights = {window: Sight(whole, starts, window) for window in set(config.windows)}
-        angles = {
-            rope: None if rope is None else rope.angles(whole.positions, config.head_dim, x.dtype)
-            for rope in set(config.ropes)
-        }
-        for block, window, rope in zip(self.layers, config.windows, config.ropes, strict=True):
-            x = block(x, sights[window], angles[rope], cache)
+        x = self._blocks(x, whole, 0, self.config.num_layers, cache)
         if cache is not None:
             cache.advance(whole)
         return self.norm(self.prelude.own(x, whole, rows))
+
+    def lower(self, rows: Rows, blocks: int) -> Tensor:
+        return self._blocks(self.embedded(rows.ids), rows, 0, blocks)
+
+    def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
+        return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
+
+    def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
+        """Through the blocks `first` to `end`, the last not included: (T, D) -> (T, D)."""
+        config, starts = self.config, cache.lengths if cache is not None else None
+        sights = {window: Sight(rows, starts, window) for window in set(config.windows)}
+        angles = {
+            rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
+            for rope in set(config.ropes)
+        }
+        kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
+        for block, window, rope in kinds[first:end]:
+            x = block(x, sights[window], angles[rope], cache)
+        return x
 
     def embedded(self, ids: Tensor) -> Tensor:
         x = super().embedded(ids)

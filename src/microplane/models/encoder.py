@@ -161,18 +161,33 @@ class Encoder(Model):
         """Hidden states after the last norm: (T, D)."""
         assert isinstance(rows, Rows), "an encoder reads one row"
         assert cache is None, "an encoder sees whole rows"
-        config = self.config
         words, whole = self.prelude(self.embedded(rows.ids), rows)
-        x = self._summed(words, whole)
-        x = dropout(self.embed_norm(x), config.embed_dropout, self.training)
-        sights = {window: Sight(whole, window=window, causal=False) for window in set(config.windows)}
+        x = self._blocks(self._entry(words, whole), whole, 0, self.config.num_layers)
+        return self.norm(self.prelude.own(x, whole, rows))
+
+    def lower(self, rows: Rows, blocks: int) -> Tensor:
+        return self._blocks(self._entry(self.embedded(rows.ids), rows), rows, 0, blocks)
+
+    def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
+        return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
+
+    def _entry(self, words: Tensor, rows: Rows) -> Tensor:
+        """What the first block sees: (T, D)."""
+        x = self.embed_norm(self._summed(words, rows))
+        return dropout(x, self.config.embed_dropout, self.training and not self.frozen)
+
+    def _blocks(self, x: Tensor, rows: Rows, first: int, end: int) -> Tensor:
+        """Through the blocks `first` to `end`, the last not included: (T, D) -> (T, D)."""
+        config = self.config
+        sights = {window: Sight(rows, window=window, causal=False) for window in set(config.windows)}
         width = config.hidden_size // config.num_heads
         angles = {
-            rope: None if rope is None else rope.angles(whole.positions, width, x.dtype) for rope in set(config.ropes)
+            rope: None if rope is None else rope.angles(rows.positions, width, x.dtype) for rope in set(config.ropes)
         }
-        for block, window, rope in zip(self.layers, config.windows, config.ropes, strict=True):
+        kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
+        for block, window, rope in kinds[first:end]:
             x = block(x, sights[window], angles[rope])
-        return self.norm(self.prelude.own(x, whole, rows))
+        return x
 
     def _summed(self, words: Tensor, rows: Rows) -> Tensor:
         """Words, segments and positions: (T, D)."""

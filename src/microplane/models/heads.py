@@ -52,7 +52,10 @@ class TaskHead(nn.Module):
 
     def scores(self, hidden: Tensor, rows: Rows) -> Tensor:
         """(T, D) -> (B, C), or (T, C) for tokens; at least float32."""
-        x = hidden if self.config.task == "tokens" else self.pool(hidden, rows)
+        return self.predict(hidden if self.config.task == "tokens" else self.pool(hidden, rows))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Of vectors that are pooled already, or of single tokens: (B, D) -> (B, C); at least float32."""
         p = self.config.dropout
         if self.dense is not None:
             x = dropout(x, p, self.training) if self.dropout_first else x
@@ -130,10 +133,22 @@ def features(model: Model, rows: Rows, pooling: str) -> Tensor:
     return model(Pairs(rows, Rows(shifted, rows.positions, rows.lengths)))
 
 
-def task_scores(model: Model, rows: Rows) -> Tensor:
-    """What a model with a task head says of rows: (B, C), or (T, C) for tokens."""
+def keeps_pooled(model: Model) -> bool:
+    """Whether all below the head computes the same in every step, and each row's vector is all that it needs of it."""
+    head = model.task_head
+    return head is not None and head.config.task != "tokens" and model.frozen == model.config.num_layers
+
+
+def task_scores(model: Model, rows: Rows, kept: Tensor | None = None) -> Tensor:
+    """What a model with a task head says of rows: (B, C), or (T, C) for tokens.
+
+    Args:
+        kept: what was computed of the rows before, up to the lowest block that trains: (T, D), or pooled (B, D).
+    """
     head = model.task_head
     assert head is not None, "the model has a task head"
+    if kept is not None:
+        return head.predict(kept) if keeps_pooled(model) else head.scores(model.upper(kept, rows, model.frozen), rows)
     return head.scores(features(model, rows, head.config.pooling), rows)
 
 

@@ -150,7 +150,7 @@ def evaluate_labels(
     for indices in pack(order, dataset.lengths, budget):
         batch = make_batch(dataset, indices)
         assert isinstance(batch, LabelBatch)
-        words = predicted(task_scores(model, batch.rows), head)
+        words = predicted(task_scores(model, batch.rows, batch.kept), head)
         if head.task == "tokens":
             ends = np.cumsum(dataset.lengths[indices])
             said |= {index: words[end - dataset.lengths[index] : end] for index, end in zip(indices, ends, strict=True)}

@@ -32,7 +32,7 @@ from microplane.paths import write_aside
 from microplane.training import checkpoint
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
 from microplane.training.objective import loss_sum, make_batch
-from microplane.training.optim import make_optimizer, schedule, set_lr, warmup_steps
+from microplane.training.optim import held, make_optimizer, schedule, set_lr, waiting, warmup_steps
 from microplane.training.recompute import recompute
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Outcome:
     interrupted: bool
     overfitting: str | None
     moved: int | None  # trainable tensors that moved; None if there were too few steps to tell
-    tensors: int  # trainable tensors
+    tensors: int  # trainable tensors whose training had begun
     decisions: list[Record]  # of the method: step, validation_loss, decision
 
 
@@ -91,9 +91,23 @@ class Job:
         recompute(model, knobs.recompute)
         return cls(model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
 
+    def waiting(self, step: int) -> dict[str, nn.Parameter]:
+        """What gradual unfreezing has not reached in the step of this number, counted from 0."""
+        return waiting(self.model, self.knobs.unfreeze_every, step)
+
+    def at_rest(self, steps: int) -> set[str]:
+        """What has had too few steps to have moved for certain, after so many of them."""
+        return {*self.waiting(steps - CHECK_STEP), *self.method.at_rest(self.model)}
+
     @property
     def eval_every(self) -> int:
         return self.knobs.eval_every or max(1, math.ceil(self.total / 10))
+
+
+def passes(train: Dataset, knobs: TrainKnobs) -> float:
+    """How often a run reads the training rows."""
+    plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
+    return knobs.steps / plan.total_steps(1) if knobs.steps else knobs.epochs
 
 
 def fit(
@@ -170,7 +184,7 @@ def fit(
                 give_back_memory()
             log.write(record, _clock(record, time.perf_counter() - started, job.total))
             if totals.step == CHECK_STEP:
-                movement.check(model, totals.step, method.at_rest(model))
+                movement.check(model, totals.step, job.at_rest(totals.step))
             if totals.step % job.eval_every == 0 or totals.step == job.total:
                 check()
             elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
@@ -188,7 +202,7 @@ def fit(
 
 
 def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut_short: bool) -> Outcome:
-    best, still = monitor.best, movement.still(job.model, job.method.at_rest(job.model))
+    best, begun = monitor.best, set(movement.start) - job.at_rest(totals.step)
     assert best is not None
     return Outcome(
         totals=totals,
@@ -199,8 +213,8 @@ def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut
         stopped_early=monitor.exhausted and totals.step < job.total,
         interrupted=cut_short,
         overfitting=monitor.verdict(),
-        moved=len(movement.start) - len(still) if totals.step >= CHECK_STEP else None,
-        tensors=len(movement.start),
+        moved=len(begun - set(movement.still(job.model))) if totals.step >= CHECK_STEP else None,
+        tensors=len(begun),
         decisions=[
             {name: check[name] for name in ("step", "validation_loss", "decision")}
             for check in monitor.checks
@@ -220,13 +234,14 @@ def _step(job: Job, totals: Totals) -> Record:
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
     loss = 0.0
-    for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
-        torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-        share = loss_sum(cast(Model, model), batch, knobs.label_smoothing) / trained
-        if not math.isfinite(share.item()):
-            raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
-        loss += share.item()
-        share.backward()
+    with held(job.waiting(totals.step).values()):
+        for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
+            torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
+            share = loss_sum(cast(Model, model), batch, knobs.label_smoothing) / trained
+            if not math.isfinite(share.item()):
+                raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
+            loss += share.item()
+            share.backward()
     penalty = job.method.penalty(model)
     if isinstance(penalty, torch.Tensor):
         penalty.backward()

@@ -90,7 +90,7 @@ class Movement:
         return [n for n, tensor in tensors if n not in at_rest and self.start.get(n) == checksum(tensor)]
 
     def check(self, model: nn.Module, step: int, at_rest: Set[str] = frozenset()) -> None:
-        """Raises: TrainingError, naming the tensors that have not moved."""
+        """Raises: TrainingError, naming the tensors that have not moved, but for those that need not have."""
         if still := self.still(model, at_rest):
             shown = "\n  ".join(still[:10]) + (f"\n  and {len(still) - 10} more" if len(still) > 10 else "")
             raise TrainingError(

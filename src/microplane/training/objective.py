@@ -29,6 +29,7 @@ class Batch:
     rows: Rows | Pairs
     before: Tensor  # (K,) int64: index in T of the token before each trained one
     targets: Tensor  # (K,) int64: the trained tokens
+    kept: Tensor | None = None  # (T, D): what enters the lowest block that trains, where it was computed before
 
     @property
     def count(self) -> int:
@@ -43,11 +44,13 @@ class LabelBatch:
     rows: Rows
     labels: Tensor  # float32: (B,) classes or numbers, (B, C) of several classes, (T,) of tokens
     count: int  # rows, or labelled tokens
+    kept: Tensor | None = None  # (T, D) as of a Batch, or (B, D): the rows' pooled vectors
 
 
 def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch | LabelBatch:
     """Rows of a data set side by side, with what is to be predicted."""
     pairs = [dataset[index] for index in indices]
+    kept = None if dataset.features is None else _as_tensor(dataset.features.of(indices))
     if dataset.shape.kind == "labels":
         labels = [dataset.labels(index) for index in indices]
         if dataset.shape.task == "multilabel":
@@ -55,12 +58,18 @@ def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch | LabelBatch:
         else:
             made = torch.from_numpy(np.concatenate(labels))
         count = int(dataset.trained_counts[list(indices)].sum())
-        return LabelBatch(_segmented(pairs), made, count)
+        return LabelBatch(_segmented(pairs), made, count, kept)
     if dataset.shape.kind == "pairs":
         return _pairs(pairs, dataset.shape.start or 0)
     rows = _rows([ids for ids, _ in pairs])
     trained = torch.from_numpy(np.flatnonzero(np.concatenate([mask for _, mask in pairs])))
-    return Batch(rows, trained - 1, rows.ids[trained])
+    return Batch(rows, trained - 1, rows.ids[trained], kept)
+
+
+def _as_tensor(numbers: np.ndarray) -> Tensor:
+    """numpy has no bfloat16: its bits come as int16."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
 def _rows(rows: Sequence[np.ndarray]) -> Rows:
@@ -89,8 +98,12 @@ def loss_sum(model: Model, batch: Batch | LabelBatch, label_smoothing: float = 0
     """The sum of -log p over the trained tokens, or of the head's loss over the labels, float32."""
     if isinstance(batch, LabelBatch):
         assert model.task_head is not None, "rows with labels need a task head"
-        return head_loss(task_scores(model, batch.rows), batch.labels, model.task_head.config.task)
-    hidden = model(batch.rows)  # (T, D)
+        return head_loss(task_scores(model, batch.rows, batch.kept), batch.labels, model.task_head.config.task)
+    if batch.kept is None:
+        hidden = model(batch.rows)  # (T, D)
+    else:
+        assert isinstance(batch.rows, Rows), "of pairs nothing is kept"
+        hidden = model.upper(batch.kept, batch.rows, model.frozen)
     if len(batch.before) < len(hidden):
         hidden = hidden.index_select(0, batch.before)  # (K, D): logits exist at the trained positions only
     if model.head is None or isinstance(model.head, nn.Linear):

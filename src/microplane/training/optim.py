@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from microplane.config import TrainKnobs
 from microplane.errors import ConfigError
-from microplane.methods import Method
+from microplane.methods import Method, trainable
+from microplane.models.contract import levels
 from microplane.training.adafactor import Adafactor
 
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
@@ -38,6 +42,52 @@ def check_optimizer(method: Method, knobs: TrainKnobs) -> None:
             "tensors that begin at or near zero: they would move by train.lr x 0.001 and learn next to nothing. "
             "Set train.scale_parameter=false"
         )
+    for name, plain in (("layer_decay", 1.0), ("unfreeze_every", None)):
+        if (value := getattr(knobs, name)) != plain and not method.trains_base:
+            raise ConfigError(
+                f"train.{name} = {value}: it is for methods that train the model's own weights, as full does; "
+                f"{method.name} adds new ones. Leave it out"
+            )
+
+
+def by_level(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
+    """The groups parted by how high their tensors stand, each level with the rate of the one above times `decay`.
+
+    Discriminative rates (ULMFiT, arXiv 1801.06146, eq. 2) in ELECTRA's form (2003.10555): the head keeps its rate.
+    The highest level comes first.
+    """
+    if decay == 1:
+        return groups
+    found, names = levels(model), {id(tensor): name for name, tensor in trainable(model).items()}
+    top, made = max(found.values()), []
+    for level in range(top, -1, -1):
+        for group in groups:
+            own = [tensor for tensor in group["params"] if found[names[id(tensor)]] == level]
+            made += [{**group, "params": own, "lr": group["lr"] * decay ** (top - level)}] if own else []
+    return made
+
+
+def waiting(model: nn.Module, every: int | None, step: int) -> dict[str, nn.Parameter]:
+    """What gradual unfreezing (arXiv 1801.06146, section 3.3) has not reached in step `step`, counted from 0: at first
+    all but the last norm and the head, then one block less every `every` steps."""
+    if not every or step < 0:
+        return trainable(model) if every else {}
+    found = levels(model)
+    lowest = max(found.values()) - step // every
+    return {name: tensor for name, tensor in trainable(model).items() if found[name] < lowest}
+
+
+@contextmanager
+def held(tensors: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Meanwhile they get no gradient, so that the optimizer leaves them alone and nothing is computed for them."""
+    kept = list(tensors)
+    for tensor in kept:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in kept:
+            tensor.requires_grad_(True)
 
 
 def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
@@ -50,6 +100,7 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
     """
     check_optimizer(method, knobs)
     groups = [group for group in method.param_groups(model, peak_lr(method, knobs)) if group["params"]]
+    groups = by_level(model, groups, knobs.layer_decay)
     if not groups:
         raise ConfigError(f"method {method.name}: nothing trains with these knobs")
     for group in groups:

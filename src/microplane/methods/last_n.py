@@ -1,0 +1,37 @@
+"""Last-n: the highest n blocks, the last norm and the head train; what lies below stays as it is.
+
+The lower layers of a pretrained model hold what is common to many tasks (arXiv 1411.1792), and cost most of the time.
+Of an encoder-decoder these are blocks of the decoder, or of the encoder where a task head reads that alone. A head that
+is tied to the embedding stays as it is. What lies below is computed once (docs/methods/last-n.md).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from pydantic import Field
+from torch import nn
+
+from microplane.errors import ConfigError
+from microplane.methods.select import Selecting
+from microplane.models.contract import Model, last_stack
+
+
+class LastN(Selecting):
+    name: ClassVar[str] = "last-n"
+    summary: ClassVar[str] = "the highest n blocks and the head train; the rest is computed once"
+    default_lr: ClassVar[float] = 5e-5
+
+    n: int = Field(2, ge=1, description="how many of the highest blocks train")
+
+    def chosen(self, model: nn.Module) -> list[nn.Module]:
+        stack = last_stack(model)
+        blocks = list(cast(nn.ModuleList, stack.layers))
+        if self.n > len(blocks):
+            raise ConfigError(f"method.n = {self.n}: there are {len(blocks)} blocks here")
+        above = (getattr(stack, "norm", None), getattr(model, "head", None))
+        return blocks[len(blocks) - self.n :] + [part for part in above if part is not None]
+
+    def frozen_below(self, model: nn.Module) -> int:
+        model = cast(Model, model)
+        return 0 if model.KIND == "encoder-decoder" else model.config.num_layers - self.n
