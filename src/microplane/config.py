@@ -6,17 +6,16 @@ The method's own knobs (`method.rank`, ...) are the fields of the method itself,
 
 from __future__ import annotations
 
-import re
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from microplane import yaml_text
 from microplane.errors import ConfigError, nearest
 
 K = TypeVar("K", bound=BaseModel)
@@ -319,41 +318,10 @@ def place(values: dict[str, Any], name: str, value: Any) -> None:
     values[leaf] = value
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; here it is a number, as YAML 1.2 has it."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that `_Loader` would take for a number, or for several lines."""
-
-    def represent_str(self, text: str) -> yaml.ScalarNode:
-        rare_breaks = any(mark in text for mark in "\x85\u2028\u2029")
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare_breaks else None)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-    )
-
-
-def _parse(text: str) -> Any:
-    """Raises: ValueError, with what is wrong on one line."""
-    try:
-        return yaml.load(text, _Loader)  # a subclass of the safe one: makes nothing but plain values
-    except Exception as error:  # PyYAML lets through what its constructors raise: KeyError for `!!bool x`, and others
-        told = (
-            str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value is damaged or nested too deeply"
-        )
-        raise ValueError(" ".join(told.split()).replace('in "<unicode string>", ', "in ")) from None
-
-
 def parse_value(text: str) -> Any:
     """A knob's value from its text; what is not YAML is itself, as in `data.system=Answer: yes or no`."""
     try:
-        return _parse(text)
+        return yaml_text.parse(text)
     except ValueError:
         return text
 
@@ -365,7 +333,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if it is missing, is not YAML, or is not a mapping.
     """
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
+        values = yaml_text.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except ValueError as error:
@@ -379,7 +347,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_yaml(knobs: BaseModel) -> str:
     """The resolved knobs as YAML; `read_yaml` and `build` give them back equal."""
-    return yaml.dump(knobs.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml_text.dump(knobs.model_dump(mode="json"))
 
 
 def is_utf8(text: str) -> bool:

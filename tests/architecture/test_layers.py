@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "microplane"
 FILES = sorted(SOURCE.rglob("*.py"))
 LEVELS = [
-    {"errors", "paths", "config", "watch", "environment", "gguf_file"},
+    {"errors", "paths", "config", "watch", "environment", "gguf_file", "yaml_text"},
     {"nn"},
     {"models", "methods", "data"},  # siblings; methods may read models.contract
     {"training", "generate", "predict", "report"},  # report reads a run's files and nothing else
