@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,10 @@ def one(method: str, seed: int, folder: Path, model: str, changes: dict[str, Any
 def epochs(steps: list[tuple[int, float]], result: dict[str, Any]) -> list[float]:
     """Seconds of each pass over the rows with the validations in it; the first one with what was computed before it."""
     total, passes = result["train"]["steps_planned"], round(result["run"]["train"]["epochs"])
-    ends = {step: at for step, at in steps}  # the last record of a step: its validation, if it has one
+    ends = dict(steps)  # the last record of a step: its validation, if it has one
     marks = [min((at for _, at in steps), default=0.0)]
     marks += [ends[step] for step in (round(total * (n + 1) / passes) for n in range(passes)) if step in ends]
-    seconds = [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+    seconds = [later - earlier for earlier, later in pairwise(marks)]
     filled = (result["train"].get("feature_cache") or {}).get("seconds", 0.0)
     return [seconds[0] + filled, *seconds[1:]] if seconds else []
 
@@ -181,7 +182,8 @@ def main() -> None:
         for method in options.methods:
             for seed in options.seeds:
                 run = one(method, seed, folder, options.model, changes)
-                print(json.dumps({name: run[name] for name in ("method", "seed", "knobs", "after", "epochs")}), flush=True)
+                told = {name: run[name] for name in ("method", "seed", "knobs", "after", "epochs")}
+                print(json.dumps(told), flush=True)
                 if not options.search and not options.rows:
                     write(path, about, splits, run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -168,8 +169,7 @@ def test_generate_gives_the_label_and_its_probability(done, capsys):
 
 
 def test_a_conversation_with_a_task_head_is_labels_line_by_line(done, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", open(write(done[0].folder / "lines", [])))
-    (done[0].folder / "lines").write_text("the red film is good 1\n/new\nthe red film is bad 2\n/quit\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the red film is good 1\n/new\nthe red film is bad 2\n/quit\n"))
     said = microplane_command(capsys, "generate", str(done[0].folder), "-i").splitlines()
     assert [line.split()[0] for line in said] == ["positive", "negative"]
 
@@ -192,10 +192,10 @@ def test_embeddings_have_length_one_and_come_as_json_lines(done, capsys):
     assert one == same != other
     cls = microplane.load(model, "float32").embed(["the red film"], pooling="cls")
     assert cls.shape == (1, 32)
-    assert not cls[0].tolist() == pytest.approx(one["embedding"], abs=1e-3)
+    assert cls[0].tolist() != pytest.approx(one["embedding"], abs=1e-3)
 
 
-def test_what_cannot_be_labelled_or_embedded_is_refused(done, capsys, tmp_path):
+def test_what_cannot_be_labelled_or_embedded_is_refused(done, capsys, tmp_path, monkeypatch):
     model = done[0].folder.parent.parent / "model"
     with pytest.raises(ConfigError, match="this BertModel has no task head, so it has no labels to give: train one on"):
         microplane.load(model).classify(["a"])
@@ -205,7 +205,6 @@ def test_what_cannot_be_labelled_or_embedded_is_refused(done, capsys, tmp_path):
         microplane.load(done[0].folder).classify([" "])
     with pytest.raises(ConfigError, match=r"has no task head, so it says nothing of labels yet"):
         microplane_command(capsys, "eval", str(model), str(done[1]))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(ConfigError, match="there is no text"):
-        monkey = open(write(tmp_path / "empty", []))
-        pytest.MonkeyPatch().setattr("sys.stdin", monkey)
         microplane_command(capsys, "embed", str(model))

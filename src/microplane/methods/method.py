@@ -206,8 +206,11 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
     Raises:
         AdapterError: see `Method.load`; nothing is changed then.
     """
-    whole = state_of(method, model)
-    own = {name: whole[name] for name in whole.keys() - method.state(model).keys()}
+    whole, methods_own = state_of(method, model), method.state(model)
+    own = {name: whole[name] for name in whole.keys() - methods_own.keys()}
+    if not methods_own:  # a head alone
+        copy_strictly(own, state)
+        return
     rest = {name: tensor for name, tensor in state.items() if name not in own}
     found = {name: tensor for name, tensor in state.items() if name in own}
     method.load(model, rest)
