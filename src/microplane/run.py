@@ -16,6 +16,7 @@ import torch
 
 from microplane import environment
 from microplane.config import RunKnobs, build, place, read_yaml, to_yaml
+from microplane.data.advice import advise
 from microplane.data.build import layout_for
 from microplane.data.dataset import Dataset, Splits, load_splits
 from microplane.data.tokenizer import Tokenizer, load_tokenizer
@@ -209,7 +210,8 @@ class _Job:
             f"{self.knobs.model.name}: {self.result['model']['architecture']}, {total / 1e6:.1f} million parameters, "
             f"stored as {checkpoint.stored}, {kept}computed in {form.compute}"
         )
-        for line in splits.summary.lines():
+        self.result["advice"] = advise(splits.summary, self.method.name)
+        for line in [*splits.summary.lines(), *(f"advice    {line}" for line in self.result["advice"])]:
             self.watch.say(line)
 
     def _before(

@@ -1,4 +1,4 @@
-"""What lies below a frozen boundary is computed once: equal to computing it anew, found again, never trusted blindly."""
+"""What lies below a frozen boundary is computed once: equal to computing anew, found again, never trusted blindly."""
 
 from __future__ import annotations
 
