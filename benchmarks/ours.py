@@ -32,6 +32,8 @@ from microplane.training.loop import fit, read_lines
 class Rows:
     """Tokenised rows with the interface of TokenDataset."""
 
+    features = None
+
     def __init__(self, rows: list[dict[str, Any]], shape: Shape = TEXT):
         self.shape = shape
         self.rows = [(np.array(row["ids"], np.int32), np.array(row["trained"], bool)) for row in rows]

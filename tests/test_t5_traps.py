@@ -122,6 +122,8 @@ def test_without_a_start_token_it_is_the_pad():
 class Stored:
     """Two pairs as the data cache holds them: one row each, cut where the first trained token stands."""
 
+    features = None
+
     class shape:  # noqa: N801
         kind, start = "pairs", 0
 

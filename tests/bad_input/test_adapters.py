@@ -108,7 +108,7 @@ CASES = [
     ),
     Case("the same for merge", MERGE, (f"{BASE} has no adapter yet", f"--resume {BASE}"), remove(ADAPTER)),
     peft("DoRA of peft without magnitudes", "missing", "lora_magnitude_vector", use_dora=True),
-    peft("another type of peft", "'LOHA'", "IA3, LORA, VERA", peft_type="LOHA"),
+    peft("another type of peft", "'LOHA'", "IA3, LORA, PREFIX_TUNING", peft_type="LOHA"),
     peft("trained biases of peft", "bias = 'all'", "only 'none'", bias="all"),
     peft("whole modules of peft", "modules_to_save = ['lm_head']", modules_to_save=["lm_head"]),
     peft("several ranks of peft", "rank_pattern", rank_pattern={"q_proj": 3}),

@@ -37,7 +37,7 @@ CASES = [
     knob("an unknown number format", "model.dtype=float8", "model.dtype = 'float8'", "'bfloat16'"),
     knob("a value for a section", "train=3", "train = 3", "a section"),
     knob("a knob below a knob", "train.lr.x=3", "train.lr.x", "lr = 0.01 is a value"),
-    knob("an unknown method", "method=lorra", "'lorra'", "lora, rslora", "full, bitfit", "Did you mean 'lora'?"),
+    knob("an unknown method", "method=lorra", "'lorra'", "lora, rslora", "full, head-only", "Did you mean 'lora'?"),
     knob("a method that is a list", "method.name=[lora]", "['lora']", "name must be text"),
     knob("an unknown knob of a method", "method.rnak=3", "method.rnak", "'method.rank'"),
     knob("a wrong knob of a method", "method.rank=0", "method.rank = 0", "greater than or equal to 1"),

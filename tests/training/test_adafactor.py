@@ -184,7 +184,7 @@ def test_the_knob_chooses_the_optimizer():
 
 def test_scaled_parameters_are_refused_for_adapters_and_for_adamw():
     method = LoRA()
-    message = "lora trains new tensors that begin at or near zero.*Set train.scale_parameter=false"
+    message = "lora trains tensors that begin at or near zero.*Set train.scale_parameter=false"
     with pytest.raises(ConfigError, match=message):
         make_optimizer(method, attached(method), TrainKnobs(optimizer="adafactor", scale_parameter=True))
     message = re.escape("train.optimizer = 'adamw'; set train.optimizer=adafactor, or train.scale_parameter=false")

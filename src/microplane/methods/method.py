@@ -38,6 +38,7 @@ class Method(BaseModel):
     finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
     sockets: ClassVar[bool] = False  # it writes into the places that our own models keep open
+    counts_blocks: ClassVar[bool] = False  # needs a model's blocks in their order, which our own models tell
     never_lora: ClassVar[str | None] = None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
 
     def attach(self, model: nn.Module) -> None:
@@ -182,6 +183,11 @@ def attach(method: Method, model: nn.Module) -> None:
             f"method.name = {method.name!r} puts modules between the parts of a block, into places that Microplane's "
             "own models keep open and this one does not have. Take a method that changes its linear layers, as lora"
         )
+    if view is not None and method.counts_blocks:
+        raise ConfigError(
+            f"method.name = {method.name!r} needs to know which blocks a model has and in which order, as Microplane's "
+            "own are known. On this one take full, or lora, and name what trains beside it"
+        )
     method.attach(model)
     model.frozen = method.frozen_below(model)  # type: ignore[assignment]
     if (head := getattr(model, "task_head", None)) is not None:
@@ -197,7 +203,9 @@ def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
     if method.whole_model:
         return method.state(model) | moving_state(model)
     beside = {f"{PREFIX}{name}": tensor for name, tensor in moving_state(model).items()}
-    return method.state(model) | head_state(model) | beside
+    beside |= head_state(model)
+    once = {id(tensor) for tensor in beside.values()}  # what a method that selects has chosen, too
+    return {name: tensor for name, tensor in method.state(model).items() if id(tensor) not in once} | beside
 
 
 def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -213,6 +221,9 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
         return
     rest = {name: tensor for name, tensor in state.items() if name not in own}
     found = {name: tensor for name, tensor in state.items() if name in own}
+    places = {id(tensor): name for name, tensor in own.items()}
+    twins = {name: places[id(tensor)] for name, tensor in methods_own.items() if id(tensor) in places}
+    rest |= {name: state[twin] for name, twin in twins.items() if twin in state}
     method.load(model, rest)
     copy_strictly(own, found)
 

@@ -28,6 +28,7 @@ from microplane.errors import ConfigError, ModelError
 from microplane.models.contract import Model, view_of
 from microplane.models.view import register
 from microplane.nn.cache import Cache
+from microplane.nn.prelude import Prelude
 from microplane.nn.rows import Pairs, Rows, from_grid
 
 CONTEXTS = ("max_position_embeddings", "seq_length", "max_seq_len", "max_target_positions")
@@ -97,6 +98,7 @@ class Foreign(Model):
     def __init__(self, config: ForeignConfig):
         super().__init__(config)
         self.apart = True  # the head alone gives the logits
+        self.prelude = Prelude()  # which nothing is put into: `sockets` are refused
         self.take(_new(config))
 
     @property
@@ -274,7 +276,7 @@ def standing_in(fields: Mapping[str, Any]) -> tuple[str, str]:
         ModelError: if transformers is not installed, or has no model of that name that writes text.
     """
     named = fields.get("architectures")
-    what = named[0] if isinstance(named, list) and named else str(fields.get("model_type"))
+    what = named[0] if isinstance(named, list) and named else fields.get("model_type") or "(config.json names none)"
     if importlib.util.find_spec("transformers") is None:
         raise ModelError(
             f"the architecture {what} has no implementation here; transformers may have one, and is not installed: "
