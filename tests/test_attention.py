@@ -67,6 +67,26 @@ def test_a_prefix_is_seen_by_every_row(causal):
         torch.testing.assert_close(seen[part], torch.einsum("hij,jhd->ihd", scores.softmax(-1), value))
 
 
+@pytest.mark.parametrize("lengths", [(5, 3, 7), (5, 5, 5), (9,)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("causal", [True, False])
+def test_many_scores_are_computed_in_parts(monkeypatch, causal, bias, lengths):
+    """Some rows at a time, or one group of heads: the same numbers and gradients."""
+    rows = Rows.of([[1] * n for n in lengths])
+    q, k, v = qkv(sum(lengths))
+    longest = max(lengths)
+    added = torch.randn(4, longest, longest, dtype=torch.float64, requires_grad=True) if bias else None
+    inputs = [q, k, v, *([added] if bias else [])]
+    found = []
+    for cells in (1 << 21, 4 * longest * longest * 2, 1):
+        monkeypatch.setattr("microplane.nn.attention.CELLS", cells)
+        seen = attend(q, k, v, Sight(rows, causal=causal), 0.3, bias=added)
+        found.append((seen, *torch.autograd.grad(seen.sin().sum(), inputs)))
+    for other in found[1:]:
+        for got, wanted in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
 def test_long_rows_take_the_other_way_and_agree():
     rows = Rows.of([[1] * (LONG + 3), [1] * 40])
     q, k, v = (torch.randn(LONG + 43, heads, 8) for heads in (4, 2, 2))

@@ -23,6 +23,7 @@ from microplane.nn.dropout import dropout as drop
 from microplane.nn.pointwise import softmax
 from microplane.nn.rows import Rows, from_grid, to_grid
 
+CELLS = 1 << 21  # scores computed at once: more leave the caches, and beyond 32 MB each array is new memory to map
 LONG = 1024  # rows longer than this go through torch's own attention, which never holds all (S, L) scores
 
 Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh) that every row sees before its own
@@ -184,6 +185,27 @@ def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None
 
 
 def _attend_short(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, dropout: float
+) -> Tensor:
+    """Some rows at a time, or some heads of one row where that alone is much."""
+    B, H, S, _ = q.shape
+    KV, L = k.shape[1:3]
+    dim, count = (0, B) if B > 1 else (1, KV)
+    at_once = max(1, CELLS * count // max(1, B * H * S * L))
+    if at_once >= count:
+        return _attend_at_once(q, k, v, mask, scale, softcap, dropout)
+    mask = mask if mask is None or mask.dim() == 4 else mask[None]
+    parts = []
+    for start in range(0, count, at_once):
+        n = min(at_once, count - start)
+        own, of = (k.narrow(dim, start, n), v.narrow(dim, start, n)), q.shape[dim] // count
+        part = q.narrow(dim, start * of, n * of)
+        masked = mask if mask is None or mask.shape[dim] == 1 else mask.narrow(dim, start * of, n * of)
+        parts.append(_attend_short(part, *own, masked, scale, softcap, dropout))
+    return torch.cat(parts, dim)
+
+
+def _attend_at_once(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, dropout: float
 ) -> Tensor:
     """Plain batched products, the heads of a group stacked so that k and v are never repeated."""

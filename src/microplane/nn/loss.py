@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 64  # fewest positions whose logits are in memory at once
 MOST = 512
-LOGITS = 3 << 20  # between the two, as many as make so many logits: 13 MB in float32
+LOGITS = 8 << 20  # between the two, as many as make so many logits: 34 MB in float32
 BLOCK = 1 << 19  # numbers of the head's gradient that are summed at once in another format
 
 
