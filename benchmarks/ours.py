@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         micro_tokens=options.micro_tokens,
         eval_every=options.steps,
     )
-    losses = iter([float("inf"), None])  # the loop's first validation, before any step, is not measured
+    validations = 0
 
     def validate(tuned: Any) -> float:
-        memory.setdefault("after_training", peak_rss())
-        return next(losses) or evaluate_loss(tuned, held_out, 8192)
+        nonlocal validations
+        validations += 1
+        if validations == 1:  # the loop's first one, before any step, is not measured
+            return math.inf
+        memory["after_training"] = peak_rss()
+        return evaluate_loss(tuned, held_out, 8192)
 
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(

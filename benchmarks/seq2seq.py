@@ -1,10 +1,12 @@
 """Translation from scratch: a Transformer and a T5 of some 10M parameters, Microplane against transformers in turn.
 
-    python benchmarks/seq2seq.py [--families transformer t5] [--steps 120] [--pairs 2]
+    python benchmarks/seq2seq.py [--families transformer t5] [--orders shuffled similar] [--steps 80] [--pairs 2]
 
 English to French on Debian's package descriptions (debian_pairs.py). Both sides open the same initial weights and get
 the same token ids in the same batches, AdamW, schedule and dropout; each runs in a process of its own, and transformers
-in the way that a few steps show to be its fastest. Writes results/seq2seq_<date>.json, ratios pair by pair.
+in the way that a few steps show to be its fastest. The rows of a step are drawn at random, as transformers' Trainer
+does where nothing else is asked (`shuffled`), or are of similar length, as Microplane's own plan has them (`similar`):
+a padded rectangle then holds little padding. Writes results/seq2seq_<date>.json, ratios pair by pair.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ STEP_TOKENS = 4000  # of both sides together
 HELD_OUT = 0.02  # of the source packages
 VALIDATION_ROWS = 400
 LR, WARMUP = 1e-3, 20
-PROBE_STEPS = 8
-WAYS = [[*cast, "--attention", how] for cast in ([], ["--autocast"]) for how in ("sdpa", "eager")]  # of the peer
+PROBE_STEPS = 4
+WAYS = [["--autocast", "--attention", how] for how in ("sdpa", "eager")]  # of the peer; float32 takes twice as long
 
 COMMON = {
     "is_encoder_decoder": True,
@@ -78,23 +80,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(folder: Path, steps: int) -> dict[str, Any]:
+def prepare(folder: Path, steps: int, orders: Sequence[str]) -> dict[str, Any]:
     """Rows as both sides read them, and what there is of them."""
     pairs = read_pairs(fetch())
     tokenizer = learn([text for pair in pairs for text in pair[1:] if not held_out(pair.source_package, HELD_OUT)])
     random.Random(0).shuffle(pairs)
     known = [row for pair in pairs if not held_out(pair.source_package, HELD_OUT) if (row := row_of(pair, tokenizer))]
     unseen = [row for pair in pairs if held_out(pair.source_package, HELD_OUT) if (row := row_of(pair, tokenizer))]
-    chosen = [[known[i] for i in step] for step in plan(known, steps)]
     unseen = sorted(unseen[:VALIDATION_ROWS], key=lambda row: len(row["ids"]))
-    write(folder / "train.jsonl", chosen)
     write(folder / "validation.jsonl", [unseen[i : i + 64] for i in range(0, len(unseen), 64)])
-    return {
-        "training_pairs": len(known),
-        "pairs_used": sum(map(len, chosen)),
-        "validation_pairs": len(unseen),
-        "padding_of_the_peer": padding(chosen),
-    }
+    told: dict[str, Any] = {"training_pairs": len(known), "validation_pairs": len(unseen)}
+    for order in orders:
+        chosen = [[known[i] for i in step] for step in ORDERS[order](known, steps)]
+        write(folder / f"{order}.jsonl", chosen)
+        told[order] = {"pairs_used": sum(map(len, chosen)), "padding_of_the_peer": padding(chosen)}
+    return told
 
 
 def learn(texts: Sequence[str]) -> Tokenizer:
@@ -120,15 +120,34 @@ def row_of(pair: Pair, tokenizer: Tokenizer) -> dict[str, list[int]] | None:
     return {"ids": source + target, "trained": [0] * len(source) + [1] * len(target)}
 
 
-def plan(rows: Sequence[dict[str, list[int]]], steps: int) -> list[list[int]]:
-    """Row numbers of each step: pairs of similar length, which also leaves the peer little to pad."""
+def shuffled(rows: Sequence[dict[str, list[int]]], steps: int) -> list[list[int]]:
+    """Row numbers of each step: one after the other, as long as a step has room."""
+    found: list[list[int]] = [[]]
+    room = STEP_TOKENS
+    for number, row in enumerate(rows):  # shuffled already
+        if (room := room - len(row["ids"])) < 0:
+            found.append([])
+            room = STEP_TOKENS - len(row["ids"])
+        found[-1].append(number)
+    return enough(found[:-1], steps)
+
+
+def similar(rows: Sequence[dict[str, list[int]]], steps: int) -> list[list[int]]:
+    """Row numbers of each step: pairs of similar length, which leaves the peer little to pad."""
     lengths = np.array([len(row["ids"]) for row in rows])
     full = [
         step.tolist() for step in BatchPlan(lengths, 1, STEP_TOKENS).epoch(0) if lengths[step].sum() > STEP_TOKENS / 2
     ]
-    if len(full) < steps:
-        raise SystemExit(f"--steps {steps}: there are pairs for {len(full)} only")
-    return full[:steps]
+    return enough(full, steps)
+
+
+def enough(found: list[list[int]], steps: int) -> list[list[int]]:
+    if len(found) < steps:
+        raise SystemExit(f"--steps {steps}: there are pairs for {len(found)} only")
+    return found[:steps]
+
+
+ORDERS = {"shuffled": shuffled, "similar": similar}
 
 
 def padding(steps: Sequence[Sequence[dict[str, list[int]]]]) -> float:
@@ -155,9 +174,9 @@ def new_model(family: str, folder: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def side(script: str, family: str, folder: Path, steps: int, *more: str) -> dict[str, Any]:
+def side(script: str, family: str, order: str, folder: Path, steps: int, *more: str) -> dict[str, Any]:
     out = folder / "out.json"
-    files = ["--model-folder", folder / family, "--train", folder / "train.jsonl"]
+    files = ["--model-folder", folder / family, "--train", folder / f"{order}.jsonl"]
     files += ["--validation", folder / "validation.jsonl", "--out", out]
     knobs = ["--pairs", "--steps", steps, "--lr", LR, "--warmup", WARMUP, *more]
     command = [str(part) for part in (sys.executable, HERE / script, *files, *knobs)]
@@ -167,30 +186,31 @@ def side(script: str, family: str, folder: Path, steps: int, *more: str) -> dict
     return json.loads(out.read_text())
 
 
-def fastest_way(family: str, folder: Path) -> tuple[list[str], dict[str, float]]:
+def fastest_way(family: str, order: str, folder: Path) -> tuple[list[str], dict[str, float]]:
     """Of the peer: what a few steps show, and the tokens/s of each way."""
     rates = {}
     for way in WAYS:
-        run = side("peer.py", family, folder, PROBE_STEPS, *way)
+        run = side("peer.py", family, order, folder, PROBE_STEPS, *way)
         rates[" ".join(way)] = run["trained_tokens_per_second"]["median"]
-        print(f"{family}: transformers {' '.join(way)}: {rates[' '.join(way)]:.0f} trained tokens/s", flush=True)
+        print(
+            f"{family}, {order}: transformers {' '.join(way)}: {rates[' '.join(way)]:.0f} trained tokens/s", flush=True
+        )
     return max(WAYS, key=lambda way: rates[" ".join(way)]), rates
 
 
-def compare_family(family: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    parameters = new_model(family, folder)
-    way, rates = fastest_way(family, folder)
+def compare(family: str, order: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    way, rates = fastest_way(family, order, folder)
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     for pair in range(options.pairs):
         seed = ["--seed", str(pair)]
-        order = ["peer", "ours"] if pair % 2 else ["ours", "peer"]
-        for who in order:
+        turns = ["peer", "ours"] if pair % 2 else ["ours", "peer"]
+        for who in turns:
             more = [*seed, *way] if who == "peer" else seed
-            sides[who].append(side(f"{who}.py", family, folder, options.steps, *more))
+            sides[who].append(side(f"{who}.py", family, order, folder, options.steps, *more))
         check_same_start(family, sides["ours"][-1], sides["peer"][-1])
         told = "; ".join(f"{who}: {line(runs[-1])}" for who, runs in sides.items())
-        print(f"{family}, pair {pair + 1} of {options.pairs}: {told}", flush=True)
-    return {"parameters": parameters, "peer_ways": rates, "peer": way, **ratios(sides), "runs": sides}
+        print(f"{family}, {order}, pair {pair + 1} of {options.pairs}: {told}", flush=True)
+    return {"peer_ways": rates, "peer": way, **ratios(sides), "runs": sides}
 
 
 def check_same_start(family: str, ours: dict[str, Any], peer: dict[str, Any]) -> None:
@@ -227,15 +247,22 @@ def ratios(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--pairs", type=int, default=2)
     options = parser.parse_args()
     about, started = environment(), time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare(folder, max(options.steps, PROBE_STEPS))
+        data = prepare(folder, max(options.steps, PROBE_STEPS), options.orders)
         print(json.dumps(data), flush=True)
-        families = {family: compare_family(family, folder, options) for family in options.families}
+        families = {
+            family: {
+                "parameters": new_model(family, folder),
+                **{order: compare(family, order, folder, options) for order in options.orders},
+            }
+            for family in options.families
+        }
     result = {
         "what": "translation from scratch: Microplane against transformers",
         **about,
@@ -247,9 +274,11 @@ def main() -> None:
     path = HERE / "results" / f"seq2seq_{about['date'][:10]}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    for family, told in families.items():
-        speed, loss = told["trained_tokens_per_second"]["ratio"], told["validation_loss"]["ratio"]
-        print(f"{family}: {speed['median']:.2f} times the speed, {loss['median']:.4f} of the loss")
+    for family, by_order in families.items():
+        for order in options.orders:
+            told = by_order[order]
+            speed, loss = told["trained_tokens_per_second"]["ratio"], told["validation_loss"]["ratio"]
+            print(f"{family}, {order}: {speed['median']:.2f} times the speed, {loss['median']:.4f} of the loss")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from common import steps_of
 from microplane.data.shape import Shape
 from microplane.training.objective import make_batch
 from ours import Rows
-from seq2seq import END, padding, plan, row_of
+from seq2seq import END, padding, row_of, shuffled, similar
 
 INDEX = """Package: apples
 Source: fruit (1.0)
@@ -127,7 +127,7 @@ def test_steps_are_as_the_rows_say_or_of_one_size():
 def test_the_plan_fills_steps_with_pairs_of_similar_length(monkeypatch):
     monkeypatch.setattr("seq2seq.STEP_TOKENS", 40)
     pairs = rows(600)
-    steps = plan(pairs, 30)
+    steps = similar(pairs, 30)
     sizes = [sum(len(pairs[i]["ids"]) for i in step) for step in steps]
     assert len(steps) == 30
     assert min(sizes) > 20
@@ -135,7 +135,17 @@ def test_the_plan_fills_steps_with_pairs_of_similar_length(monkeypatch):
     chosen = [[pairs[i] for i in step] for step in steps]
     assert padding(chosen) < padding([pairs[:10]])
     with pytest.raises(SystemExit, match="9999"):
-        plan(pairs, 9999)
+        similar(pairs, 9999)
+
+
+def test_shuffled_steps_take_the_rows_as_they_come_and_hold_no_more_than_a_step(monkeypatch):
+    monkeypatch.setattr("seq2seq.STEP_TOKENS", 40)
+    pairs = rows(600)
+    steps = shuffled(pairs, 30)
+    assert [i for step in steps for i in step] == list(range(sum(map(len, steps))))
+    assert max(sum(len(pairs[i]["ids"]) for i in step) for step in steps) <= 40
+    similar_padding = padding([[pairs[i] for i in step] for step in similar(pairs, 30)])
+    assert padding([[pairs[i] for i in step] for step in steps]) > similar_padding
 
 
 def test_padding():
