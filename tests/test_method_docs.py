@@ -11,7 +11,6 @@ from microplane.methods import METHODS, facts_table
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
 CARDS = {"lora": "lora", "lora+": "lora-plus"}  # a card's file where it is not the method's name
-ON_ANOTHERS = {"qlora": "lora", "full": "lora"}  # described on the card of the method that it is compared with
 
 
 def test_the_table_of_facts_is_what_the_code_says():
@@ -21,7 +20,7 @@ def test_the_table_of_facts_is_what_the_code_says():
 def test_every_row_of_the_table_links_to_a_card_that_is_there():
     readme = (DOCS / "README.md").read_text()
     for name in METHODS:
-        card = CARDS.get(name, ON_ANOTHERS.get(name, name))
+        card = CARDS.get(name, name)
         assert (DOCS / f"{card}.md").is_file(), name
         assert f"{card}.md" in readme, name
 

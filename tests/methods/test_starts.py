@@ -160,6 +160,40 @@ def test_the_function_is_unchanged_to_the_bit_and_the_pair_is_not_zero(name, sta
 
 
 @pytest.mark.parametrize("start", COUNTED)
+def test_scalora_takes_the_start_off_its_base(start):
+    _, model = attached(name="scalora", rank=3, start=start, start_rows=16)
+    torch.testing.assert_close(logits(model, DATA), logits(tiny(), DATA), atol=1e-5, rtol=1e-5)
+    for layer in layers(model).values():
+        assert layer.lora_A.any()
+        assert layer.lora_B.any()
+        torch.testing.assert_close(layer.delta(), torch.zeros_like(layer.delta()), atol=1e-6, rtol=0)
+        torch.testing.assert_close(layer.weight, layer.base.weight - layer.scale * layer.lora_B @ layer.lora_A)
+
+
+@pytest.mark.parametrize("start", COUNTED)
+def test_adalora_takes_the_directions_of_a_start_and_not_its_size(start):
+    _, model = attached(name="adalora", initial_rank=3, rank=2, start=start, start_rows=16)
+    assert torch.equal(logits(model, DATA), logits(attached(name="adalora", initial_rank=3, rank=2)[1], DATA))
+    pairs = layers(attached(name="lora", rank=3, start=start, start_rows=16)[1])
+    for site, layer in layers(model).items():
+        assert not layer.lora_E.any()
+        pair = pairs[site]
+        torch.testing.assert_close(layer.lora_A, pair.lora_A / pair.lora_A.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(layer.lora_B, pair.lora_B / pair.lora_B.norm(dim=0, keepdim=True))
+
+
+def test_adalora_starts_with_orthonormal_inputs_of_eva_and_the_ranks_it_found():
+    _, model = attached(name="adalora", initial_rank=4, rank=2, start="eva", start_rows=32)
+    torch.testing.assert_close(logits(model, DATA), logits(tiny(), DATA), atol=1e-5, rtol=1e-5)
+    for layer in layers(model).values():
+        rank = len(layer.lora_E)
+        assert layer.lora_A.shape[0] == layer.lora_B.shape[1] == rank
+        torch.testing.assert_close(layer.lora_A @ layer.lora_A.t(), torch.eye(rank), atol=1e-4, rtol=0)
+        assert layer.lora_B.any()
+        assert not layer.lora_E.any()
+
+
+@pytest.mark.parametrize("start", COUNTED)
 def test_at_first_gradients_are_those_of_a_pair_on_the_rest_of_the_weight(start):
     _, model = attached(name="lora", rank=3, start=start, start_rows=16, exact=True)
     loss(model).backward()
@@ -270,6 +304,10 @@ def run(folder, knobs, kill_at=None, resume=False):
         {"name": "lora+", "rank": 3, "start": "lora_ga", "start_rows": 8},
         {"name": "lora", "rank": 3, "start": "eva", "start_rows": 32},
         {"name": "dora", "rank": 3, "start": "olora"},
+        {"name": "scalora", "rank": 3, "start": "pissa", "interval": 2},
+        {"name": "scalora", "rank": 3, "start": "eva", "start_rows": 32, "interval": 2},
+        {"name": "adalora", "initial_rank": 4, "rank": 2, "start": "pissa", "interval": 2},
+        {"name": "adalora", "initial_rank": 4, "rank": 2, "start": "eva", "start_rows": 32, "interval": 2},
     ],
     ids=lambda knobs: f"{knobs['name']}-{knobs['start']}",
 )
@@ -281,8 +319,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, knobs):
     assert all(
         torch.equal(a, b) for a, b in zip(trainable(straight).values(), trainable(resumed).values(), strict=True)
     )
-    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
-        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    files = [tmp_path / "straight" / "metrics.jsonl", *(tmp_path / "straight" / "adapter").glob("adapter_*")]
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "killed" / file.relative_to(tmp_path / "straight")).read_bytes()
+    assert len(files) >= 2
 
 
 def test_small_changes_of_a_large_start_survive_bfloat16():

@@ -31,7 +31,8 @@ from torch.nn import functional as F
 
 from microplane.errors import TrainingError
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.method import Method, check_fits
+from microplane.methods.method import check_fits
+from microplane.methods.starts.started import Started
 
 TENSORS = ("lora_A", "lora_E", "lora_B")
 
@@ -60,6 +61,20 @@ class AdaLoRALinear(AdaptedLinear):
 
     def delta(self) -> Tensor:
         return self.scale * (self.lora_B @ (self.lora_A * self.lora_E))
+
+    @torch.no_grad()
+    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+        """Train from the directions of a pair, of length 1. E is their size, or 0 where the pair is no change.
+
+        P stays random where B is zero.
+        """
+        width, height = A.norm(dim=1), B.norm(dim=0)  # (r)
+        if len(A) != len(self.lora_E):
+            put(self.lora_B, torch.empty(self.out_features, len(A)).normal_(0, 0.02))
+        put(self.lora_A, A / width[:, None])
+        if height.all():
+            put(self.lora_B, B / height)
+        put(self.lora_E, torch.zeros(len(A), 1) if counted_from else (width * height)[:, None])
 
     @torch.no_grad()
     def observe(self, beta1: float, beta2: float) -> None:
@@ -103,7 +118,7 @@ class Schedule:
         return int((self.start - self.end) * left**3 + self.end)
 
 
-class AdaLoRA(Method):
+class AdaLoRA(Started):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
     default_lr: ClassVar[float] = 5e-3
@@ -132,6 +147,14 @@ class AdaLoRA(Method):
     def attach(self, model: nn.Module) -> None:
         scale = self.alpha / (self.initial_rank + 1e-5)
         wrap_linears(model, self.targets, lambda base: AdaLoRALinear(base, self.initial_rank, scale, self.dropout))
+        self.check_start(model)
+
+    @property
+    def first_rank(self) -> int:
+        return self.initial_rank
+
+    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        return dict(adapted(model, AdaLoRALinear))
 
     def schedule(self, layers: int, total: int) -> Schedule:
         warm, final = int(self.warm_share * total), int(self.final_share * total)

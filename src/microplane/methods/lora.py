@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, wrap_linears
-from microplane.methods.method import Method, check_fits, copy_strictly
-from microplane.methods.starts import begin, check_rank
+from microplane.methods.method import check_fits, copy_strictly
+from microplane.methods.starts.started import Started
 
 
 class LoRALinear(AdaptedLinear):
@@ -86,7 +86,7 @@ class LoRALinear(AdaptedLinear):
         return len(self.lora_A) * (1 if self.start_A is None else 2)
 
 
-class LoRA(Method):
+class LoRA(Started):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
     default_lr: ClassVar[float] = 1e-3
@@ -97,15 +97,6 @@ class LoRA(Method):
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
     targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
-    start: Literal["zero", "pissa", "olora", "eva", "loftq", "lora_ga"] = Field(
-        "zero", description="the pair at first; eva and lora_ga look at training rows, loftq is for a quantised base"
-    )
-    start_rows: int = Field(64, ge=1, description="training rows that the starts eva and lora_ga look at")
-    eva_rho: float = Field(
-        2.0, ge=1, description="start eva: a layer gets at most rho times the rank; 1 keeps ranks equal"
-    )
-    eva_tau: float = Field(0.99, gt=0, le=1, description="start eva: cosine from which a direction counts as settled")
-    ga_gamma: float = Field(16.0, gt=0, description="start lora_ga: the larger, the smaller the first pair")
 
     @staticmethod
     def scale_of(rank: int, alpha: float) -> float:
@@ -124,20 +115,14 @@ class LoRA(Method):
 
     def attach(self, model: nn.Module) -> None:
         wrap_linears(model, self.targets, self.wrap)
-        for name, module in adapted(model, LoRALinear):
-            check_rank(self.start, self.rank, name, module.in_features, module.out_features)
+        self.check_start(model)
 
     @property
-    def prepare_rows(self) -> int:
-        return self.start_rows if self.start in ("eva", "lora_ga") else 0
+    def first_rank(self) -> int:
+        return self.rank
 
-    def prepare(
-        self,
-        model: nn.Module,
-        losses: Sequence[Callable[[], Tensor]],
-        weights: Callable[[str], Tensor] | None = None,
-    ) -> None:
-        begin(self, model, dict(adapted(model, LoRALinear)), losses, weights)
+    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        return dict(adapted(model, LoRALinear))
 
     def _pairs(self, model: nn.Module) -> dict[str, LoRALinear]:
         """The adapted layers by Hugging Face's dotted names."""

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.method import Method, check_fits
+from microplane.methods.method import check_fits
+from microplane.methods.starts.started import Started
 from microplane.nn.low_rank import low_rank_linear
 
 PLAIN = "changes the base by exact merges, whose small steps would vanish in fewer bits than float32 has"
@@ -68,6 +69,13 @@ class ScaLoRALinear(AdaptedLinear):
         self.weight = self.base.weight.detach() if drift is None else self.base.weight + drift
 
     @torch.no_grad()
+    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+        """Train from the pair (A, B), of any rank; where it is counted from, the base has it taken off."""
+        put(self.lora_A, A)
+        put(self.lora_B, B)
+        self.set_drift(-self.scale * (self.lora_B @ self.lora_A) if counted_from else None)
+
+    @torch.no_grad()
     def rescale(self, alpha: Tensor, beta: Tensor) -> None:
         """Scale the columns of B by alpha and the rows of A by beta, (r) each; the base takes up the difference."""
         change = self.scale * (self.lora_B * (1 - alpha * beta)) @ self.lora_A
@@ -76,7 +84,7 @@ class ScaLoRALinear(AdaptedLinear):
         self.set_drift(change if self.drift is None else self.drift + change)
 
 
-class ScaLoRA(Method):
+class ScaLoRA(Started):
     name: ClassVar[str] = "scalora"
     summary: ClassVar[str] = "low-rank steps whose sum reaches a high rank; float32 base, more memory"
     default_lr: ClassVar[float] = 1e-3
@@ -100,6 +108,14 @@ class ScaLoRA(Method):
 
     def attach(self, model: nn.Module) -> None:
         wrap_linears(model, self.targets, lambda base: ScaLoRALinear(base, self.rank, self.alpha / self.rank))
+        self.check_start(model)
+
+    @property
+    def first_rank(self) -> int:
+        return self.rank
+
+    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        return dict(adapted(model, ScaLoRALinear))
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
         if step % self.interval == 0:

@@ -27,7 +27,7 @@ class Knobs(Protocol):
     @property
     def start(self) -> str: ...
     @property
-    def rank(self) -> int: ...
+    def first_rank(self) -> int: ...
     @property
     def eva_rho(self) -> float: ...
     @property
@@ -68,16 +68,16 @@ def begin(
     if knobs.start in ("pissa", "olora"):
         decompose = {"pissa": pissa, "olora": olora}[knobs.start]
         for pair in sites.values():
-            pair.begin_at(*decompose(pair.base.weight.detach(), knobs.rank, pair.scale), counted_from=True)
+            pair.begin_at(*decompose(pair.base.weight.detach(), knobs.first_rank, pair.scale), counted_from=True)
     if knobs.start == "loftq":
-        _begin_loftq(knobs.rank, sites, weights)
+        _begin_loftq(knobs.first_rank, sites, weights)
     if knobs.start == "eva":
-        for site, A in input_directions(model, pairs, losses, knobs.rank, knobs.eva_rho, knobs.eva_tau).items():
+        for site, A in input_directions(model, pairs, losses, knobs.first_rank, knobs.eva_rho, knobs.eva_tau).items():
             B = A.new_zeros(sites[site].base.out_features, len(A))
             sites[site].begin_at(A, B, counted_from=False)
     if knobs.start == "lora_ga":
         for site, gradient in weight_gradients(model, pairs, losses):
-            sites[site].begin_at(*lora_ga(gradient, knobs.rank, knobs.ga_gamma), counted_from=True)
+            sites[site].begin_at(*lora_ga(gradient, knobs.first_rank, knobs.ga_gamma), counted_from=True)
 
 
 def _begin_loftq(rank: int, sites: Mapping[str, Pair], weights: Callable[[str], Tensor] | None) -> None:
