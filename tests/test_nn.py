@@ -203,3 +203,13 @@ def test_the_number_format_is_measured_once_and_remembered(tmp_path, monkeypatch
         assert fastest_dtype() == wanted
     file.write_text("not json")
     assert all(seconds > 0 for seconds in measured().values())
+
+
+def test_a_low_rank_layer_keeps_no_inputs_where_a_is_frozen():
+    x, W = torch.randn(50, 8, requires_grad=True), torch.randn(6, 8)
+    A, B = torch.randn(2, 8), torch.randn(6, 2, requires_grad=True)
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        low_rank_linear(x, W, None, A, B, 2.0)
+    assert x.shape not in kept
+    assert torch.Size([50, 2]) in kept

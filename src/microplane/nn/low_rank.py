@@ -37,7 +37,8 @@ class _LowRankLinear(torch.autograd.Function):
         A_cast, B_cast = A.to(x.dtype), (scale * B).to(x.dtype)
         low = x @ A_cast.t()  # (T, r)
         y = F.linear(x, _weight(W), bias).addmm_(low, B_cast.t())
-        ctx.save_for_backward(x, W if isinstance(W, Tensor) else None, A_cast, B_cast, low)
+        kept = x if ctx.needs_input_grad[3] else None  # a frozen A needs no inputs
+        ctx.save_for_backward(kept, W if isinstance(W, Tensor) else None, A_cast, B_cast, low)
         ctx.scale, ctx.dtype, ctx.base = scale, A.dtype, W if isinstance(W, QuantisedLinear) else None
         return y
 
