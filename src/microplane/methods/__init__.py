@@ -17,6 +17,7 @@ from microplane.methods.head_only import HeadOnly
 from microplane.methods.ia3 import IA3
 from microplane.methods.last_n import LastN
 from microplane.methods.lora import LoRA
+from microplane.methods.lora_fa import LoRAFA
 from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters
 from microplane.methods.nb_lora import NBLoRA
@@ -31,7 +32,7 @@ from microplane.methods.vera import VeRA
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        *(LoRA, RsLoRA, LoRAPlus, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
+        *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
         *(Bottleneck, PromptTuning, PrefixTuning),
         *(Full, HeadOnly, LastN, BitFit, Norms),
     )
