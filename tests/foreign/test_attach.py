@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import peft
 import pytest
 import torch
@@ -13,8 +11,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import microplane
 from microplane.errors import AdapterError, ConfigError
+from microplane.methods import METHODS
 from microplane.methods.kinds import AdaptedLinear, adapted
-from microplane.methods.lora import LoRA
 from tests.foreign.kit import clip, digits, gpt2, vit
 from tests.tiny import tiny
 
@@ -86,16 +84,11 @@ def test_twice_is_refused_until_merged():
     assert sites(microplane.attach(attached.merge(), "vera"))
 
 
-def test_a_method_that_needs_sockets_is_refused_with_the_reason():
-    class Inserted(LoRA):
-        name: ClassVar[str] = "inserted"
-        sockets: ClassVar[bool] = True
-
-    from microplane.methods.method import attach
-
-    attached = microplane.attach(vit())
-    with pytest.raises(ConfigError, match="'inserted' puts modules .* places that Microplane's own models keep open"):
-        attach(Inserted(), attached.model)
+@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.sockets or made.counts_blocks])
+def test_a_method_that_needs_what_only_our_models_have_is_refused_with_the_reason(name):
+    why = "places that Microplane's own models keep open" if METHODS[name].sockets else "which blocks a model has"
+    with pytest.raises(ConfigError, match=f"method.name = '{name}' .*{why}"):
+        microplane.attach(vit(), name)
 
 
 def test_starts_that_look_at_data_ask_for_losses():

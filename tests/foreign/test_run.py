@@ -162,3 +162,19 @@ def test_what_cannot_be_is_refused(place):
     done = run(place, "gpt2", **{"method.targets": ["h.0.*.c_attn"], "train.steps": 2})
     [name] = [name for name, _ in adapted(done.load().model, AdaptedLinear)]
     assert name == "net.transformer.h.0.attn.c_attn"
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "prompt", "prefix", "last-n"])
+def test_what_only_our_models_have_is_refused_before_anything_is_measured(place, method):
+    told = []
+
+    class Ear(Silent):
+        def say(self, text):
+            told.append(text)
+
+    values = {"model": {"name": str(place / "gpt2")}, "data": {"train": str(place / "rows.jsonl")}}
+    values |= {"runs": str(place / "refused"), "method": {"name": method}}
+    with pytest.raises(ConfigError, match=f"method.name = '{method}' .*Microplane's own"):
+        microplane.train(knobs=build(RunKnobs, values), watch=Ear())
+    assert told
+    assert not any("untouched model" in line for line in told)
