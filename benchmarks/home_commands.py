@@ -70,7 +70,7 @@ def write(
         "what": "exact match on 300 held-out home commands after LoRA",
         **about,
         "options": {"rows": options.rows, "set": options.set},
-        "data": data,
+        "data": {name: value for name, value in data.items() if name != "files"},
         "exact_match": {"mean": statistics.mean(matches), "least": min(matches), "most": max(matches)},
         "runs": sorted(runs, key=lambda run: run["seed"]),
     }

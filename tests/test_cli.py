@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from microplane import cli
 from microplane.cli import app
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
@@ -42,3 +43,11 @@ def test_knobs_and_methods_list_what_there_is():
     methods = run("-m", "microplane.cli", "methods").stdout
     assert "lora: low-rank updates" in methods
     assert "method.rank = 16 (int): r, the rank of the update" in methods
+
+
+def test_generate_takes_its_knobs_as_they_are_listed(monkeypatch, capsys):
+    for name in ("temperature", "generate.temperature"):
+        monkeypatch.setattr("sys.argv", ["microplane", "generate", "nowhere", "hello", "--set", f"{name}=0.0001"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "must be 0, or at least 0.001" in capsys.readouterr().err.replace("\n", " ")

@@ -117,6 +117,9 @@ def test_methods_that_no_lora_can_stand_for_say_why(base, tmp_path, monkeypatch)
     adapter(base, tmp_path / "ia3", name="ia3")
     with pytest.raises(AdapterError, match="the method ia3 multiplies whole rows and columns, a change of full rank"):
         convert(tmp_path / "ia3", tmp_path / "b")
+    adapter(base, tmp_path / "last", name="last-n", n=1)
+    with pytest.raises(AdapterError, match="the method last-n trains weights of the model's own"):
+        convert(tmp_path / "last", tmp_path / "b")
     adapter(base, tmp_path / "a", name="lora")
     monkeypatch.setattr(METHODS["lora"], "mergeable", False)
     with pytest.raises(AdapterError, match="the method lora adds to the model what is no change of a weight"):
@@ -129,6 +132,11 @@ def test_from_the_command_line(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["microplane", "convert", str(tmp_path / "a")])
     cli.main()
     assert "nb-lora as LoRA of rank 2\nexact but for rounding" in capsys.readouterr().out
+    assert (tmp_path / "a-lora" / "adapter_config.json").is_file()
+    (tmp_path / "a-lora").rename(tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "a")
+    monkeypatch.setattr("sys.argv", ["microplane", "convert", "."])
+    cli.main()
     assert (tmp_path / "a-lora" / "adapter_config.json").is_file()
     for more, message in (
         ([], "exists and is not an empty folder"),

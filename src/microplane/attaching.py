@@ -119,8 +119,8 @@ def attach(
 
     Args:
         method: its name, or `{"name": "lora", "rank": 8}`, or the method itself.
-        targets: linear layers by role (`query`, `fc1`: the last part of their names), by name or its end
-            (`encoder.layer.0.attention.attention.query`), by pattern (`*.attention.*.query`), or `all` of them.
+        targets: linear layers by role (`q_proj`, `fc1`: the last part of their names), by name or its end
+            (`layers.0.attention.q_proj`), by pattern (`*.attention.q_proj`), or `all` of them.
         train: parts, by name, that train in full beside the method: a new head. They keep their number format, in which
             small updates may vanish if it is bfloat16.
         losses: for starts that look at data: each computes the mean loss on a few training rows, differentiably.

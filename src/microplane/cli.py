@@ -159,14 +159,15 @@ def train(
 )
 def evaluate(
     model: ModelName,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="The rows to measure on.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The rows to measure on: a file, or a folder.")],
     config: Config = None,
     set: Set = None,
     skip_bad_rows: SkipBadRows = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to this JSONL file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Measure a model or a run on DATA: loss, perplexity, and metrics of generated answers."""
+    """Measure a model or a run on DATA: the loss of all rows, and metrics of the answers to 100 of them
+    (--set eval.rows=N; 0 for none), or of a task head on all."""
     from microplane.console import Terminal, make_console
     from microplane.measure import check_out, measure_file, write_answers
     from microplane.training.evaluate import describe_scores
@@ -213,7 +214,7 @@ def generate(
 
     values: dict[str, Any] = {}
     for assignment in set or []:
-        set_value(values, assignment)
+        set_value(values, assignment.removeprefix("generate."))  # as microplane knobs lists them
     knobs = build(GenerateKnobs, values)
     if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4"):
         raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8 and nf4")

@@ -53,5 +53,6 @@ def convert(
 
     if to != "lora":
         raise ConfigError(f"--to {to}: possible is lora")
+    run = run if run.name not in ("", "..") else run.resolve()
     for line in convert_adapter(run, out or run.with_name(f"{run.name}-lora"), rank).lines():
         typer.echo(line)

@@ -86,7 +86,9 @@ class DataKnobs(Knobs):
         None, description="system prompt for rows without one; '' switches a template's default off"
     )
     max_length: int = Field(
-        1024, ge=8, description="tokens in a row; longer ones lose their start, or what an encoder reads its end"
+        1024,
+        ge=8,
+        description="the longest row in tokens; a longer one loses its start, or its end where an encoder reads it",
     )
     max_target_length: int | None = Field(
         None, ge=2, description="tokens of an encoder-decoder's answer; data.max_length otherwise"

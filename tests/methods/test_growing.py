@@ -243,3 +243,13 @@ def test_peft_opens_it(tmp_path):
 def test_auto_is_a_rank_of_lora():
     assert isinstance(make_method({"name": "lora", "rank": "auto"}), GrowingLoRA)
     assert make_method("lora-auto") == make_method({"name": "lora", "rank": "auto"})
+
+
+def test_what_peft_could_open_before_a_growth_is_not_left_beside_what_it_cannot(tmp_path):
+    method, model = attached()
+    save_adapter(tmp_path, model, method, {})
+    assert (tmp_path / "adapter_config.json").is_file()
+    for number, (_, module) in enumerate(adapted(model, GrowingLinear)):
+        module.grow(2, born=3, seed=number)
+    save_adapter(tmp_path, model, method, {})
+    assert not (tmp_path / "adapter_config.json").exists()

@@ -49,7 +49,7 @@ class LabelFormat:
             raise DataError(
                 f"{file}: the keys {seen[:12]} are not understood as rows with labels: expected a text "
                 f"({', '.join(wanted[0])}) and a label ({', '.join(wanted[1])}). "
-                "A model without a task head takes other formats: see microplane data --help"
+                "A model without a task head takes other formats: see microplane knobs data.format"
             )
         self.text_key, self.label_key = texts, label
         self.pair_key = None if self.per_word else _first(SECONDS, [key for key in seen if key not in (texts, label)])

@@ -97,7 +97,7 @@ class GrowingLinear(AdaptedLinear):
 
 class GrowingLoRA(Method):
     name: ClassVar[str] = "lora-auto"
-    summary: ClassVar[str] = "LoRA that grows from rank 1 while validation gains by it; same as lora with rank = auto"
+    summary: ClassVar[str] = "LoRA whose rank grows from 2 while validation gains by it; same as lora with rank = auto"
     default_lr: ClassVar[float] = 1e-3
     finishes: ClassVar[bool] = True
 

@@ -3,7 +3,7 @@
 Start: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as the authors' code), B zero, so nothing changes at first.
 Other starts are in methods/starts. Where one takes a pair (A0, B0) out of the weight, the weight stays as it is and the
 change is counted from there: W x + s (B A - B0 A0) x = W x + s ((B - B0) A + B0 (A - A0)) x. That is a pair of rank 2r
-on the original base, it is what is saved, and it is zero to the bit when training starts (docs/decisions/0005).
+on the original base, it is what is saved, and it is zero to the bit when training starts (docs/decisions/0007).
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[
     if config is not None:
         config["base_model_name_or_path"] = about.get("base")
         _write_json(folder / "adapter_config.json", config)
+    else:  # what a method cannot be any more, as lora-auto after it has grown
+        (folder / "adapter_config.json").unlink(missing_ok=True)
     _write_json(folder / "method.json", {"name": method.name, **method.model_dump(mode="json"), "about": dict(about)})
     weights = folder / weights_name(method)
     if method.whole_model:
