@@ -50,9 +50,10 @@ def convert(
     """Write an adapter of another method as plain LoRA: exactly where it is one, else the nearest, with its error."""
     from microplane.converting import convert as convert_adapter
     from microplane.errors import ConfigError
+    from microplane.paths import named
 
     if to != "lora":
         raise ConfigError(f"--to {to}: possible is lora")
-    run = run if run.name not in ("", "..") else run.resolve()
+    run = named(run)
     for line in convert_adapter(run, out or run.with_name(f"{run.name}-lora"), rank).lines():
         typer.echo(line)

@@ -89,14 +89,18 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
+def named(path: Path) -> Path:
+    """As it was given, but `.` and `..` by the name that the folder has."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def find_run(path: Path) -> Path:
     """The folder of a run that exists, as it was given; `.` by its name.
 
     Raises:
         CheckpointError: if it is none, with the nearest one.
     """
-    if path.name in ("", ".."):
-        path = path.resolve()
+    path = named(path)
     if not (path / "run.yaml").is_file():
         what = "it has no run.yaml" if path.exists() else "there is no such folder"
         known = [str(file.parent) for file in path.parent.glob("*/run.yaml")]

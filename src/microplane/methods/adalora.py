@@ -122,6 +122,8 @@ class AdaLoRA(Started):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
     default_lr: ClassVar[float] = 5e-3
+    layer: ClassVar[type[AdaptedLinear]] = AdaLoRALinear
+    first_rank_knob: ClassVar[str] = "initial_rank"
     finishes: ClassVar[bool] = True
 
     rank: int = Field(8, ge=1, description="directions a layer has at the end, on average")
@@ -148,13 +150,6 @@ class AdaLoRA(Started):
         scale = self.alpha / (self.initial_rank + 1e-5)
         wrap_linears(model, self.targets, lambda base: AdaLoRALinear(base, self.initial_rank, scale, self.dropout))
         self.check_start(model)
-
-    @property
-    def first_rank(self) -> int:
-        return self.initial_rank
-
-    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        return dict(adapted(model, AdaLoRALinear))
 
     def schedule(self, layers: int, total: int) -> Schedule:
         warm, final = int(self.warm_share * total), int(self.final_share * total)

@@ -90,6 +90,7 @@ class LoRA(Started):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
     default_lr: ClassVar[float] = 1e-3
+    layer: ClassVar[type[AdaptedLinear]] = LoRALinear
     peft_type: ClassVar[str | None] = "LORA"
     peft_flags: ClassVar[dict[str, bool]] = {"use_rslora": False, "use_dora": False}
 
@@ -116,13 +117,6 @@ class LoRA(Started):
     def attach(self, model: nn.Module) -> None:
         wrap_linears(model, self.targets, self.wrap)
         self.check_start(model)
-
-    @property
-    def first_rank(self) -> int:
-        return self.rank
-
-    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        return dict(adapted(model, LoRALinear))
 
     def _pairs(self, model: nn.Module) -> dict[str, LoRALinear]:
         """The adapted layers by Hugging Face's dotted names."""

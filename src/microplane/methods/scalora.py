@@ -88,6 +88,7 @@ class ScaLoRA(Started):
     name: ClassVar[str] = "scalora"
     summary: ClassVar[str] = "low-rank steps whose sum reaches a high rank; float32 base, more memory"
     default_lr: ClassVar[float] = 1e-3
+    layer: ClassVar[type[AdaptedLinear]] = ScaLoRALinear
     optimizers: ClassVar[tuple[str, ...] | None] = ("adamw",)  # whose moments it knows how to rescale
     needs_float32: ClassVar[str | None] = PLAIN
     finishes: ClassVar[bool] = True
@@ -109,13 +110,6 @@ class ScaLoRA(Started):
     def attach(self, model: nn.Module) -> None:
         wrap_linears(model, self.targets, lambda base: ScaLoRALinear(base, self.rank, self.alpha / self.rank))
         self.check_start(model)
-
-    @property
-    def first_rank(self) -> int:
-        return self.rank
-
-    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        return dict(adapted(model, ScaLoRALinear))
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
         if step % self.interval == 0:

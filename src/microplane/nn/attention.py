@@ -177,8 +177,13 @@ def attend_to(
 
 
 def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:
-    """What is added to the scores: the bias, and minus infinity at keys that are not seen; None for nothing."""
+    """What is added to the scores: the bias, and minus infinity at keys that are not seen; None for nothing.
+
+    (B, H, S, L), with 1 in place of B, H or S where all are alike.
+    """
     mask = sight.biased(bias, like) if bias is not None else None if sight.open else sight.added(like)
+    if mask is not None and mask.dim() == 3:
+        mask = mask[None]
     if mask is not None and prefix is not None:
         mask = F.pad(mask, (prefix[0].shape[1], 0))
     return mask
@@ -194,7 +199,6 @@ def _attend_short(
     at_once = max(1, CELLS * count // max(1, B * H * S * L))
     if at_once >= count:
         return _attend_at_once(q, k, v, mask, scale, softcap, dropout)
-    mask = mask if mask is None or mask.dim() == 4 else mask[None]
     parts = []
     for start in range(0, count, at_once):
         n = min(at_once, count - start)

@@ -45,13 +45,13 @@ class Pair(Protocol):
     def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None: ...
 
 
-def check_rank(start: str, rank: int, site: str, in_features: int, out_features: int) -> None:
+def check_rank(start: str, rank: int, knob: str, site: str, in_features: int, out_features: int) -> None:
     """Raise a ConfigError where a start cannot give so many directions."""
     smaller = min(in_features, out_features)
     most = {"zero": rank, "eva": in_features, "lora_ga": smaller // 2}.get(start, smaller)
     if rank > most:
         raise ConfigError(
-            f"method.rank = {rank} is too large for method.start = {start}: {site} is {out_features} x {in_features} "
+            f"method.{knob} = {rank} is too large for method.start = {start}: {site} is {out_features} x {in_features} "
             f"and gives {most} directions at most. Choose a smaller rank, fewer targets, or the start zero"
         )
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from microplane.methods.kinds import AdaptedLinear, adapted
 from microplane.methods.method import Method
 from microplane.methods.starts import begin, check_rank
 
 
 class Started(Method):
     """Its adapted layers have `begin_at`; see methods/starts."""
+
+    layer: ClassVar[type[AdaptedLinear]]
+    first_rank_knob: ClassVar[str] = "rank"  # the knob that says what rank each layer's pair has when training begins
 
     start: Literal["zero", "pissa", "olora", "eva", "loftq", "lora_ga"] = Field(
         "zero", description="the pair at first; eva and lora_ga look at training rows, loftq is for a quantised base"
@@ -27,17 +31,12 @@ class Started(Method):
 
     @property
     def first_rank(self) -> int:
-        """Of each layer's pair when training begins."""
-        raise NotImplementedError
-
-    def pairs(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """The adapted layers by name."""
-        raise NotImplementedError
+        return int(getattr(self, self.first_rank_knob))
 
     def check_start(self, model: nn.Module) -> None:
         """Raises: ConfigError, where the start cannot give a layer so many directions."""
-        for name, module in self.pairs(model).items():
-            check_rank(self.start, self.first_rank, name, module.in_features, module.out_features)  # type: ignore[arg-type]
+        for site, module in adapted(model, self.layer):
+            check_rank(self.start, self.first_rank, self.first_rank_knob, site, module.in_features, module.out_features)
 
     @property
     def prepare_rows(self) -> int:
@@ -49,4 +48,4 @@ class Started(Method):
         losses: Sequence[Callable[[], Tensor]],
         weights: Callable[[str], Tensor] | None = None,
     ) -> None:
-        begin(self, model, self.pairs(model), losses, weights)
+        begin(self, model, dict(adapted(model, self.layer)), losses, weights)
