@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from common import environment, peak_rss
+from common import empty_process, environment, peak_rss
 from microplane.config import ModelKnobs, TrainKnobs
 from microplane.environment import give_back_memory
 from microplane.loading import base_format
@@ -35,7 +36,6 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "lora, float32 base": ({"name": "lora", "rank": 4, "targets": ["q", "v"]}, "float32"),
     "lora, bfloat16 base": ({"name": "lora", "rank": 4, "targets": ["q", "v"]}, "bfloat16"),
 }
-EMPTY = "import torch; torch.ones(1); from common import peak_rss; print(peak_rss())"
 
 
 def measure(way: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measure(way: str) -> dict[str, Any]:
     method = make_method(named)
     model = load_model(resolve("smollm2"), base_format(ModelKnobs(dtype=dtype), method))
     give_back_memory()
-    loaded = resident()
+    loaded = psutil.Process().memory_info().rss
     method.attach(model)
     optimizer = make_optimizer(method, model, TrainKnobs())
     ids = torch.randint(0, 1000, (64,), generator=torch.Generator().manual_seed(0))
@@ -67,16 +67,11 @@ def measure(way: str) -> dict[str, Any]:
     }
 
 
-def resident() -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmRSS")).split()[1])
-
-
 def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps(measure(sys.argv[1])))
         return
-    empty = int(subprocess.check_output([sys.executable, "-c", EMPTY], cwd=HERE))
+    empty = empty_process()
     ways = {way: json.loads(subprocess.check_output([sys.executable, __file__, way], cwd=HERE)) for way in WAYS}
     for told in ways.values():
         told["peak_above_empty_bytes"] = told["peak_rss_bytes"] - empty

@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -64,6 +65,19 @@ def peak_rss() -> int:
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def empty_process() -> int:
+    """The same of one that has imported torch and nothing else."""
+    code = "import torch; torch.ones(1); from common import peak_rss; print(peak_rss())"
+    return int(subprocess.check_output([sys.executable, "-c", code], cwd=Path(__file__).parent))
+
+
+def settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """Knobs by dotted name, of `--set NAME=VALUE ...`."""
+    from microplane.config import parse_value  # peer.py measures itself, and does without it
+
+    return {name: parse_value(text) for name, _, text in (item.partition("=") for item in assignments)}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

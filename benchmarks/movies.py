@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from common import environment
-from microplane.config import RunKnobs, build, parse_value, place
+from common import environment, settings
+from microplane.config import RunKnobs, build, place
 from microplane.console import Terminal, make_console
 from microplane.paths import cache_dir
 from microplane.run import train
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="measure on the validation rows, and write no result")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    changes = {name: parse_value(text) for name, _, text in (item.partition("=") for item in options.set)}
+    changes = settings(options.set)
     changes |= {"data.limit": options.rows} if options.rows else {}
     splits = split(snippets())
     about = environment()

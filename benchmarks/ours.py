@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,15 +90,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         micro_tokens=options.micro_tokens,
         eval_every=options.steps,
     )
-    validations = 0
+    losses = iter([float("inf"), None])  # the loop's first validation, before any step, is not measured
 
     def validate(tuned: Any) -> float:
-        nonlocal validations
-        validations += 1
-        if validations == 1:  # the loop's first one, before any step, is not measured
-            return math.inf
-        memory["after_training"] = peak_rss()
-        return evaluate_loss(tuned, held_out, 8192)
+        memory["after_training"] = peak_rss()  # the last validation's stays
+        return next(losses) or evaluate_loss(tuned, held_out, 8192)
 
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(

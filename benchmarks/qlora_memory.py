@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from common import environment, spread
+from common import empty_process, environment, spread
 
 HERE = Path(__file__).parent
 SHAPE: dict[str, Any] = {  # TinyLlama-1.1B
@@ -38,7 +38,6 @@ SHAPE: dict[str, Any] = {  # TinyLlama-1.1B
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
-EMPTY = "import torch; torch.ones(1); from common import peak_rss; print(peak_rss())"
 
 
 def make_model(folder: Path, layers: int) -> None:
@@ -122,7 +121,7 @@ def main() -> None:
         "peer": ["--autocast"] if options.autocast else [],
     }
     about = environment()
-    empty = int(subprocess.check_output([sys.executable, "-c", EMPTY], cwd=HERE))
+    empty = empty_process()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model").mkdir()
