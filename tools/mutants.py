@@ -80,7 +80,8 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
         for name in ("src", "tests", "examples"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            made = ("__pycache__", *(["data"] if name == "examples" else []))  # by running them; it can be gigabytes
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*made))
         shutil.copy(ROOT / "pyproject.toml", copy)
         every = sorted({test for mutant in chosen for test in mutant.tests})
         code, told = run(every, copy)

@@ -119,10 +119,8 @@ class Method(BaseModel):
         return set()
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """All that is needed to come back to this function from the untouched model."""
-        head = getattr(model, "task_head", None)
-        apart = set() if head is None else set(map(id, head.parameters()))  # which is saved beside it
-        return {name: tensor for name, tensor in trainable(model).items() if id(tensor) not in apart}
+        """All that is needed to come back to this function from the untouched model; a task head need not be in it."""
+        return dict(trainable(model))
 
     def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`, on a model to which this method is attached.
