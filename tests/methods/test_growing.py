@@ -12,7 +12,7 @@ import transformers
 from microplane.config import TrainKnobs
 from microplane.loading import load
 from microplane.methods import make_method
-from microplane.methods.growing import GrowingLinear, GrowingLoRA, needs_growth, truncated
+from microplane.methods.growing import GrowingLinear, GrowingLoRA, gains, grows, truncated
 from microplane.methods.kinds import adapted
 from microplane.methods.method import trainable
 from microplane.nn.rows import Rows
@@ -23,7 +23,7 @@ from microplane.training.optim import make_optimizer, set_lr
 from tests.tiny import copy_task, logits, save_tiny_folder, tiny
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)
-KNOBS = {"name": "lora", "rank": "auto", "start_rank": 1, "max_rank": 4, "gain": 0.5, "warmup": 3}
+KNOBS = {"name": "lora", "rank": "auto", "start_rank": 1, "max_rank": 4, "warmup": 3}
 TRAIN_KNOBS = TrainKnobs(steps=24, batch_size=8, micro_tokens=32, lr=2e-2, eval_every=3, patience=0, seed=3)
 
 
@@ -77,7 +77,7 @@ def grown_model():
 
 def test_growth_leaves_the_function_bit_for_bit_and_the_rank_of_the_update():
     method, model, _, before, said = grown_model()
-    assert said == "rank 1 -> 2: less than 50.0% gained in one validation"
+    assert said == "rank 1 -> 2: rank 1 gained 10.0% of the validation loss"
     assert torch.equal(logits(model, HELD_OUT), before)
     for _, module in adapted(model, GrowingLinear):
         assert module.rank == 2
@@ -129,17 +129,23 @@ def test_what_trains_besides_the_pairs_is_in_the_first_group():
     assert sorted(grouped) == sorted(id(parameter) for parameter in trainable(model).values())
 
 
-def test_when_to_grow():
-    assert not needs_growth(history(1.0), 0.1, 1)
-    assert not needs_growth(history(1.0, 0.5), 0.1, 1)
-    assert needs_growth(history(1.0, 0.95), 0.1, 1)
-    assert not needs_growth(history(1.0, 0.95), 0.1, 2)
-    assert needs_growth(history(1.0, 0.95, 0.94), 0.1, 2)
-    assert not needs_growth(history(1.0, 0.95, grown=[1]), 0.1, 1)  # just done
-    assert needs_growth(history(1.0, 0.95, 0.94, grown=[1]), 0.1, 1)  # one that did not pay
-    assert not needs_growth(history(1.0, 0.95, 0.94, 0.93, grown=[1, 2]), 0.1, 1)  # two
-    assert needs_growth(history(1.0, 0.95, 0.7, 0.69, grown=[1, 2]), 0.1, 1)  # the first paid
-    assert needs_growth(history(1.0, 0.95, 0.94, 0.5, 0.49, grown=[1, 2]), 0.1, 1)  # the second paid
+def test_it_grows_while_that_pays():
+    assert not grows(history(1.0), 0.1, 1)
+    assert grows(history(1.0, 0.5), 0.1, 1)
+    assert grows(history(1.0, 0.95), 0.1, 1)  # the first rank had little; the second is tried in any case
+    assert not grows(history(1.0, 0.5), 0.1, 2)
+    assert grows(history(1.0, 0.5, 0.4), 0.1, 2)
+    assert not grows(history(1.0, 0.95, grown=[1]), 0.1, 1)  # just done
+    assert grows(history(1.0, 0.8, 0.79, grown=[1]), 0.1, 1)  # one that did not pay
+    assert not grows(history(1.0, 0.8, 0.79, 0.78, grown=[1, 2]), 0.1, 1)  # two
+    assert grows(history(1.0, 0.95, 0.7, 0.69, grown=[1, 2]), 0.1, 1)  # the first paid
+    assert grows(history(1.0, 0.95, 0.94, 0.5, grown=[1, 2]), 0.1, 1)  # the second paid
+
+
+def test_what_a_rank_gained_is_over_the_best_before_it():
+    assert gains(history(1.0)) == [0.0]
+    assert gains(history(1.0, 0.5, 0.6, 0.4, 0.3, 0.33, grown=[2, 4])) == pytest.approx([0.5, 0.4, -0.1])
+    assert gains(history(0.0, 0.0)) == [0.0]
 
 
 def test_it_does_not_grow_at_the_end_nor_beyond_its_bounds():
@@ -205,7 +211,7 @@ def test_a_resume_amid_growth_is_bitwise(tmp_path, straight, kill_at):
 
 def test_growth_gives_patience_back(tmp_path):
     knobs = TRAIN_KNOBS.model_copy(update={"patience": 1, "lr": 1e-3})
-    outcome, _, _ = run(tmp_path, knobs=knobs, gain=0.999, warmup=1)
+    outcome, _, _ = run(tmp_path, knobs=knobs, gain=0.0, warmup=1)
     grown = [d["step"] for d in outcome.decisions[:-1]]
     assert grown[:1] == [3]
     assert outcome.totals.step >= grown[-1] + 3

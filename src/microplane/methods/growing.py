@@ -1,10 +1,10 @@
 """LoRA (arXiv 2106.09685) whose rank grows while that pays: h = W x + s sum_i B_i A_i x, with s the same at every rank.
 
 `method.rank = auto`. A scheme of our own, for which no paper is to be blamed:
-- Each layer starts with a pair of rank 1 or 2. When validation no longer improves enough, every layer gets a further
+- Each layer starts with a pair of rank 1 or 2. After each validation, while they improve, every layer gets a further
   pair, as large as what is there: rows of A random and orthogonal to the older ones, B zero. The function stays, bit
   for bit, as pairs are multiplied apart; older pairs keep their optimizer's state; the new ones' rate is warmed up.
-- Growing ends at `max_rank`, near the end of the run, or after two growths that did not pay.
+- Growing ends at `max_rank`, near the end of the run, or after two ranks in a row at which too little was gained.
 - At the end the best weights are taken, and each layer's pairs become one, by an exact SVD of the factors (QR of both,
   then of an r x r matrix), of the smallest rank that keeps `energy` of the squared singular values. Where validation
   suffers from that, only directions that are zero go.
@@ -97,7 +97,7 @@ class GrowingLinear(AdaptedLinear):
 
 class GrowingLoRA(Method):
     name: ClassVar[str] = "lora-auto"
-    summary: ClassVar[str] = "LoRA whose rank grows from 2 while validation gains by it; same as lora with rank = auto"
+    summary: ClassVar[str] = "LoRA whose rank grows from 2 while validation improves; same as lora with rank = auto"
     default_lr: ClassVar[float] = 1e-3
     finishes: ClassVar[bool] = True
 
@@ -107,8 +107,10 @@ class GrowingLoRA(Method):
     scale: float = Field(2.0, gt=0, description="the update is scaled by this at every rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
     targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
-    gain: float = Field(0.02, ge=0, description="share of the validation loss that must be gained, or the rank grows")
-    wait: int = Field(1, ge=1, description="validations in which it must be gained")
+    gain: float = Field(
+        0.02, ge=0, description="share of the validation loss to be gained at a rank; twice less, and growing is over"
+    )
+    wait: int = Field(1, ge=1, description="validations at each rank")
     warmup: int = Field(20, ge=0, description="steps over which the rate of new pairs rises")
     energy: float = Field(0.99, gt=0, le=1, description="share of the squared singular values kept at the end")
 
@@ -135,20 +137,20 @@ class GrowingLoRA(Method):
     def after_validation(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]], total: int
     ) -> str | None:
-        """Grow where the last validations gained too little; all that decides is in `history`."""
+        """Grow while validation improves; all that decides is in `history`."""
         modules = [module for _, module in adapted(model, GrowingLinear)]
         step, rank = int(history[-1]["step"]), max(module.rank for module in modules)
         more = min(rank, self.max_rank - rank)
         # A layer's rank beyond its smaller side would be no other update.
         rooms = [min(more, module.in_features - module.rank, module.out_features - module.rank) for module in modules]
-        if max(rooms) < 1 or total - step <= self.warmup or not needs_growth(history, self.gain, self.wait):
+        if max(rooms) < 1 or total - step <= self.warmup or not grows(history, self.gain, self.wait):
             return None
         for number, (module, room) in enumerate(zip(modules, rooms, strict=True)):
             if room > 0:
                 module.grow(room, step, seed=step * 1009 + number)
         peak = optimizer.param_groups[0]["peak_lr"]
         optimizer.add_param_group({**self.param_groups(model, peak)[-1], "peak_lr": peak})
-        return f"rank {rank} -> {rank + max(rooms)}: less than {self.gain:.1%} gained in {_times(self.wait)}"
+        return f"rank {rank} -> {rank + max(rooms)}: rank {rank} gained {gains(history)[-1]:.1%} of the validation loss"
 
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
         modules = [module for _, module in adapted(model, GrowingLinear)]
@@ -232,25 +234,24 @@ class GrowingLoRA(Method):
         }
 
 
-def needs_growth(history: Sequence[Mapping[str, Any]], gain: float, wait: int) -> bool:
-    """Whether the last `wait` validations gained less than a share `gain` of the loss, and growing still pays.
-
-    Growing has stopped to pay when the two last growths both ended without such a gain over what was best before.
-    """
+def gains(history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The share of the best validation loss so far that was gained at each rank; below 0 where nothing was."""
     losses = [float(check["validation_loss"]) for check in history]
+    starts = [0, *(number for number, check in enumerate(history) if "decision" in check)]
+    ends = [*(number + 1 for number in starts[1:]), len(losses)]
+    best = [min(losses[: start + 1]) for start in starts]
+    return [
+        1 - min(losses[start + 1 : end], default=before) / before if before > 0 else 0.0
+        for start, end, before in zip(starts, ends, best, strict=True)
+    ]
+
+
+def grows(history: Sequence[Mapping[str, Any]], gain: float, wait: int) -> bool:
+    """Whether the present rank has had `wait` validations, and it or the one before gained a share `gain`."""
     grown = [number for number, check in enumerate(history) if "decision" in check]
-    since = len(history) - 1 - (grown[-1] if grown else 0)
-    if since < wait:
+    if len(history) - 1 - (grown[-1] if grown else 0) < wait:
         return False
-    gained = min(losses[-wait:]) < min(losses[:-wait]) * (1 - gain)
-    ends = [*(number + 1 for number in grown[1:]), len(losses)]
-    judged = list(zip(grown, ends, strict=bool(grown)))[-2:]
-    paid = [min(losses[start + 1 : end]) < min(losses[: start + 1]) * (1 - gain) for start, end in judged]
-    return not gained and not (len(paid) == 2 and not any(paid))
-
-
-def _times(count: int) -> str:
-    return "one validation" if count == 1 else f"{count} validations"
+    return not grown or max(gains(history)[-2:]) >= gain
 
 
 def _name(letter: str, number: int) -> str:
