@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microplane.nn.attention import LONG, Sight, attend, attend_reference, attend_to
-from microplane.nn.rows import Rows, to_grid
+from microplane.nn.rows import Rows, to_heads
 
 ROWS, OTHERS = (Rows.of([[1] * n for n in lengths]) for lengths in ((5, 3, 7), (4, 9, 2)))
 
@@ -37,7 +37,7 @@ def test_within_rows(causal, window, bias):
 def test_to_other_rows():
     q, k, v = qkv()
     sight = Sight(ROWS, causal=False, keys=OTHERS.lengths)
-    keys, values = (to_grid(x, OTHERS).transpose(1, 2) for x in (k, v))
+    keys, values = (to_heads(x, OTHERS) for x in (k, v))
     expected = attend_reference(q, k, v, ROWS, 0.3, causal=False, keys=OTHERS.lengths)
     torch.testing.assert_close(attend_to(q, keys, values, sight, 0.3), expected)
 

@@ -20,7 +20,7 @@ from microplane.nn.pointwise import (
     softmax,
     softmax_reference,
 )
-from microplane.nn.rows import Rows, from_grid, to_grid
+from microplane.nn.rows import Rows, from_grid, from_heads, to_heads
 
 
 def leaves(*shapes, dtype=torch.float64):
@@ -174,13 +174,14 @@ def test_cross_entropy_of_any_head(label_smoothing):
 @pytest.mark.parametrize("lengths", [(3, 1, 4), (2, 2)])
 def test_rows_go_to_a_rectangle_and_back(lengths):
     rows = Rows.of([list(range(n)) for n in lengths])
-    x = torch.randn(sum(lengths), 5, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(from_grid(to_grid(x, rows), rows), x)
-    assert torch.autograd.gradcheck(lambda x: from_grid(to_grid(x, rows).sin(), rows), x)
-    grid = to_grid(x, rows)
+    x = torch.randn(sum(lengths), 3, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(from_heads(to_heads(x, rows), rows), x)
+    assert torch.autograd.gradcheck(lambda x: from_heads(to_heads(x, rows).sin(), rows), x)
+    grid = to_heads(x, rows)  # (B, H, S, Dh)
     for b, n in enumerate(lengths):
         start = sum(lengths[:b])
-        assert torch.equal(grid[b, :n], x[start : start + n])
+        assert torch.equal(grid[b, :, :n].transpose(0, 1), x[start : start + n])
+    torch.testing.assert_close(from_grid(grid.transpose(1, 2), rows), x)
 
 
 def test_rows_from_either_side_of_padding():

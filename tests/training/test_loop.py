@@ -226,3 +226,21 @@ def test_full_fine_tuning_resumes_too(tmp_path, changes):
     run_full(tmp_path / "b", resume=True)
     for name in ("metrics.jsonl", "adapter/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_freed_memory_is_given_back_once_it_has_piled_up(monkeypatch):
+    given = []
+    monkeypatch.setattr(loop, "give_back_memory", lambda: given.append(len(held)))
+    heap, held = loop.Heap(), []
+
+    def steps(count, size):
+        for _ in range(count):
+            held.append(size)
+            heap.after(size)
+
+    steps(10, 100)
+    steps(5, 130)
+    steps(25, 109)
+    assert given == []  # at steps 20, 30 and 40 it is no more than usual
+    steps(40, 130)
+    assert given == [50]  # afterwards 130 is what it takes

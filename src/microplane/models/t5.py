@@ -29,7 +29,7 @@ from microplane.nn.dropout import Dropout
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from microplane.nn.prelude import Prelude
 from microplane.nn.relative import RelativeBias
-from microplane.nn.rows import Pairs, Rows, to_grid
+from microplane.nn.rows import Pairs, Rows, to_heads
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 
@@ -59,10 +59,7 @@ class Attention(nn.Module):
 
     def read(self, memory: Tensor, rows: Rows) -> KeysValues:
         """Keys and values of source rows: (Ts, D) -> (B, H, L, Dh)."""
-        k, v = (
-            to_grid(linear(memory).unflatten(-1, (-1, self.head_dim)), rows).transpose(1, 2)
-            for linear in (self.k, self.v)
-        )
+        k, v = (to_heads(linear(memory).unflatten(-1, (-1, self.head_dim)), rows) for linear in (self.k, self.v))
         return k, v
 
     def look(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:  # (T, D) -> (T, D)

@@ -30,7 +30,7 @@ from microplane.nn.dropout import Dropout
 from microplane.nn.layers import MLP, LayerNorm, Linear
 from microplane.nn.position import sinusoids
 from microplane.nn.prelude import Prelude
-from microplane.nn.rows import Pairs, Rows, to_grid
+from microplane.nn.rows import Pairs, Rows, to_heads
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 
@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
     def read(self, memory: Tensor, rows: Rows) -> KeysValues:
         """Keys and values of source rows: (S, D) -> (B, H, L, Dh)."""
-        k, v = (to_grid(self._heads(linear, memory), rows).transpose(1, 2) for linear in (self.k, self.v))
+        k, v = (to_heads(self._heads(linear, memory), rows) for linear in (self.k, self.v))
         return k, v
 
     def look(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:  # (T, D) -> (T, D)

@@ -21,7 +21,7 @@ from torch import Tensor
 from microplane.nn.cache import Cache
 from microplane.nn.dropout import dropout as drop
 from microplane.nn.pointwise import softmax
-from microplane.nn.rows import Rows, from_grid, to_grid
+from microplane.nn.rows import Rows, from_heads, to_heads
 
 CELLS = 1 << 21  # scores computed at once: more leave the caches, and beyond 32 MB each array is new memory to map
 LONG = 1024  # rows longer than this go through torch's own attention, which never holds all (S, L) scores
@@ -141,7 +141,7 @@ def attend(
     """
     rows = sight.rows
     if cache is None:
-        keys, values = to_grid(k, rows).transpose(1, 2), to_grid(v, rows).transpose(1, 2)  # (B, KV, S, Dh)
+        keys, values = to_heads(k, rows), to_heads(v, rows)  # (B, KV, S, Dh)
     else:
         keys, values = cache.append(layer, k, v, rows)  # (B, KV, L, Dh)
     return attend_to(q, keys, values, sight, scale, softcap, bias, dropout, prefix)
@@ -160,7 +160,7 @@ def attend_to(
 ) -> Tensor:
     """`attend` to keys and values that stand in a rectangle already, as those of other rows do: (T, H, Dh)."""
     rows = sight.rows
-    queries = to_grid(q, rows).transpose(1, 2)  # (B, H, S, Dh)
+    queries = to_heads(q, rows)  # (B, H, S, Dh)
     if prefix is not None:
         keys, values = (
             torch.cat([own.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
@@ -173,7 +173,7 @@ def attend_to(
     else:
         mask = _mask(queries, sight, bias, prefix)
         mixed = _attend_short(queries, keys, values, mask, scale, softcap, dropout)
-    return from_grid(mixed.transpose(1, 2), rows)
+    return from_heads(mixed, rows)
 
 
 def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:

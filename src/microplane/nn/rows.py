@@ -3,7 +3,7 @@
 Shapes: T tokens in all, B rows, S the longest row.
 
 There is no padding token anywhere in training or generation. Linears, norms and the head see (T, D); only attention
-needs a rectangle, and gets it by a gather from `grid` whose backward is a gather too.
+needs a rectangle, of each head apart, and gets it by one gather (`to_heads`) whose backward is a gather too.
 """
 
 from __future__ import annotations
@@ -74,6 +74,20 @@ class Rows:
         within = torch.cat([torch.arange(n) for n in self.lengths])
         return torch.repeat_interleave(starts, lengths) + within
 
+    def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
+        """`grid` and `cells` where each token is `heads` vectors: int64 (B * H * S,) into (T, H), (T * H,) into
+        (B, H, S)."""
+        if heads not in self._of_heads:
+            head, S = torch.arange(heads), self.longest
+            grid = self.grid[:, None] * heads + head[:, None]  # (B, H, S)
+            cells = (self.cells // S * heads * S + self.cells % S)[:, None] + head * S  # (T, H)
+            self._of_heads[heads] = grid.view(-1), cells.view(-1)
+        return self._of_heads[heads]
+
+    @cached_property
+    def _of_heads(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
+
     @cached_property
     def last(self) -> Tensor:
         """(B,) int64: the index in T of each row's last token."""
@@ -96,20 +110,32 @@ def before_each(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat([part for row in x.split(tuple(lengths)) for part in (first, row)])
 
 
-def to_grid(x: Tensor, rows: Rows) -> Tensor:
-    """(T, ...) -> (B, S, ...). Cells past a row's end hold a copy of its last token and get no gradient."""
-    shape = (len(rows.lengths), rows.longest, *x.shape[1:])
-    if len(set(rows.lengths)) == 1:
-        return x.view(shape)
-    return _Gather.apply(x, rows.grid.view(-1), rows.cells).view(shape)
+def to_heads(x: Tensor, rows: Rows) -> Tensor:
+    """(T, H, Dh) -> (B, H, S, Dh). Cells past a row's end hold a copy of its last token and get no gradient."""
+    H, Dh = x.shape[1:]
+    shape = (len(rows.lengths), H, rows.longest, Dh)
+    if _even(rows):
+        return x.view(shape[0], shape[2], H, Dh).transpose(1, 2)
+    return _Gather.apply(x.reshape(-1, Dh), *rows.of_heads(H)).view(shape)
+
+
+def from_heads(x: Tensor, rows: Rows) -> Tensor:
+    """(B, H, S, Dh) -> (T, H, Dh), the inverse of `to_heads`."""
+    H, Dh = x.shape[1], x.shape[3]
+    if _even(rows):
+        return x.transpose(1, 2).reshape(-1, H, Dh)
+    _, cells = rows.of_heads(H)
+    return _Scatter.apply(x.reshape(-1, Dh), cells).view(-1, H, Dh)
 
 
 def from_grid(x: Tensor, rows: Rows) -> Tensor:
-    """(B, S, ...) -> (T, ...), the inverse of `to_grid`."""
+    """(B, S, ...) -> (T, ...), the tokens of a padded rectangle."""
     flat = x.reshape(-1, *x.shape[2:])
-    if len(set(rows.lengths)) == 1:
-        return flat
-    return _Scatter.apply(flat, rows.cells)
+    return flat if _even(rows) else _Scatter.apply(flat, rows.cells)
+
+
+def _even(rows: Rows) -> bool:
+    return len(set(rows.lengths)) == 1
 
 
 class _Gather(torch.autograd.Function):
