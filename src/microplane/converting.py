@@ -15,7 +15,7 @@ from microplane.loading import Loaded, base_of, load
 from microplane.merging import check_free, probe_texts, source_of
 from microplane.methods import LoRA, Method
 from microplane.methods.kinds import AdaptedLinear
-from microplane.methods.method import head_state, load_state
+from microplane.methods.method import PREFIX, head_state, load_state
 from microplane.models.contract import hf_names, linears
 from microplane.models.load import load_model
 from microplane.tasks import head_from
@@ -81,7 +81,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     lora.attach(base)
     state: dict[str, Tensor] = {}
     for path, change in changes.items():
-        prefix = "base_model.model." + names[f"{path}.weight"].removesuffix(".weight")
+        prefix = PREFIX + names[f"{path}.weight"].removesuffix(".weight")
         state[f"{prefix}.lora_A.weight"] = _padded(change.A, width)
         state[f"{prefix}.lora_B.weight"] = _padded(change.B.t(), width).t()
     load_state(lora, base, state | head_state(loaded.model))

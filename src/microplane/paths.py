@@ -1,8 +1,10 @@
-"""Where files go, and how they get there whole: everything is written aside and renamed."""
+"""Where files go, how they get there whole (everything is written aside and renamed), and how small ones are read."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -10,8 +12,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from microplane.errors import CheckpointError, ConfigError, nearest
+from microplane.errors import CheckpointError, ConfigError, MicroplaneError, nearest
 
 
 def cache_dir() -> Path:
@@ -46,6 +49,28 @@ def write_aside(path: Path, content: bytes) -> None:
     """Write a whole file aside and rename it."""
     with aside(path) as temporary:
         temporary.write_bytes(content)
+
+
+def read_object(file: Path, error: type[MicroplaneError]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        error: if the file cannot be read, or is something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"cannot read {file}: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:  # also what is not UTF-8
+        raise error(f"{file} is not valid JSON: {problem}") from None
+    if not isinstance(value, dict):
+        raise error(f"{file} must hold a JSON object, but holds a {type(value).__name__}")
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_folder(runs: Path, name: str, parts: Sequence[str], again: bool = False) -> Path:

@@ -115,8 +115,8 @@ CASES = [
     ),
     checkpoint("tampered checksums", lambda c: edit(f"{c}/state.json", sha256=[1]), "state.json is not what was saved"),
     checkpoint("a state without its checksum", lambda c: edit(f"{c}/state.json", ("checksum",)), "state.json is not"),
-    checkpoint("a truncated state", lambda c: cut(f"{c}/state.json", 200), "state.json cannot be read"),
-    checkpoint("a state of rubbish", lambda c: write(f"{c}/state.json", b"\xff\x00"), "state.json cannot be read"),
+    checkpoint("a truncated state", lambda c: cut(f"{c}/state.json", 200), "state.json is not valid JSON"),
+    checkpoint("a state of rubbish", lambda c: write(f"{c}/state.json", b"\xff\x00"), "state.json is not valid JSON"),
     Case("no run to report", ["report", "runs/bas"], ("no run at runs/bas", "runs/<name>")),
     Case("a damaged result to report", ["report", BASE], ("result.json is damaged",), cut(f"{BASE}/result.json", 99)),
 ]

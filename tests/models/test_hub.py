@@ -208,7 +208,7 @@ def test_the_hash_is_computed_only_when_the_file_changed(packaged, monkeypatch):
     path = resolve("smollm2")
     os.utime(path, ns=(0, 0))
     assert is_cached("smollm2")  # touched, not damaged: hashed, and noted
-    monkeypatch.setattr(wheels, "_sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(wheels, "file_sha256", lambda path: pytest.fail("hashed again"))
     assert is_cached("smollm2")
 
 
@@ -293,7 +293,7 @@ def test_a_packaged_folder_has_all_its_files(packaged, tmp_path, monkeypatch):
 
 def test_the_real_default_is_what_it_should_be(smollm2):
     entry = SHORT_NAMES["smollm2"]
-    assert wheels._sha256(smollm2) == entry.sha256
+    assert wheels.file_sha256(smollm2) == entry.sha256
     assert smollm2.stat().st_size == entry.bytes
     assert resolve("SmolLM2-135M-Instruct") == smollm2
 

@@ -5,12 +5,12 @@ Every value is checked for its type, since these files come from anywhere.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from microplane.errors import ModelError
+from microplane.paths import read_object
 
 CONFIG = "tokenizer_config.json"
 
@@ -21,17 +21,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: if it cannot be read, or is something else.
     """
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ModelError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:  # also what is not UTF-8
-        raise ModelError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ModelError(f"{file} must hold a JSON object, but holds a {type(fields).__name__}")
-    return fields
+    return read_object(file, ModelError) if file.exists() else {}
 
 
 def _wrong(file: Path, key: str, value: Any, expected: str) -> ModelError:

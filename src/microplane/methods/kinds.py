@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import AdapterError
+from microplane.methods.method import PREFIX
 from microplane.methods.targets import target_sites
 from microplane.models.contract import hf_names, linears
 from microplane.nn.low_rank import low_rank_linear
@@ -100,7 +101,7 @@ def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     """The adapted linear layers of a kind as (the name that peft saves them under, module)."""
     names = hf_names(model)
     for site, module in adapted(model, kind):
-        yield "base_model.model." + names[f"{site}.weight"].removesuffix(".weight"), module
+        yield PREFIX + names[f"{site}.weight"].removesuffix(".weight"), module
 
 
 def put(parameter: nn.Parameter, value: Tensor) -> None:

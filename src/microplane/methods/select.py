@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from microplane.methods.method import Method
+from microplane.methods.method import PREFIX, Method
 from microplane.models.contract import hf_names
 
 
@@ -32,7 +32,7 @@ class Selecting(Method):
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         own = {id(parameter) for part in self.chosen(model) for parameter in part.parameters()}
         names = hf_names(model)
-        return {f"base_model.model.{names[n]}": tensor for n, tensor in model.named_parameters() if id(tensor) in own}
+        return {f"{PREFIX}{names[n]}": tensor for n, tensor in model.named_parameters() if id(tensor) in own}
 
     def merge(self, model: nn.Module) -> None:
         """Nothing to do: the weights are the model's own."""

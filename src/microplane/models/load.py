@@ -28,6 +28,7 @@ from microplane.models.heads import TaskHead, put_head
 from microplane.nn.nf4 import NF4
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
+from microplane.paths import read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -136,7 +137,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     adapter = folder / "adapter_config.json"
     if not file.exists() and adapter.exists():
-        base = _read_json(adapter).get("base_model_name_or_path")
+        base = read_object(adapter, ModelError).get("base_model_name_or_path")
         raise ModelError(
             f"{folder} holds an adapter, not a model: give the model that it was trained on"
             + (f", {base}" if base else "")
@@ -144,7 +145,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if not file.exists():
         raise ModelError(f"{folder} has no config.json: a model folder has config.json and {WEIGHTS}")
-    config = _read_json(file)
+    config = read_object(file, ModelError)
     if (scheme := config.get("quantization_config")) and not readable(scheme):
         method = scheme.get("quant_method", "unknown") if isinstance(scheme, dict) else scheme
         raise ModelError(
@@ -152,18 +153,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             " supported, bitsandbytes' nf4 is: give the model as it was before quantisation, or as a .gguf file"
         )
     return config
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:  # also what is not UTF-8
-        raise ModelError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ModelError(f"{file} must hold a JSON object, but holds a {type(fields).__name__}")
-    return fields
 
 
 def _scan(folder: Path) -> tuple[Places, Counter[str]]:
@@ -178,7 +167,7 @@ def _scan(folder: Path) -> tuple[Places, Counter[str]]:
 
 
 def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
-    told = _read_json(folder / INDEX).get("weight_map")
+    told = read_object(folder / INDEX, ModelError).get("weight_map")
     if not isinstance(told, dict) or not told:
         raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
     if odd := [file for file in told.values() if not isinstance(file, str)]:
@@ -236,7 +225,7 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
     model.source_config, model.compute = checkpoint.config, form.multiplied
     model.spare = _spare(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
-        model.generation_config = _read_json(file)
+        model.generation_config = read_object(file, ModelError)
     return model.eval().requires_grad_(False)
 
 

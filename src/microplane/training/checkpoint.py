@@ -29,7 +29,7 @@ from microplane.errors import AdapterError, CheckpointError, ConfigError, Microp
 from microplane.methods import METHODS, Method, make_method, trainable
 from microplane.methods.method import load_state, state_of
 from microplane.models.load import save_model
-from microplane.paths import aside, write_aside
+from microplane.paths import aside, file_sha256, read_object, write_aside
 from microplane.training.optim import add_groups
 
 KEEP = 2  # checkpoints kept in resume/
@@ -76,13 +76,13 @@ def read_method(folder: Path, beside: bool = False) -> tuple[Method, dict[str, A
         AdapterError: if there is no adapter, or it is of a kind that is not known here.
     """
     if (file := folder / "method.json").is_file():
-        values = _read_json(file, AdapterError)
+        values = read_object(file, AdapterError)
         about = values.pop("about", {})
         if not isinstance(about, dict) or not isinstance(values.get("name"), str):
             raise AdapterError(f"{file} is damaged: expected the method's name, and what `about` says as an object")
         return _method(file, values), about
     if (file := folder / "adapter_config.json").is_file():
-        config = _read_json(file, AdapterError)
+        config = read_object(file, AdapterError)
         about = {"base": config.get("base_model_name_or_path"), "revision": config.get("revision")}
         if beside:
             about["train"] = config.pop("modules_to_save", None)
@@ -152,7 +152,7 @@ def save_checkpoint(
         save_tensors(temporary / "weights.safetensors", state_of(method, model))
         save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
         save_tensors(temporary / "method.safetensors", method.training_state(model))
-        sums = {name: _sha256(temporary / name) for name in TENSORS}
+        sums = {name: file_sha256(temporary / name) for name in TENSORS}
         whole = {**state, "step": step, "sha256": sums}
         _write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
         if final.exists():  # the same step again, after a resume from an earlier one: the bytes are the same
@@ -177,11 +177,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     advice = "Delete this folder to go on from the one before, or start the run anew."
     try:
-        state = _read_json(folder / "state.json", CheckpointError)
+        state = read_object(folder / "state.json", CheckpointError)
         if state.pop("checksum", None) != _checksum(state):
             raise CheckpointError("state.json is not what was saved")
         for name in TENSORS:
-            if _sha256(folder / name) != state["sha256"][name]:
+            if file_sha256(folder / name) != state["sha256"][name]:
                 raise CheckpointError(f"{name} is not what was saved")
     except (CheckpointError, OSError) as error:
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
@@ -313,18 +313,3 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _write_json(path: Path, value: Any) -> None:
     write_aside(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def _read_json(path: Path, error: type[MicroplaneError]) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise error(f"{path} cannot be read: {problem}") from None
-    if not isinstance(value, dict):
-        raise error(f"{path} must hold an object, but holds a {type(value).__name__}")
-    return value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,7 +31,7 @@ from microplane.errors import DataError
 from microplane.models.contract import Model
 from microplane.models.heads import keeps_pooled, pooled
 from microplane.nn.rows import Rows
-from microplane.paths import cache_dir
+from microplane.paths import cache_dir, file_sha256
 from microplane.training.objective import make_batch
 from microplane.watch import Watcher
 
@@ -125,7 +125,7 @@ class Keeper:
             return None
         try:
             about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-            if about["sha256"] == _sha256(folder / "numbers"):
+            if about["sha256"] == file_sha256(folder / "numbers"):
                 return self._map(folder, rows)
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -152,7 +152,7 @@ class Keeper:
                 done += len(indices)
                 progress(done, len(rows))
             features.numbers.flush()  # type: ignore[attr-defined]
-            about = {"sha256": _sha256(temporary / "numbers"), "shape": self.shape(rows), "dtype": str(self.dtype)}
+            about = {"sha256": file_sha256(temporary / "numbers"), "shape": self.shape(rows), "dtype": str(self.dtype)}
             (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
         return self._map(folder, rows)
 
@@ -193,8 +193,3 @@ def frozen_weights(model: Model) -> str:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
