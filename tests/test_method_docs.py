@@ -30,4 +30,4 @@ def test_the_command_prints_the_table_and_the_facts():
     assert table.stdout.strip() == facts_table()
     listed = CliRunner().invoke(app, ["methods"]).stdout
     assert "prompt: " in listed
-    assert "merges: no; starts as the base: no; trains the base's own weights: no; default train.lr: 0.01" in listed
+    assert "merges: no; starts as the base: no; trains the base's own weights: no; default train.lr: 0.1" in listed

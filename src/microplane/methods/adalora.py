@@ -121,14 +121,14 @@ class Schedule:
 class AdaLoRA(Started):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
-    default_lr: ClassVar[float] = 5e-3
+    default_lr: ClassVar[float] = 1e-2
     layer: ClassVar[type[AdaptedLinear]] = AdaLoRALinear
     first_rank_knob: ClassVar[str] = "initial_rank"
     finishes: ClassVar[bool] = True
 
-    rank: int = Field(8, ge=1, description="directions a layer has at the end, on average")
-    initial_rank: int = Field(12, ge=1, description="directions each layer begins with; 1.5 times the rank is usual")
-    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / initial_rank")
+    rank: int = Field(16, ge=1, description="directions a layer has at the end, on average")
+    initial_rank: int = Field(24, ge=1, description="directions each layer begins with; 1.5 times the rank is usual")
+    alpha: float = Field(64.0, gt=0, description="the update is scaled by alpha / initial_rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
     targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
     orthogonality: float = Field(0.1, ge=0, description="weight of the penalty that keeps directions apart")

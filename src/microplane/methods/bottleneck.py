@@ -73,7 +73,7 @@ class Parallel(nn.Module):
 class Bottleneck(Method):
     name: ClassVar[str] = "bottleneck"
     summary: ClassVar[str] = "small networks between the layers (adapters of Houlsby, Pfeiffer, parallel)"
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 3e-3
     sockets: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     any_base: ClassVar[bool] = True

@@ -81,7 +81,7 @@ class DoRALinear(LoRALinear):
 class DoRA(LoRA):
     name: ClassVar[str] = "dora"
     summary: ClassVar[str] = "LoRA for the direction of each weight row, a vector for its length; slower"
-    default_lr: ClassVar[float] = 5e-4
+    default_lr: ClassVar[float] = 2e-3
     peft_flags: ClassVar[dict[str, bool]] = {"use_dora": True}
 
     def wrap(self, base: nn.Linear) -> LoRALinear:

@@ -17,7 +17,7 @@ from microplane.models.contract import hf_names
 class Full(Method):
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "every weight trains; the most memory, the largest files"
-    default_lr: ClassVar[float] = 5e-5
+    default_lr: ClassVar[float] = 2e-4
     trains_base: ClassVar[bool] = True
     whole_model: ClassVar[bool] = True
 

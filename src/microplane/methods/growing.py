@@ -98,7 +98,7 @@ class GrowingLinear(AdaptedLinear):
 class GrowingLoRA(Method):
     name: ClassVar[str] = "lora-auto"
     summary: ClassVar[str] = "LoRA whose rank grows from 2 while validation improves; same as lora with rank = auto"
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 2e-3
     finishes: ClassVar[bool] = True
 
     rank: Literal["auto"] = Field("auto", description="found during the run")

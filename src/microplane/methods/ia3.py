@@ -46,7 +46,7 @@ class IA3Linear(AdaptedLinear):
 class IA3(Method):
     name: ClassVar[str] = "ia3"
     summary: ClassVar[str] = "scales keys, values and inner activations by vectors; the smallest files"
-    default_lr: ClassVar[float] = 5e-3
+    default_lr: ClassVar[float] = 2e-2
     peft_type: ClassVar[str | None] = "IA3"
     never_lora: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
 

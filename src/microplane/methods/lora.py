@@ -89,7 +89,7 @@ class LoRALinear(AdaptedLinear):
 class LoRA(Started):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 2e-3
     layer: ClassVar[type[AdaptedLinear]] = LoRALinear
     peft_type: ClassVar[str | None] = "LORA"
     peft_flags: ClassVar[dict[str, bool]] = {"use_rslora": False, "use_dora": False}

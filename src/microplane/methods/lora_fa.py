@@ -15,7 +15,7 @@ from microplane.methods.lora import LoRA, LoRALinear
 class LoRAFA(LoRA):
     name: ClassVar[str] = "lora-fa"
     summary: ClassVar[str] = "LoRA that trains B alone: fewer activations and half the optimizer state; the same files"
-    default_lr: ClassVar[float] = 2e-3
+    default_lr: ClassVar[float] = 4e-3
 
     def wrap(self, base: nn.Linear) -> LoRALinear:
         layer = super().wrap(base)

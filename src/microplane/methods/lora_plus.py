@@ -20,7 +20,7 @@ from microplane.methods.method import trainable
 class LoRAPlus(LoRA):
     name: ClassVar[str] = "lora+"
     summary: ClassVar[str] = "LoRA with a higher learning rate for B; the same files"
-    default_lr: ClassVar[float] = 2e-4
+    default_lr: ClassVar[float] = 5e-4
 
     ratio: float = Field(16.0, ge=1, description="the learning rate of B over that of A")
 

@@ -72,7 +72,7 @@ class NBLoRALinear(AdaptedLinear):
 class NBLoRA(Method):
     name: ClassVar[str] = "nb-lora"
     summary: ClassVar[str] = "low-rank updates whose size is bounded, so that a high rate or rank cannot run away"
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 2e-3
 
     rank: int = Field(16, ge=1, description="r, the rank of the update")
     delta: float = Field(4.0, gt=0, description="radius: the p-norm of the update's singular values stays within it")

@@ -41,7 +41,7 @@ class Prompt(Prelude):
 class PromptTuning(Method):
     name: ClassVar[str] = "prompt"
     summary: ClassVar[str] = "trained vectors before the embeddings of every row; needs a large model and a high rate"
-    default_lr: ClassVar[float] = 1e-2
+    default_lr: ClassVar[float] = 1e-1
     sockets: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     starts_at_base: ClassVar[bool] = False

@@ -16,5 +16,5 @@ from microplane.methods.lora import LoRA
 class QLoRA(LoRA):
     name: ClassVar[str] = "qlora"
     summary: ClassVar[str] = "LoRA over a base in 4 bits (nf4): a quarter of the memory of bfloat16, a little slower"
-    default_lr: ClassVar[float] = 5e-4
+    default_lr: ClassVar[float] = 2e-3
     quantize: ClassVar[str | None] = "nf4"

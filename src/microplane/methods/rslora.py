@@ -13,7 +13,7 @@ from microplane.methods.lora import LoRA
 class RsLoRA(LoRA):
     name: ClassVar[str] = "rslora"
     summary: ClassVar[str] = "LoRA scaled by alpha / sqrt(rank); for ranks above 32"
-    default_lr: ClassVar[float] = 5e-4
+    default_lr: ClassVar[float] = 1e-3
     peft_flags: ClassVar[dict[str, bool]] = {"use_rslora": True, "use_dora": False}
 
     rank: int = Field(64, ge=1, description="r, the rank of the update")

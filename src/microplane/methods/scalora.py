@@ -87,7 +87,7 @@ class ScaLoRALinear(AdaptedLinear):
 class ScaLoRA(Started):
     name: ClassVar[str] = "scalora"
     summary: ClassVar[str] = "low-rank steps whose sum reaches a high rank; float32 base, more memory"
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 3e-3
     layer: ClassVar[type[AdaptedLinear]] = ScaLoRALinear
     optimizers: ClassVar[tuple[str, ...] | None] = ("adamw",)  # whose moments it knows how to rescale
     needs_float32: ClassVar[str | None] = PLAIN
