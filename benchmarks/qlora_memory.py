@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5, help="the first two are left out of the medians")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--recompute", default="attention", help="ours: train.recompute")
+    parser.add_argument("--recompute", default="cheap", help="ours: train.recompute")
     parser.add_argument("--micro-tokens", type=int, default=256, help="ours: tokens computed at once")
     parser.add_argument("--autocast", action="store_true", help="the peer's adapters multiply in bfloat16 too")
     parser.add_argument("--only", choices=("ours", "peer"), help="one side alone, nothing is written")

@@ -116,10 +116,10 @@ class TrainKnobs(Knobs):
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
     micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
-    recompute: Literal["none", "attention", "blocks"] = Field(
+    recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",
-        description="activations that are computed again in backward instead of kept: those of attention are a third "
-        "of all, for some 7% more time; of whole blocks nearly all, for a third more",
+        description="activations that are computed again in backward instead of kept: those that are cheap to compute "
+        "are half of all, for a few percent more time; of whole blocks nearly all, for a third more",
     )
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(

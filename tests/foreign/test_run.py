@@ -155,6 +155,8 @@ def test_evaluation_and_conversion(place, tmp_path):
 def test_what_cannot_be_is_refused(place):
     with pytest.raises(ConfigError, match="train.recompute = blocks: this model has none that are known here"):
         run(place, "gpt2", **{"train.recompute": "blocks"})
+    with pytest.raises(ConfigError, match="train.recompute = cheap: this model has none"):
+        run(place, "gpt-neox", **{"train.recompute": "cheap"})
     with pytest.raises(ConfigError, match="this start needs the weights as they were before they were quantised"):
         run(place, "gpt2", "qlora", **{"method.start": "loftq", "model.dtype": "auto"})
     with pytest.raises(ConfigError, match="Did you mean 'c_attn'?"):

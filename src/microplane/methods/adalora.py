@@ -121,7 +121,7 @@ class Schedule:
 class AdaLoRA(Started):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
-    default_lr: ClassVar[float] = 1e-2
+    default_lr: ClassVar[float] = 1.5e-2
     layer: ClassVar[type[AdaptedLinear]] = AdaLoRALinear
     first_rank_knob: ClassVar[str] = "initial_rank"
     finishes: ClassVar[bool] = True

@@ -27,6 +27,7 @@ from microplane.nn.dropout import dropout
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
 from microplane.nn.position import rotate
 from microplane.nn.prelude import Prelude
+from microplane.nn.remake import remade
 from microplane.nn.rows import Pairs, Rows
 
 Angles = tuple[Tensor, Tensor]
@@ -76,11 +77,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         if self.modern:
-            gate, up = self.gate_up(x).chunk(2, dim=-1)  # (T, M)
-            inner = self.activation(gate) * up
+            inner = remade(self._gated, self.gate_up(x))
         else:
-            inner = self.activation(self.up(x))  # (T, M)
+            inner = remade(self.activation, self.up(x))  # (T, M)
         return self.down(dropout(inner, self.dropout, self.training))
+
+    def _gated(self, both: Tensor) -> Tensor:  # (T, 2 M) -> (T, M)
+        gate, up = both.chunk(2, dim=-1)
+        return self.activation(gate) * up
 
 
 class Block(nn.Module):

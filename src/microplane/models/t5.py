@@ -29,6 +29,7 @@ from microplane.nn.dropout import Dropout
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm
 from microplane.nn.prelude import Prelude
 from microplane.nn.relative import RelativeBias
+from microplane.nn.remake import remade
 from microplane.nn.rows import Pairs, Rows, to_heads
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
@@ -90,8 +91,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         up = self.up(x)  # (T, M)
-        inner = self.act(up) if self.gate is None else self.act(self.gate(x)) * up
+        inner = remade(self.act, up) if self.gate is None else remade(self._gated, self.gate(x), up)
         return self.down(self.dropout(inner))
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.act(gate) * up
 
 
 class Block(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor
 from microplane.nn.cache import Cache
 from microplane.nn.dropout import dropout as drop
 from microplane.nn.pointwise import softmax
+from microplane.nn.remake import unkept
 from microplane.nn.rows import Rows, from_heads, to_heads
 
 CELLS = 1 << 21  # scores computed at once: more leave the caches, and beyond 32 MB each array is new memory to map
@@ -172,7 +173,7 @@ def attend_to(
         mixed = _attend_long(queries, keys, values, mask, scale, causal)
     else:
         mask = _mask(queries, sight, bias, prefix)
-        mixed = _attend_short(queries, keys, values, mask, scale, softcap, dropout)
+        mixed = unkept(_attend_short, queries, keys, values, mask, scale, softcap, dropout)
     return from_heads(mixed, rows)
 
 

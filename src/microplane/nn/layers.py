@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microplane.nn.dropout import Dropout
 from microplane.nn.pointwise import rms_norm, silu_gate
+from microplane.nn.remake import remade
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -39,7 +40,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+        return remade(F.layer_norm, x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +62,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
         if not self.around_one:
-            return rms_norm(x, self.weight, self.eps)
+            return remade(rms_norm, x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * (1.0 + self.weight.float())).type_as(x)
@@ -81,7 +82,7 @@ class MLP(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
-        inner = ACTIVATIONS[self.activation](self.up(x))  # (T, M)
+        inner = remade(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
         return self.down(self.dropout(inner))
 
 
@@ -97,6 +98,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         gate, up = self.gate(x), self.up(x)  # (T, M)
-        if self.activation == "silu":
-            return self.down(silu_gate(gate, up))
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+        return self.down(remade(silu_gate if self.activation == "silu" else self._gated, gate, up))
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](gate) * up

@@ -1,7 +1,7 @@
-"""Activation checkpointing (arXiv 1604.06174): a module keeps its input only, and is computed again in backward.
+"""Activation checkpointing (arXiv 1604.06174): what a block computes is computed again in backward, instead of kept.
 
-The results are the same to the bit, dropout included. Whole blocks keep next to nothing and cost a third more time. The
-attention alone has but a fifth of a block's products, yet keeps a third of its activations: the scores most of all.
+The results are the same to the bit, dropout included. Whole blocks keep next to nothing but their input, and cost a
+third more time. What is cheap to compute (nn/remake.py) is half of what a block keeps.
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from microplane.errors import ConfigError
+from microplane.models.contract import view_of
+from microplane.nn.remake import remaking
 
 
 def recompute(model: nn.Module, what: str) -> None:
-    """Let `what` (none, attention or blocks) be computed again in backward while `model` trains.
+    """Let `what` (none, cheap or blocks) be computed again in backward while `model` trains.
 
     Raises:
         ConfigError: if a model that is not ours has no such parts under the names that they have in ours.
     """
-    found = what == "none"
-    for stack in model.modules():
-        blocks = getattr(stack, "layers", None)
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            module = {"none": None, "attention": getattr(block, "attention", None), "blocks": block}[what]
-            if isinstance(module, nn.Module):
-                module.forward = _again(module, module.forward)
-                found = True
-    if not found:
+    stacks = [
+        layers for stack in model.modules() if isinstance(layers := getattr(stack, "layers", None), nn.ModuleList)
+    ]
+    blocks = [block for layers in stacks for block in layers]
+    if what == "none":
+        return
+    if not blocks or (what == "cheap" and view_of(model) is not None):
         raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
+    for block in blocks:
+        block.forward = _again(block, block.forward, what)
 
 
-def _again(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _again(block: nn.Module, forward: Callable[..., Any], what: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not (module.training and torch.is_grad_enabled()):
+        if not (block.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        if what == "blocks":
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        with remaking():
+            return forward(*args, **kwargs)
 
     return run
