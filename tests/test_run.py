@@ -9,8 +9,10 @@ import safetensors
 import torch
 import transformers
 import yaml
+from typer.testing import CliRunner
 
 import microplane
+from microplane.cli import app
 from microplane.config import RunKnobs, build, read_yaml
 from microplane.errors import ConfigError
 from microplane.run import train
@@ -113,6 +115,15 @@ def test_eval_gives_what_the_run_said(done, place):
     measured = microplane.evaluate(knobs)
     assert measured["scores"]["loss"] < done.metrics["before"]["loss"]
     assert len(measured["texts"]) == 3
+
+
+def test_the_command_says_how_many_answers_it_measured(done, place):
+    data, sets = str(place / "rows.jsonl"), ["--set", "eval.max_new_tokens=2", "--set", "model.dtype=float32"]
+    told = CliRunner().invoke(app, ["eval", str(done.folder), data, *sets, "--set", "eval.rows=3"]).stdout
+    assert told.startswith("loss ")
+    assert told.endswith("; metrics of the answers to 3 rows\n")
+    told = CliRunner().invoke(app, ["eval", str(done.folder), data, *sets, "--set", "eval.rows=0"]).stdout
+    assert "answers" not in told
 
 
 def test_full_fine_tuning_leaves_a_model_folder(place, tmp_path):

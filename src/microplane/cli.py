@@ -183,7 +183,10 @@ def evaluate(
         terminal.close()
     if out:
         write_answers(out, measured)
-    typer.echo(json.dumps(measured["scores"]) if json_ else describe_scores(measured["scores"]))
+    scores, answers = measured["scores"], len(measured["texts"])
+    generated = answers and "perplexity" in scores  # a task head is measured on all rows
+    told = describe_scores(scores) + (f"; metrics of the answers to {answers:,} rows" if generated else "")
+    typer.echo(json.dumps(scores) if json_ else told)
 
 
 @app.command(epilog='Example:  microplane generate runs/home "turn on the kitchen light" --set temperature=0.7')
