@@ -20,7 +20,7 @@ from microplane.models.contract import Model, last_stack
 class LastN(Selecting):
     name: ClassVar[str] = "last-n"
     summary: ClassVar[str] = "the highest n blocks and the head train; the rest is computed once"
-    default_lr: ClassVar[float] = 5e-5
+    default_lr: ClassVar[float] = 5e-4
     counts_blocks: ClassVar[bool] = True
 
     n: int = Field(2, ge=1, description="how many of the highest blocks train")

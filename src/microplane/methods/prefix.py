@@ -122,7 +122,7 @@ def places(model: nn.Module) -> Iterator[tuple[str, Place]]:
 class PrefixTuning(Method):
     name: ClassVar[str] = "prefix"
     summary: ClassVar[str] = "trained keys and values before those of every row, in each attention"
-    default_lr: ClassVar[float] = 1e-2
+    default_lr: ClassVar[float] = 5e-2
     sockets: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     starts_at_base: ClassVar[bool] = False
