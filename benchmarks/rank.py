@@ -1,9 +1,11 @@
 """rank = auto against fixed ranks on the demo's task: exact match on held-out commands, three seeds.
 
     python benchmarks/rank.py [--ranks 1 2 4 8 16 32 auto] [--seeds 0 1 2] [--threads 1] [--set ...]
+    python benchmarks/rank.py --ranks auto --set train.epochs=2
 
 The runs of methods.py: the same rows, read once, by LoRA of each rank (alpha twice the rank, so that the scale is the
-same) and by LoRA that finds its rank. Writes results/rank_<date>.json after each run and keeps what stands there.
+same) and by LoRA that finds its rank, which may read them twice, as in the second line. Writes
+results/rank_<date>.json after each run and keeps what stands there.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def write_aside(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def read_object(file: Path, error: type[MicroplaneError]) -> dict[str, Any]:
-    """A JSON object.
+def read_object(file: Path, error: type[MicroplaneError], absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object; `absent` where the file is not there, if that is given.
 
     Raises:
         error: if the file cannot be read, or is something else.
@@ -60,6 +60,8 @@ def read_object(file: Path, error: type[MicroplaneError]) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
+        if absent is not None and isinstance(problem, FileNotFoundError):
+            return absent
         raise error(f"cannot read {file}: {problem.strerror}") from None
     except (ValueError, RecursionError) as problem:  # also what is not UTF-8
         raise error(f"{file} is not valid JSON: {problem}") from None

@@ -21,7 +21,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: if it cannot be read, or is something else.
     """
-    return read_object(file, ModelError) if file.exists() else {}
+    return read_object(file, ModelError, absent={})
 
 
 def _wrong(file: Path, key: str, value: Any, expected: str) -> ModelError:

@@ -24,7 +24,7 @@ from microplane.models.encoder_config import ARCHITECTURES, FAMILIES, EncoderCon
 from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
 from microplane.nn.dropout import dropout
-from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
+from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
 from microplane.nn.position import rotate
 from microplane.nn.prelude import Prelude
 from microplane.nn.remake import remade
@@ -77,14 +77,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         if self.modern:
-            inner = remade(self._gated, self.gate_up(x))
+            inner = remade(gated, self.activation, *self.gate_up(x).chunk(2, dim=-1))  # (T, M)
         else:
             inner = remade(self.activation, self.up(x))  # (T, M)
         return self.down(dropout(inner, self.dropout, self.training))
-
-    def _gated(self, both: Tensor) -> Tensor:  # (T, 2 M) -> (T, M)
-        gate, up = both.chunk(2, dim=-1)
-        return self.activation(gate) * up
 
 
 class Block(nn.Module):

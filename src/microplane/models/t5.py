@@ -26,7 +26,7 @@ from microplane.models.t5_config import ARCHITECTURES, T5Config
 from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
 from microplane.nn.dropout import Dropout
-from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm
+from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm, gated
 from microplane.nn.prelude import Prelude
 from microplane.nn.relative import RelativeBias
 from microplane.nn.remake import remade
@@ -91,11 +91,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         up = self.up(x)  # (T, M)
-        inner = remade(self.act, up) if self.gate is None else remade(self._gated, self.gate(x), up)
+        inner = remade(self.act, up) if self.gate is None else remade(gated, self.act, self.gate(x), up)
         return self.down(self.dropout(inner))
-
-    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self.act(gate) * up
 
 
 class Block(nn.Module):

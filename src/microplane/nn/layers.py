@@ -98,7 +98,11 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         gate, up = self.gate(x), self.up(x)  # (T, M)
-        return self.down(remade(silu_gate if self.activation == "silu" else self._gated, gate, up))
+        if self.activation == "silu":
+            return self.down(remade(silu_gate, gate, up))
+        return self.down(remade(gated, ACTIVATIONS[self.activation], gate, up))
 
-    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](gate) * up
+
+def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up (arXiv 2002.05202)."""
+    return activation(gate) * up

@@ -58,8 +58,10 @@ def remaking() -> Iterator[None]:
     made: dict[int, tuple[Tensor, int, _Maker]] = {}
 
     def pack(tensor: Tensor) -> Tensor | tuple[_Maker, torch.Size]:
-        result, version, maker = made.get(tensor.data_ptr(), (None, 0, None))
-        if result is None or maker is None or version != tensor._version or not _same_numbers(result, tensor):
+        if (found := made.get(tensor.data_ptr())) is None:
+            return tensor
+        result, version, maker = found
+        if version != tensor._version or not _same_numbers(result, tensor):
             return tensor
         maker.keepers += 1
         return maker, tensor.shape

@@ -24,12 +24,10 @@ def recompute(model: nn.Module, what: str) -> None:
     Raises:
         ConfigError: if a model that is not ours has no such parts under the names that they have in ours.
     """
-    stacks = [
-        layers for stack in model.modules() if isinstance(layers := getattr(stack, "layers", None), nn.ModuleList)
-    ]
-    blocks = [block for layers in stacks for block in layers]
     if what == "none":
         return
+    stacks = (getattr(module, "layers", None) for module in model.modules())
+    blocks = [block for layers in stacks if isinstance(layers, nn.ModuleList) for block in layers]
     if not blocks or (what == "cheap" and view_of(model) is not None):
         raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
     for block in blocks:
