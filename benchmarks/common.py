@@ -34,6 +34,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "nf4"), default="bfloat16", help="of the base")
+    parser.add_argument(
+        "--compute", choices=("bfloat16", "int8"), default="bfloat16", help="ours, of nf4: model.compute"
+    )
     parser.add_argument("--autocast", action="store_true", help="all is multiplied in bfloat16 (torch.autocast)")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="the peer's way")
     parser.add_argument("--recompute", default="none", help="ours: train.recompute")

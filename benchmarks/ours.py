@@ -128,7 +128,7 @@ def form_of(options: argparse.Namespace, method: Method) -> NumberFormat:
     """Of pairs, what model.dtype = auto chooses: weights in float32, multiplied as is fastest here."""
     if options.pairs:
         return base_format(ModelKnobs(), method)
-    return number_format(options.dtype, "bfloat16" if options.dtype == "nf4" else "auto")
+    return number_format(options.dtype, options.compute if options.dtype == "nf4" else "auto")
 
 
 def untrained_loss(model: Model, rows: Rows) -> float:

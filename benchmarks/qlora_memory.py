@@ -112,12 +112,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--recompute", default="cheap", help="ours: train.recompute")
     parser.add_argument("--micro-tokens", type=int, default=256, help="ours: tokens computed at once")
+    parser.add_argument("--compute", default="bfloat16", help="ours: model.compute")
     parser.add_argument("--autocast", action="store_true", help="the peer's adapters multiply in bfloat16 too")
     parser.add_argument("--only", choices=("ours", "peer"), help="one side alone, nothing is written")
     options = parser.parse_args()
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     more = {
-        "ours": ["--recompute", options.recompute, "--micro-tokens", str(options.micro_tokens)],
+        "ours": [
+            "--recompute",
+            options.recompute,
+            "--micro-tokens",
+            str(options.micro_tokens),
+            "--compute",
+            options.compute,
+        ],
         "peer": ["--autocast"] if options.autocast else [],
     }
     about = environment()

@@ -130,3 +130,15 @@ def test_number_formats_by_their_knobs():
     assert number_format("nf4", "bfloat16", True) == NumberFormat(torch.bfloat16, "nf4", True)
     assert number_format("int8").dtype in (torch.float32, torch.bfloat16)
     assert (number_format("nf4", "bfloat16").name, number_format("bfloat16").name) == ("nf4", "bfloat16")
+
+
+def test_products_in_8_bits_train_and_are_what_an_adapter_is_opened_with(place):
+    done = train(place, "qlora", **{"model.compute": "int8"})
+    assert done.result["status"] == "success"
+    assert done.metrics["after"]["loss"] < 0.7 * done.metrics["before"]["loss"]
+    assert yaml.safe_load((done.folder / "run.yaml").read_text())["model"]["compute"] == "int8"
+    checks = {check["name"]: check for check in done.result["checks"]}
+    assert checks["saved = trained"]["value"] == 0.0
+    opened = [module for module in done.load().model.modules() if isinstance(module, QuantisedLinear)]
+    assert opened
+    assert all(module.in_8_bits for module in opened)

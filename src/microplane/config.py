@@ -48,8 +48,10 @@ class ModelKnobs(Knobs):
         "are float32 then); auto takes what measures fastest here, or what the method needs; int8 and nf4 (4 bits) "
         "store the linear layers of the blocks small, and the rest as it is",
     )
-    compute: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format in which an int8 or nf4 base is multiplied; auto takes what measures fastest"
+    compute: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="number format in which an int8 or nf4 base is multiplied; auto takes the faster of the first two; "
+        "int8 rounds what comes in to 8 bits a row, which is twice as fast on processors that have such products",
     )
     cache_dequantised: bool = Field(
         False, description="keep an int8 or nf4 base dequantised: faster, but as much memory as without quantising"

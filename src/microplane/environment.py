@@ -46,6 +46,16 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def processor() -> str:
+    """Its name and what it can do, where the system tells: what compiled code and measured speeds depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.processor()} {platform.machine()}"
+    told = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "; ".join(dict.fromkeys(told))
+
+
 def commit() -> str | None:
     """The commit of the source tree that this package runs from, if it is one."""
     here = Path(__file__).parent

@@ -154,7 +154,8 @@ def number_format(name: str, compute: str = "auto", cached: bool = False) -> Num
         ConfigError: if the last two are set for a base that is not quantised.
     """
     if name in QUANTISED:
-        return NumberFormat(_dtype(compute), name, cached)
+        in_8_bits = compute == "int8"
+        return NumberFormat(_dtype("auto" if in_8_bits else compute), name, cached, in_8_bits)
     if compute != "auto" or cached:
         knob = "model.cache_dequantised" if cached else f"model.compute = {compute}"
         raise ConfigError(f"{knob} is for a quantised base, and model.dtype = {name}; choose {' or '.join(QUANTISED)}")
@@ -202,7 +203,7 @@ def trained_on(method: Method, about: dict[str, Any]) -> tuple[str, str]:
     kind, compute = str(about.get("base_dtype", method.quantize)), str(about.get("base_compute"))
     if kind not in QUANTISED:
         return "auto", "auto"
-    return kind, compute if compute in ("float32", "bfloat16") else "auto"
+    return kind, compute if compute in ("float32", "bfloat16", "int8") else "auto"
 
 
 def fingerprint(path: Path) -> str:

@@ -257,7 +257,7 @@ def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
     for site in linears(model).values():
         if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
             plain, kind = site.module, QUANTISED[form.quantised]
-            site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached))
+            site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached, form.in_8_bits))
 
 
 def shape_of(checkpoint: Checkpoint) -> Model:

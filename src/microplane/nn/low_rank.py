@@ -1,6 +1,6 @@
 """y = W x + bias + s B (A x): a frozen linear layer with a low-rank update; and the row lengths of W + s B A.
 
-W may be a quantised layer instead, nn/quantised.py: it is dequantised for each product, forward and backward.
+W may be a quantised layer instead, nn/quantised.py, which multiplies in its own way, forward and backward.
 The factors are float32 and are cast to the format of x for the products; their gradients are float32 again.
 Shapes: x (T, in), W (out, in), A (r, in), B (out, r), y (T, out).
 """
@@ -36,7 +36,8 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, W: Tensor | QuantisedLinear, bias, A: Tensor, B: Tensor, scale: float) -> Tensor:
         A_cast, B_cast = A.to(x.dtype), (scale * B).to(x.dtype)
         low = x @ A_cast.t()  # (T, r)
-        y = F.linear(x, _weight(W), bias).addmm_(low, B_cast.t())
+        y = W.product(x, bias) if isinstance(W, QuantisedLinear) else F.linear(x, W, bias)
+        y.addmm_(low, B_cast.t())
         kept = x if ctx.needs_input_grad[3] else None  # a frozen A needs no inputs
         ctx.save_for_backward(kept, W if isinstance(W, Tensor) else None, A_cast, B_cast, low)
         ctx.scale, ctx.dtype, ctx.base = scale, A.dtype, W if isinstance(W, QuantisedLinear) else None
@@ -48,13 +49,10 @@ class _LowRankLinear(torch.autograd.Function):
         grad_low = grad @ B  # (T, r), carries the scale
         grad_A = (grad_low.t() @ x).to(ctx.dtype) if ctx.needs_input_grad[3] else None
         grad_B = (grad.t() @ low).to(ctx.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
-        W = ctx.base if W is None else W
-        grad_x = (grad @ _weight(W)).addmm_(grad_low, A) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ W if W is not None else ctx.base.product_back(grad)).addmm_(grad_low, A)
         return grad_x, None, None, grad_A, grad_B, None
-
-
-def _weight(W: Tensor | QuantisedLinear) -> Tensor:
-    return W if isinstance(W, Tensor) else W.passing_weight()
 
 
 def row_norms_reference(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:

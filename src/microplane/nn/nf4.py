@@ -10,13 +10,17 @@ Shapes: n weights, P = ceil(n / 2) bytes, N = ceil(n / 64) blocks, M = ceil(N / 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from microplane.nn import native
+from microplane.nn.int8 import LEAST as LEAST_ROW
+from microplane.nn.int8 import MOST, Int8
+from microplane.nn.room import room as _passing
 
 BLOCK, NESTED = 64, 256
 LEVELS = (
@@ -170,9 +174,13 @@ def expand(
     """level * scale, by a table of what two levels each byte stands for, chunk by chunk. `scales` (N,) float32."""
     n = torch.Size(shape).numel()
     out = torch.empty(*shape, dtype=dtype) if out is None else out
+    if dtype == torch.bfloat16 and n % BLOCK == 0 and native.usable(codes, scales, out):
+        native.run("nf4_to_bf16", codes, scales, out, n // BLOCK)
+        return out
     flat, table = out.view(-1), _pairs()
     whole = n // BLOCK * BLOCK
-    index, found = _scratch()
+    index = _passing("nf4 bytes", (CHUNK // 2,), torch.int32)
+    found = _passing("nf4 pairs", (CHUNK // 2,), torch.int64)
     for start in range(0, whole, CHUNK):
         size = min(CHUNK, whole - start)
         bytes_, pairs = index[: size // 2], found[: size // 2]
@@ -188,11 +196,23 @@ def expand(
     return out
 
 
-_local = threading.local()
+def to_int8_reference(weight: NF4, shape: tuple[int, int]) -> Int8:
+    """Rows of whole blocks in 8 bits, the scale of a row being its largest absmax / 127."""
+    absmax = dequantise_absmax(weight).view(shape[0], -1)
+    most = absmax.abs().amax(1, keepdim=True)
+    table = (levels() * (absmax * (MOST / most.clamp(min=LEAST_ROW))).unsqueeze(-1)).round_()  # (out, blocks, 16)
+    codes = torch.stack([weight.codes >> 4, weight.codes & 15], 1).view(*absmax.shape, BLOCK).long()
+    return Int8(table.gather(2, codes).view(shape).to(torch.int8), most / MOST)
 
 
-def _scratch() -> tuple[Tensor, Tensor]:
-    """Room for one chunk's bytes as int32, and for their pairs; each thread has its own."""
-    if not hasattr(_local, "scratch"):
-        _local.scratch = torch.empty(CHUNK // 2, dtype=torch.int32), torch.empty(CHUNK // 2, dtype=torch.int64)
-    return _local.scratch
+def to_int8(weight: NF4, shape: tuple[int, int], out: Tensor | None = None) -> Int8:
+    """As the reference. It adds an error of 0.8% of the weights to the 9% that NF4 has.
+
+    Args:
+        out: int8 of `shape`, filled with the codes.
+    """
+    if not native.usable(weight.codes, out):
+        return to_int8_reference(weight, shape)
+    codes, scale = torch.empty(shape, dtype=torch.int8) if out is None else out, torch.empty(shape[0], 1)
+    native.run("nf4_to_int8", weight.codes, dequantise_absmax(weight), codes, scale, *shape)
+    return Int8(codes, scale)

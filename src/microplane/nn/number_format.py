@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from microplane import environment
 from microplane.paths import cache_dir, write_aside
 
 SHAPE = (512, 576, 1536)  # (tokens, in, out): a small step of a small model
@@ -25,9 +25,10 @@ CANDIDATES = (torch.float32, torch.bfloat16)
 class NumberFormat(NamedTuple):
     """How a base is stored and multiplied."""
 
-    dtype: torch.dtype  # of the products, of the embedding, the norms and the head
+    dtype: torch.dtype  # of the products and activations, of the embedding, the norms and the head
     quantised: str | None = None  # "int8" or "nf4": how the linears of the blocks are stored, nn/quantised.py
     cached: bool = False  # keep what was dequantised
+    in_8_bits: bool = False  # the products of what is quantised, nn/int8.py; in `dtype` otherwise
     weights: torch.dtype | None = None  # of weights that train, which are wider than what is multiplied
 
     @property
@@ -42,12 +43,17 @@ class NumberFormat(NamedTuple):
 
     @property
     def compute(self) -> str:
+        """As the knob `model.compute` has it."""
+        return "int8" if self.in_8_bits else self.dtype_name
+
+    @property
+    def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def name(self) -> str:
         """As the knob `model.dtype` has it."""
-        return self.quantised or self.compute
+        return self.quantised or self.dtype_name
 
 
 def fastest_dtype(refresh: bool = False) -> torch.dtype:
@@ -86,17 +92,7 @@ def _time(dtype: torch.dtype, budget: float = 0.2) -> float:
 
 
 def _machine() -> str:
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "; ".join(
-            dict.fromkeys(line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags")))
-        )
-    except OSError:
-        return f"{platform.processor()} {platform.machine()}"
+    return f"{environment.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _cache_file() -> Path:

@@ -1,4 +1,4 @@
-"""Linear layers whose frozen weight is stored in 8 or 4 bits and multiplied in a floating format.
+"""Linear layers whose frozen weight is stored in 8 or 4 bits and multiplied in a floating format, or in 8 bits.
 
 The weight is dequantised for a product and again for its backward pass; in between nothing of it is kept but its codes,
 so that at any time at most one layer of a model exists in full. Shapes: x (..., in), weight (out, in), y (..., out).
@@ -6,7 +6,6 @@ so that at any time at most one layer of a model exists in full. Shapes: x (...,
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,30 +14,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.nn import int8, nf4
+from microplane.nn.room import room
 
 
 class QuantisedLinear(nn.Module):
     """A frozen linear layer. What its weight is made of are buffers: they neither train nor get a gradient.
 
     Args:
-        dtype: of the products, and of `weight`.
-        cached: keep the dequantised weight from its first use on: faster, for as much memory as without quantising.
+        dtype: of what comes in and goes out, and of `weight`.
+        cached: keep what is multiplied from its first use on: faster, for as much memory as without quantising.
+        in_8_bits: the products, by `nn/int8.py`; in `dtype` otherwise.
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it
     bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype, cached: bool = False):
+    def __init__(
+        self, in_features: int, out_features: int, dtype: torch.dtype, cached: bool = False, in_8_bits: bool = False
+    ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.dtype, self.cached = dtype, cached
-        self._kept: Tensor | None = None
+        self.dtype, self.cached, self.in_8_bits = dtype, cached, in_8_bits
+        self._kept: Tensor | int8.Int8 | None = None
         self.register_parameter("bias", None)
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, cached: bool = False) -> QuantisedLinear:
+    def of(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        cached: bool = False,
+        in_8_bits: bool = False,
+    ) -> QuantisedLinear:
         """Quantise `weight` (out, in); on the meta device, make room for its parts."""
-        linear = cls(weight.shape[1], weight.shape[0], dtype, cached)
+        linear = cls(weight.shape[1], weight.shape[0], dtype, cached, in_8_bits)
         linear.set_parts(cls.parts_of(weight))
         linear.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         return linear
@@ -55,21 +65,39 @@ class QuantisedLinear(nn.Module):
     def dequantise(self, out: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
+    def in_int8(self, out: Tensor | None = None) -> int8.Int8:
+        """The weight in 8 bits; `out` (out, in) int8 may be filled with the codes."""
+        raise NotImplementedError
+
     @property
     def weight(self) -> Tensor:
         """(out, in) in `dtype`, made anew each time it is asked for."""
-        return self.dequantise() if self._kept is None else self._kept
+        return self._kept if isinstance(self._kept, Tensor) else self.dequantise()
 
-    def passing_weight(self) -> Tensor:
-        """The same in memory that the next layer's will overwrite: for one product, not to be kept."""
-        if self.cached and self._kept is None:
-            self._kept = self.dequantise()
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + bias, (T, in) -> (T, out), without a gradient."""
+        weight = self._passing()
+        return F.linear(x, weight, bias) if isinstance(weight, Tensor) else int8.product(x, weight, bias)
+
+    def product_back(self, grad: Tensor) -> Tensor:
+        """grad W, (T, out) -> (T, in), without a gradient."""
+        weight = self._passing()
+        return grad @ weight if isinstance(weight, Tensor) else int8.product_back(grad, weight)
+
+    def _passing(self) -> Tensor | int8.Int8:
+        """What is multiplied, in memory that the next layer's will overwrite unless it is to be kept."""
         if self._kept is not None:
             return self._kept
-        return self.dequantise(_room((self.out_features, self.in_features), self.dtype))
+        shape = (self.out_features, self.in_features)
+        into = None if self.cached else room("weight", shape, torch.int8 if self.in_8_bits else self.dtype)
+        weight = self.in_int8(into) if self.in_8_bits else self.dequantise(into)
+        if self.cached:
+            self._kept = weight
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return _QuantisedProduct.apply(x, self.passing_weight, None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return _QuantisedProduct.apply(x.flatten(0, -2), self, bias).unflatten(0, x.shape[:-1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantisedLinear:
         """What `.to(dtype)` changes is the format of the products; the scales stay as precise as they are."""
@@ -86,14 +114,14 @@ class QuantisedLinear(nn.Module):
 
 class _QuantisedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, weight(), bias)
+    def forward(ctx, x: Tensor, linear: QuantisedLinear, bias: Tensor | None) -> Tensor:
+        ctx.linear = linear
+        return linear.product(x, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        grad_x = grad @ ctx.weight() if ctx.needs_input_grad[0] else None
-        return grad_x, None, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        grad_x = ctx.linear.product_back(grad) if ctx.needs_input_grad[0] else None
+        return grad_x, None, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class NF4Linear(QuantisedLinear):
@@ -107,9 +135,17 @@ class NF4Linear(QuantisedLinear):
     def parts_of(cls, weight: Tensor) -> nf4.NF4:
         return nf4.quantise(weight)
 
+    @property
+    def parts(self) -> nf4.NF4:
+        return nf4.NF4(self.codes, self.absmax, self.nested_absmax, self.offset)
+
     def dequantise(self, out: Tensor | None = None) -> Tensor:
-        parts = nf4.NF4(self.codes, self.absmax, self.nested_absmax, self.offset)
-        return nf4.dequantise(parts, (self.out_features, self.in_features), self.dtype, out)
+        return nf4.dequantise(self.parts, (self.out_features, self.in_features), self.dtype, out)
+
+    def in_int8(self, out: Tensor | None = None) -> int8.Int8:
+        if self.in_features % nf4.BLOCK:  # blocks go on from row to row
+            return int8.quantise(nf4.dequantise(self.parts, (self.out_features, self.in_features)))
+        return nf4.to_int8(self.parts, (self.out_features, self.in_features), out)
 
 
 class Int8Linear(QuantisedLinear):
@@ -122,7 +158,10 @@ class Int8Linear(QuantisedLinear):
         return int8.quantise(weight)
 
     def dequantise(self, out: Tensor | None = None) -> Tensor:
-        return int8.dequantise(int8.Int8(self.codes, self.scale), self.dtype, out)
+        return int8.dequantise(self.in_int8(), self.dtype, out)
+
+    def in_int8(self, out: Tensor | None = None) -> int8.Int8:
+        return int8.Int8(self.codes, self.scale)
 
 
 def weight_count(model: nn.Module) -> int:
@@ -138,17 +177,3 @@ def bytes_held(model: nn.Module) -> int:
 
 
 QUANTISED: dict[str, type[QuantisedLinear]] = {kind.kind: kind for kind in (Int8Linear, NF4Linear)}
-
-
-_local = threading.local()
-
-
-def _room(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Memory that is there already; new memory would cost more than the arithmetic. Each thread has its own."""
-    rooms: dict[str, Tensor] = _local.__dict__
-    wanted = shape[0] * shape[1]
-    key = str(dtype)
-    if key not in rooms or rooms[key].numel() < wanted:
-        rooms.pop(key, None)  # before the larger one is made
-        rooms[key] = torch.empty(wanted, dtype=dtype)
-    return rooms[key][:wanted].view(shape)
