@@ -2,9 +2,9 @@
 
 Symmetric, so that a zero stays a zero. 8 + 32/in bits a weight; off by at most half a scale.
 
-Products: each row of the other factor gets 8 bits, too, on its way in (arXiv 2208.07339, section 2.1, vector-wise, without
-its outliers in 16 bits), the sums are exact in int32, and both scales are multiplied in at the end. In the backward
-product the weight's scale, which stands on the summed side there, is multiplied into the gradient first.
+Products: each row of the other factor gets 8 bits too, on its way in (vector-wise as in arXiv 2208.07339, but without
+outliers in 16 bits), the sums are exact in int32, and both scales are multiplied in at the end. In the backward product
+the weight's scale, which stands on the summed side there, is multiplied into the gradient first.
 Shapes: weight (out, in), codes (out, in) int8, scale (out, 1) float32, x (T, in), y (T, out).
 """
 
