@@ -22,6 +22,7 @@ from microplane.loading import base_format, number_format
 from microplane.methods import Method, make_method, trainable
 from microplane.models.contract import Model
 from microplane.models.load import load_model
+from microplane.nn import native
 from microplane.nn.number_format import NumberFormat
 from microplane.tasks import row_shape
 from microplane.training import loop
@@ -107,6 +108,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "trainable_parameters": sum(parameter.numel() for parameter in trainable(model).values()),
         "adapter_dtype": "float32",
+        "compiled_operations": native.library() is not None,
         **figures(
             [line["seconds"] for line in clock],
             [line["loss"] for line in steps],

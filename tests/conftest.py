@@ -16,6 +16,17 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["compiled", "plain"])
+def way(request, monkeypatch):
+    """Of fast operations: both must hold, with the compiled ones and where there is no compiler."""
+    from microplane.nn import native
+
+    if request.param == "plain":
+        monkeypatch.setenv("MICROPLANE_NATIVE", "0")
+    elif native.library() is None:
+        pytest.skip("nothing can be compiled here")
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded SmolLM2-135M-Instruct as a .gguf path (fetched once into the user's cache)."""

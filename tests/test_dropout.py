@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from microplane.nn.dropout import STEPS, Dropout, dropout, dropout_mask, dropout_reference, keep_steps
+from microplane.nn.dropout import STEPS, Dropout, draw_seed, dropout, dropout_mask, dropout_reference, keep_steps
+
+
+def mask_of(shape, p):
+    return dropout_mask(torch.Size(shape), p, draw_seed())
 
 
 def seeded(function, seed=0):
@@ -17,11 +21,20 @@ def seeded(function, seed=0):
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
 def test_the_kept_share_is_the_probability(p):
     n = 200_000
-    mask = seeded(lambda: dropout_mask(torch.Size([n]), p))
+    mask = seeded(lambda: mask_of([n], p))
     sigma = (p * (1 - p) / n) ** 0.5
     assert abs(mask.double().mean().item() - (1 - p)) < 4 * sigma
-    both = (mask[1:] & mask[:-1]).double().mean().item()  # neighbours, mostly out of one word, are independent
-    assert abs(both - (1 - p) ** 2) < 4 * ((1 - p) ** 2 / n) ** 0.5
+    for distance in (1, 2, 64, n // 2):  # independent, the two out of one word too
+        both = (mask[distance:] & mask[:-distance]).double().mean().item()
+        assert abs(both - (1 - p) ** 2) < 4 * ((1 - p) ** 2 / (n - distance)) ** 0.5
+
+
+def test_masks_of_neighbouring_seeds_are_independent():
+    n, p = 200_000, 0.5
+    masks = [dropout_mask(torch.Size([n]), p, seed) for seed in (7, 8, 7 + (1 << 32), 7 << 32)]
+    for i, first in enumerate(masks):
+        for second in masks[:i]:
+            assert abs((first == second).double().mean().item() - 0.5) < 4 * (0.25 / n) ** 0.5
 
 
 def test_the_expectation_is_the_input():
@@ -33,11 +46,11 @@ def test_the_expectation_is_the_input():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 4, 7)])
-def test_values_and_gradient_are_the_references(dtype, shape):
+def test_values_and_gradient_are_the_references(way, dtype, shape):
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     weight = torch.randn(shape, dtype=dtype)
     y = seeded(lambda: dropout(x, 0.4))
-    mask = seeded(lambda: dropout_mask(x.shape, 0.4))
+    mask = seeded(lambda: mask_of(x.shape, 0.4))
     wanted = dropout_reference(x, mask, 0.4)
     assert y.dtype == dtype
     assert torch.equal(y, wanted)
@@ -46,11 +59,22 @@ def test_values_and_gradient_are_the_references(dtype, shape):
     assert torch.equal(grad, mask * (weight * (STEPS / keep_steps(0.4))))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_added_is_added_to_the_result(way, dtype, training):
+    x, other = (torch.randn(31, 77, dtype=dtype, requires_grad=True) for _ in range(2))
+    layer, weight = Dropout(0.3).train(training), torch.randn(31, 77, dtype=dtype)
+    y, plain = seeded(lambda: layer(x, added=other)), seeded(lambda: layer(x)) + other
+    torch.testing.assert_close(y, plain, **({"rtol": 0.016, "atol": 0.02} if dtype == torch.bfloat16 else {}))
+    grads, wanted = (torch.autograd.grad(result, [x, other], weight) for result in (y, plain))
+    assert all(torch.equal(grad, reference) for grad, reference in zip(grads, wanted, strict=True))
+
+
 def test_a_transposed_input_and_gradient():
     x = torch.randn(6, 4, requires_grad=True)
     weight = torch.randn(6, 4)
     y = seeded(lambda: dropout(x.t(), 0.5))
-    mask = seeded(lambda: dropout_mask(torch.Size([4, 6]), 0.5))
+    mask = seeded(lambda: mask_of([4, 6], 0.5))
     assert torch.equal(y, dropout_reference(x.t(), mask, 0.5))
     (grad,) = torch.autograd.grad(y, x, weight.t())
     assert torch.equal(grad, torch.where(mask.t(), weight * 2, 0))

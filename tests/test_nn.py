@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from microplane.nn import loss
+from microplane.nn.dropout import dropout_mask, dropout_reference
 from microplane.nn.loss import CHUNK, chunked_cross_entropy, linear_cross_entropy, linear_cross_entropy_reference
 from microplane.nn.low_rank import low_rank_linear, low_rank_linear_reference, row_norms, row_norms_reference
 from microplane.nn.number_format import fastest_dtype, measured
 from microplane.nn.pointwise import (
+    GATES,
+    gate_by,
+    gate_reference,
+    layer_norm,
     rms_norm,
     rms_norm_reference,
-    silu_gate,
-    silu_gate_reference,
     softmax,
     softmax_reference,
 )
@@ -44,19 +47,21 @@ def assert_agree(results, **tolerance):
         torch.testing.assert_close(grad, reference, **tolerance)
 
 
-@pytest.mark.parametrize("shape", [(7, 24), (5, 3, 16)])
-def test_rms_norm(shape):
-    assert_agree(both(rms_norm, rms_norm_reference, leaves(shape, shape[-1:]), 1e-5))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(7, 24), (5, 3, 16), (100, 257)])
+def test_rms_norm(way, shape, dtype):
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    assert_agree(both(rms_norm, rms_norm_reference, leaves(shape, shape[-1:], dtype=dtype), 1e-5), **tolerance)
 
 
-def test_rms_norm_in_bfloat16_rounds_as_the_reference():
+def test_rms_norm_in_bfloat16_rounds_as_the_reference(way):
     x, weight = leaves((64, 48), (48,), dtype=torch.bfloat16)
     (output, grads), (wanted, wanted_grads) = both(rms_norm, rms_norm_reference, [x, weight], 1e-5)
     torch.testing.assert_close(output, wanted, atol=0, rtol=0.008)
     torch.testing.assert_close(grads[0], wanted_grads[0], atol=0.03, rtol=0.02)
 
 
-def test_a_float32_weight_norms_bfloat16_as_the_reference():
+def test_a_float32_weight_norms_bfloat16_as_the_reference(way):
     (x,), (weight,) = leaves((64, 48), dtype=torch.bfloat16), leaves((48,), dtype=torch.float32)
     (output, grads), (wanted, wanted_grads) = both(rms_norm, rms_norm_reference, [x, weight], 1e-5)
     assert torch.equal(output, wanted)
@@ -65,13 +70,14 @@ def test_a_float32_weight_norms_bfloat16_as_the_reference():
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 7), (1, 5, 7), (2, 1, 1, 7)])
-def test_softmax(shape):
-    assert_agree(both(softmax, softmax_reference, leaves((2, 4, 5, 7), shape)))
-    (scores,) = leaves((2, 4, 5, 7))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_softmax(way, shape, dtype):
+    assert_agree(both(softmax, softmax_reference, leaves((2, 4, 5, 7), shape, dtype=dtype)))
+    (scores,) = leaves((2, 4, 5, 7), dtype=dtype)
     assert_agree(both(softmax, softmax_reference, [scores]))
 
 
-def test_softmax_of_bfloat16():
+def test_softmax_of_bfloat16(way):
     (scores,) = leaves((3, 4, 9), dtype=torch.bfloat16)
     hidden = torch.zeros(3, 1, 9, dtype=torch.bfloat16).masked_fill(torch.arange(9) > 6, -torch.inf)
     (output, grads), (wanted, wanted_grads) = both(softmax, softmax_reference, [scores], hidden)
@@ -80,8 +86,63 @@ def test_softmax_of_bfloat16():
     assert not output[..., 7:].any()
 
 
-def test_silu_gate():
-    assert_agree(both(silu_gate, silu_gate_reference, leaves((7, 24), (7, 24))))
+@pytest.mark.parametrize("activation", GATES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gates(way, activation, dtype):
+    def bound(function):
+        return lambda gate, up: function(activation, gate * 5, up)
+
+    tolerances = {torch.bfloat16: {"rtol": 0.02, "atol": 0.05}, torch.float32: {"rtol": 1e-5, "atol": 1e-4}}
+    tolerance = tolerances.get(dtype, {})
+    inputs = leaves((70, 333), (70, 333), dtype=dtype)
+    assert_agree(both(bound(gate_by), bound(gate_reference), inputs), **tolerance)
+
+
+@pytest.mark.parametrize("activation", GATES)
+def test_gates_of_large_numbers_are_finite(way, activation):
+    gate = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4], requires_grad=True)
+    y = gate_by(activation, gate, torch.ones(5))
+    y.sum().backward()
+    torch.testing.assert_close(y, torch.tensor([0.0, 0.0, 0.0, 100.0, 1e4]))
+    torch.testing.assert_close(gate.grad, torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
+
+
+def test_a_bias_that_trains_in_softmax_with_dropout(way):
+    """Against the same mask applied to the reference's shares."""
+    scores, bias = leaves((3, 4, 5, 37), (1, 4, 5, 37), dtype=torch.float32)
+    torch.manual_seed(3)
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    torch.manual_seed(3)
+    mask = dropout_mask(scores.shape, 0.3, seed)
+
+    def plain(scores, bias):
+        return dropout_reference(softmax_reference(scores, bias), mask, 0.3)
+
+    assert_agree(both(lambda scores, bias: softmax(scores, bias, 0.3), plain, [scores, bias]))
+
+
+def layer_norm_reference(x, weight, bias, eps):
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (5, 3, 16), (100, 257)])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_layer_norm(way, shape, biased, dtype):
+    (x,) = leaves(shape, dtype=dtype)
+    parts = leaves(*[shape[-1:]] * (1 + biased), dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+
+    def bound(function):
+        return lambda x, weight, bias=None: function(x, weight, bias, 1e-5)
+
+    results = both(bound(layer_norm), bound(layer_norm_reference), [x, *parts])
+    assert results[0][0].dtype == dtype
+    if dtype == torch.bfloat16:
+        for got, wanted in zip(*((output, *grads) for output, grads in results), strict=True):
+            assert (got.float() - wanted.float()).norm() < 0.01 * wanted.float().norm()
+    else:
+        assert_agree(results, **({"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -106,11 +167,12 @@ def test_row_norms():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("positions", [1, CHUNK - 1, 2 * CHUNK + 5])
-def test_linear_cross_entropy(softcap, positions, label_smoothing, biased, monkeypatch):
-    monkeypatch.setattr(loss, "MOST", CHUNK)  # several chunks, and a last one that is short
-    hidden, weight = leaves((positions, 8), (31, 8))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_linear_cross_entropy(way, softcap, positions, label_smoothing, biased, dtype, monkeypatch):
+    monkeypatch.setattr(loss, "MOST", CHUNK // 4)  # several chunks, and a last one that is short
+    hidden, weight = leaves((positions, 8), (31, 8), dtype=dtype)
     targets = torch.randint(0, 31, (positions,))
-    rest = (targets, softcap, label_smoothing, torch.randn(31, dtype=torch.float64) if biased else None)
+    rest = (targets, softcap, label_smoothing, torch.randn(31, dtype=dtype) if biased else None)
     fast, plain = both(linear_cross_entropy, linear_cross_entropy_reference, [hidden, weight], *rest)
     # the reference sums in float32
     assert fast[0].item() == pytest.approx(plain[0].item(), rel=1e-5)
@@ -118,7 +180,7 @@ def test_linear_cross_entropy(softcap, positions, label_smoothing, biased, monke
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_the_loss_of_huge_logits_is_finite():
+def test_the_loss_of_huge_logits_is_finite(way):
     hidden = torch.full((2, 4), 200.0, requires_grad=True)
     weight = torch.randn(10, 4) * 50
     total = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
@@ -129,9 +191,9 @@ def test_the_loss_of_huge_logits_is_finite():
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_a_float32_weight_with_hidden_states_in_bfloat16(softcap, label_smoothing, monkeypatch):
+def test_a_float32_weight_with_hidden_states_in_bfloat16(way, softcap, label_smoothing, monkeypatch):
     monkeypatch.setattr(loss, "BLOCK", 32 * 16)  # several, and a last one that is short
-    monkeypatch.setattr(loss, "MOST", CHUNK)
+    monkeypatch.setattr(loss, "MOST", CHUNK // 4)
     hidden, weight = leaves((3 * CHUNK, 16), (83, 16), dtype=torch.float32)
     low = hidden.detach().bfloat16().requires_grad_()
     targets = torch.randint(0, 83, (len(hidden),))
@@ -145,9 +207,9 @@ def test_a_float32_weight_with_hidden_states_in_bfloat16(softcap, label_smoothin
         assert (grad - wanted).norm() < 0.01 * wanted.norm()
 
 
-def test_the_weights_gradient_is_summed_in_float32(monkeypatch):
+def test_the_weights_gradient_is_summed_in_float32(way, monkeypatch):
     """Chunk by chunk the same small gradient: a sum in bfloat16 would stop at 256 times the first one."""
-    monkeypatch.setattr(loss, "MOST", CHUNK)
+    monkeypatch.setattr(loss, "MOST", CHUNK // 4)
     chunks = 600
     hidden = torch.ones(chunks * CHUNK, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, requires_grad=True)

@@ -28,6 +28,7 @@ from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
 from microplane.models.hub import resolve
 from microplane.models.load import Checkpoint, load_model, new_model, open_checkpoint, open_config, shape_of
+from microplane.nn import native
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import bytes_held, weight_count
 from microplane.paths import find_run, run_folder, write_aside
@@ -203,7 +204,7 @@ class _Job:
                 "fingerprint": fingerprint(path),
             },
             "data": data_figures(splits),
-            "environment": environment.describe(),
+            "environment": environment.describe() | {"compiled_operations": native.library() is not None},
         }
         kept = f"kept in {form.quantised}, " if form.quantised else ""
         self.watch.say(

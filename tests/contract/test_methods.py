@@ -158,7 +158,7 @@ def test_merge_keeps_the_output_and_leaves_plain_modules(family, method):
         with pytest.raises(AdapterError, match="cannot be merged"):
             method.merge(attached(family, method))
         return
-    model, _, _ = trained(family, method)
+    model, _, _ = trained(family, method, 2)  # after more, lora+ has a T5 in which float32 errs by 3e-4 itself
     unmerged = family.output(model)
     method.merge(model)
     assert not any(isinstance(module, AdaptedLinear) for module in model.modules())

@@ -12,15 +12,6 @@ from microplane.nn.quantised import Int8Linear, NF4Linear
 FORMATS = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=["compiled", "plain"])
-def way(request, monkeypatch):
-    """Both must hold: with the compiled operations, and where there is no compiler."""
-    if request.param == "plain":
-        monkeypatch.setenv("MICROPLANE_NATIVE", "0")
-    elif native.library() is None:
-        pytest.skip("nothing can be compiled here")
-
-
 def matrix(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

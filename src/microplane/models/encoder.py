@@ -66,7 +66,7 @@ class MLP(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.dropout = config.mlp_dropout
         self.modern = config.modern
         if config.modern:
@@ -77,9 +77,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         if self.modern:
-            inner = remade(gated, self.activation, *self.gate_up(x).chunk(2, dim=-1))  # (T, M)
+            inner = gated(self.activation, *self.gate_up(x).chunk(2, dim=-1))  # (T, M)
         else:
-            inner = remade(self.activation, self.up(x))  # (T, M)
+            inner = remade(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
         return self.down(dropout(inner, self.dropout, self.training))
 
 

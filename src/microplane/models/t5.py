@@ -83,7 +83,7 @@ class MLP(nn.Module):
     def __init__(self, config: T5Config):
         super().__init__()
         D, M = config.hidden_size, config.intermediate_size
-        self.act = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.gate = Linear(D, M, bias=False) if config.gated else None
         self.up = Linear(D, M, bias=False)
         self.down = Linear(M, D, bias=False)
@@ -91,7 +91,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         up = self.up(x)  # (T, M)
-        inner = remade(self.act, up) if self.gate is None else remade(gated, self.act, self.gate(x), up)
+        if self.gate is None:
+            inner = remade(ACTIVATIONS[self.activation], up)
+        else:
+            inner = gated(self.activation, self.gate(x), up)
         return self.down(self.dropout(inner))
 
 
@@ -126,12 +129,12 @@ class Block(nn.Module):
         across: Sight | None = None,
     ) -> Tensor:  # (T, D) -> (T, D)
         y = self.attention(self.attention_norm(x), sight, bias, cache)
-        x = x + self.dropout(self.attention_socket(y))
+        x = self.dropout(self.attention_socket(y), added=x)
         if source is not None and across is not None:
             y = self.cross_attention.look(self.cross_attention_norm(x), source, across)
-            x = x + self.dropout(self.cross_attention_socket(y))
+            x = self.dropout(self.cross_attention_socket(y), added=x)
         y = self.mlp(self.mlp_norm(x))
-        return x + self.dropout(self.mlp_socket(y))
+        return self.dropout(self.mlp_socket(y), added=x)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ class EncoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:  # (S, D) -> (S, D)
-        x = self.attention_norm(x + self.dropout(self.attention_socket(self.attention(x, sight))))
-        return self.mlp_norm(x + self.dropout(self.mlp_socket(self.mlp(x))))
+        x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, sight)), added=x))
+        return self.mlp_norm(self.dropout(self.mlp_socket(self.mlp(x)), added=x))
 
 
 class DecoderBlock(EncoderBlock):
@@ -101,10 +101,10 @@ class DecoderBlock(EncoderBlock):
     def forward(  # type: ignore[override]
         self, x: Tensor, sight: Sight, source: KeysValues, source_sight: Sight, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        x = self.attention_norm(x + self.dropout(self.attention_socket(self.attention(x, sight, cache))))
+        x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, sight, cache)), added=x))
         y = self.cross_attention.look(x, source, source_sight)
-        x = self.cross_attention_norm(x + self.dropout(self.cross_attention_socket(y)))
-        return self.mlp_norm(x + self.dropout(self.mlp_socket(self.mlp(x))))
+        x = self.cross_attention_norm(self.dropout(self.cross_attention_socket(y), added=x))
+        return self.mlp_norm(self.dropout(self.mlp_socket(self.mlp(x)), added=x))
 
 
 class Stack(nn.Module):

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microplane.nn.cache import Cache
-from microplane.nn.dropout import dropout as drop
 from microplane.nn.pointwise import softmax
 from microplane.nn.remake import unkept
 from microplane.nn.rows import Rows, from_heads, to_heads
@@ -221,9 +220,7 @@ def _attend_at_once(
     scores = torch.bmm(stacked, k.transpose(1, 2)).view(B, H, S, L)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    shares = softmax(scores, mask)
-    if dropout:
-        shares = drop(shares, dropout)
+    shares = softmax(scores, mask, dropout)
     return torch.bmm(shares.view(B * KV, H // KV * S, L), v).view(B, H, S, Dh)
 
 

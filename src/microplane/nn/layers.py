@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microplane.nn.dropout import Dropout
-from microplane.nn.pointwise import rms_norm, silu_gate
+from microplane.nn.pointwise import GATES, gate_by, layer_norm, rms_norm
 from microplane.nn.remake import remade
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,8 +39,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm (arXiv 1607.06450), whatever the format of its weights; torch computes it in float32 inside."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return remade(F.layer_norm, x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+        return remade(layer_norm, x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -98,11 +97,17 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         gate, up = self.gate(x), self.up(x)  # (T, M)
-        if self.activation == "silu":
-            return self.down(remade(silu_gate, gate, up))
-        return self.down(remade(gated, ACTIVATIONS[self.activation], gate, up))
+        return self.down(gated(self.activation, gate, up))
 
 
-def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up (arXiv 2002.05202)."""
-    return activation(gate) * up
+def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up (arXiv 2002.05202): (T, M), (T, M) -> (T, M)."""
+    if activation in ("silu", "swish"):
+        activation = "silu"
+    if activation in GATES:
+        return remade(gate_by, activation, gate, up)
+    return remade(_gated, activation, gate, up)
+
+
+def _gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    return ACTIVATIONS[activation](gate) * up

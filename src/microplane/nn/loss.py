@@ -6,12 +6,15 @@ Label smoothing (arXiv 1512.00567, section 7) by e makes the target 1 - e of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from microplane.nn import native
+from microplane.nn.room import room
 
 CHUNK = 64  # fewest positions whose logits are in memory at once
 MOST = 512
@@ -65,9 +68,9 @@ def _head_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
     return F.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
 
 
-def chunk_size(vocabulary: int) -> int:
+def chunk_size(vocabulary: int, logits: int = LOGITS, most: int = MOST) -> int:
     """Positions whose logits are computed at once: more of a small vocabulary, for few make a slow product."""
-    return min(MOST, max(CHUNK, LOGITS // vocabulary))
+    return min(most, max(CHUNK, logits // vocabulary))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -84,56 +87,111 @@ class _LinearCrossEntropy(torch.autograd.Function):
         assert not ctx.needs_input_grad[5], "the gradient of a head's bias is not made"
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
         weight = weight.to(hidden.dtype)
-        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=exact)
-        size = chunk_size(len(weight))
-        # one space for all chunks, so it stays in cache; and one in hidden's format, if that is another
-        space = torch.empty(min(size, len(targets)), len(weight), dtype=exact)
-        narrow = space if hidden.dtype == exact else torch.empty_like(space, dtype=hidden.dtype)
-        for start in range(0, len(targets), size):
-            rows, wanted = hidden[start : start + size], targets[start : start + size, None]
-            product = torch.mm(rows, weight.t(), out=narrow[: len(rows)])  # (chunk, V)
-            logits = product if narrow is space else space[: len(rows)].copy_(product)
-            if bias is not None:
-                logits.add_(bias)
-            if softcap:
-                logits.div_(softcap).tanh_().mul_(softcap)
-            slope = 1 - (logits / softcap).square_() if softcap and (need_hidden or need_weight) else None
-            logits.sub_(logits.amax(1, keepdim=True))
-            likely = logits.gather(1, wanted).mul_(1 - label_smoothing)
-            if label_smoothing:
-                likely.add_(logits.mean(1, keepdim=True), alpha=label_smoothing)
-            sums = logits.exp_().sum(1, keepdim=True)
-            total += (sums.log() - likely).sum()
-            if not (need_hidden or need_weight):
-                continue
-            grad = logits.div_(sums)  # softmax, then minus the target
-            if label_smoothing:
-                grad.sub_(label_smoothing / len(weight))
-            grad.scatter_add_(1, wanted, torch.full_like(likely, label_smoothing - 1))
-            if slope is not None:
-                grad.mul_(slope)
-            grad = grad if narrow is space else product.copy_(grad)
+        total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+        rest = (softcap, label_smoothing, bias, need_hidden or need_weight)
+        chunks = _fused if _fusable(hidden, softcap) else _in_passes
+        for rows, losses, grad in chunks(hidden, weight, targets, *rest):
+            total += losses.sum()
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[start : start + size])
+                torch.mm(grad, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, grad, rows)
+                _put_product(grad_weight, grad, hidden[rows], add=rows.start > 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        scaled = [None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        """In place: nothing else has these gradients, and a second backward pass through them is an error."""
+        scaled = [None if saved is None else saved.mul_(grad.to(saved.dtype)) for saved in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
 
 
-def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
-    """total (V, D) += grad (chunk, V) transposed @ rows (chunk, D); a wider total gets blocks that stay in cache."""
+# What follows gives, chunk by chunk: which rows of `hidden`, their losses, and the gradient of their logits if asked
+# for, in the format of `hidden` and in memory that the next chunk overwrites.
+Chunks = Iterator[tuple[slice, Tensor, Tensor]]
+
+
+def _fusable(hidden: Tensor, softcap: float | None) -> bool:
+    return not softcap and hidden.dtype in native.SUFFIX and native.usable(hidden)
+
+
+def _fused(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    label_smoothing: float,
+    bias: Tensor | None,
+    slope: bool,
+) -> Chunks:
+    """By one compiled pass over the logits, which their gradient replaces; without a softcap."""
+    wide_bias = None if bias is None else bias.float().contiguous()
+    size = chunk_size(
+        len(weight), 4 * LOGITS // hidden.element_size(), 4 * MOST
+    )  # they take the place of float32 copies
+    for start in range(0, len(targets), size):
+        rows = slice(start, min(start + size, len(targets)))
+        wanted = targets[rows].contiguous()
+        logits = room("logits", (len(wanted), len(weight)), hidden.dtype)
+        torch.mm(hidden[rows], weight.t(), out=logits)
+        losses = torch.empty(len(wanted))
+        name = f"cross_entropy_{native.SUFFIX[hidden.dtype]}"
+        native.run(name, logits, wide_bias, wanted, losses, float(label_smoothing), int(slope), *logits.shape)
+        yield rows, losses, logits
+
+
+def _in_passes(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    label_smoothing: float,
+    bias: Tensor | None,
+    slope: bool,
+) -> Chunks:
+    """By torch's own operations, in float32 or float64."""
+    exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    size = chunk_size(len(weight))
+    # one space for all chunks, so it stays in cache; and one in hidden's format, if that is another
+    space = torch.empty(min(size, len(targets)), len(weight), dtype=exact)
+    narrow = space if hidden.dtype == exact else torch.empty_like(space, dtype=hidden.dtype)
+    for start in range(0, len(targets), size):
+        rows = slice(start, start + size)
+        wanted = targets[rows, None]
+        product = torch.mm(hidden[rows], weight.t(), out=narrow[: len(wanted)])  # (chunk, V)
+        logits = product if narrow is space else space[: len(wanted)].copy_(product)
+        if bias is not None:
+            logits.add_(bias)
+        if softcap:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        capped = 1 - (logits / softcap).square_() if softcap and slope else None
+        logits.sub_(logits.amax(1, keepdim=True))
+        likely = logits.gather(1, wanted).mul_(1 - label_smoothing)
+        if label_smoothing:
+            likely.add_(logits.mean(1, keepdim=True), alpha=label_smoothing)
+        sums = logits.exp_().sum(1, keepdim=True)
+        losses = sums.log() - likely
+        if slope:
+            logits.div_(sums)  # softmax, then minus the target
+            if label_smoothing:
+                logits.sub_(label_smoothing / len(weight))
+            logits.scatter_add_(1, wanted, torch.full_like(likely, label_smoothing - 1))
+            if capped is not None:
+                logits.mul_(capped)
+        yield rows, losses, logits if narrow is space else product.copy_(logits) if slope else product
+
+
+def _put_product(total: Tensor, grad: Tensor, rows: Tensor, add: bool) -> None:
+    """total (V, D) = or += grad (chunk, V) transposed @ rows (chunk, D); a wider total in blocks that stay in cache."""
     if total.dtype == rows.dtype:
-        total.addmm_(grad.t(), rows)
+        torch.addmm(total, grad.t(), rows, beta=float(add), out=total)
         return
     block = max(1, BLOCK // total.shape[1])
     for into, part in zip(total.split(block), grad.split(block, dim=1), strict=True):
-        into.add_(torch.mm(part.t(), rows).to(total.dtype))
+        product = torch.mm(part.t(), rows)
+        if add:
+            into.add_(product.to(total.dtype))
+        else:
+            into.copy_(product)

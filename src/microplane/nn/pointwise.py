@@ -1,7 +1,8 @@
 """Chains of point-wise operations with a backward of their own, which keep their inputs and nothing in between.
 
 Autograd would keep every intermediate: for a norm two float32 copies of its input, for a gated activation one copy
-more. Here the backward pass computes them again, which costs less than storing and reading them.
+more. Here the backward pass computes them again, which costs less than storing and reading them. Where nn/native is
+there, each is one pass over memory; else torch's own operations do it.
 Shapes: T tokens, D width. Each has its plain reference beside it.
 """
 
@@ -10,6 +11,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from microplane.nn import native
+from microplane.nn.dropout import STEPS, draw_seed, dropout_mask, dropout_reference, keep_steps
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -21,7 +25,58 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(..., D) -> (..., D), as the reference."""
-    return _RMSNorm.apply(x, weight, eps)
+    x = x.contiguous()
+    return (_FusedRMSNorm if _fusable(x) else _RMSNorm).apply(x, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / deviation * weight + bias in float32 (arXiv 1607.06450), rounded to x's format: (..., D) each.
+
+    The reference is torch's own, which does the work where nothing is compiled.
+    """
+    if not _fusable(x := x.contiguous()):
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
+    return _FusedLayerNorm.apply(x, weight, bias, eps)
+
+
+class _FusedLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        y, (rows, D) = torch.empty_like(x), _rows(x)
+        mean, inverse = torch.empty(rows), torch.empty(rows)
+        native.run(f"layer_norm_{_kind(x)}", x, _float(weight), _float(bias), y, mean, inverse, float(eps), rows, D)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.bias = None if bias is None else bias.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, mean, inverse = ctx.saved_tensors
+        grad, grad_x, (rows, D) = grad.contiguous(), torch.empty_like(x), _rows(x)
+        grad_weight, grad_bias = (torch.empty(D) if needed else None for needed in ctx.needs_input_grad[1:3])
+        out = (grad_x, grad_weight, grad_bias)
+        native.run(f"layer_norm_back_{_kind(x)}", grad, x, _float(weight), mean, inverse, *out, rows, D)
+        return grad_x, _as(grad_weight, weight.dtype), _as(grad_bias, ctx.bias), None
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, (rows, D) = torch.empty_like(x), _rows(x)
+        inverse = torch.empty(rows)
+        native.run(f"rms_norm_{_kind(x)}", x, _float(weight), y, inverse, float(eps), rows, D)
+        ctx.save_for_backward(x, weight, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, inverse = ctx.saved_tensors
+        grad, grad_x, (rows, D) = grad.contiguous(), torch.empty_like(x), _rows(x)
+        grad_weight = torch.empty(D) if ctx.needs_input_grad[1] else None
+        name = f"rms_norm_back_{_kind(x)}"
+        native.run(name, grad, x, _float(weight), inverse, grad_x, grad_weight, rows, D)
+        return grad_x, _as(grad_weight, weight.dtype), None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -57,58 +112,123 @@ def softmax_reference(scores: Tensor, added: Tensor | None = None) -> Tensor:
     return (scores if added is None else scores + added).softmax(-1)
 
 
-def softmax(scores: Tensor, added: Tensor | None = None) -> Tensor:
-    """(..., L) -> (..., L): the reference of scores + added, computed in float32 and rounded to the format of scores.
+def softmax(scores: Tensor, added: Tensor | None = None, drop: float = 0.0) -> Tensor:
+    """(..., L) -> (..., L): the reference of scores + added, computed in float32 and rounded to the format of scores;
+    then with dropout, if asked for.
 
     torch's own, of bfloat16, takes four times as long where L is no multiple of its vectors.
     """
-    return _Softmax.apply(scores, added)
+    return _Softmax.apply(scores, added, drop, draw_seed() if drop else 0)
 
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores: Tensor, added: Tensor | None) -> Tensor:
-        wide = scores.to(_wide(scores))
-        if added is not None:
-            wide = wide.add_(added.to(wide.dtype)) if wide is not scores else wide + added
-        shares = wide.softmax(-1).type_as(scores)
+    def forward(ctx, scores: Tensor, added: Tensor | None, drop: float, seed: int) -> Tensor:
+        if scores.dim() == 4 and _fusable(scores) and (added is None or added.dtype == scores.dtype):
+            shares, dropped = _fused_softmax(scores, added, drop, seed)
+        else:
+            shares, dropped = _softmax_in_passes(scores, added, drop, seed)
         ctx.save_for_backward(shares)
+        ctx.drop, ctx.seed = drop, seed
         ctx.added = None if added is None else (added.shape, added.dtype)
-        return shares
+        return shares if dropped is None else dropped
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (shares,) = ctx.saved_tensors
-        slope = torch._softmax_backward_data(grad, shares, -1, shares.dtype)
+        if _fusable(shares):
+            grad, slope, (rows, L) = grad.contiguous(), torch.empty_like(shares), _rows(shares)
+            drop = (int(ctx.drop > 0), ctx.seed, keep_steps(ctx.drop) if ctx.drop else STEPS)
+            native.run(f"softmax_back_{_kind(shares)}", grad, shares, slope, *drop, rows, L)
+        else:
+            if ctx.drop:
+                grad = dropout_reference(grad, dropout_mask(grad.shape, ctx.drop, ctx.seed), ctx.drop)
+            slope = torch._softmax_backward_data(grad, shares, -1, shares.dtype)
         if not ctx.needs_input_grad[1]:
-            return slope, None
+            return slope, None, None, None
         shape, dtype = ctx.added
-        return slope, slope.sum_to_size(shape).to(dtype)
+        return slope, slope.sum_to_size(shape).to(dtype), None, None
 
 
-def silu_gate_reference(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (arXiv 2002.05202)."""
-    return F.silu(gate) * up
+def _softmax_in_passes(scores: Tensor, added: Tensor | None, drop: float, seed: int) -> tuple[Tensor, Tensor | None]:
+    wide = scores.to(_wide(scores))
+    if added is not None:
+        wide = wide.add_(added.to(wide.dtype)) if wide is not scores else wide + added
+    shares = wide.softmax(-1).type_as(scores)
+    return shares, dropout_reference(shares, dropout_mask(shares.shape, drop, seed), drop) if drop else None
 
 
-def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """(..., M), (..., M) -> (..., M), as the reference."""
-    return _SiluGate.apply(gate, up)
+def _fused_softmax(scores: Tensor, added: Tensor | None, drop: float, seed: int) -> tuple[Tensor, Tensor | None]:
+    shares = torch.empty_like(scores)
+    dropped = torch.empty_like(scores) if drop else None
+    strides = [0, 0, 0]
+    if added is not None:
+        added = added.expand(scores.shape)
+        added = added if added.stride(-1) == 1 else added.contiguous()
+        strides = list(added.stride()[:3])
+    kept = (seed, keep_steps(drop) if drop else STEPS)
+    native.run(f"softmax_{_kind(scores)}", scores, added, *strides, shares, dropped, *kept, *scores.shape)
+    return shares, dropped
 
 
-class _SiluGate(torch.autograd.Function):
+GATES = {"silu": 0, "gelu_pytorch_tanh": 1}  # activations with a gate of their own
+
+
+def gate_reference(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up (arXiv 2002.05202)."""
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+
+def gate_by(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """(..., M), (..., M) -> (..., M), as the reference, of an activation of `GATES`."""
+    return _Gate.apply(activation, gate.contiguous(), up.contiguous())
+
+
+class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx, activation: str, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        ctx.activation = activation
+        if not _fusable(gate) or gate.dtype != up.dtype:
+            return gate_reference(activation, gate, up)
+        y = torch.empty_like(gate)
+        native.run(f"gate_{_kind(gate)}", gate, up, y, GATES[activation], gate.numel())
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         gate, up = ctx.saved_tensors
-        grad_up = F.silu(gate).mul_(grad)
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, grad_up
+        if _fusable(gate) and gate.dtype == up.dtype:
+            grad, grad_gate, grad_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
+            kind = GATES[ctx.activation]
+            native.run(f"gate_back_{_kind(gate)}", grad, gate, up, grad_gate, grad_up, kind, gate.numel())
+            return None, grad_gate, grad_up
+        if ctx.activation == "silu":
+            return None, torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        grad_gate = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
+        return None, grad_gate, F.gelu(gate, approximate="tanh").mul_(grad)
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _fusable(x: Tensor) -> bool:
+    return x.dtype in native.SUFFIX and native.usable(x)
+
+
+def _kind(x: Tensor) -> str:
+    return native.SUFFIX[x.dtype]
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """How many rows of which width."""
+    return x.numel() // max(1, x.shape[-1]), x.shape[-1]
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().float().contiguous()
+
+
+def _as(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    return x if x is None or dtype is None else x.to(dtype)

@@ -264,7 +264,7 @@ def _step(job: Job, totals: Totals) -> Record:
     if isinstance(penalty, torch.Tensor):
         penalty.backward()
     parameters = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, knobs.clip or math.inf, foreach=True).item()
+    norm = _clipped(parameters, knobs.clip or math.inf)
     if not math.isfinite(norm):
         raise TrainingError(_not_finite("gradient norm", norm, number, train, rows.tolist()))
     lr = set_lr(job.optimizer, schedule(knobs.schedule, totals.step, job.total, job.warmup))
@@ -283,6 +283,14 @@ def _step(job: Job, totals: Totals) -> Record:
         "tokens": tokens,
         "trained_tokens": trained,
     }
+
+
+def _clipped(parameters: list[torch.nn.Parameter], most: float) -> float:
+    """The norm of the gradients; they are scaled down to `most` if it is above, and else not touched."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if not norm.item() <= most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
+    return norm.item()
 
 
 def _seed(*numbers: int) -> int:

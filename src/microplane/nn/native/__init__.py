@@ -26,8 +26,11 @@ from microplane.environment import processor
 from microplane.paths import aside, cache_dir
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
-WIDE = ("-mprefer-vector-width=512",)  # of x86: as wide as the processor has them
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # and no -ffast-math: infinities must work
+    *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
+)
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 PATIENCE = 120.0  # seconds for the compiler
 
@@ -69,14 +72,10 @@ def _built() -> ctypes.CDLL | None:
         if not path.is_file():
             with aside(path) as temporary:
                 sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
-                command = [compiler, *FLAGS, *_wide(), *sources, "-o", str(temporary)]
+                command = [compiler, *FLAGS, *sources, "-o", str(temporary)]
                 subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
         return ctypes.CDLL(str(path))
     return None
-
-
-def _wide() -> tuple[str, ...]:
-    return WIDE if platform.machine() in ("x86_64", "AMD64") else ()
 
 
 def _key(compiler: str) -> str:
