@@ -146,7 +146,7 @@ def main() -> None:
         return
     result = {"what": "memory and time of a QLoRA step, 1.1B Llama shape", **about, "options": vars(options)}
     result |= {"threads": sides["ours"][0]["threads"], **compare(sides, empty), "runs": sides}
-    path = HERE / "results" / f"qlora_memory_{options.layers}_layers_{about['date'][:10]}.json"
+    path = HERE / "results" / f"qlora_memory_{options.layers}_layers_{options.compute}_{about['date'][:10]}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name not in ("runs", "hardware")}, indent=1))
 

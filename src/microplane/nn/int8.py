@@ -120,6 +120,8 @@ def product_back(grad: Tensor, weight: Int8) -> Tensor:
 
 def _sums(x: Tensor, codes: Tensor) -> Tensor:
     """x codes, (T, n) int32, in memory that the next call overwrites."""
+    if x.device.type != "cpu":
+        return torch._int_mm(x, codes)
     return torch._int_mm(x, codes, out=room("sums", (len(x), codes.shape[1]), torch.int32))
 
 
