@@ -271,7 +271,8 @@ def main() -> None:
         "seconds_in_all": time.perf_counter() - started,
         "families": families,
     }
-    path = HERE / "results" / f"seq2seq_{about['date'][:10]}.json"
+    only = "" if set(options.orders) == set(ORDERS) else "_".join(["", *options.orders])
+    path = HERE / "results" / f"seq2seq{only}_{about['date'][:10]}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     for family, by_order in families.items():

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microplane.nn import row_attention
 from microplane.nn.cache import Cache
 from microplane.nn.pointwise import softmax
 from microplane.nn.remake import unkept
@@ -70,6 +71,11 @@ class Sight:
     def plain(self) -> bool:
         """Causal and nothing else, so that torch's own causal attention applies."""
         return self.causal and self.starts is None and self._wide
+
+    @property
+    def by_row(self) -> bool:
+        """Each row is seen whole, or up to the query's own place, and is not long."""
+        return self.starts is None and self._wide and max(self.rows.longest, self.longest) <= LONG
 
     @property
     def open(self) -> bool:
@@ -140,6 +146,8 @@ def attend(
     `softcap` c turns each score s into c tanh(s / c) (arXiv 2408.00118, 2.1).
     """
     rows = sight.rows
+    if cache is None and _by_row(q, k, v, sight, softcap, bias, dropout, prefix):
+        return unkept(_attend_by_row, q, k, v, sight, scale)
     if cache is None:
         keys, values = to_heads(k, rows), to_heads(v, rows)  # (B, KV, S, Dh)
     else:
@@ -160,6 +168,8 @@ def attend_to(
 ) -> Tensor:
     """`attend` to keys and values that stand in a rectangle already, as those of other rows do: (T, H, Dh)."""
     rows = sight.rows
+    if _by_row(q, keys, values, sight, softcap, bias, dropout, prefix):
+        return unkept(_attend_by_row, q, keys, values, sight, scale)
     queries = to_heads(q, rows)  # (B, H, S, Dh)
     if prefix is not None:
         keys, values = (
@@ -174,6 +184,25 @@ def attend_to(
         mask = _mask(queries, sight, bias, prefix)
         mixed = unkept(_attend_short, queries, keys, values, mask, scale, softcap, dropout)
     return from_heads(mixed, rows)
+
+
+def _by_row(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    softcap: float | None,
+    bias: Tensor | None,
+    dropout: float,
+    prefix: Prefix | None,
+) -> bool:
+    """Whether this is the case that nn/row_attention.py has compiled."""
+    plain = softcap is None and bias is None and prefix is None and not dropout
+    return plain and sight.by_row and row_attention.usable(q, k, v)
+
+
+def _attend_by_row(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float) -> Tensor:
+    return row_attention.row_attention(q, k, v, sight.rows.lengths, sight.key_lengths, sight.causal, scale)
 
 
 def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:

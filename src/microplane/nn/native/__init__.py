@@ -28,7 +28,7 @@ from microplane.paths import aside, cache_dir
 SOURCES = Path(__file__).parent
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # and no -ffast-math: infinities must work
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing"),  # infinities must work
     *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
 )
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -47,6 +47,11 @@ def run(name: str, *arguments: Tensor | int | float | None) -> None:
     """Call one operation: tensors go by their address (None: no address), and the number of threads comes last."""
     function = getattr(library(), name)
     function(*map(_argument, arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def has(question: str) -> bool:
+    """What an operation without arguments says of this processor: whether others are there."""
+    return (found := library()) is not None and bool(getattr(found, question)())
 
 
 def _argument(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
