@@ -149,9 +149,7 @@ void forward(const Shape &shape, int64_t b, int64_t kv, const bf16 *q, const bf1
     }
 }
 
-// Two rows of `x` (S, padded) side by side, as pairs of rows: word (row / 2, column).
-void pair_rows(const bf16 *x, int64_t S, int64_t padded, Words &to) { pack_along(x, padded, S, padded, to); }
-
+// The same for the gradients. `grad` and `grad_q` lie as q does, `grad_k` and `grad_v` as k does.
 void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const bf16 *q, const bf16 *k, const bf16 *v,
               const bf16 *shares, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, Space &space) {
     const int64_t S = shape.q_lengths[b], L = shape.k_lengths[b], D = shape.width, group = shape.heads / shape.kv_heads;
@@ -164,8 +162,8 @@ void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const
     space.out.resize(std::max(S, L) * D);
     space.grad_k.assign(L * D, 0);
     space.grad_v.assign(L * D, 0);
-    auto add = [&](const bf16 *rows, int64_t query, const bf16 *x, std::vector<float> &total) {
-        pair_rows(rows, S, padded, space.pairs);  // pairs of queries, for a sum over them
+    auto add = [&](const bf16 *by_query, int64_t query, const bf16 *x, std::vector<float> &total) {
+        pack_along(by_query, padded, S, padded, space.pairs);  // pairs of queries, for a sum over them
         pack_along(x + query, shape.q_step, S, D, space.other);
         product(space.pairs.data(), 1, padded, space.other.data(), D, (S + 1) / 2, space.out.data(), D, L, D / LANES);
         for (int64_t i = 0; i < L * D; i++) total[i] += space.out[i];
