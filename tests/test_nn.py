@@ -180,6 +180,16 @@ def test_linear_cross_entropy(way, softcap, positions, label_smoothing, biased, 
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_without_targets_there_is_no_gradient(way, monkeypatch):
+    """As in a micro-batch whose rows train nothing: memory that held something else must not pass for a gradient."""
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, 7.0, **options))
+    hidden, weight = leaves((0, 16), (31, 16), dtype=torch.float32)
+    total = linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.long))
+    total.backward()
+    assert total.item() == 0
+    assert not weight.grad.any()
+
+
 def test_the_loss_of_huge_logits_is_finite(way):
     hidden = torch.full((2, 4), 200.0, requires_grad=True)
     weight = torch.randn(10, 4) * 50

@@ -39,21 +39,21 @@ def package_version() -> str:
 
 
 def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return next(iter(_cpuinfo("model name")), platform.processor() or platform.machine())
 
 
 def processor() -> str:
     """Its name and what it can do, where the system tells: what compiled code and measured speeds depend on."""
+    return "; ".join(_cpuinfo("model name", "flags", "Features")) or f"{platform.processor()} {platform.machine()}"
+
+
+def _cpuinfo(*names: str) -> list[str]:
+    """What Linux tells of its processors under these names, each text once."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return f"{platform.processor()} {platform.machine()}"
-    told = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return "; ".join(dict.fromkeys(told))
+        return []
+    return list(dict.fromkeys(line.split(":", 1)[1].strip() for line in lines if line.startswith(names)))
 
 
 def commit() -> str | None:

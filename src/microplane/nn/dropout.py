@@ -96,9 +96,9 @@ class _Dropout(torch.autograd.Function):
 def _dropped(x: Tensor, p: float, seed: int, added: Tensor | None = None) -> Tensor:
     x = x.contiguous()
     added = None if added is None else added.contiguous()
-    if x.dtype in native.SUFFIX and _alike(x, added) and native.usable(x, added):
+    if _alike(x, added) and native.fusable(x, added):
         y = torch.empty_like(x)
-        native.run(f"dropout_{native.SUFFIX[x.dtype]}", x, added, y, seed, keep_steps(p), x.numel())
+        native.run("dropout", x, added, y, seed, keep_steps(p), x.numel(), dtype=x.dtype)
         return y
     y = _masked(x, dropout_mask(x.shape, p, seed), STEPS / keep_steps(p))
     return y if added is None else added + y

@@ -67,10 +67,10 @@ def quantise_rows_reference(x: Tensor, columns: Tensor | None = None) -> Int8:
 
 def quantise_rows(x: Tensor, columns: Tensor | None = None) -> Int8:
     """As the reference; the codes stand in memory that the next call overwrites."""
-    if x.dtype not in native.SUFFIX or not native.usable(x, columns):
+    if not native.fusable(x, columns):
         return quantise_rows_reference(x, columns)
     codes, scale = room("rows", x.shape, torch.int8), torch.empty(len(x), 1)
-    native.run(f"quantise_rows_{native.SUFFIX[x.dtype]}", x, columns, codes, scale, *x.shape)
+    native.run("quantise_rows", x, columns, codes, scale, *x.shape, dtype=x.dtype)
     return Int8(codes, scale)
 
 
@@ -88,7 +88,7 @@ def scale_sums(sums: Tensor, rows: Tensor, columns: Tensor | None, bias: Tensor 
         return scale_sums_reference(sums, rows, columns, bias, dtype)
     bias = None if bias is None else bias.to(dtype)
     y = torch.empty(sums.shape, dtype=dtype)
-    native.run(f"scale_sums_{native.SUFFIX[dtype]}", sums, rows, columns, bias, y, *sums.shape)
+    native.run("scale_sums", sums, rows, columns, bias, y, *sums.shape, dtype=dtype)
     return y
 
 

@@ -102,8 +102,6 @@ class GatedMLP(nn.Module):
 
 def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """activation(gate) * up (arXiv 2002.05202): (T, M), (T, M) -> (T, M)."""
-    if activation in ("silu", "swish"):
-        activation = "silu"
     if activation in GATES:
         return remade(gate_by, activation, gate, up)
     return remade(_gated, activation, gate, up)

@@ -6,7 +6,7 @@ Label smoothing (arXiv 1512.00567, section 7) by e makes the target 1 - e of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -87,17 +87,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         assert not ctx.needs_input_grad[5], "the gradient of a head's bias is not made"
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
+        grad_weight = torch.empty_like(weight) if need_weight else None  # filled by the first chunk
+        if grad_weight is not None and not len(targets):
+            grad_weight.zero_()
         weight = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-        rest = (softcap, label_smoothing, bias, need_hidden or need_weight)
-        chunks = _fused if _fusable(hidden, softcap) else _in_passes
-        for rows, losses, grad in chunks(hidden, weight, targets, *rest):
+        fused = _fusable(hidden, softcap)
+        size = _positions(len(weight), hidden.element_size(), fused)
+        for start in range(0, len(targets), size):
+            rows = slice(start, start + size)
+            wanted = targets[rows].contiguous()
+            logits = room("logits", (len(wanted), len(weight)), hidden.dtype)
+            torch.mm(hidden[rows], weight.t(), out=logits)
+            slope = need_hidden or need_weight
+            if fused:
+                losses = _losses_fused(logits, wanted, label_smoothing, bias, slope)
+            else:
+                losses = _losses_in_passes(logits, wanted, label_smoothing, bias, slope, softcap)
             total += losses.sum()
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[rows])
+                torch.mm(logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                _put_product(grad_weight, grad, hidden[rows], add=rows.start > 0)
+                _put_product(grad_weight, logits, hidden[rows], add=start > 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -108,79 +119,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-# What follows gives, chunk by chunk: which rows of `hidden`, their losses, and the gradient of their logits if asked
-# for, in the format of `hidden` and in memory that the next chunk overwrites.
-Chunks = Iterator[tuple[slice, Tensor, Tensor]]
-
-
 def _fusable(hidden: Tensor, softcap: float | None) -> bool:
-    return not softcap and hidden.dtype in native.SUFFIX and native.usable(hidden)
+    return not softcap and native.fusable(hidden)
 
 
-def _fused(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None,
-    label_smoothing: float,
-    bias: Tensor | None,
-    slope: bool,
-) -> Chunks:
-    """By one compiled pass over the logits, which their gradient replaces; without a softcap."""
+def _positions(vocabulary: int, element_size: int, fused: bool) -> int:
+    """Of a chunk: more where the logits have no float32 copy beside them."""
+    return chunk_size(vocabulary, 4 * LOGITS // element_size, 4 * MOST) if fused else chunk_size(vocabulary)
+
+
+def _losses_fused(logits: Tensor, targets: Tensor, label_smoothing: float, bias: Tensor | None, slope: bool) -> Tensor:
+    """(K,) losses of logits (K, V), which their gradient replaces if asked for, in one compiled pass."""
     wide_bias = None if bias is None else bias.float().contiguous()
-    size = chunk_size(
-        len(weight), 4 * LOGITS // hidden.element_size(), 4 * MOST
-    )  # they take the place of float32 copies
-    for start in range(0, len(targets), size):
-        rows = slice(start, min(start + size, len(targets)))
-        wanted = targets[rows].contiguous()
-        logits = room("logits", (len(wanted), len(weight)), hidden.dtype)
-        torch.mm(hidden[rows], weight.t(), out=logits)
-        losses = torch.empty(len(wanted))
-        name = f"cross_entropy_{native.SUFFIX[hidden.dtype]}"
-        native.run(name, logits, wide_bias, wanted, losses, float(label_smoothing), int(slope), *logits.shape)
-        yield rows, losses, logits
+    losses = torch.empty(len(targets))
+    rest = (float(label_smoothing), int(slope), *logits.shape)
+    native.run("cross_entropy", logits, wide_bias, targets, losses, *rest, dtype=logits.dtype)
+    return losses
 
 
-def _in_passes(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    softcap: float | None,
-    label_smoothing: float,
-    bias: Tensor | None,
-    slope: bool,
-) -> Chunks:
-    """By torch's own operations, in float32 or float64."""
-    exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    size = chunk_size(len(weight))
-    # one space for all chunks, so it stays in cache; and one in hidden's format, if that is another
-    space = torch.empty(min(size, len(targets)), len(weight), dtype=exact)
-    narrow = space if hidden.dtype == exact else torch.empty_like(space, dtype=hidden.dtype)
-    for start in range(0, len(targets), size):
-        rows = slice(start, start + size)
-        wanted = targets[rows, None]
-        product = torch.mm(hidden[rows], weight.t(), out=narrow[: len(wanted)])  # (chunk, V)
-        logits = product if narrow is space else space[: len(wanted)].copy_(product)
-        if bias is not None:
-            logits.add_(bias)
-        if softcap:
-            logits.div_(softcap).tanh_().mul_(softcap)
-        capped = 1 - (logits / softcap).square_() if softcap and slope else None
-        logits.sub_(logits.amax(1, keepdim=True))
-        likely = logits.gather(1, wanted).mul_(1 - label_smoothing)
+def _losses_in_passes(
+    logits: Tensor, targets: Tensor, label_smoothing: float, bias: Tensor | None, slope: bool, softcap: float | None
+) -> Tensor:
+    """The same by torch's own operations, in float32 or float64, and with a softcap."""
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = logits if logits.dtype == exact else room("wide logits", logits.shape, exact).copy_(logits)
+    wanted = targets.unsqueeze(1)
+    if bias is not None:
+        wide.add_(bias)
+    if softcap:
+        wide.div_(softcap).tanh_().mul_(softcap)
+    capped = 1 - (wide / softcap).square_() if softcap and slope else None
+    wide.sub_(wide.amax(1, keepdim=True))
+    likely = wide.gather(1, wanted).mul_(1 - label_smoothing)
+    if label_smoothing:
+        likely.add_(wide.mean(1, keepdim=True), alpha=label_smoothing)
+    sums = wide.exp_().sum(1, keepdim=True)
+    if slope:
+        wide.div_(sums)  # softmax, then minus the target
         if label_smoothing:
-            likely.add_(logits.mean(1, keepdim=True), alpha=label_smoothing)
-        sums = logits.exp_().sum(1, keepdim=True)
-        losses = sums.log() - likely
-        if slope:
-            logits.div_(sums)  # softmax, then minus the target
-            if label_smoothing:
-                logits.sub_(label_smoothing / len(weight))
-            logits.scatter_add_(1, wanted, torch.full_like(likely, label_smoothing - 1))
-            if capped is not None:
-                logits.mul_(capped)
-        yield rows, losses, logits if narrow is space else product.copy_(logits) if slope else product
+            wide.sub_(label_smoothing / wide.shape[1])
+        wide.scatter_add_(1, wanted, torch.full_like(likely, label_smoothing - 1))
+        if capped is not None:
+            wide.mul_(capped)
+        if wide is not logits:
+            logits.copy_(wide)
+    return sums.log() - likely
 
 
 def _put_product(total: Tensor, grad: Tensor, rows: Tensor, add: bool) -> None:

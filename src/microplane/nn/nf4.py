@@ -175,7 +175,7 @@ def expand(
     n = torch.Size(shape).numel()
     out = torch.empty(*shape, dtype=dtype) if out is None else out
     if dtype == torch.bfloat16 and n % BLOCK == 0 and native.usable(codes, scales, out):
-        native.run("nf4_to_bf16", codes, scales, out, n // BLOCK)
+        native.run("nf4_to_bf16", codes, scales, levels(), out, n // BLOCK)
         return out
     flat, table = out.view(-1), _pairs()
     whole = n // BLOCK * BLOCK
@@ -214,5 +214,5 @@ def to_int8(weight: NF4, shape: tuple[int, int], out: Tensor | None = None) -> I
     if not native.usable(weight.codes, out):
         return to_int8_reference(weight, shape)
     codes, scale = torch.empty(shape, dtype=torch.int8) if out is None else out, torch.empty(shape[0], 1)
-    native.run("nf4_to_int8", weight.codes, dequantise_absmax(weight), codes, scale, *shape)
+    native.run("nf4_to_int8", weight.codes, dequantise_absmax(weight), levels(), codes, scale, *shape)
     return Int8(codes, scale)

@@ -26,7 +26,7 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(..., D) -> (..., D), as the reference."""
     x = x.contiguous()
-    return (_FusedRMSNorm if _fusable(x) else _RMSNorm).apply(x, weight, eps)
+    return (_FusedRMSNorm if native.fusable(x) else _RMSNorm).apply(x, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -34,7 +34,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
 
     The reference is torch's own, which does the work where nothing is compiled.
     """
-    if not _fusable(x := x.contiguous()):
+    if not native.fusable(x := x.contiguous()):
         bias = None if bias is None else bias.to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
     return _FusedLayerNorm.apply(x, weight, bias, eps)
@@ -45,7 +45,7 @@ class _FusedLayerNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         y, (rows, D) = torch.empty_like(x), _rows(x)
         mean, inverse = torch.empty(rows), torch.empty(rows)
-        native.run(f"layer_norm_{_kind(x)}", x, _float(weight), _float(bias), y, mean, inverse, float(eps), rows, D)
+        native.run("layer_norm", x, _float(weight), _float(bias), y, mean, inverse, float(eps), rows, D, dtype=x.dtype)
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.bias = None if bias is None else bias.dtype
         return y
@@ -56,7 +56,7 @@ class _FusedLayerNorm(torch.autograd.Function):
         grad, grad_x, (rows, D) = grad.contiguous(), torch.empty_like(x), _rows(x)
         grad_weight, grad_bias = (torch.empty(D) if needed else None for needed in ctx.needs_input_grad[1:3])
         out = (grad_x, grad_weight, grad_bias)
-        native.run(f"layer_norm_back_{_kind(x)}", grad, x, _float(weight), mean, inverse, *out, rows, D)
+        native.run("layer_norm_back", grad, x, _float(weight), mean, inverse, *out, rows, D, dtype=x.dtype)
         return grad_x, _as(grad_weight, weight.dtype), _as(grad_bias, ctx.bias), None
 
 
@@ -65,7 +65,7 @@ class _FusedRMSNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         y, (rows, D) = torch.empty_like(x), _rows(x)
         inverse = torch.empty(rows)
-        native.run(f"rms_norm_{_kind(x)}", x, _float(weight), y, inverse, float(eps), rows, D)
+        native.run("rms_norm", x, _float(weight), y, inverse, float(eps), rows, D, dtype=x.dtype)
         ctx.save_for_backward(x, weight, inverse)
         return y
 
@@ -74,8 +74,8 @@ class _FusedRMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         grad, grad_x, (rows, D) = grad.contiguous(), torch.empty_like(x), _rows(x)
         grad_weight = torch.empty(D) if ctx.needs_input_grad[1] else None
-        name = f"rms_norm_back_{_kind(x)}"
-        native.run(name, grad, x, _float(weight), inverse, grad_x, grad_weight, rows, D)
+        out = (grad_x, grad_weight)
+        native.run("rms_norm_back", grad, x, _float(weight), inverse, *out, rows, D, dtype=x.dtype)
         return grad_x, _as(grad_weight, weight.dtype), None
 
 
@@ -124,7 +124,7 @@ def softmax(scores: Tensor, added: Tensor | None = None, drop: float = 0.0) -> T
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores: Tensor, added: Tensor | None, drop: float, seed: int) -> Tensor:
-        if scores.dim() == 4 and _fusable(scores) and (added is None or added.dtype == scores.dtype):
+        if scores.dim() == 4 and native.fusable(scores) and (added is None or added.dtype == scores.dtype):
             shares, dropped = _fused_softmax(scores, added, drop, seed)
         else:
             shares, dropped = _softmax_in_passes(scores, added, drop, seed)
@@ -136,10 +136,10 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (shares,) = ctx.saved_tensors
-        if _fusable(shares):
+        if native.fusable(shares):
             grad, slope, (rows, L) = grad.contiguous(), torch.empty_like(shares), _rows(shares)
             drop = (int(ctx.drop > 0), ctx.seed, keep_steps(ctx.drop) if ctx.drop else STEPS)
-            native.run(f"softmax_back_{_kind(shares)}", grad, shares, slope, *drop, rows, L)
+            native.run("softmax_back", grad, shares, slope, *drop, rows, L, dtype=shares.dtype)
         else:
             if ctx.drop:
                 grad = dropout_reference(grad, dropout_mask(grad.shape, ctx.drop, ctx.seed), ctx.drop)
@@ -167,58 +167,55 @@ def _fused_softmax(scores: Tensor, added: Tensor | None, drop: float, seed: int)
         added = added if added.stride(-1) == 1 else added.contiguous()
         strides = list(added.stride()[:3])
     kept = (seed, keep_steps(drop) if drop else STEPS)
-    native.run(f"softmax_{_kind(scores)}", scores, added, *strides, shares, dropped, *kept, *scores.shape)
+    native.run("softmax", scores, added, *strides, shares, dropped, *kept, *scores.shape, dtype=scores.dtype)
     return shares, dropped
 
 
-GATES = {"silu": 0, "gelu_pytorch_tanh": 1}  # activations with a gate of their own
+SILU, GELU = 0, 1
+GATES = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU}  # activations with a gate of their own
 
 
 def gate_reference(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """activation(gate) * up (arXiv 2002.05202)."""
-    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+    return _activated(GATES[activation], gate) * up
 
 
 def gate_by(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """(..., M), (..., M) -> (..., M), as the reference, of an activation of `GATES`."""
-    return _Gate.apply(activation, gate.contiguous(), up.contiguous())
+    return _Gate.apply(GATES[activation], gate.contiguous(), up.contiguous())
+
+
+def _activated(kind: int, gate: Tensor) -> Tensor:
+    return F.silu(gate) if kind == SILU else F.gelu(gate, approximate="tanh")
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx, kind: int, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        if not _fusable(gate) or gate.dtype != up.dtype:
-            return gate_reference(activation, gate, up)
+        ctx.kind = kind
+        if not native.fusable(gate) or gate.dtype != up.dtype:
+            return _activated(kind, gate) * up
         y = torch.empty_like(gate)
-        native.run(f"gate_{_kind(gate)}", gate, up, y, GATES[activation], gate.numel())
+        native.run("gate", gate, up, y, kind, gate.numel(), dtype=gate.dtype)
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         gate, up = ctx.saved_tensors
-        if _fusable(gate) and gate.dtype == up.dtype:
+        if native.fusable(gate) and gate.dtype == up.dtype:
             grad, grad_gate, grad_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
-            kind = GATES[ctx.activation]
-            native.run(f"gate_back_{_kind(gate)}", grad, gate, up, grad_gate, grad_up, kind, gate.numel())
+            native.run("gate_back", grad, gate, up, grad_gate, grad_up, ctx.kind, gate.numel(), dtype=gate.dtype)
             return None, grad_gate, grad_up
-        if ctx.activation == "silu":
-            return None, torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
-        grad_gate = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
-        return None, grad_gate, F.gelu(gate, approximate="tanh").mul_(grad)
+        if ctx.kind == SILU:
+            grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        else:
+            grad_gate = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
+        return None, grad_gate, _activated(ctx.kind, gate).mul_(grad)
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _fusable(x: Tensor) -> bool:
-    return x.dtype in native.SUFFIX and native.usable(x)
-
-
-def _kind(x: Tensor) -> str:
-    return native.SUFFIX[x.dtype]
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

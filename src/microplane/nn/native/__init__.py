@@ -43,9 +43,17 @@ def usable(*tensors: Tensor | None) -> bool:
     return all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in given) and library() is not None
 
 
-def run(name: str, *arguments: Tensor | int | float | None) -> None:
-    """Call one operation: tensors go by their address (None: no address), and the number of threads comes last."""
-    function = getattr(library(), name)
+def fusable(x: Tensor, *others: Tensor | None) -> bool:
+    """The same, and x is in one of the formats that operations are compiled for."""
+    return x.dtype in SUFFIX and usable(x, *others)
+
+
+def run(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype | None = None) -> None:
+    """Call one operation, if it has several formats that of `dtype`.
+
+    Tensors go by their address (None: no address), and the number of threads comes last.
+    """
+    function = getattr(library(), name if dtype is None else f"{name}_{SUFFIX[dtype]}")
     function(*map(_argument, arguments), ctypes.c_int64(torch.get_num_threads()))
 
 

@@ -93,6 +93,24 @@ struct Shape {
     float scale;
 };
 
+// One row and one head of keys: how many queries S and keys L it has, where its keys begin, and which heads of queries
+// look at them.
+struct Place {
+    int64_t S, L, D, padded, key, first, last;
+};
+
+Place at(const Shape &shape, int64_t b, int64_t kv) {
+    const int64_t L = shape.k_lengths[b], group = shape.heads / shape.kv_heads;
+    return {shape.q_lengths[b],   L,          shape.width, vectors_of(L) * LANES, shape.k_at[b] + kv * shape.k_head,
+            kv * group, (kv + 1) * group};
+}
+
+// x (n, width) from sums that lie side by side to rows `step` apart.
+void store_rows(bf16 *x, int64_t step, const std::vector<float> &sums, int64_t n, int64_t width) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t d = 0; d < width; d += LANES) store(x + i * step + d, load(sums.data() + i * width + d));
+}
+
 // The space of one thread.
 struct Space {
     Words across, along, other, pairs;
@@ -128,33 +146,27 @@ void softmax(Space &space, bf16 *shares, int64_t S, int64_t L, int64_t padded, b
 // One row and one head of keys, with all heads of queries that look at it.
 void forward(const Shape &shape, int64_t b, int64_t kv, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *y,
              bf16 *shares, Space &space) {
-    const int64_t S = shape.q_lengths[b], L = shape.k_lengths[b], D = shape.width, group = shape.heads / shape.kv_heads;
-    const int64_t padded = vectors_of(L) * LANES;
-    const int64_t key = shape.k_at[b] + kv * shape.k_head;
+    const auto [S, L, D, padded, key, first, last] = at(shape, b, kv);
     pack_across(k + key, shape.k_step, L, D, padded, space.across);
     pack_along(v + key, shape.k_step, L, D, space.along);
     space.z.resize(S * padded);
     space.narrow.resize(S * padded);
     space.out.resize(S * D);
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
+    for (int64_t h = first; h < last; h++) {
         const int64_t query = shape.q_at[b] + h * shape.q_head;
         product((const uint32_t *)(q + query), shape.q_step / 2, 1, space.across.data(), padded, D / 2, space.z.data(),
                 padded, S, padded / LANES);
         softmax(space, shares + shape.share_at[b] + h * S * L, S, L, padded, shape.causal, shape.scale);
         product((const uint32_t *)space.narrow.data(), padded / 2, 1, space.along.data(), D, (L + 1) / 2,
                 space.out.data(), D, S, D / LANES);
-        for (int64_t i = 0; i < S; i++)
-            for (int64_t d = 0; d < D; d += LANES)
-                store(y + query + i * shape.q_step + d, load(space.out.data() + i * D + d));
+        store_rows(y + query, shape.q_step, space.out, S, D);
     }
 }
 
 // The same for the gradients. `grad` and `grad_q` lie as q does, `grad_k` and `grad_v` as k does.
 void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const bf16 *q, const bf16 *k, const bf16 *v,
               const bf16 *shares, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, Space &space) {
-    const int64_t S = shape.q_lengths[b], L = shape.k_lengths[b], D = shape.width, group = shape.heads / shape.kv_heads;
-    const int64_t padded = vectors_of(L) * LANES;
-    const int64_t key = shape.k_at[b] + kv * shape.k_head;
+    const auto [S, L, D, padded, key, first, last] = at(shape, b, kv);
     pack_across(v + key, shape.k_step, L, D, padded, space.across);
     pack_along(k + key, shape.k_step, L, D, space.along);
     space.z.resize(S * padded);
@@ -162,13 +174,14 @@ void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const
     space.out.resize(std::max(S, L) * D);
     space.grad_k.assign(L * D, 0);
     space.grad_v.assign(L * D, 0);
-    auto add = [&](const bf16 *by_query, int64_t query, const bf16 *x, std::vector<float> &total) {
+    auto add = [&, S = S, L = L, D = D, padded = padded](const bf16 *by_query, int64_t query, const bf16 *x,
+                                                         std::vector<float> &total) {
         pack_along(by_query, padded, S, padded, space.pairs);  // pairs of queries, for a sum over them
         pack_along(x + query, shape.q_step, S, D, space.other);
         product(space.pairs.data(), 1, padded, space.other.data(), D, (S + 1) / 2, space.out.data(), D, L, D / LANES);
         for (int64_t i = 0; i < L * D; i++) total[i] += space.out[i];
     };
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
+    for (int64_t h = first; h < last; h++) {
         const int64_t query = shape.q_at[b] + h * shape.q_head;
         const bf16 *own = shares + shape.share_at[b] + h * S * L;
         for (int64_t i = 0; i < S; i++) {
@@ -191,15 +204,10 @@ void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const
         add(space.narrow.data(), query, q, space.grad_k);
         product((const uint32_t *)space.narrow.data(), padded / 2, 1, space.along.data(), D, (L + 1) / 2,
                 space.out.data(), D, S, D / LANES);
-        for (int64_t i = 0; i < S; i++)
-            for (int64_t d = 0; d < D; d += LANES)
-                store(grad_q + query + i * shape.q_step + d, load(space.out.data() + i * D + d));
+        store_rows(grad_q + query, shape.q_step, space.out, S, D);
     }
-    for (int64_t i = 0; i < L; i++)
-        for (int64_t d = 0; d < D; d += LANES) {
-            store(grad_k + key + i * shape.k_step + d, load(space.grad_k.data() + i * D + d));
-            store(grad_v + key + i * shape.k_step + d, load(space.grad_v.data() + i * D + d));
-        }
+    store_rows(grad_k + key, shape.k_step, space.grad_k, L, D);
+    store_rows(grad_v + key, shape.k_step, space.grad_v, L, D);
 }
 
 }  // namespace

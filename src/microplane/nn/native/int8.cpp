@@ -64,10 +64,6 @@ void scale_sums(const int32_t *sums, const float *row_scale, const float *column
     }
 }
 
-const float LEVELS[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
-                          -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-                          0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-                          0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 const int64_t BLOCK = 64;
 
 // 64 numbers of a table of 16, by 32 bytes of two codes each, the first in the high half.
@@ -134,8 +130,8 @@ void scale_sums_f32(const int32_t *sums, const float *row_scale, const float *co
     scale_sums(sums, row_scale, columns, bias, out, rows, width, threads);
 }
 
-// Rows of whole blocks: width a multiple of 64. scale (rows,) is the largest absmax of each row / 127.
-void nf4_to_int8(const uint8_t *codes, const float *absmax, int8_t *out, float *scale, int64_t rows, int64_t width,
+// NF4's 16 levels are given, nn/nf4.py has them. Rows of whole blocks: width a multiple of 64. scale (rows,) is the largest absmax of each row / 127.
+void nf4_to_int8(const uint8_t *codes, const float *absmax, const float *levels, int8_t *out, float *scale, int64_t rows, int64_t width,
                  int64_t threads) {
     const int64_t blocks = width / BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -148,7 +144,7 @@ void nf4_to_int8(const uint8_t *codes, const float *absmax, int8_t *out, float *
         for (int64_t b = 0; b < blocks; b++) {
             int8_t table[16];
             const float f = largest[b] * factor;
-            for (int i = 0; i < 16; i++) table[i] = (int8_t)(int32_t)std::nearbyint(LEVELS[i] * f);
+            for (int i = 0; i < 16; i++) table[i] = (int8_t)(int32_t)std::nearbyint(levels[i] * f);
             const int64_t start = r * width + b * BLOCK;
             look_up(codes + start / 2, table, out + start);
         }
@@ -156,11 +152,11 @@ void nf4_to_int8(const uint8_t *codes, const float *absmax, int8_t *out, float *
 }
 
 // Whole blocks of 64.
-void nf4_to_bf16(const uint8_t *codes, const float *absmax, uint16_t *out, int64_t blocks, int64_t threads) {
+void nf4_to_bf16(const uint8_t *codes, const float *absmax, const float *levels, uint16_t *out, int64_t blocks, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
         bf16 table[16];
-        for (int i = 0; i < 16; i++) put(table[i], LEVELS[i] * absmax[b]);
+        for (int i = 0; i < 16; i++) put(table[i], levels[i] * absmax[b]);
         look_up(codes + b * BLOCK / 2, table, (bf16 *)out + b * BLOCK);
     }
 }
