@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from microplane.errors import DataError
-from microplane.paths import cache_dir
+from microplane.files import cache_dir
 
 LISTS = {"packages": "_Packages", "en": "_Translation-en", "fr": "_Translation-fr"}
 APT_HELPER = "/usr/lib/apt/apt-helper"

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common import environment
-from microplane.config import RunKnobs, build, set_value
-from microplane.console import Terminal, make_console
-from microplane.demo import demo_knobs, recipe
-from microplane.run import train
+from microplane.cli.demo import demo_knobs, recipe
+from microplane.cli.terminal import Terminal, make_console
+from microplane.config.knobs import RunKnobs, build, set_value
+from microplane.runs.train import train
 
 HERE = Path(__file__).parent
 

@@ -18,8 +18,8 @@ OURS = """
 import time; start = time.perf_counter()
 import json, sys
 from pathlib import Path
-from microplane.data.tokenizer import load_tokenizer
-from microplane.models.load import load_model
+from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.models.files.load import load_model
 imported = time.perf_counter()
 path = Path(sys.argv[1])
 tokenizer = load_tokenizer(path)
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "load_time.json")
     options = parser.parse_args()
-    from microplane.models.hub import resolve
+    from microplane.models.files.hub import resolve
 
     result = compare(resolve("smollm2"), options.repeats, options.threads)
     options.out.parent.mkdir(parents=True, exist_ok=True)

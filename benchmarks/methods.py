@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from common import environment, settings, spread
-from microplane.config import RunKnobs, build, place
-from microplane.console import Terminal, make_console
-from microplane.demo import demo_knobs, recipe
-from microplane.measure import measure_file
-from microplane.run import train
+from microplane.cli.demo import demo_knobs, recipe
+from microplane.cli.terminal import Terminal, make_console
+from microplane.config.knobs import RunKnobs, build, place
+from microplane.runs.evaluate import measure_file
+from microplane.runs.train import train
 
 HERE = Path(__file__).parent
 TRAIN_ROWS, VALIDATION_ROWS = 1075, 60

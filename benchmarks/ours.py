@@ -15,18 +15,18 @@ import numpy as np
 import torch
 
 from common import environment, figures, named, parse, peak_rss, read_rows, steps_of
-from microplane.config import ModelKnobs, TrainKnobs
-from microplane.data import batches
-from microplane.data.shape import TEXT, Shape
-from microplane.loading import base_format, number_format
+from microplane.config.knobs import ModelKnobs, TrainKnobs
+from microplane.data import batch_plan as batches
+from microplane.data.row_kind import TEXT, Shape
+from microplane.evaluation.evaluate import evaluate_loss
+from microplane.inference.pipeline import base_format, number_format
 from microplane.methods import Method, make_method, trainable
 from microplane.models.contract import Model
-from microplane.models.load import load_model
-from microplane.nn import native
+from microplane.models.files.load import load_model
 from microplane.nn.number_format import NumberFormat
-from microplane.tasks import row_shape
+from microplane.nn.ops import native
+from microplane.objectives.select import row_shape
 from microplane.training import loop
-from microplane.training.evaluate import evaluate_loss
 from microplane.training.loop import fit, read_lines
 
 

@@ -27,9 +27,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common import environment, spread
 from debian_pairs import Pair, fetch, held_out, read_pairs
-from microplane.data.batches import BatchPlan
+from microplane.data.batch_plan import BatchPlan
 from microplane.models.families import family_of
-from microplane.models.load import save_model
+from microplane.models.files.load import save_model
 
 HERE = Path(__file__).parent
 PAD, END = 0, 1

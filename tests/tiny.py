@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from microplane.data.shape import TEXT
+from microplane.data.row_kind import TEXT
+from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
-from microplane.models.decoder_config import DecoderConfig
 from microplane.models.encoder import Encoder
 from microplane.models.families import family_of
-from microplane.models.load import save_model
+from microplane.models.files.load import save_model
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -142,7 +142,7 @@ def tiny(family: str = "llama-tied", seed: int = 0) -> Decoder:
 
 
 class MemoryDataset:
-    """Rows in memory with the interface of `microplane.data.dataset.TokenDataset`."""
+    """Rows in memory with the interface of `microplane.data.preparing.load_splits.TokenDataset`."""
 
     features = None
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from microplane.config import GenerateKnobs
-from microplane.data.batches import pack
-from microplane.data.formats import Message
-from microplane.data.pairs import PairLayout
-from microplane.data.tokenizer import Tokenizer
+from microplane.config.knobs import GenerateKnobs
+from microplane.data.batch_plan import pack
+from microplane.data.reading.formats import Message
+from microplane.data.rendering.seq2seq import PairLayout
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
-from microplane.generate import generate
+from microplane.inference.generate import generate
 from microplane.models.t5 import T5
 from microplane.nn.cache import PairCache
 from microplane.nn.rows import Rows

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from microplane.paths import write_aside
+from microplane.files import write_aside
 from microplane.report.page import chart_library, inline_json
 
 

@@ -31,11 +31,11 @@ from stages import Stages, StoppedError, run_facts, train_run  # noqa: E402
 
 import report  # noqa: E402
 from microplane import environment  # noqa: E402
-from microplane.config import RunKnobs, build  # noqa: E402
-from microplane.console import Terminal, make_console  # noqa: E402
+from microplane.cli.terminal import Terminal, make_console  # noqa: E402
+from microplane.config.knobs import RunKnobs, build  # noqa: E402
 from microplane.errors import MicroplaneError  # noqa: E402
-from microplane.loading import number_format  # noqa: E402
-from microplane.paths import write_aside  # noqa: E402
+from microplane.files import write_aside  # noqa: E402
+from microplane.inference.pipeline import number_format  # noqa: E402
 
 ARMS = {"direct": "pretrained, then fine-tuned", "instructed": "pretrained, instruction-tuned, then fine-tuned"}
 SEEDS = (0, 1, 2)

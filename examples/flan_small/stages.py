@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from microplane.config import RunKnobs
-from microplane.paths import write_aside
-from microplane.run import Run, train
-from microplane.watch import Watcher
+from microplane.config.knobs import RunKnobs
+from microplane.data.progress import Watcher
+from microplane.files import write_aside
+from microplane.runs.train import Run, train
 
 
 class StoppedError(Exception):

@@ -14,8 +14,8 @@ from typing import Any
 
 from parse import Package, Synset, packages, split_of, wordnet
 
-from microplane.data.instructions import family
-from microplane.paths import write_aside
+from microplane.data.mixtures.task_templates import family
+from microplane.files import write_aside
 
 Row = Mapping[str, Any]
 HELD_OUT_FAMILY, HELD_OUT_TEMPLATE = "topic", 2  # no other task of this family is in the mixture

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from microplane.errors import DataError
-from microplane.paths import cache_dir, write_aside
+from microplane.files import cache_dir, write_aside
 
 PACKAGE = "home-assistant-intents==2026.10.27"
 WHEEL = "home_assistant_intents-2026.10.27-py3-none-any.whl"

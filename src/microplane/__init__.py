@@ -13,22 +13,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from microplane.attaching import attach, attach_saved
-    from microplane.loading import load
-    from microplane.measure import measure_file as evaluate
-    from microplane.merging import merge
-    from microplane.run import resume, train
+    from microplane.adapters.attach import attach, attach_saved
+    from microplane.adapters.merge import merge
+    from microplane.inference.pipeline import load
+    from microplane.runs.evaluate import measure_file as evaluate
+    from microplane.runs.train import resume, train
 
 __all__ = ["attach", "attach_saved", "evaluate", "load", "merge", "resume", "train"]
 
 _HOMES = {
-    "attach": ("microplane.attaching", "attach"),
-    "attach_saved": ("microplane.attaching", "attach_saved"),
-    "evaluate": ("microplane.measure", "measure_file"),
-    "load": ("microplane.loading", "load"),
-    "merge": ("microplane.merging", "merge"),
-    "resume": ("microplane.run", "resume"),
-    "train": ("microplane.run", "train"),
+    "attach": ("microplane.adapters.attach", "attach"),
+    "attach_saved": ("microplane.adapters.attach", "attach_saved"),
+    "evaluate": ("microplane.runs.evaluate", "measure_file"),
+    "load": ("microplane.inference.pipeline", "load"),
+    "merge": ("microplane.adapters.merge", "merge"),
+    "resume": ("microplane.runs.train", "resume"),
+    "train": ("microplane.runs.train", "train"),
 }
 
 

@@ -10,30 +10,46 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "microplane"
 FILES = sorted(SOURCE.rglob("*.py"))
-LEVELS = [
-    {"errors", "paths", "config", "watch", "environment", "gguf_file", "yaml_text"},
+FLOORS = [  # from the ground up; what stands on one floor does not know of each other
+    {"errors"},
+    {"files", "config", "hardware"},
     {"nn"},
-    {"models", "methods", "data"},  # siblings; methods may read models.contract
-    {"training", "generate", "predict", "report"},  # report reads a run's files and nothing else
-    {"loading", "result", "tasks"},
-    {"run", "measure", "merging", "converting", "attaching"},
-    {"chat", "console", "demo"},
-    {"cli", "cli_adapter", "cli_embed", "cli_mixture"},
+    {"models"},
+    {"data"},
+    {"methods", "objectives", "report"},  # report reads a run's files and nothing else
+    {"checkpoints"},
+    {"inference", "training"},
+    {"evaluation"},
+    {"adapters"},
+    {"runs"},
+    {"cli"},
 ]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-SIBLINGS = {("methods", "models.contract")}
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+TOP_LEVEL = {"__init__", "errors", "files", "hardware"}  # and packages
+
+
+def module_of(path: Path) -> str:
+    """The dotted name below microplane."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+NOT_YET = {  # arrows that run up or aside until their code has moved to its own room
+    ("adapters.merge", "runs.result"),
+    ("inference.pipeline", "training.resume"),
+    ("models.contract", "models.heads"),
+    ("models.files.gguf", "models.files.load"),
+}
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path):
-    """Modules of ours that a file imports outside `if TYPE_CHECKING`, as dotted names below microplane."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("microplane"):
+    """Modules of ours that a file imports, those imported for types alone and inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "microplane":
             module = node.module.removeprefix("microplane").removeprefix(".")
-            yield from [module] if module else [alias.name for alias in node.names]
+            below = [f"{module}.{alias.name}".removeprefix(".") for alias in node.names]
+            yield from {name if name in MODULES else module for name in below}
         if isinstance(node, ast.Import):
             yield from (a.name.removeprefix("microplane.") for a in node.names if a.name.startswith("microplane."))
 
@@ -42,24 +58,67 @@ def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of more than one module that reach each other (Tarjan's strongly connected components)."""
+    found, stack, index, low = [], [], {}, {}
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(arrows.get(name, ())):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for name in sorted(arrows):
+        if name not in index:
+            visit(name)
+    return found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_go_down(path):
     own = room(path)
     if own == "__init__":
         return
     for module in imports(path):
+        if (module_of(path), module) in NOT_YET:
+            continue
         other = module.split(".")[0]
-        allowed = other == own or LEVEL[other] < LEVEL[own] or (own, module) in SIBLINGS
-        same_floor = LEVEL[other] == LEVEL[own] and LEVEL[own] not in (1, 2)
-        assert allowed or same_floor, f"{own} (level {LEVEL[own]}) imports {module} (level {LEVEL[other]})"
+        assert other == own or FLOOR[other] < FLOOR[own], (
+            f"{own} (floor {FLOOR[own]}) imports {module} (floor {FLOOR[other]})"
+        )
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    arrows = {
+        name: {other for other in imports(path) if (name, other) not in NOT_YET}
+        for name, path in MODULES.items()
+        if name != "__init__"
+    }
+    assert circles(arrows) == []
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+
+
+def test_the_top_level_holds_what_all_need_and_folders():
+    assert {path.stem for path in SOURCE.glob("*.py")} == TOP_LEVEL
 
 
 def test_only_the_registry_knows_concrete_methods():
+    shared = {"methods", "methods.method", "methods.adapted_linear", "methods.base_format"}
     for path in FILES:
         if room(path) != "methods":
-            concrete = [
-                m for m in imports(path) if m.startswith("methods.") and m not in ("methods.method", "methods.kinds")
-            ]
+            concrete = [m for m in imports(path) if m.split(".")[0] == "methods" and m not in shared]
             assert not concrete, f"{path}: {concrete}"
 
 
@@ -68,12 +127,17 @@ def test_a_file_is_one_idea(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
+def test_most_files_are_short():
+    lengths = sorted(lines for path in FILES if (lines := len(path.read_text().splitlines())))
+    assert lengths[len(lengths) // 2] <= 150
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_functions_stay_short(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
-            lines = node.end_lineno - node.body[0].lineno + 1
-            assert lines <= 80, f"{node.name} has {lines} lines"
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= (90 if node.name == "fit" else 60), f"{node.name} has {lines} lines"
 
 
 def test_nothing_is_recognised_by_a_part_of_its_name():

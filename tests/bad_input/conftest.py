@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from microplane.config import RunKnobs, build, set_value
-from microplane.run import train
+from microplane.config.knobs import RunKnobs, build, set_value
+from microplane.runs.train import train
 from tests.bad_input.kit import QUICK, CommandLine, copy_home, furnish
 
 

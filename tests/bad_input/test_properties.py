@@ -10,12 +10,22 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from microplane.config import DataKnobs, GenerateKnobs, RunKnobs, build, fields, place, read_yaml, set_value, to_yaml
+from microplane.config.knobs import (
+    DataKnobs,
+    GenerateKnobs,
+    RunKnobs,
+    build,
+    fields,
+    place,
+    read_yaml,
+    set_value,
+    to_yaml,
+)
 from microplane.errors import AdapterError, CheckpointError, ConfigError, ModelError
 from microplane.methods import METHODS, Method, make_method
-from microplane.models.decoder_config import DecoderConfig
-from microplane.models.load import load_model
-from microplane.training.checkpoint import load_adapter, read_method, read_state
+from microplane.models.configs.decoder import DecoderConfig
+from microplane.models.files.load import load_model
+from microplane.training.resume import load_adapter, read_method, read_state
 from tests.bad_input.kit import BASE, newest_checkpoint
 from tests.tiny import LLAMA, tiny
 

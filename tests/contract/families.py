@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microplane.data.shape import Shape
+from microplane.data.row_kind import Shape
 from microplane.models.contract import Model
 from microplane.models.families import family_of
 from microplane.models.heads import add_head, task_scores
 from microplane.nn.rows import Rows
-from microplane.training.objective import make_batch
+from microplane.objectives.batch import make_batch
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS, MemoryDataset, copy_task
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "dropout": 0.0}

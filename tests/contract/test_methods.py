@@ -12,15 +12,15 @@ import copy
 import pytest
 import torch
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
-from microplane.methods.kinds import AdaptedLinear
+from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.method import attach, load_state, state_of, trainable
-from microplane.training.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
-from microplane.training.objective import loss_sum, make_batch
+from microplane.objectives.batch import loss_sum, make_batch
+from microplane.training.init_from_data import sample_losses
 from microplane.training.optim import make_optimizer
-from microplane.training.prepare import sample_losses
+from microplane.training.resume import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
 from tests.contract.families import FAMILIES
 
 DATA = FAMILIES["llama-tied"].data

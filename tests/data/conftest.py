@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from microplane.data.tokenizer import Tokenizer, load_tokenizer
+from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

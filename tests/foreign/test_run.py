@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import microplane
-from microplane.config import RunKnobs, build
-from microplane.converting import convert
+from microplane.adapters.convert import convert
+from microplane.adapters.merge import merge
+from microplane.config.knobs import RunKnobs, build
+from microplane.data.progress import Silent
 from microplane.errors import ConfigError
-from microplane.measure import measure_file
-from microplane.merging import merge
-from microplane.methods.kinds import AdaptedLinear, adapted
-from microplane.training.checkpoint import checkpoints
-from microplane.watch import Silent
+from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.runs.evaluate import measure_file
+from microplane.training.resume import checkpoints
 from tests.foreign.folders import CAUSAL, save_bart, save_causal
 
 SETS = {

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from microplane.config import GenerateKnobs
-from microplane.data.tokenizer import load_tokenizer
+from microplane.config.knobs import GenerateKnobs
+from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import ConfigError, ModelError
-from microplane.generate import generate
-from microplane.models.foreign import Foreign
-from microplane.models.load import load_model, new_model, save_model
+from microplane.inference.generate import generate
+from microplane.models.external.transformers import Foreign
+from microplane.models.files.load import load_model, new_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.rows import Pairs, Rows
-from microplane.training.objective import Batch, loss_sum
+from microplane.objectives.batch import Batch, loss_sum
 from tests.foreign.folders import CAUSAL, save_bart, save_causal
 
 ROWS = [[5, 9, 200, 31], [7], [100, 101, 102, 103, 104, 105]]

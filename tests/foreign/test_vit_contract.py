@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 
 import microplane
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
-from microplane.methods.kinds import AdaptedLinear
+from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.nn.quantised import QuantisedLinear
-from microplane.training.checkpoint import load_checkpoint, save_checkpoint
 from microplane.training.optim import make_optimizer
+from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.foreign.kit import digits, vit
 
 NAMES = [name for name, method in METHODS.items() if not method.sockets and not method.counts_blocks]

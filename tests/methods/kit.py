@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from microplane.methods import make_method
-from microplane.methods.kinds import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted
 from microplane.methods.method import trainable
-from microplane.training.objective import loss_sum, make_batch
-from microplane.training.prepare import sample_losses
+from microplane.objectives.batch import loss_sum, make_batch
+from microplane.training.init_from_data import sample_losses
 from tests.tiny import copy_task, tiny
 
 DATA = copy_task()

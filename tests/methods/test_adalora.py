@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError, TrainingError
+from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import make_method
 from microplane.methods.adalora import AdaLoRALinear, Schedule, choose
-from microplane.methods.kinds import adapted
-from microplane.training.checkpoint import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
-from microplane.training.evaluate import evaluate_loss
+from microplane.methods.adapted_linear import adapted
+from microplane.objectives.batch import loss_sum, make_batch
 from microplane.training.loop import fit
-from microplane.training.objective import loss_sum, make_batch
 from microplane.training.optim import make_optimizer
+from microplane.training.resume import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
 from tests.tiny import copy_task, logits, tiny
 
 DATA = copy_task(16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.training.optim import make_optimizer
 from tests.methods.kit import attached, layers, loss, shake
 

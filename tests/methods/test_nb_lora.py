@@ -7,9 +7,9 @@ import torch
 
 from microplane.errors import ConfigError
 from microplane.methods import make_method
-from microplane.methods.kinds import adapted
+from microplane.methods.adapted_linear import adapted
 from microplane.methods.nb_lora import NBLoRALinear
-from microplane.nn.cayley import cayley, cayley_reference
+from microplane.nn.ops.cayley import cayley, cayley_reference
 from tests.tiny import copy_task, logits, tiny
 
 

@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable, trainable_parameters
 from microplane.methods.prefix import places
 from microplane.nn.attention import Sight, attend, attend_reference
 from microplane.nn.rows import Pairs, Rows
-from microplane.training.checkpoint import load_checkpoint, save_checkpoint
 from microplane.training.optim import make_optimizer
+from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.methods.kit import shake
 from tests.methods.test_families import IDS, hidden
 from tests.tiny import tiny, tiny_encoder, tiny_pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.config import GenerateKnobs
+from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable_parameters
@@ -79,8 +79,8 @@ def test_step_by_step_with_a_cache_is_all_at_once(name):
 
 
 def test_generation_is_that_of_the_words():
-    from microplane.generate import generate
-    from tests.test_generate import Bytes
+    from microplane.inference.generate import generate
+    from tests.inference.test_generate import Bytes
 
     _, model = attached(tiny, start="text", text_ids=WORDS)
     knobs = GenerateKnobs(max_new_tokens=6)

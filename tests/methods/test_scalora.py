@@ -9,15 +9,15 @@ import torch
 from scipy.optimize import nnls
 from torch.nn import functional as F
 
-from microplane.config import ModelKnobs, TrainKnobs
+from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.errors import ConfigError, TrainingError
-from microplane.loading import base_format
+from microplane.inference.pipeline import base_format
 from microplane.methods import make_method
-from microplane.methods.kinds import adapted
+from microplane.methods.adapted_linear import adapted
 from microplane.methods.scalora import ScaLoRALinear, numerical_factors, scale_moments, scaling
-from microplane.training.checkpoint import load_adapter, load_checkpoint, save_adapter, save_checkpoint
-from microplane.training.objective import loss_sum, make_batch
+from microplane.objectives.batch import loss_sum, make_batch
 from microplane.training.optim import make_optimizer
+from microplane.training.resume import load_adapter, load_checkpoint, save_adapter, save_checkpoint
 from tests.tiny import copy_task, logits, tiny
 
 M, N, R = 12, 10, 3

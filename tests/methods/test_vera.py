@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microplane.methods.method import trainable, trainable_parameters
-from microplane.training.checkpoint import load_adapter, save_adapter
+from microplane.training.resume import load_adapter, save_adapter
 from tests.methods.kit import DATA, attached, layers, loss, shake
 from tests.tiny import logits, tiny
 

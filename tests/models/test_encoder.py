@@ -11,12 +11,12 @@ from torch import nn
 
 from microplane.errors import ModelError
 from microplane.methods import make_method
+from microplane.models.configs.encoder import EncoderConfig
 from microplane.models.contract import hf_names, linears
 from microplane.models.encoder import Encoder
-from microplane.models.encoder_config import EncoderConfig
-from microplane.models.load import load_model, save_model
+from microplane.models.files.load import load_model, save_model
 from microplane.nn.attention import Sight
-from microplane.nn.prelude import Prelude
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny_encoder
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from microplane.data.tokenizer import load_tokenizer
+from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import ModelError
 from microplane.models.contract import linears
+from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import add_head, embed, head_loss, pooled, predicted, task_scores
-from microplane.models.load import load_model, save_model
 from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny, tiny_encoder
 

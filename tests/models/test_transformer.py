@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from microplane.errors import ModelError
+from microplane.models.configs.transformer import TransformerConfig
 from microplane.models.contract import linears
 from microplane.models.transformer import Transformer
-from microplane.models.transformer_config import TransformerConfig
 from microplane.nn.layers import LayerNorm
 from microplane.nn.position import sinusoids
 from microplane.nn.rows import Pairs, Rows

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from microplane.methods import make_method
 from microplane.methods.adalora import TENSORS, AdaLoRALinear
-from microplane.methods.kinds import saved_sites
-from microplane.models.load import load_model
+from microplane.methods.adapted_linear import saved_sites
+from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
 from tests.tiny import save_tiny_folder
 

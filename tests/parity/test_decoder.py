@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from microplane.models.load import load_model, save_model
+from microplane.models.files.load import load_model, save_model
 from microplane.nn.rows import Rows
 
 SMALL = {

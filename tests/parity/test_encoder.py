@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
+from microplane.models.configs.head import FORMS
 from microplane.models.contract import hf_names
-from microplane.models.head_config import FORMS
+from microplane.models.files.load import Checkpoint, load_model, save_model, shape_of
 from microplane.models.heads import head_loss, task_scores
-from microplane.models.load import Checkpoint, load_model, save_model, shape_of
 from microplane.nn.rows import Rows
 
 SMALL = {

@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation import logits_process as theirs
 
-from microplane.config import GenerateKnobs
-from microplane.generate import generate, narrow, penalise
-from microplane.models.load import load_model
+from microplane.config.knobs import GenerateKnobs
+from microplane.inference.generate import generate, narrow, penalise
+from microplane.models.files.load import load_model
 
 VOCABULARY, STOPS = 40, [0, 1, 36]
 PROMPTS = [[2, 3, 4], [5], [30, 20, 10, 9, 8, 7, 6, 7, 6, 9], [11, 12, 13, 2], [33, 34], [17, 18], [21] * 7, [9, 39]]

@@ -12,13 +12,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import MarianConfig, MarianMTModel
 
-from microplane.config import GenerateKnobs
+from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError, ModelError
-from microplane.generate import generate
-from microplane.models.load import load_model, save_model
+from microplane.inference.generate import generate
+from microplane.models.files.load import load_model, save_model
 from microplane.models.transformer import Transformer
 from microplane.nn.rows import Pairs, Rows
-from microplane.training.objective import Batch, loss_sum
+from microplane.objectives.batch import Batch, loss_sum
 
 PAD, EOS = 66, 0
 SMALL = {

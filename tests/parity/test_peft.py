@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from microplane.errors import AdapterError
-from microplane.loading import load
+from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.methods.method import trainable
-from microplane.models.load import load_model
-from microplane.training.checkpoint import read_method, save_adapter
+from microplane.models.files.load import load_model
+from microplane.training.resume import read_method, save_adapter
 from tests.parity.peft_kit import (
     PEFT_NAMES,
     adapted_reference,

@@ -6,9 +6,9 @@ import peft
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.methods import make_method
-from microplane.models.load import load_model
+from microplane.models.files.load import load_model
 from microplane.training.optim import make_optimizer
 from tests.parity.peft_kit import PEFT_NAMES, adapted_reference, named
 from tests.tiny import save_tiny_folder

@@ -9,12 +9,12 @@ from peft.tuners.lora import eva
 from peft.utils import loftq_utils
 
 from microplane.methods import make_method
-from microplane.methods.kinds import adapted
+from microplane.methods.adapted_linear import adapted
+from microplane.methods.init.factors import loftq
 from microplane.methods.lora import LoRALinear
-from microplane.methods.starts.factors import loftq
-from microplane.models.load import load_model
+from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
-from microplane.training.checkpoint import save_adapter
+from microplane.training.resume import save_adapter
 from tests.parity.peft_kit import PEFT_NAMES, adapted_reference, assert_equal, gradients, ours, reference, theirs
 from tests.tiny import save_tiny_folder
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from microplane.data.tokenizer import load_tokenizer
-from microplane.models.load import load_model
+from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
 
 # Wikipedia-like facts, mails, dialogue, commands, code, lists and other languages: 20 texts of 15 to 120 tokens.

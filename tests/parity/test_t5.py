@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from microplane.config import GenerateKnobs
-from microplane.generate import generate
-from microplane.models.load import load_model, save_model
+from microplane.config.knobs import GenerateKnobs
+from microplane.inference.generate import generate
+from microplane.models.files.load import load_model, save_model
 from microplane.nn.rows import Pairs, Rows
 from tests.parity.t5_configs import PUBLISHED, TWINS, build, padded, rows_of, write
 from tests.parity.test_decoder import off

@@ -12,10 +12,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
 
-from microplane.data.gguf_vocab import CUTS
-from microplane.data.sentencepiece import read_model
-from microplane.data.tokenizer import load_tokenizer
-from tests.data.test_tokenizer import (
+from microplane.data.tokenizers.gguf import CUTS
+from microplane.data.tokenizers.sentencepiece import read_model
+from microplane.data.tokenizers.tokenizer import load_tokenizer
+from tests.data.tokenizers.test_tokenizer import (
     NOTHING,
     TEMPLATE,
     byte_level_fields,

@@ -28,7 +28,7 @@ RESULT = ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "microplane.cli", "train", *arguments]
+    return [sys.executable, "-m", "microplane.cli.app", "train", *arguments]
 
 
 def begin(folder: Path, name: str) -> list[str]:

@@ -8,14 +8,14 @@ import math
 import pytest
 import torch
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.errors import CheckpointError, TrainingError
+from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import make_method
+from microplane.objectives.batch import make_batch
 from microplane.training import loop
-from microplane.training.checkpoint import checkpoints, save_adapter
-from microplane.training.evaluate import evaluate_loss
 from microplane.training.loop import fit
-from microplane.training.objective import make_batch
+from microplane.training.resume import checkpoints, save_adapter
 from tests.tiny import copy_task, tiny
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from microplane.data.features import Features
-from microplane.data.shape import TEXT, Shape
-from microplane.data.template import Row, last_run
+from microplane.data.rendering.causal import Row, last_run
+from microplane.data.row_kind import TEXT, Shape
 from microplane.errors import DataError
 
 _ARRAYS: dict[str, Any] = {

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from microplane.config import build
+from microplane.config.knobs import build
 from microplane.errors import ConfigError, nearest
 from microplane.methods.adalora import AdaLoRA
 from microplane.methods.bitfit import BitFit
 from microplane.methods.bottleneck import Bottleneck
 from microplane.methods.dora import DoRA
 from microplane.methods.full import Full
-from microplane.methods.growing import GrowingLoRA
 from microplane.methods.head_only import HeadOnly
 from microplane.methods.ia3 import IA3
 from microplane.methods.last_n import LastN
 from microplane.methods.lora import LoRA
+from microplane.methods.lora_auto import GrowingLoRA
 from microplane.methods.lora_fa import LoRAFA
 from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import TrainingError
-from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
+from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
+from microplane.methods.init.low_rank_method import Started
 from microplane.methods.method import check_fits
-from microplane.methods.starts.started import Started
 
 TENSORS = ("lora_A", "lora_E", "lora_B")
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from microplane.errors import ConfigError
 from microplane.methods.method import Method
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
-from microplane.nn.dropout import Dropout
 from microplane.nn.layers import ACTIVATIONS, Linear
+from microplane.nn.ops.dropout import Dropout
 
 SOCKETS = {
     "houlsby": ("attention_socket", "cross_attention_socket", "mlp_socket"),

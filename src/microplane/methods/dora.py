@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microplane.methods.kinds import adapted
+from microplane.methods.adapted_linear import adapted
 from microplane.methods.lora import LoRA, LoRALinear
-from microplane.nn.low_rank import row_norms
+from microplane.nn.ops.low_rank import row_norms
 
 
 class DoRALinear(LoRALinear):

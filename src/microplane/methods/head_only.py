@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 from torch import nn
 
 from microplane.errors import ConfigError
-from microplane.methods.select import Selecting
+from microplane.methods.selecting import Selecting
 from microplane.models.contract import Model
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from microplane.errors import ConfigError
-from microplane.methods.select import Selecting
+from microplane.methods.selecting import Selecting
 from microplane.models.contract import Model, last_stack
 
 

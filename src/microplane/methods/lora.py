@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
-from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, wrap_linears
+from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, wrap_linears
+from microplane.methods.init.low_rank_method import Started
 from microplane.methods.method import check_fits, copy_strictly
-from microplane.methods.starts.started import Started
 
 
 class LoRALinear(AdaptedLinear):

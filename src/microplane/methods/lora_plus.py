@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from microplane.methods.kinds import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted
 from microplane.methods.lora import LoRA
 from microplane.methods.method import trainable
 

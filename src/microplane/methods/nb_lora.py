@@ -21,9 +21,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError
-from microplane.methods.kinds import AdaptedLinear, merge_linears, saved_sites, wrap_linears
+from microplane.methods.adapted_linear import AdaptedLinear, merge_linears, saved_sites, wrap_linears
 from microplane.methods.method import Method, copy_strictly
-from microplane.nn.cayley import cayley
+from microplane.nn.ops.cayley import cayley
 
 
 class NBLoRALinear(AdaptedLinear):

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError
-from microplane.methods.kinds import put
+from microplane.methods.adapted_linear import put
 from microplane.methods.method import Method, check_fits
 from microplane.methods.prompt import length_of_peft, virtual_tokens
 from microplane.nn.layers import Linear

@@ -19,7 +19,7 @@ from microplane.methods import peft_format
 from microplane.methods.method import Method, copy_strictly
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
 from microplane.models.contract import Model
-from microplane.nn.prelude import Prelude
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Rows, before_each
 
 COMMON = 5000  # the paper draws from so many most common tokens, which in its vocabulary are the first

@@ -27,10 +27,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError, TrainingError
-from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
+from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
+from microplane.methods.init.low_rank_method import Started
 from microplane.methods.method import check_fits
-from microplane.methods.starts.started import Started
-from microplane.nn.low_rank import low_rank_linear
+from microplane.nn.ops.low_rank import low_rank_linear
 
 PLAIN = "changes the base by exact merges, whose small steps would vanish in fewer bits than float32 has"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods import peft_format
-from microplane.methods.kinds import AdaptedLinear, adapted, merge_linears, target_sites
+from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, target_sites
 from microplane.methods.method import Method, copy_strictly
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.nn.cache import Cache
-from microplane.nn.prelude import Prelude
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Pairs, Rows
 from microplane.nn.transposed import TransposedLinear, is_transposed
 

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microplane.models.configs.decoder import FAMILIES, DecoderConfig
 from microplane.models.contract import Model
-from microplane.models.decoder_config import FAMILIES, DecoderConfig
 from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import GatedMLP, Linear, RMSNorm
 from microplane.nn.position import rotate
-from microplane.nn.prelude import Prelude
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Pairs, Rows
 
 __all__ = ["FAMILIES", "Decoder", "DecoderConfig"]

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
+from microplane.models.configs.encoder import ARCHITECTURES, FAMILIES, EncoderConfig
 from microplane.models.contract import Model
-from microplane.models.encoder_config import ARCHITECTURES, FAMILIES, EncoderConfig
 from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
-from microplane.nn.dropout import dropout
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
+from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
-from microplane.nn.prelude import Prelude
-from microplane.nn.remake import remade
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Pairs, Rows
+from microplane.nn.selective_recompute import remade
 
 Angles = tuple[Tensor, Tensor]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from microplane.errors import ModelError
-from microplane.models.config_fields import architecture_of
+from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
-from microplane.models.foreign import Foreign, standing_in
+from microplane.models.external.transformers import Foreign, standing_in
 from microplane.models.t5 import T5
 from microplane.models.transformer import Transformer
 

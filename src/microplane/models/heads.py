@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microplane.models.configs.head import FORMS, OWN, TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.models.contract import Model
-from microplane.models.head_config import FORMS, OWN, TASKS, HeadConfig, check_labels, form_for, shaped
-from microplane.nn.dropout import dropout
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
+from microplane.nn.ops.dropout import dropout
 from microplane.nn.rows import Pairs, Rows
 
 IGNORED = -100  # the label of a token that has none

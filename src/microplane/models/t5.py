@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microplane.models.configs.t5 import ARCHITECTURES, T5Config
 from microplane.models.contract import Model
-from microplane.models.t5_config import ARCHITECTURES, T5Config
 from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
-from microplane.nn.dropout import Dropout
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm, gated
-from microplane.nn.prelude import Prelude
+from microplane.nn.ops.dropout import Dropout
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.relative import RelativeBias
-from microplane.nn.remake import remade
 from microplane.nn.rows import Pairs, Rows, to_heads
+from microplane.nn.selective_recompute import remade
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 

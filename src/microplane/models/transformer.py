@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
+from microplane.models.configs.transformer import ARCHITECTURES, TransformerConfig
 from microplane.models.contract import Model, Writing
-from microplane.models.transformer_config import ARCHITECTURES, TransformerConfig
 from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
-from microplane.nn.dropout import Dropout
 from microplane.nn.layers import MLP, LayerNorm, Linear
+from microplane.nn.ops.dropout import Dropout
 from microplane.nn.position import sinusoids
-from microplane.nn.prelude import Prelude
+from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Pairs, Rows, to_heads
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microplane.nn import row_attention
 from microplane.nn.cache import Cache
-from microplane.nn.pointwise import softmax
-from microplane.nn.remake import unkept
+from microplane.nn.ops import row_attention
+from microplane.nn.ops.pointwise import softmax
 from microplane.nn.rows import Rows, from_heads, to_heads
+from microplane.nn.selective_recompute import unkept
 
 CELLS = 1 << 21  # scores computed at once: more leave the caches, and beyond 32 MB each array is new memory to map
 LONG = 1024  # rows longer than this go through torch's own attention, which never holds all (S, L) scores

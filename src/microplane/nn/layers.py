@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microplane.nn.dropout import Dropout
-from microplane.nn.pointwise import GATES, gate_by, layer_norm, rms_norm
-from microplane.nn.remake import remade
+from microplane.nn.ops.dropout import Dropout
+from microplane.nn.ops.pointwise import GATES, gate_by, layer_norm, rms_norm
+from microplane.nn.selective_recompute import remade
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

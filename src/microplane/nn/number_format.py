@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from microplane import environment
-from microplane.paths import cache_dir, write_aside
+from microplane import hardware as environment
+from microplane.files import cache_dir, write_aside
 
 SHAPE = (512, 576, 1536)  # (tokens, in, out): a small step of a small model
 CANDIDATES = (torch.float32, torch.bfloat16)

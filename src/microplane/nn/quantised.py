@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microplane.nn import int8, nf4
-from microplane.nn.room import room
+from microplane.nn.ops import int8, nf4
+from microplane.nn.ops.scratch import room
 
 
 class QuantisedLinear(nn.Module):

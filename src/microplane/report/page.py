@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from microplane.paths import write_aside
+from microplane.files import write_aside
 from microplane.report import story
 from microplane.report.curves import curves
 from microplane.report.read import ReportError, RunRecord, read_run

@@ -22,21 +22,21 @@ import psutil
 import torch
 from torch import nn
 
-from microplane.config import TrainKnobs
-from microplane.data.batches import BatchPlan, micro_batches
-from microplane.environment import give_back_memory
+from microplane.config.knobs import TrainKnobs
+from microplane.data.batch_plan import BatchPlan, micro_batches
 from microplane.errors import TrainingError
+from microplane.files import write_aside
+from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import Model
-from microplane.paths import write_aside
-from microplane.training import checkpoint
+from microplane.objectives.batch import loss_sum, make_batch
+from microplane.training import resume as checkpoint
+from microplane.training.activation_checkpointing import recompute
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
-from microplane.training.objective import loss_sum, make_batch
 from microplane.training.optim import held, make_optimizer, schedule, set_lr, waiting, warmup_steps
-from microplane.training.recompute import recompute
 
 if TYPE_CHECKING:
-    from microplane.data.dataset import Dataset
+    from microplane.data.preparing.load_splits import Dataset
 
 Record = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from microplane.config import TrainKnobs
+from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method, trainable
 from microplane.models.contract import levels

@@ -1,0 +1,157 @@
+"""Merge an adapter into its base: a plain Hugging Face folder, and proof that it computes the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microplane.errors import AdapterError, CheckpointError
+from microplane.evaluation.probe import ProbeRow, largest_difference, probe_file, probe_logits, read_probe
+from microplane.hardware import free_memory
+from microplane.inference.pipeline import Loaded, adapter_folder, attach, load, trained_on
+from microplane.methods import Method
+from microplane.models.files.load import load_model, open_checkpoint, save_model
+from microplane.nn.number_format import NumberFormat
+from microplane.runs.result import difference_check, difference_note
+from microplane.training.resume import disk_errors, read_method
+
+MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
+SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
+
+
+@dataclass(frozen=True)
+class Merged:
+    folder: Path
+    dtype: torch.dtype
+    rows: int
+    difference: float  # largest logit difference, merged against unmerged, both in float32
+    rounded: float  # the same after the merged weights were rounded to `dtype`
+    trained_base: str | None = None  # "int8" or "nf4", if the adapter was trained on such a base
+    from_trained: float | None = None  # then: largest logit difference, merged against the adapter on that base
+
+
+def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -> Merged:
+    """Write base + adapter as a model folder that any tool opens.
+
+    The adapter of a quantised base is merged into the original base in full precision, for what is merged into 4 or 8
+    bits would be lost to rounding; how far that is from what was trained is measured.
+
+    Args:
+        name: a run's folder, or an adapter's.
+        out: the new folder; must not exist, or be empty.
+        dtype: of the weights written; otherwise what the base is stored in, and float32 for a quantised base or one
+            that is stored in a format that its family fails in.
+
+    Raises:
+        AdapterError: no adapter there, a method that cannot be merged, or `out` is taken.
+        ModelError: the model's family fails in `dtype`.
+    """
+    folder = Path(out)
+    source_of(name)
+    check_free(folder, "merge")
+    loaded = load(name, dtype="float32")
+    assert loaded.method is not None
+    loaded.model.refuse_format(dtype)
+    stored = _stored_dtype(loaded.path)
+    dtype = dtype or (torch.float32 if stored in loaded.model.NEVER else stored)
+    rows = probe_texts(Path(name), loaded)
+    before = probe_logits(loaded.model, rows)
+    trained_base = trained_on(loaded.method, loaded.about or {})[0]
+    loaded.method.merge(loaded.model)
+    difference = largest_difference(before, probe_logits(loaded.model, rows))
+    loaded.model.to(dtype).float()
+    rounded = largest_difference(before, probe_logits(loaded.model, rows))
+    _write(loaded, folder, dtype)
+    if trained_base == "auto":
+        return Merged(folder, dtype, len(rows), difference, rounded)
+    merged = probe_logits(loaded.model, rows)
+    del loaded
+    apart = largest_difference(probe_logits(load(name).model, rows), merged)
+    return Merged(folder, dtype, len(rows), difference, rounded, trained_base, apart)
+
+
+def merge_checks(
+    path: Path,
+    method: Method,
+    run: Path,
+    form: NumberFormat,
+    parameters: int,
+    probes: list[ProbeRow],
+    tuned: list[Tensor],
+) -> list[dict[str, Any]]:
+    """Merge the adapter of a run into its base `path` in float32, where it is exact but for the order of sums.
+
+    The adapter of a quantised base is merged into the original one, which is not what it was trained on: how far that
+    is from the logits `tuned` of what was trained is said.
+    """
+    if method.whole_model or not method.mergeable:
+        return []
+    if 4 * parameters > free_memory() / 2:
+        need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
+        return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
+    model = load_model(path, torch.float32)
+    attach(model, method, run / "adapter", read_method(run / "adapter")[1])
+    unmerged = probe_logits(model, probes)
+    method.merge(model)
+    merged = probe_logits(model, probes)
+    checks = [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
+    if form.quantised:
+        checks.append(difference_note(f"merged into the base before {form.quantised}", tuned, merged))
+    return checks
+
+
+def source_of(name: str | Path) -> Path:
+    """The adapter's folder.
+
+    Raises:
+        AdapterError: if there is none.
+    """
+    source = adapter_folder(Path(name).expanduser())
+    if source is None:
+        what = "has no adapter" if Path(name).expanduser().exists() else "does not exist"
+        raise AdapterError(f"{name} {what}: expected a run's folder, or an adapter's own (also one that peft wrote)")
+    return source
+
+
+def check_free(folder: Path, verb: str) -> None:
+    """Raises: AdapterError, if something is there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to {verb} into")
+
+
+def probe_texts(run: Path, loaded: Loaded) -> list[ProbeRow]:
+    """What to compare logits on: the run's stored rows, else a few sentences."""
+    return _probe_rows(run) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
+
+
+def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
+    """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with disk_errors(folder):
+            save_model(loaded.model, temporary, dtype)
+            loaded.tokenizer.save(temporary)
+            os.replace(temporary, folder)  # also over an empty folder
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _probe_rows(run: Path) -> list[ProbeRow]:
+    with suppress(CheckpointError, KeyError):  # a run whose probe is damaged can be merged all the same
+        return read_probe(run)[0] if probe_file(run).is_file() else []
+    return []
+
+
+def _stored_dtype(path: Path) -> torch.dtype:
+    stored = open_checkpoint(path).stored.lower()
+    return {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "f16": torch.float16}.get(
+        stored, torch.float32
+    )

@@ -1,0 +1,95 @@
+"""Answers in the terminal, as they come: single prompts, and a conversation."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from microplane.config.knobs import GenerateKnobs
+from microplane.data.reading.formats import Message
+from microplane.errors import MicroplaneError
+from microplane.inference.pipeline import Loaded
+
+
+def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
+    """One prompt streams its answer; several are answered together, each under its prompt.
+
+    A model with a task head says its labels instead; a tab parts two texts that belong together.
+    """
+    if loaded.model.task_head is not None:
+        for prompt, said in zip(prompts, loaded.classify([texts_of(prompt) for prompt in prompts]), strict=True):
+            write(f"> {prompt}\n{said}\n" if len(prompts) > 1 else f"{said}\n")
+        return
+    if len(prompts) == 1 and knobs.beams == 1:
+        loaded.answers(prompts, knobs, on_text=lambda row, text: write(text))
+        write("\n")
+        return
+    for prompt, answer in zip(prompts, loaded.answers(prompts, knobs), strict=True):
+        write(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else f"{answer.text}\n")
+
+
+def texts_of(line: str) -> str | tuple[str, str]:
+    """One text, or two with a tab between them."""
+    first, tab, second = line.partition("\t")
+    return (first, second) if tab else line
+
+
+def read_lines() -> list[str]:
+    """Prompts from standard input, one on each line."""
+    return [line for line in _stdin().read().splitlines() if line.strip()]
+
+
+def _stdin() -> TextIO:
+    """Bytes that are not UTF-8 become lone surrogates, which `Loaded.prompt` refuses with their place."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
+
+
+def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
+    """A conversation until /quit or the end of input. /new begins another; Ctrl-C cuts an answer short."""
+    if loaded.model.task_head is None:
+        loaded.answers([], knobs)  # refuses what excludes each other before the first message
+    if sys.stdin.isatty():
+        write("Type a message. /new begins another conversation, /quit ends.\n")
+    messages: list[Message] = []
+    stdin = _stdin()
+    while True:
+        if sys.stdin.isatty():
+            write("> ")
+        line = stdin.readline()
+        text = line.strip()
+        if not line or text == "/quit":
+            return
+        if text == "/new":
+            messages = []
+        elif text and loaded.model.task_head is not None:
+            answer_prompts(loaded, [text], knobs)
+        elif text:
+            messages = _turn(loaded, messages, text, knobs)
+
+
+def _turn(loaded: Loaded, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
+    asked = [*messages, loaded.asked(text)]
+    pieces: list[str] = []
+
+    def show(row: int, piece: str) -> None:
+        pieces.append(piece)
+        write(piece)
+
+    try:
+        answer = loaded.answers([asked], knobs, on_text=show)[0].text
+    except KeyboardInterrupt:
+        answer = "".join(pieces)
+    except MicroplaneError as error:  # too long a conversation, say: tell, and let the user go on
+        write(f"error: {error}\n")
+        return messages
+    write("\n")
+    return [*asked, Message("assistant", answer)]
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

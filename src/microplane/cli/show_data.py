@@ -1,0 +1,236 @@
+"""What was understood of a data file, to look at before anything is trained: `microplane data FILE [--model M]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.first_pass import Progress, Split, Survey, examples, files_of, overlap, survey_all
+from microplane.data.preparing.load_splits import Dataset, load_splits
+from microplane.data.preparing.summary import length_facts
+from microplane.data.reading.bad_rows import LISTED
+from microplane.data.reading.formats import Example
+from microplane.data.rendering.labelled import label_words
+from microplane.data.row_kind import TEXT, Shape
+from microplane.data.tokenizers.tokenizer import Tokenizer
+
+SAMPLES = 3
+BINS = 12
+BAR = 40  # characters of the longest bar
+SHOWN = 600  # characters of one part of a sample
+TRAINED = "bold underline green"
+
+
+def describe(
+    knobs: DataKnobs,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress | None = None,
+    shape: Shape = TEXT,
+    names: tuple[str, ...] = (),
+) -> Description:
+    """Look at the files that the knobs name. Bad rows, and text that the vocabulary does not know, are listed rather
+    than refused.
+
+    With a tokenizer, rows are shown as they are trained and counted in tokens; without, in characters.
+
+    Args:
+        shape: what rows the model takes, where a tokenizer is given.
+        names: of the classes that its task head knows.
+
+    Raises:
+        DataError: for files of which nothing can be used.
+    """
+    knobs = knobs.model_copy(update={"skip_bad_rows": True, "max_unknown": 1.0})
+    if tokenizer is None:
+        return Description(_of_survey(survey_all(files_of(knobs, progress), knobs, progress), knobs))
+    splits = load_splits(knobs, tokenizer, progress, shape, names)
+    facts = {"unit": "tokens", **splits.summary.to_dict()}
+    facts["histogram"] = histogram(splits.train.lengths)
+    shown = range(min(SAMPLES, len(splits.train)))
+    facts["samples"] = [_sample(splits.train, row, tokenizer, splits.summary.labels) for row in shown]
+    return Description(facts)
+
+
+def _sample(rows: Dataset, row: int, tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, Any]:
+    """One row as text, in parts that are trained and parts that are not; of a row with labels, the labels are."""
+    ids, trained = rows[row]
+    parts: list[dict[str, Any]] = []
+    if rows.shape.task is not None:
+        said = label_words(rows.labels(row), rows.shape.task, names)
+        words = " ".join(str(word) for word in said if word is not None) if isinstance(said, list) else said
+        text = tokenizer.decode(ids.tolist(), skip_special=False)
+        return {"where": rows.where(row), "parts": [_part(text, False), _part(f" -> {words}", True)]}
+    for is_target, group in groupby(zip(ids.tolist(), trained.tolist(), strict=True), key=lambda pair: pair[1]):
+        text = tokenizer.decode([token for token, _ in group], skip_special=False)
+        parts.append(_part(text, is_target))
+    return {"where": rows.where(row), "parts": parts}
+
+
+def _part(text: str, trained: bool) -> dict[str, Any]:
+    return {"text": text, "trained": trained}
+
+
+def _read_sample(where: str, example: Example) -> dict[str, Any]:
+    parts = []
+    for message in example.messages or ():
+        parts.append(_part(f"{message.role}: ", False))
+        parts.append(_part(f"{message.content}\n", message.role == "assistant"))
+    if example.text is not None:
+        parts.append(_part(example.text, True))
+    return {"where": where, "parts": parts}
+
+
+def _of_survey(found: Survey, knobs: DataKnobs) -> dict[str, Any]:
+    train = found.splits["train"]
+    shared = {name: overlap(train, split) for name, split in found.splits.items() if name != "train"}
+    again = Split("train", train.files, train.format)  # its bad rows are known
+    limited = knobs.model_copy(update={"limit": SAMPLES})
+    samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in examples(again, limited)]
+    return {
+        "unit": "characters",
+        "format": str(train.format),
+        "files": {name: [str(path) for path in split.files] for name, split in found.splits.items()},
+        "validation_from": "file" if found.held_out is None else "split off",
+        "rows": {name: len(split.hashes) for name, split in found.splits.items()},
+        "lengths": {name: length_facts(split.sizes) for name, split in found.splits.items()},
+        "bad": dict(found.problems.counts),
+        "bad_examples": found.problems.first[:LISTED],
+        "duplicates": {name: split.duplicates for name, split in found.splits.items()},
+        "overlap": {name: item.rows for name, item in shared.items()},
+        "overlap_examples": [pair for item in shared.values() for pair in item.pairs],
+        "histogram": histogram(train.sizes),
+        "samples": samples,
+        "warnings": [],
+    }
+
+
+def histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+    """Rows by length, in at most `BINS` bins of a round width: `from` (included), `to` (excluded), `rows`."""
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    width = _round_up(max(1, math.ceil((high - low) / (BINS - 1))))
+    first = low // width
+    counts = np.bincount(np.asarray(lengths, np.int64) // width - first)
+    return [
+        {"from": (first + number) * width, "to": (first + number + 1) * width, "rows": count}
+        for number, count in enumerate(counts.tolist())
+    ]
+
+
+def _round_up(width: int) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, ..."""
+    power = 10 ** (len(str(width)) - 1)
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= width)
+
+
+@dataclass
+class Description:
+    """What `microplane data` prints; `facts` is the same for `--json`."""
+
+    facts: dict[str, Any]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        colour = console.color_system is not None
+        yield self._overview()
+        yield from self._bad_rows()
+        yield from self._samples(colour)
+        yield from self._histogram()
+        for warning in self.facts["warnings"]:
+            yield Text.assemble(("warning: ", "bold yellow"), warning)
+
+    def _overview(self) -> Table:
+        facts = self.facts
+        table = Table.grid(padding=(0, 2))
+        table.add_row("format", Text(facts["format"], style="bold"))
+        if "template" in facts:
+            table.add_row("template", facts["template"])
+        split = " (validation split off by content)" if facts["validation_from"] == "split off" else ""
+        table.add_row("rows", by_split(facts["rows"]) + split)
+        length = facts["lengths"]["train"]
+        span = (
+            f"{length['min']:,} to {length['max']:,}, median {length['median']:,.0f}, 95% within {length['p95']:,.0f}"
+        )
+        table.add_row(facts["unit"], span)
+        if facts["unit"] == "tokens":
+            table.add_row("labels" if facts["task"] else "trained", self._trained())
+            table.add_row("cut", self._cut())
+            rates = (
+                f"{facts['input_unk_rate']:.2%} of the tokens of inputs, {facts['trained_unk_rate']:.2%} of answers'"
+            )
+            table.add_row("<unk>", Text("none: every text is known" if facts["knows_all"] else rates))
+        table.add_row("duplicates", by_split(facts["duplicates"]))
+        first = f", such as {facts['overlap_examples'][0]}" if facts["overlap_examples"] else ""
+        table.add_row("overlap", f"{by_split(facts['overlap'])} rows that stand in train too{first}")
+        return table
+
+    def _trained(self) -> str:
+        tokens, trained = sum(self.facts["tokens"].values()), sum(self.facts["trained_tokens"].values())
+        if self.facts["task"]:
+            return f"{trained:,} of {', '.join(self.facts['labels'][:8]) or 'numbers'}"
+        return f"{trained:,} of {tokens:,} tokens ({trained / tokens:.0%})"
+
+    def _cut(self) -> str:
+        cut, answers, dropped = (sum(self.facts[key].values()) for key in ("truncated", "answers_cut", "dropped"))
+        above = f"above {self.facts['max_length']:,} tokens"
+        return f"{cut:,} prompts and {answers:,} answers {above}; {dropped:,} rows dropped"
+
+    def _bad_rows(self) -> Iterator[Text]:
+        bad = self.facts["bad"]
+        if not bad:
+            return
+        kinds = ", ".join(f"{count:,} x {kind}" for kind, count in bad.items())
+        yield Text(
+            f"\n{sum(bad.values()):,} bad rows ({kinds}), which training refuses without --skip-bad-rows:", "bold red"
+        )
+        for line in self.facts["bad_examples"]:
+            yield Text(f"  {visible(line)}")
+
+    def _samples(self, colour: bool) -> Iterator[Any]:
+        legend = Text("\nTrained text is ") + (Text("marked so", TRAINED) if colour else Text("within [[ ]]"))
+        yield legend + Text(". The rest is only read.")
+        for sample in self.facts["samples"]:
+            yield Text(f"\n{sample['where']}", "bold")
+            text = Text()
+            for part in sample["parts"]:
+                shown = visible(shorten(part["text"]))
+                if part["trained"] and not colour:
+                    body = shown.rstrip("\n")
+                    shown = f"[[{body}]]{shown[len(body) :]}"
+                text.append(shown, TRAINED if part["trained"] and colour else None)
+            text.rstrip()
+            yield Text("  ") + Text("\n  ").join(text.split("\n"))  # Padding would crop at the terminal's width
+
+    def _histogram(self) -> Iterator[Text]:
+        bins = self.facts["histogram"]
+        most = max(item["rows"] for item in bins)
+        width = len(f"{bins[-1]['to']:,}")
+        yield Text(f"\nTraining rows by length in {self.facts['unit']}", "bold")
+        for item in bins:
+            bar = "█" * math.ceil(BAR * item["rows"] / most)
+            last = f" to {item['to'] - 1:>{width},}" if item["to"] - item["from"] > 1 else ""
+            yield Text(f"  {item['from']:>{width},}{last}  {bar} {item['rows']:,}")
+
+
+def by_split(counts: dict[str, int]) -> str:
+    """`train 900, validation 100`"""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def shorten(text: str) -> str:
+    if len(text) <= SHOWN:
+        return text
+    half = SHOWN // 2
+    return f"{text[:half]} ... ({len(text) - SHOWN:,} more characters) ... {text[-half:]}"
+
+
+def visible(text: str) -> str:
+    """Control characters as their pictures, so that data cannot steer the terminal."""
+    return "".join(chr(0x2400 + ord(char)) if ord(char) < 32 and char not in "\n\t" else char for char in text)

@@ -1,0 +1,382 @@
+"""Every knob, declared once: its name, type, default, bounds and one line of help.
+
+YAML files, `--set a.b=c`, the `run.yaml` written beside a run, `microplane knobs` and the docs all come from here.
+The method's own knobs (`method.rank`, ...) are the fields of the method itself, in `methods/<name>.py`.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from microplane.config import yaml_text
+from microplane.errors import ConfigError, nearest
+
+K = TypeVar("K", bound=BaseModel)
+
+
+class Knobs(BaseModel):
+    """A section of knobs. Frozen, and unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        """Text must survive run.yaml and result.json, which bytes of another encoding in a file's name would not."""
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and ("\0" in text or not is_utf8(text)):
+                raise ValueError("must be text in UTF-8, without the character 0")
+        return value
+
+
+class ModelKnobs(Knobs):
+    name: str = Field(
+        "smollm2",
+        description="a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name such as org/model",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
+        "auto",
+        description="number format of the base, and of what is multiplied where the base itself trains (its weights "
+        "are float32 then); auto takes what measures fastest here, or what the method needs; int8 and nf4 (4 bits) "
+        "store the linear layers of the blocks small, and the rest as it is",
+    )
+    compute: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="number format in which an int8 or nf4 base is multiplied; auto takes the faster of the first two; "
+        "int8 rounds what comes in to 8 bits a row, which is twice as fast on processors that have such products",
+    )
+    cache_dequantised: bool = Field(
+        False, description="keep an int8 or nf4 base dequantised: faster, but as much memory as without quantising"
+    )
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: begin with new weights of the shape that the folder's config.json describes"
+    )
+    pooling: Literal["auto", "cls", "mean", "last"] = Field(
+        "auto", description="how a row becomes one vector for a new task head; auto: an encoder's mean, else the last"
+    )
+
+
+class DataKnobs(Knobs):
+    train: str = Field(
+        "",
+        description="a file (JSONL, JSON, CSV, Parquet), a folder with train/validation/test files, or a mixture.yaml",
+    )
+    validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
+    test: str | None = Field(None, description="a file that is only measured before and after training")
+    format: Literal[
+        "auto",
+        "prompt/completion",
+        "instruction/input/output",
+        "inputs/targets",
+        "messages",
+        "conversations",
+        "text/label",
+        "text",
+    ] = Field("auto", description="how rows are read; auto recognises it by looking at the keys")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the model's chat template; plain: prompt and answer side by side; auto: chat if any"
+    )
+    system: str | None = Field(
+        None, description="system prompt for rows without one; '' switches a template's default off"
+    )
+    max_length: int = Field(
+        1024,
+        ge=8,
+        description="the longest row in tokens; a longer one loses its start, or its end where an encoder reads it",
+    )
+    max_target_length: int | None = Field(
+        None, ge=2, description="tokens of an encoder-decoder's answer; data.max_length otherwise"
+    )
+    max_unknown: float = Field(
+        0.05, ge=0, le=1, description="share of <unk> among the tokens of inputs or answers above which data is refused"
+    )
+    task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
+        "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
+    )
+    objective: Literal["auto", "answers", "span_corruption", "prefix_lm"] = Field(
+        "auto", description="what an encoder-decoder learns from plain text; auto: span corruption"
+    )
+    validation_share: float = Field(
+        0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
+    )
+    validation_rows: int = Field(200, ge=1, description="at most this many rows are split off")
+    skip_bad_rows: bool = Field(False, description="count bad rows and go on, instead of refusing the file")
+    limit: int | None = Field(None, ge=1, description="use only the first so many rows of the training file")
+
+
+class TrainKnobs(Knobs):
+    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training rows")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
+    batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
+    micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
+    recompute: Literal["none", "cheap", "blocks"] = Field(
+        "none",
+        description="activations that are computed again in backward instead of kept: those that are cheap to compute "
+        "are half of all, for a few percent more time; of whole blocks nearly all, for a third more",
+    )
+    lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
+        "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"
+    )
+    warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="AdamW, or T5's Adafactor, whose state takes next to no memory"
+    )
+    scale_parameter: bool = Field(
+        False,
+        description="Adafactor's steps relative to each tensor's size, train.lr being 1e-3 if not set; off for "
+        "adapters, whose zero tensors would get lr x 1e-3",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled: a step takes lr x this share off the weights")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging of gradients and their squares")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is spread over all tokens, in training only"
+    )
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 switches clipping off")
+    seed: int = Field(0, ge=0, le=2**31, description="of the order of rows, new weights and dropout")
+    threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")
+    eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
+    patience: int = Field(3, ge=0, description="validations without gain before an early stop; 0 never stops early")
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; at each validation otherwise")
+    feature_cache: Literal["auto", "off"] = Field(
+        "auto", description="where a method leaves the lowest blocks as they are, compute them once and keep the result"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each block's learning rate is that of the one above times this; the head has lr"
+    )
+    unfreeze_every: int | None = Field(
+        None,
+        ge=1,
+        description="begin with the head alone; from the top, one block more trains every so many steps",
+    )
+
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads a bare `off`
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each must be at least 0 and below 1")
+        return betas
+
+
+class GenerateKnobs(Knobs):
+    max_new_tokens: int = Field(256, ge=1, description="tokens generated at most for a prompt")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher is more random")
+    top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0 for all")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that make up this probability")
+    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest one's probability")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1 makes tokens that already stand there less likely"
+    )
+    beams: int = Field(1, ge=1, le=256, description="width of the beam search; 1 for none")
+    length_penalty: float = Field(1.0, description="beam scores are divided by length to this power")
+    stop: tuple[str, ...] = Field((), description="texts that end the answer, besides the model's stop tokens")
+    seed: int = Field(0, ge=0, description="of the sampling")
+
+    @field_validator("temperature")
+    @classmethod
+    def _temperature(cls, temperature: float) -> float:
+        if 0 < temperature < 1e-3:  # what scores are divided by; below this they overflow
+            raise ValueError("must be 0, or at least 0.001")
+        return temperature
+
+
+class EvalKnobs(Knobs):
+    metrics: tuple[str, ...] = Field(
+        ("auto",), description="exact_match, json_valid, json_equal, accuracy, macro_f1, rouge, bleu, chrf; auto looks"
+    )
+    rows: int = Field(100, ge=0, description="held-out rows to generate answers for, before and after; 0 for none")
+    batch_tokens: int = Field(8192, ge=16, description="tokens computed at once during validation")
+    max_new_tokens: int | None = Field(None, ge=1, description="cut of an answer; twice the longest target otherwise")
+
+
+class RunKnobs(Knobs):
+    """One run. A run is a pure function of this."""
+
+    name: str | None = Field(None, description="of the run's folder; made of model, method and data otherwise")
+    runs: str = Field("runs", description="the folder that holds the runs")
+    model: ModelKnobs = ModelKnobs()
+    method: dict[str, Any] = Field({"name": "lora"}, description="the method's name and its own knobs")
+    data: DataKnobs = DataKnobs()
+    train: TrainKnobs = TrainKnobs()
+    eval: EvalKnobs = EvalKnobs()
+
+    @field_validator("model", "method", "data", "train", "eval", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        """`train:` with nothing below it, as is left when all its lines are commented out."""
+        return {} if value is None else value
+
+    @field_validator("method")
+    @classmethod
+    def _named_method(cls, method: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(method.get("name", ""), str):
+            raise ValueError("its name must be text, as in {name: lora}")
+        return method
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All knobs below a section, as (dotted name, declaration)."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def build(model: type[K], values: Mapping[str, Any], where: str = "", section: str = "") -> K:
+    """Validate `values` as a section of knobs.
+
+    Raises:
+        ConfigError: naming every bad knob, its value and what is possible.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        known = [f"{section}{name}" for name, _ in fields(model)]
+        lines = [_complaint(item, model, known, section) for item in error.errors()]
+        place = f" in {where}" if where else ""
+        raise ConfigError(
+            f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)
+        ) from None
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
+_SECTION, _LIST = "must be a section, as in {name: value}", "must be a list, as in [a, b]"
+_WORDS = {"model_type": _SECTION, "dict_type": _SECTION, "tuple_type": _LIST, "string_type": "must be text"}
+
+
+def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> str:
+    name = section + ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("extra_forbidden", "invalid_key"):
+        return f"  {name}: there is no such knob.{_nearest_knob(name, known)} All knobs: microplane knobs"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
+    message = _WORDS.get(item["type"], message[:1].lower() + message[1:])
+    return f"  {name} = {shown(item['input'])}: {message}"
+
+
+def _nearest_knob(name: str, known: Sequence[str]) -> str:
+    """A name that is spelled nearly so, or the right one in another section."""
+    leaf = name.rsplit(".", 1)[-1]
+    return nearest(name, known) or next(
+        (f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), ""
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as it can stand in a message: shortened, and `null` as YAML has it."""
+    try:
+        return "null" if value is None else _SHOWN.repr(value)
+    except ValueError:  # Python refuses to print a number of more than 4,300 digits
+        return "a very long number"
+
+
+def knob_for_option(option: str) -> str:
+    """How to set the knob that somebody took for an option, as `--lr`; empty if there is none like it."""
+    name = option.lstrip("-").replace("-", "_")
+    known = [known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name]
+    return f" Knobs are set with --set, as in --set {known[0]}=VALUE." if known else ""
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Carry out one `--set a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+
+    Raises:
+        ConfigError: for text without `=`, or a name below something that is not a section.
+    """
+    name, separator, text = assignment.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
+    place(values, name.strip(), parse_value(text))
+
+
+def place(values: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value under its dotted name into nested dictionaries.
+
+    Raises:
+        ConfigError: if a part of the name is a knob and not a section.
+    """
+    *sections, leaf = name.split(".")
+    for section in sections:
+        below = values.get(section)
+        if below is None:
+            below = values[section] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{name} cannot be set: {section} = {shown(below)} is a value, not a section of knobs")
+        values = below
+    values[leaf] = value
+
+
+def parse_value(text: str) -> Any:
+    """A knob's value from its text; what is not YAML is itself, as in `data.system=Answer: yes or no`."""
+    try:
+        return yaml_text.parse(text)
+    except ValueError:
+        return text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as nested dictionaries.
+
+    Raises:
+        ConfigError: if it is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold knobs as `name: value`, but holds {shown(values)}")
+    return values
+
+
+def to_yaml(knobs: BaseModel) -> str:
+    """The resolved knobs as YAML; `read_yaml` and `build` give them back equal."""
+    return yaml_text.dump(knobs.model_dump(mode="json"))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written down. A command line or a file's name may hold bytes that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def choices(field: FieldInfo) -> Sequence[Any]:
+    """The values a `Literal` knob can take, else nothing."""
+    return get_args(field.annotation) if getattr(field.annotation, "__origin__", None) is Literal else ()
+
+
+def type_name(field: FieldInfo) -> str:
+    """A knob's type as users read it: `number or null`, `one of auto, chat, plain`."""
+    if possible := choices(field):
+        return " | ".join(str(value) for value in possible)
+    annotation = field.annotation
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+        return " or ".join(_part_name(part) for part in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _part_name(part: Any) -> str:
+    return "null" if part is type(None) else " or ".join(map(str, get_args(part))) or part.__name__

@@ -1,0 +1,60 @@
+"""Which of head-only, LoRA and full fine-tuning fits the data, in words, by its size and the balance of its classes.
+
+Rules of thumb, not theorems: a head on frozen features has few weights to overfit with; LoRA changes every block with
+few weights; full fine-tuning can learn the most and needs rows for it. The bounds are round numbers of ours. Whoever
+wants to know for sure measures all three on the same rows.
+"""
+
+from __future__ import annotations
+
+from microplane.data.preparing.summary import DataSummary
+
+FEW, MANY = 500, 10_000  # rows below which a head alone fits, and from which full does
+RARE = 20  # rows of a class below which it can hardly be learnt, or measured
+LOPSIDED = 0.8  # share of the commonest class from which accuracy says little
+
+
+def advise(summary: DataSummary, method: str) -> list[str]:
+    """Sentences on which method fits and why, and on classes that are too rare or too common.
+
+    Args:
+        method: the one that was chosen; nothing is said of it where it is the one that fits.
+    """
+    rows = summary.rows["train"]
+    fits, why = _fitting(rows, summary)
+    said = f"{rows:,} training rows: {fits} fits, for {why}"
+    lines = [said if method == fits else f"{said}; {method} was chosen"]
+    return lines + _balance(summary)
+
+
+def _fitting(rows: int, summary: DataSummary) -> tuple[str, str]:
+    counts = summary.label_counts.get("train", {})
+    smallest = min(counts.values(), default=0)
+    labelled = summary.task is not None
+    if labelled and rows < FEW:
+        return "head-only", f"below {FEW:,} rows a head on frozen features has the fewest weights to overfit with"
+    if summary.task == "classification" and counts and smallest < RARE:
+        name = min(counts, key=lambda name: (counts[name], name))
+        return "lora", f"it changes all blocks with few weights, and the class {name!r} has {smallest} rows only"
+    if rows < MANY:
+        return "lora", f"it changes all blocks with few weights, which below {MANY:,} rows are enough"
+    return "full", f"from {MANY:,} rows on there is enough to move every weight; lora costs less and is often as good"
+
+
+def _balance(summary: DataSummary) -> list[str]:
+    counts = summary.label_counts.get("train", {})
+    total = sum(counts.values())
+    if summary.task != "classification" or not total:
+        return []
+    common = max(counts, key=lambda name: (counts[name], name))
+    lines = []
+    if (share := counts[common] / total) >= LOPSIDED:
+        lines.append(
+            f"always answering {common!r} would be right for {share:.0%} of the training rows: look at macro F1 rather "
+            "than at accuracy"
+        )
+    if rare := sorted(name for name, count in counts.items() if count < RARE):
+        shown = ", ".join(rare[:6]) + (f" and {len(rare) - 6} more" if len(rare) > 6 else "")
+        what = "class has" if len(rare) == 1 else "classes have"
+        lines.append(f"{len(rare)} {what} fewer than {RARE} training rows, too few to learn or to measure: {shown}")
+    return lines

@@ -1,0 +1,213 @@
+"""The first pass over the files: every row read and checked, nothing tokenised. Which rows are bad, which are equal,
+and which stand on which side. It keeps eight bytes of each row's content and its place, never the content.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.mixtures.render import EVERY, Progress, mixture_splits
+from microplane.data.mixtures.spec import is_mixture
+from microplane.data.preparing.holdout import split_off
+from microplane.data.reading.bad_rows import Problems, RowError
+from microplane.data.reading.formats import Example, Format, recognise
+from microplane.data.reading.read import find_splits, read_rows
+from microplane.data.rendering.labelled import LabelFormat
+from microplane.data.row_kind import TEXT, Shape
+from microplane.errors import DataError
+
+FIRST = 100  # rows whose keys decide the format
+REPORTED = 5  # pairs of equal rows that are named
+
+
+@dataclass
+class Split:
+    """The files of one split and what the first pass found in them."""
+
+    name: str
+    files: list[Path]
+    format: Format | LabelFormat
+    problems: Problems = field(default_factory=Problems)
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
+    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
+    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
+    labels: Counter[str] = field(default_factory=Counter)  # how many rows (or words) have each class
+
+    def where(self, row: int) -> str:
+        file, line = self.places[row]
+        return f"{self.files[file].name}:{line}"
+
+    @property
+    def duplicates(self) -> int:
+        """Rows that repeat an earlier one."""
+        return len(self.hashes) - len(np.unique(self.hashes))
+
+    @property
+    def label(self) -> str:
+        return self.files[0].name if len(self.files) == 1 else f"{self.files[0].name} and {len(self.files) - 1} more"
+
+
+def files_of(knobs: DataKnobs, progress: Progress | None = None) -> dict[str, list[Path]]:
+    """The files of each split: those that the knobs name, else those in the folder, or rendered from a mixture.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if not knobs.train:
+        raise DataError("no data given; expected a file or a folder, as in: microplane train MODEL DATA")
+    splits = _splits(knobs.train, knobs, progress, hold_out=not knobs.validation)
+    for name, given in (("validation", knobs.validation), ("test", knobs.test)):
+        if given:
+            files = _splits(given, knobs, progress, hold_out=False)
+            splits[name] = files.get(name) or files["train"]
+    return splits
+
+
+def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bool) -> dict[str, list[Path]]:
+    path = Path(name).expanduser()
+    return mixture_splits(path, knobs, hold_out, progress) if is_mixture(path) else find_splits(path)
+
+
+def survey(
+    name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None = None, shape: Shape = TEXT
+) -> Split:
+    """Read and check all rows of one split.
+
+    Raises:
+        DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
+            `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
+    """
+    split = Split(name, files, _format(files, knobs, shape))
+    hashes, sizes, places = array("Q"), array("q"), array("q")
+    for count, (file, line, example) in enumerate(examples(split, knobs), 1):
+        hashes.append(example.hash())
+        sizes.append(example.characters)
+        places.extend((file, line))
+        split.labels.update(str(label) for label in example.labels)
+        if progress and count % EVERY == 0:
+            progress(f"checking {split.label}", count, None)
+    split.hashes = np.array(hashes, np.uint64)
+    split.sizes = np.array(sizes, np.int64)
+    split.places = np.array(places, np.int64).reshape(-1, 2)
+    if split.problems.total and not knobs.skip_bad_rows:
+        raise split.problems.error(split.label, split.problems.total + len(hashes))
+    return split
+
+
+@dataclass
+class Survey:
+    """All splits. Where validation rows are split off, `held_out` says which rows of the training files they are."""
+
+    splits: dict[str, Split]
+    held_out: np.ndarray | None
+
+    @property
+    def problems(self) -> Problems:
+        """Those of all files."""
+        found = Problems()
+        for split in self.splits.values():
+            found.counts.update(split.problems.counts)
+            found.first += split.problems.first
+        return found
+
+
+def survey_all(
+    files: dict[str, list[Path]],
+    knobs: DataKnobs,
+    progress: Progress | None = None,
+    hold_out: bool = True,
+    shape: Shape = TEXT,
+) -> Survey:
+    """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
+
+    Raises:
+        DataError: see `survey`; also for too few rows.
+    """
+    splits = {name: survey(name, paths, knobs, progress, shape) for name, paths in files.items()}
+    for split in splits.values():
+        if not len(split.hashes):
+            raise split.problems.error(split.label, split.problems.total)
+    if "validation" in splits or not hold_out:
+        return Survey(splits, None)
+    whole = splits["train"]
+    held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)
+    splits["train"] = _part(whole, "train", ~held_out, whole.problems)
+    splits["validation"] = _part(whole, "validation", held_out, Problems())
+    return Survey(splits, held_out)
+
+
+def _part(split: Split, name: str, rows: np.ndarray, problems: Problems) -> Split:
+    hashes, sizes, places = split.hashes[rows], split.sizes[rows], split.places[rows]
+    return replace(split, name=name, problems=problems, hashes=hashes, sizes=sizes, places=places)
+
+
+def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example]]:
+    """File number, line and example of each good row, in order. Bad ones are added to `split.problems`."""
+    left = knobs.limit if split.name == "train" and knobs.limit else None
+    for number, file in enumerate(split.files):
+        for row in read_rows(file):
+            if left == 0:
+                return
+            where = f"{file.name}:{row.line}"
+            if row.values is None:
+                if row.problem:
+                    split.problems.add(where, row.problem)
+                continue
+            try:
+                example = split.format.example(row.values, where)
+            except RowError as error:
+                split.problems.add(where, error.problem)
+                continue
+            if left is not None:
+                left -= 1
+            yield number, row.line, example
+
+
+def _format(files: list[Path], knobs: DataKnobs, shape: Shape = TEXT) -> Format | LabelFormat:
+    """The format of the first file. Rows of others that differ are bad rows.
+
+    Raises:
+        DataError: also if no row can be read at all.
+    """
+    problems = Problems()
+    first = []
+    for row in read_rows(files[0]):
+        if row.problem:
+            problems.add(f"{files[0].name}:{row.line}", row.problem)
+        elif row.values is not None:
+            first.append(row.values)
+        if len(first) >= FIRST or problems.total >= 10_000:
+            break
+    if not first:
+        if problems.total:
+            raise problems.error(files[0].name, problems.total)
+        raise DataError(f"{files[0]} holds no rows")
+    if shape.kind == "labels":
+        return LabelFormat(first, files[0].name, shape.task)
+    return recognise(first, files[0].name, knobs.format)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Held-out rows that stand in the training rows too."""
+
+    rows: int
+    pairs: tuple[str, ...]  # "train.jsonl:17 = test.jsonl:3"
+
+
+def overlap(train: Split, other: Split) -> Overlap:
+    """Rows of `other` whose content stands in `train`."""
+    shared = np.flatnonzero(np.isin(other.hashes, train.hashes))
+    pairs = []
+    for row in islice(shared.tolist(), REPORTED):
+        twin = int(np.flatnonzero(train.hashes == other.hashes[row])[0])
+        pairs.append(f"{train.where(twin)} = {other.where(row)}")
+    return Overlap(len(shared), tuple(pairs))

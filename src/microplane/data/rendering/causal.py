@@ -1,0 +1,266 @@
+"""Examples -> token ids, and which of them are trained, from one rendering.
+
+Trained are the tokens of every assistant turn and the stop token behind each: exactly what generation has to produce
+after `prompt_ids`. Nothing is found by searching for token sequences; the places come from `chat.py` as characters.
+
+What people wrote never becomes a special token: a `<|im_end|>` in a user's text is tokenised as the ten characters it
+is. Only plain-text examples keep theirs, since such data often holds conversations that are rendered already.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+
+from microplane.data.reading.formats import Example, Message
+from microplane.data.rendering.chat_template import ChatTemplate, PlainTemplate, Span, Traced
+from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.errors import DataError
+
+Tokens = tuple[list[int], list[bool]]  # ids, and for each whether it is a target
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example as it is stored."""
+
+    ids: list[int]
+    trained: list[bool]
+    cut: str = ""  # what was lost to the greatest length: "", "prompt" or "answer"
+    labels: list[float] = field(default_factory=list)
+    labelled: int = 0  # labelled tokens, or 1 for a row that has labels as a whole
+
+    @property
+    def count(self) -> int:
+        """What the loss of this row is a sum over: trained tokens, labelled tokens, or the row itself."""
+        return self.labelled if self.labels else sum(self.trained)
+
+
+def render(example: Example, tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> Tokens:
+    """Ids of an example, and for each whether it is trained. The first is never trained, since nothing predicts it.
+
+    Args:
+        template: "chat" for the model's chat template, "plain" for prompt and answer on two lines, "auto" for chat
+            where the model has one.
+        system: a system message for conversations without one; `""` passes an empty one, which switches a template's
+            default off.
+
+    Raises:
+        DataError: if the template refuses the conversation, or an answer cannot be found in what it makes of it.
+    """
+    return layout(tokenizer, template, system).render(example)
+
+
+def prompt_ids(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: str = "auto", system: str | None = None
+) -> list[int]:
+    """What generation starts from: the conversation so far and the template's generation prompt."""
+    return layout(tokenizer, template, system).prompt(messages)
+
+
+def stop_ids(tokenizer: Tokenizer, template: str = "auto") -> tuple[int, ...]:
+    """Tokens that end an answer: the model's end tokens, and the one with which the template closes an answer."""
+    return layout(tokenizer, template, None).stops
+
+
+@lru_cache(maxsize=8)
+def layout(tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> Layout:
+    """The layout for a tokenizer, made once."""
+    return Layout(tokenizer, template, system)
+
+
+class Layout:
+    """How conversations become tokens, for one tokenizer, template and system prompt.
+
+    Attributes:
+        kind: "chat" or "plain".
+        stops: see `stop_ids`.
+        continues: whether training rows begin as generation does. Some templates open a thought only for generation.
+        bos: the token that the tokenizer puts before every text, if it does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str = "auto", system: str | None = None):
+        if template == "chat" and not tokenizer.chat_template:
+            raise DataError("template 'chat': the model has no chat template; possible: --set data.template=plain")
+        self.tokenizer = tokenizer
+        self.system = system
+        self.kind = "chat" if template != "plain" and tokenizer.chat_template else "plain"
+        self._literals: dict[int, str] = {}
+        first = tokenizer.encode("a", special=True)[:1]
+        self.bos = tokenizer.bos_id if first == [tokenizer.bos_id] else None
+        # Where parts of a text can be tokenised one by one. SentencePiece puts a space before each.
+        parts = [*tokenizer.encode("x", special=False), *tokenizer.encode("y", special=False)]
+        self.joins = tokenizer.decode(parts, skip_special=False) == "xy"
+        self.stops = tuple(dict.fromkeys(tokenizer.eos_ids))
+        self.template = self._template()
+        closing, self.continues = self._probe()
+        self.stops = tuple(dict.fromkeys([*self.stops, *closing]))
+        if not self.stops:
+            raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
+
+    def _template(self) -> ChatTemplate | PlainTemplate:
+        if self.kind == "chat":
+            special = {name: token for name, token in self.tokenizer.special_tokens.items() if token is not None}
+            return ChatTemplate(self.tokenizer.chat_template or "", special)
+        return PlainTemplate(self.tokenizer.decode(list(self.stops[:1]), skip_special=False))
+
+    def render(self, example: Example) -> Tokens:
+        """See `render`."""
+        if example.messages is None:
+            return self._text(example.text or "")
+        traced = self.template.trace(self._with_system(example.messages))
+        ids, offsets = self._encode(traced)
+        trained, stopped = self._mask(ids, offsets, traced)
+        if not stopped:  # the template writes no end token behind the last answer; generation needs one
+            ids.append(self.stops[0])
+            trained.append(True)
+        return self._begin(ids, trained)
+
+    def row(self, example: Example, max_length: int, max_target: int) -> Row:
+        """See `render` and `fit`. The answer's own length is not bounded, for it stands in the same row."""
+        return Row(*fit(*self.render(example), max_length, self.bos))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """See `prompt_ids`."""
+        traced = self.template.trace(self._with_system(messages), generation_prompt=True)
+        ids, _ = self._encode(traced)
+        return self._begin(ids, [False] * len(ids))[0]
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self.system is None or (messages and messages[0].role == "system"):
+            return messages
+        return [Message("system", self.system), *messages]
+
+    def _text(self, text: str) -> Tokens:
+        ids = self.tokenizer.encode(text, special=True)
+        if ids[-1:] != [self.stops[0]]:
+            ids = [*ids, self.stops[0]]
+        return ids, [number > 0 for number in range(len(ids))]
+
+    def _begin(self, ids: list[int], trained: list[bool]) -> Tokens:
+        if self.kind == "plain" and self.bos is not None:  # a chat template writes its own
+            ids, trained = [self.bos, *ids], [False, *trained]
+        return ids, [False, *trained[1:]]
+
+    # Text -> tokens
+
+    def _encode(self, traced: Traced) -> tuple[list[int], list[Span]]:
+        """Ids and their places in the text, cut where an answer starts, so that its prompt has the same ids alone."""
+        for content in traced.untraced:
+            self._refuse_special(content)
+        cuts = {start for start, _ in traced.answers} if self.joins else set()
+        while True:
+            ids, offsets = self._encode_parts(traced.text, cuts)
+            forged = self._forged(ids, offsets, traced)
+            if not forged:
+                return ids, offsets
+            if not self.joins or not forged.isdisjoint(cuts):
+                self._refuse_special(traced.text[min(forged) - 1 :])
+            cuts |= forged
+
+    def _encode_parts(self, text: str, cuts: Iterable[int]) -> tuple[list[int], list[Span]]:
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for start, end in pairwise(sorted({0, *cuts, len(text)})):
+            part, places = self.tokenizer.encode_with_offsets(text[start:end], special=False)
+            ids += part
+            offsets += [(start + first, start + last) for first, last in places]
+        return ids, offsets
+
+    def _forged(self, ids: list[int], offsets: list[Span], traced: Traced) -> set[int]:
+        """Where to cut the text so that special tokens which people wrote fall apart."""
+        cuts = set()
+        for token, (start, end) in zip(ids, offsets, strict=True):
+            literal = self._special(token)
+            place = traced.text.find(literal, start, end) if literal else -1  # it may have swallowed spaces beside it
+            if place >= 0 and any(place < last and first < place + len(literal) for first, last in traced.contents):
+                cuts.add(place + 1)
+        return cuts
+
+    def _refuse_special(self, text: str) -> None:
+        for token in self.tokenizer.encode(text, special=False):
+            if literal := self._special(token):
+                raise DataError(f"the text {literal!r} is a special token of the model; expected text without it")
+
+    def _special(self, token: int) -> str:
+        """The text of a special token, else an empty string."""
+        if token not in self._literals:
+            whole, without = (self.tokenizer.decode([token], skip_special=skip) for skip in (False, True))
+            special = whole != without or token in self.tokenizer.eos_ids
+            self._literals[token] = whole.strip() if special else ""
+        return self._literals[token]
+
+    # Places -> mask
+
+    def _mask(self, ids: list[int], offsets: list[Span], traced: Traced) -> tuple[list[bool], bool]:
+        """Which tokens are trained, and whether the last answer ends with a stop token."""
+        trained = [False] * len(ids)
+        starts = [start for start, _ in offsets]
+        stopped = False
+        for start, end in traced.answers:
+            first, last = bisect_left(starts, start), bisect_left(starts, end)
+            if first and offsets[first - 1][1] > start and not traced.text[offsets[first - 1][0] : start].strip():
+                first -= 1  # the token begins with the white space before the answer
+            stop = self._behind(ids, starts, last, traced)
+            stopped = stop is not None
+            if stop is not None:
+                last = stop + 1
+            elif (start, end) == traced.answers[-1]:
+                last = len(ids)
+            trained[first:last] = [True] * (last - first)
+        return trained, stopped
+
+    def _behind(self, ids: list[int], starts: list[int], last: int, traced: Traced) -> int | None:
+        """The stop token behind an answer, with only what the template writes in between."""
+        place = starts[last] if last < len(ids) else len(traced.text)
+        content = min((first for first, _ in traced.contents if first >= place), default=len(traced.text))
+        found = next((token for token in range(last, bisect_left(starts, content)) if self._special(ids[token])), None)
+        return found if found is not None and ids[found] in self.stops else None
+
+    def _probe(self) -> tuple[list[int], bool]:
+        """The special token that follows an answer in a conversation of two messages, and see `continues`."""
+        messages = self._with_system([Message("user", "a"), Message("assistant", "b")])
+        try:
+            traced = self.template.trace(messages)
+            prompt = self.template.trace(messages[:-1], generation_prompt=True).text
+        except DataError:  # it may ask for more than this; rows will tell
+            return [], True
+        ids, offsets = self._encode(traced)
+        behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= traced.answers[0][1]]
+        closing = next(([token] for token in behind if self._special(token)), [])
+        return closing, traced.text.startswith(prompt)
+
+
+# Length
+
+
+def last_run(trained: Sequence[bool]) -> Span:
+    """The last unbroken run of trained tokens: the last answer with its stop token. (0, 0) if there is none."""
+    end = len(trained)
+    while end and not trained[end - 1]:
+        end -= 1
+    start = end
+    while start and trained[start - 1]:
+        start -= 1
+    return start, end
+
+
+def fit(ids: list[int], trained: list[bool], max_length: int, bos: int | None) -> tuple[list[int], list[bool], str]:
+    """Cut a row to its length, and say what was cut: "", "prompt" or "answer".
+
+    What follows the last trained token goes, as nothing depends on it. Then the start of the prompt goes, except
+    `bos`; only of an answer that is too long by itself, the end goes too.
+    """
+    start, end = last_run(trained)
+    ids, trained = ids[:end], trained[:end]
+    if end <= max_length:
+        return ids, trained, ""
+    head = 1 if ids[0] == bos else 0
+    begin, cut = end - (max_length - head), "prompt"
+    if start < begin + 1 - head:  # a target needs one token before it
+        begin, cut = start - 1 + head, "answer"
+    stop = begin + max_length - head
+    return ids[:head] + ids[begin:stop], [False, *(trained[:head] + trained[begin:stop])[1:]], cut

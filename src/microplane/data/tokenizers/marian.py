@@ -1,0 +1,88 @@
+"""Vocabularies of Marian's translation models: a SentencePiece model for each side, and a table of ids.
+
+The table (vocab.json) is shared, or each side has its own. It alone decides on ids: SentencePiece cuts a text into
+pieces, and these are looked up. So each side is rebuilt in the table's order, with the pieces that only the other side
+makes spelled so that no text can match them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders
+
+from microplane.data.tokenizers.config_files import CONFIG, read_json
+from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
+from microplane.errors import ModelError
+
+SOURCE, TARGET, VOCAB, TARGET_VOCAB = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
+OTHER_SIDE = "\x01"  # before the spelling of a piece that this side's SentencePiece does not make; no text holds it
+SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}  # unless tokenizer_config.json differs
+
+
+@dataclass(frozen=True)
+class Sides:
+    source: Tokenizer
+    target: Tokenizer
+    files: dict[str, bytes]  # that they were made of, by name
+
+
+def build_marian(folder: Path, special: Mapping[str, str | None]) -> Sides:
+    """Both sides of the folder of a MarianTokenizer; `special` has its unk, eos and pad tokens.
+
+    A piece that the table lacks is not made, so that its text is cut finer; transformers would make it unknown.
+
+    Raises:
+        ModelError: if a file is missing or damaged, or does not fit the others.
+    """
+    apart = bool(read_json(folder / CONFIG).get("separate_vocabs"))
+    names = (SOURCE, TARGET, VOCAB, *[TARGET_VOCAB] * apart)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}: a translation model's tokenizer is {', '.join(names)}")
+    texts = [text for text in special.values() if text]
+    source = _side(folder / SOURCE, _table(folder / VOCAB, special), texts)
+    target = _side(folder / TARGET, _table(folder / (TARGET_VOCAB if apart else VOCAB), special), texts)
+    kept = [*names, *(name for name in (CONFIG, "special_tokens_map.json") if (folder / name).is_file())]
+    return Sides(source, target, {name: (folder / name).read_bytes() for name in kept})
+
+
+def _table(file: Path, special: Mapping[str, str | None]) -> list[str]:
+    """Pieces by id."""
+    ids = read_json(file)
+    if sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
+        raise ModelError(f"{file} must give its {len(ids)} pieces the ids 0 to {len(ids) - 1}, each once")
+    for name in ("unk_token", "eos_token"):
+        if special.get(name) not in ids:
+            raise ModelError(f"{file} has no {special.get(name)!r}, which is the {name}")
+    return sorted(ids, key=lambda text: ids[text])
+
+
+def _side(file: Path, table: list[str], special: list[str]) -> Tokenizer:
+    pieces, _ = read_model(file)
+    if not pieces.unigram:
+        raise ModelError(f"{file} is a SentencePiece model of the BPE kind; for translation only unigram is supported")
+    own = {
+        text: (score, kind)
+        for text, score, kind in zip(pieces.texts, pieces.scores, pieces.types, strict=True)
+        if kind not in (UNKNOWN, CONTROL)
+    }
+    placed = [_placed(text, own, special) for text in table]
+    texts, scores, types = (list[Any](column) for column in zip(*placed, strict=True))
+    backend = build(replace(pieces, texts=texts, scores=scores, types=types))
+    steps = [decoders.Replace(OTHER_SIDE, ""), decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)])
+    return backend
+
+
+def _placed(text: str, own: Mapping[str, tuple[float, int]], special: list[str]) -> tuple[str, float, int]:
+    """A piece of the table as this side has it: spelling, score and type."""
+    if text in special:
+        return text, 0.0, UNKNOWN if text == special[0] else CONTROL
+    if text.startswith(">>") and text.endswith("<<"):  # names the language to write, as in >>fra<<
+        return text, 0.0, USER_DEFINED
+    if text in own:
+        return text, *own[text]
+    return OTHER_SIDE + text, 0.0, 1

@@ -1,0 +1,378 @@
+"""Text to token ids and back: one class over the `tokenizers` library, whatever file the vocabulary came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Encoding
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+from microplane.data.tokenizers.bert_roberta import build_from_files
+from microplane.data.tokenizers.config_files import (
+    CONFIG,
+    added_tokens,
+    chat_template,
+    read_json,
+    special_tokens,
+    stop_ids_of_model,
+)
+from microplane.data.tokenizers.gguf import KEY, build_from_gguf, byte_spelling
+from microplane.data.tokenizers.marian import OTHER_SIDE, SOURCE, SPECIAL, build_marian
+from microplane.data.tokenizers.sentencepiece import SPACE, build, read_model
+from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
+from microplane.errors import ModelError
+from microplane.files import write_aside
+from microplane.models.files.gguf_format import read_header
+
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
+
+
+class Encoded(NamedTuple):
+    """Tokens of one text or of two."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # the characters, from and to, of each in its text; 0, 0 of special tokens
+    types: list[int]  # which segment each belongs to
+    cut: bool  # whether something was lost to the greatest length
+
+
+def shares(lengths: Sequence[int], room: int) -> list[int]:
+    """How much of each of one or two texts is kept, so that together they fill `room`, and the shorter is cut last."""
+    if len(lengths) == 1 or sum(lengths) <= room:
+        return [min(length, room) for length in lengths]
+    first, second = lengths
+    least = room // 2
+    keep = room - second if second <= least else min(first, room - least)
+    return [keep, room - keep]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary, its special tokens and its chat template."""
+
+    backend: Backend
+    special_tokens: Mapping[str, str | None] = field(default_factory=dict)  # of `NAMED`, for chat templates
+    eos_ids: tuple[int, ...] = ()  # all that end an answer, the tokenizer's own first
+    chat_template: str | None = None  # Jinja
+    target: Tokenizer | None = None  # of what is written, where it differs from that of what is read
+    other_side: str = ""  # what the spelling of pieces begins with that only the other of the two makes
+    files: Mapping[str, bytes] = field(default_factory=dict)  # saved as they are, in place of a tokenizer.json
+
+    def __post_init__(self) -> None:
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        named = {name: self.special_tokens.get(name) for name in NAMED}
+        named = {
+            name: text if text and self.backend.token_to_id(text) is not None else None for name, text in named.items()
+        }
+        _mark_special(self.backend, [text for text in named.values() if text])
+        named["pad_token"] = self._pad(named["pad_token"], named["eos_token"])
+        object.__setattr__(self, "special_tokens", named)
+
+    def _pad(self, pad: str | None, eos: str | None) -> str | None:
+        """Never the stop token if there is another: whoever masks the pad would mask the stop token too."""
+        if pad and pad != eos:
+            return pad
+        others = (text for text in PADS if text != eos and self.backend.token_to_id(text) is not None)
+        return next(others, pad)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._id("bos_token")
+
+    @property
+    def unk_id(self) -> int | None:
+        return self._id("unk_token")
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text, None if it is not in the vocabulary."""
+        return self.backend.token_to_id(token)
+
+    def _id(self, name: str) -> int | None:
+        text = self.special_tokens[name]
+        return None if text is None else self.backend.token_to_id(text)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids. `special` puts what the model wants (BOS) around the text; special tokens that are written in the
+        text are recognised either way."""
+        return self._ids(self.backend.encode(text, add_special_tokens=special))
+
+    def _ids(self, encoding: Encoding) -> list[int]:
+        """What is unknown to the one side's SentencePiece may yet have an id, as a piece of the other side's."""
+        if not self.other_side or self.unk_id not in encoding.ids:
+            return encoding.ids
+        found = (self.backend.token_to_id(self.other_side + token) for token in encoding.tokens)
+        return [
+            token if token != self.unk_id or other is None else other
+            for token, other in zip(encoding.ids, found, strict=True)
+        ]
+
+    def encode_target(self, text: str) -> list[int]:
+        """Token ids of what an encoder-decoder shall write."""
+        return self.for_targets.encode(text, special=True)
+
+    @property
+    def for_targets(self) -> Tokenizer:
+        """The tokenizer of what is written, where it differs from that of what is read."""
+        return self.target or self
+
+    def encode_pair(self, text: str, second: str = "", max_length: int | None = None) -> Encoded:
+        """One text, or two that belong together, with the special tokens that the model wants around and between them.
+
+        What is longer than `max_length` loses its end; of two texts, always the longer one loses a token.
+        """
+        texts = [
+            self.backend.encode(part, add_special_tokens=False) for part in ((text, second) if second else (text,))
+        ]
+        lengths = [len(part) for part in texts]
+        room = max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(len(texts) == 2))
+        cut = sum(lengths) > room
+        if cut:
+            for part, keep in zip(texts, shares(lengths, room), strict=True):
+                part.truncate(keep)
+        whole = self.backend.post_process(texts[0], texts[1] if second else None)
+        return Encoded(whole.ids, whole.offsets, whole.type_ids, cut)
+
+    def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the characters, from and to, that each stands for."""
+        encoding = self.backend.encode(text, add_special_tokens=special)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def piece(self, token: int) -> str:
+        """One token for display, with its spaces as spaces; in its own spelling where it is part of a character."""
+        text = self.backend.id_to_token(token)
+        if text is None:
+            return f"<{token}>"
+        if token in self._added:
+            return text
+        if not self._byte_level:
+            return text.removeprefix(self.other_side).replace(SPACE, " ")
+        try:
+            return bytes(_BYTES[letter] for letter in text).decode("utf-8")
+        except (KeyError, UnicodeDecodeError):
+            return text
+
+    @cached_property
+    def _added(self) -> set[int]:
+        return set(self.backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return '"type":"ByteLevel"' in self._description.split('"model":')[0]
+
+    @cached_property
+    def _description(self) -> str:
+        return self.backend.to_str()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides ids and rendering."""
+        parts = json.dumps([dict(self.special_tokens), self.chat_template], sort_keys=True)
+        written = f"\n{self.target.fingerprint}" if self.target else ""
+        return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers opens with equal ids and template; or the
+        files that it was made of, where no tokenizer.json can say what they do."""
+        if self.files:
+            for name, data in self.files.items():
+                write_aside(folder / name, data)
+            return
+        config: dict[str, Any] = {name: text for name, text in self.special_tokens.items() if text}
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_aside(folder / "tokenizer.json", self._description.encode())
+        write_aside(folder / CONFIG, text.encode())
+
+
+_BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}
+
+
+def _mark_special(backend: Backend, texts: Iterable[str]) -> None:
+    """Have tokens that are in the vocabulary recognised whole in a text, and skipped by decoding."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    wanted = [text for text in dict.fromkeys(texts) if text not in known and backend.token_to_id(text) is not None]
+    if wanted:
+        backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in wanted])
+
+
+def _surround(backend: Backend, before: str | None, behind: str | None) -> None:
+    """Put BOS before and EOS behind every text, where given and in the vocabulary."""
+    ids = {text: backend.token_to_id(text) for text in (before, behind) if text}
+    known = {text: token for text, token in ids.items() if token is not None}
+    single = [part for part in (before, "$A", behind) if part == "$A" or part in known]
+    backend.post_processor = TemplateProcessing(single=single, special_tokens=list(known.items()))
+
+
+class TextStream:
+    """Token ids in, text out, as soon as its characters are complete. The parts add up to `decode` of all ids.
+
+    Only among bytes that make no text they may differ: SentencePiece's decoding gives up a whole run of bytes for one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self.tokenizer, self.skip_special = tokenizer, skip_special
+        self.ids: list[int] = []
+        self.start = self.done = 0  # ids from `start` are decoded together; those up to `done` are out
+
+    def feed(self, token: int) -> str:
+        """The text that became complete with this token, often none."""
+        self.ids.append(token)
+        text = self._pending()
+        if not text or text.endswith(BROKEN):
+            return ""
+        self.start, self.done = self.done, len(self.ids)
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: part of a character, if the ids stop inside one."""
+        text = self._pending()
+        self.start = self.done = len(self.ids)
+        return text
+
+    def _pending(self) -> str:
+        # the last tokens that are out are decoded once more: the first token of a text loses its space in some
+        before = self.tokenizer.decode(self.ids[self.start : self.done], self.skip_special)
+        return self.tokenizer.decode(self.ids[self.start :], self.skip_special)[len(before) :]
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
+
+    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, the plain vocabulary of BERT or RoBERTa, or
+    Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
+
+    Raises:
+        ModelError: if there is none, or it is damaged or not supported.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _load_gguf(path)
+    if not path.is_dir():
+        raise ModelError(f"there is no tokenizer at {path}: give a model folder or a .gguf file")
+    if (path / SOURCE).is_file():
+        return _load_marian(path)
+    if (path / "tokenizer.json").is_file():
+        return _load_json(path)
+    if (path / "tokenizer.model").is_file():
+        return _load_sentencepiece(path)
+    config = read_json(path / CONFIG)
+    if (path / SPIECE).is_file():
+        return _load_t5(path, config, *build_spiece(path, config))
+    if (config.get("tokenizer_class") or read_json(path / "config.json").get("tokenizer_class")) in BYTES:
+        return _load_t5(path, config, *build_bytes(path, config))
+    if built := build_from_files(path):
+        backend, named = built
+        return _with_config(backend, path, named | config)
+    raise ModelError(
+        f"{path} has no tokenizer: expected tokenizer.json, tokenizer.model or {SPIECE} beside the weights, or"
+        f" tokenizer_class = {BYTES[0]} in {CONFIG}"
+    )
+
+
+def _load_gguf(path: Path) -> Tokenizer:
+    file = read_header(path)
+    backend = build_from_gguf(file)
+    texts, told = file.metadata[f"{KEY}tokens"], file.metadata
+    numbers = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: told.get(f"{KEY}{key}_token_id") for name, key in numbers.items()}
+    stops = [told.get(f"{KEY}{key}_token_id") for key in ("eos", "eot", "eom")]
+    for token in [*ids.values(), *stops]:
+        if token is not None and (type(token) is not int or not 0 <= token < len(texts)):
+            raise ModelError(
+                f"{path} is damaged: it names {token!r} as a special token, and has the tokens 0 to {len(texts) - 1}"
+            )
+    named = {name: None if token is None else texts[token] for name, token in ids.items()}
+    _mark_special(backend, [text for text in named.values() if text])
+    # older SentencePiece files do not say that they want BOS, but do
+    bos = named["bos_token"] if told.get(f"{KEY}add_bos_token", told[f"{KEY}model"] == "llama") else None
+    _surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
+    eos_ids = tuple(dict.fromkeys(token for token in stops if token is not None))
+    template = told.get("tokenizer.chat_template")
+    return Tokenizer(backend, named, eos_ids, template if isinstance(template, str) else None)
+
+
+def _load_json(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"{file} is damaged or not a tokenizer.json ({error}). Fetch it again") from None
+    # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
+    return _with_config(backend, folder, read_json(folder / CONFIG))
+
+
+def _load_sentencepiece(folder: Path) -> Tokenizer:
+    pieces, ids = read_model(folder / "tokenizer.model")
+    config = read_json(folder / CONFIG)
+    backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
+    _add_tokens(backend, folder, config)
+    own = {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
+    tokenizer = _with_config(backend, folder, own | config)
+    named = tokenizer.special_tokens
+    bos = named["bos_token"] if config.get("add_bos_token") else None
+    _surround(backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
+    return tokenizer
+
+
+def _load_marian(folder: Path) -> Tokenizer:
+    config = SPECIAL | read_json(folder / CONFIG)
+    named, _ = special_tokens(folder, config, NAMED)
+    sides = build_marian(folder, {name: named[name] for name in SPECIAL})
+    for backend in (sides.source, sides.target):
+        _surround(backend, None, named["eos_token"])
+    target = replace(_with_config(sides.target, folder, config), other_side=OTHER_SIDE)
+    source = _with_config(sides.source, folder, config)
+    return replace(source, eos_ids=target.eos_ids, target=target, other_side=OTHER_SIDE, files=sides.files)
+
+
+def _load_t5(folder: Path, config: Mapping[str, Any], backend: Backend, own: Mapping[str, str]) -> Tokenizer:
+    tokenizer = _with_config(backend, folder, {**own, **config})
+    _surround(backend, None, tokenizer.special_tokens["eos_token"])
+    return tokenizer
+
+
+def _prefix(own: str, config: Mapping[str, Any]) -> str:
+    """Where a space is put, by the switches of transformers' LlamaTokenizer; as the model itself says without them."""
+    if not config.get("add_prefix_space", own != "never"):
+        return "never"
+    return "always" if config.get("legacy") or own == "always" else "first"
+
+
+def _add_tokens(backend: Backend, folder: Path, config: Mapping[str, Any]) -> None:
+    """Tokens that fine-tuning added behind the vocabulary of a tokenizer.model."""
+    for token, told in added_tokens(folder, config):
+        flags = {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        backend.add_tokens([AddedToken(told["content"], **flags)])
+        if (got := backend.token_to_id(told["content"])) != token:
+            raise ModelError(
+                f"{folder / CONFIG} gives {told['content']!r} the id {token}, but behind the pieces of tokenizer.model"
+                f" it is {got}: they do not belong together"
+            )
+
+
+def _with_config(backend: Backend, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    named, extra = special_tokens(folder, config, NAMED)
+    _mark_special(backend, extra)
+    eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
+    stops = [token for token in (eos, *stop_ids_of_model(folder)) if token is not None]
+    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), chat_template(folder, config))

@@ -1,0 +1,338 @@
+"""Answers to prompts: greedy, sampled or by beam search, in batches and with a key-value cache.
+
+Shapes: B rows being written (beams of one prompt stand side by side), V vocabulary.
+
+The order of operations and the formulas are those of transformers, so that results can be compared: repetition
+penalty, temperature, top-k, top-p, min-p; beam search with its `early_stopping=False`. All of it in float32.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microplane.config.knobs import GenerateKnobs
+from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
+from microplane.errors import ConfigError, DataError
+from microplane.models.contract import Writing
+from microplane.nn.cache import Cache
+from microplane.nn.rows import Rows
+
+MOST_ROWS = 128  # computed together: more gain nothing, and their logits over a large vocabulary fill the memory
+
+
+@dataclass
+class Answer:
+    ids: list[int]  # without the stop token, and without tokens that only hold a stop text
+    text: str  # without the stop text
+    stopped: bool  # False: cut at max_new_tokens
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    knobs: GenerateKnobs,
+    stop_ids: Sequence[int],
+    on_text: Callable[[int, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    batch_tokens: int = 8192,
+) -> list[Answer]:
+    """Continue each prompt: one answer each, in their order. Rounding aside, it does not depend on those beside it.
+
+    Args:
+        model: a `Decoder` or an encoder-decoder, in eval mode.
+        stop_ids: tokens that end an answer.
+        on_text: called with a prompt's number and the next piece of its answer's text, in whole characters; the pieces
+            joined are `Answer.text`. Beam search tells each answer in one piece.
+        progress: called with the numbers of finished answers and of prompts.
+        batch_tokens: room for cached tokens; prompts are computed together up to this, but always one.
+
+    Raises:
+        ConfigError: for settings that exclude each other, or more tokens than the model's context holds.
+        DataError: for a prompt without a token.
+    """
+    assert not model.training, "dropout would fall on the answers: call model.eval() first"
+    _check(knobs, prompts, model)
+    end = _End.of(tokenizer, stop_ids, knobs)
+    answers: dict[int, Answer] = {}
+    for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
+        rows = [_Row(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
+        written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
+        for row, answer in written:
+            answers[row.number] = answer
+            if on_text:
+                row.tell(answer.text, on_text)
+            if progress:
+                progress(len(answers), len(prompts))
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
+    """Refuse before the first step what cannot work, or would be ignored."""
+    context, written = model.room, model.config.context
+    if knobs.beams > 1 and knobs.temperature > 0:
+        both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
+        raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
+    idle_with = {"top_k": "temperature", "top_p": "temperature", "min_p": "temperature", "length_penalty": "beams"}
+    for name, other in idle_with.items():
+        value, idle = getattr(knobs, name), GenerateKnobs.model_fields[other].default
+        if getattr(knobs, other) == idle and value != GenerateKnobs.model_fields[name].default:
+            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle:g}. Set {other} above {idle:g}")
+    if "" in knobs.stop:
+        raise ConfigError("stop = '' would end every answer before it begins. Give a text, as in '\\n'")
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError(f"prompt {number + 1} has no tokens, so there is nothing to continue. Give it some text")
+        if model.KIND == "encoder-decoder":
+            _check_pair(knobs, number, len(prompt), context, written)
+        elif knobs.max_new_tokens > (room := context - len(prompt)):
+            way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
+            both = f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens}"
+            raise ConfigError(f"{both}: together more than the model's context of {context}. {way}")
+
+
+def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int, written: int) -> None:
+    """What is read and what is written have the whole context each."""
+    if length > context:
+        over = f"prompt {number + 1} has {length} tokens: more than the {context} that the model reads"
+        raise ConfigError(f"{over}. Shorten the prompt")
+    if knobs.max_new_tokens > written:
+        over = f"max_new_tokens = {knobs.max_new_tokens} is more than the {written} tokens that the model writes"
+        raise ConfigError(f"{over}. Set max_new_tokens to {written} or less")
+
+
+def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
+    """Numbers of prompts to answer together: the longest first, as many as the budget has room for in the end."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        size = max(1, min(MOST_ROWS, budget // (lengths[order[0]] + knobs.max_new_tokens)) // knobs.beams)
+        yield order[:size]
+        order = order[size:]
+
+
+class _Row:
+    """A prompt and the answer being written to it."""
+
+    def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int):
+        self.number = number
+        self.prompt = list(prompt)
+        self.begun: list[int] = []  # tokens before those of the answer in its row
+        self.ids: list[int] = []
+        self.text = ""  # of `ids`, but for an unfinished character at the end
+        self.stream = TextStream(tokenizer)
+        self.chance = random.Random(f"{seed}/{number}")
+        self.told = 0  # characters that on_text has been given
+
+    def tell(self, text: str, on_text: Callable[[int, str], None]) -> None:
+        if len(text) > self.told:
+            on_text(self.number, text[self.told :])
+            self.told = len(text)
+
+
+@dataclass(frozen=True)
+class _End:
+    """What ends an answer."""
+
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+    texts: tuple[str, ...]
+    limit: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, stop_ids: Sequence[int], knobs: GenerateKnobs) -> _End:
+        """A stop text that is a special token never shows up in the text, so it becomes a stop token."""
+        written = [tokenizer.encode(text, special=False) for text in knobs.stop]
+        hidden = [ids[0] for ids in written if len(ids) == 1 and not tokenizer.decode(ids)]
+        return cls(tokenizer, frozenset([*stop_ids, *hidden]), knobs.stop, knobs.max_new_tokens)
+
+    def reached(self, ids: Sequence[int], text: str) -> bool:
+        return ids[-1] in self.stop_ids or len(ids) == self.limit or self._cut(text) is not None
+
+    def answer(self, ids: list[int]) -> Answer:
+        ids, stopped = (ids[:-1], True) if ids[-1] in self.stop_ids else (ids, False)
+        text = self.tokenizer.decode(ids)
+        place = self._cut(text)
+        if place is None:
+            return Answer(ids, text, stopped)
+        text = text[:place]
+        while ids and self.tokenizer.decode(ids[:-1]).startswith(text):
+            ids = ids[:-1]
+        return Answer(ids, text, True)
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first stop text begins; asked after every token, so that is the one that was complete first."""
+        return min((text.index(stop) for stop in self.texts if stop in text), default=None)
+
+    def settled(self, text: str) -> str:
+        """The text without what may turn out to begin a stop text."""
+        held = (n for stop in self.texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        return text[: len(text) - max(held, default=0)]
+
+
+def _write(
+    model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
+) -> Iterator[tuple[_Row, Answer]]:
+    """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
+    cache, tokens = _open(model, rows)
+    while rows:
+        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs, model.writing)
+        going = []
+        for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            row.ids.append(token)
+            row.text += row.stream.feed(token)
+            if end.reached(row.ids, row.text):
+                yield row, end.answer(row.ids)
+                continue
+            going.append(place)
+            if on_text:
+                row.tell(end.settled(row.text), on_text)
+        rows = [rows[place] for place in going]
+        cache.select(going)
+        tokens = [row.ids[-1:] for row in rows]
+
+
+def _open(model: Any, rows: Sequence[_Row]) -> tuple[Cache, list[list[int]]]:
+    cache, tokens = model.open([row.prompt for row in rows])
+    for row, begun in zip(rows, tokens, strict=True):
+        row.begun = begun
+    return cache, tokens
+
+
+def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+    """Append tokens to the cached rows, and score what follows each: (B, V) float32."""
+    rows = Rows.of(tokens, starts=cache.lengths)
+    return model.logits(model(rows, cache)[rows.last]).float()
+
+
+def _pick(scores: Tensor, rows: Sequence[_Row], knobs: GenerateKnobs, writing: Writing) -> list[int]:
+    scores = penalise(scores, [row.begun + row.ids for row in rows], knobs.repetition_penalty)
+    scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, writing)
+    if knobs.temperature == 0:
+        return scores.argmax(-1).tolist()
+    return draw(narrow(scores, knobs), [row.chance.random() for row in rows])
+
+
+def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Make tokens of `seen` less likely (arXiv 1909.05858, 4.1): positive scores are divided, negative multiplied."""
+    if penalty == 1.0:
+        return scores
+    row = torch.tensor([number for number, tokens in enumerate(seen) for _ in tokens])
+    token = torch.tensor([token for tokens in seen for token in tokens])
+    value = scores[row, token]
+    return scores.index_put((row, token), torch.where(value < 0, value * penalty, value / penalty))
+
+
+def confine(scores: Tensor, written: Sequence[int], limit: int, writing: Writing) -> Tensor:
+    """Scores (B, V) with minus infinity for what is never written, and for all but the last token at a row's end."""
+    if writing.never:
+        scores = scores.index_fill(1, torch.tensor(writing.never, device=scores.device), -torch.inf)
+    if writing.last is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
+        scores = scores.clone()
+        scores[ends] = -torch.inf
+        scores[ends, writing.last] = 0.0
+    return scores
+
+
+def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
+    """Scores (B, V) after temperature, top-k, top-p and min-p; what is not to be drawn is minus infinity."""
+    scores = scores / knobs.temperature
+    if knobs.top_k:
+        least = scores.topk(min(knobs.top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if knobs.top_p < 1:
+        ascending, order = scores.sort()
+        unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - knobs.top_p
+        unlikely[:, -1] = False
+        scores = scores.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
+    if knobs.min_p:
+        shares = scores.softmax(-1)
+        scores = scores.masked_fill(shares < knobs.min_p * shares.amax(-1, keepdim=True), -torch.inf)
+    return scores
+
+
+def draw(scores: Tensor, chances: Sequence[float]) -> list[int]:
+    """One token per row: where the row's own number from [0, 1) falls on the summed-up probabilities."""
+    # in float64, for a sum of 50,000 float32 numbers is off by more than the last ones are worth
+    heights = scores.double().softmax(-1).cumsum(-1)
+    marks = torch.tensor(chances, dtype=heights.dtype, device=heights.device)[:, None] * heights[:, -1:]
+    return torch.searchsorted(heights, marks, right=True).flatten().tolist()
+
+
+@dataclass
+class _Beam:
+    ids: list[int]
+    score: float  # sum of log p; divided by the length penalty once it has ended
+
+
+@dataclass
+class _Beams:
+    """Beam search for one prompt: the beams that grow, and the best of those that have ended."""
+
+    row: _Row
+    growing: list[_Beam]
+    ended: list[_Beam] = field(default_factory=list)  # best first
+
+    def grow(self, log_probs: Tensor, knobs: GenerateKnobs, end: _End) -> list[int]:
+        """One token more, by the log p (beams, V) of each next token. Returns the beam that each new one comes from.
+
+        So many candidates are looked at that some go on even if the best all end here. Of those that end, the ones
+        among the best `knobs.beams` count.
+        """
+        totals = log_probs + torch.tensor([beam.score for beam in self.growing], device=log_probs.device)[:, None]
+        wanted = max(2, 1 + len(end.stop_ids)) * knobs.beams
+        best = totals.flatten().topk(min(wanted, totals.numel()))
+        parents, growing = [], list[_Beam]()
+        for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            parent, token = divmod(place, totals.shape[-1])
+            ids = [*self.growing[parent].ids, token]
+            if end.reached(ids, end.tokenizer.decode(ids) if end.texts else ""):
+                if rank < knobs.beams:
+                    self.ended.append(_Beam(ids, score / len(ids) ** knobs.length_penalty))
+            elif len(growing) < knobs.beams:
+                growing.append(_Beam(ids, score))
+                parents.append(parent)
+        self.ended = sorted(self.ended, key=lambda beam: -beam.score)[: knobs.beams]
+        self.growing = growing
+        return parents
+
+    def over(self, knobs: GenerateKnobs) -> bool:
+        """No beam grows, or the best one, if it ended now, would not be among those that are kept."""
+        if not self.growing or len(self.ended) < knobs.beams:
+            return not self.growing
+        best = self.growing[0]
+        return best.score / len(best.ids) ** knobs.length_penalty <= self.ended[-1].score
+
+
+def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> Iterator[tuple[_Row, Answer]]:
+    """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
+    searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
+    cache, tokens = _open(model, rows)
+    while searches:
+        seen = [search.row.begun + beam.ids for search in searches for beam in search.growing]
+        written = [len(beam.ids) for search in searches for beam in search.growing]
+        log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
+        log_probs = confine(log_probs, written, knobs.max_new_tokens, model.writing)
+        if model.writing.renormalize:
+            log_probs = log_probs.log_softmax(-1)
+        going: list[_Beams] = []
+        kept: list[int] = []  # rows of the cache, one for each beam that grows on
+        first = 0  # row of the search's first beam
+        for search, part in zip(searches, log_probs.split([len(s.growing) for s in searches]), strict=True):
+            parents = search.grow(part, knobs, end)
+            if search.over(knobs):
+                yield search.row, end.answer(search.ended[0].ids)
+            else:
+                going.append(search)
+                kept += [first + parent for parent in parents]
+            first += len(part)
+        del log_probs, part
+        searches = going
+        cache.select(kept)
+        tokens = [beam.ids[-1:] for search in searches for beam in search.growing]

@@ -1,0 +1,51 @@
+"""What the methods have in common whose low-rank pair can start from something else than zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.init import begin, check_rank
+from microplane.methods.method import Method
+
+
+class Started(Method):
+    """Its adapted layers have `begin_at`; see methods/starts."""
+
+    layer: ClassVar[type[AdaptedLinear]]
+    first_rank_knob: ClassVar[str] = "rank"  # the knob that says what rank each layer's pair has when training begins
+
+    start: Literal["zero", "pissa", "olora", "eva", "loftq", "lora_ga"] = Field(
+        "zero", description="the pair at first; eva and lora_ga look at training rows, loftq is for a quantised base"
+    )
+    start_rows: int = Field(64, ge=1, description="training rows that the starts eva and lora_ga look at")
+    eva_rho: float = Field(
+        2.0, ge=1, description="start eva: a layer gets at most rho times the rank; 1 keeps ranks equal"
+    )
+    eva_tau: float = Field(0.99, gt=0, le=1, description="start eva: cosine from which a direction counts as settled")
+    ga_gamma: float = Field(16.0, gt=0, description="start lora_ga: the larger, the smaller the first pair")
+
+    @property
+    def first_rank(self) -> int:
+        return int(getattr(self, self.first_rank_knob))
+
+    def check_start(self, model: nn.Module) -> None:
+        """Raises: ConfigError, where the start cannot give a layer so many directions."""
+        for site, module in adapted(model, self.layer):
+            check_rank(self.start, self.first_rank, self.first_rank_knob, site, module.in_features, module.out_features)
+
+    @property
+    def prepare_rows(self) -> int:
+        return self.start_rows if self.start in ("eva", "lora_ga") else 0
+
+    def prepare(
+        self,
+        model: nn.Module,
+        losses: Sequence[Callable[[], Tensor]],
+        weights: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        begin(self, model, dict(adapted(model, self.layer)), losses, weights)

@@ -1,0 +1,267 @@
+"""Task heads in a config.json: what they predict, how a row is pooled, and how Hugging Face's classes lay them out.
+
+A head that Hugging Face has a class for is read and written as that class. Any other is ours: dropout and one linear
+layer, stored as `task_head.out` beside the model without a head, so that nobody opens it as something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from microplane.errors import ModelError
+from microplane.models.configs import decoder as decoder_config
+from microplane.models.configs import encoder as encoder_config
+from microplane.models.configs import t5 as t5_config
+from microplane.nn.layers import ACTIVATIONS
+
+PROBLEMS = {  # task -> Hugging Face's problem_type
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+TASKS = (*PROBLEMS, "tokens")
+POOLINGS = ("cls", "mean", "last")
+OWN = "task_head"  # our entry in config.json, and what the names of its tensors begin with
+HIDDEN_ACTIVATIONS = ("tanh", *ACTIVATIONS)  # of a head's hidden layer
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one of Hugging Face's classes lays out its head."""
+
+    plain: str  # the architecture that it stands on
+    out: str  # what its last linear layer is called
+    prefix: str = ""  # what stands before the names of the model beneath
+    tokens: bool = False  # one prediction for each token
+    dense: str | None = None  # what the linear layer before it is called
+    norm: str | None = None  # and the norm behind that
+    dropout_first: bool = False  # dropout also before the hidden layer
+    out_bias: bool = True
+    poolings: tuple[str, ...] = ("cls",)
+
+
+def _encoder_forms() -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    for plain, family in encoder_config.FAMILIES.items():
+        name, prefix = plain.removesuffix("Model"), family.prefix
+        if family.modern:
+            sequence = Form(plain, "classifier", prefix, dense="head.dense", norm="head.norm", poolings=("cls", "mean"))
+            tokens = replace(sequence, tokens=True)
+        else:
+            tokens = Form(plain, "classifier", prefix, tokens=True)
+            if family.counts_from_pad:  # as RoBERTa
+                sequence = Form(plain, "classifier.out_proj", prefix, dense="classifier.dense", dropout_first=True)
+            else:
+                sequence = Form(plain, "classifier", prefix, dense="bert.pooler.dense")
+        forms |= {f"{name}ForSequenceClassification": sequence, f"{name}ForTokenClassification": tokens}
+    return forms
+
+
+def _other_forms() -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    for plain in decoder_config.FAMILIES:
+        name = plain.removesuffix("ForCausalLM")
+        name = "Gemma3Text" if name == "Gemma3" else name
+        sequence = Form(plain, "score", out_bias=False, poolings=("last",))
+        forms[f"{name}ForSequenceClassification"] = sequence
+        if name != "Gemma3Text":  # there is no such class
+            forms[f"{name}ForTokenClassification"] = Form(plain, "score", tokens=True)
+    for plain in t5_config.ARCHITECTURES:
+        forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(
+            plain,
+            out="classification_head.out_proj",
+            prefix="transformer.",
+            dense="classification_head.dense",
+            dropout_first=True,
+            poolings=("last",),
+        )
+    return forms
+
+
+FORMS = _encoder_forms() | _other_forms()
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """All that a `TaskHead` is made of, D being the width of the model beneath."""
+
+    task: str  # of `TASKS`
+    labels: tuple[str, ...]  # names of the classes, or of the values of a regression
+    width: int  # D
+    pooling: str = "mean"  # of `POOLINGS`; of no use to tokens
+    form: str | None = None  # Hugging Face's class, None for a head of ours
+    dropout: float = 0.0
+    activation: str = "tanh"  # of the hidden layer, where the form has one
+    dense_bias: bool = True
+    norm_bias: bool = True
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        assert self.task in TASKS, self.task
+        assert self.pooling in POOLINGS, self.pooling
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of a config.json, beside those of the model beneath."""
+        numbered = dict(enumerate(self.labels))
+        fields: dict[str, Any] = {
+            "id2label": {str(number): label for number, label in numbered.items()},
+            "label2id": {label: number for number, label in numbered.items()},
+            "problem_type": PROBLEMS.get(self.task),
+        }
+        if self.form is None:
+            told = asdict(self)
+            return fields | {OWN: {name: told[name] for name in ("task", "pooling", "dropout")}}
+        fields |= {"architectures": [self.form], "classifier_dropout": self.dropout}
+        if FORMS[self.form].norm:
+            fields |= {"classifier_bias": self.dense_bias, "classifier_activation": self.activation}
+            fields |= {} if FORMS[self.form].tokens else {"classifier_pooling": self.pooling}
+        return fields
+
+
+def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the model beneath the head, which has no head for words any more."""
+    form = _form_of(config)
+    plain = {name: value for name, value in config.items() if name != OWN}
+    if form is None and OWN not in config:
+        return plain
+    if form is not None:
+        plain["architectures"] = [FORMS[form].plain]
+    return plain | {"tie_word_embeddings": True, "scale_decoder_outputs": False}
+
+
+def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
+    """What a config.json says of a head on a model of that width, None if there is none.
+
+    Raises:
+        ModelError: for settings that are wrong or not supported.
+    """
+    form = _form_of(config)
+    if form is None and OWN not in config:
+        return None
+    labels = _labels(config)
+    if form is None:
+        return _own(config[OWN], labels, width)
+    shape = FORMS[form]
+    task = "tokens" if shape.tokens else _task(config, len(labels))
+    pooling = config.get("classifier_pooling", "cls") if len(shape.poolings) > 1 else shape.poolings[0]
+    if pooling not in shape.poolings:
+        raise ModelError(
+            f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(shape.poolings)} for {form}"
+        )
+    return shaped(form, task, labels, width, "mean" if shape.tokens else pooling, config)
+
+
+def shaped(
+    form: str,
+    task: str,
+    labels: tuple[str, ...],
+    width: int,
+    pooling: str,
+    config: Mapping[str, Any],
+    dropout: float | None = None,
+) -> HeadConfig:
+    """A head as Hugging Face's class `form` makes it from the fields of a config.json."""
+    if FORMS[form].norm is None:
+        return HeadConfig(task, labels, width, pooling, form, _dropout(form, config) if dropout is None else dropout)
+    activation = config.get("classifier_activation", "gelu")
+    if activation not in HIDDEN_ACTIVATIONS:
+        raise ModelError(
+            f"classifier_activation = {activation!r} in config.json is not supported; supported are "
+            f"{', '.join(HIDDEN_ACTIVATIONS)}"
+        )
+    return HeadConfig(
+        task,
+        labels,
+        width,
+        pooling,
+        form,
+        _dropout(form, config) if dropout is None else dropout,
+        activation,
+        dense_bias=bool(config.get("classifier_bias", False)),
+        norm_bias=bool(config.get("norm_bias", False)),
+        norm_eps=config.get("norm_eps", 1e-5),
+    )
+
+
+def _form_of(config: Mapping[str, Any]) -> str | None:
+    named = config.get("architectures")
+    listed = named if isinstance(named, list) else []
+    return next((name for name in listed if isinstance(name, str) and name in FORMS), None)
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """By number, from `id2label`, or by their count alone, of which two is the default."""
+    told = config.get("id2label")
+    if told is None:
+        count = config.get("num_labels", 2)
+        if type(count) is not int or count < 1:
+            raise ModelError(f"num_labels = {count!r} in config.json: expected a whole number above 0")
+        return tuple(f"LABEL_{number}" for number in range(count))
+    try:
+        named = {int(number): str(label) for number, label in told.items()}
+    except (AttributeError, TypeError, ValueError):
+        named = {}
+    if not named or sorted(named) != list(range(len(named))):
+        raise ModelError(
+            f"id2label = {str(told)[:80]} in config.json: expected the number of each class from 0 on, and its name"
+        )
+    return tuple(named[number] for number in range(len(named)))
+
+
+def _task(config: Mapping[str, Any], labels: int) -> str:
+    """As transformers decides, where it can without seeing labels: one output is a regression."""
+    problem = config.get("problem_type")
+    if problem is None:
+        return "regression" if labels == 1 else "classification"
+    for task, name in PROBLEMS.items():
+        if name == problem:
+            return task
+    raise ModelError(f"problem_type = {problem!r} in config.json: expected one of {', '.join(PROBLEMS.values())}")
+
+
+def _dropout(form: str, config: Mapping[str, Any]) -> float:
+    share = config.get("classifier_dropout")
+    if share is None and FORMS[form].plain in encoder_config.FAMILIES:
+        share = config.get("hidden_dropout_prob", 0.0 if FORMS[form].norm else 0.1)
+    if share is None:
+        share = 0.1 if FORMS[form].tokens else 0.0
+    return _share(share, "classifier_dropout")
+
+
+def _share(share: Any, name: str) -> float:
+    if type(share) not in (int, float) or not 0 <= share < 1:
+        raise ModelError(f"{name} = {share!r} in config.json: expected a number from 0 to below 1")
+    return float(share)
+
+
+def _own(told: Any, labels: tuple[str, ...], width: int) -> HeadConfig:
+    told = told if isinstance(told, dict) else {}
+    task, pooling = told.get("task"), told.get("pooling")
+    if task not in TASKS or pooling not in POOLINGS:
+        raise ModelError(
+            f"{OWN} in config.json has task = {task!r} and pooling = {pooling!r}: expected one of {', '.join(TASKS)},"
+            f" and one of {', '.join(POOLINGS)}"
+        )
+    return HeadConfig(task, labels, width, pooling, dropout=_share(told.get("dropout", 0.0), f"{OWN}.dropout"))
+
+
+def form_for(architecture: str, task: str, pooling: str) -> str | None:
+    """Hugging Face's class for such a head on a plain architecture, None if it has none."""
+    return next((name for name, form in FORMS.items() if _suits(form, architecture, task, pooling)), None)
+
+
+def _suits(form: Form, architecture: str, task: str, pooling: str) -> bool:
+    if form.plain != architecture or form.tokens != (task == "tokens"):
+        return False
+    return form.tokens or pooling in form.poolings
+
+
+def check_labels(task: str, labels: Sequence[str]) -> None:
+    """Raises: ModelError, for names of which no head can be made."""
+    if len(set(labels)) != len(labels):
+        raise ModelError(f"the labels {', '.join(labels)} of the task head are not all different")
+    least = 2 if task in ("classification", "tokens") else 1
+    if len(labels) < least:
+        raise ModelError(f"a head for {task} needs at least {least} labels, and was given {len(labels)}")

@@ -1,0 +1,354 @@
+"""Models that we have no code of our own for, through transformers: decoders and encoder-decoders that write text.
+
+    T  tokens of all rows, side by side      B, S  rows and the longest of them, as a padded rectangle
+    D  width of what goes into the head      K     positions whose logits are wanted
+
+Slower than our own: rows are padded inside, and each new token of an answer computes its whole row again, since a
+cache for rows of unequal length is not alike in all these models. `net` is transformers' model; methods know its
+linears by their own names. Code from a model's repository is never run.
+
+What a model does between its last hidden state and its logits is not known here. So it is tried: where the head alone
+gives the model's logits, but for rounding, logits are computed at the wanted positions only, else for every token.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from microplane.errors import ConfigError, ModelError
+from microplane.models.contract import Model, view_of
+from microplane.models.external.any_module import register
+from microplane.nn.cache import Cache
+from microplane.nn.prompt_socket import Prelude
+from microplane.nn.rows import Pairs, Rows, from_grid
+
+CONTEXTS = ("max_position_embeddings", "seq_length", "max_seq_len", "max_target_positions")
+UNBOUNDED = 1 << 20  # tokens: for models whose config.json names no context
+
+
+@dataclass(frozen=True)
+class ForeignConfig:
+    architecture: str
+    kind: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    context: int
+    decoder_start: int | None
+    fields: dict[str, Any] = field(hash=False)  # of config.json
+    tied: bool = False  # whether the head is the embedding is transformers' affair
+    final_logit_softcapping: None = None
+
+    def to_hf(self) -> dict[str, Any]:
+        return dict(self.fields)
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> ForeignConfig:
+        architecture, kind = standing_in(fields)
+        config = _hf_config(fields)
+        start = getattr(config, "decoder_start_token_id", None)
+        if kind == "encoder-decoder" and start is None:
+            raise ModelError("config.json names no decoder_start_token_id, with which the answers of this model begin")
+        context = next((size for name in CONTEXTS if isinstance(size := getattr(config, name, None), int)), UNBOUNDED)
+        try:
+            sizes = [int(getattr(config, name)) for name in ("vocab_size", "hidden_size", "num_hidden_layers")]
+        except (AttributeError, TypeError) as error:
+            raise ModelError(f"config.json does not say what a model that writes text needs: {error}") from None
+        vocab, width, layers = sizes
+        return cls(architecture, kind, vocab, width, layers, context, start, dict(fields))
+
+
+class Words(Cache):
+    """In place of keys and values the rows themselves; of an encoder-decoder also what its encoder read."""
+
+    def __init__(self, batch: int, memory: list[Tensor] | None = None):
+        super().__init__(0, batch)
+        self.rows: list[list[int]] = [[] for _ in range(batch)]
+        self.read = memory  # (tokens of the source, width) of each row
+
+    def extend(self, rows: Rows) -> Rows:
+        """Append new tokens; returns the whole rows."""
+        for held, new in zip(self.rows, rows.ids.split(list(rows.lengths)), strict=True):
+            held.extend(new.tolist())
+        self.advance(rows)
+        return Rows.of(self.rows)
+
+    def select(self, indices: Sequence[int]) -> None:
+        super().select(indices)
+        self.rows = [list(self.rows[index]) for index in indices]
+        self.read = None if self.read is None else [self.read[index] for index in indices]
+
+
+class Foreign(Model):
+    """A model of transformers that keeps to our contract, but for the sockets and roles that only our own have."""
+
+    ARCHITECTURES: ClassVar[dict[str, str]] = {}
+    net: Any
+    config: ForeignConfig
+
+    def __init__(self, config: ForeignConfig):
+        super().__init__(config)
+        self.apart = True  # the head alone gives the logits
+        self.prelude = Prelude()  # which nothing is put into: `sockets` are refused
+        self.take(_new(config))
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        """What is said when it is loaded."""
+        return f"{self.config.architecture} has no implementation here: loaded through transformers, slower"
+
+    @property
+    def KIND(self) -> str:  # type: ignore[override]  # noqa: N802
+        return self.config.kind
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Foreign:
+        return cls(ForeignConfig.from_hf(fields))
+
+    @staticmethod
+    def context_of(fields: Mapping[str, Any]) -> int:
+        return ForeignConfig.from_hf(fields).context
+
+    def take(self, net: nn.Module) -> None:
+        """Make `net` the model inside."""
+        self.net = net
+        register(self, prefix="net.")
+        head = self.net.get_output_embeddings()
+        self.head_name = next((name for name, module in self.named_modules() if module is head), None)
+        on_meta = any(parameter.is_meta for parameter in net.parameters())
+        self.apart = self.head_name is not None and (on_meta or self._head_alone())
+
+    def fill(self, folder: Path, dtype: torch.dtype, stored: str) -> None:
+        """Weights from a folder that holds them in the format `stored`, as transformers reads it.
+
+        Raises:
+            ModelError: if they are not all there, or some are of no use; if they are quantised.
+        """
+        if stored == "nf4":
+            raise ModelError(
+                f"the weights in {folder} are quantised, which is read for architectures that have an implementation "
+                "here: give the model as it was before; model.dtype=nf4 quantises it"
+            )
+        self.take(_read(self.config, folder, dtype))
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of what `forward` gives: the head, or nothing where the model did that itself."""
+        return self.get_submodule(self.head_name) if self.apart and self.head_name else nn.Identity()
+
+    @head.setter
+    def head(self, head: nn.Module | None) -> None:
+        raise ConfigError(
+            f"labels need a task head, and {self.config.architecture}, which is loaded through transformers, takes "
+            "none here. Choose a model that Microplane has code for, or give the labels as answers: data.task=answers"
+        )
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.head.get_parameter("weight")
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        return getattr(self.head, "bias", None)
+
+    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
+        """What `logits` takes, of every token: (T, D), or (T, V) where the head does not stand alone."""
+        if isinstance(rows, Pairs):
+            return self._written(rows.target, self._encoded(rows.source))
+        if cache is None:
+            return self._written(rows, None)
+        assert isinstance(cache, Words)
+        whole, new = cache.extend(rows), torch.tensor(rows.lengths)
+        made = self._written(whole, None if cache.read is None else cache.read)
+        ends = torch.repeat_interleave(whole.last + 1, new)
+        back = torch.cat([torch.arange(count, 0, -1) for count in rows.lengths])
+        return made.index_select(0, ends - back)
+
+    def encode(self, source: Rows) -> Tensor:
+        return torch.cat(self._encoded(source))
+
+    def _encoded(self, source: Rows) -> list[Tensor]:
+        """What the encoder makes of each row, (its tokens, width)."""
+        ids, mask = _rectangle(source)
+        with self._products():
+            made = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return list(from_grid(made, source).split(list(source.lengths)))
+
+    def _written(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
+        ids, mask = _rectangle(rows)
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if memory is not None:
+            from transformers.modeling_outputs import BaseModelOutput
+
+            lengths = torch.tensor([len(row) for row in memory])
+            read = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            given = {
+                "encoder_outputs": BaseModelOutput(nn.utils.rnn.pad_sequence(memory, batch_first=True)),
+                "attention_mask": read,
+                "decoder_input_ids": ids,
+                "decoder_attention_mask": mask,
+            }
+        with self._products():
+            body = self.net.base_model if self.apart else self.net
+            made = body(**given, use_cache=False, return_dict=True)
+        return from_grid(made.last_hidden_state if self.apart else made.logits, rows)
+
+    @contextmanager
+    def _products(self) -> Iterator[None]:
+        """In the format of the activations, where the weights that train are wider."""
+        with torch.autocast("cpu", self.compute or torch.bfloat16, enabled=self.compute is not None):
+            yield
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        with self._products():
+            return self.head(hidden)
+
+    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        if self.config.decoder_start is None or self.KIND == "decoder":
+            return Words(len(prompts)), [list(prompt) for prompt in prompts]
+        return Words(len(prompts), self._encoded(Rows.of(prompts))), [[self.config.decoder_start] for _ in prompts]
+
+    @torch.no_grad()
+    def _head_alone(self) -> bool:
+        """Whether the head makes the model's logits of the last hidden state, with nothing between or behind."""
+        was_training = self.net.training
+        self.net.eval()
+        ids = [number % self.config.vocab_size for number in (3, 1, 4, 1, 5)]
+        rows: Rows | Pairs = Rows.of([ids])
+        rows = Pairs(Rows.of([ids]), rows) if self.KIND == "encoder-decoder" else rows  # type: ignore[arg-type]
+        found = []
+        try:
+            for self.apart in (False, True):
+                found.append(self.logits(self(rows)))
+        except (TypeError, AttributeError, RuntimeError):  # no such body, no such output, another width
+            return False
+        finally:
+            self.net.train(was_training)
+        whole, alone = found
+        rounding = 8 * torch.finfo(whole.dtype).eps * whole.abs().max()
+        return whole.shape == alone.shape and bool((whole - alone).abs().max() <= rounding)
+
+    def hf_names(self) -> dict[str, str]:
+        """Its own names."""
+        view = view_of(self)
+        assert view is not None
+        return view.names(self)
+
+    def plain_tensors(self) -> dict[str, Tensor]:
+        """Parameters, each once, and buffers that are stored with them."""
+        own, view = dict(self.named_parameters()), view_of(self)
+        assert view is not None
+        assert all(f"{path}.weight" in own for path in view.linears), "merge what a method has added before saving"
+        parameters = dict(self.net.named_parameters())
+        stored, buffers = self.net.state_dict(), dict(self.net.named_buffers())
+        return parameters | {name: stored[name] for name in buffers if name in stored}
+
+    def init_weights(self, seed: int = 0) -> Foreign:
+        """As transformers begins the family's training."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.take(_new(self.config))
+        return self
+
+
+def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (B, S): padded behind, with copies of the last token."""
+    lengths = torch.tensor(rows.lengths)
+    return rows.ids[rows.grid], (torch.arange(rows.longest) < lengths[:, None]).long()
+
+
+# ------------------------------------------------------------------------------------------------ transformers
+
+
+def standing_in(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """(architecture, kind) of a config.json that transformers can stand in for.
+
+    Raises:
+        ModelError: if transformers is not installed, or has no model of that name that writes text.
+    """
+    named = fields.get("architectures")
+    what = named[0] if isinstance(named, list) and named else fields.get("model_type") or "(config.json names none)"
+    if importlib.util.find_spec("transformers") is None:
+        raise ModelError(
+            f"the architecture {what} has no implementation here; transformers may have one, and is not installed: "
+            "pip install 'microplane[transformers]'"
+        )
+    from transformers.models.auto import modeling_auto
+
+    for kind, table in (
+        ("decoder", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("encoder-decoder", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    ):
+        known = table.get(str(fields.get("model_type")))
+        if known is not None and what in ((known,) if isinstance(known, str) else known):
+            return what, kind
+    version = importlib.metadata.version("transformers")
+    foreign_code = " Code from the model's own repository is never run." if fields.get("auto_map") else ""
+    raise ModelError(
+        f"the architecture {what} is not supported: it has no implementation here, and transformers {version} has none "
+        f"of that name that writes text.{foreign_code}"
+    )
+
+
+def _hf_config(fields: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    given = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    try:
+        return AutoConfig.for_model(fields["model_type"], **given)
+    except Exception as error:  # whatever a config class makes of a wrong field
+        raise ModelError(f"transformers cannot read this config.json: {error}") from None
+
+
+def _class(config: ForeignConfig) -> Any:
+    import transformers
+
+    return getattr(transformers, config.architecture)
+
+
+def _new(config: ForeignConfig) -> Any:
+    try:
+        return _class(config)(_hf_config(config.fields))
+    except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+        raise ModelError(f"transformers cannot build {config.architecture} from this config.json: {error}") from None
+
+
+def _read(config: ForeignConfig, folder: Path, dtype: torch.dtype) -> Any:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        net, told = _class(config).from_pretrained(
+            folder,
+            config=_hf_config(config.fields),
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"transformers cannot load {folder}: {error}") from None
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+    wrong = {"missing": told["missing_keys"], "unexpected": told["unexpected_keys"], "wrong": told["mismatched_keys"]}
+    if any(wrong.values()):
+        lines = [
+            f"  {len(names)} {what}: {', '.join(map(str, sorted(names)[:8]))}" for what, names in wrong.items() if names
+        ]
+        raise ModelError(
+            f"the weights in {folder} do not fit the {config.architecture} that its config describes:\n"
+            + "\n".join(lines)
+        )
+    return net

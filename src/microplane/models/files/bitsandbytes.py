@@ -1,0 +1,110 @@
+"""Folders in Hugging Face layout whose linears bitsandbytes has quantised to nf4.
+
+A weight `w` of n numbers is stored as several tensors: `w` (n/2, 1) uint8, `w.absmax`, `w.quant_map`, with double
+quantisation also `w.nested_absmax` and `w.nested_quant_map`, and `w.quant_state.bitsandbytes__nf4`: JSON in uint8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from microplane.errors import ModelError
+from microplane.nn.ops import nf4
+
+STATE = "quant_state.bitsandbytes__nf4"
+PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
+
+
+def readable(scheme: Any) -> bool:
+    """Whether a config.json's quantization_config is one that can be read here."""
+    return (
+        isinstance(scheme, dict)
+        and scheme.get("quant_method", "bitsandbytes") == "bitsandbytes"
+        and bool(scheme.get("load_in_4bit"))
+        and scheme.get("bnb_4bit_quant_type") == "nf4"
+    )
+
+
+class Packed(NamedTuple):
+    """A weight as it is stored."""
+
+    codes: Tensor  # (P,) uint8
+    scales: Tensor  # (N,) float32
+    shape: tuple[int, ...]
+    parts: nf4.NF4 | None  # with double quantisation: the same, to be taken over as it is
+
+
+class NF4Shards(Mapping[str, Tensor]):
+    """The tensors of a checkpoint under their plain names; what is packed comes dequantised to float32."""
+
+    def __init__(self, stored: Mapping[str, Tensor], where: str):
+        self.stored, self.where = stored, where
+        self.packed_names = {name.removesuffix(f".{STATE}") for name in stored if name.endswith(f".{STATE}")}
+        hidden = {f"{name}.{part}" for name in self.packed_names for part in PARTS}
+        self.names = [name for name in stored if name not in hidden]
+
+    def __getitem__(self, name: str) -> Tensor:
+        packed = self.packed(name)
+        return self.stored[name] if packed is None else nf4.expand(packed.codes, packed.scales, packed.shape)
+
+    def packed(self, name: str) -> Packed | None:
+        """The weight as it is stored, None if it is not packed.
+
+        Raises:
+            ModelError: if a part is missing, or the blocks or levels are others than bitsandbytes' own.
+        """
+        if name not in self.packed_names:
+            return None
+        try:
+            state = json.loads(bytes(self.stored[f"{name}.{STATE}"].tolist()))
+            shape, absmax = tuple(int(size) for size in state["shape"]), self.stored[f"{name}.absmax"]
+            codes = self.stored[name].contiguous().view(torch.uint8).view(-1)
+            sizes = state["blocksize"], state.get("nested_blocksize", nf4.NESTED)
+            same = torch.equal(self.stored[f"{name}.quant_map"].float(), nf4.levels())
+            if sizes != (nf4.BLOCK, nf4.NESTED) or not same or 2 * len(codes) < torch.Size(shape).numel():
+                raise ValueError(f"blocks of {sizes[0]} and {sizes[1]}, {len(codes):,} bytes for {shape}")
+            if "nested_offset" not in state:
+                return Packed(codes, absmax.float(), shape, None)
+            offset = torch.tensor(float(state["nested_offset"]))
+            parts = nf4.NF4(codes, absmax, self.stored[f"{name}.nested_absmax"], offset)
+            return Packed(codes, nf4.dequantise_absmax(parts), shape, parts)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{self.where}: the nf4 weight {name} cannot be read ({error}): expected bitsandbytes' layout with "
+                f"blocks of {nf4.BLOCK} and {nf4.NESTED}. Give the model as it was before quantisation"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def bitsandbytes_tensors(name: str, weight: nf4.NF4, shape: tuple[int, ...], dtype: str) -> dict[str, Tensor]:
+    """A weight as bitsandbytes stores it; `dtype` is the format that it dequantises to."""
+    state = {
+        "quant_type": "nf4",
+        "blocksize": nf4.BLOCK,
+        "dtype": dtype,
+        "shape": list(shape),
+        "nested_blocksize": nf4.NESTED,
+        "nested_dtype": "float32",
+        "nested_offset": weight.offset.item(),
+    }
+    return {
+        name: weight.codes.unsqueeze(1),
+        f"{name}.absmax": weight.absmax,
+        f"{name}.quant_map": nf4.levels().clone(),
+        f"{name}.nested_absmax": weight.nested_absmax,
+        f"{name}.nested_quant_map": nf4.dynamic_map().clone(),
+        f"{name}.{STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }

@@ -1,0 +1,384 @@
+"""Weights in and out: folders in Hugging Face layout (safetensors), and GGUF files through models/gguf.py.
+
+Never a pickle. One tensor at a time is held beside the model, so that loading peaks at the size of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from microplane.errors import ModelError
+from microplane.files import read_object
+from microplane.models.configs.head import OWN, head_of, plain_of
+from microplane.models.contract import Model, hf_names, linears
+from microplane.models.external.transformers import Foreign
+from microplane.models.families import family_of
+from microplane.models.files.bitsandbytes import NF4Shards, readable
+from microplane.models.heads import TaskHead, put_head
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.ops.nf4 import NF4
+from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that does not; the rest is for images
+    "language_model.": "",
+    "model.language_model.": "model.",
+    "lm_head.": "lm_head.",
+}
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
+# Not saved: what names code of the model's repository, which is not needed, and what told of a head that is gone.
+DROPPED = ("auto_map", OWN)
+
+Places = dict[str, tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model file or folder holds."""
+
+    config: dict[str, Any]  # the fields of Hugging Face's config.json, also when it came from GGUF
+    tensors: Mapping[str, Tensor]  # Hugging Face's names; each is read when asked for
+    path: Path
+    stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
+
+
+class Shards(Mapping[str, Tensor]):
+    """The tensors of safetensors files, each read from disk when asked for."""
+
+    def __init__(self, places: Mapping[str, tuple[Path, str]]):
+        self.places = places  # name -> file, and what it is called there
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, called = self.places[name]
+        # The file is mapped anew for each tensor: a mapping kept open would count all that was read as our memory.
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(called)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder in Hugging Face layout, or a .gguf file.
+
+    Raises:
+        ModelError: if it is neither, or is incomplete, damaged, or holds its weights as a pickle.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        from microplane.models.files.gguf import read_gguf
+
+        return read_gguf(path)
+    if path.is_file():
+        raise _not_a_model_file(path)
+    if not path.is_dir():
+        raise ModelError(f"there is no model at {path}: give a folder with config.json and {WEIGHTS}, or a .gguf file")
+    config = _read_config(path)
+    places, formats = _scan(path)
+    config, places = _text_part(config, places)
+    if config.pop("quantization_config", None):
+        return Checkpoint(config, NF4Shards(Shards(places), str(path)), path, "nf4")
+    return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0])
+
+
+def _text_part(config: dict[str, Any], places: Places) -> tuple[dict[str, Any], Places]:
+    """Of a Gemma 3 that also sees images, the language model alone; anything else as it is."""
+    if config.get("architectures") != ["Gemma3ForConditionalGeneration"]:
+        return config, places
+    text = config.get("text_config") or {}
+    text = {**text, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    for name in ("bos_token_id", "eos_token_id"):
+        if name in config:
+            text.setdefault(name, config[name])
+    renamed = {}
+    for name, place in places.items():
+        for theirs, ours in TEXT_PREFIXES.items():
+            if name.startswith(theirs):
+                renamed[ours + name.removeprefix(theirs)] = place
+    return text, renamed
+
+
+def _not_a_model_file(path: Path) -> ModelError:
+    if path.suffix.lower() in PICKLES:
+        return _pickle_refused([path])
+    if path.suffix == ".safetensors":
+        return ModelError(f"{path} holds weights alone: give the folder that has its config.json beside it")
+    return ModelError(f"{path} is not a model: give a folder with config.json and {WEIGHTS}, or a .gguf file")
+
+
+def _pickle_refused(paths: list[Path]) -> ModelError:
+    return ModelError(
+        f"the weights in {_listed([str(path) for path in paths])} are a pickle, which can run any code when opened,"
+        " and are not read. Use a .safetensors version of the model, or convert it where you trust it: in transformers,"
+        " AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    adapter = folder / "adapter_config.json"
+    if not file.exists() and adapter.exists():
+        base = read_object(adapter, ModelError).get("base_model_name_or_path")
+        raise ModelError(
+            f"{folder} holds an adapter, not a model: give the model that it was trained on"
+            + (f", {base}" if base else "")
+            + ", or merge the two into a model first"
+        )
+    if not file.exists():
+        raise ModelError(f"{folder} has no config.json: a model folder has config.json and {WEIGHTS}")
+    config = read_object(file, ModelError)
+    if (scheme := config.get("quantization_config")) and not readable(scheme):
+        method = scheme.get("quant_method", "unknown") if isinstance(scheme, dict) else scheme
+        raise ModelError(
+            f"the weights in {folder} are quantised ({method}, by quantization_config in config.json), which is not"
+            " supported, bitsandbytes' nf4 is: give the model as it was before quantisation, or as a .gguf file"
+        )
+    return config
+
+
+def _scan(folder: Path) -> tuple[Places, Counter[str]]:
+    """Which file holds each tensor, and how many numbers are stored in which format."""
+    if (folder / WEIGHTS).exists():
+        return _scan_files([folder / WEIGHTS])
+    if (folder / INDEX).exists():
+        return _scan_shards(folder)
+    if pickles := sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLES):
+        raise _pickle_refused(pickles)
+    raise ModelError(f"{folder} has no weights: expected {WEIGHTS}, or shards and their {INDEX}")
+
+
+def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
+    told = read_object(folder / INDEX, ModelError).get("weight_map")
+    if not isinstance(told, dict) or not told:
+        raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
+    if odd := [file for file in told.values() if not isinstance(file, str)]:
+        raise ModelError(f"{folder / INDEX}: weight_map says {odd[0]!r} where the name of a file should be")
+    names = sorted(set(told.values()))
+    if astray := [name for name in names if Path(name).name != name]:
+        raise ModelError(f"{folder / INDEX} names files outside of the folder: {_listed(astray)}")
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {_listed(absent)}")
+    places, formats = _scan_files([folder / name for name in names])
+    if lost := [name for name, file in told.items() if places.get(name) != (folder / file, name)]:
+        raise ModelError(f"{folder / INDEX} names tensors that are not in the file it says: {_listed(lost)}")
+    return places, formats
+
+
+def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
+    places: Places = {}
+    formats: Counter[str] = Counter()
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    part = file.get_slice(name)
+                    formats[STORED.get(part.get_dtype(), part.get_dtype())] += torch.Size(part.get_shape()).numel()
+                    places[name] = path, name
+        except (SafetensorError, OSError) as error:
+            size = f"{path.stat().st_size:,} bytes"
+            raise ModelError(f"{path} ({size}) is truncated or is not safetensors: {error}. Fetch it again") from None
+    if not places:
+        raise ModelError(f"{', '.join(str(path) for path in paths)} holds no tensors")
+    return places, formats
+
+
+def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) -> Model:
+    """A model in eval mode, with nothing that trains, its weights converted to `dtype`, or quantised as it says.
+
+    Raises:
+        ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
+    """
+    checkpoint = open_checkpoint(path)
+    try:
+        model = shape_of(checkpoint)
+        form = dtype if isinstance(dtype, NumberFormat) else NumberFormat(dtype)
+        model.refuse_format(form.dtype)
+        model.refuse_format(form.stored)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if isinstance(model, Foreign):
+        model.fill(checkpoint.path, form.stored, checkpoint.stored)
+        quantise_linears(model, form)
+    else:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        quantise_linears(model, form)
+        model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
+    model.source_config, model.compute = checkpoint.config, form.multiplied
+    model.spare = _spare(model, checkpoint, form.stored)
+    if (file := checkpoint.path / GENERATION).is_file():
+        model.generation_config = read_object(file, ModelError)
+    return model.eval().requires_grad_(False)
+
+
+def open_config(path: Path) -> Checkpoint:
+    """A folder's config.json alone, as the shape of a model that is yet to be trained.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if not path.is_dir():
+        raise ModelError(f"model.init = random: {path} is not a folder with a config.json that describes a model")
+    return Checkpoint(_read_config(path), {}, path, "nothing yet")
+
+
+def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
+    """A model of the shape that a folder's config.json describes, with new random weights in float32, in eval mode.
+
+    Raises:
+        ModelError: if there is no config.json, or it is not supported.
+    """
+    fields = open_config(path).config
+    model = family_of(fields).from_hf(fields).init_weights(seed)
+    model.source_config, model.compute = fields, form.multiplied
+    return model.eval().requires_grad_(False)
+
+
+def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
+    """Put quantised linears in the place of those of the blocks, if `form` asks for it; the head stays as it is."""
+    for site in linears(model).values():
+        if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
+            plain, kind = site.module, QUANTISED[form.quantised]
+            site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached, form.in_8_bits))
+
+
+def shape_of(checkpoint: Checkpoint) -> Model:
+    """The model of a checkpoint on the meta device, with its task head: shapes without weights."""
+    fields = plain_of(checkpoint.config)
+    kind = family_of(fields)
+    with torch.device("meta"):
+        model = kind.from_hf(fields)
+        if checkpoint.tensors and (model.config.tied or kind.TENSORS_TIE):
+            tied = _head_is_embedding(model, checkpoint.tensors)
+            model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
+        if head := head_of(checkpoint.config, model.config.hidden_size):
+            put_head(model, TaskHead(head))
+    return model
+
+
+def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
+    embedding, head = model.tied_names
+    copies = [name for name in (embedding, *model.aliases().get(embedding, ())) if name in tensors and name != head]
+    return head not in tensors or not copies or torch.equal(tensors[head], tensors[copies[0]])
+
+
+def _convert(
+    model: Model, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The model's state. What it wants quantised is quantised from the format in which it is stored."""
+    stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
+    names = _stored_names(model, stored)
+    missing = [theirs for theirs in names.values() if theirs not in stored]
+    unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
+    misshapen: list[str] = []
+    state: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        if theirs not in stored:
+            continue
+        tensor = checkpoint.tensors[theirs]
+        if tensor.shape != shapes[ours]:
+            misshapen.append(f"{theirs} is {tuple(tensor.shape)}, expected {tuple(shapes[ours])}")
+        elif not tensor.is_floating_point():
+            misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
+        elif not (missing or unexpected or misshapen):
+            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
+            state |= _parts(model, ours, tensor, packed.parts if packed else None, dtype)
+        del tensor  # before the next is read
+    if missing or unexpected or misshapen:
+        raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
+    return state
+
+
+def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:
+    """Our parameter name -> the name under which a checkpoint holds it."""
+    called, aliases = {model.called(name): name for name in stored}, model.aliases()
+    names = {}
+    for ours, theirs in hf_names(model).items():
+        spellings = [model.called(name) for name in (theirs, *aliases.get(theirs, ()))]
+        names[ours] = next((called[name] for name in spellings if name in called), theirs)
+    return names
+
+
+def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    used = {model.called(name) for name in hf_names(model).values()}
+    called = {model.called(name): name for name in checkpoint.tensors}
+    kept = {name: stored for name, stored in called.items() if name not in used and model.keeps(name)}
+    return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
+
+
+def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A tensor of the plain model as the tensors of this one; `packed` is what it was dequantised from, if it was."""
+    site, _, kind = name.rpartition(".")
+    owner = model.get_submodule(site)
+    if isinstance(owner, QuantisedLinear) and kind == "weight":
+        parts = packed if packed is not None and isinstance(owner, NF4Linear) else owner.parts_of(tensor)
+        return {f"{site}.{part}": value for part, value in parts._asdict().items()}
+    return {name: tensor.to(dtype, copy=True).contiguous()}
+
+
+def _misfit(
+    path: Path, architecture: str, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> ModelError:
+    parts = {"missing": missing, "unexpected": unexpected, "wrong": misshapen}
+    lines = [f"  {len(names)} {what}: {_listed(names)}" for what, names in parts.items() if names]
+    return ModelError(
+        f"the weights in {path} do not fit the {architecture} that its config describes:\n" + "\n".join(lines)
+    )
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model (adapters merged) with its task head in Hugging Face layout, in `dtype` or as it is.
+
+    Each file is written aside and then renamed, so that none is ever half written.
+    """
+    assert isinstance(model, Model)
+    model.refuse_format(dtype or next(model.parameters()).dtype)
+    head, written = model.task_head, model.plain_tensors()
+    folder.mkdir(parents=True, exist_ok=True)
+    written |= model.kept() if head is None or head.config.form is None else {}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
+    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}
+    config |= model.config.to_hf() | {"dtype": stored, "torch_dtype": stored} | (head.config.to_hf() if head else {})
+    _write_json(folder / "config.json", config)
+    if model.generation_config is not None:
+        _write_json(folder / GENERATION, model.generation_config)
+    aside = folder / f".{WEIGHTS}.{os.getpid()}"
+    try:
+        save_file(tensors, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / WEIGHTS)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_json(file: Path, fields: Mapping[str, Any]) -> None:
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

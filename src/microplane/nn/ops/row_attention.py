@@ -1,0 +1,78 @@
+"""Attention of each row by itself, compiled (nn/native/attention.cpp): no rectangle, no mask, no copy of the heads.
+
+It takes the common case, bfloat16 without biases, windows, soft-capping, dropout, prefixes or a cache, on processors
+that multiply pairs of bfloat16; nn/attention.py has all the others, and what this must agree with.
+Shapes: T tokens of queries, U of keys, B rows, H heads, KV heads of keys and values, L longest row of keys, Dh width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from microplane.nn.ops import native
+
+UNIT = 16  # the width of a head must be a multiple of this
+
+
+def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether these can be attended to so; how it is masked is for the caller to look at."""
+    alike = q.dtype == k.dtype == v.dtype == torch.bfloat16 and q.shape[-1] % UNIT == 0
+    return alike and q.device.type == "cpu" and native.has("has_attention")
+
+
+def row_attention(
+    q: Tensor,  # (T, H, Dh)
+    k: Tensor,  # (U, KV, Dh), or a rectangle (B, KV, L, Dh)
+    v: Tensor,  # as k
+    q_lengths: Sequence[int],
+    k_lengths: Sequence[int],
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    """softmax(scale q k^T) v of each row: (T, H, Dh). Causal: a query sees the keys up to its own place."""
+    return _RowAttention.apply(
+        q.contiguous(), k.contiguous(), v.contiguous(), tuple(q_lengths), tuple(k_lengths), causal, scale
+    )
+
+
+class _RowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, q_lengths: tuple[int, ...], k_lengths: tuple[int, ...], causal: bool, scale: float):
+        layout = _layout(q, k, q_lengths, k_lengths, causal, scale)
+        y, shares = torch.empty_like(q), torch.empty(_cells(q_lengths, k_lengths) * q.shape[1], dtype=q.dtype)
+        native.run("attention", q, k, v, y, shares, *layout)
+        ctx.save_for_backward(q, k, v, shares)
+        ctx.layout = layout
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, shares = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        native.run("attention_back", grad.contiguous(), q, k, v, shares, grad_q, grad_k, grad_v, *ctx.layout)
+        return grad_q, grad_k, grad_v, None, None, None, None
+
+
+def _cells(q_lengths: Sequence[int], k_lengths: Sequence[int]) -> int:
+    return sum(queries * keys for queries, keys in zip(q_lengths, k_lengths, strict=True))
+
+
+def _layout(
+    q: Tensor, k: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int], causal: bool, scale: float
+) -> tuple[Tensor | int | float, ...]:
+    """Where each row begins, counted in elements, and how far its heads and tokens are apart."""
+    H, Dh = q.shape[1:]
+    queries, keys = torch.tensor(q_lengths), torch.tensor(k_lengths)
+    q_at = (queries.cumsum(0) - queries) * (H * Dh)
+    share_at = ((queries * keys).cumsum(0) - queries * keys) * H
+    if k.dim() == 3:
+        KV, k_head, k_step = k.shape[1], Dh, k.shape[1] * Dh
+        k_at = (keys.cumsum(0) - keys) * k_step
+    else:
+        KV, k_head, k_step = k.shape[1], k.shape[2] * Dh, Dh
+        k_at = torch.arange(len(keys)) * (KV * k_head)
+    rows = (q_at, k_at, share_at, queries, keys, len(queries))
+    return *rows, H, KV, Dh, Dh, H * Dh, k_head, k_step, int(causal), float(scale)

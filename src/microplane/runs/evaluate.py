@@ -1,0 +1,64 @@
+"""Measure a model, or a run, on a file: what `microplane eval` does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from microplane.config.knobs import RunKnobs
+from microplane.data.preparing.load_splits import load_rows
+from microplane.data.progress import Silent, Watcher, counting
+from microplane.errors import ConfigError
+from microplane.evaluation import text_metrics as metrics
+from microplane.evaluation.evaluate import choose_rows, measure
+from microplane.files import write_aside
+from microplane.inference.pipeline import load
+from microplane.objectives.select import label_names_of, row_shape
+
+
+def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any]:
+    """Scores, prompts, targets and texts of `knobs.model.name` on the rows of `knobs.data.train`.
+
+    A run is asked as it was trained: with its own template and system prompt.
+    """
+    watch = watch or Silent()
+    metrics.check(knobs.eval.metrics)
+    loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
+    data = knobs.data
+    if loaded.method is not None:
+        data = data.model_copy(
+            update={"template": loaded.template, "system": loaded.system if data.system is None else data.system}
+        )
+    names = label_names_of(loaded.model)
+    shape = row_shape(loaded.model, "auto" if names else data.task)
+    if shape.kind == "labels" and not names:
+        raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
+    rows = load_rows(data, loaded.tokenizer, counting(watch), shape, names)
+    chosen = choose_rows(rows, knobs.eval.rows)
+    loaded.template = data.template
+    stops = () if names else loaded.stop_ids
+    return measure(loaded.model, loaded.tokenizer, rows, chosen, knobs.eval, stops, "model", watch.progress)
+
+
+def check_out(out: Path, knobs: RunKnobs) -> None:
+    """Refuse a place for the answers before they are made.
+
+    Raises:
+        ConfigError: if it is a folder, the data itself, or below something that is no folder.
+    """
+    above = next((folder for folder in out.parents if folder.exists()), Path())
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file")
+    if not above.is_dir():
+        raise ConfigError(f"--out {out} cannot be made: {above} is no folder")
+    files = [knobs.data.train, knobs.data.validation, knobs.data.test]
+    if out.exists() and any(out.samefile(file) for file in files if file and Path(file).exists()):
+        raise ConfigError(f"--out {out} would overwrite the data that is measured on; choose another file")
+
+
+def write_answers(out: Path, measured: dict[str, Any]) -> None:
+    """One line of JSON per answer: prompt, target, answer."""
+    rows = zip(measured["prompts"], measured["targets"], measured["texts"], strict=True)
+    lines = [json.dumps({"prompt": p, "target": t, "answer": a}, ensure_ascii=False) for p, t, a in rows]
+    write_aside(out, "".join(line + "\n" for line in lines).encode())

@@ -1,0 +1,46 @@
+"""Activation checkpointing (arXiv 1604.06174): what a block computes is computed again in backward, instead of kept.
+
+The results are the same to the bit, dropout included. Whole blocks keep next to nothing but their input, and cost a
+third more time. What is cheap to compute (nn/remake.py) is half of what a block keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from microplane.errors import ConfigError
+from microplane.models.contract import view_of
+from microplane.nn.selective_recompute import remaking
+
+
+def recompute(model: nn.Module, what: str) -> None:
+    """Let `what` (none, cheap or blocks) be computed again in backward while `model` trains.
+
+    Raises:
+        ConfigError: if a model that is not ours has no such parts under the names that they have in ours.
+    """
+    if what == "none":
+        return
+    stacks = (getattr(module, "layers", None) for module in model.modules())
+    blocks = [block for layers in stacks if isinstance(layers, nn.ModuleList) for block in layers]
+    if not blocks or (what == "cheap" and view_of(model) is not None):
+        raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
+    for block in blocks:
+        block.forward = _again(block, block.forward, what)
+
+
+def _again(block: nn.Module, forward: Callable[..., Any], what: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not (block.training and torch.is_grad_enabled()):
+            return forward(*args, **kwargs)
+        if what == "blocks":
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        with remaking():
+            return forward(*args, **kwargs)
+
+    return run

@@ -1,0 +1,74 @@
+"""Rows with labels: two texts, their segments, and what is cut when they are too long."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.load_splits import load_splits
+from microplane.data.row_kind import Shape
+from microplane.data.tokenizers.tokenizer import load_tokenizer, shares
+from microplane.objectives.batch import make_batch
+from tests import labels as rows
+from tests.labels import save_wordpiece, write
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    save_wordpiece(tmp_path)
+    return load_tokenizer(tmp_path)
+
+
+def pieces(tokenizer, encoded):
+    return [tokenizer.piece(token) for token in encoded.ids]
+
+
+def test_of_two_texts_the_longer_one_loses_tokens(tokenizer):
+    whole = tokenizer.encode_pair("the red film is good", "it was")
+    assert not whole.cut
+    assert whole.types == [0] * 7 + [1] * 3
+    cut = tokenizer.encode_pair("the red film is good", "it was", max_length=8)
+    assert pieces(tokenizer, cut) == ["[CLS]", "the", "red", "film", "[SEP]", "it", "was", "[SEP]"]
+    assert cut.types == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert cut.cut
+
+
+def test_one_text_loses_its_end_and_keeps_its_special_tokens(tokenizer):
+    cut = tokenizer.encode_pair("the red film is good", max_length=4)
+    assert pieces(tokenizer, cut) == ["[CLS]", "the", "red", "[SEP]"]
+    assert cut.offsets == [(0, 0), (0, 3), (4, 7), (0, 0)]
+    assert not tokenizer.encode_pair("the red", max_length=4).cut
+
+
+def test_shares_fill_the_room_and_take_from_the_longer():
+    for first, second, room in product(range(7), range(7), range(9)):
+        a, b = shares([first, second], room)
+        assert a <= first
+        assert b <= second
+        assert a + b == min(first + second, room)
+        if a < first and b < second:
+            assert abs(a - b) <= 1
+        assert a == first or a + 1 >= b  # what lost something is not the shorter one
+        assert b == second or b + 1 >= a
+
+
+def test_a_batch_knows_the_second_text(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    data = write(tmp_path / "data.jsonl", rows.pairs(40))
+    splits = load_splits(DataKnobs(train=str(data)), tokenizer, None, Shape("labels"))
+    batch = make_batch(splits.train, [0, 3])
+    wanted = np.concatenate([splits.train[row][1] for row in (0, 3)])
+    assert batch.rows.types.tolist() == wanted.astype(int).tolist()
+    assert 0 < wanted.sum() < len(wanted)
+    assert batch.count == 2
+    assert splits.summary.trained_tokens["train"] == len(splits.train)
+
+
+def test_rows_of_one_text_have_no_segments(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    data = write(tmp_path / "data.jsonl", rows.reviews(40))
+    splits = load_splits(DataKnobs(train=str(data)), tokenizer, None, Shape("labels"))
+    assert make_batch(splits.train, [0, 3]).rows.types is None

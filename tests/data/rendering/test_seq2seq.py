@@ -1,0 +1,92 @@
+"""Examples as pairs for an encoder-decoder: what is read, what is written, and where a row is cut."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.load_splits import load_splits
+from microplane.data.reading.formats import Example, Message
+from microplane.data.rendering.seq2seq import PairLayout, source_text
+from microplane.data.row_kind import Shape
+from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.objectives.batch import make_batch
+from tests.tiny import save_byte_tokenizer
+
+PAIRS = Shape("pairs", start=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bytes")
+    save_byte_tokenizer(folder, ends=True)
+    return load_tokenizer(folder)
+
+
+def example(*said: tuple[str, str]) -> Example:
+    return Example(tuple(Message(role, text) for role, text in said), None, "x:1")
+
+
+def test_both_sides_end_with_the_end_token_and_only_the_target_is_trained(tokenizer):
+    row = PairLayout(tokenizer).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
+    source, target = tokenizer.encode("ab"), tokenizer.encode("c")
+    assert source[-1] == target[-1] == 1
+    assert row.ids == source + target
+    assert row.trained == [False] * len(source) + [True] * len(target)
+    assert (row.cut, row.count) == ("", len(target))
+
+
+def test_a_tokenizer_that_adds_no_end_token_gets_one(tmp_path):
+    save_byte_tokenizer(tmp_path, ends=False)
+    row = PairLayout(load_tokenizer(tmp_path)).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
+    assert [row.ids[2], row.ids[-1]] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("most", "most_target", "cut", "source", "target"),
+    [(4, 9, "prompt", "abc</s>", "xyz</s>"), (9, 3, "answer", "abcdef</s>", "xyz"), (4, 2, "answer", "abc</s>", "xy")],
+)
+def test_what_is_too_long_loses_its_end(tokenizer, most, most_target, cut, source, target):
+    row = PairLayout(tokenizer).row(example(("user", "abcdef"), ("assistant", "xyz")), most, most_target)
+    first = row.trained.index(True)
+    assert tokenizer.decode(row.ids[:first], False) == source
+    assert tokenizer.decode(row.ids[first:], False) == target
+    assert row.cut == cut
+
+
+def test_a_conversation_becomes_lines_and_the_system_prompt_comes_first():
+    one = [Message("user", "q")]
+    assert source_text(one) == "q"
+    assert source_text(one, "S") == "S\n\nq"
+    talk = [Message("system", "own"), *one, Message("assistant", "a"), Message("user", "r")]
+    assert source_text(talk, "S") == "own\n\nuser: q\nassistant: a\nuser: r"
+
+
+def test_from_file_to_batch(tokenizer, tmp_path):
+    rows = [{"inputs": f"in{n}", "targets": "t" * (1 + n % 3)} for n in range(20)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = load_splits(DataKnobs(train=str(file), validation_share=0.1), tokenizer, shape=PAIRS).train
+    assert train.shape == PAIRS
+    batch = make_batch(train, [0, 5, 2])
+    for number, row in enumerate([0, 5, 2]):
+        prompt, target = train.prompt_and_target(row)
+        source = batch.rows.source.ids.split(batch.rows.source.lengths)[number].tolist()
+        read = batch.rows.target.ids.split(batch.rows.target.lengths)[number].tolist()
+        wanted = batch.targets.split(batch.rows.target.lengths)[number].tolist()
+        assert source == prompt
+        assert wanted == [*target, 1]
+        assert read == [0, *target]  # the decoder begins with its start token, and never reads the last
+    assert batch.count == len(batch.targets) == sum(batch.rows.target.lengths)
+    assert np.array_equal(train.lengths, [len(train[row][0]) for row in range(len(train))])
+
+
+def test_the_same_file_for_a_decoder_is_another_entry_of_the_cache(tokenizer, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"inputs": f"in{n}", "targets": "t"}) + "\n" for n in range(9)))
+    pairs = load_splits(DataKnobs(train=str(file)), tokenizer, shape=PAIRS).train
+    rows = load_splits(DataKnobs(train=str(file)), tokenizer).train
+    assert pairs.fingerprint != rows.fingerprint

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microplane.data.batch_plan import BatchPlan, micro_batches, pack
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(lambda x: np.array(x, np.int32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 20), st.integers(0, 5), st.none() | st.integers(16, 900))
+def test_an_epoch_holds_each_row_once_and_comes_out_the_same_again(lengths, size, seed, tokens):
+    plan = BatchPlan(lengths, size, tokens, seed)
+    steps = plan.epoch(2)
+    assert sorted(np.concatenate(steps).tolist()) == list(range(len(lengths)))
+    again = BatchPlan(lengths, size, tokens, seed).epoch(2)
+    assert all(np.array_equal(a, b) for a, b in zip(steps, again, strict=True))
+    if not tokens:
+        assert len(steps) == plan.total_steps(1)
+    else:
+        assert all(lengths[step].sum() <= tokens or len(step) == 1 for step in steps)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.none() | st.integers(16, 400))
+def test_any_step_is_found_by_its_number(lengths, size, tokens):
+    plan = BatchPlan(lengths, size, tokens, 1)
+    walked = [step for epoch in range(3) for step in plan.epoch(epoch)]
+    for number in (0, len(walked) // 2, len(walked) - 1):
+        assert np.array_equal(BatchPlan(lengths, size, tokens, 1).at(number)[1], walked[number])
+    assert plan.total_steps(3) == len(walked)
+
+
+def test_epochs_differ_and_so_do_seeds():
+    lengths = np.arange(1, 101)
+    flat = lambda seed, epoch: np.concatenate(BatchPlan(lengths, 4, seed=seed).epoch(epoch)).tolist()  # noqa: E731
+    assert flat(0, 0) != flat(0, 1)
+    assert flat(0, 0) != flat(1, 0)
+
+
+def test_parts_of_an_epoch():
+    plan = BatchPlan(np.full(100, 10), 10)
+    assert plan.total_steps(0.5) == 5
+    assert plan.total_steps(2.25) == 22
+    assert plan.total_steps(0.001) == 1
+
+
+def test_steps_hold_rows_of_similar_length():
+    lengths = np.random.default_rng(0).integers(1, 1000, 2000)
+    spread = [np.ptp(lengths[step]) for step in BatchPlan(lengths, 10).epoch(0)]
+    assert np.median(spread) < 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(16, 500))
+def test_micro_batches_keep_the_budget_and_lose_nothing(lengths, budget):
+    rows = np.arange(len(lengths))
+    parts = micro_batches(rows, lengths, budget)
+    assert sorted(row for part in parts for row in part) == rows.tolist()
+    assert all(lengths[part].sum() <= budget or len(part) == 1 for part in parts)
+
+
+def test_a_row_longer_than_the_budget_is_alone():
+    assert pack([0, 1, 2], np.array([5, 100, 5]), 16) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_only_the_last_step_of_a_pool_is_short(size):
+    plan = BatchPlan(np.full(100, 7), size)
+    sizes = sorted(len(step) for step in plan.epoch(0))
+    assert sizes[1:] == [size] * (len(sizes) - 1)

@@ -1,0 +1,89 @@
+"""What is understood of a config.json, and what is said when it is wrong or not supported."""
+
+from __future__ import annotations
+
+import pytest
+
+from microplane.errors import ModelError
+from microplane.models.configs.decoder import FAMILIES, DecoderConfig
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"architectures": ["BertModel", "Other"]}, "the architecture BertModel, Other is not supported"),
+        ({"architectures": None, "model_type": "mamba"}, "the architecture mamba is not supported"),
+        ({"architectures": None, "model_type": None}, "(config.json names none)"),
+        ({"hidden_size": "16"}, "hidden_size = '16': expected a whole number above 0"),
+        ({"vocab_size": None}, "vocab_size = None: expected a whole number above 0"),
+        ({"hidden_size": 0, "rms_norm_eps": "x"}, "_size = 0: expected a whole number above 0\n  rms_norm_eps = 'x'"),
+        ({"architectures": "Llama"}, "architectures = 'Llama' in config.json: expected a list of names"),
+        ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn': expected an object"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes': expected true or false"),
+        ({"layer_types": "full_attention"}, "layer_types = 'full_attention': expected a list"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "8"}}, "factor = '8': expected numbers above 0"),
+        ({"rope_parameters": {"full_attention": "no"}}, "rope_parameters in config.json has full_attention = 'no'"),
+        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is not a multiple of num_key_value_heads = 3"),
+        ({"hidden_act": "swish2"}, "the activation 'swish2' in config.json is not supported (hidden_act)"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rotary positions of type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rotary positions of type 'longrope'"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "supported are default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "needs low_freq_factor, high_freq_factor too"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}, "no_rope_layers in config.json has 1"),
+        (
+            {"architectures": ["Gemma3ForCausalLM"], "layer_types": ["linear_attention"] * 2},
+            "expected 2 entries (num_hidden_layers), each full_attention or sliding_attention",
+        ),
+        ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "attention is causal here"),
+    ],
+)  # fmt: skip
+def test_configs_that_are_not_supported(fields, expected):
+    with pytest.raises(ModelError) as caught:
+        DecoderConfig.from_hf(CONFIG | fields)
+    assert expected in str(caught.value)
+
+
+def test_the_supported_architectures_are_named():
+    with pytest.raises(ModelError, match=f"supported are {', '.join(FAMILIES)}"):
+        DecoderConfig.from_hf(CONFIG | {"architectures": ["GPT2LMHeadModel"]})
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_config_survives_its_own_writing(architecture):
+    config = DecoderConfig.from_hf(CONFIG | {"architectures": [architecture], "head_dim": 4})
+    assert DecoderConfig.from_hf(config.to_hf()) == config
+
+
+def test_configs_of_transformers_4_and_5_mean_the_same():
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    old = CONFIG | {"rope_theta": 5e5, "rope_scaling": scaling | {"rope_type": "llama3"}}
+    new = CONFIG | {"rope_parameters": scaling | {"rope_type": "llama3", "rope_theta": 5e5}}
+    assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)
+    gemma = CONFIG | {"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 7}
+    old = gemma | {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 6,
+    }
+    new = gemma | {
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        },
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
+    }
+    assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)

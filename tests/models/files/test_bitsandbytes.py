@@ -1,0 +1,83 @@
+"""Folders that transformers and bitsandbytes have written in nf4, and single weights both ways."""
+
+from __future__ import annotations
+
+import json
+
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+import transformers
+
+from microplane.errors import ModelError
+from microplane.models.decoder import Decoder, DecoderConfig
+from microplane.models.files.bitsandbytes import STATE, bitsandbytes_tensors
+from microplane.models.files.load import load_model, open_checkpoint, save_model
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.ops import nf4
+from microplane.nn.quantised import NF4Linear
+from microplane.nn.rows import Rows
+from tests.tiny import CONFIGS
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["double", "single"])
+def theirs(request, tmp_path_factory):
+    plain, folder = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("nf4")
+    # Rows of whole blocks: for others, bitsandbytes 0.50.2 takes wrong scales on processors with AVX-512.
+    config = CONFIGS["llama-untied"] | {"hidden_size": 64, "intermediate_size": 128}
+    save_model(Decoder(DecoderConfig.from_hf(config)).init_weights(0), plain)
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=request.param
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        plain, quantization_config=config, dtype=torch.float32, device_map="cpu"
+    )
+    model.save_pretrained(folder)
+    return folder, model, request.param, plain
+
+
+def test_their_folder_gives_their_weights_and_logits(theirs):
+    folder, model, double, plain = theirs
+    assert open_checkpoint(folder).stored == "nf4"
+    ids = [5, 6, 7, 8, 9, 10]
+    for form in (NumberFormat(torch.float32), NumberFormat(torch.float32, "nf4")):
+        ours = load_model(folder, form)
+        weight = model.model.layers[1].mlp.down_proj.weight
+        expected = bnb.dequantize_4bit(weight.data, weight.quant_state)
+        if double or form.quantised is None:
+            assert torch.equal(ours.layers[1].mlp.down.weight, expected)
+        with torch.no_grad():
+            logits = ours.logits(ours(Rows.of([ids])))
+            if double or form.quantised is None:
+                torch.testing.assert_close(logits, model.train()(torch.tensor([ids])).logits[0], atol=1e-4, rtol=1e-4)
+    if double:
+        same = load_model(plain, NumberFormat(torch.float32, "nf4")).state_dict()
+        assert isinstance(ours.layers[0].attention.q, NF4Linear)
+        assert all(torch.equal(same[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_a_weight_quantised_here_is_read_by_bitsandbytes():
+    weight = torch.randn(96, 128)
+    ours = nf4.quantise(weight)
+    tensors = bitsandbytes_tensors("w", ours, (96, 128), "float32")
+    state = bnb.QuantState.from_dict({n: t for n, t in tensors.items() if n != "w"}, device=torch.device("cpu"))
+    assert torch.equal(bnb.dequantize_4bit(tensors["w"], state), nf4.dequantise(ours, (96, 128)))
+
+
+def test_other_schemes_and_blocks_are_refused(theirs, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, *_ = theirs
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(STATE))
+    state = json.loads(bytes(tensors[name].tolist())) | {"blocksize": 128}
+    tensors[name] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"the nf4 weight model\.layers.* cannot be read \(blocks of 128"):
+        load_model(tmp_path)
+    config["quantization_config"]["bnb_4bit_quant_type"] = "fp4"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="not supported, bitsandbytes' nf4 is"):
+        load_model(tmp_path)

@@ -1,0 +1,210 @@
+"""Task heads through the whole job: rows with labels in, a head beside an adapter or in a model out, opened again."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+import microplane
+from microplane.errors import ConfigError
+from microplane.training import loop
+from tests import labels as rows
+from tests.labels import encoder_folder, write
+from tests.runs.test_seq2seq import pair_folder
+from tests.tiny import ENCODER_CONFIGS, save_tiny_folder
+
+SET = {
+    "train.steps": 40,
+    "train.lr": 1e-2,
+    "train.eval_every": 8,
+    "train.threads": 1,
+    "train.patience": 0,
+    "model.dtype": "float32",
+    "eval.rows": 4,
+}
+METHODS = {"lora": 1e-2, "full": 3e-3}
+
+
+def train(model: Path, data: Path, method: str = "lora", **changes):
+    sets = SET | {"runs": str(data.parent / "runs"), "train.lr": METHODS.get(method, 1e-2)} | changes
+    return microplane.train(str(model), str(data), method=method, set=sets)
+
+
+def sound(run) -> None:
+    assert run.result["status"] == "success"
+    assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+    assert all(check["passed"] in (True, None) for check in run.result["checks"]), run.result["checks"]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("family", list(ENCODER_CONFIGS))
+def test_an_encoder_learns_classes_and_is_opened_again(family, method, tmp_path):
+    run = train(encoder_folder(tmp_path / "model", family), write(tmp_path / "data.jsonl", rows.reviews()), method)
+    sound(run)
+    assert set(run.metrics["after"]) == {"loss", "accuracy", "macro_f1"}
+    assert run.metrics["after"]["accuracy"] > 0.9
+    said = run.load().classify(["the red film is good", "the blue plot is bad"])
+    assert [one.label for one in said] == ["positive", "negative"]
+    for one in said:
+        assert set(one.probabilities) == {"positive", "negative"}
+        assert sum(one.probabilities.values()) == pytest.approx(1)
+        assert one.probabilities[one.label] == max(one.probabilities.values())
+
+
+def test_several_classes_at_once(tmp_path):
+    run = train(
+        encoder_folder(tmp_path / "model"),
+        write(tmp_path / "data.jsonl", rows.multilabel()),
+        "full",
+        **{"train.steps": 100},
+    )
+    sound(run)
+    assert run.metrics["after"]["micro_f1"] > 0.9
+    none, two = run.load().classify(["a film 3", "a red blue film 5"])
+    assert (none.labels, two.labels) == ((), ("blue", "red"))
+    assert all(0 < chance < 1 for chance in two.probabilities.values())
+    assert str(none).startswith("(none)  (")
+
+
+def test_numbers(tmp_path):
+    run = train(
+        encoder_folder(tmp_path / "model"),
+        write(tmp_path / "data.jsonl", rows.scores()),
+        "full",
+        **{"train.steps": 100},
+    )
+    sound(run)
+    assert set(run.metrics["after"]) == {"loss", "rmse", "pearson", "spearman"}
+    assert run.metrics["after"]["pearson"] > 0.8
+    low, high = run.load().classify(["it is good 4", "it is good good good 4"])
+    assert low.values[0] < high.values[0]
+    assert low.probabilities is None
+
+
+def test_a_class_for_each_word(tmp_path):
+    run = train(
+        encoder_folder(tmp_path / "model"), write(tmp_path / "data.jsonl", rows.tags()), "full", **{"train.steps": 60}
+    )
+    sound(run)
+    assert run.metrics["after"]["accuracy"] > 0.9
+    said = run.load().classify(["the  green actor xyz 5"])[0]  # xyz is three tokens, of which the first speaks
+    assert [(word, one.label) for word, one in said.words] == [
+        ("the", "O"), ("green", "COLOUR"), ("actor", "THING"), ("xyz", "O"), ("5", "NUMBER"),
+    ]  # fmt: skip
+    assert str(said) == "the/O green/COLOUR actor/THING xyz/O 5/NUMBER"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_two_texts_that_belong_together(family, tmp_path):
+    model = encoder_folder(tmp_path / "model", family, type_vocab_size=2 if family == "bert" else 1)
+    run = train(model, write(tmp_path / "data.jsonl", rows.pairs()), "full", **{"train.steps": 100})
+    sound(run)
+    loaded = run.load()
+    said = loaded.classify([("the film is bad 1", "it was good"), ("the film is good 1", "it was bad")])
+    assert [one.label for one in said] == ["yes", "no"]
+    assert run.result["data"]["format"] == "classification (premise + hypothesis -> label)"
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5-last", "t5-mean"])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_models_that_write_take_heads_too(kind, method, tmp_path):
+    model = save_tiny_folder(tmp_path / "model") if kind == "decoder" else pair_folder(tmp_path / "model")
+    changes = {"data.task": "classification", "model.pooling": "auto" if kind == "decoder" else kind[3:]}
+    run = train(model, write(tmp_path / "data.jsonl", rows.reviews()), method, **changes)
+    sound(run)
+    loaded = run.load()
+    assert loaded.shape.kind == "labels"
+    assert {one.label for one in loaded.classify(["the red film is good 1", "a"])} <= {"positive", "negative"}
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
+    model = encoder_folder(tmp_path / "model", hidden_dropout_prob=0.2)
+    data = write(tmp_path / "data.jsonl", rows.reviews())
+    straight = train(model, data, method, name="straight")
+    step = loop._step
+
+    def dying(job, totals):
+        if totals.step == 13:
+            raise KeyboardInterrupt
+        return step(job, totals)
+
+    monkeypatch.setattr(loop, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, method, name="killed")
+    monkeypatch.setattr(loop, "_step", step)
+    again = microplane.resume(tmp_path / "runs" / "killed")
+    weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    for name in ("metrics.jsonl", f"adapter/{weights}"):
+        assert (again.folder / name).read_bytes() == (straight.folder / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labels")
+    data = write(folder / "data.jsonl", rows.reviews())
+    return train(encoder_folder(folder / "model"), data, "full"), data
+
+
+def microplane_command(capsys, *arguments: str) -> str:
+    from microplane.cli.app import app
+
+    app(list(arguments), standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_generate_gives_the_label_and_its_probability(done, capsys):
+    run, _ = done
+    said = microplane_command(capsys, "generate", str(run.folder), "the red film is good 1", "--dtype", "float32")
+    assert said.startswith("positive  (positive ")
+    assert "%, negative " in said
+    two = microplane_command(
+        capsys, "generate", str(run.folder), "the red film is good 1", "a plot is bad\tit is bad 3"
+    )
+    assert two.startswith("> the red film is good 1\npositive  (")
+    assert "\n> a plot is bad\tit is bad 3\n" in two
+
+
+def test_a_conversation_with_a_task_head_is_labels_line_by_line(done, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the red film is good 1\n/new\nthe red film is bad 2\n/quit\n"))
+    said = microplane_command(capsys, "generate", str(done[0].folder), "-i").splitlines()
+    assert [line.split()[0] for line in said] == ["positive", "negative"]
+
+
+def test_eval_measures_labels(done, capsys, tmp_path):
+    run, data = done
+    said = microplane_command(
+        capsys, "eval", str(run.folder), str(data), "--json", "--out", str(tmp_path / "out.jsonl")
+    )
+    assert json.loads(said)["accuracy"] > 0.9
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["answer"] in ("positive", "negative")
+
+
+def test_embeddings_have_length_one_and_come_as_json_lines(done, capsys):
+    model = str(done[0].folder.parent.parent / "model")
+    said = microplane_command(capsys, "embed", model, "the red film", "the red film", "bad", "--dtype", "float32")
+    one, same, other = (json.loads(line) for line in said.splitlines())
+    assert one["text"] == "the red film"
+    assert sum(x * x for x in one["embedding"]) == pytest.approx(1, abs=1e-5)
+    assert one == same != other
+    cls = microplane.load(model, "float32").embed(["the red film"], pooling="cls")
+    assert cls.shape == (1, 32)
+    assert cls[0].tolist() != pytest.approx(one["embedding"], abs=1e-3)
+
+
+def test_what_cannot_be_labelled_or_embedded_is_refused(done, capsys, tmp_path, monkeypatch):
+    model = done[0].folder.parent.parent / "model"
+    with pytest.raises(ConfigError, match="this BertModel has no task head, so it has no labels to give: train one on"):
+        microplane.load(model).classify(["a"])
+    with pytest.raises(ConfigError, match="pooling = 'max': possible are cls, mean, last"):
+        microplane.load(model).embed(["a"], pooling="max")
+    with pytest.raises(microplane.errors.DataError, match="the text ' ' is empty"):
+        microplane.load(done[0].folder).classify([" "])
+    with pytest.raises(ConfigError, match=r"has no task head, so it says nothing of labels yet"):
+        microplane_command(capsys, "eval", str(model), str(done[1]))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(ConfigError, match="there is no text"):
+        microplane_command(capsys, "embed", str(model))

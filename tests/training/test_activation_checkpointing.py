@@ -1,0 +1,101 @@
+"""Blocks that are computed again in backward: the same bits, fewer activations kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from microplane.methods import make_method
+from microplane.methods.method import trainable
+from microplane.models.files.load import quantise_linears
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.selective_recompute import remade, remaking
+from microplane.objectives.batch import loss_sum, make_batch
+from microplane.training.activation_checkpointing import recompute
+from tests.contract.families import FAMILIES
+from tests.tiny import copy_task, logits, tiny
+
+DATA = copy_task()
+
+
+class Counting(saved_tensors_hooks):
+    """Notes what is kept, also by hooks inside of other hooks; storages once."""
+
+    def __init__(self, pack, unpack):
+        def noted(tensor):
+            result = pack(tensor)
+            if isinstance(result, torch.Tensor):
+                KEPT[result.untyped_storage().data_ptr()] = result
+            return result
+
+        super().__init__(noted, unpack)
+
+
+KEPT = {}
+
+
+def kept_and_gradients(what, kind, dropout, monkeypatch):
+    KEPT.clear()
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", Counting)
+    model = tiny()
+    quantise_linears(model, NumberFormat(torch.float32, kind))
+    torch.manual_seed(0)
+    make_method({"name": "lora", "rank": 2, "dropout": dropout}).attach(model)
+    recompute(model, what)
+    before = logits(model.eval(), DATA)
+    model.train()
+    torch.manual_seed(1)
+    with Counting(lambda t: t, lambda t: t):
+        loss = loss_sum(model, make_batch(DATA, range(8)))
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept = sum(tensor.untyped_storage().nbytes() for place, tensor in KEPT.items() if place not in own)
+    loss.backward()
+    return kept, {name: tensor.grad for name, tensor in trainable(model).items()}, loss, before
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+def test_it_keeps_less_and_gives_the_same_bits(kind, dropout, monkeypatch):
+    kept, gradients, loss, before = kept_and_gradients("none", kind, dropout, monkeypatch)
+    for what, most in (("cheap", 0.95 if dropout else 0.65), ("blocks", 0.5)):
+        less, same, again, after = kept_and_gradients(what, kind, dropout, monkeypatch)
+        assert less < most * kept, what
+        assert torch.equal(loss, again)
+        assert torch.equal(before, after)
+        assert all(torch.equal(gradients[name], same[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_gives_the_same_bits_where_all_weights_train(family, what):
+    def gradients(what):
+        model = FAMILIES[family].build()
+        make_method("full").attach(model)
+        recompute(model, what)
+        torch.manual_seed(1)
+        loss_sum(model.train(), make_batch(FAMILIES[family].data, range(8))).backward()
+        return [tensor.grad for tensor in trainable(model).values()]
+
+    assert all(map(torch.equal, gradients(what), gradients("none")))
+
+
+def test_a_result_that_was_changed_in_place_is_kept_as_it_is():
+    x, other = torch.randn(5, 3, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    with remaking():
+        changed = remade(torch.exp, x).detach().mul_(2)
+        (changed @ other).sum().backward()
+    torch.testing.assert_close(other.grad, (2 * x.exp()).detach().sum(0)[:, None].expand(3, 2))
+
+
+def test_a_result_is_made_once_for_all_that_keep_it():
+    calls, x, other = [], torch.randn(5, 3, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+
+    def tanh(x):
+        calls.append(len(calls))
+        return x.tanh()
+
+    with remaking():
+        y = remade(tanh, x)
+        (y @ other + y @ (2 * other)).sum().backward()
+    assert len(calls) == 2
