@@ -22,12 +22,13 @@ import torch
 from common import empty_process, environment, peak_rss
 from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.hardware import give_back_memory
-from microplane.inference.pipeline import base_format
 from microplane.methods import make_method, trainable
+from microplane.methods.base_format import base_format
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
-from microplane.objectives.batch import Batch, loss_sum
+from microplane.objectives.batch import Batch
+from microplane.objectives.losses import loss_sum
 from microplane.training.optim import make_optimizer
 
 HERE = Path(__file__).parent

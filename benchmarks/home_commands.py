@@ -18,7 +18,8 @@ from typing import Any
 from common import environment
 from microplane.cli.demo import demo_knobs, recipe
 from microplane.cli.terminal import Terminal, make_console
-from microplane.config.knobs import RunKnobs, build, set_value
+from microplane.config.build import build, set_value
+from microplane.config.knobs import RunKnobs
 from microplane.runs.train import train
 
 HERE = Path(__file__).parent

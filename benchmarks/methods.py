@@ -20,7 +20,8 @@ from typing import Any
 from common import environment, settings, spread
 from microplane.cli.demo import demo_knobs, recipe
 from microplane.cli.terminal import Terminal, make_console
-from microplane.config.knobs import RunKnobs, build, place
+from microplane.config.build import build, place
+from microplane.config.knobs import RunKnobs
 from microplane.runs.evaluate import measure_file
 from microplane.runs.train import train
 

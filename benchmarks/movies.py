@@ -31,7 +31,8 @@ import numpy as np
 
 from common import environment, settings
 from microplane.cli.terminal import Terminal, make_console
-from microplane.config.knobs import RunKnobs, build, place
+from microplane.config.build import build, place
+from microplane.config.knobs import RunKnobs
 from microplane.files import cache_dir
 from microplane.runs.train import train
 

@@ -19,8 +19,8 @@ from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.data import batch_plan as batches
 from microplane.data.row_kind import TEXT, Shape
 from microplane.evaluation.evaluate import evaluate_loss
-from microplane.inference.pipeline import base_format, number_format
 from microplane.methods import Method, make_method, trainable
+from microplane.methods.base_format import base_format, number_format
 from microplane.models.contract import Model
 from microplane.models.files.load import load_model
 from microplane.nn.number_format import NumberFormat

@@ -36,6 +36,14 @@ def smollm2():
 
 
 @pytest.fixture(scope="session")
+def smol(smollm2):
+    """The tokenizer of SmolLM2."""
+    from microplane.data.tokenizers.tokenizer import load_tokenizer
+
+    return load_tokenizer(smollm2)
+
+
+@pytest.fixture(scope="session")
 def t5_tokenizer():
     """The folder of T5's own tokenizer: spiece.model, tokenizer.json and its config (fetched like the model above)."""
     from microplane.models.files.hub import tokenizer_folder
@@ -57,3 +65,19 @@ def minilm():
     from microplane.models.files.hub import resolve
 
     return resolve("minilm")
+
+
+@pytest.fixture(scope="session")
+def make_tiny():
+    """Makes byte-level tokenizers with any special tokens and any template."""
+    from tests.tokenizers import tiny
+
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def make_spaced():
+    """Makes tokenizers that put a space before every text."""
+    from tests.tokenizers import spaced
+
+    return spaced

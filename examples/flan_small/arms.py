@@ -15,18 +15,18 @@ import torch
 from choose import OptionRows, counting_baseline, rank, read_choices, write_freely
 from stages import StoppedError
 
+from microplane.checkpoints.adapter import save_adapter
+from microplane.checkpoints.attach_saved import fingerprint
 from microplane.config.knobs import DataKnobs, TrainKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.files import write_aside
-from microplane.inference.pipeline import fingerprint
 from microplane.methods import make_method
 from microplane.methods.method import attach
 from microplane.models.files.load import load_model
 from microplane.nn.number_format import NumberFormat
 from microplane.training.loop import fit
-from microplane.training.resume import save_adapter
 
 Curve = list[tuple[int, float]]  # (step, validation accuracy)
 

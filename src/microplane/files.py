@@ -133,3 +133,7 @@ def find_run(path: Path) -> Path:
         known = [str(file.parent) for file in path.parent.glob("*/run.yaml")]
         raise CheckpointError(f"{path} is not a run that can be continued: {what}.{nearest(str(path), known)}")
     return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_aside(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

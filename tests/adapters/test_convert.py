@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from microplane.adapters.convert import best_pair, convert
-from microplane.cli.app import app as cli
+from microplane.checkpoints.adapter import save_adapter
+from microplane.cli import app as cli
 from microplane.errors import AdapterError
 from microplane.inference.pipeline import load
 from microplane.methods import METHODS, make_method
@@ -16,7 +17,6 @@ from microplane.methods.adapted_linear import AdaptedLinear, adapted
 from microplane.methods.method import trainable
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
-from microplane.training.resume import save_adapter
 from tests.tiny import save_tiny_folder
 
 IDS = [5, 9, 77, 31, 40, 2, 8]

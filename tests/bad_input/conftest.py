@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from microplane.config.knobs import RunKnobs, build, set_value
+from microplane.config.build import build, set_value
+from microplane.config.knobs import RunKnobs
 from microplane.runs.train import train
 from tests.bad_input.kit import QUICK, CommandLine, copy_home, furnish
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from microplane.cli.app import app as cli
+from microplane.cli import app as cli
 from tests.tiny import save_tiny_folder
 
 QUICK = (

@@ -147,14 +147,14 @@ def test_bad_adapters(microplane, case):
 
 def test_what_is_left_right_is_read(microplane, here):
     """The cases above differ from this in one thing each."""
-    ours = microplane.runs.train(*GENERATE)
+    ours = microplane.run(*GENERATE)
     assert ours[0] == 0, ours
     remove(METHOD)(here)
-    assert microplane.runs.train(*GENERATE) == ours
+    assert microplane.run(*GENERATE) == ours
 
 
 def test_a_damaged_probe_does_not_keep_a_run_from_being_merged(microplane, here):
     cut(f"{BASE}/resume/probe.safetensors", 9)(here)
-    code, out, err = microplane.runs.train(*MERGE)
+    code, out, err = microplane.run(*MERGE)
     assert code == 0, err
     assert "on 3 stored rows" in out

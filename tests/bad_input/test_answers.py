@@ -60,7 +60,7 @@ def test_bad_prompts(microplane, case):
 
 def test_a_chat_goes_on_after_a_message_that_is_too_long(microplane, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("word " * 60 + "\nhi\n"))
-    code, out, err = microplane.runs.train(*generate("-i"))
+    code, out, err = microplane.run(*generate("-i"))
     assert code == 0, err
     first, second = out.splitlines()[:2]
     assert first.startswith("error: ")
@@ -72,7 +72,7 @@ def test_a_chat_goes_on_after_a_message_that_is_too_long(microplane, monkeypatch
 def test_standard_input_that_is_not_utf8(microplane, monkeypatch, interactive):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
     if interactive:
-        code, out, err = microplane.runs.train(*generate("-i"))
+        code, out, err = microplane.run(*generate("-i"))
         assert (code, err) == (0, "")
         assert "not UTF-8" in out
     else:

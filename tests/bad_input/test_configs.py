@@ -115,7 +115,7 @@ def test_bad_knobs(microplane, case):
 
 
 def test_without_arguments_there_is_help(microplane):
-    code, out, err = microplane.runs.train()
+    code, out, err = microplane.run()
     assert code == 2
     assert "train" in out + err
     assert "Traceback" not in out + err
@@ -123,7 +123,7 @@ def test_without_arguments_there_is_help(microplane):
 
 def test_a_section_whose_lines_are_all_commented_out_is_empty(microplane, here):
     (here / "c.yaml").write_text("name: quiet\ntrain:\n#  lr: 3\n")
-    code, _, err = microplane.runs.train(*train("--config", "c.yaml"))
+    code, _, err = microplane.run(*train("--config", "c.yaml"))
     assert code == 0, err
 
 
@@ -134,6 +134,6 @@ def test_nothing_is_measured_before_the_method_is_refused(microplane, monkeypatc
 
 
 def test_max_length_beyond_the_context_is_lowered_and_said(microplane):
-    code, out, err = microplane.runs.train(*train_with("data.max_length=4096"))
+    code, out, err = microplane.run(*train_with("data.max_length=4096"))
     assert code == 0, err
     assert "data.max_length lowered from 4096 to 128" in out

@@ -175,7 +175,7 @@ def test_every_bad_row_is_told_at_once(microplane, here):
 
 def test_skipping_is_counted_and_said(microplane, here):
     (here / "a.jsonl").write_text(GOOD + "{\n")
-    code, out, err = microplane.runs.train(*train("--skip-bad-rows", data="a.jsonl"))
+    code, out, err = microplane.run(*train("--skip-bad-rows", data="a.jsonl"))
     assert code == 0, err
     assert "broken JSON" in out
 

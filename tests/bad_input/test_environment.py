@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from microplane.checkpoints import tensors
 from microplane.models.files import load
-from microplane.training import resume as checkpoint
 from tests.bad_input.kit import BASE, MERGE, RESUME, Case, both, check_message, evaluate, remove, sets, train, write
 
 RUN = train("--name", "x", *sets("method.rank=2"))
@@ -63,7 +63,7 @@ def check_full_disk(microplane, here):
     assert "No space left on device" in told.error
     assert "Make room" in told.error
     begun = (here / "runs/x/run.yaml").is_file()
-    code, _, err = microplane.runs.train(*(["train", "--resume", "runs/x"] if begun else RUN))
+    code, _, err = microplane.run(*(["train", "--resume", "runs/x"] if begun else RUN))
     assert code == 0, err
     assert result(here / "runs/x") == result(here / BASE)
 
@@ -76,7 +76,7 @@ def test_a_disk_that_is_full_at_any_file(microplane, here, monkeypatch, number):
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_disk_that_is_full_at_any_tensors(microplane, here, monkeypatch, number):
-    monkeypatch.setattr(checkpoint, "save_file", at_call(number, checkpoint.save_file, full_for_safetensors))
+    monkeypatch.setattr(tensors, "save_file", at_call(number, tensors.save_file, full_for_safetensors))
     check_full_disk(microplane, here)
 
 
@@ -87,9 +87,9 @@ def test_a_run_that_is_continued_on_a_full_disk_loses_nothing(microplane, here, 
     remove(f"{BASE}/resume/step-00000004")(here)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", at_call(number, Path.write_bytes, full))
-        code, out, err = microplane.runs.train(*RESUME)
+        code, out, err = microplane.run(*RESUME)
     check_message(code, out, err, 1)
-    code, _, err = microplane.runs.train(*RESUME)
+    code, _, err = microplane.run(*RESUME)
     assert code == 0, err
     assert result(here / BASE) == whole
 
@@ -112,7 +112,7 @@ def test_full_fine_tuning_onto_a_full_disk(microplane, monkeypatch):
 )
 @pytest.mark.parametrize("arguments", [RUN, MERGE, evaluate("--out", "new/answers.jsonl")], ids=lambda a: a[0])
 def test_a_place_that_cannot_be_written_to(microplane, here, monkeypatch, arguments, number, says):
-    microplane.runs.train(*evaluate())  # so that its data is in the cache
+    microplane.run(*evaluate())  # so that its data is in the cache
 
     def refuse(path, *arguments, **named):
         raise OSError(number, os.strerror(number), str(path))
@@ -139,7 +139,7 @@ def test_too_little_memory(microplane, monkeypatch):
 
 DRIVER = """
 import contextlib, io, json, os, subprocess, sys
-from microplane.cli.app import app as cli
+from microplane.cli import app as cli
 
 def ask(*arguments):
     out, err, code = io.StringIO(), io.StringIO(), 0

@@ -10,22 +10,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from microplane.config.knobs import (
-    DataKnobs,
-    GenerateKnobs,
-    RunKnobs,
-    build,
-    fields,
-    place,
-    read_yaml,
-    set_value,
-    to_yaml,
-)
+from microplane.checkpoints.adapter import load_adapter, read_method
+from microplane.config.build import build, fields, place, read_yaml, set_value, to_yaml
+from microplane.config.knobs import DataKnobs, GenerateKnobs, RunKnobs
 from microplane.errors import AdapterError, CheckpointError, ConfigError, ModelError
 from microplane.methods import METHODS, Method, make_method
 from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.files.load import load_model
-from microplane.training.resume import load_adapter, read_method, read_state
+from microplane.training.resume import read_state
 from tests.bad_input.kit import BASE, newest_checkpoint
 from tests.tiny import LLAMA, tiny
 

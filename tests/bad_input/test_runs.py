@@ -137,7 +137,7 @@ def test_a_run_goes_on_after_all_that_was_wrong_is_put_right(microplane, here):
     microplane.refuses(*RESUME)
     weights.write_bytes(good[1])
     before = snapshot(here / BASE)
-    code, _, err = microplane.runs.train(*RESUME)
+    code, _, err = microplane.run(*RESUME)
     assert code == 0, err
     after = snapshot(here / BASE)
     assert {name for name in after if after[name] != before[name]} <= {"result.json", "report.html"}
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_deleted_as_advised_gives_the_same_run(microplane, 
     adapter = (here / BASE / "adapter" / "adapter_model.safetensors").read_bytes()
     metrics = (here / BASE / "metrics.jsonl").read_bytes()
     in_checkpoint(remove)(here)
-    code, _, err = microplane.runs.train(*RESUME)
+    code, _, err = microplane.run(*RESUME)
     assert code == 0, err
     assert (here / BASE / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
     assert (here / BASE / "metrics.jsonl").read_bytes() == metrics
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_deleted_as_advised_gives_the_same_run(microplane, 
 def test_a_damaged_memory_of_the_untouched_model_is_made_again(microplane, here, content):
     before = (here / BASE / "resume" / "before.json").read_bytes()
     (here / BASE / "resume" / "before.json").write_bytes(content)
-    code, _, err = microplane.runs.train(*RESUME)
+    code, _, err = microplane.run(*RESUME)
     assert code == 0, err
     assert (here / BASE / "resume" / "before.json").read_bytes() == before
 
@@ -167,7 +167,7 @@ def test_a_run_is_continued_from_within_its_own_folder(microplane, here, monkeyp
         (here / BASE / name).symlink_to(here / name)
     monkeypatch.chdir(here / BASE)
     before = snapshot(here / "runs")
-    code, _, err = microplane.runs.train("train", "--resume", ".")
+    code, _, err = microplane.run("train", "--resume", ".")
     assert code == 0, err
     assert snapshot(here / "runs").keys() == before.keys()
 
@@ -191,5 +191,5 @@ def test_training_that_fails_keeps_what_there_is(microplane, here, method, knob,
 @pytest.mark.parametrize("content", [b"\xff\xfe{", b'{"step": 1}\n'])
 def test_a_damaged_clock_ends_no_run(microplane, here, content):
     (here / BASE / "speed.jsonl").write_bytes(content)
-    code, _, err = microplane.runs.train(*RESUME)
+    code, _, err = microplane.run(*RESUME)
     assert code == 0, err

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from microplane.cli import app as cli
 from microplane.cli.app import app
-from microplane.cli.app import app as cli
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 FORBIDDEN = (

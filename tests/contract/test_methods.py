@@ -12,15 +12,17 @@ import copy
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import load_adapter, read_method, save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.method import attach, load_state, state_of, trainable
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 from microplane.training.init_from_data import sample_losses
 from microplane.training.optim import make_optimizer
-from microplane.training.resume import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
+from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.contract.families import FAMILIES
 
 DATA = FAMILIES["llama-tied"].data

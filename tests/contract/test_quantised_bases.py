@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import load_adapter, read_method, save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError
 from microplane.methods import METHODS, make_method
@@ -13,7 +14,7 @@ from microplane.models.files.load import load_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED, QuantisedLinear
 from microplane.training.optim import make_optimizer
-from microplane.training.resume import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
+from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.contract.test_methods import DATA, steps
 from tests.tiny import logits, tiny
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 import microplane
 from microplane.adapters.convert import convert
 from microplane.adapters.merge import merge
-from microplane.config.knobs import RunKnobs, build
+from microplane.config.build import build
+from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError
 from microplane.methods.adapted_linear import AdaptedLinear, adapted

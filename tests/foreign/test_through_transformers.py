@@ -18,7 +18,8 @@ from microplane.models.files.load import load_model, new_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch, loss_sum
+from microplane.objectives.batch import Batch
+from microplane.objectives.losses import loss_sum
 from tests.foreign.folders import CAUSAL, save_bart, save_causal
 
 ROWS = [[5, 9, 200, 31], [7], [100, 101, 102, 103, 104, 105]]

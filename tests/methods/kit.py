@@ -7,7 +7,8 @@ import torch
 from microplane.methods import make_method
 from microplane.methods.adapted_linear import AdaptedLinear, adapted
 from microplane.methods.method import trainable
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 from microplane.training.init_from_data import sample_losses
 from tests.tiny import copy_task, tiny
 

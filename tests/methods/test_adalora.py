@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import load_adapter, read_method, save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError, TrainingError
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import make_method
 from microplane.methods.adalora import AdaLoRALinear, Schedule, choose
 from microplane.methods.adapted_linear import adapted
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 from microplane.training.loop import fit
 from microplane.training.optim import make_optimizer
-from microplane.training.resume import load_adapter, load_checkpoint, read_method, save_adapter, save_checkpoint
+from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.tiny import copy_task, logits, tiny
 
 DATA = copy_task(16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError, TrainingError
 from microplane.evaluation.evaluate import evaluate_loss
@@ -17,7 +18,6 @@ from microplane.models.contract import linears
 from microplane.nn.quantised import QUANTISED
 from microplane.training.init_from_data import prepare, sample_losses
 from microplane.training.loop import fit
-from microplane.training.resume import load_adapter, save_adapter
 from tests.methods.kit import DATA, attached, layers, loss, shake
 from tests.tiny import copy_task, logits, tiny
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from microplane.checkpoints.adapter import save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.inference.pipeline import load
@@ -19,7 +20,6 @@ from microplane.methods.method import trainable
 from microplane.nn.rows import Rows
 from microplane.training.loop import fit
 from microplane.training.optim import make_optimizer, set_lr
-from microplane.training.resume import save_adapter
 from tests.tiny import copy_task, logits, save_tiny_folder, tiny
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)

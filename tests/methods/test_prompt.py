@@ -9,7 +9,8 @@ from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable_parameters
-from microplane.models.heads import embed, pooled
+from microplane.models.heads import embed
+from microplane.models.task_head import pooled
 from microplane.nn.rows import Pairs, Rows
 from tests.methods.test_families import IDS, hidden
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS, tiny, tiny_encoder, tiny_pairs

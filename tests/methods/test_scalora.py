@@ -9,15 +9,17 @@ import torch
 from scipy.optimize import nnls
 from torch.nn import functional as F
 
+from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.errors import ConfigError, TrainingError
-from microplane.inference.pipeline import base_format
 from microplane.methods import make_method
 from microplane.methods.adapted_linear import adapted
+from microplane.methods.base_format import base_format
 from microplane.methods.scalora import ScaLoRALinear, numerical_factors, scale_moments, scaling
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 from microplane.training.optim import make_optimizer
-from microplane.training.resume import load_adapter, load_checkpoint, save_adapter, save_checkpoint
+from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.tiny import copy_task, logits, tiny
 
 M, N, R = 12, 10, 3

@@ -8,8 +8,8 @@ from torch import nn
 
 from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.errors import ConfigError
-from microplane.inference.pipeline import base_format
 from microplane.methods import make_method
+from microplane.methods.base_format import base_format
 from microplane.methods.method import attach, state_of, trainable
 from microplane.models.heads import add_head
 from microplane.training.optim import make_optimizer

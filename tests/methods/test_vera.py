@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.methods.method import trainable, trainable_parameters
-from microplane.training.resume import load_adapter, save_adapter
 from tests.methods.kit import DATA, attached, layers, loss, shake
 from tests.tiny import logits, tiny
 

@@ -12,7 +12,8 @@ from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import ModelError
 from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model
-from microplane.models.heads import add_head, embed, head_loss, pooled, predicted, task_scores
+from microplane.models.heads import add_head, embed, head_loss, predicted, task_scores
+from microplane.models.task_head import pooled
 from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny, tiny_encoder
 

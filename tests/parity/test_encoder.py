@@ -13,7 +13,8 @@ import transformers
 
 from microplane.models.configs.head import FORMS
 from microplane.models.contract import hf_names
-from microplane.models.files.load import Checkpoint, load_model, save_model, shape_of
+from microplane.models.files.checkpoint import Checkpoint
+from microplane.models.files.load import load_model, save_model, shape_of
 from microplane.models.heads import head_loss, task_scores
 from microplane.nn.rows import Rows
 

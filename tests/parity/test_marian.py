@@ -18,7 +18,8 @@ from microplane.inference.generate import generate
 from microplane.models.files.load import load_model, save_model
 from microplane.models.transformer import Transformer
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch, loss_sum
+from microplane.objectives.batch import Batch
+from microplane.objectives.losses import loss_sum
 
 PAD, EOS = 66, 0
 SMALL = {

@@ -9,7 +9,8 @@ import torch
 
 from microplane.models.contract import Model
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch, loss_sum
+from microplane.objectives.batch import Batch
+from microplane.objectives.losses import loss_sum
 from tests.tiny import PAIR_CONFIGS, tiny_pairs
 
 Pair = tuple[list[int], list[int]]

@@ -6,12 +6,12 @@ import peft
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import read_method, save_adapter
 from microplane.errors import AdapterError
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.methods.method import trainable
 from microplane.models.files.load import load_model
-from microplane.training.resume import read_method, save_adapter
 from tests.parity.peft_kit import (
     PEFT_NAMES,
     adapted_reference,

@@ -6,11 +6,11 @@ import peft
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import read_method, save_adapter
 from microplane.errors import AdapterError
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.models.files.load import load_model
-from microplane.training.resume import read_method, save_adapter
 from tests.methods.kit import shake
 from tests.parity.peft_kit import IDS, adapted_reference, assert_equal, gradients, ours, reference
 from tests.tiny import save_tiny_folder

@@ -8,13 +8,13 @@ import torch
 from peft.tuners.lora import eva
 from peft.utils import loftq_utils
 
+from microplane.checkpoints.adapter import save_adapter
 from microplane.methods import make_method
 from microplane.methods.adapted_linear import adapted
 from microplane.methods.init.factors import loftq
 from microplane.methods.lora import LoRALinear
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
-from microplane.training.resume import save_adapter
 from tests.parity.peft_kit import PEFT_NAMES, adapted_reference, assert_equal, gradients, ours, reference, theirs
 from tests.tiny import save_tiny_folder
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import microplane
 from microplane.cli.app import app
 from microplane.errors import ConfigError
-from microplane.inference.pipeline import number_format
+from microplane.methods.base_format import number_format
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import NF4Linear, QuantisedLinear
 from microplane.runs.train import resume
@@ -92,7 +92,8 @@ def test_merging_takes_the_original_base_and_says_how_far_that_is(done, tmp_path
 
 
 def test_run_yaml_runs_again_to_the_same_bytes_and_resumes(done):
-    from microplane.config.knobs import RunKnobs, build, read_yaml
+    from microplane.config.build import build, read_yaml
+    from microplane.config.knobs import RunKnobs
 
     again = microplane.runs.train.train(knobs=build(RunKnobs, read_yaml(done.folder / "run.yaml")))
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):

@@ -20,7 +20,8 @@ from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch, loss_sum, make_batch
+from microplane.objectives.batch import Batch, make_batch
+from microplane.objectives.losses import loss_sum
 from tests.runs.test_seq2seq import SET, pair_folder, shout
 from tests.tiny import PAIR_CONFIGS, tiny_pairs
 

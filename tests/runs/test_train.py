@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import microplane
 from microplane.cli.app import app
-from microplane.config.knobs import RunKnobs, build, read_yaml
+from microplane.config.build import build, read_yaml
+from microplane.config.knobs import RunKnobs
 from microplane.errors import ConfigError
 from microplane.runs.train import train
 from tests.tiny import save_tiny_folder

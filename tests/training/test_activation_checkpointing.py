@@ -11,7 +11,8 @@ from microplane.methods.method import trainable
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.selective_recompute import remade, remaking
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 from microplane.training.activation_checkpointing import recompute
 from tests.contract.families import FAMILIES
 from tests.tiny import copy_task, logits, tiny

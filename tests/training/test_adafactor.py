@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from microplane.checkpoints.tensors import read_tensors, save_tensors
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Full, LoRA, make_method
 from microplane.training.adafactor import Adafactor, factored_dims
 from microplane.training.optim import make_optimizer, peak_lr
-from microplane.training.resume import load_optimizer, optimizer_tensors, read_tensors, save_tensors
+from microplane.training.resume import load_optimizer, optimizer_tensors
 from tests.tiny import tiny
 
 SHAPES = [(6, 9), (9, 4), (7,), (1, 5)]

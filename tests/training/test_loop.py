@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from microplane.checkpoints.adapter import save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import CheckpointError, TrainingError
 from microplane.evaluation.evaluate import evaluate_loss
@@ -15,7 +16,7 @@ from microplane.methods import make_method
 from microplane.objectives.batch import make_batch
 from microplane.training import loop
 from microplane.training.loop import fit
-from microplane.training.resume import checkpoints, save_adapter
+from microplane.training.resume import checkpoints
 from tests.tiny import copy_task, tiny
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microplane.checkpoints.adapter import load_adapter, read_method, save_adapter, weights_name
+from microplane.checkpoints.attach_saved import trained_on
+from microplane.checkpoints.tensors import save_tensors
 from microplane.errors import AdapterError, ConfigError
 from microplane.files import write_aside
-from microplane.inference.pipeline import trained_on
 from microplane.methods import Method, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.method import attach as attach_method
@@ -30,7 +32,6 @@ from microplane.models.external.any_module import forget, register
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED, QuantisedLinear
-from microplane.training.resume import load_adapter, read_method, save_adapter, save_tensors, weights_name
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from microplane.adapters.merge import check_free, probe_texts, source_of
+from microplane.checkpoints.adapter import save_adapter
+from microplane.checkpoints.attach_saved import base_of
 from microplane.errors import AdapterError, ConfigError
 from microplane.evaluation.probe import largest_difference, probe_logits
-from microplane.inference.pipeline import Loaded, base_of, load
+from microplane.inference.pipeline import Loaded, load
 from microplane.methods import LoRA, Method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.method import PREFIX, head_state, load_state
 from microplane.models.contract import hf_names, linears
 from microplane.models.files.load import load_model
-from microplane.objectives.select import head_from
-from microplane.training.resume import save_adapter
+from microplane.models.heads import head_from
 
 RANK = 16  # of an approximation, where none was asked for
 EXACT = 1e-5  # a relative error that float32's rounding accounts for

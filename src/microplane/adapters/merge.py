@@ -8,22 +8,22 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from microplane.checkpoints.attach_saved import adapter_folder, trained_on
+from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, CheckpointError
-from microplane.evaluation.probe import ProbeRow, largest_difference, probe_file, probe_logits, read_probe
-from microplane.hardware import free_memory
-from microplane.inference.pipeline import Loaded, adapter_folder, attach, load, trained_on
-from microplane.methods import Method
-from microplane.models.files.load import load_model, open_checkpoint, save_model
-from microplane.nn.number_format import NumberFormat
-from microplane.runs.result import difference_check, difference_note
-from microplane.training.resume import disk_errors, read_method
+from microplane.evaluation.probe import (
+    ProbeRow,
+    largest_difference,
+    probe_file,
+    probe_logits,
+    read_probe,
+)
+from microplane.inference.pipeline import Loaded, load
+from microplane.models.files.load import open_checkpoint, save_model
 
-MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
 
 
@@ -76,36 +76,6 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     del loaded
     apart = largest_difference(probe_logits(load(name).model, rows), merged)
     return Merged(folder, dtype, len(rows), difference, rounded, trained_base, apart)
-
-
-def merge_checks(
-    path: Path,
-    method: Method,
-    run: Path,
-    form: NumberFormat,
-    parameters: int,
-    probes: list[ProbeRow],
-    tuned: list[Tensor],
-) -> list[dict[str, Any]]:
-    """Merge the adapter of a run into its base `path` in float32, where it is exact but for the order of sums.
-
-    The adapter of a quantised base is merged into the original one, which is not what it was trained on: how far that
-    is from the logits `tuned` of what was trained is said.
-    """
-    if method.whole_model or not method.mergeable:
-        return []
-    if 4 * parameters > free_memory() / 2:
-        need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
-        return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
-    model = load_model(path, torch.float32)
-    attach(model, method, run / "adapter", read_method(run / "adapter")[1])
-    unmerged = probe_logits(model, probes)
-    method.merge(model)
-    merged = probe_logits(model, probes)
-    checks = [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
-    if form.quantised:
-        checks.append(difference_note(f"merged into the base before {form.quantised}", tuned, merged))
-    return checks
 
 
 def source_of(name: str | Path) -> Path:

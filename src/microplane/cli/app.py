@@ -12,6 +12,9 @@ import typer
 from microplane.cli.adapters import convert, merge
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
+from microplane.config.build import fields
+from microplane.config.knobs import RunKnobs
+from microplane.errors import ConfigError, nearest
 
 app = typer.Typer(
     name="microplane",
@@ -80,7 +83,6 @@ _DISK = {28: _ROOM, 122: _ROOM, 30: _ELSEWHERE, 13: _ELSEWHERE}  # full, over th
 
 def _tell_usage(error: Any) -> NoReturn:
     """Errors of typer itself, such as an unknown option, told as all others are. Without arguments there is help."""
-    from microplane.config.knobs import knob_for_option
 
     if not error.format_message().strip() or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
@@ -99,7 +101,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def collect(config: Path | None, assignments: list[str] | None, given: dict[str, Any]) -> Any:
     """All knobs of a run: the file first, then what was given by name, then --set."""
-    from microplane.config.knobs import RunKnobs, build, place, read_yaml, set_value
+    from microplane.config.build import build, place, read_yaml, set_value
+    from microplane.config.knobs import RunKnobs
 
     values = read_yaml(config) if config else {}
     for name, value in given.items():
@@ -136,7 +139,6 @@ def train(
 ) -> None:
     """Adapt MODEL to DATA. Everything not said is inferred, printed, and written to run.yaml."""
     from microplane.cli.terminal import Terminal, make_console, tell
-    from microplane.errors import ConfigError
     from microplane.runs import train as run
 
     terminal = Terminal(make_console())
@@ -211,8 +213,8 @@ def generate(
 
     --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
     from microplane.cli.chat import answer_prompts, chat, read_lines
-    from microplane.config.knobs import GenerateKnobs, build, set_value
-    from microplane.errors import ConfigError
+    from microplane.config.build import build, set_value
+    from microplane.config.knobs import GenerateKnobs
     from microplane.inference.pipeline import load
 
     values: dict[str, Any] = {}
@@ -255,7 +257,8 @@ def data(
     from microplane.data.tokenizers.tokenizer import load_tokenizer
     from microplane.models.files.hub import resolve
     from microplane.models.files.load import open_checkpoint, shape_of
-    from microplane.objectives.select import label_names_of, row_shape
+    from microplane.models.heads import label_names_of
+    from microplane.objectives.select import row_shape
 
     knobs = collect(config, set, {"data.train": file})
     if model:
@@ -306,7 +309,7 @@ def methods(
     table: Annotated[bool, typer.Option("--table", help="Only the facts, as docs/methods/README.md has them.")] = False,
 ) -> None:
     """List the methods, their facts and their knobs."""
-    from microplane.config.knobs import fields, type_name
+    from microplane.config.build import fields, type_name
     from microplane.methods import METHODS, facts_table
 
     if table:
@@ -328,9 +331,9 @@ def knobs(
     section: Annotated[str, typer.Argument(help="Only those that begin so, as in train or generate.")] = "",
 ) -> None:
     """List every knob: its default, its type and what it does."""
-    from microplane.config.knobs import GenerateKnobs, RunKnobs, fields, type_name
+    from microplane.config.build import fields, type_name
+    from microplane.config.knobs import GenerateKnobs, RunKnobs
     from microplane.data.mixtures.spec import mixture_fields
-    from microplane.errors import ConfigError, nearest
 
     listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate."), *mixture_fields()]
     wanted = [(name, field) for name, field in listed if name.startswith(section)]
@@ -388,3 +391,10 @@ def version() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def knob_for_option(option: str) -> str:
+    """How to set the knob that somebody took for an option, as `--lr`; empty if there is none like it."""
+    name = option.lstrip("-").replace("-", "_")
+    known = [known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name]
+    return f" Knobs are set with --set, as in --set {known[0]}=VALUE." if known else ""

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from microplane.cli.terminal import Terminal, make_console
-from microplane.config.knobs import RunKnobs, build, set_value
+from microplane.config.build import build, set_value
+from microplane.config.knobs import RunKnobs
 from microplane.errors import ConfigError, DataError
 from microplane.runs.train import Run, train
 

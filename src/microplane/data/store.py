@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from microplane.data.features import Features
 from microplane.data.rendering.causal import Row, last_run
 from microplane.data.row_kind import TEXT, Shape
 from microplane.errors import DataError
@@ -196,3 +195,20 @@ def folder_aside(folder: Path, what: str = "the tokenised data") -> Iterator[Pat
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Features:
+    """Vectors of rows (N, D), or states of their tokens (T, D) with the rows' ends (N,).
+
+    Numbers are float32, or bfloat16 as int16, which numpy has no other name for.
+    """
+
+    def __init__(self, numbers: np.ndarray, ends: np.ndarray | None = None):
+        self.numbers, self.ends = numbers, ends
+
+    def of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Those of some rows, side by side."""
+        if self.ends is None:
+            return self.numbers[np.asarray(rows)]
+        starts = [int(self.ends[row - 1]) if row else 0 for row in rows]
+        return np.concatenate([self.numbers[start : self.ends[row]] for start, row in zip(starts, rows, strict=True)])

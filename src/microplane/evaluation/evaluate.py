@@ -18,7 +18,8 @@ from microplane.evaluation import label_metrics
 from microplane.evaluation import text_metrics as metrics
 from microplane.inference.generate import generate
 from microplane.models.heads import predicted, task_scores
-from microplane.objectives.batch import LabelBatch, loss_sum, make_batch
+from microplane.objectives.batch import LabelBatch, make_batch
+from microplane.objectives.losses import loss_sum
 
 if TYPE_CHECKING:
     from microplane.data.preparing.load_splits import Dataset

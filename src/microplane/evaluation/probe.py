@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microplane.checkpoints.tensors import read_tensors, save_tensors
 from microplane.errors import CheckpointError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Pairs, Rows
-from microplane.training.resume import read_tensors, save_tensors
 
 if TYPE_CHECKING:
     from microplane.data.preparing.load_splits import Dataset
@@ -83,3 +83,15 @@ def read_probe(run: Path) -> tuple[list[ProbeRow], list[Tensor]]:
     cuts = tensors["cuts"].tolist()
     rows = [ProbeRow(tensors[f"ids/{i}"].tolist(), cut) for i, cut in enumerate(cuts)]
     return rows, [tensors[f"logits/{i}"] for i in range(len(cuts))]
+
+
+def difference_check(name: str, one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> dict[str, Any]:
+    difference = largest_difference(one, other)
+    detail = f"largest logit difference on {len(one)} stored rows; at most {tolerance:g} passes"
+    return {"name": name, "passed": difference <= tolerance, "value": difference, "detail": detail}
+
+
+def difference_note(name: str, one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Any]:
+    """A difference that is to be known, not to pass or fail."""
+    detail = f"largest logit difference on {len(one)} stored rows, for information"
+    return {"name": name, "passed": None, "value": largest_difference(one, other), "detail": detail}

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from microplane.config.knobs import GenerateKnobs, ModelKnobs, build, is_utf8, shown
+from microplane.checkpoints.adapter import read_method
+from microplane.checkpoints.attach_saved import adapter_folder, attach, base_of, trained_on
+from microplane.config.build import build, shown
+from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
 from microplane.data.preparing.tokenise import layout_for
 from microplane.data.reading.formats import Message
 from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from microplane.errors import AdapterError, ConfigError, DataError, ModelError
+from microplane.errors import ConfigError, DataError
+from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate
 from microplane.inference.predict import Said, Text, classify, embed_texts
 from microplane.methods import Method
-from microplane.methods.method import attach as attach_method
+from microplane.methods.base_format import base_format, number_format
 from microplane.models.configs.head import POOLINGS
 from microplane.models.contract import Model
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, open_checkpoint
-from microplane.nn.number_format import NumberFormat, fastest_dtype
+from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED
-from microplane.objectives.select import head_from, row_shape
-from microplane.training.resume import load_adapter, read_method
-
-MEBIBYTE = 1 << 20
+from microplane.objectives.select import row_shape
 
 
 @dataclass
@@ -126,150 +125,8 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
     return Loaded(model, load_tokenizer(path), path, template, system, method, about, prefix)
 
 
-def attach(model: Model, method: Method, folder: Path, about: Mapping[str, Any]) -> None:
-    """Put the adapter of `folder` on an untouched base, ready for use, and with it the head that `about` tells of."""
-    head_from(model, about)
-    try:
-        attach_method(method, model)
-    except ConfigError as error:
-        raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
-    load_adapter(folder, model, method)
-    model.requires_grad_(False).eval()
-
-
-def adapter_folder(path: Path) -> Path | None:
-    """The adapter of a run's folder, or the folder itself if it is an adapter, else None."""
-    for folder in (path, path / "adapter"):
-        if (folder / "method.json").is_file() or (folder / "adapter_config.json").is_file():
-            return folder
-    if (path / "run.yaml").is_file():
-        raise AdapterError(f"the run {path} has no adapter yet; microplane train --resume {path} goes on with it")
-    return None
-
-
-def number_format(name: str, compute: str = "auto", cached: bool = False) -> NumberFormat:
-    """The format that the knobs `model.dtype`, `model.compute` and `model.cache_dequantised` ask for.
-
-    Raises:
-        ConfigError: if the last two are set for a base that is not quantised.
-    """
-    if name in QUANTISED:
-        in_8_bits = compute == "int8"
-        return NumberFormat(_dtype("auto" if in_8_bits else compute), name, cached, in_8_bits)
-    if compute != "auto" or cached:
-        knob = "model.cache_dequantised" if cached else f"model.compute = {compute}"
-        raise ConfigError(f"{knob} is for a quantised base, and model.dtype = {name}; choose {' or '.join(QUANTISED)}")
-    return NumberFormat(_dtype(name))
-
-
-def base_format(model: ModelKnobs, method: Method, stored: str = "") -> NumberFormat:
-    """The format of the base that `method` is to be trained on; auto leaves in nf4 what is stored so.
-
-    Raises:
-        ConfigError: for a format in which the method cannot work.
-    """
-    asked = f"model.dtype = {model.dtype}: the method {method.name}"
-    if method.quantize and model.dtype not in ("auto", method.quantize):
-        raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
-    if method.needs_float32:
-        if model.dtype not in ("auto", "float32"):
-            raise ConfigError(f"{asked} {method.needs_float32}; leave it at auto, or choose float32")
-        return number_format("float32", model.compute, model.cache_dequantised)
-    if not method.trains_base or method.any_base:
-        kept = stored if model.dtype == "auto" and stored in QUANTISED else model.dtype
-        return number_format(method.quantize or kept, model.compute, model.cache_dequantised)
-    if model.dtype in QUANTISED:
-        raise ConfigError(
-            f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "
-            "leave it at auto, or choose float32 or bfloat16 for what is multiplied"
-        )
-    form = number_format(model.dtype, model.compute, model.cache_dequantised)
-    return form._replace(weights=torch.float32)
-
-
 def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:
     """The format of the base of an adapter that is opened to be used."""
     if method.needs_float32:
         return base_format(ModelKnobs.model_validate({"dtype": dtype}), method)
     return number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype)
-
-
-def _dtype(name: str) -> torch.dtype:
-    return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def trained_on(method: Method, about: dict[str, Any]) -> tuple[str, str]:
-    """What `number_format` wants to know of the quantised base of an adapter; auto for any other."""
-    kind, compute = str(about.get("base_dtype", method.quantize)), str(about.get("base_compute"))
-    if kind not in QUANTISED:
-        return "auto", "auto"
-    return kind, compute if compute in ("float32", "bfloat16", "int8") else "auto"
-
-
-def fingerprint(path: Path) -> str:
-    """What a model's files are: a hash of their names, sizes, and first and last mebibyte."""
-    digest = hashlib.sha256()
-    kinds = {".safetensors", ".gguf", ".json", ".model"}
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in kinds)
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name if path.is_dir() else ''}:{size}:".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(MEBIBYTE))
-            stream.seek(max(0, size - MEBIBYTE))
-            digest.update(stream.read())
-    return digest.hexdigest()[:32]
-
-
-def base_of(folder: Path, about: dict[str, Any]) -> Path:
-    """The base model of an adapter.
-
-    Raises:
-        AdapterError: if the adapter does not name it, or its files are not those that the adapter was trained on.
-    """
-    name = about.get("base")
-    if not name or not isinstance(name, str):
-        raise AdapterError(f"the adapter {folder} does not name the model that it belongs to")
-    try:
-        path = resolve(name, about.get("revision"))
-    except ModelError as error:
-        raise AdapterError(f"the base of the adapter {folder} is not to be had: {error}") from None
-    wanted = about.get("base_fingerprint")
-    if wanted and fingerprint(path) != wanted:
-        place = f"{path} ({name})" if name != str(path) else name
-        raise AdapterError(
-            f"the adapter {folder} was trained on other files than those now at {place}: "
-            "their contents differ. Give the original model its place back, or train again."
-        )
-    return path
-
-
-MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
-
-
-def shared_prefix(prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None, shape: Shape) -> str:
-    """The whole lines with which what the user says begins in every one of these rendered prompts."""
-    if shape.kind == "labels":
-        return ""
-    asked = layout_for(tokenizer, template, system, shape).prompt([Message("user", MARK)])
-    empty = tokenizer.decode(asked, skip_special=False)
-    frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
-    if len(prompts) < 2 or not common.startswith(frame):
-        return ""
-    said = common[len(frame) :]
-    return said[: said.rfind("\n") + 1]
-
-
-def check_ids(model: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
-    """Refuse a tokenizer that was given tokens for which the model has no embedding.
-
-    Raises:
-        ModelError: naming a token and the sizes.
-    """
-    size = model.config.vocab_size
-    if ids and max(ids) >= size:
-        raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens and makes {tokenizer.piece(max(ids))!r} number "
-            f"{max(ids):,}, but the model has embeddings for {size:,} only. They do not belong together: fetch the "
-            "model again, or resize its embedding"
-        )

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microplane.config.knobs import is_utf8, shown
+from microplane.config.build import shown
+from microplane.config.knobs import is_utf8
 from microplane.data.batch_plan import pack
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
 from microplane.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from microplane.config.knobs import build
+from microplane.config.build import build
 from microplane.errors import ConfigError, nearest
 from microplane.methods.adalora import AdaLoRA
 from microplane.methods.bitfit import BitFit

@@ -39,7 +39,7 @@ from microplane.nn.rows import Pairs, Rows
 from microplane.nn.transposed import TransposedLinear, is_transposed
 
 if TYPE_CHECKING:
-    from microplane.models.heads import TaskHead
+    from microplane.models.task_head import TaskHead
 
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
 

@@ -12,114 +12,21 @@ whose last token is taken; `cls` and `mean` read the encoder alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from microplane.models.configs.head import FORMS, OWN, TASKS, HeadConfig, check_labels, form_for, shaped
+from microplane.models.configs.head import TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.models.contract import Model
-from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear
-from microplane.nn.ops.dropout import dropout
+from microplane.models.task_head import TaskHead, pooled
 from microplane.nn.rows import Pairs, Rows
 
 IGNORED = -100  # the label of a token that has none
 DEFAULT_POOLING = {"encoder": "mean", "decoder": "last", "encoder-decoder": "last"}
-
-
-class TaskHead(nn.Module):
-    """dropout and a linear layer; where the form has it, a hidden layer before them."""
-
-    def __init__(self, config: HeadConfig):
-        super().__init__()
-        self.config = config
-        form, D = config.form and FORMS[config.form], config.width
-        self.dense = Linear(D, D, bias=config.dense_bias) if form and form.dense else None
-        self.norm = LayerNorm(D, eps=config.norm_eps, bias=config.norm_bias) if form and form.norm else None
-        self.out = Linear(D, len(config.labels), bias=form.out_bias if form else True)
-        self.dropout_first = bool(form and form.dropout_first)
-
-    @property
-    def reads_decoder(self) -> bool:
-        """On an encoder-decoder: whether it looks at the decoder's states, and not at the encoder's alone."""
-        return self.config.pooling == "last" and self.config.task != "tokens"
-
-    def pool(self, hidden: Tensor, rows: Rows) -> Tensor:
-        """(T, D) -> (B, D)."""
-        return pooled(hidden, rows, self.config.pooling)
-
-    def scores(self, hidden: Tensor, rows: Rows) -> Tensor:
-        """(T, D) -> (B, C), or (T, C) for tokens; at least float32."""
-        return self.predict(hidden if self.config.task == "tokens" else self.pool(hidden, rows))
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Of vectors that are pooled already, or of single tokens: (B, D) -> (B, C); at least float32."""
-        p = self.config.dropout
-        if self.dense is not None:
-            x = dropout(x, p, self.training) if self.dropout_first else x
-            x = activation(self.config.activation)(self.dense(x))
-            x = x if self.norm is None else self.norm(x)
-        x = dropout(x, p, self.training)
-        return self.out(x.to(torch.promote_types(x.dtype, torch.float32)))
-
-    def hf_names(self, beneath: Mapping[str, str]) -> dict[str, str]:
-        """Our parameter name -> Hugging Face's, of the model beneath, whose plain names are given, and of this head."""
-        form = FORMS[self.config.form] if self.config.form else None
-        names = {ours: (form.prefix if form else "") + theirs for ours, theirs in beneath.items()}
-        own: dict[str, str | None] = {"out": f"{OWN}.out"}
-        called = {"out": form.out, "dense": form.dense, "norm": form.norm} if form else own
-        for name, _ in self.named_parameters():
-            module, kind = name.split(".")
-            names[f"{OWN}.{name}"] = f"{called[module]}.{kind}"
-        return names
-
-    @torch.no_grad()
-    def init_weights(self, std: float = 0.02, seed: int = 0, spare: Mapping[str, Tensor] | None = None) -> TaskHead:
-        """New weights, normal with that deviation, biases 0; the hidden layer from `spare`, where pre-training (BERT's
-        pooler, ModernBERT's) or the head before this one has left one that fits."""
-        generator = torch.Generator().manual_seed(seed)
-        for linear in (self.dense, self.out):
-            if linear is not None:
-                linear.weight.normal_(0.0, std, generator=generator)
-                if linear.bias is not None:
-                    linear.bias.zero_()
-        if self.norm is not None:
-            self.norm.reset_parameters()
-        for name, parameter in self.hidden_layer().items():
-            if spare and name in spare and spare[name].shape == parameter.shape:
-                parameter.copy_(spare[name])
-        return self
-
-    def hidden_layer(self) -> dict[str, Tensor]:
-        """Its tensors by Hugging Face's names in the model without a head; none where there is no such layer."""
-        form = FORMS[self.config.form] if self.config.form else None
-        parts = (("dense", form.dense), ("norm", form.norm)) if form else ()
-        return {
-            f"{theirs.removeprefix(form.prefix)}.{kind}": parameter.detach()
-            for ours, theirs in parts
-            if theirs and form
-            for kind, parameter in getattr(self, ours).named_parameters()
-        }
-
-
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    return torch.tanh if name == "tanh" else ACTIVATIONS[name]
-
-
-def pooled(hidden: Tensor, rows: Rows, pooling: str) -> Tensor:
-    """One vector for each row: (T, D) -> (B, D)."""
-    if pooling == "last":
-        return hidden.index_select(0, rows.last)
-    lengths = torch.tensor(rows.lengths)
-    if pooling == "cls":
-        return hidden.index_select(0, rows.last - lengths + 1)
-    assert pooling == "mean", pooling
-    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    sums = wide.new_zeros(len(lengths), hidden.shape[1])
-    sums = sums.index_add(0, torch.repeat_interleave(torch.arange(len(lengths)), lengths), wide)
-    return (sums / lengths[:, None]).to(hidden.dtype)
 
 
 def features(model: Model, rows: Rows, pooling: str) -> Tensor:
@@ -231,3 +138,31 @@ def predicted(scores: Tensor, config: HeadConfig) -> list[str] | list[list[str]]
         chosen = (scores > 0).tolist()
         return [[name for name, yes in zip(config.labels, row, strict=True) if yes] for row in chosen]
     return [config.labels[number] for number in scores.argmax(-1).tolist()]
+
+
+def label_names_of(model: Model) -> tuple[str, ...]:
+    """Of the classes that a model's head knows already."""
+    return model.task_head.config.labels if model.task_head is not None else ()
+
+
+def twin_of(model: Model) -> Model:
+    """A model of the same shapes, with its head, made on the device of the context."""
+    twin = type(model)(model.config)
+    if model.task_head is not None:
+        put_head(twin, TaskHead(model.task_head.config))
+    return twin
+
+
+def about_head(model: Model) -> dict[str, Any]:
+    """What an adapter says of the head that was trained with it."""
+    if model.task_head is None:
+        return {}
+    config = model.task_head.config
+    return {"head": {"task": config.task, "labels": list(config.labels), "pooling": config.pooling}}
+
+
+def head_from(model: Model, about: Mapping[str, Any]) -> None:
+    """Put the head on a model that an adapter was trained with; its weights come with the adapter."""
+    told = about.get("head")
+    if told and told != about_head(model).get("head"):  # else the model has it already, perhaps of another form
+        add_head(model, told["task"], tuple(told["labels"]), told["pooling"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.summary import DataSummary
@@ -13,8 +12,8 @@ from microplane.errors import ConfigError
 from microplane.models.configs.head import plain_of
 from microplane.models.contract import Model
 from microplane.models.families import context_of
-from microplane.models.files.load import Checkpoint
-from microplane.models.heads import TaskHead, add_head, put_head
+from microplane.models.files.checkpoint import Checkpoint
+from microplane.models.heads import add_head
 
 
 def row_shape(model: Model, task: str = "auto") -> Shape:
@@ -58,11 +57,6 @@ def within_context(knobs: RunKnobs, checkpoint: Checkpoint, taken: int, watch: W
     return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
 
 
-def label_names_of(model: Model) -> tuple[str, ...]:
-    """Of the classes that a model's head knows already."""
-    return model.task_head.config.labels if model.task_head is not None else ()
-
-
 def give_head(model: Model, summary: DataSummary, pooling: str, seed: int) -> str | None:
     """Put a new head on a model that has none for these labels; returns what is to be said of it."""
     if summary.task is None:
@@ -73,26 +67,3 @@ def give_head(model: Model, summary: DataSummary, pooling: str, seed: int) -> st
         return f"head      the model's own: {old.task}, {len(labels)} labels"
     head = add_head(model, summary.task, labels, None if pooling == "auto" else pooling, seed=seed)
     return f"head      new: {head.config.task}, {len(labels)} labels, pooling {head.config.pooling}"
-
-
-def twin_of(model: Model) -> Model:
-    """A model of the same shapes, with its head, made on the device of the context."""
-    twin = type(model)(model.config)
-    if model.task_head is not None:
-        put_head(twin, TaskHead(model.task_head.config))
-    return twin
-
-
-def about_head(model: Model) -> dict[str, Any]:
-    """What an adapter says of the head that was trained with it."""
-    if model.task_head is None:
-        return {}
-    config = model.task_head.config
-    return {"head": {"task": config.task, "labels": list(config.labels), "pooling": config.pooling}}
-
-
-def head_from(model: Model, about: Mapping[str, Any]) -> None:
-    """Put the head on a model that an adapter was trained with; its weights come with the adapter."""
-    told = about.get("head")
-    if told and told != about_head(model).get("head"):  # else the model has it already, perhaps of another form
-        add_head(model, told["task"], tuple(told["labels"]), told["pooling"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microplane.config.knobs import read_yaml
+from microplane.config.build import read_yaml
 from microplane.errors import ConfigError, MicroplaneError
 from microplane.report.words import is_finite
 

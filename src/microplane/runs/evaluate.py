@@ -14,7 +14,8 @@ from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
 from microplane.inference.pipeline import load
-from microplane.objectives.select import label_names_of, row_shape
+from microplane.models.heads import label_names_of
+from microplane.objectives.select import row_shape
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any]:

@@ -6,15 +6,11 @@ import math
 import resource
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from microplane.data.preparing.load_splits import Splits
 from microplane.evaluation.evaluate import perplexity
-from microplane.evaluation.probe import largest_difference
 from microplane.training.loop import Outcome, read_lines
 
 RATES = ("tokens_per_second", "trained_tokens_per_second")
@@ -72,18 +68,6 @@ def moved_check(outcome: Outcome) -> dict[str, Any]:
     value = f"{outcome.moved} of {outcome.tensors}"
     detail = "checksums of all trainable tensors, start against end"
     return {"name": name, "passed": outcome.moved == outcome.tensors, "value": value, "detail": detail}
-
-
-def difference_check(name: str, one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> dict[str, Any]:
-    difference = largest_difference(one, other)
-    detail = f"largest logit difference on {len(one)} stored rows; at most {tolerance:g} passes"
-    return {"name": name, "passed": difference <= tolerance, "value": difference, "detail": detail}
-
-
-def difference_note(name: str, one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Any]:
-    """A difference that is to be known, not to pass or fail."""
-    detail = f"largest logit difference on {len(one)} stored rows, for information"
-    return {"name": name, "passed": None, "value": largest_difference(one, other), "detail": detail}
 
 
 def finite(value: Any) -> Any:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from microplane import hardware as environment
-from microplane.adapters.merge import merge_checks
-from microplane.config.knobs import RunKnobs, build, place, read_yaml, to_yaml
+from microplane.checkpoints.adapter import read_method, save_adapter
+from microplane.checkpoints.attach_saved import attach, fingerprint
+from microplane.config.build import build, place, read_yaml, to_yaml
+from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
 from microplane.data.preparing.load_splits import Dataset, Splits, load_splits
 from microplane.data.preparing.tokenise import layout_for
@@ -25,25 +26,32 @@ from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
 from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, describe_scores, evaluate_loss, measure
-from microplane.evaluation.probe import probe_logits, probe_rows, read_probe, save_probe
+from microplane.evaluation.probe import difference_check, probe_logits, probe_rows, read_probe, save_probe
 from microplane.files import find_run, run_folder, write_aside
-from microplane.inference.pipeline import Loaded, attach, base_format, check_ids, fingerprint, load, shared_prefix
+from microplane.inference.check_ids import check_ids
+from microplane.inference.pipeline import Loaded, load
 from microplane.methods import Method, make_method, trainable_parameters
+from microplane.methods.base_format import base_format
 from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
+from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
-from microplane.models.files.load import Checkpoint, load_model, new_model, open_checkpoint, open_config, shape_of
+from microplane.models.files.load import load_model, new_model, open_checkpoint, open_config, shape_of
+from microplane.models.heads import about_head, label_names_of, twin_of
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import native
 from microplane.nn.quantised import bytes_held, weight_count
-from microplane.objectives.select import about_head, give_head, label_names_of, row_shape, twin_of, within_context
+from microplane.objectives.select import give_head, row_shape, within_context
 from microplane.report.page import write_report
-from microplane.runs.result import data_figures, difference_check, finite, moved_check, train_figures
+from microplane.runs import provenance
+from microplane.runs.prepare import inferred, shared_prefix
+from microplane.runs.result import data_figures, finite, moved_check, train_figures
+from microplane.runs.verify import merge_checks
 from microplane.training.feature_cache import keep_features
 from microplane.training.init_from_data import prepare
 from microplane.training.loop import Outcome, fit, passes
 from microplane.training.optim import check_optimizer, peak_lr
-from microplane.training.resume import check_resumable, checkpoints, read_method, save_adapter
+from microplane.training.resume import check_resumable, checkpoints
 
 SAMPLES = 10  # held-out rows shown in the report
 
@@ -175,7 +183,7 @@ class _Job:
                 "method": method,
                 "model": knobs.model.model_copy(update=base),
                 "train": knobs.train.model_copy(update={"lr": peak_lr(self.method, knobs.train)}),
-                "data": knobs.data.model_copy(update=_inferred(splits)),
+                "data": knobs.data.model_copy(update=inferred(splits)),
             }
         )
 
@@ -204,7 +212,7 @@ class _Job:
                 "fingerprint": fingerprint(path),
             },
             "data": data_figures(splits),
-            "environment": environment.describe() | {"compiled_operations": native.library() is not None},
+            "environment": provenance.describe() | {"compiled_operations": native.library() is not None},
         }
         kept = f"kept in {form.quantised}, " if form.quantised else ""
         self.watch.say(
@@ -388,12 +396,3 @@ def resume(folder: str | Path, watch: Watcher | None = None) -> Run:
 def _folder(knobs: RunKnobs, method: Method, resume: bool) -> Path:
     parts = knobs.model.name, method.name, knobs.data.train
     return run_folder(Path(knobs.runs), knobs.name or "", [Path(part).stem for part in parts], again=resume)
-
-
-def _inferred(splits: Splits) -> dict[str, Any]:
-    summary = splits.summary
-    form = {"task": summary.task} if summary.task else {"format": summary.format.split(" ")[0]}
-    return {
-        **form,
-        "template": summary.template if summary.template != "none" else "plain",
-    }

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from microplane.data.batch_plan import pack
-from microplane.data.features import Features
 from microplane.data.preparing.load_splits import TokenDataset
 from microplane.data.progress import Watcher
-from microplane.data.store import folder_aside
+from microplane.data.store import Features, folder_aside
 from microplane.errors import DataError
 from microplane.files import cache_dir, file_sha256
 from microplane.models.contract import Model
-from microplane.models.heads import keeps_pooled, pooled
+from microplane.models.heads import keeps_pooled
+from microplane.models.task_head import pooled
 from microplane.nn.rows import Rows
 from microplane.objectives.batch import make_batch
 

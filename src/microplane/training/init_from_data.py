@@ -14,7 +14,8 @@ from microplane.data.batch_plan import micro_batches
 from microplane.errors import ConfigError
 from microplane.methods import Method
 from microplane.models.contract import Model, hf_names, view_of
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 
 if TYPE_CHECKING:
     from microplane.data.preparing.load_splits import Dataset

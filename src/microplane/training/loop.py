@@ -29,7 +29,8 @@ from microplane.files import write_aside
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import Model
-from microplane.objectives.batch import loss_sum, make_batch
+from microplane.objectives.batch import make_batch
+from microplane.objectives.losses import loss_sum
 from microplane.training import resume as checkpoint
 from microplane.training.activation_checkpointing import recompute
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement

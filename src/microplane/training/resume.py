@@ -12,24 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from microplane.errors import AdapterError, CheckpointError, ConfigError, MicroplaneError
-from microplane.files import aside, file_sha256, read_object, write_aside
-from microplane.methods import METHODS, Method, make_method, trainable
+from microplane.checkpoints.tensors import read_tensors, save_tensors
+from microplane.errors import CheckpointError
+from microplane.files import file_sha256, read_object, write_json
+from microplane.methods import Method, trainable
 from microplane.methods.method import load_state, state_of
-from microplane.models.files.load import save_model
 from microplane.training.optim import add_groups
 
 KEEP = 2  # checkpoints kept in resume/
@@ -37,99 +33,6 @@ BEST = "best.safetensors"
 TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
 
 # ---------------------------------------------------------------------------------------------------- adapter/
-
-
-def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[str, Any]) -> int:
-    """Write the method's state; returns the bytes of its weights file.
-
-    Args:
-        about: what else method.json says: the base's name and fingerprint, the template, the step.
-    """
-    config = method.peft_config(model)
-    if config is not None:
-        config["base_model_name_or_path"] = about.get("base")
-        _write_json(folder / "adapter_config.json", config)
-    else:  # what a method cannot be any more, as lora-auto after it has grown
-        (folder / "adapter_config.json").unlink(missing_ok=True)
-    _write_json(folder / "method.json", {"name": method.name, **method.model_dump(mode="json"), "about": dict(about)})
-    weights = folder / weights_name(method)
-    if method.whole_model:
-        with disk_errors(weights):
-            save_model(model, folder)
-        return weights.stat().st_size
-    # The weights come last: they are what a new best replaces, and a reader that finds them finds the rest.
-    save_tensors(weights, state_of(method, model), {"format": "pt"})
-    return weights.stat().st_size
-
-
-def weights_name(method: Method) -> str:
-    return "model.safetensors" if method.whole_model else "adapter_model.safetensors"
-
-
-def read_method(folder: Path, beside: bool = False) -> tuple[Method, dict[str, Any]]:
-    """(method, about) of an adapter folder; of one that peft wrote, too.
-
-    Args:
-        beside: parts that peft trained in full beside the adapter (modules_to_save) are understood, as about["train"].
-
-    Raises:
-        AdapterError: if there is no adapter, or it is of a kind that is not known here.
-    """
-    if (file := folder / "method.json").is_file():
-        values = read_object(file, AdapterError)
-        about = values.pop("about", {})
-        if not isinstance(about, dict) or not isinstance(values.get("name"), str):
-            raise AdapterError(f"{file} is damaged: expected the method's name, and what `about` says as an object")
-        return _method(file, values), about
-    if (file := folder / "adapter_config.json").is_file():
-        config = read_object(file, AdapterError)
-        about = {"base": config.get("base_model_name_or_path"), "revision": config.get("revision")}
-        if beside:
-            about["train"] = config.pop("modules_to_save", None)
-        return _method(file, _of_peft(folder, config)), about
-    raise AdapterError(
-        f"{folder} is not an adapter: it has neither method.json (Microplane) nor adapter_config.json (peft)"
-    )
-
-
-def load_adapter(folder: Path, model: nn.Module, method: Method) -> None:
-    """Fill a model to which `method` is attached from an adapter folder."""
-    path = folder / weights_name(method)
-    if not path.is_file():
-        raise AdapterError(f"{folder} has no {path.name}; the adapter is not whole")
-    state = read_tensors(path, AdapterError)
-    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise AdapterError(
-            f"{path} is damaged: {len(broken)} of {len(state)} tensors hold NaN or infinity, such as {broken[0]}. "
-            "Fetch it again, or train again"
-        )
-    try:
-        load_state(method, model, state)
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from None
-
-
-def _method(file: Path, values: Mapping[str, Any]) -> Method:
-    try:
-        return make_method(values)
-    except ConfigError as error:
-        raise AdapterError(f"{file} describes a method that cannot be read here. {error}") from None
-
-
-def _of_peft(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The name and knobs of the method that peft's adapter_config.json means; each method knows its own format."""
-    kind = config.get("peft_type")
-    known = sorted({method.peft_type for method in METHODS.values() if method.peft_type})
-    if kind not in known:
-        raise AdapterError(f"{folder}: an adapter of peft's type {kind!r}; {', '.join(known)} can be read")
-    for method in METHODS.values():
-        try:
-            knobs = method.of_peft(config) if method.peft_type == kind else None
-        except AdapterError as error:
-            raise AdapterError(f"{folder / 'adapter_config.json'}: {error}") from None
-        if knobs is not None:
-            return {"name": method.name, **knobs}
-    raise AdapterError(f"{folder}: an adapter of peft's type {kind!r} in a form that no method here has")
 
 
 # ---------------------------------------------------------------------------------------------------- resume/
@@ -154,7 +57,7 @@ def save_checkpoint(
         save_tensors(temporary / "method.safetensors", method.training_state(model))
         sums = {name: file_sha256(temporary / name) for name in TENSORS}
         whole = {**state, "step": step, "sha256": sums}
-        _write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
+        write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
         if final.exists():  # the same step again, after a resume from an earlier one: the bytes are the same
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -279,37 +182,3 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 
 # ---------------------------------------------------------------------------------------------------- files
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, aside and renamed."""
-    with disk_errors(path), aside(path) as temporary:
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, metadata)
-
-
-def read_tensors(path: Path, error: type[MicroplaneError]) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise error(f"{path} is missing")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise error(f"{path} is truncated, or is not a safetensors file: {problem}. Fetch or make it again") from None
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """What goes wrong while `path` is written, as OSError; safetensors tells of a full disk by an error of its own."""
-    try:
-        yield
-    except SafetensorError as error:
-        if not (found := re.search(r"os error (\d+)", str(error))):
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-    except OSError as error:
-        error.filename = str(path)  # and not the temporary one
-        raise
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_aside(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from microplane.config.knobs import build, read_yaml
+from microplane.config.build import build, read_yaml
 from microplane.data.mixtures.task_templates import (
     FOLDER,
     Family,

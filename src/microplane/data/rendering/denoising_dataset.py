@@ -11,10 +11,9 @@ from typing import Literal
 import numpy as np
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.features import Features
 from microplane.data.rendering.span_corruption import corrupt_spans, corrupted_lengths, prefix_lm, spans_input_length
 from microplane.data.row_kind import Shape
-from microplane.data.store import TokenDataset
+from microplane.data.store import Features, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 

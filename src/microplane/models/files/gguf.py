@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from microplane.errors import ModelError
+from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.gguf_format import GgufFile, read_header
-from microplane.models.files.load import Checkpoint
 
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = {

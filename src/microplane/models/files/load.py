@@ -5,11 +5,10 @@ Never a pickle. One tensor at a time is held beside the model, so that loading p
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.files import read_object
+from microplane.files import read_object, write_json
 from microplane.models.configs.head import OWN, head_of, plain_of
 from microplane.models.contract import Model, hf_names, linears
 from microplane.models.external.transformers import Foreign
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
-from microplane.models.heads import TaskHead, put_head
+from microplane.models.files.checkpoint import Checkpoint, Places
+from microplane.models.heads import put_head
+from microplane.models.task_head import TaskHead
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.nf4 import NF4
 from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
@@ -41,18 +42,6 @@ TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that doe
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
 # Not saved: what names code of the model's repository, which is not needed, and what told of a head that is gone.
 DROPPED = ("auto_map", OWN)
-
-Places = dict[str, tuple[Path, str]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a model file or folder holds."""
-
-    config: dict[str, Any]  # the fields of Hugging Face's config.json, also when it came from GGUF
-    tensors: Mapping[str, Tensor]  # Hugging Face's names; each is read when asked for
-    path: Path
-    stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
 
 
 class Shards(Mapping[str, Tensor]):
@@ -364,21 +353,12 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}
     config |= model.config.to_hf() | {"dtype": stored, "torch_dtype": stored} | (head.config.to_hf() if head else {})
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     if model.generation_config is not None:
-        _write_json(folder / GENERATION, model.generation_config)
+        write_json(folder / GENERATION, model.generation_config)
     aside = folder / f".{WEIGHTS}.{os.getpid()}"
     try:
         save_file(tensors, aside, metadata={"format": "pt"})
         os.replace(aside, folder / WEIGHTS)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _write_json(file: Path, fields: Mapping[str, Any]) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        aside.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,15 +1,8 @@
-"""Tokenizers for tests: the real one of SmolLM2, and tiny ones with any special tokens and any template."""
+"""Tokenizers for tests: tiny ones with any special tokens and any template."""
 
-import pytest
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-
-from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-
-
-@pytest.fixture(scope="session")
-def smol(smollm2):
-    return load_tokenizer(smollm2)
 
 
 def tiny(special=("<eos>",), template=None, eos="<eos>", bos=None, adds_bos=False, merges=(), unk=None) -> Tokenizer:
@@ -38,13 +31,3 @@ def _finish(backend, special, template, eos, bos, adds_bos, unk) -> Tokenizer:
         backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, number)])
     eos_ids = (backend.token_to_id(eos),) if eos else ()
     return Tokenizer(backend, {"bos_token": bos, "eos_token": eos, "unk_token": unk}, eos_ids, template)
-
-
-@pytest.fixture(scope="session")
-def make_tiny():
-    return tiny
-
-
-@pytest.fixture(scope="session")
-def make_spaced():
-    return spaced

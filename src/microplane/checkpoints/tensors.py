@@ -1,0 +1,46 @@
+"""Tensors in a safetensors file, written aside and renamed; disk errors in words."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from microplane.errors import MicroplaneError
+from microplane.files import aside
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, aside and renamed."""
+    with disk_errors(path), aside(path) as temporary:
+        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, metadata)
+
+
+def read_tensors(path: Path, error: type[MicroplaneError]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise error(f"{path} is missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise error(f"{path} is truncated, or is not a safetensors file: {problem}. Fetch or make it again") from None
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What goes wrong while `path` is written, as OSError; safetensors tells of a full disk by an error of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        if not (found := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+    except OSError as error:
+        error.filename = str(path)  # and not the temporary one
+        raise

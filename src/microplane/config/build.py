@@ -1,0 +1,158 @@
+"""Knobs from values and back: checked, with complaints that name the knob, its value and what is possible."""
+
+from __future__ import annotations
+
+import reprlib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from microplane.config import yaml_text
+from microplane.errors import ConfigError, nearest
+
+K = TypeVar("K", bound=BaseModel)
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All knobs below a section, as (dotted name, declaration)."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def build(model: type[K], values: Mapping[str, Any], where: str = "", section: str = "") -> K:
+    """Validate `values` as a section of knobs.
+
+    Raises:
+        ConfigError: naming every bad knob, its value and what is possible.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        known = [f"{section}{name}" for name, _ in fields(model)]
+        lines = [_complaint(item, model, known, section) for item in error.errors()]
+        place = f" in {where}" if where else ""
+        raise ConfigError(
+            f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)
+        ) from None
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
+
+
+_SECTION, _LIST = "must be a section, as in {name: value}", "must be a list, as in [a, b]"
+
+
+_WORDS = {"model_type": _SECTION, "dict_type": _SECTION, "tuple_type": _LIST, "string_type": "must be text"}
+
+
+def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> str:
+    name = section + ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("extra_forbidden", "invalid_key"):
+        return f"  {name}: there is no such knob.{_nearest_knob(name, known)} All knobs: microplane knobs"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
+    message = _WORDS.get(item["type"], message[:1].lower() + message[1:])
+    return f"  {name} = {shown(item['input'])}: {message}"
+
+
+def _nearest_knob(name: str, known: Sequence[str]) -> str:
+    """A name that is spelled nearly so, or the right one in another section."""
+    leaf = name.rsplit(".", 1)[-1]
+    return nearest(name, known) or next(
+        (f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), ""
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as it can stand in a message: shortened, and `null` as YAML has it."""
+    try:
+        return "null" if value is None else _SHOWN.repr(value)
+    except ValueError:  # Python refuses to print a number of more than 4,300 digits
+        return "a very long number"
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Carry out one `--set a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+
+    Raises:
+        ConfigError: for text without `=`, or a name below something that is not a section.
+    """
+    name, separator, text = assignment.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
+    place(values, name.strip(), parse_value(text))
+
+
+def place(values: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value under its dotted name into nested dictionaries.
+
+    Raises:
+        ConfigError: if a part of the name is a knob and not a section.
+    """
+    *sections, leaf = name.split(".")
+    for section in sections:
+        below = values.get(section)
+        if below is None:
+            below = values[section] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{name} cannot be set: {section} = {shown(below)} is a value, not a section of knobs")
+        values = below
+    values[leaf] = value
+
+
+def parse_value(text: str) -> Any:
+    """A knob's value from its text; what is not YAML is itself, as in `data.system=Answer: yes or no`."""
+    try:
+        return yaml_text.parse(text)
+    except ValueError:
+        return text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as nested dictionaries.
+
+    Raises:
+        ConfigError: if it is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold knobs as `name: value`, but holds {shown(values)}")
+    return values
+
+
+def to_yaml(knobs: BaseModel) -> str:
+    """The resolved knobs as YAML; `read_yaml` and `build` give them back equal."""
+    return yaml_text.dump(knobs.model_dump(mode="json"))
+
+
+def choices(field: FieldInfo) -> Sequence[Any]:
+    """The values a `Literal` knob can take, else nothing."""
+    return get_args(field.annotation) if getattr(field.annotation, "__origin__", None) is Literal else ()
+
+
+def type_name(field: FieldInfo) -> str:
+    """A knob's type as users read it: `number or null`, `one of auto, chat, plain`."""
+    if possible := choices(field):
+        return " | ".join(str(value) for value in possible)
+    annotation = field.annotation
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+        return " or ".join(_part_name(part) for part in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _part_name(part: Any) -> str:
+    return "null" if part is type(None) else " or ".join(map(str, get_args(part))) or part.__name__

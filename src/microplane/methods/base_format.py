@@ -1,0 +1,55 @@
+"""In which number format a base is opened: what the knobs ask for, the method needs and the files have."""
+
+from __future__ import annotations
+
+import torch
+
+from microplane.config.knobs import ModelKnobs
+from microplane.errors import ConfigError
+from microplane.methods import Method
+from microplane.nn.number_format import NumberFormat, fastest_dtype
+from microplane.nn.quantised import QUANTISED
+
+
+def number_format(name: str, compute: str = "auto", cached: bool = False) -> NumberFormat:
+    """The format that the knobs `model.dtype`, `model.compute` and `model.cache_dequantised` ask for.
+
+    Raises:
+        ConfigError: if the last two are set for a base that is not quantised.
+    """
+    if name in QUANTISED:
+        in_8_bits = compute == "int8"
+        return NumberFormat(_dtype("auto" if in_8_bits else compute), name, cached, in_8_bits)
+    if compute != "auto" or cached:
+        knob = "model.cache_dequantised" if cached else f"model.compute = {compute}"
+        raise ConfigError(f"{knob} is for a quantised base, and model.dtype = {name}; choose {' or '.join(QUANTISED)}")
+    return NumberFormat(_dtype(name))
+
+
+def base_format(model: ModelKnobs, method: Method, stored: str = "") -> NumberFormat:
+    """The format of the base that `method` is to be trained on; auto leaves in nf4 what is stored so.
+
+    Raises:
+        ConfigError: for a format in which the method cannot work.
+    """
+    asked = f"model.dtype = {model.dtype}: the method {method.name}"
+    if method.quantize and model.dtype not in ("auto", method.quantize):
+        raise ConfigError(f"{asked} is for a base in {method.quantize}; leave it at auto, or choose another method")
+    if method.needs_float32:
+        if model.dtype not in ("auto", "float32"):
+            raise ConfigError(f"{asked} {method.needs_float32}; leave it at auto, or choose float32")
+        return number_format("float32", model.compute, model.cache_dequantised)
+    if not method.trains_base or method.any_base:
+        kept = stored if model.dtype == "auto" and stored in QUANTISED else model.dtype
+        return number_format(method.quantize or kept, model.compute, model.cache_dequantised)
+    if model.dtype in QUANTISED:
+        raise ConfigError(
+            f"{asked} trains the model's own weights, and in {model.dtype} small updates would be lost; "
+            "leave it at auto, or choose float32 or bfloat16 for what is multiplied"
+        )
+    form = number_format(model.dtype, model.compute, model.cache_dequantised)
+    return form._replace(weights=torch.float32)
+
+
+def _dtype(name: str) -> torch.dtype:
+    return fastest_dtype() if name == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

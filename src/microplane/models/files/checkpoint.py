@@ -1,0 +1,22 @@
+"""What a model's files hold, whatever their format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+Places = dict[str, tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model file or folder holds."""
+
+    config: dict[str, Any]  # the fields of Hugging Face's config.json, also when it came from GGUF
+    tensors: Mapping[str, Tensor]  # Hugging Face's names; each is read when asked for
+    path: Path
+    stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
