@@ -27,8 +27,8 @@ from microplane.methods import Method, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.method import attach as attach_method
 from microplane.methods.method import load_state, state_of, trainable, trainable_parameters
-from microplane.models.contract import Model, linears, view_of
-from microplane.models.external.any_module import forget, register
+from microplane.models.contract import Model, linears, module_map_of
+from microplane.models.external.any_module import map_modules, unmap
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED, QuantisedLinear
@@ -80,9 +80,12 @@ class Attached:
         Args:
             base: what the untouched model is called, for those who open the adapter.
         """
-        folder, view = Path(folder), view_of(self.model)
+        folder, module_map = Path(folder), module_map_of(self.model)
         kinds = sorted({part.kind for part in self.model.modules() if isinstance(part, QuantisedLinear)})
-        about: dict[str, Any] = {"base": base, "train": list(view.beside) if view is not None else []}
+        about: dict[str, Any] = {
+            "base": base,
+            "train": list(module_map.modules_to_save) if module_map is not None else [],
+        }
         about |= {"base_dtype": kinds[0]} if kinds else {}
         if not self.method.whole_model or isinstance(self.model, Model):
             return save_adapter(folder, self.model, self.method, about)
@@ -103,7 +106,7 @@ class Attached:
     def merge(self) -> nn.Module:
         """The model as it was built, with what was learned in its own weights."""
         self.method.merge(self.model)
-        forget(self.model)
+        unmap(self.model)
         return self.model.requires_grad_(False)
 
 
@@ -191,7 +194,7 @@ def _attach(model: nn.Module, method: Method, train: Sequence[str], kind: str | 
         if train:
             raise ConfigError(f"train = {train[0]!r}: parts by name are for models that are not Microplane's own")
     else:
-        register(model, train)
+        map_modules(model, train)
     weights = {}
     if kind:
         sites = linears(model).items()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from microplane.errors import AdapterError, ConfigError
-from microplane.models.contract import hf_names, unused, view_of
+from microplane.models.contract import hf_names, module_map_of, unused
 
 PREFIX = "base_model.model."  # what peft's names begin with
 
@@ -175,13 +175,13 @@ def attach(method: Method, model: nn.Module) -> None:
     Raises:
         ConfigError: if the method needs places that a model that is not ours does not have.
     """
-    view = view_of(model)
-    if view is not None and method.sockets:
+    module_map = module_map_of(model)
+    if module_map and method.sockets:
         raise ConfigError(
             f"method.name = {method.name!r} puts modules between the parts of a block, into places that Microplane's "
             "own models keep open and this one does not have. Take a method that changes its linear layers, as lora"
         )
-    if view is not None and method.counts_blocks:
+    if module_map and method.counts_blocks:
         raise ConfigError(
             f"method.name = {method.name!r} needs to know which blocks a model has and in which order, as Microplane's "
             "own are known. On this one take full, or lora, and name what trains beside it"
@@ -192,15 +192,15 @@ def attach(method: Method, model: nn.Module) -> None:
         head.requires_grad_(True)
         for part in unused(model):
             part.requires_grad_(False)
-    for name in view.beside if view is not None else ():
+    for name in module_map.modules_to_save if module_map else ():
         model.get_submodule(name).requires_grad_(True)
 
 
 def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
     """`Method.state`, the task head, and of a model that is not ours what trains or moves beside the method."""
     if method.whole_model:
-        return method.state(model) | moving_state(model)
-    beside = {f"{PREFIX}{name}": tensor for name, tensor in moving_state(model).items()}
+        return method.state(model) | running_stats_of(model)
+    beside = {f"{PREFIX}{name}": tensor for name, tensor in running_stats_of(model).items()}
     beside |= head_state(model)
     once = {id(tensor) for tensor in beside.values()}  # what a method that selects has chosen, too
     return {name: tensor for name, tensor in method.state(model).items() if id(tensor) not in once} | beside
@@ -229,19 +229,21 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
 def head_state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the task head, under the names that Hugging Face's classes give them, and of what trains beside
     the method in a model that is not ours."""
-    head, view = getattr(model, "task_head", None), view_of(model)
+    head, module_map = getattr(model, "task_head", None), module_map_of(model)
     parts = [] if head is None else [("task_head", head)]
-    parts += [(name, model.get_submodule(name)) for name in (view.beside if view is not None else ())]
+    parts += [(name, model.get_submodule(name)) for name in (module_map.modules_to_save if module_map else ())]
     names = hf_names(model) if parts else {}
     own = ((f"{at}.{name}", tensor) for at, part in parts for name, tensor in part.named_parameters())
     return {f"{PREFIX}{names[name]}": tensor for name, tensor in own}
 
 
-def moving_state(model: nn.Module) -> dict[str, Tensor]:
+def running_stats_of(model: nn.Module) -> dict[str, Tensor]:
     """The buffers of a model that is not ours that change as it trains, under its own names."""
-    view = view_of(model)
-    buffers = dict(model.named_buffers()) if view is not None and view.moving else {}
-    return {name.removeprefix(view.prefix): buffers[name] for name in view.moving} if view is not None else {}
+    module_map = module_map_of(model)
+    buffers = dict(model.named_buffers()) if module_map and module_map.running_stats else {}
+    return (
+        {name.removeprefix(module_map.prefix): buffers[name] for name in module_map.running_stats} if module_map else {}
+    )
 
 
 def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

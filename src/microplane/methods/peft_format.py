@@ -13,7 +13,7 @@ from torch import nn
 from microplane.errors import AdapterError
 from microplane.methods.method import PREFIX, Method
 from microplane.methods.targets import ROLES
-from microplane.models.contract import hf_names, linears, view_of
+from microplane.models.contract import hf_names, linears, module_map_of
 from microplane.nn.transposed import TransposedLinear
 
 __all__ = ["PREFIX", "common_fields", "leaves", "need", "paths", "refuse_unsupported", "roles_of"]
@@ -36,8 +36,8 @@ def leaves(found: Iterable[str]) -> list[str]:
 
 def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> dict[str, Any]:
     """What stands in every adapter_config.json; `adapted` are the adapted layers by Hugging Face's dotted names."""
-    view = view_of(model)
-    task = TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM" if view is None else None)
+    module_map = module_map_of(model)
+    task = TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM" if module_map is None else None)
     transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
     return {
         "peft_type": method.peft_type,
@@ -45,15 +45,21 @@ def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> d
         "target_modules": shortest(model, adapted),
         "fan_in_fan_out": transposed,
         "inference_mode": True,
-        **({"modules_to_save": list(view.beside)} if view is not None and view.beside else {}),
+        **(
+            {"modules_to_save": list(module_map.modules_to_save)}
+            if module_map is not None and module_map.modules_to_save
+            else {}
+        ),
     }
 
 
 def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:
     """How peft is told what to adapt: the last parts of names where these mean nothing else, or the whole names."""
-    chosen, view = set(adapted), view_of(model)
+    chosen, module_map = set(adapted), module_map_of(model)
     every = set(paths(model, linears(model)).values())
-    every |= {name.removeprefix(view.prefix) for name in view.closed} if view is not None else set()
+    every |= (
+        {name.removeprefix(module_map.prefix) for name in module_map.not_adaptable} if module_map is not None else set()
+    )
     other = set(leaves(every - chosen))
     return sorted({leaf if (leaf := path.rsplit(".", 1)[-1]) not in other else path for path in chosen})
 

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from microplane.errors import ConfigError, nearest
-from microplane.models.contract import Model, Site, View, hf_names, linears, view_of
+from microplane.models.contract import Model, ModuleMap, Site, hf_names, linears, module_map_of
 
 ROLES = {
     "q_proj": "q",
@@ -46,7 +46,7 @@ def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets"
     Raises:
         ConfigError: for a target that names none in this model, with those that it has.
     """
-    sites, view = linears(model), view_of(model)
+    sites, module_map = linears(model), module_map_of(model)
     roles = sorted({site.role for site in sites.values()})
     if not targets:
         raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
@@ -58,7 +58,7 @@ def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets"
     if unknown := [target for target in targets if not found[target]]:
         raise ConfigError(
             f"method.{knob}: {', '.join(map(repr, unknown))} name no linear layer; this model has "
-            f"{', '.join(roles)} (or all).{_hint(unknown[0], sites, roles)}{_note(unknown, model, view)}"
+            f"{', '.join(roles)} (or all).{_hint(unknown[0], sites, roles)}{_note(unknown, model, module_map)}"
         )
     chosen = set().union(*found.values())
     return {name: site for name, site in sites.items() if name in chosen}
@@ -89,12 +89,12 @@ def _hint(target: str, sites: Mapping[str, Site], roles: Sequence[str]) -> str:
     return f" A whole name is {example!r}."
 
 
-def _note(unknown: Sequence[str], model: nn.Module, view: View | None) -> str:
-    if view is None:
+def _note(unknown: Sequence[str], model: nn.Module, module_map: ModuleMap | None) -> str:
+    if module_map is None:
         tied = "head" in unknown
         return " The head is tied to the embedding here, so it cannot be adapted alone." if tied else ""
     for target in unknown:
-        for name, why in view.closed.items():
+        for name, why in module_map.not_adaptable.items():
             if fits(target, name):
                 return f" {name} {why}."
         for name, module in model.named_modules():

@@ -18,8 +18,8 @@ positions that are wanted. Activations stay in the model's compute format, whate
 Frozen blocks. A method may leave the lowest blocks as they are: `frozen` counts them. They, and what stands before
 them, compute without dropout in training too, so what `lower` gives of a row is the same in every step and can be kept.
 
-A model that is not ours keeps to none of this. It has a `View` registered on it (models/view.py), which knows its
-linears by their names, and is adapted by those.
+A model that is not ours keeps to none of this. `map_modules` (models/external/any_module.py) notes a `ModuleMap` on it,
+which lists its linears under the model's own names; methods adapt those.
 """
 
 from __future__ import annotations
@@ -206,10 +206,10 @@ class Model(nn.Module):
 
 def hf_names(model: nn.Module) -> dict[str, str]:
     """Our parameter name -> Hugging Face's, with the task head if any; a model that is not ours has its own names."""
-    view = view_of(model)
+    module_map = module_map_of(model)
     if not isinstance(model, Model):
-        assert view is not None, "a model that is not ours is registered first, see models/view.py"
-        return view.names(model)
+        assert module_map is not None, "call map_modules (models/external/any_module.py) on a model that is not ours"
+        return module_map.names(model)
     names = model.hf_names()
     return names if model.task_head is None else model.task_head.hf_names(names)
 
@@ -272,15 +272,15 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
-    """What there is to adapt in a model that is not ours, by its own dotted names, before a method is attached."""
+class ModuleMap:
+    """What can be adapted in a model that is not ours, by its own dotted names, before a method is attached."""
 
-    linears: tuple[str, ...]  # that can be adapted
-    head: str | None = None  # which of them writes the words
-    closed: Mapping[str, str] = field(default_factory=dict)  # linears that cannot be adapted, and why
-    beside: tuple[str, ...] = ()  # parts that train in full beside the method
-    moving: tuple[str, ...] = ()  # buffers that change as a model trains: the averages of batch norms
-    prefix: str = ""  # what our names begin with, and the model's own do not
+    linears: tuple[str, ...]  # those that can be adapted
+    head: str | None = None  # the one of them that gives the logits
+    not_adaptable: Mapping[str, str] = field(default_factory=dict)  # linear -> why it cannot be adapted
+    modules_to_save: tuple[str, ...] = ()  # parts that train in full beside the method (peft's word)
+    running_stats: tuple[str, ...] = ()  # buffers that change as the model trains, as the averages of batch norms do
+    prefix: str = ""  # our names begin with it, the model's own names do not
 
     def sites(self, model: nn.Module) -> dict[str, Site]:
         """A layer's role is the last part of its name."""
@@ -298,18 +298,18 @@ class View:
         return {name: name.removeprefix(self.prefix) for name in ours if name.startswith(self.prefix)}
 
 
-VIEW = "_microplane_view"
+MODULE_MAP = "_microplane_module_map"
 
 
-def view_of(model: nn.Module) -> View | None:
-    """What is registered on a model that is not ours; None on one of ours."""
-    return model.__dict__.get(VIEW)
+def module_map_of(model: nn.Module) -> ModuleMap | None:
+    """The map that `map_modules` noted on a model that is not ours; None on one of ours."""
+    return model.__dict__.get(MODULE_MAP)
 
 
 def linears(model: nn.Module) -> dict[str, Site]:
     """All linears that carry a role, by dotted name (`layers.3.attention.q`), also where a method has put its own."""
-    if (view := view_of(model)) is not None:
-        return view.sites(model)
+    if (module_map := module_map_of(model)) is not None:
+        return module_map.sites(model)
     layer_of = {
         module: index
         for stack in model.modules()

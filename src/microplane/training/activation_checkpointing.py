@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from microplane.errors import ConfigError
-from microplane.models.contract import view_of
+from microplane.models.contract import module_map_of
 from microplane.nn.selective_recompute import remaking
 
 
@@ -28,7 +28,7 @@ def recompute(model: nn.Module, what: str) -> None:
         return
     stacks = (getattr(module, "layers", None) for module in model.modules())
     blocks = [block for layers in stacks if isinstance(layers, nn.ModuleList) for block in layers]
-    if not blocks or (what == "cheap" and view_of(model) is not None):
+    if not blocks or (what == "cheap" and module_map_of(model) is not None):
         raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
     for block in blocks:
         block.forward = _again(block, block.forward, what)

@@ -13,7 +13,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import micro_batches
 from microplane.errors import ConfigError
 from microplane.methods import Method
-from microplane.models.contract import Model, hf_names, view_of
+from microplane.models.contract import Model, hf_names, module_map_of
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
 
@@ -40,7 +40,7 @@ def prepare(
     losses = sample_losses(model, train, rows, knobs.seed, knobs.micro_tokens)
 
     def weight(site: str) -> Tensor:
-        if view_of(model) is not None:
+        if module_map_of(model) is not None:
             raise ConfigError(
                 "method.start: this start needs the weights as they were before they were quantised, which are not at "
                 "hand for a model that is loaded through transformers; choose zero, or a base that is not quantised"

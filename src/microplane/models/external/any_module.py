@@ -1,4 +1,4 @@
-"""Any nn.Module, seen as methods need it: which of its linear layers can be adapted, and which cannot, and why."""
+"""Adapting any nn.Module: which of its linear layers can be adapted, which cannot, and why."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import cast
 from torch import nn
 
 from microplane.errors import ConfigError, nearest
-from microplane.models.contract import VIEW, View
+from microplane.models.contract import MODULE_MAP, ModuleMap
 from microplane.nn.transposed import is_transposed
 
 Averaging = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
 
 
-def register(model: nn.Module, beside: Sequence[str] = (), prefix: str = "") -> View:
-    """Let methods work on a model that is not ours, by its names.
+def map_modules(model: nn.Module, modules_to_save: Sequence[str] = (), prefix: str = "") -> ModuleMap:
+    """Find what methods can adapt in a model that is not ours, and note it on the model for `module_map_of`.
 
     Args:
-        beside: names of parts that train in full beside the method, and are therefore not adapted.
+        modules_to_save: names of parts that train in full beside the method, and are therefore not adapted.
+        prefix: only modules below it are mapped; it is no part of the model's own names.
 
     Raises:
-        ConfigError: for a part that the model does not have.
+        ConfigError: for a part that the model does not have, or one without weights.
     """
-    _check_parts(model, beside)
+    _check_parts(model, modules_to_save)
     head = _head(model.get_submodule(prefix.removesuffix(".")))
-    closed, uses = _closed(model, beside), Counter(name for name in _weights(model))
+    not_adaptable, uses = _not_adaptable(model, modules_to_save), Counter(name for name in _weights(model))
     found = []
     for path, module in model.named_modules():
         if not path.startswith(prefix) or not (isinstance(module, nn.Linear) or is_transposed(module)):
@@ -34,23 +35,25 @@ def register(model: nn.Module, beside: Sequence[str] = (), prefix: str = "") -> 
         if not path:
             continue  # the whole model is one linear layer: there is nothing in which it could be replaced
         if uses[id(module.get_parameter("weight"))] > 1:
-            closed.setdefault(path, "shares its weight with another part, so it cannot be adapted alone")
-        if path not in closed:
+            not_adaptable.setdefault(path, "shares its weight with another part, so it cannot be adapted alone")
+        if path not in not_adaptable:
             found.append(path)
     name = next((path for path in found if model.get_submodule(path) is head), None)
-    view = View(tuple(found), name, closed, tuple(beside), tuple(_moving(model)), prefix)
-    setattr(model, VIEW, view)
-    return view
+    module_map = ModuleMap(
+        tuple(found), name, not_adaptable, tuple(modules_to_save), tuple(_running_stats(model)), prefix
+    )
+    setattr(model, MODULE_MAP, module_map)
+    return module_map
 
 
-def forget(model: nn.Module) -> None:
-    """Take back what `register` noted."""
-    model.__dict__.pop(VIEW, None)
+def unmap(model: nn.Module) -> None:
+    """Remove the note that `map_modules` left on the model."""
+    model.__dict__.pop(MODULE_MAP, None)
 
 
-def _check_parts(model: nn.Module, beside: Sequence[str]) -> None:
+def _check_parts(model: nn.Module, modules_to_save: Sequence[str]) -> None:
     parts = [name for name, _ in model.named_modules() if name]
-    for name in beside:
+    for name in modules_to_save:
         if name not in parts:
             ends = {part.rsplit(".", 1)[-1]: part for part in reversed(parts)}
             hint = f" Did you mean {ends[name]!r}?" if name in ends else nearest(name, parts)
@@ -71,18 +74,20 @@ def _weights(model: nn.Module) -> Iterable[int]:
         yield from (id(parameter) for parameter in module.parameters(recurse=False))
 
 
-def _closed(model: nn.Module, beside: Sequence[str]) -> dict[str, str]:
-    closed = {}
+def _not_adaptable(model: nn.Module, modules_to_save: Sequence[str]) -> dict[str, str]:
+    not_adaptable = {}
     for path, module in model.named_modules():
-        if any(path == part or path.startswith(f"{part}.") for part in beside):
-            closed[path] = "trains in full"
+        if any(path == part or path.startswith(f"{part}.") for part in modules_to_save):
+            not_adaptable[path] = "trains in full"
         if isinstance(module, nn.MultiheadAttention):
             name = f"{path}.out_proj" if path else "out_proj"
-            closed[name] = "lies in an nn.MultiheadAttention, which reads its weight itself and would ignore an adapter"
-    return closed
+            not_adaptable[name] = (
+                "lies in an nn.MultiheadAttention, which reads its weight itself and would ignore an adapter"
+            )
+    return not_adaptable
 
 
-def _moving(model: nn.Module) -> Iterable[str]:
+def _running_stats(model: nn.Module) -> Iterable[str]:
     for path, module in model.named_modules():
         if isinstance(module, Averaging) and module.track_running_stats:
             yield from (f"{path}.{name}" if path else name for name, _ in module.named_buffers(recurse=False))

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError, ModelError
-from microplane.models.contract import Model, view_of
-from microplane.models.external.any_module import register
+from microplane.models.contract import Model, module_map_of
+from microplane.models.external.any_module import map_modules
 from microplane.nn.cache import Cache
 from microplane.nn.prompt_socket import Prelude
 from microplane.nn.rows import Pairs, Rows, from_grid
@@ -121,7 +121,7 @@ class Foreign(Model):
     def take(self, net: nn.Module) -> None:
         """Make `net` the model inside."""
         self.net = net
-        register(self, prefix="net.")
+        map_modules(self, prefix="net.")
         head = self.net.get_output_embeddings()
         self.head_name = next((name for name, module in self.named_modules() if module is head), None)
         on_meta = any(parameter.is_meta for parameter in net.parameters())
@@ -239,15 +239,17 @@ class Foreign(Model):
 
     def hf_names(self) -> dict[str, str]:
         """Its own names."""
-        view = view_of(self)
-        assert view is not None
-        return view.names(self)
+        module_map = module_map_of(self)
+        assert module_map is not None
+        return module_map.names(self)
 
     def plain_tensors(self) -> dict[str, Tensor]:
         """Parameters, each once, and buffers that are stored with them."""
-        own, view = dict(self.named_parameters()), view_of(self)
-        assert view is not None
-        assert all(f"{path}.weight" in own for path in view.linears), "merge what a method has added before saving"
+        own, module_map = dict(self.named_parameters()), module_map_of(self)
+        assert module_map is not None
+        assert all(f"{path}.weight" in own for path in module_map.linears), (
+            "merge what a method has added before saving"
+        )
         parameters = dict(self.net.named_parameters())
         stored, buffers = self.net.state_dict(), dict(self.net.named_buffers())
         return parameters | {name: stored[name] for name in buffers if name in stored}
