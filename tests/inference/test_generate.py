@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError, DataError
 from microplane.inference.generate import Answer, draw, generate, narrow, penalise
-from microplane.models.contract import Writing
+from microplane.models.contract import GenerationRules
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.nn.position import Rope
 from microplane.nn.rows import Rows
@@ -48,15 +48,15 @@ class Scripted:
 
     KIND = "decoder"
     training = False
-    writing = Writing()
+    generation_rules = GenerationRules()
     config = SimpleNamespace(context=1000)
-    room = 1000
+    max_row_tokens = 1000
 
     def __init__(self, *scripts):
         self.scripts = [[*script.encode(), EOS] for script in scripts]
         self.computed = []
 
-    def open(self, prompts):
+    def start_generation(self, prompts):
         return ScriptedCache([[] for _ in prompts]), prompts
 
     def __call__(self, rows, cache):

@@ -106,7 +106,7 @@ def test_step_by_step_with_a_cache_is_all_at_once(name):
     shake(model, 0.5)
     prompts, more = [row[:5] for row in IDS], [[11, 12], [13, 14], [15, 16]]
     with torch.no_grad():
-        cache, begun = model.open(prompts)
+        cache, begun = model.start_generation(prompts)
         model(Rows.of(begun, starts=cache.lengths), cache)
         steps = [model(Rows.of([row[i : i + 1] for row in more], starts=cache.lengths), cache) for i in range(2)]
         whole = Rows.of([b + m for b, m in zip(begun, more, strict=True)])

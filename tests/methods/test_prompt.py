@@ -68,7 +68,7 @@ def test_step_by_step_with_a_cache_is_all_at_once(name):
     _, model = attached(MAKERS[name])
     prompts, more = [row[:5] for row in IDS], [[11, 12], [13, 14], [15, 16]]
     with torch.no_grad():
-        cache, begun = model.open(prompts)
+        cache, begun = model.start_generation(prompts)
         first = model(Rows.of(begun, starts=cache.lengths), cache)
         steps = [model(Rows.of([row[i : i + 1] for row in more], starts=cache.lengths), cache) for i in range(2)]
         whole = Rows.of([b + m for b, m in zip(begun, more, strict=True)])
@@ -95,7 +95,7 @@ def test_generation_is_that_of_the_words():
 def test_it_counts_length_times_width_and_takes_room_of_the_context():
     method, model = attached(tiny)
     assert trainable_parameters(model) == 3 * 32
-    assert (method.places, model.room, tiny().room) == (3, 128 - 3, 128)
+    assert (method.places, model.max_row_tokens, tiny().max_row_tokens) == (3, 128 - 3, 128)
     with pytest.raises(ConfigError, match=r"method.length = 128: the model's context is 128 in all"):
         attached(tiny, length=128)
 
@@ -103,13 +103,13 @@ def test_it_counts_length_times_width_and_takes_room_of_the_context():
 def test_it_starts_from_words_the_vocabulary_or_noise():
     table = tiny().embed.weight
     _, model = attached(tiny)
-    assert all((table == vector).all(1).any() for vector in model.prelude.vectors)
+    assert all((table == vector).all(1).any() for vector in model.prompt_socket.vectors)
     _, model = attached(tiny, start="random")
-    assert not any((table == vector).all(1).any() for vector in model.prelude.vectors)
+    assert not any((table == vector).all(1).any() for vector in model.prompt_socket.vectors)
     _, model = attached(tiny, start="text", text_ids=[5, 6], length=5)
-    assert torch.equal(model.prelude.vectors, table[[5, 6, 5, 6, 5]])  # repeated, and cut
+    assert torch.equal(model.prompt_socket.vectors, table[[5, 6, 5, 6, 5]])  # repeated, and cut
     _, gemma = attached(lambda: tiny("gemma2"), start="text", text_ids=[5])
-    torch.testing.assert_close(gemma.prelude.vectors[0], tiny("gemma2").embed.weight[5] * 32**0.5)
+    torch.testing.assert_close(gemma.prompt_socket.vectors[0], tiny("gemma2").embed.weight[5] * 32**0.5)
 
 
 def test_a_text_is_read_by_the_models_tokenizer():

@@ -53,7 +53,7 @@ def test_capacity_asked_for_is_given(model):
 @pytest.mark.parametrize("indices", [[0, 1, 2], [2], [2, 0], [1, 1, 0, 2]])
 def test_selected_rows_go_on_as_if_alone(model, indices):
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15]]
-    cache, _ = model.open(prompts)
+    cache, _ = model.start_generation(prompts)
     model(Rows.of(prompts), cache)
     cache.select(indices)
     assert cache.lengths == [len(prompts[i]) for i in indices]
@@ -65,7 +65,7 @@ def test_selected_rows_go_on_as_if_alone(model, indices):
 
 
 def test_doubled_rows_do_not_share_cells(model):
-    cache, _ = model.open([[5, 6, 7]])
+    cache, _ = model.start_generation([[5, 6, 7]])
     model(Rows.of([[5, 6, 7]]), cache)
     cache.select([0, 0])
     model(Rows.of([[8], [9]], starts=cache.lengths), cache)

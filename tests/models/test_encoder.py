@@ -16,7 +16,7 @@ from microplane.models.contract import hf_names, linears
 from microplane.models.encoder import Encoder
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.attention import Sight
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny_encoder
 
@@ -62,10 +62,10 @@ def test_low_rank_updates_train_every_linear_and_merge(family):
 
 
 def test_sockets_stand_before_the_sums(family):
-    """A socket that gives nothing switches its sub-layer off, and the prelude sees words alone."""
+    """A socket that gives nothing switches its sub-layer off, and the prompt socket sees words alone."""
     model = tiny_encoder(family)
     seen = []
-    model.prelude = Recorder(seen)
+    model.prompt_socket = Recorder(seen)
     model(ROWS)
     assert torch.equal(seen[0], model.embed(ROWS.ids))
     for block in model.layers:
@@ -75,7 +75,7 @@ def test_sockets_stand_before_the_sums(family):
     torch.testing.assert_close(hidden[1], hidden[3])  # nothing mixes tokens any more
 
 
-class Recorder(Prelude):
+class Recorder(PromptSocket):
     def __init__(self, seen: list):
         super().__init__()
         self.seen = seen
@@ -136,7 +136,7 @@ def test_dropouts_of_zero_change_nothing(family):
 
 def test_it_writes_no_text():
     model = tiny_encoder()
-    for ask in (lambda: model.logits(model(ROWS)), lambda: model.head_weight, lambda: model.open([[1]])):
+    for ask in (lambda: model.logits(model(ROWS)), lambda: model.head_weight, lambda: model.start_generation([[1]])):
         with pytest.raises(ModelError, match="BertModel is an encoder and writes no text"):
             ask()
 
@@ -155,7 +155,7 @@ def test_older_names_are_read(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     again = load_model(tmp_path)
     assert torch.equal(again(ROWS), model(ROWS))
-    assert list(again.spare) == ["pooler.dense.weight"]
+    assert list(again.extra_weights) == ["pooler.dense.weight"]
     save_model(again, tmp_path / "again")
     assert torch.equal(load_file(tmp_path / "again" / "model.safetensors")["pooler.dense.weight"], torch.ones(32, 32))
 

@@ -113,7 +113,7 @@ def test_a_prefix_is_seen_by_every_row_with_a_cache_and_without(place):
     hidden.sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in model.get_submodule(path).prefix.parameters())
     with torch.no_grad():
-        cache, begun = model.open([ids.tolist() for ids in PAIRS.source.ids.split(PAIRS.source.lengths)])
+        cache, begun = model.start_generation([ids.tolist() for ids in PAIRS.source.ids.split(PAIRS.source.lengths)])
         stepped = model(Rows.of(begun, starts=cache.lengths), cache)
     torch.testing.assert_close(stepped, hidden[first].detach(), rtol=1e-4, atol=1e-5)
 
@@ -121,11 +121,11 @@ def test_a_prefix_is_seen_by_every_row_with_a_cache_and_without(place):
 def test_sockets_see_what_is_added_to_the_stream():
     model, seen = tiny_pairs("marian"), []
     for name, module in model.named_modules():
-        if name.endswith("socket"):
+        if name.endswith(("attention_socket", "mlp_socket")):
             assert type(module) is nn.Identity
             module.register_forward_hook(lambda module, args, out, name=name: seen.append((name, tuple(out.shape))))
     words = []
-    model.prelude.register_forward_hook(lambda module, args, out: words.append(out[0]))
+    model.prompt_socket.register_forward_hook(lambda module, args, out: words.append(out[0]))
     model(PAIRS)
     assert len(seen) == 2 * 2 + 2 * 3
     assert all(shape == ((9, 32) if name.startswith("encoder") else (8, 32)) for name, shape in seen)

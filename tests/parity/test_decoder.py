@@ -198,7 +198,7 @@ def test_cached_decoding_is_the_whole_forward(case: Case, tmp_path):
     rows = texts((20, 13, 17))
     whole = model(Rows.of(rows)).split([len(row) for row in rows])
 
-    cache, _ = model.open(rows)
+    cache, _ = model.start_generation(rows)
     pieces: list[list[torch.Tensor]] = [[], [], []]
     for lengths in ((9, 2, 5), (3, 3, 3), *[(1, 1, 1)] * 8):  # a prompt, a few at once, then token by token
         new = [row[start : start + n] for row, start, n in zip(rows, cache.lengths, lengths, strict=True)]
@@ -230,7 +230,7 @@ def test_embedding_factor_of_gemma_is_rounded_as_in_transformers(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path, torch.bfloat16)
     seen = []
-    ours.prelude.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    ours.prompt_socket.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     rows = Rows.of([[5, 6, 7]])
     ours(rows)
     assert torch.equal(seen[0], theirs.get_input_embeddings()(rows.ids))

@@ -14,7 +14,7 @@ import transformers
 from microplane.models.configs.head import FORMS
 from microplane.models.contract import hf_names
 from microplane.models.files.checkpoint import Checkpoint
-from microplane.models.files.load import load_model, save_model, shape_of
+from microplane.models.files.load import build_on_meta, load_model, save_model
 from microplane.models.heads import head_loss, task_scores
 from microplane.nn.rows import Rows
 
@@ -401,7 +401,7 @@ def test_published_shapes(name: str, kind: str):
     theirs = randomised(AUTOS[kind].from_config(config, attn_implementation="eager"))
     told = {**fields, "architectures": [type(theirs).__name__], "num_labels": LABELS}
     state = theirs.state_dict()
-    ours = shape_of(Checkpoint(told, state, Path("memory"), "float32"))
+    ours = build_on_meta(Checkpoint(told, state, Path("memory"), "float32"))
     names = hf_names(ours)
     ours.load_state_dict({own: state[names[own]] for own in ours.state_dict()}, assign=True)
     ours.eval().requires_grad_(True)

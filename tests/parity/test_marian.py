@@ -242,7 +242,7 @@ def test_cached_steps_are_those_of_one_pass(tmp_path):
     source, target = texts(((9, 6), (3, 6), (14, 6), (1, 6)))
     with torch.no_grad():
         whole = ours.logits(ours(pairs_of(source, target))).unflatten(0, (4, 6))
-        cache, begun = ours.open(source)
+        cache, begun = ours.start_generation(source)
         assert begun == [[PAD]] * 4
         rows, order = [*zip(*target, strict=True)], [0, 1, 2, 3]
         for step in range(6):

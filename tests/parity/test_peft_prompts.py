@@ -66,8 +66,8 @@ def model_leaves(model):
 
 def as_peft(model, grads):
     """Gradients of ours in the shape of peft's one tensor."""
-    if model.prelude.length:
-        return grads[model.prelude.vectors]
+    if model.prompt_socket.length:
+        return grads[model.prompt_socket.vectors]
     pairs = [(b.attention.prefix.keys, b.attention.prefix.values) for b in model.layers]
     return torch.cat([grads[x].transpose(0, 1).flatten(1) for pair in pairs for x in pair], 1)
 

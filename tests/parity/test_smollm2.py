@@ -120,7 +120,7 @@ def test_the_same_greedy_continuation_of_20_prompts(ours, theirs):
 
 def greedy(model, prompts: list[list[int]]) -> list[list[int]]:
     """All prompts side by side through the cache, never taking the stop token (transformers: min_new_tokens)."""
-    cache, _ = model.open(prompts)
+    cache, _ = model.start_generation(prompts)
     rows, answers = Rows.of(prompts), [[] for _ in prompts]
     for _ in range(ANSWER):
         logits = model.logits(model(rows, cache)[rows.last])

@@ -100,7 +100,7 @@ def test_cached_steps_are_the_whole_forward(fields, tmp_path):
     sources, targets = rows_of((20, 3, 150), fields["vocab_size"]), rows_of((30, 22, 24), fields["vocab_size"], seed=9)
     whole = model(Pairs(Rows.of(sources), Rows.of(targets))).split([len(row) for row in targets])
 
-    cache, first = model.open(sources)
+    cache, first = model.start_generation(sources)
     assert first == [[0]] * 3
     pieces: list[list[torch.Tensor]] = [[], [], []]
     for lengths in ((9, 2, 5), (3, 3, 3), *[(1, 1, 1)] * 8):  # unequal beginnings, a few at once, then token by token

@@ -61,7 +61,7 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     assert loaded.method is not None
     loaded.model.refuse_format(dtype)
     stored = _stored_dtype(loaded.path)
-    dtype = dtype or (torch.float32 if stored in loaded.model.NEVER else stored)
+    dtype = dtype or (torch.float32 if stored in loaded.model.UNSUPPORTED_DTYPES else stored)
     rows = probe_texts(Path(name), loaded)
     before = probe_logits(loaded.model, rows)
     trained_base = trained_on(loaded.method, loaded.about or {})[0]

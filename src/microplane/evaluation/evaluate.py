@@ -95,7 +95,7 @@ def evaluate_answers(
     pairs = [dataset.prompt_and_target(index) for index in indices]
     targets = [tokenizer.for_targets.decode(target) for _, target in pairs]
     limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
-    if (context := model.room) and model.KIND == "decoder":  # prompt and answer share it
+    if (context := model.max_row_tokens) and model.KIND == "decoder":  # prompt and answer share it
         limit = max(1, min(limit, context - max(len(prompt) for prompt, _ in pairs)))
     was_training = model.training
     model.eval()

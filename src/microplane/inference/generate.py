@@ -19,7 +19,7 @@ from torch import Tensor
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
 from microplane.errors import ConfigError, DataError
-from microplane.models.contract import Writing
+from microplane.models.contract import GenerationRules
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
 
@@ -63,7 +63,7 @@ def generate(
     end = _End.of(tokenizer, stop_ids, knobs)
     answers: dict[int, Answer] = {}
     for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
-        rows = [_Row(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
+        rows = [GenerationRow(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
         written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
         for row, answer in written:
             answers[row.number] = answer
@@ -76,7 +76,7 @@ def generate(
 
 def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
     """Refuse before the first step what cannot work, or would be ignored."""
-    context, written = model.room, model.config.context
+    context, written = model.max_row_tokens, model.config.context
     if knobs.beams > 1 and knobs.temperature > 0:
         both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
         raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
@@ -117,7 +117,7 @@ def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Itera
         order = order[size:]
 
 
-class _Row:
+class GenerationRow:
     """A prompt and the answer being written to it."""
 
     def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int):
@@ -177,12 +177,12 @@ class _End:
 
 
 def _write(
-    model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
-) -> Iterator[tuple[_Row, Answer]]:
+    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
+) -> Iterator[tuple[GenerationRow, Answer]]:
     """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
-    cache, tokens = _open(model, rows)
+    cache, tokens = _start(model, rows)
     while rows:
-        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs, model.writing)
+        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs, model.generation_rules)
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             row.ids.append(token)
@@ -198,8 +198,8 @@ def _write(
         tokens = [row.ids[-1:] for row in rows]
 
 
-def _open(model: Any, rows: Sequence[_Row]) -> tuple[Cache, list[list[int]]]:
-    cache, tokens = model.open([row.prompt for row in rows])
+def _start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[int]]]:
+    cache, tokens = model.start_generation([row.prompt for row in rows])
     for row, begun in zip(rows, tokens, strict=True):
         row.begun = begun
     return cache, tokens
@@ -211,9 +211,9 @@ def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> T
     return model.logits(model(rows, cache)[rows.last]).float()
 
 
-def _pick(scores: Tensor, rows: Sequence[_Row], knobs: GenerateKnobs, writing: Writing) -> list[int]:
+def _pick(scores: Tensor, rows: Sequence[GenerationRow], knobs: GenerateKnobs, rules: GenerationRules) -> list[int]:
     scores = penalise(scores, [row.begun + row.ids for row in rows], knobs.repetition_penalty)
-    scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, writing)
+    scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, rules)
     if knobs.temperature == 0:
         return scores.argmax(-1).tolist()
     return draw(narrow(scores, knobs), [row.chance.random() for row in rows])
@@ -229,14 +229,14 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
     return scores.index_put((row, token), torch.where(value < 0, value * penalty, value / penalty))
 
 
-def confine(scores: Tensor, written: Sequence[int], limit: int, writing: Writing) -> Tensor:
+def confine(scores: Tensor, written: Sequence[int], limit: int, rules: GenerationRules) -> Tensor:
     """Scores (B, V) with minus infinity for what is never written, and for all but the last token at a row's end."""
-    if writing.never:
-        scores = scores.index_fill(1, torch.tensor(writing.never, device=scores.device), -torch.inf)
-    if writing.last is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
+    if rules.bad_tokens:
+        scores = scores.index_fill(1, torch.tensor(rules.bad_tokens, device=scores.device), -torch.inf)
+    if rules.forced_eos is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
         scores = scores.clone()
         scores[ends] = -torch.inf
-        scores[ends, writing.last] = 0.0
+        scores[ends, rules.forced_eos] = 0.0
     return scores
 
 
@@ -275,7 +275,7 @@ class _Beam:
 class _Beams:
     """Beam search for one prompt: the beams that grow, and the best of those that have ended."""
 
-    row: _Row
+    row: GenerationRow
     growing: list[_Beam]
     ended: list[_Beam] = field(default_factory=list)  # best first
 
@@ -310,16 +310,18 @@ class _Beams:
         return best.score / len(best.ids) ** knobs.length_penalty <= self.ended[-1].score
 
 
-def _search(model: Any, rows: list[_Row], knobs: GenerateKnobs, end: _End) -> Iterator[tuple[_Row, Answer]]:
+def _search(
+    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: _End
+) -> Iterator[tuple[GenerationRow, Answer]]:
     """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
     searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
-    cache, tokens = _open(model, rows)
+    cache, tokens = _start(model, rows)
     while searches:
         seen = [search.row.begun + beam.ids for search in searches for beam in search.growing]
         written = [len(beam.ids) for search in searches for beam in search.growing]
         log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
-        log_probs = confine(log_probs, written, knobs.max_new_tokens, model.writing)
-        if model.writing.renormalize:
+        log_probs = confine(log_probs, written, knobs.max_new_tokens, model.generation_rules)
+        if model.generation_rules.renormalize:
             log_probs = log_probs.log_softmax(-1)
         going: list[_Beams] = []
         kept: list[int] = []  # rows of the cache, one for each beam that grows on

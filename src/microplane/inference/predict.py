@@ -95,7 +95,7 @@ def encode_all(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> lis
         first, second = (text, "") if isinstance(text, str) else text
         if not first.strip() or not is_utf8(first + second):
             raise DataError(f"the text {shown(first)} is empty or holds bytes that are not UTF-8")
-        read.append(tokenizer.encode_pair(first, second, model.room or MAX_LENGTH))
+        read.append(tokenizer.encode_pair(first, second, model.max_row_tokens or MAX_LENGTH))
     return read
 
 

@@ -19,14 +19,14 @@ from microplane.methods import peft_format
 from microplane.methods.method import Method, copy_strictly
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
 from microplane.models.contract import Model
-from microplane.nn.prompt_socket import Prelude
-from microplane.nn.rows import Rows, before_each
+from microplane.nn.prompt_socket import PromptSocket
+from microplane.nn.rows import Rows, prepend_to_each_row
 
 COMMON = 5000  # the paper draws from so many most common tokens, which in its vocabulary are the first
 STATE = "prompt_embeddings"  # peft's name
 
 
-class Prompt(Prelude):
+class Prompt(PromptSocket):
     def __init__(self, vectors: Tensor):
         super().__init__()
         self.length = len(vectors)
@@ -35,7 +35,7 @@ class Prompt(Prelude):
     def forward(self, x: Tensor, rows: Rows, starts: Sequence[int] | None = None) -> tuple[Tensor, Rows]:
         if starts is not None and any(starts):
             return x, rows
-        return before_each(self.vectors.to(x.dtype), x, rows.lengths), rows.behind(self.length)
+        return prepend_to_each_row(self.vectors.to(x.dtype), x, rows.lengths), rows.with_prefix_positions(self.length)
 
 
 class PromptTuning(Method):
@@ -78,13 +78,13 @@ class PromptTuning(Method):
         return self.model_copy(update={"text_ids": tuple(ids)})
 
     def attach(self, model: nn.Module) -> None:
-        if not isinstance(getattr(model, "prelude", None), Prelude):
+        if not isinstance(getattr(model, "prompt_socket", None), PromptSocket):
             raise ConfigError(f"{type(model).__name__} has no place for a prompt before its rows; choose lora")
         model = cast(Model, model)
         if model.config.context and self.length >= model.config.context:
             raise ConfigError(f"method.length = {self.length}: the model's context is {model.config.context} in all")
         model.requires_grad_(False)
-        model.prelude = Prompt(self._begin(model))
+        model.prompt_socket = Prompt(self._begin(model))
         if self.norms:
             unfreeze(norm_parameters(model))
 
@@ -109,7 +109,7 @@ class PromptTuning(Method):
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The prompt under peft's name, and the norms where they train."""
-        vectors = cast(Prompt, model.prelude).vectors
+        vectors = cast(Prompt, model.prompt_socket).vectors
         rest = {name: tensor for name, tensor in super().state(model).items() if tensor is not vectors}
         return {STATE: vectors, **rest}
 

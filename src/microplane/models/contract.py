@@ -1,22 +1,24 @@
 """What a model owes to methods, to the training loop and to generation. Every model family here keeps to it.
 
 Roles. The linears of a block are attributes called q k v o (attention) and gate up down (feed-forward; no gate in the
-plain kind), where a family stores some of them as one matrix qkv and gate_up. The output head is `head` (None where it
+plain kind). Some families store several of them as one matrix, qkv or gate_up. The output head is `head` (None where it
 is tied to the embedding), the embedding is `embed`. Methods find linears by these names and put adapted ones in their
-place, so a model always calls them as modules and never reads `.weight` of its own. Blocks stand in lists called
-`layers`: of the model, or of its `encoder` and `decoder`.
+place, so a model always calls them as modules and never reads their `.weight`. Blocks stand in lists called `layers`:
+of the model, or of its `encoder` and `decoder`.
 
-Sockets. Places are kept open as `nn.Identity`: `attention_socket`, `cross_attention_socket` and `mlp_socket` of each
-block (whose feed-forward is `mlp`) see a sub-layer's output before it is added to the stream. Each attention has a
-`prefix`, None or a module that gives keys and values (heads, P, Dh). `prelude`, a `Prelude`, sees what `embedded` gives
-before positions are added; of an encoder-decoder, the source's. It may lengthen rows: a model computes what it gives
-and hands out `prelude.own` of it.
+Sockets. A socket is a place where a method can put a module; until then it is an `nn.Identity`. `attention_socket`,
+`cross_attention_socket` and `mlp_socket` of each block (whose feed-forward is `mlp`) get a sub-layer's output before it
+is added to the residual stream. Each attention has a `prefix`: None, or a module that gives keys and values (heads, P,
+Dh). `prompt_socket`, a `PromptSocket`, gets the embeddings before positions are added; in an encoder-decoder, those of
+the source. It may lengthen rows: the model computes the longer rows and returns them through
+`prompt_socket.strip_prompt`.
 
 Rows. A model takes `Rows` (an encoder-decoder `Pairs`), never a padded rectangle, and `logits` is asked only for
 positions that are wanted. Activations stay in the model's compute format, whatever the format of what a method adds.
 
 Frozen blocks. A method may leave the lowest blocks as they are: `frozen` counts them. They, and what stands before
-them, compute without dropout in training too, so what `lower` gives of a row is the same in every step and can be kept.
+them, compute without dropout in training too, so what `lower` gives for a row is the same in every step and can be
+cached.
 
 A model that is not ours keeps to none of this. `map_modules` (models/external/any_module.py) notes a `ModuleMap` on it,
 which lists its linears under the model's own names; methods adapt those.
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.nn.cache import Cache
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 from microplane.nn.transposed import TransposedLinear, is_transposed
 
@@ -44,46 +46,48 @@ if TYPE_CHECKING:
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
 
 
-class Writing(NamedTuple):
-    """How a model writes, whatever a user chooses: what generation_config.json says beyond the knobs."""
+class GenerationRules(NamedTuple):
+    """Rules of generation that the model brings along (generation_config.json) and no knob changes."""
 
-    never: tuple[int, ...] = ()  # tokens that are never written
-    last: int | None = None  # the token that a text ends with where it is cut at its greatest length
-    renormalize: bool = False  # beams count log p over the tokens that may be written
+    bad_tokens: tuple[int, ...] = ()  # tokens that are never written
+    forced_eos: int | None = None  # the last token of a text that is cut at max_new_tokens
+    renormalize: bool = False  # beam search sums log p over the allowed tokens only
 
 
 class Model(nn.Module):
-    """T tokens in a batch, D model width, V vocabulary, K positions that are wanted, B rows.
+    """Base class of all model families.
 
-    Weights are random and of any scale until they are loaded or `init_weights` is called.
+    Shapes: T tokens in a batch, D model width, V vocabulary, K positions whose logits are wanted, B rows.
+
+    Weights are undefined until they are loaded or `init_weights` is called.
     """
 
     ARCHITECTURES: ClassVar[dict[str, str]]  # Hugging Face's class name -> its model_type
     KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"
     TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
-    TENSORS_TIE: ClassVar[bool] = False  # whether the two are one is seen by the tensors, not by config.json
-    NEVER: ClassVar[Mapping[torch.dtype, str]] = {}  # formats in which the family fails, and why
-    source_config: dict[str, Any] | None = None  # the config.json it came from, for fields that we have no use for
+    TIE_BY_WEIGHTS: ClassVar[bool] = False  # the checkpoint's tensors decide whether the two are one, not config.json
+    UNSUPPORTED_DTYPES: ClassVar[Mapping[torch.dtype, str]] = {}  # number formats in which the family fails -> why
+    source_config: dict[str, Any] | None = None  # the config.json it came from, with fields that are not used here
     generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()
-    note: str | None = None  # what users are told when it is loaded
+    load_notice: str | None = None  # what users are told when it is loaded
     compute: torch.dtype | None = None  # format of the activations where it is not that of the weights
-    frozen: int = 0  # lowest blocks that compute the same in every step; as many as there are: all of them
-    prelude: Prelude
+    frozen: int = 0  # how many of the lowest blocks compute the same in every step; num_layers: all of them
+    prompt_socket: PromptSocket
     embed: nn.Module
     head: nn.Module | None
-    task_head: TaskHead | None  # what predicts something else than words, trained beside any method
-    spare: dict[str, Tensor]  # tensors of its checkpoint that only a task head has a use for, by Hugging Face's names
+    task_head: TaskHead | None  # predicts labels instead of text, and is trained whole beside any method
+    extra_weights: dict[str, Tensor]  # tensors of the checkpoint that may initialise a task head; Hugging Face's names
 
     def __init__(self, config: Any = None):
         super().__init__()
         self.config = config
         self.task_head = None
-        self.spare = {}
+        self.extra_weights = {}
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Model:
-        """A model of the shapes that a config.json describes.
+        """A model with the architecture that a config.json describes; its weights are undefined.
 
         Raises:
             ModelError: for an architecture or a setting that is not supported, and for missing or wrong fields.
@@ -95,11 +99,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def lower(self, rows: Rows, blocks: int) -> Tensor:
-        """What enters block number `blocks`, (T, D); for as many as there are, what enters the last norm."""
+        """The input of block number `blocks` (from 0), (T, D); with blocks = num_layers, the input of the last norm."""
         raise NotImplementedError
 
     def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
-        """Hidden states after the last norm, (T, D), from what `lower` gave for as many blocks."""
+        """The rest of the forward pass: hidden states after the last norm, (T, D), from x = lower(rows, blocks)."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
@@ -110,16 +114,16 @@ class Model(nn.Module):
         return self
 
     def encode(self, source: Rows) -> Tensor:
-        """Of an encoder-decoder: what its encoder makes of rows, (T, D)."""
+        """The encoder's output for source rows, (T, D). Only encoder-decoders have it."""
         raise NotImplementedError
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """(T,) -> (T, D), scaled if the family scales them, in the format that activations have."""
-        x = self.embed(ids)
+        """Embeddings of tokens, (T,) -> (T, D): scaled if the family scales them, in the format of the activations."""
+        x: Tensor = self.embed(ids)
         return x if self.compute is None else x.to(self.compute)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(K, D) -> (K, V)."""
+        """Scores of the next token: (K, D) -> (K, V)."""
         raise NotImplementedError
 
     @property
@@ -129,75 +133,82 @@ class Model(nn.Module):
 
     @property
     def head_bias(self) -> Tensor | None:
-        """(V,), what the head adds to its scores, or None."""
+        """(V,), added to the logits; None if the head has no bias."""
         return None
 
     @property
-    def writing(self) -> Writing:
-        """Raises:
-        ModelError: if generation_config.json asks for what is not supported.
-        """
-        return Writing()
+    def generation_rules(self) -> GenerationRules:
+        """The rules in the model's generation_config.json.
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        """Begin to write: a cache, and the tokens that the first step computes. Of an encoder-decoder, `prompts` are
-        read by its encoder here, and the first tokens are its start token."""
+        Raises:
+            ModelError: if it asks for something that is not supported.
+        """
+        return GenerationRules()
+
+    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        """An empty cache, and for each prompt the tokens of the first step.
+
+        A decoder's first tokens are the prompt. An encoder-decoder encodes the prompts here, keeps the result in the
+        cache, and its first token is the decoder's start token.
+        """
         raise NotImplementedError
 
     def hf_names(self) -> dict[str, str]:
-        """Our parameter name -> Hugging Face's, for all parameters of the plain model; a tied head is not listed, and
-        neither is a task head: the function `hf_names` has both."""
+        """Our parameter name -> Hugging Face's, for all parameters of the plain model. A tied head is not listed, nor
+        is a task head; the function `hf_names` below includes the task head."""
         raise NotImplementedError
 
     def plain_tensors(self) -> dict[str, Tensor]:
-        """What is saved of the model, by Hugging Face's names; adapters must be merged before."""
+        """The tensors to save, by Hugging Face's names. Adapters must be merged before."""
         names, state = hf_names(self), self.state_dict()
         assert names.keys() == state.keys(), "merge what a method has added before saving the model"
         return {names[ours]: tensor for ours, tensor in state.items()}
 
-    def called(self, name: str) -> str:
-        """A tensor's name in a checkpoint, in the one spelling by which names are compared."""
+    def canonical_name(self, name: str) -> str:
+        """The canonical form of a checkpoint tensor's name, by which names are compared: without the prefix that a
+        model with a head has, and with old names of norms (`gamma`, `beta`) as `weight`, `bias`."""
         return name
 
-    def keeps(self, name: str) -> bool:
-        """Whether a tensor that the plain model has no use for belongs in `spare`; by its name as `called`."""
+    def is_head_weight(self, name: str) -> bool:
+        """True if this checkpoint tensor belongs to a head of pre-training (BERT's pooler) and may initialise a task
+        head. It is then kept in `extra_weights`. `name` is canonical (see `canonical_name`)."""
         return False
 
-    def kept(self) -> dict[str, Tensor]:
-        """Of `spare`, what is saved with a model that has no task head of Hugging Face's."""
+    def extra_weights_to_save(self) -> dict[str, Tensor]:
+        """Those of `extra_weights` that Hugging Face's files of the model without a task head contain."""
         return {}
 
-    def ignores(self, name: str) -> bool:
-        """Whether a tensor of a checkpoint, by Hugging Face's name, is of no use here, and no reason to complain."""
+    def is_unused_weight(self, name: str) -> bool:
+        """True if this checkpoint tensor (Hugging Face's name) is known and not needed: loading skips it silently."""
         return name == self.tied_names[1] and self.config.tied
 
     @property
     def tied_names(self) -> tuple[str, str]:
-        """`TIED`, of a family whose names depend on its config too."""
+        """`TIED`, for families whose names depend on their config."""
         return self.TIED
 
     def aliases(self) -> dict[str, tuple[str, ...]]:
-        """Hugging Face's name -> other names under which a checkpoint may hold that tensor, the first before others."""
+        """Hugging Face's name -> other names under which a checkpoint may hold that tensor, in order of preference."""
         return {}
 
     def init_weights(self, seed: int = 0) -> Model:
-        """New random weights, as the family begins its training; the same for the same seed."""
+        """New random weights, as the family begins its training; the same for the same seed. Returns the model."""
         raise NotImplementedError
 
     @property
-    def room(self) -> int | None:
-        """Tokens that a row may have: the context, without what the prelude puts before it; None: no bound."""
-        context = self.config.context
-        return context - self.prelude.length if context else None
+    def max_row_tokens(self) -> int | None:
+        """Most tokens that a row may have: the context without the vectors of a prompt; None: no limit."""
+        context: int | None = self.config.context
+        return context - self.prompt_socket.length if context else None
 
     @classmethod
     def refuse_format(cls, dtype: torch.dtype | None) -> None:
         """Raises:
         ModelError: if the family fails with weights of that format, saying why.
         """
-        if dtype is not None and dtype in cls.NEVER:
-            name = str(dtype).removeprefix("torch.")
-            raise ModelError(f"{cls.__name__} is never kept in {name}: {cls.NEVER[dtype]}. Choose bfloat16 or float32")
+        if dtype is not None and dtype in cls.UNSUPPORTED_DTYPES:
+            name, why = str(dtype).removeprefix("torch."), cls.UNSUPPORTED_DTYPES[dtype]
+            raise ModelError(f"{cls.__name__} is never kept in {name}: {why}. Choose bfloat16 or float32")
 
     @property
     def device(self) -> torch.device:
@@ -215,7 +226,7 @@ def hf_names(model: nn.Module) -> dict[str, str]:
 
 
 def unused(model: nn.Module) -> list[nn.Module]:
-    """Parts of an encoder-decoder that its task head does not look at, so that nothing in them can train."""
+    """The decoder's parts of an encoder-decoder whose task head reads the encoder alone: nothing in them can train."""
     head = getattr(model, "task_head", None)
     if head is None or cast(Model, model).KIND != "encoder-decoder" or head.reads_decoder:
         return []
@@ -224,16 +235,16 @@ def unused(model: nn.Module) -> list[nn.Module]:
 
 
 def last_stack(model: nn.Module) -> nn.Module:
-    """Whose blocks give the model's output: the model's own; of an encoder-decoder the decoder's, or the encoder's
-    where a task head reads that alone."""
+    """The module whose `layers` give the model's output: the model itself; of an encoder-decoder its decoder, or its
+    encoder if a task head reads that alone."""
     if cast(Model, model).KIND != "encoder-decoder":
         return model
     return cast(nn.Module, model.encoder if unused(model) else model.decoder)
 
 
 def levels(model: nn.Module) -> dict[str, int]:
-    """How high each parameter stands: 0 before the blocks, then block by block (a decoder's above its encoder's), and
-    one more for the last norm and the heads."""
+    """Parameter name -> its level, counted from the input: 0 before the blocks, then 1, 2, ... block by block (a
+    decoder's blocks follow its encoder's), and one more for the last norm and the heads."""
     stacks = [s for s in model.modules() if isinstance(getattr(s, "layers", None), nn.ModuleList)]
     found: dict[nn.Module, int] = {}
     level = 0
@@ -254,12 +265,12 @@ def levels(model: nn.Module) -> dict[str, int]:
 
 
 class Site(NamedTuple):
-    """Where a linear hangs: `getattr(parent, attribute)` is it."""
+    """Where a linear layer is attached, so that a method can replace it: it is `getattr(parent, attribute)`."""
 
     parent: nn.Module
     attribute: str
-    role: str
-    layer: int | None  # None for the head
+    role: str  # one of ROLES, or the last part of its name in a model that is not ours
+    layer: int | None  # number of its block; None for the head
 
     @property
     def module(self) -> nn.Module:
@@ -307,7 +318,7 @@ def module_map_of(model: nn.Module) -> ModuleMap | None:
 
 
 def linears(model: nn.Module) -> dict[str, Site]:
-    """All linears that carry a role, by dotted name (`layers.3.attention.q`), also where a method has put its own."""
+    """Dotted name (`layers.3.attention.q`) -> site, for every linear with a role, also those a method has replaced."""
     if (module_map := module_map_of(model)) is not None:
         return module_map.sites(model)
     layer_of = {
@@ -328,7 +339,7 @@ def linears(model: nn.Module) -> dict[str, Site]:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and afterwards as it was."""
+    """Inside, the model is in eval mode (no dropout); afterwards its mode is as before."""
     was_training = model.training
     model.eval()
     try:

@@ -5,7 +5,7 @@
     KV  key and value heads                    V   vocabulary
     Dh  width of a head                        K   positions whose logits are wanted
 
-The families differ only in what `DecoderConfig` says (models/decoder_config.py).
+The families differ only in what `DecoderConfig` says (models/configs/decoder.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from microplane.nn.attention import Sight, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import GatedMLP, Linear, RMSNorm
 from microplane.nn.position import rotate
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 
 __all__ = ["FAMILIES", "Decoder", "DecoderConfig"]
@@ -100,7 +100,7 @@ class Decoder(Model):
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.prelude = Prelude()
+        self.prompt_socket = PromptSocket()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -110,14 +110,17 @@ class Decoder(Model):
         return cls(DecoderConfig.from_hf(fields))
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the last norm: (T, D). With a cache, the rows go on from what it holds, and join it."""
-        assert isinstance(rows, Rows), "a decoder reads and writes one row"
+        """Hidden states after the last norm: (T, D). With a cache, the rows continue those in it and are
+        appended to it."""
+        assert isinstance(rows, Rows), "a decoder takes Rows"
         starts = cache.lengths if cache is not None else None
-        x, whole = self.prelude(self.embedded(rows.ids), rows, starts)  # (T, D), longer where a prompt stands before
+        x, whole = self.prompt_socket(
+            self.embedded(rows.ids), rows, starts
+        )  # (T, D), longer where a prompt stands before
         x = self._blocks(x, whole, 0, self.config.num_layers, cache)
         if cache is not None:
             cache.advance(whole)
-        return self.norm(self.prelude.own(x, whole, rows))
+        return self.norm(self.prompt_socket.strip_prompt(x, whole, rows))
 
     def lower(self, rows: Rows, blocks: int) -> Tensor:
         return self._blocks(self.embedded(rows.ids), rows, 0, blocks)
@@ -155,7 +158,7 @@ class Decoder(Model):
         """(V, D), the embedding's where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         return Cache(self.config.num_layers, len(prompts)), [list(prompt) for prompt in prompts]
 
     @torch.no_grad()
@@ -171,9 +174,9 @@ class Decoder(Model):
                 module.reset_parameters()
         return self
 
-    def ignores(self, name: str) -> bool:
+    def is_unused_weight(self, name: str) -> bool:
         """Also rotary tables, which older versions of transformers stored, though they follow from config.json."""
-        return super().ignores(name) or name.endswith(".rotary_emb.inv_freq")
+        return super().is_unused_weight(name) or name.endswith(".rotary_emb.inv_freq")
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""

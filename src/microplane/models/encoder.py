@@ -26,7 +26,7 @@ from microplane.nn.cache import Cache
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 from microplane.nn.selective_recompute import remade
 
@@ -130,7 +130,7 @@ def norm_of(config: EncoderConfig) -> LayerNorm:
 class Encoder(Model):
     """A model that reads in both directions; see models/contract.py for what its parts are called.
 
-    `prelude` sees the words' embeddings alone, before positions and segments are added and all is normed: there a
+    `prompt_socket` sees the words' embeddings alone, before positions and segments are added and all is normed: there a
     prompt [P; E(x)] (arXiv 2104.08691) is put in front, and has positions as the words have.
     """
 
@@ -144,7 +144,7 @@ class Encoder(Model):
         super().__init__(config)
         D, places = config.hidden_size, config.context + config.first_position
         self.embed = nn.Embedding(config.vocab_size, D)
-        self.prelude = Prelude()
+        self.prompt_socket = PromptSocket()
         self.positions = None if config.modern else nn.Embedding(places, D)
         self.types = nn.Embedding(config.token_types, D) if config.token_types else None
         self.embed_norm = norm_of(config)
@@ -161,9 +161,9 @@ class Encoder(Model):
         """Hidden states after the last norm: (T, D)."""
         assert isinstance(rows, Rows), "an encoder reads one row"
         assert cache is None, "an encoder sees whole rows"
-        words, whole = self.prelude(self.embedded(rows.ids), rows)
+        words, whole = self.prompt_socket(self.embedded(rows.ids), rows)
         x = self._blocks(self._entry(words, whole), whole, 0, self.config.num_layers)
-        return self.norm(self.prelude.own(x, whole, rows))
+        return self.norm(self.prompt_socket.strip_prompt(x, whole, rows))
 
     def lower(self, rows: Rows, blocks: int) -> Tensor:
         return self._blocks(self._entry(self.embedded(rows.ids), rows), rows, 0, blocks)
@@ -208,7 +208,7 @@ class Encoder(Model):
     def head_weight(self) -> NoReturn:
         raise self._no_words()
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> NoReturn:
+    def start_generation(self, prompts: Sequence[Sequence[int]]) -> NoReturn:
         raise self._no_words()
 
     def _no_words(self) -> ModelError:
@@ -230,7 +230,7 @@ class Encoder(Model):
                 module.reset_parameters()
         return self
 
-    def called(self, name: str) -> str:
+    def canonical_name(self, name: str) -> str:
         """Without what stands before it in a model with a head, and the norms' weights by their newer names."""
         name = name.removeprefix(FAMILIES[self.config.architecture].prefix)
         for old, new in OLD_NAMES.items():
@@ -238,17 +238,17 @@ class Encoder(Model):
                 return name.removesuffix(old) + new
         return name
 
-    def ignores(self, name: str) -> bool:
+    def is_unused_weight(self, name: str) -> bool:
         """The heads of pre-training, the pooler where no task head has it, and stored counters of positions."""
-        called = self.called(name)
+        called = self.canonical_name(name)
         return called.split(".")[0] in UNUSED[self.config.modern] or called == "embeddings.position_ids"
 
-    def keeps(self, name: str) -> bool:
+    def is_head_weight(self, name: str) -> bool:
         return name.rsplit(".", 1)[0] in KEPT[self.config.modern]
 
-    def kept(self) -> dict[str, Tensor]:
+    def extra_weights_to_save(self) -> dict[str, Tensor]:
         """The pooler, which Hugging Face counts to the model without a head."""
-        return {} if self.config.modern else self.spare
+        return {} if self.config.modern else self.extra_weights
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, of the model without a head."""

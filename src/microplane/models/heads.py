@@ -113,7 +113,7 @@ def add_head(
     else:
         fields = {**(model.source_config or {}), **config.to_hf()}
         made = shaped(form, task, tuple(labels), width, pooling, fields, dropout)
-    spare = model.spare | (model.task_head.hidden_layer() if model.task_head else {})
+    spare = model.extra_weights | (model.task_head.hidden_layer() if model.task_head else {})
     head = TaskHead(made).init_weights(getattr(config, "init_std", 0.02), seed, spare)
     put_head(model, head)
     return head

@@ -8,7 +8,7 @@
 
 Norms stand before the sub-layers, there are no biases on linears, and scores are not divided by sqrt(Dh): the scale is
 in the initial weights. Positions are known by relative biases alone (nn/relative.py), in self-attention only.
-The families differ only in what `T5Config` says (models/t5_config.py).
+The families differ only in what `T5Config` says (models/configs/t5.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import Dropout
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.relative import RelativeBias
 from microplane.nn.rows import Pairs, Rows, to_heads
 from microplane.nn.selective_recompute import remade
@@ -36,7 +36,7 @@ KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 
 
 class Attention(nn.Module):
-    """To the row itself by `forward`; to rows that another stack has read by `read` and `look`."""
+    """Self-attention by `forward`; attention to the source by `project_source` and then `attend_source`."""
 
     def __init__(self, config: T5Config, layer: int, relative: bool = False, causal: bool = False):
         super().__init__()
@@ -58,12 +58,13 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, sight, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
-    def read(self, memory: Tensor, rows: Rows) -> KeysValues:
-        """Keys and values of source rows: (Ts, D) -> (B, H, L, Dh)."""
+    def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
+        """Keys and values of the encoder's output: (Ts, D) -> (B, H, L, Dh) each."""
         k, v = (to_heads(linear(memory).unflatten(-1, (-1, self.head_dim)), rows) for linear in (self.k, self.v))
         return k, v
 
-    def look(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:  # (T, D) -> (T, D)
+    def attend_source(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:
+        """Target rows attend to the source: (T, D) -> (T, D)."""
         q = self.q(x).unflatten(-1, (-1, self.head_dim))  # (T, H, Dh)
         mixed = attend_to(q, *source, sight, 1.0, dropout=self._drop, prefix=self._prefix)
         return self.o(mixed.flatten(1))
@@ -126,27 +127,27 @@ class Block(nn.Module):
         bias: Tensor,
         cache: Cache | None = None,
         source: KeysValues | None = None,
-        across: Sight | None = None,
+        source_sight: Sight | None = None,
     ) -> Tensor:  # (T, D) -> (T, D)
         y = self.attention(self.attention_norm(x), sight, bias, cache)
         x = self.dropout(self.attention_socket(y), added=x)
-        if source is not None and across is not None:
-            y = self.cross_attention.look(self.cross_attention_norm(x), source, across)
+        if source is not None and source_sight is not None:
+            y = self.cross_attention.attend_source(self.cross_attention_norm(x), source, source_sight)
             x = self.dropout(self.cross_attention_socket(y), added=x)
         y = self.mlp(self.mlp_norm(x))
         return self.dropout(self.mlp_socket(y), added=x)
 
 
 @dataclass(frozen=True)
-class Source:
-    """Rows that the encoder has read, as each layer of the decoder sees them."""
+class EncodedSource:
+    """The encoder's output as keys and values for each layer of the decoder."""
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # of the source rows, with a prompt's vectors
     layers: list[KeysValues]
 
 
 class Stack(nn.Module):
-    """The encoder or the decoder: blocks, and a norm behind them."""
+    """The encoder or the decoder: blocks and a last norm."""
 
     def __init__(self, config: T5Config, layers: int, decodes: bool):
         super().__init__()
@@ -159,15 +160,15 @@ class Stack(nn.Module):
     def blocks(self) -> list[Block]:
         return cast(list[Block], list(self.layers))
 
-    def forward(self, x: Tensor, rows: Rows, source: Source | None = None, cache: Cache | None = None) -> Tensor:
-        """(T, D) -> (T, D). With a cache, the rows go on from what it holds, and join it."""
+    def forward(self, x: Tensor, rows: Rows, source: EncodedSource | None = None, cache: Cache | None = None) -> Tensor:
+        """(T, D) -> (T, D). With a cache, the rows continue those in it and are appended to it."""
         sight = Sight(rows, cache.lengths if cache is not None else None, causal=self.decodes)
-        across = None if source is None else Sight(rows, causal=False, keys=source.lengths)
+        source_sight = None if source is None else Sight(rows, causal=False, keys=source.lengths)
         x, bias = self.dropout(x), x.new_zeros(())
         for layer, block in enumerate(self.blocks):
             if block.attention.relative is not None:
                 bias = block.attention.relative(sight)
-            x = block(x, sight, bias, cache, None if source is None else source.layers[layer], across)
+            x = block(x, sight, bias, cache, None if source is None else source.layers[layer], source_sight)
         if cache is not None:
             cache.advance(rows)
         return self.dropout(self.norm(x))
@@ -176,14 +177,14 @@ class Stack(nn.Module):
 class T5(Model):
     """An encoder-decoder; see models/contract.py for what its parts are called.
 
-    `prelude` sees the embeddings of the source.
+    `prompt_socket` sees the embeddings of the source.
     """
 
     ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
     KIND: ClassVar[str] = "encoder-decoder"
     TIED: ClassVar[tuple[str, str]] = ("shared.weight", "lm_head.weight")
-    TENSORS_TIE: ClassVar[bool] = True
-    NEVER: ClassVar[Mapping[torch.dtype, str]] = {
+    TIE_BY_WEIGHTS: ClassVar[bool] = True
+    UNSUPPORTED_DTYPES: ClassVar[Mapping[torch.dtype, str]] = {
         torch.float16: "its activations grow beyond 65,504, the most that format holds, and become NaN"
     }
     config: T5Config
@@ -193,7 +194,7 @@ class T5(Model):
     def __init__(self, config: T5Config):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.prelude = Prelude()
+        self.prompt_socket = PromptSocket()
         self.encoder = Stack(config, config.num_layers, decodes=False)
         self.decoder = Stack(config, config.num_decoder_layers, decodes=True)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -203,32 +204,35 @@ class T5(Model):
         return cls(T5Config.from_hf(fields))
 
     def encode(self, source: Rows) -> Tensor:
-        """What the encoder makes of source rows: (Ts, D)."""
+        """The encoder's output, (Ts, D)."""
         memory, rows = self._memory(source)
-        return self.prelude.own(memory, rows, source)
+        return self.prompt_socket.strip_prompt(memory, rows, source)
 
     def _memory(self, source: Rows) -> tuple[Tensor, Rows]:
-        """The same with what stands before the rows, for the decoder sees that too; and the rows as they are then."""
-        x, rows = self.prelude(self.embedded(source.ids), source)
+        """The encoder's output with a prompt's vectors, which the decoder sees too, (Ts + B P, D); and those rows."""
+        x, rows = self.prompt_socket(self.embedded(source.ids), source)
         return self.encoder(x, rows), rows
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states of the target rows, ready for the head: (T, D).
 
-        Of `Pairs`, both sides are computed. Of `Rows`, they go on from what the cache of `open` holds, and join it.
+        `Pairs` compute both sides. `Rows` are target rows that continue those in the cache of `start_generation`, and
+        are appended to it.
         """
         if isinstance(rows, Pairs):
-            assert cache is None, "what a cache goes on with is target rows alone"
-            target, source = rows.target, self.read(rows.source)
+            assert cache is None, "with a cache, give target rows alone"
+            target, source = rows.target, self._encoded_source(rows.source)
         else:
-            assert isinstance(cache, PairCache), "target rows alone need the cache that `open` gives"
-            target, source = rows, Source(cache.source_lengths, cache.memory)
+            assert isinstance(cache, PairCache), "target rows alone need the cache of `start_generation`"
+            target, source = rows, EncodedSource(cache.source_lengths, cache.memory)
         hidden = self.decoder(self.embedded(target.ids), target, source, cache)
         return hidden * self.config.hidden_size**-0.5 if self.config.scaled else hidden
 
-    def read(self, source: Rows) -> Source:
+    def _encoded_source(self, source: Rows) -> EncodedSource:
         memory, rows = self._memory(source)
-        return Source(rows.lengths, [block.cross_attention.read(memory, rows) for block in self.decoder.blocks])
+        return EncodedSource(
+            rows.lengths, [block.cross_attention.project_source(memory, rows) for block in self.decoder.blocks]
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -239,9 +243,9 @@ class T5(Model):
         """(V, D), the embedding's where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        """Read the prompts; each answer begins with the start token."""
-        source = self.read(Rows.of(prompts))
+    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        """Encode the prompts. Each answer begins with the decoder's start token."""
+        source = self._encoded_source(Rows.of(prompts))
         cache = PairCache(self.config.num_decoder_layers, source.lengths)
         cache.memory = source.layers
         return cache, [[self.config.decoder_start] for _ in prompts]
@@ -265,9 +269,9 @@ class T5(Model):
                 module.weight.normal_(0.0, config.init_factor * std, generator=generator)
         return self
 
-    def ignores(self, name: str) -> bool:
-        """Also further copies of the embedding, and a bias of cross-attention that was never used."""
-        return super().ignores(name) or name in (*COPIES, UNUSED)
+    def is_unused_weight(self, name: str) -> bool:
+        """Also copies of the embedding, and an unused bias of cross-attention that old files contain."""
+        return super().is_unused_weight(name) or name in (*COPIES, UNUSED)
 
     def aliases(self) -> dict[str, tuple[str, ...]]:
         return {"shared.weight": COPIES}

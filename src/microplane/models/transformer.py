@@ -23,20 +23,20 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.models.configs.transformer import ARCHITECTURES, TransformerConfig
-from microplane.models.contract import Model, Writing
+from microplane.models.contract import GenerationRules, Model
 from microplane.nn.attention import Sight, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
 from microplane.nn.layers import MLP, LayerNorm, Linear
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.position import sinusoids
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows, to_heads
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 
 
 class Attention(nn.Module):
-    """To the row itself by `forward`; to rows that the encoder has read by `read` and `look`."""
+    """Self-attention by `forward`; attention to the source by `project_source` and then `attend_source`."""
 
     def __init__(self, config: TransformerConfig, heads: int, layer: int):
         super().__init__()
@@ -52,12 +52,13 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, sight, self.scale, None, cache, self.layer, None, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
-    def read(self, memory: Tensor, rows: Rows) -> KeysValues:
-        """Keys and values of source rows: (S, D) -> (B, H, L, Dh)."""
+    def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
+        """Keys and values of the encoder's output: (S, D) -> (B, H, L, Dh) each."""
         k, v = (to_heads(self._heads(linear, memory), rows) for linear in (self.k, self.v))
         return k, v
 
-    def look(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:  # (T, D) -> (T, D)
+    def attend_source(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:
+        """Target rows attend to the source: (T, D) -> (T, D)."""
         q = self._heads(self.q, x)
         mixed = attend_to(q, *source, sight, self.scale, dropout=self._drop, prefix=self._prefix)
         return self.o(mixed.flatten(1))
@@ -102,7 +103,7 @@ class DecoderBlock(EncoderBlock):
         self, x: Tensor, sight: Sight, source: KeysValues, source_sight: Sight, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
         x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, sight, cache)), added=x))
-        y = self.cross_attention.look(x, source, source_sight)
+        y = self.cross_attention.attend_source(x, source, source_sight)
         x = self.cross_attention_norm(self.dropout(self.cross_attention_socket(y), added=x))
         return self.mlp_norm(self.dropout(self.mlp_socket(self.mlp(x)), added=x))
 
@@ -134,7 +135,7 @@ class Transformer(Model):
         pad = config.pad if config.pad < config.source_vocab_size else None
         self.embed = nn.Embedding(config.source_vocab_size, D, pad)
         self.target_embed = None if config.shared else nn.Embedding(V, D, config.pad)
-        self.prelude = Prelude()
+        self.prompt_socket = PromptSocket()
         self.dropout = Dropout(config.dropout)
         read = (config.encoder_heads, config.encoder_inner)
         written = (config.decoder_heads, config.decoder_inner)
@@ -150,15 +151,16 @@ class Transformer(Model):
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states of the target rows after the last norm: (T, D).
 
-        Without a cache it takes `Pairs`; with one (of `open`) only target rows, which go on from what it holds.
+        Without a cache it takes `Pairs`. With the cache of `start_generation` it takes target rows alone: they continue
+        those in the cache and are appended to it.
         """
         memory: Iterable[KeysValues]
         if isinstance(cache, PairCache):
-            assert isinstance(rows, Rows), "the cache holds what was read"
+            assert isinstance(rows, Rows), "with a cache, give target rows alone"
             target, lengths, memory = rows, cache.source_lengths, cache.memory
         else:
             assert isinstance(rows, Pairs), "an encoder-decoder takes pairs of rows"
-            target, (lengths, memory) = rows.target, self._read(rows.source)
+            target, (lengths, memory) = rows.target, self._encoded_source(rows.source)
         x = self._enter(self._scaled(target.ids, self.target_embed or self.embed), target)  # (T, D)
         sight = Sight(target, None if cache is None else cache.lengths)
         source_sight = Sight(target, causal=False, keys=lengths)
@@ -169,22 +171,22 @@ class Transformer(Model):
         return x
 
     def encode(self, rows: Rows) -> Tensor:
-        """What the encoder makes of source rows: (S, D)."""
+        """The encoder's output, (S, D)."""
         memory, longer = self._memory(rows)
-        return self.prelude.own(memory, longer, rows)
+        return self.prompt_socket.strip_prompt(memory, longer, rows)
 
     def _memory(self, rows: Rows) -> tuple[Tensor, Rows]:
-        """The same with what stands before the rows, for the decoder sees that too; and the rows as they are then."""
-        x, rows = self.prelude(self.embedded(rows.ids), rows)
+        """The encoder's output with a prompt's vectors, which the decoder sees too, (S + B P, D); and those rows."""
+        x, rows = self.prompt_socket(self.embedded(rows.ids), rows)
         x, sight = self._enter(x, rows), Sight(rows, causal=False)
         for block in self.encoder.layers:
             x = block(x, sight)
         return x, rows
 
-    def _read(self, rows: Rows) -> tuple[tuple[int, ...], Iterable[KeysValues]]:
-        """The rows' lengths, and what each block of the decoder looks at, made when the block needs it."""
+    def _encoded_source(self, rows: Rows) -> tuple[tuple[int, ...], Iterable[KeysValues]]:
+        """Lengths of the source rows; keys and values for each block of the decoder, computed when it asks for them."""
         memory, rows = self._memory(rows)
-        made = (cast(DecoderBlock, block).cross_attention.read(memory, rows) for block in self.decoder.layers)
+        made = (cast(DecoderBlock, block).cross_attention.project_source(memory, rows) for block in self.decoder.layers)
         return rows.lengths, made
 
     def embedded(self, ids: Tensor) -> Tensor:
@@ -215,8 +217,8 @@ class Transformer(Model):
         return self.final_logits_bias.squeeze(0)
 
     @property
-    def writing(self) -> Writing:
-        """As generation_config.json says, or config.json; and the pad is never written, for it means nothing."""
+    def generation_rules(self) -> GenerationRules:
+        """From generation_config.json, or else config.json. The pad is never written either: it has no meaning."""
         told = self.generation_config or self.source_config or {}
         words, last = told.get("bad_words_ids") or [], told.get("forced_eos_token_id")
         if not isinstance(words, list) or not all(_is_token(word) for word in words):
@@ -224,10 +226,10 @@ class Transformer(Model):
         if last is not None and type(last) is not int:
             raise ModelError(f"forced_eos_token_id = {last!r} is not supported; only a single token is")
         never = dict.fromkeys([self.config.pad, *(word[0] for word in words)])
-        return Writing(tuple(never), last, bool(told.get("renormalize_logits")))
+        return GenerationRules(tuple(never), last, bool(told.get("renormalize_logits")))
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        lengths, memory = self._read(Rows.of(prompts))
+    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+        lengths, memory = self._encoded_source(Rows.of(prompts))
         cache = PairCache(self.config.num_decoder_layers, lengths)
         cache.memory = [(k.contiguous(), v.contiguous()) for k, v in memory]
         return cache, [[self.config.decoder_start] for _ in prompts]
@@ -257,10 +259,10 @@ class Transformer(Model):
     def tied_names(self) -> tuple[str, str]:
         return (SHARED if self.config.shared else TARGET), HEAD
 
-    def ignores(self, name: str) -> bool:
+    def is_unused_weight(self, name: str) -> bool:
         """Also tables of positions, which follow from config.json, and further copies of the embedding."""
         spare = (*POSITIONS, SHARED) if not self.config.shared else (*POSITIONS, SOURCE, TARGET)
-        return super().ignores(name) or name in spare
+        return super().is_unused_weight(name) or name in spare
 
     def aliases(self) -> dict[str, tuple[str, ...]]:
         tied = (HEAD,) if self.config.tied else ()

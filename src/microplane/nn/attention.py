@@ -196,7 +196,7 @@ def _by_row(
     dropout: float,
     prefix: Prefix | None,
 ) -> bool:
-    """Whether this is the case that nn/row_attention.py has compiled."""
+    """Whether this is the case that nn/ops/row_attention.py has compiled."""
     plain = softcap is None and bias is None and prefix is None and not dropout
     return plain and sight.by_row and row_attention.usable(q, k, v)
 

@@ -28,7 +28,7 @@ class NumberFormat(NamedTuple):
     dtype: torch.dtype  # of the products and activations, of the embedding, the norms and the head
     quantised: str | None = None  # "int8" or "nf4": how the linears of the blocks are stored, nn/quantised.py
     cached: bool = False  # keep what was dequantised
-    in_8_bits: bool = False  # the products of what is quantised, nn/int8.py; in `dtype` otherwise
+    in_8_bits: bool = False  # the products of what is quantised, nn/ops/int8.py; in `dtype` otherwise
     weights: torch.dtype | None = None  # of weights that train, which are wider than what is multiplied
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from microplane.nn.rows import Rows
 
 
-class Prelude(nn.Module):
+class PromptSocket(nn.Module):
     """This one leaves rows as they are.
 
     Another may lengthen them; a model then computes the longer rows, which are what its cache counts and what
@@ -30,7 +30,7 @@ class Prelude(nn.Module):
         """
         return x, rows
 
-    def own(self, x: Tensor, longer: Rows, rows: Rows) -> Tensor:
+    def strip_prompt(self, x: Tensor, longer: Rows, rows: Rows) -> Tensor:
         """The states of the tokens themselves: (T + B P, D) -> (T, D)."""
         if longer is rows:
             return x

@@ -23,7 +23,7 @@ class QuantisedLinear(nn.Module):
     Args:
         dtype: of what comes in and goes out, and of `weight`.
         cached: keep what is multiplied from its first use on: faster, for as much memory as without quantising.
-        in_8_bits: the products, by `nn/int8.py`; in `dtype` otherwise.
+        in_8_bits: the products, by nn/ops/int8.py; in `dtype` otherwise.
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it

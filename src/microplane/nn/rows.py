@@ -50,12 +50,12 @@ class Rows:
     def longest(self) -> int:
         return max(self.lengths)
 
-    def behind(self, count: int) -> Rows:
+    def with_prefix_positions(self, count: int) -> Rows:
         """With `count` places more before each row, which are no tokens: id 0, in the first segment."""
         none = self.ids.new_zeros(count)
-        ids = before_each(none, self.ids, self.lengths)
-        positions = before_each(torch.arange(count), self.positions + count, self.lengths)
-        types = None if self.types is None else before_each(none, self.types, self.lengths)
+        ids = prepend_to_each_row(none, self.ids, self.lengths)
+        positions = prepend_to_each_row(torch.arange(count), self.positions + count, self.lengths)
+        types = None if self.types is None else prepend_to_each_row(none, self.types, self.lengths)
         return Rows(ids, positions, tuple(n + count for n in self.lengths), types)
 
     @cached_property
@@ -105,7 +105,7 @@ class Pairs:
     target: Rows  # begins with the start token of the decoder
 
 
-def before_each(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:
+def prepend_to_each_row(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:
     """`first` (P, ...) before each of the rows in x (T, ...): (T + B P, ...)."""
     return torch.cat([part for row in x.split(tuple(lengths)) for part in (first, row)])
 

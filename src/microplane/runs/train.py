@@ -36,7 +36,7 @@ from microplane.methods.method import attach as attach_method
 from microplane.models.contract import Model
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
-from microplane.models.files.load import load_model, new_model, open_checkpoint, open_config, shape_of
+from microplane.models.files.load import build_on_meta, load_model, new_model, open_checkpoint, open_config
 from microplane.models.heads import about_head, label_names_of, twin_of
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import native
@@ -129,8 +129,8 @@ class _Job:
         self.method = self.method.with_tokens(lambda text: tokenizer.encode(text, special=False))
         form = base_format(knobs.model, self.method, checkpoint.stored)
         self.knobs = knobs = within_context(knobs, checkpoint, self.method.places, watch)
-        plain = shape_of(checkpoint)
-        watch.say(plain.note) if plain.note else None
+        plain = build_on_meta(checkpoint)
+        watch.say(plain.load_notice) if plain.load_notice else None
         self.shape = row_shape(plain, knobs.data.task)
         names = label_names_of(plain)
         splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)

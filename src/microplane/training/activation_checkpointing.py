@@ -1,7 +1,7 @@
 """Activation checkpointing (arXiv 1604.06174): what a block computes is computed again in backward, instead of kept.
 
 The results are the same to the bit, dropout included. Whole blocks keep next to nothing but their input, and cost a
-third more time. What is cheap to compute (nn/remake.py) is half of what a block keeps.
+third more time. What is cheap to compute (nn/selective_recompute.py) is half of what a block keeps.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def test_swapped_linears_and_sockets_are_called():
     calls = []
     for site in linears(model).values():
         site.module.register_forward_hook(lambda *_: calls.append("linear"))
-    for name in ("prelude", "layers.1.attention_socket", "layers.0.mlp_socket"):
+    for name in ("prompt_socket", "layers.1.attention_socket", "layers.0.mlp_socket"):
         model.get_submodule(name).register_forward_hook(lambda *_: calls.append("socket"))
     assert torch.equal(logits(model), expected)
     assert (calls.count("linear"), calls.count("socket")) == (15, 3)

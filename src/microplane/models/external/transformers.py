@@ -28,7 +28,7 @@ from microplane.errors import ConfigError, ModelError
 from microplane.models.contract import Model, module_map_of
 from microplane.models.external.any_module import map_modules
 from microplane.nn.cache import Cache
-from microplane.nn.prompt_socket import Prelude
+from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows, from_grid
 
 CONTEXTS = ("max_position_embeddings", "seq_length", "max_seq_len", "max_target_positions")
@@ -98,11 +98,11 @@ class Foreign(Model):
     def __init__(self, config: ForeignConfig):
         super().__init__(config)
         self.apart = True  # the head alone gives the logits
-        self.prelude = Prelude()  # which nothing is put into: `sockets` are refused
+        self.prompt_socket = PromptSocket()  # which nothing is put into: `sockets` are refused
         self.take(_new(config))
 
     @property
-    def note(self) -> str:  # type: ignore[override]
+    def load_notice(self) -> str:  # type: ignore[override]
         """What is said when it is loaded."""
         return f"{self.config.architecture} has no implementation here: loaded through transformers, slower"
 
@@ -212,7 +212,7 @@ class Foreign(Model):
         with self._products():
             return self.head(hidden)
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
+    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         if self.config.decoder_start is None or self.KIND == "decoder":
             return Words(len(prompts)), [list(prompt) for prompt in prompts]
         return Words(len(prompts), self._encoded(Rows.of(prompts))), [[self.config.decoder_start] for _ in prompts]

@@ -1,4 +1,4 @@
-"""The GGUF file format: metadata, and where each tensor lies. What it means is said in models/gguf.py and
+"""The GGUF file format: metadata, and where each tensor lies. What it means is said in models/files/gguf.py and
 data/gguf_vocab.py, which both read it, so it stands below them.
 
 The header is parsed here, not by gguf.GGUFReader: that one takes 2 s for the 100,000 strings of a vocabulary, this one

@@ -1,4 +1,4 @@
-"""Weights in and out: folders in Hugging Face layout (safetensors), and GGUF files through models/gguf.py.
+"""Weights in and out: folders in Hugging Face layout (safetensors), and GGUF files through models/files/gguf.py.
 
 Never a pickle. One tensor at a time is held beside the model, so that loading peaks at the size of the model.
 """
@@ -198,7 +198,7 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
     """
     checkpoint = open_checkpoint(path)
     try:
-        model = shape_of(checkpoint)
+        model = build_on_meta(checkpoint)
         form = dtype if isinstance(dtype, NumberFormat) else NumberFormat(dtype)
         model.refuse_format(form.dtype)
         model.refuse_format(form.stored)
@@ -212,7 +212,7 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
         quantise_linears(model, form)
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
     model.source_config, model.compute = checkpoint.config, form.multiplied
-    model.spare = _spare(model, checkpoint, form.stored)
+    model.extra_weights = _spare(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
     return model.eval().requires_grad_(False)
@@ -249,13 +249,13 @@ def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
             site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached, form.in_8_bits))
 
 
-def shape_of(checkpoint: Checkpoint) -> Model:
+def build_on_meta(checkpoint: Checkpoint) -> Model:
     """The model of a checkpoint on the meta device, with its task head: shapes without weights."""
     fields = plain_of(checkpoint.config)
     kind = family_of(fields)
     with torch.device("meta"):
         model = kind.from_hf(fields)
-        if checkpoint.tensors and (model.config.tied or kind.TENSORS_TIE):
+        if checkpoint.tensors and (model.config.tied or kind.TIE_BY_WEIGHTS):
             tied = _head_is_embedding(model, checkpoint.tensors)
             model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
         if head := head_of(checkpoint.config, model.config.hidden_size):
@@ -277,7 +277,7 @@ def _convert(
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     names = _stored_names(model, stored)
     missing = [theirs for theirs in names.values() if theirs not in stored]
-    unexpected = sorted(name for name in stored - set(names.values()) if not model.ignores(name))
+    unexpected = sorted(name for name in stored - set(names.values()) if not model.is_unused_weight(name))
     misshapen: list[str] = []
     state: dict[str, Tensor] = {}
     for ours, theirs in names.items():
@@ -299,18 +299,18 @@ def _convert(
 
 def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:
     """Our parameter name -> the name under which a checkpoint holds it."""
-    called, aliases = {model.called(name): name for name in stored}, model.aliases()
+    called, aliases = {model.canonical_name(name): name for name in stored}, model.aliases()
     names = {}
     for ours, theirs in hf_names(model).items():
-        spellings = [model.called(name) for name in (theirs, *aliases.get(theirs, ()))]
+        spellings = [model.canonical_name(name) for name in (theirs, *aliases.get(theirs, ()))]
         names[ours] = next((called[name] for name in spellings if name in called), theirs)
     return names
 
 
 def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    used = {model.called(name) for name in hf_names(model).values()}
-    called = {model.called(name): name for name in checkpoint.tensors}
-    kept = {name: stored for name, stored in called.items() if name not in used and model.keeps(name)}
+    used = {model.canonical_name(name) for name in hf_names(model).values()}
+    called = {model.canonical_name(name): name for name in checkpoint.tensors}
+    kept = {name: stored for name, stored in called.items() if name not in used and model.is_head_weight(name)}
     return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
 
 
@@ -348,7 +348,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     model.refuse_format(dtype or next(model.parameters()).dtype)
     head, written = model.task_head, model.plain_tensors()
     folder.mkdir(parents=True, exist_ok=True)
-    written |= model.kept() if head is None or head.config.form is None else {}
+    written |= model.extra_weights_to_save() if head is None or head.config.form is None else {}
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}

@@ -4,7 +4,7 @@ torch draws the mask number by number on one core: 28% of a T5 training step. He
 its place, 16 bits of a word, so a probability is a multiple of 1/65536 and the mask can be made again in the backward
 pass instead of being kept. One number of torch's own generator seeds it: `torch.manual_seed` decides every mask, a
 continued run draws the same ones, and so does activation checkpointing; whether the operations are compiled
-(nn/native) changes no mask.
+(nn/ops/native) changes no mask.
 """
 
 from __future__ import annotations

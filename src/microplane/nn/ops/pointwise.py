@@ -1,7 +1,7 @@
 """Chains of point-wise operations with a backward of their own, which keep their inputs and nothing in between.
 
 Autograd would keep every intermediate: for a norm two float32 copies of its input, for a gated activation one copy
-more. Here the backward pass computes them again, which costs less than storing and reading them. Where nn/native is
+more. Here the backward pass computes them again, which costs less than storing and reading them. Where nn/ops/native is
 there, each is one pass over memory; else torch's own operations do it.
 Shapes: T tokens, D width. Each has its plain reference beside it.
 """

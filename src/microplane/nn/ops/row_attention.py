@@ -1,4 +1,4 @@
-"""Attention of each row by itself, compiled (nn/native/attention.cpp): no rectangle, no mask, no copy of the heads.
+"""Attention of each row by itself, compiled (nn/ops/native/attention.cpp): no rectangle, no mask, no copy of the heads.
 
 It takes the common case, bfloat16 without biases, windows, soft-capping, dropout, prefixes or a cache, on processors
 that multiply pairs of bfloat16; nn/attention.py has all the others, and what this must agree with.

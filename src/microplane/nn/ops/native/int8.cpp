@@ -1,4 +1,4 @@
-// Rows in 8 bits, products' int32 sums back in a floating format, and NF4 codes expanded. Shapes stand in nn/int8.py
+// Rows in 8 bits, products' int32 sums back in a floating format, and NF4 codes expanded. Shapes stand in nn/ops/int8.py
 // and nn/nf4.py, where each of these has its plain reference. bfloat16 is the upper half of a float32.
 
 #include <algorithm>
