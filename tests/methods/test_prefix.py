@@ -12,7 +12,7 @@ from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable, trainable_parameters
 from microplane.methods.prefix import places
-from microplane.nn.attention import Sight, attend, attend_reference
+from microplane.nn.attention import MaskSpec, attend, attend_reference
 from microplane.nn.rows import Pairs, Rows
 from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
@@ -47,7 +47,7 @@ def test_the_identity(causal):
     rows, H, Dh, scale = Rows.of([[1] * 5, [1] * 2]), 2, 8, 1 / math.sqrt(8)
     q, k, v = torch.randn(3, 7, H, Dh, dtype=torch.float64)
     P_k, P_v = torch.randn(2, H, 3, Dh, dtype=torch.float64)
-    got = attend(q, k, v, Sight(rows, causal=causal), scale, prefix=(P_k, P_v))
+    got = attend(q, k, v, MaskSpec(rows, causal=causal), scale, prefix=(P_k, P_v))
     plain = attend_reference(q, k, v, rows, scale, causal=causal)
     at = 0
     for n in rows.lengths:
@@ -118,13 +118,13 @@ def test_step_by_step_with_a_cache_is_all_at_once(name):
 def test_the_relative_bias_of_t5_is_zero_at_the_prefix():
     _, model = attached(tiny_pairs, attentions=["encoder"])
     attention, rows = model.encoder.layers[0].attention, Rows.of([IDS[0]])
-    x, sight = torch.randn(len(IDS[0]), 32), Sight(rows, causal=False)
-    bias = attention.relative(sight)  # (H, S, L)
+    x, mask_spec = torch.randn(len(IDS[0]), 32), MaskSpec(rows, causal=False)
+    bias = attention.relative(mask_spec)  # (H, S, L)
     q, k, v = (linear(x).unflatten(-1, (-1, 8)).transpose(0, 1) for linear in (attention.q, attention.k, attention.v))
     keys, values = attention.prefix()
     scores = torch.cat([q @ keys.transpose(1, 2), q @ k.transpose(1, 2) + bias], -1)
     wanted = attention.o((scores.softmax(-1) @ torch.cat([values, v], 1)).transpose(0, 1).flatten(1))
-    torch.testing.assert_close(attention(x, sight, bias), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention(x, mask_spec, bias), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_start_at_zero_only_takes_its_share():
@@ -133,9 +133,9 @@ def test_a_start_at_zero_only_takes_its_share():
         assert not any(x.any() for prefix in prefixes(model).values() for x in prefix())
     q, k, v = torch.randn(3, 4, 2, 8)
     rows, zero = Rows.of([[1] * 4]), torch.zeros(2, 3, 8)
-    own = attend(q, k, v, Sight(rows, causal=False), 1.0)
+    own = attend(q, k, v, MaskSpec(rows, causal=False), 1.0)
     sums = torch.einsum("ihd,jhd->ihj", q, k).exp().sum(-1)[..., None]
-    got = attend(q, k, v, Sight(rows, causal=False), 1.0, prefix=(zero, zero))
+    got = attend(q, k, v, MaskSpec(rows, causal=False), 1.0, prefix=(zero, zero))
     torch.testing.assert_close(got, own * sums / (sums + 3))
 
 

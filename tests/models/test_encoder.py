@@ -15,7 +15,7 @@ from microplane.models.configs.encoder import EncoderConfig
 from microplane.models.contract import hf_names, linears
 from microplane.models.encoder import Encoder
 from microplane.models.files.load import load_model, save_model
-from microplane.nn.attention import Sight
+from microplane.nn.attention import MaskSpec
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny_encoder
@@ -96,7 +96,7 @@ def test_a_prefix_is_seen_as_tokens_before_the_row_would_be(family):
     attention, width = model.layers[0].attention, model.config.hidden_size
     before, x = torch.randn(3, width), torch.randn(5, width)
     longer = Rows.of([[0] * 8])
-    expected = attention(torch.cat([before, x]), Sight(longer, causal=False), None)[3:]
+    expected = attention(torch.cat([before, x]), MaskSpec(longer, causal=False), None)[3:]
     parts = (
         attention.qkv(before).chunk(3, -1)
         if family == "modernbert"
@@ -104,7 +104,7 @@ def test_a_prefix_is_seen_as_tokens_before_the_row_would_be(family):
     )
     k, v = (part.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for part in parts[1:])  # (H, P, Dh)
     attention.prefix = Given(k, v)
-    torch.testing.assert_close(attention(x, Sight(Rows.of([[0] * 5]), causal=False), None), expected)
+    torch.testing.assert_close(attention(x, MaskSpec(Rows.of([[0] * 5]), causal=False), None), expected)
 
 
 class Given(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.nn.attention import LONG, Sight, attend, attend_reference, attend_to
+from microplane.nn.attention import LONG, MaskSpec, attend, attend_reference, attend_to
 from microplane.nn.rows import Rows, to_heads
 
 ROWS, OTHERS = (Rows.of([[1] * n for n in lengths]) for lengths in ((5, 3, 7), (4, 9, 2)))
@@ -22,7 +22,7 @@ def test_within_rows(causal, window, bias):
     tensors = qkv()
     added = torch.randn(4, 7, 7, dtype=torch.float64, requires_grad=True) if bias else None
     inputs = [*tensors, *([added] if bias else [])]
-    seen = attend(*tensors, Sight(ROWS, window=window, causal=causal), 0.3, bias=added)
+    seen = attend(*tensors, MaskSpec(ROWS, window=window, causal=causal), 0.3, bias=added)
     expected = attend_reference(*tensors, ROWS, 0.3, window, causal=causal, bias=added)
     torch.testing.assert_close(seen, expected)
     weights = torch.randn_like(seen)
@@ -36,18 +36,18 @@ def test_within_rows(causal, window, bias):
 
 def test_to_other_rows():
     q, k, v = qkv()
-    sight = Sight(ROWS, causal=False, keys=OTHERS.lengths)
+    mask_spec = MaskSpec(ROWS, causal=False, keys=OTHERS.lengths)
     keys, values = (to_heads(x, OTHERS) for x in (k, v))
     expected = attend_reference(q, k, v, ROWS, 0.3, causal=False, keys=OTHERS.lengths)
-    torch.testing.assert_close(attend_to(q, keys, values, sight, 0.3), expected)
+    torch.testing.assert_close(attend_to(q, keys, values, mask_spec, 0.3), expected)
 
 
 def test_rows_of_one_length_need_no_mask():
     rows = Rows.of([[1] * 5] * 3)
-    sight = Sight(rows, causal=False)
-    assert sight.open
+    mask_spec = MaskSpec(rows, causal=False)
+    assert mask_spec.needs_no_mask
     q, k, v = qkv()
-    torch.testing.assert_close(attend(q, k, v, sight, 0.3), attend_reference(q, k, v, rows, 0.3, causal=False))
+    torch.testing.assert_close(attend(q, k, v, mask_spec, 0.3), attend_reference(q, k, v, rows, 0.3, causal=False))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -55,7 +55,7 @@ def test_a_prefix_is_seen_by_every_row(causal):
     """As if each row had those keys and values before its own, which no query comes from."""
     q, k, v = qkv()
     own = [torch.randn(2, 3, 8, dtype=torch.float64) for _ in range(2)]
-    seen = attend(q, k, v, Sight(ROWS, causal=causal), 0.3, prefix=(own[0], own[1]))
+    seen = attend(q, k, v, MaskSpec(ROWS, causal=causal), 0.3, prefix=(own[0], own[1]))
     for start, n in zip((0, 5, 8), ROWS.lengths, strict=True):
         part = slice(start, start + n)
         key, value = (
@@ -80,7 +80,7 @@ def test_many_scores_are_computed_in_parts(monkeypatch, causal, bias, lengths):
     found = []
     for cells in (1 << 21, 4 * longest * longest * 2, 1):
         monkeypatch.setattr("microplane.nn.attention.CELLS", cells)
-        seen = attend(q, k, v, Sight(rows, causal=causal), 0.3, bias=added)
+        seen = attend(q, k, v, MaskSpec(rows, causal=causal), 0.3, bias=added)
         found.append((seen, *torch.autograd.grad(seen.sin().sum(), inputs)))
     for other in found[1:]:
         for got, wanted in zip(other, found[0], strict=True):
@@ -91,14 +91,14 @@ def test_long_rows_take_the_other_way_and_agree():
     rows = Rows.of([[1] * (LONG + 3), [1] * 40])
     q, k, v = (torch.randn(LONG + 43, heads, 8) for heads in (4, 2, 2))
     for causal in (True, False):
-        seen = attend(q, k, v, Sight(rows, causal=causal), 0.3)
+        seen = attend(q, k, v, MaskSpec(rows, causal=causal), 0.3)
         torch.testing.assert_close(seen, attend_reference(q, k, v, rows, 0.3, causal=causal), rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_keeps_the_mean_and_drops_something():
     q, k, v = (x.detach() for x in qkv())
-    plain = attend(q, k, v, Sight(ROWS), 0.3)
+    plain = attend(q, k, v, MaskSpec(ROWS), 0.3)
     torch.manual_seed(0)
-    dropped = torch.stack([attend(q, k, v, Sight(ROWS), 0.3, dropout=0.3) for _ in range(2000)])
+    dropped = torch.stack([attend(q, k, v, MaskSpec(ROWS), 0.3, dropout=0.3) for _ in range(2000)])
     assert not torch.equal(dropped[0], plain)
     torch.testing.assert_close(dropped.mean(0), plain, rtol=0.1, atol=0.1)

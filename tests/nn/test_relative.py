@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.nn.attention import Sight
+from microplane.nn.attention import MaskSpec
 from microplane.nn.relative import RelativeBias, bucket_of
 from microplane.nn.rows import Rows
 
@@ -39,12 +39,12 @@ def test_the_bias_is_a_lookup_of_each_cell(causal, starts):
     rows = Rows.of([[1] * 6, [1] * 4], starts)
     bias = RelativeBias(8, 20, 3, causal).double()
     torch.nn.init.normal_(bias.weight)
-    sight = Sight(rows, starts, causal=causal)
-    made = bias(sight)
+    mask_spec = MaskSpec(rows, starts, causal=causal)
+    made = bias(mask_spec)
     made = made if made.ndim == 4 else made.expand(2, -1, -1, -1)
     for b, start in enumerate(starts or (0, 0)):
         for i in range(rows.lengths[b]):
-            for j in range(sight.key_lengths[b]):
+            for j in range(mask_spec.key_lengths[b]):
                 bucket = bucket_of(torch.tensor(j - start - i), 8, 20, causal)
                 assert torch.equal(made[b, :, i, j], bias.weight[bucket]), (b, i, j)
 
@@ -54,7 +54,7 @@ def test_the_gradient_of_the_bias_is_that_of_a_lookup(lengths):
     rows = Rows.of([[1] * n for n in lengths])
     bias = RelativeBias(8, 20, 3, causal=False).double()
     torch.nn.init.normal_(bias.weight)
-    made = bias(Sight(rows, causal=False))
+    made = bias(MaskSpec(rows, causal=False))
     weights = torch.randn_like(made)
     (grad,) = torch.autograd.grad((made * weights).sum(), bias.weight)
     place = torch.arange(max(lengths))

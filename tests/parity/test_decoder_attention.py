@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microplane.nn import attention
-from microplane.nn.attention import Sight, attend, attend_reference
+from microplane.nn.attention import MaskSpec, attend, attend_reference
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
 
@@ -27,7 +27,7 @@ def test_attend_is_its_reference(lengths, window, softcap, long, monkeypatch):
     if long:
         monkeypatch.setattr(attention, "LONG", 0)
     rows, *qkv = example(lengths)
-    seen = attend(*qkv, Sight(rows, window=window), 0.3, softcap)
+    seen = attend(*qkv, MaskSpec(rows, window=window), 0.3, softcap)
     expected = attend_reference(*qkv, rows, 0.3, window, softcap)
     torch.testing.assert_close(seen, expected)
     weights = torch.randn_like(seen)
@@ -39,12 +39,12 @@ def test_attend_is_its_reference(lengths, window, softcap, long, monkeypatch):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1)])
 def test_other_groupings(heads, kv_heads):
     rows, *qkv = example((5, 3), heads, kv_heads)
-    torch.testing.assert_close(attend(*qkv, Sight(rows), 0.3), attend_reference(*qkv, rows, 0.3))
+    torch.testing.assert_close(attend(*qkv, MaskSpec(rows), 0.3), attend_reference(*qkv, rows, 0.3))
 
 
 def test_rows_and_the_future_do_not_influence_a_token():
     rows, q, k, v = example((7, 3, 5), dtype=torch.float32)
-    out = attend(q, k, v, Sight(rows), 0.3)
+    out = attend(q, k, v, MaskSpec(rows), 0.3)
     grads = torch.autograd.grad(out[8].square().sum(), (q, k, v))  # the second token of the second row
     for grad in grads:
         touched = grad.flatten(1).abs().sum(1).nonzero().flatten().tolist()
@@ -61,7 +61,7 @@ def test_softmax_of_bfloat16_is_computed_in_float32():
 def test_bfloat16_is_close_to_float32():
     rows, *qkv = example((30, 7), dtype=torch.float32)
     narrow = [x.detach().bfloat16() for x in qkv]
-    seen = attend(*narrow, Sight(rows), 0.3)
+    seen = attend(*narrow, MaskSpec(rows), 0.3)
     assert seen.dtype == torch.bfloat16
     torch.testing.assert_close(
         seen.float(), attend_reference(*(x.float() for x in narrow), rows, 0.3), rtol=2e-2, atol=2e-2
@@ -82,7 +82,7 @@ def test_what_lies_behind_a_row_in_the_cache_is_not_seen(window, long, monkeypat
     for lengths, places in ((first, [*range(9), 10]), (later, [9, *range(11, 19)])):
         rows = Rows.of([[0] * n for n in lengths], starts=cache.lengths)
         queries = q[places].requires_grad_(True)
-        out = attend(queries, k[places], v[places], Sight(rows, cache.lengths, window), 0.3, cache=cache)
+        out = attend(queries, k[places], v[places], MaskSpec(rows, cache.lengths, window), 0.3, cache=cache)
         assert torch.autograd.grad(out.sum(), queries)[0].isfinite().all()
         done.append((places, out.detach()))
         cache.advance(rows)

@@ -10,7 +10,7 @@ from microplane.methods import make_method
 from microplane.methods.method import trainable
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.selective_recompute import remade, remaking
+from microplane.nn.selective_recompute import recomputed, selective_recompute
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
 from microplane.training.activation_checkpointing import recompute
@@ -83,8 +83,8 @@ def test_every_family_gives_the_same_bits_where_all_weights_train(family, what):
 
 def test_a_result_that_was_changed_in_place_is_kept_as_it_is():
     x, other = torch.randn(5, 3, requires_grad=True), torch.randn(3, 2, requires_grad=True)
-    with remaking():
-        changed = remade(torch.exp, x).detach().mul_(2)
+    with selective_recompute():
+        changed = recomputed(torch.exp, x).detach().mul_(2)
         (changed @ other).sum().backward()
     torch.testing.assert_close(other.grad, (2 * x.exp()).detach().sum(0)[:, None].expand(3, 2))
 
@@ -96,7 +96,7 @@ def test_a_result_is_made_once_for_all_that_keep_it():
         calls.append(len(calls))
         return x.tanh()
 
-    with remaking():
-        y = remade(tanh, x)
+    with selective_recompute():
+        y = recomputed(tanh, x)
         (y @ other + y @ (2 * other)).sum().backward()
     assert len(calls) == 2

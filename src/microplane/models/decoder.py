@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from microplane.models.configs.decoder import FAMILIES, DecoderConfig
 from microplane.models.contract import Model
-from microplane.nn.attention import Sight, attend
+from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import GatedMLP, Linear, RMSNorm
 from microplane.nn.position import rotate
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.prefix: nn.Module | None = None  # gives keys and values (KV, P, Dh) that every row sees before its own
 
     def forward(
-        self, x: Tensor, sight: Sight, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
+        self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
         q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
         if self.q_norm is not None and self.k_norm is not None:
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         prefix = None if self.prefix is None else self.prefix()
-        mixed = attend(q, k, v, sight, self.scale, self.softcap, cache, self.layer, prefix=prefix)
+        mixed = attend(q, k, v, mask_spec, self.scale, self.softcap, cache, self.layer, prefix=prefix)
         return self.o(mixed.flatten(1))
 
 
@@ -75,9 +75,9 @@ class Block(nn.Module):
         self.mlp_socket = nn.Identity()
 
     def forward(
-        self, x: Tensor, sight: Sight, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
+        self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        y = self.attention(self.attention_norm(x), sight, angles, cache)
+        y = self.attention(self.attention_norm(x), mask_spec, angles, cache)
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
         x = x + self.attention_socket(y)
@@ -131,14 +131,14 @@ class Decoder(Model):
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
         """Through the blocks `first` to `end`, the last not included: (T, D) -> (T, D)."""
         config, starts = self.config, cache.lengths if cache is not None else None
-        sights = {window: Sight(rows, starts, window) for window in set(config.windows)}
+        mask_specs = {window: MaskSpec(rows, starts, window) for window in set(config.windows)}
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
             for rope in set(config.ropes)
         }
         kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
         for block, window, rope in kinds[first:end]:
-            x = block(x, sights[window], angles[rope], cache)
+            x = block(x, mask_specs[window], angles[rope], cache)
         return x
 
     def embedded(self, ids: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from microplane.errors import ModelError
 from microplane.models.configs.encoder import ARCHITECTURES, FAMILIES, EncoderConfig
 from microplane.models.contract import Model
-from microplane.nn.attention import Sight, attend
+from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
-from microplane.nn.selective_recompute import remade
+from microplane.nn.selective_recompute import recomputed
 
 Angles = tuple[Tensor, Tensor]
 
@@ -49,14 +49,14 @@ class Attention(nn.Module):
         self.modern = config.modern
         self.prefix: nn.Module | None = None
 
-    def forward(self, x: Tensor, sight: Sight, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+    def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
         parts = self.qkv(x).chunk(3, dim=-1) if self.modern else (self.q(x), self.k(x), self.v(x))
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (T, H, Dh)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         p = self.dropout if self.training else 0.0
         prefix = None if self.prefix is None else self.prefix()
-        mixed = attend(q, k, v, sight, 1.0 / math.sqrt(self.head_dim), dropout=p, prefix=prefix)
+        mixed = attend(q, k, v, mask_spec, 1.0 / math.sqrt(self.head_dim), dropout=p, prefix=prefix)
         return self.o(mixed.flatten(1))
 
 
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         if self.modern:
             inner = gated(self.activation, *self.gate_up(x).chunk(2, dim=-1))  # (T, M)
         else:
-            inner = remade(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
+            inner = recomputed(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
         return self.down(dropout(inner, self.dropout, self.training))
 
 
@@ -96,8 +96,8 @@ class Block(nn.Module):
         self.mlp_socket = nn.Identity()
         self.mlp_norm = norm_of(config)
 
-    def forward(self, x: Tensor, sight: Sight, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
-        y = dropout(self.attention(x, sight, angles), self.dropout, self.training)
+    def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+        y = dropout(self.attention(x, mask_spec, angles), self.dropout, self.training)
         x = self.attention_norm(x + self.attention_socket(y))
         y = dropout(self.mlp(x), self.dropout, self.training)
         return self.mlp_norm(x + self.mlp_socket(y))
@@ -117,8 +117,8 @@ class ModernBlock(nn.Module):
         self.mlp = MLP(config)
         self.mlp_socket = nn.Identity()
 
-    def forward(self, x: Tensor, sight: Sight, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
-        y = self.attention(self.attention_norm(x), sight, angles)
+    def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+        y = self.attention(self.attention_norm(x), mask_spec, angles)
         x = x + self.attention_socket(dropout(y, self.dropout, self.training))
         return x + self.mlp_socket(self.mlp(self.mlp_norm(x)))
 
@@ -179,14 +179,14 @@ class Encoder(Model):
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int) -> Tensor:
         """Through the blocks `first` to `end`, the last not included: (T, D) -> (T, D)."""
         config = self.config
-        sights = {window: Sight(rows, window=window, causal=False) for window in set(config.windows)}
+        mask_specs = {window: MaskSpec(rows, window=window, causal=False) for window in set(config.windows)}
         width = config.hidden_size // config.num_heads
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, width, x.dtype) for rope in set(config.ropes)
         }
         kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
         for block, window, rope in kinds[first:end]:
-            x = block(x, sights[window], angles[rope])
+            x = block(x, mask_specs[window], angles[rope])
         return x
 
     def _summed(self, words: Tensor, rows: Rows) -> Tensor:

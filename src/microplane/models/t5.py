@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from microplane.models.configs.t5 import ARCHITECTURES, T5Config
 from microplane.models.contract import Model
-from microplane.nn.attention import Sight, attend, attend_to
+from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.relative import RelativeBias
 from microplane.nn.rows import Pairs, Rows, to_heads
-from microplane.nn.selective_recompute import remade
+from microplane.nn.selective_recompute import recomputed
 
 KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
 
@@ -52,10 +52,10 @@ class Attention(nn.Module):
         self.prefix: nn.Module | None = None  # gives keys and values (H, P, Dh) that every row sees before its own
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, sight: Sight, bias: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask_spec: MaskSpec, bias: Tensor, cache: Cache | None = None) -> Tensor:
         # (T, D) -> (T, D)
         q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
-        mixed = attend(q, k, v, sight, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
+        mixed = attend(q, k, v, mask_spec, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
     def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
@@ -63,10 +63,10 @@ class Attention(nn.Module):
         k, v = (to_heads(linear(memory).unflatten(-1, (-1, self.head_dim)), rows) for linear in (self.k, self.v))
         return k, v
 
-    def attend_source(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:
+    def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
         """Target rows attend to the source: (T, D) -> (T, D)."""
         q = self.q(x).unflatten(-1, (-1, self.head_dim))  # (T, H, Dh)
-        mixed = attend_to(q, *source, sight, 1.0, dropout=self._drop, prefix=self._prefix)
+        mixed = attend_to(q, *source, mask_spec, 1.0, dropout=self._drop, prefix=self._prefix)
         return self.o(mixed.flatten(1))
 
     @property
@@ -93,7 +93,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         up = self.up(x)  # (T, M)
         if self.gate is None:
-            inner = remade(ACTIVATIONS[self.activation], up)
+            inner = recomputed(ACTIVATIONS[self.activation], up)
         else:
             inner = gated(self.activation, self.gate(x), up)
         return self.down(self.dropout(inner))
@@ -123,16 +123,16 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        sight: Sight,
+        mask_spec: MaskSpec,
         bias: Tensor,
         cache: Cache | None = None,
         source: KeysValues | None = None,
-        source_sight: Sight | None = None,
+        source_mask_spec: MaskSpec | None = None,
     ) -> Tensor:  # (T, D) -> (T, D)
-        y = self.attention(self.attention_norm(x), sight, bias, cache)
+        y = self.attention(self.attention_norm(x), mask_spec, bias, cache)
         x = self.dropout(self.attention_socket(y), added=x)
-        if source is not None and source_sight is not None:
-            y = self.cross_attention.attend_source(self.cross_attention_norm(x), source, source_sight)
+        if source is not None and source_mask_spec is not None:
+            y = self.cross_attention.attend_source(self.cross_attention_norm(x), source, source_mask_spec)
             x = self.dropout(self.cross_attention_socket(y), added=x)
         y = self.mlp(self.mlp_norm(x))
         return self.dropout(self.mlp_socket(y), added=x)
@@ -162,13 +162,13 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows, source: EncodedSource | None = None, cache: Cache | None = None) -> Tensor:
         """(T, D) -> (T, D). With a cache, the rows continue those in it and are appended to it."""
-        sight = Sight(rows, cache.lengths if cache is not None else None, causal=self.decodes)
-        source_sight = None if source is None else Sight(rows, causal=False, keys=source.lengths)
+        mask_spec = MaskSpec(rows, cache.lengths if cache is not None else None, causal=self.decodes)
+        source_mask_spec = None if source is None else MaskSpec(rows, causal=False, keys=source.lengths)
         x, bias = self.dropout(x), x.new_zeros(())
         for layer, block in enumerate(self.blocks):
             if block.attention.relative is not None:
-                bias = block.attention.relative(sight)
-            x = block(x, sight, bias, cache, None if source is None else source.layers[layer], source_sight)
+                bias = block.attention.relative(mask_spec)
+            x = block(x, mask_spec, bias, cache, None if source is None else source.layers[layer], source_mask_spec)
         if cache is not None:
             cache.advance(rows)
         return self.dropout(self.norm(x))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from microplane.errors import ModelError
 from microplane.models.configs.transformer import ARCHITECTURES, TransformerConfig
 from microplane.models.contract import GenerationRules, Model
-from microplane.nn.attention import Sight, attend, attend_to
+from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.cache import Cache, PairCache
 from microplane.nn.layers import MLP, LayerNorm, Linear
 from microplane.nn.ops.dropout import Dropout
@@ -47,9 +47,9 @@ class Attention(nn.Module):
         self.prefix: nn.Module | None = None  # gives keys and values (H, P, Dh) that every row sees before its own
         self.dropout = Dropout(config.attention_dropout)
 
-    def forward(self, x: Tensor, sight: Sight, cache: Cache | None = None) -> Tensor:  # (T, D) -> (T, D)
+    def forward(self, x: Tensor, mask_spec: MaskSpec, cache: Cache | None = None) -> Tensor:  # (T, D) -> (T, D)
         q, k, v = (self._heads(linear, x) for linear in (self.q, self.k, self.v))
-        mixed = attend(q, k, v, sight, self.scale, None, cache, self.layer, None, self._drop, self._prefix)
+        mixed = attend(q, k, v, mask_spec, self.scale, None, cache, self.layer, None, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
     def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
@@ -57,10 +57,10 @@ class Attention(nn.Module):
         k, v = (to_heads(self._heads(linear, memory), rows) for linear in (self.k, self.v))
         return k, v
 
-    def attend_source(self, x: Tensor, source: KeysValues, sight: Sight) -> Tensor:
+    def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
         """Target rows attend to the source: (T, D) -> (T, D)."""
         q = self._heads(self.q, x)
-        mixed = attend_to(q, *source, sight, self.scale, dropout=self._drop, prefix=self._prefix)
+        mixed = attend_to(q, *source, mask_spec, self.scale, dropout=self._drop, prefix=self._prefix)
         return self.o(mixed.flatten(1))
 
     def _heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
@@ -87,8 +87,8 @@ class EncoderBlock(nn.Module):
         self.mlp_norm = LayerNorm(D)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:  # (S, D) -> (S, D)
-        x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, sight)), added=x))
+    def forward(self, x: Tensor, mask_spec: MaskSpec) -> Tensor:  # (S, D) -> (S, D)
+        x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, mask_spec)), added=x))
         return self.mlp_norm(self.dropout(self.mlp_socket(self.mlp(x)), added=x))
 
 
@@ -100,10 +100,10 @@ class DecoderBlock(EncoderBlock):
         self.cross_attention_norm = LayerNorm(config.hidden_size)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, sight: Sight, source: KeysValues, source_sight: Sight, cache: Cache | None = None
+        self, x: Tensor, mask_spec: MaskSpec, source: KeysValues, source_mask_spec: MaskSpec, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, sight, cache)), added=x))
-        y = self.cross_attention.attend_source(x, source, source_sight)
+        x = self.attention_norm(self.dropout(self.attention_socket(self.attention(x, mask_spec, cache)), added=x))
+        y = self.cross_attention.attend_source(x, source, source_mask_spec)
         x = self.cross_attention_norm(self.dropout(self.cross_attention_socket(y), added=x))
         return self.mlp_norm(self.dropout(self.mlp_socket(self.mlp(x)), added=x))
 
@@ -162,10 +162,10 @@ class Transformer(Model):
             assert isinstance(rows, Pairs), "an encoder-decoder takes pairs of rows"
             target, (lengths, memory) = rows.target, self._encoded_source(rows.source)
         x = self._enter(self._scaled(target.ids, self.target_embed or self.embed), target)  # (T, D)
-        sight = Sight(target, None if cache is None else cache.lengths)
-        source_sight = Sight(target, causal=False, keys=lengths)
+        mask_spec = MaskSpec(target, None if cache is None else cache.lengths)
+        source_mask_spec = MaskSpec(target, causal=False, keys=lengths)
         for block, source in zip(self.decoder.layers, memory, strict=True):
-            x = block(x, sight, source, source_sight, cache)
+            x = block(x, mask_spec, source, source_mask_spec, cache)
         if cache is not None:
             cache.advance(target)
         return x
@@ -178,9 +178,9 @@ class Transformer(Model):
     def _memory(self, rows: Rows) -> tuple[Tensor, Rows]:
         """The encoder's output with a prompt's vectors, which the decoder sees too, (S + B P, D); and those rows."""
         x, rows = self.prompt_socket(self.embedded(rows.ids), rows)
-        x, sight = self._enter(x, rows), Sight(rows, causal=False)
+        x, mask_spec = self._enter(x, rows), MaskSpec(rows, causal=False)
         for block in self.encoder.layers:
-            x = block(x, sight)
+            x = block(x, mask_spec)
         return x, rows
 
     def _encoded_source(self, rows: Rows) -> tuple[tuple[int, ...], Iterable[KeysValues]]:

@@ -4,8 +4,8 @@ heads, windows, soft-capping, added biases, dropout, prefixes and a cache.
 Shapes: T tokens in all, B rows, S longest row of queries, L longest row of keys (with what a cache holds), H heads,
 KV heads of keys and values, Dh width of a head, P length of a prefix.
 
-In causal attention no mask for rows of unequal length is needed: a cell past a row's end lies in the future of all
-its tokens. Elsewhere such cells are hidden.
+Causal attention needs no mask for rows of unequal length: a cell past a row's end lies in the future of all its
+tokens. In the other kinds such cells are masked.
 """
 
 from __future__ import annotations
@@ -22,20 +22,26 @@ from microplane.nn.cache import Cache
 from microplane.nn.ops import row_attention
 from microplane.nn.ops.pointwise import softmax
 from microplane.nn.rows import Rows, from_heads, to_heads
-from microplane.nn.selective_recompute import unkept
+from microplane.nn.selective_recompute import checkpointed
 
-CELLS = 1 << 21  # scores computed at once: more leave the caches, and beyond 32 MB each array is new memory to map
-LONG = 1024  # rows longer than this go through torch's own attention, which never holds all (S, L) scores
+CELLS = 1 << 21  # scores computed at once: more would not stay in the processor's caches
+LONG = 1024  # tokens; longer rows go through torch's own attention, which never holds all (S, L) scores
 
-Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh) that every row sees before its own
+Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh), prepended to those of every row
 
 
-class Sight:
-    """Which keys each query sees. One is made for a forward pass and shared by all layers that see alike.
+class MaskSpec:
+    """Which keys each query may attend to. A forward pass makes one per kind of layer, and its layers share it.
 
-    Causal: a query at position p sees keys at positions j with p - window < j <= p.
-    Not causal: it sees all keys of its row, or those with |p - j| < window.
-    Of other rows (`keys`, cross-attention): it sees all keys of the row that belongs to its own.
+    Causal: a query at position p attends to positions j with p - window < j <= p.
+    Not causal: it attends to all keys of its row, or to those with |p - j| < window.
+    Cross-attention (`keys` given): it attends to all keys of the source row that belongs to its own row.
+
+    Args:
+        rows: the queries.
+        starts: how many tokens of each row the cache holds already.
+        window: number of positions, None for no limit.
+        keys: of cross-attention, the lengths of the source rows.
     """
 
     def __init__(
@@ -46,16 +52,16 @@ class Sight:
         causal: bool = True,
         keys: Sequence[int] | None = None,
     ):
-        assert keys is None or (not causal and window is None), "what is seen of other rows has no order"
+        assert keys is None or (not causal and window is None), "cross-attention has neither an order nor a window"
         self.rows = rows
-        self.starts = starts if starts is not None and any(starts) and keys is None else None  # tokens in the cache
+        self.starts = starts if starts is not None and any(starts) and keys is None else None
         self.window = window
         self.causal = causal
-        self.keys = tuple(keys) if keys is not None else None  # lengths of the other rows
+        self.keys = tuple(keys) if keys is not None else None
 
     @property
     def key_lengths(self) -> tuple[int, ...]:
-        """(B,) keys in each row, with those in the cache."""
+        """(B,) number of keys of each row, with those in the cache."""
         if self.keys is not None:
             return self.keys
         if self.starts is None:
@@ -64,66 +70,66 @@ class Sight:
 
     @property
     def longest(self) -> int:
-        """L."""
+        """L, the largest number of keys."""
         return max(self.key_lengths)
 
     @property
-    def plain(self) -> bool:
-        """Causal and nothing else, so that torch's own causal attention applies."""
-        return self.causal and self.starts is None and self._wide
+    def is_plain_causal(self) -> bool:
+        """True if it is causal without a cache or a window, so that torch's own causal attention applies."""
+        return self.causal and self.starts is None and self._window_holds_all
 
     @property
-    def by_row(self) -> bool:
-        """Each row is seen whole, or up to the query's own place, and is not long."""
-        return self.starts is None and self._wide and max(self.rows.longest, self.longest) <= LONG
+    def can_run_per_row(self) -> bool:
+        """True if ops/row_attention.py can do it: no cache, no window, and rows that are not long."""
+        return self.starts is None and self._window_holds_all and max(self.rows.longest, self.longest) <= LONG
 
     @property
-    def open(self) -> bool:
-        """Every query sees every cell of the rectangle, so that no mask is needed."""
+    def needs_no_mask(self) -> bool:
+        """True if every query may attend to every cell of the rectangle of keys."""
         if self.causal:
-            return self.plain and self.rows.longest == 1
-        return self._wide and len(set(self.key_lengths)) == 1
+            return self.is_plain_causal and self.rows.longest == 1
+        return self._window_holds_all and len(set(self.key_lengths)) == 1
 
     @property
-    def _wide(self) -> bool:
+    def _window_holds_all(self) -> bool:
         return self.window is None or self.window >= self.longest
 
     @cached_property
-    def visible(self) -> Tensor:
-        """bool (B, 1, S, L), with 1 in place of B or S where all rows or queries see alike."""
+    def bool_mask(self) -> Tensor:
+        """bool (B, 1, S, L), True where a query may attend; with 1 in place of B or S where all of them are alike."""
         key = torch.arange(self.longest)
-        query = self._query_places()[:, None, :, None]  # (B or 1, 1, S, 1)
+        query = self._query_positions()[:, None, :, None]  # (B or 1, 1, S, 1)
         if self.causal:
             seen = key <= query
             return seen if self.window is None else seen & (key > query - self.window)
         seen = (key < torch.tensor(self.key_lengths)[:, None])[:, None, None]  # (B, 1, 1, L)
-        return seen if self._wide else seen & ((key - query).abs() < (self.window or 0))
+        return seen if self._window_holds_all else seen & ((key - query).abs() < (self.window or 0))
 
-    def _query_places(self) -> Tensor:
-        """(B, S), or (1, S) where all rows are alike."""
+    def _query_positions(self) -> Tensor:
+        """(B, S) int64, or (1, S) where all rows are alike."""
         new = torch.arange(self.rows.longest)[None]
         lengths = torch.tensor(self.rows.lengths)[:, None]
         if self.starts is not None:
-            # A cell past its row's end looks from the row's last token, for a query that sees nothing would be a NaN.
+            # A cell past its row's end gets the last token's position: a query without any key would give NaN.
             return torch.tensor(list(self.starts))[:, None] + torch.minimum(new, lengths - 1)
         return new if self.causal else torch.minimum(new, lengths - 1)
 
-    def added(self, like: Tensor) -> Tensor:
-        """The same as numbers to add to scores: 0 where visible, else minus infinity; in the format of `like`."""
-        if self._added is None or self._added.dtype != like.dtype:
-            hidden = torch.zeros(self.visible.shape, dtype=like.dtype)
-            self._added = hidden.masked_fill_(~self.visible, -math.inf).to(like.device)
-        return self._added
+    def additive_mask(self, like: Tensor) -> Tensor:
+        """`bool_mask` as numbers to add to the scores: 0 where True, else minus infinity; in the format of `like`."""
+        if self._additive is None or self._additive.dtype != like.dtype:
+            zeros = torch.zeros(self.bool_mask.shape, dtype=like.dtype)
+            self._additive = zeros.masked_fill_(~self.bool_mask, -math.inf).to(like.device)
+        return self._additive
 
-    _added: Tensor | None = None
+    _additive: Tensor | None = None
 
-    def biased(self, bias: Tensor, like: Tensor) -> Tensor:
-        """`bias` (H, S, L) or (B, H, S, L) and `added` in one, made once for all layers that share the bias."""
-        made_of, made = self._biased
-        if made is None or made_of is not bias or made.dtype != like.dtype:
-            made = bias.to(like.dtype) if self.open else bias.to(like.dtype) + self.added(like)
-            self._biased = bias, made
-        return made
+    def biased_mask(self, bias: Tensor, like: Tensor) -> Tensor:
+        """`additive_mask` plus `bias` (H, S, L) or (B, H, S, L): computed once for all layers that share the bias."""
+        of, mask = self._biased
+        if mask is None or of is not bias or mask.dtype != like.dtype:
+            mask = bias.to(like.dtype) if self.needs_no_mask else bias.to(like.dtype) + self.additive_mask(like)
+            self._biased = bias, mask
+        return mask
 
     _biased: tuple[Tensor | None, Tensor | None] = (None, None)
 
@@ -132,7 +138,7 @@ def attend(
     q: Tensor,  # (T, H, Dh)
     k: Tensor,  # (T, KV, Dh)
     v: Tensor,  # (T, KV, Dh)
-    sight: Sight,
+    mask_spec: MaskSpec,
     scale: float,
     softcap: float | None = None,
     cache: Cache | None = None,
@@ -145,44 +151,44 @@ def attend(
 
     `softcap` c turns each score s into c tanh(s / c) (arXiv 2408.00118, 2.1).
     """
-    rows = sight.rows
-    if cache is None and _by_row(q, k, v, sight, softcap, bias, dropout, prefix):
-        return unkept(_attend_by_row, q, k, v, sight, scale)
+    rows = mask_spec.rows
+    if cache is None and _by_row(q, k, v, mask_spec, softcap, bias, dropout, prefix):
+        return checkpointed(_attend_by_row, q, k, v, mask_spec, scale)
     if cache is None:
         keys, values = to_heads(k, rows), to_heads(v, rows)  # (B, KV, S, Dh)
     else:
         keys, values = cache.append(layer, k, v, rows)  # (B, KV, L, Dh)
-    return attend_to(q, keys, values, sight, scale, softcap, bias, dropout, prefix)
+    return attend_to(q, keys, values, mask_spec, scale, softcap, bias, dropout, prefix)
 
 
 def attend_to(
     q: Tensor,  # (T, H, Dh)
     keys: Tensor,  # (B, KV, L, Dh)
     values: Tensor,  # (B, KV, L, Dh)
-    sight: Sight,
+    mask_spec: MaskSpec,
     scale: float,
     softcap: float | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
     prefix: Prefix | None = None,
 ) -> Tensor:
-    """`attend` to keys and values that stand in a rectangle already, as those of other rows do: (T, H, Dh)."""
-    rows = sight.rows
-    if _by_row(q, keys, values, sight, softcap, bias, dropout, prefix):
-        return unkept(_attend_by_row, q, keys, values, sight, scale)
+    """`attend` with keys and values in a padded rectangle already, as those of cross-attention are: (T, H, Dh)."""
+    rows = mask_spec.rows
+    if _by_row(q, keys, values, mask_spec, softcap, bias, dropout, prefix):
+        return checkpointed(_attend_by_row, q, keys, values, mask_spec, scale)
     queries = to_heads(q, rows)  # (B, H, S, Dh)
     if prefix is not None:
         keys, values = (
             torch.cat([own.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
             for own, x in zip(prefix, (keys, values), strict=True)
         )
-    if max(rows.longest, sight.longest) > LONG and softcap is None and not dropout:
-        causal = sight.plain and bias is None and prefix is None
-        mask = None if causal else _mask(queries, sight, bias, prefix)
+    if max(rows.longest, mask_spec.longest) > LONG and softcap is None and not dropout:
+        causal = mask_spec.is_plain_causal and bias is None and prefix is None
+        mask = None if causal else _mask(queries, mask_spec, bias, prefix)
         mixed = _attend_long(queries, keys, values, mask, scale, causal)
     else:
-        mask = _mask(queries, sight, bias, prefix)
-        mixed = unkept(_attend_short, queries, keys, values, mask, scale, softcap, dropout)
+        mask = _mask(queries, mask_spec, bias, prefix)
+        mixed = checkpointed(_attend_short, queries, keys, values, mask, scale, softcap, dropout)
     return from_heads(mixed, rows)
 
 
@@ -190,27 +196,30 @@ def _by_row(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    sight: Sight,
+    mask_spec: MaskSpec,
     softcap: float | None,
     bias: Tensor | None,
     dropout: float,
     prefix: Prefix | None,
 ) -> bool:
-    """Whether this is the case that nn/ops/row_attention.py has compiled."""
+    """True if nn/ops/row_attention.py can compute it."""
     plain = softcap is None and bias is None and prefix is None and not dropout
-    return plain and sight.by_row and row_attention.usable(q, k, v)
+    return plain and mask_spec.can_run_per_row and row_attention.usable(q, k, v)
 
 
-def _attend_by_row(q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float) -> Tensor:
-    return row_attention.row_attention(q, k, v, sight.rows.lengths, sight.key_lengths, sight.causal, scale)
+def _attend_by_row(q: Tensor, k: Tensor, v: Tensor, mask_spec: MaskSpec, scale: float) -> Tensor:
+    return row_attention.row_attention(q, k, v, mask_spec.rows.lengths, mask_spec.key_lengths, mask_spec.causal, scale)
 
 
-def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:
-    """What is added to the scores: the bias, and minus infinity at keys that are not seen; None for nothing.
+def _mask(like: Tensor, mask_spec: MaskSpec, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:
+    """What is added to the scores: the bias, and minus infinity at masked keys; None for nothing.
 
-    (B, H, S, L), with 1 in place of B, H or S where all are alike.
+    (B, H, S, L), with 1 in place of B, H or S where all of them are alike. Keys of the prefix are never masked.
     """
-    mask = sight.biased(bias, like) if bias is not None else None if sight.open else sight.added(like)
+    if bias is not None:
+        mask: Tensor | None = mask_spec.biased_mask(bias, like)
+    else:
+        mask = None if mask_spec.needs_no_mask else mask_spec.additive_mask(like)
     if mask is not None and mask.dim() == 3:
         mask = mask[None]
     if mask is not None and prefix is not None:
@@ -221,7 +230,7 @@ def _mask(like: Tensor, sight: Sight, bias: Tensor | None, prefix: Prefix | None
 def _attend_short(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, dropout: float
 ) -> Tensor:
-    """Some rows at a time, or some heads of one row where that alone is much."""
+    """With all scores in memory, a few rows (or a few heads of one row) at a time: (B, H, S, Dh)."""
     B, H, S, _ = q.shape
     KV, L = k.shape[1:3]
     dim, count = (0, B) if B > 1 else (1, KV)
@@ -241,7 +250,7 @@ def _attend_short(
 def _attend_at_once(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, dropout: float
 ) -> Tensor:
-    """Plain batched products, the heads of a group stacked so that k and v are never repeated."""
+    """Batched matrix products. The heads of a group are stacked, so that k and v are never repeated."""
     B, H, S, Dh = q.shape
     KV, L = k.shape[1:3]
     stacked = (q if scale == 1.0 else q * scale).reshape(B * KV, H // KV * S, Dh)
@@ -254,8 +263,9 @@ def _attend_at_once(
 
 
 def _attend_long(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """By torch's own attention: (B, H, S, Dh)."""
     G = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # small beside the scores
+    k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # small compared to the scores
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
@@ -271,7 +281,7 @@ def attend_reference(
     keys: Sequence[int] | None = None,
     bias: Tensor | None = None,  # (H, S, L)
 ) -> Tensor:
-    """`attend` without a cache, written as the formula reads: one row after the other, k and v repeated."""
+    """`attend` without a cache, as the formula reads: row by row, with k and v repeated for the heads of a group."""
     G = q.shape[1] // k.shape[1]
     mixed = []
     others = (x.split(tuple(keys or rows.lengths)) for x in (k, v))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.ops.pointwise import GATES, gate_by, layer_norm, rms_norm
-from microplane.nn.selective_recompute import remade
+from microplane.nn.selective_recompute import recomputed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm (arXiv 1607.06450), whatever the format of its weights; torch computes it in float32 inside."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return remade(layer_norm, x, self.weight, self.bias, self.eps)
+        return recomputed(layer_norm, x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
         if not self.around_one:
-            return remade(rms_norm, x, self.weight, self.eps)
+            return recomputed(rms_norm, x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * (1.0 + self.weight.float())).type_as(x)
@@ -81,7 +81,7 @@ class MLP(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
-        inner = remade(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
+        inner = recomputed(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
         return self.down(self.dropout(inner))
 
 
@@ -103,8 +103,8 @@ class GatedMLP(nn.Module):
 def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """activation(gate) * up (arXiv 2002.05202): (T, M), (T, M) -> (T, M)."""
     if activation in GATES:
-        return remade(gate_by, activation, gate, up)
-    return remade(_gated, activation, gate, up)
+        return recomputed(gate_by, activation, gate, up)
+    return recomputed(_gated, activation, gate, up)
 
 
 def _gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:

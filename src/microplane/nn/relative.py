@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from microplane.nn.attention import Sight
+from microplane.nn.attention import MaskSpec
 
 
 def bucket_of(distance: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
@@ -41,12 +41,12 @@ class RelativeBias(nn.Module):
         self.max_distance, self.causal = max_distance, causal
         self.weight = nn.Parameter(torch.empty(buckets, heads))
 
-    def forward(self, sight: Sight) -> Tensor:
+    def forward(self, mask_spec: MaskSpec) -> Tensor:
         """(H, S, L), or (B, H, S, L) where rows have unequal numbers of tokens in the cache."""
-        S, L = sight.rows.longest, sight.longest
-        starts = set(sight.starts or [0])
+        S, L = mask_spec.rows.longest, mask_spec.longest
+        starts = set(mask_spec.starts or [0])
         if len(starts) > 1:
-            queries = torch.tensor(sight.starts)[:, None, None] + torch.arange(S)[None, :, None]  # (B, S, 1)
+            queries = torch.tensor(mask_spec.starts)[:, None, None] + torch.arange(S)[None, :, None]  # (B, S, 1)
             return self._of(torch.arange(L) - queries).permute(0, 3, 1, 2)
         (start,) = starts
         distances = torch.arange(1 - S - start, L - start)  # (S + L - 1,), all that there are

@@ -1,8 +1,9 @@
-"""Results that are cheap to make are not kept for backward, but made again from their inputs.
+"""Selective activation recomputation: cheap operations are computed again in backward, so their outputs are not kept.
 
 The output of a norm or an activation is kept by the product it enters, and the scores of attention by two more: half of
-what a block keeps, for a few percent of its time. Which results those are is said where they are made, by `remade` and
-`unkept`; that they are made again is said by `remaking` around a block. Elsewhere all three do nothing.
+what a block keeps, for a few percent of its time. The model wraps such an operation in `recomputed` or `checkpointed`.
+Inside the context `selective_recompute` (around a block's forward pass) its output is dropped after the forward pass,
+and computed again in backward. Outside of it both are plain calls.
 """
 
 from __future__ import annotations
@@ -17,64 +18,66 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-class _Maker:
-    """Makes a result again, once for all who have kept it."""
+class _Recompute:
+    """Computes a result again, once for all operations that saved it for their backward pass."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Any, ...]):
         self.function, self.inputs = function, inputs
-        self.keepers = self.asked = 0
+        self.savers = self.asked = 0  # how many operations saved the result; how many have asked for it so far
         self.result: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
         result = self.function(*self.inputs) if self.result is None else self.result
         self.asked += 1
-        self.result = result if self.asked < self.keepers else None
+        self.result = result if self.asked < self.savers else None
         return result
 
 
-_local = threading.local()  # .made: results of the present block by their address, with version and maker
+_Outputs = dict[int, tuple[Tensor, int, _Recompute]]  # by the address of its memory: a result, its version, its maker
+_local = threading.local()  # .outputs: those of the present block
 
 
-def remade(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), which must give the same numbers each time."""
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs). The function must give the same numbers each time: no randomness, no change of its inputs."""
     result = function(*inputs)
-    made = getattr(_local, "made", None)
-    if made is not None:  # the result is held until the block's end, so that nothing else gets its address
-        made[result.data_ptr()] = result, result._version, _Maker(function, inputs)
+    outputs: _Outputs | None = getattr(_local, "outputs", None)
+    if outputs is not None:  # the result is held until the block's end, so that nothing else gets its address
+        outputs[result.data_ptr()] = result, result._version, _Recompute(function, inputs)
     return result
 
 
-def unkept(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), of which only the inputs are kept; dropout draws the same numbers again."""
-    if getattr(_local, "made", None) is None:
+def checkpointed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs), which may be several operations and draw random numbers; the same ones are drawn again."""
+    if getattr(_local, "outputs", None) is None:
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+    return result
 
 
 @contextmanager
-def remaking() -> Iterator[None]:
-    """Around the forward pass of a block."""
-    made: dict[int, tuple[Tensor, int, _Maker]] = {}
+def selective_recompute() -> Iterator[None]:
+    """Around the forward pass of a block: inside, outputs of `recomputed` and `checkpointed` are not kept."""
+    outputs: _Outputs = {}
 
-    def pack(tensor: Tensor) -> Tensor | tuple[_Maker, torch.Size]:
-        if (found := made.get(tensor.data_ptr())) is None:
+    def pack(tensor: Tensor) -> Tensor | tuple[_Recompute, torch.Size]:
+        if (found := outputs.get(tensor.data_ptr())) is None:
             return tensor
-        result, version, maker = found
+        result, version, recompute = found
         if version != tensor._version or not _same_numbers(result, tensor):
             return tensor
-        maker.keepers += 1
-        return maker, tensor.shape
+        recompute.savers += 1
+        return recompute, tensor.shape
 
-    def unpack(kept: Tensor | tuple[_Maker, torch.Size]) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept[0]().view(kept[1])
+    def unpack(saved: Tensor | tuple[_Recompute, torch.Size]) -> Tensor:
+        return saved if isinstance(saved, Tensor) else saved[0]().view(saved[1])
 
-    before, _local.made = getattr(_local, "made", None), made
+    before, _local.outputs = getattr(_local, "outputs", None), outputs
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
     finally:
-        _local.made = before
+        _local.outputs = before
 
 
 def _same_numbers(a: Tensor, b: Tensor) -> bool:

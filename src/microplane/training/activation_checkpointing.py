@@ -1,7 +1,7 @@
-"""Activation checkpointing (arXiv 1604.06174): what a block computes is computed again in backward, instead of kept.
+"""Activation checkpointing (arXiv 1604.06174): activations are computed again in backward instead of being kept.
 
-The results are the same to the bit, dropout included. Whole blocks keep next to nothing but their input, and cost a
-third more time. What is cheap to compute (nn/selective_recompute.py) is half of what a block keeps.
+The results are the same to the bit, dropout included. `blocks` keeps little more than the input of each block and costs
+a third more time. `cheap` computes again only what is cheap (nn/selective_recompute.py): half of what a block keeps.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from microplane.errors import ConfigError
 from microplane.models.contract import module_map_of
-from microplane.nn.selective_recompute import remaking
+from microplane.nn.selective_recompute import selective_recompute
 
 
 def recompute(model: nn.Module, what: str) -> None:
-    """Let `what` (none, cheap or blocks) be computed again in backward while `model` trains.
+    """Make the blocks of `model` compute `what` (none, cheap or blocks) again in backward, when it trains.
 
     Raises:
-        ConfigError: if a model that is not ours has no such parts under the names that they have in ours.
+        ConfigError: if the model has no list of blocks called `layers`, or is not ours and `what` is cheap.
     """
     if what == "none":
         return
@@ -31,16 +31,16 @@ def recompute(model: nn.Module, what: str) -> None:
     if not blocks or (what == "cheap" and module_map_of(model) is not None):
         raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
     for block in blocks:
-        block.forward = _again(block, block.forward, what)
+        block.forward = _recomputing(block, block.forward, what)
 
 
-def _again(block: nn.Module, forward: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _recomputing(block: nn.Module, forward: Callable[..., Any], what: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not (block.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
         if what == "blocks":
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        with remaking():
+        with selective_recompute():
             return forward(*args, **kwargs)
 
     return run

@@ -34,7 +34,7 @@ from microplane.objectives.losses import loss_sum
 from microplane.training import resume as checkpoint
 from microplane.training.activation_checkpointing import recompute
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
-from microplane.training.optim import held, make_optimizer, schedule, set_lr, waiting, warmup_steps
+from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
 
 if TYPE_CHECKING:
     from microplane.data.preparing.load_splits import Dataset
@@ -110,13 +110,13 @@ class Job:
         recompute(model, knobs.recompute)
         return cls(model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
 
-    def waiting(self, step: int) -> dict[str, nn.Parameter]:
+    def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
         """What gradual unfreezing has not reached in the step of this number, counted from 0."""
-        return waiting(self.model, self.knobs.unfreeze_every, step)
+        return still_frozen(self.model, self.knobs.unfreeze_every, step)
 
     def at_rest(self, steps: int) -> set[str]:
         """What has had too few steps to have moved for certain, after so many of them."""
-        return {*self.waiting(steps - CHECK_STEP), *self.method.at_rest(self.model)}
+        return {*self.still_frozen(steps - CHECK_STEP), *self.method.at_rest(self.model)}
 
     @property
     def eval_every(self) -> int:
@@ -253,7 +253,7 @@ def _step(job: Job, totals: Totals) -> Record:
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
     loss = 0.0
-    with held(job.waiting(totals.step).values()):
+    with temporarily_frozen(job.still_frozen(totals.step).values()):
         for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
             torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
             share = loss_sum(cast(Model, model), batch, knobs.label_smoothing) / trained

@@ -20,7 +20,7 @@ RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a s
 
 
 def peak_lr(method: Method, knobs: TrainKnobs) -> float:
-    """train.lr, or what stands in for it: methods know their rate for steps of absolute size only."""
+    """train.lr, or else the method's default rate; with train.scale_parameter T5's, as steps are relative there."""
     return knobs.lr or (RELATIVE_LR if knobs.scale_parameter else method.default_lr)
 
 
@@ -51,7 +51,7 @@ def check_optimizer(method: Method, knobs: TrainKnobs) -> None:
 
 
 def by_level(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
-    """The groups parted by how high their tensors stand, each level with the rate of the one above times `decay`.
+    """The groups split by level (see `levels`), where each level has the rate of the next higher one times `decay`.
 
     Discriminative rates (ULMFiT, arXiv 1801.06146, eq. 2) in ELECTRA's form (2003.10555): the head keeps its rate.
     The highest level comes first.
@@ -59,17 +59,20 @@ def by_level(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> li
     if decay == 1:
         return groups
     found, names = levels(model), {id(tensor): name for name, tensor in trainable(model).items()}
-    top, made = max(found.values()), []
+    top, split = max(found.values()), []
     for level in range(top, -1, -1):
         for group in groups:
-            own = [tensor for tensor in group["params"] if found[names[id(tensor)]] == level]
-            made += [{**group, "params": own, "lr": group["lr"] * decay ** (top - level)}] if own else []
-    return made
+            params = [tensor for tensor in group["params"] if found[names[id(tensor)]] == level]
+            split += [{**group, "params": params, "lr": group["lr"] * decay ** (top - level)}] if params else []
+    return split
 
 
-def waiting(model: nn.Module, every: int | None, step: int) -> dict[str, nn.Parameter]:
-    """What gradual unfreezing (arXiv 1801.06146, section 3.3) has not reached in step `step`, counted from 0: at first
-    all but the last norm and the head, then one block less every `every` steps."""
+def still_frozen(model: nn.Module, every: int | None, step: int) -> dict[str, nn.Parameter]:
+    """Parameters that gradual unfreezing (arXiv 1801.06146, section 3.3) keeps frozen in step `step`, counted from 0.
+
+    At first all but the last norm and the head, then one block less after each `every` steps; none if `every` is None.
+    Before the first step (step < 0) all are frozen.
+    """
     if not every or step < 0:
         return trainable(model) if every else {}
     found = levels(model)
@@ -78,15 +81,15 @@ def waiting(model: nn.Module, every: int | None, step: int) -> dict[str, nn.Para
 
 
 @contextmanager
-def held(tensors: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Meanwhile they get no gradient, so that the optimizer leaves them alone and nothing is computed for them."""
-    kept = list(tensors)
-    for tensor in kept:
+def temporarily_frozen(tensors: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, these tensors get no gradient: the optimizer skips them, and nothing is computed for them."""
+    frozen = list(tensors)
+    for tensor in frozen:
         tensor.requires_grad_(False)
     try:
         yield
     finally:
-        for tensor in kept:
+        for tensor in frozen:
             tensor.requires_grad_(True)
 
 
@@ -111,7 +114,7 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
 
 
 def add_groups(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer those of the method's groups that have come since it was made."""
+    """Add parameters to the optimizer that the method has created since the optimizer was made."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     peak = optimizer.param_groups[0]["peak_lr"]
     for group in method.param_groups(model, peak):
@@ -121,7 +124,7 @@ def add_groups(method: Method, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """A share of all steps below 1, else a number of steps."""
+    """Number of steps: train.warmup below 1 is a share of all steps, else it is the number itself."""
     return round(warmup * total) if warmup < 1 else int(warmup)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.nn.attention import Sight, attend, attend_reference, attend_to
+from microplane.nn.attention import MaskSpec, attend, attend_reference, attend_to
 from microplane.nn.ops import native
 from microplane.nn.ops.row_attention import row_attention, usable
 from microplane.nn.rows import Rows, to_heads
@@ -46,7 +46,7 @@ def test_within_rows(lengths, causal, width, heads, kv):
     inputs = tensors(lengths, lengths, heads, kv, width)
     exact = wide(inputs)
     assert usable(*inputs)
-    y = attend(*inputs, Sight(rows, causal=causal), 0.2)
+    y = attend(*inputs, MaskSpec(rows, causal=causal), 0.2)
     assert type(y.grad_fn).__name__ == "_RowAttentionBackward"
     assert_near(inputs, y, exact, attend_reference(*exact, rows, 0.2, causal=causal))
 
@@ -60,7 +60,7 @@ def test_to_other_rows(lengths, others, rectangle):
     expected = attend_reference(*exact, rows, 0.3, causal=False, keys=others)
     if rectangle:
         q, *rest = inputs
-        y = attend_to(q, *(to_heads(x, read) for x in rest), Sight(rows, causal=False, keys=others), 0.3)
+        y = attend_to(q, *(to_heads(x, read) for x in rest), MaskSpec(rows, causal=False, keys=others), 0.3)
     else:
         y = row_attention(*inputs, lengths, others, False, 0.3)
     assert_near(inputs, y, exact, expected)
