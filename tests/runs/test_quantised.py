@@ -14,6 +14,7 @@ from microplane.cli.app import app
 from microplane.errors import ConfigError
 from microplane.methods.base_format import number_format
 from microplane.nn.number_format import NumberFormat
+from microplane.nn.ops import scratch
 from microplane.nn.quantised import NF4Linear, QuantisedLinear
 from microplane.runs.train import resume
 from tests.tiny import save_tiny_folder
@@ -143,3 +144,14 @@ def test_products_in_8_bits_train_and_are_what_an_adapter_is_opened_with(place):
     opened = [module for module in done.load().model.modules() if isinstance(module, QuantisedLinear)]
     assert opened
     assert all(module.in_8_bits for module in opened)
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["", "small evaluation batches"])
+def test_after_writing_in_the_same_process_a_run_gives_the_same_bytes(place, done, small):
+    """Validation in small batches leaves small buffers, so that writing is what first makes larger ones."""
+    scratch._local.__dict__.clear()  # as in a process that has done nothing yet
+    microplane.load(done.folder).generate("say aa", max_new_tokens=4)
+    again = train(place, "qlora", **({"eval.batch_tokens": 16} if small else {}))
+    assert again.result["status"] == "success"
+    adapters = [run.folder / "adapter" / "adapter_model.safetensors" for run in (again, done)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from microplane.errors import ModelError
+from microplane.nn.ops.scratch import persistent
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _sinusoid_table(size: int, width: int) -> Tensor:
-    with torch.inference_mode(False):  # else it would be of no use in training afterwards
+    with persistent():  # a table first made inside inference_mode could not be used by autograd later
         powers = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
         angles = torch.arange(size, dtype=torch.float64, device="cpu")[:, None] / 10_000.0**powers  # (size, D/2)
         return torch.cat((angles.sin(), angles.cos()[:, : width // 2]), 1).float()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.nn.ops import int8, nf4
-from microplane.nn.ops.scratch import room
+from microplane.nn.ops.scratch import persistent, scratch_buffer
 
 
 class QuantisedLinear(nn.Module):
@@ -27,6 +27,7 @@ class QuantisedLinear(nn.Module):
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it
+    codes: Tensor
     bias: nn.Parameter | None
 
     def __init__(
@@ -35,7 +36,7 @@ class QuantisedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.dtype, self.cached, self.in_8_bits = dtype, cached, in_8_bits
-        self._kept: Tensor | int8.Int8 | None = None
+        self._cached_weight: Tensor | int8.Int8 | None = None
         self.register_parameter("bias", None)
 
     @classmethod
@@ -72,28 +73,30 @@ class QuantisedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(out, in) in `dtype`, made anew each time it is asked for."""
-        return self._kept if isinstance(self._kept, Tensor) else self.dequantise()
+        return self._cached_weight if isinstance(self._cached_weight, Tensor) else self.dequantise()
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + bias, (T, in) -> (T, out), without a gradient."""
-        weight = self._passing()
+        weight = self._multiplied_weight()
         return F.linear(x, weight, bias) if isinstance(weight, Tensor) else int8.product(x, weight, bias)
 
     def product_back(self, grad: Tensor) -> Tensor:
         """grad W, (T, out) -> (T, in), without a gradient."""
-        weight = self._passing()
+        weight = self._multiplied_weight()
         return grad @ weight if isinstance(weight, Tensor) else int8.product_back(grad, weight)
 
-    def _passing(self) -> Tensor | int8.Int8:
-        """What is multiplied, in memory that the next layer's will overwrite unless it is to be kept."""
-        if self._kept is not None:
-            return self._kept
-        shape = (self.out_features, self.in_features)
-        into = None if self.cached else room("weight", shape, torch.int8 if self.in_8_bits else self.dtype)
-        weight = self.in_int8(into) if self.in_8_bits else self.dequantise(into)
+    def _multiplied_weight(self) -> Tensor | int8.Int8:
+        """The weight to multiply with: the cached copy, or one in a scratch buffer that all layers of the thread share,
+        valid until the next call."""
+        if self._cached_weight is not None:
+            return self._cached_weight
         if self.cached:
-            self._kept = weight
-        return weight
+            with persistent():
+                self._cached_weight = self.in_int8() if self.in_8_bits else self.dequantise()
+            return self._cached_weight
+        shape, dtype = (self.out_features, self.in_features), torch.int8 if self.in_8_bits else self.dtype
+        out = scratch_buffer("weight", shape, dtype, self.codes.device)
+        return self.in_int8(out) if self.in_8_bits else self.dequantise(out)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -105,7 +108,7 @@ class QuantisedLinear(nn.Module):
         super()._apply(fn, recurse)
         for name, part in exact.items():
             setattr(self, name, part.to(getattr(self, name).device))
-        self.dtype, self._kept = fn(torch.empty(0, dtype=self.dtype)).dtype, None
+        self.dtype, self._cached_weight = fn(torch.empty(0, dtype=self.dtype)).dtype, None
         return self
 
     def extra_repr(self) -> str:

@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from microplane.nn.ops.scratch import persistent
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -61,27 +63,30 @@ class Rows:
     @cached_property
     def grid(self) -> Tensor:
         """(B, S) int64: the index in T of each cell of the rectangle; cells past a row's end repeat its last token."""
-        lengths = torch.tensor(self.lengths)
-        ends = lengths.cumsum(0)
-        column = torch.arange(self.longest)
-        return (ends - lengths)[:, None] + torch.minimum(column[None], lengths[:, None] - 1)
+        with persistent():
+            lengths = torch.tensor(self.lengths)
+            ends = lengths.cumsum(0)
+            column = torch.arange(self.longest)
+            return (ends - lengths)[:, None] + torch.minimum(column[None], lengths[:, None] - 1)
 
     @cached_property
     def cells(self) -> Tensor:
         """(T,) int64: the index of each token in the flattened rectangle (B * S)."""
-        lengths = torch.tensor(self.lengths)
-        starts = torch.arange(len(self.lengths)) * self.longest
-        within = torch.cat([torch.arange(n) for n in self.lengths])
-        return torch.repeat_interleave(starts, lengths) + within
+        with persistent():
+            lengths = torch.tensor(self.lengths)
+            starts = torch.arange(len(self.lengths)) * self.longest
+            within = torch.cat([torch.arange(n) for n in self.lengths])
+            return torch.repeat_interleave(starts, lengths) + within
 
     def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
         """`grid` and `cells` where each token is `heads` vectors: int64 (B * H * S,) into (T, H), (T * H,) into
         (B, H, S)."""
         if heads not in self._of_heads:
-            head, S = torch.arange(heads), self.longest
-            grid = self.grid[:, None] * heads + head[:, None]  # (B, H, S)
-            cells = (self.cells // S * heads * S + self.cells % S)[:, None] + head * S  # (T, H)
-            self._of_heads[heads] = grid.view(-1), cells.view(-1)
+            with persistent():
+                head, S = torch.arange(heads), self.longest
+                grid = self.grid[:, None] * heads + head[:, None]  # (B, H, S)
+                cells = (self.cells // S * heads * S + self.cells % S)[:, None] + head * S  # (T, H)
+                self._of_heads[heads] = grid.view(-1), cells.view(-1)
         return self._of_heads[heads]
 
     @cached_property
@@ -91,7 +96,8 @@ class Rows:
     @cached_property
     def last(self) -> Tensor:
         """(B,) int64: the index in T of each row's last token."""
-        return torch.tensor(self.lengths).cumsum(0) - 1
+        with persistent():
+            return torch.tensor(self.lengths).cumsum(0) - 1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from microplane.nn.ops import native
-from microplane.nn.ops.scratch import room
+from microplane.nn.ops.scratch import scratch_buffer
 
 MOST = 127
 LEAST = 1e-37  # stands for the largest of a row of zeros
@@ -66,10 +66,10 @@ def quantise_rows_reference(x: Tensor, columns: Tensor | None = None) -> Int8:
 
 
 def quantise_rows(x: Tensor, columns: Tensor | None = None) -> Int8:
-    """As the reference; the codes stand in memory that the next call overwrites."""
+    """As the reference. The codes are in a scratch buffer: valid until the next call."""
     if not native.fusable(x, columns):
         return quantise_rows_reference(x, columns)
-    codes, scale = room("rows", x.shape, torch.int8), torch.empty(len(x), 1)
+    codes, scale = scratch_buffer("rows", x.shape, torch.int8, x.device), torch.empty(len(x), 1)
     native.run("quantise_rows", x, columns, codes, scale, *x.shape, dtype=x.dtype)
     return Int8(codes, scale)
 
@@ -119,10 +119,11 @@ def product_back(grad: Tensor, weight: Int8) -> Tensor:
 
 
 def _sums(x: Tensor, codes: Tensor) -> Tensor:
-    """x codes, (T, n) int32, in memory that the next call overwrites."""
+    """x codes, (T, n) int32, in a scratch buffer: valid until the next call."""
     if x.device.type != "cpu":
         return torch._int_mm(x, codes)
-    return torch._int_mm(x, codes, out=room("sums", (len(x), codes.shape[1]), torch.int32))
+    out = scratch_buffer("sums", (len(x), codes.shape[1]), torch.int32, x.device)
+    return torch._int_mm(x, codes, out=out)
 
 
 def _rows(weight: Tensor) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from microplane.nn.ops import native
-from microplane.nn.ops.scratch import room
+from microplane.nn.ops.scratch import scratch_buffer
 
 CHUNK = 64  # fewest positions whose logits are in memory at once
 MOST = 512
@@ -97,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), size):
             rows = slice(start, start + size)
             wanted = targets[rows].contiguous()
-            logits = room("logits", (len(wanted), len(weight)), hidden.dtype)
+            logits = scratch_buffer("logits", (len(wanted), len(weight)), hidden.dtype, hidden.device)
             torch.mm(hidden[rows], weight.t(), out=logits)
             slope = need_hidden or need_weight
             if fused:
@@ -142,7 +142,11 @@ def _losses_in_passes(
 ) -> Tensor:
     """The same by torch's own operations, in float32 or float64, and with a softcap."""
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    wide = logits if logits.dtype == exact else room("wide logits", logits.shape, exact).copy_(logits)
+    wide = (
+        logits
+        if logits.dtype == exact
+        else scratch_buffer("wide logits", logits.shape, exact, logits.device).copy_(logits)
+    )
     wanted = targets.unsqueeze(1)
     if bias is not None:
         wide.add_(bias)

@@ -20,8 +20,9 @@ from torch import Tensor
 from microplane.nn.ops import native
 from microplane.nn.ops.int8 import LEAST as LEAST_ROW
 from microplane.nn.ops.int8 import MOST, Int8
-from microplane.nn.ops.scratch import room as _passing
+from microplane.nn.ops.scratch import persistent, scratch_buffer
 
+CPU = torch.device("cpu")
 BLOCK, NESTED = 64, 256
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -43,22 +44,25 @@ class NF4(NamedTuple):
 
 
 @cache
-def levels() -> Tensor:
-    return torch.tensor(LEVELS)
+def levels(device: torch.device = CPU) -> Tensor:
+    """(16,) float32: the number that each 4-bit code stands for, before it is multiplied by its block's absmax."""
+    with persistent():
+        return torch.tensor(LEVELS, device=device)
 
 
 @cache
-def dynamic_map() -> Tensor:
+def dynamic_map(device: torch.device = CPU) -> Tensor:
     """(256,) float32, sorted: the signed 8-bit numbers of arXiv 1511.04561, whose exponent takes 0 to 7 of the bits."""
-    positive: list[float] = []
-    for exponent in range(7):
-        edges = torch.linspace(0.1, 1, 2**exponent + 1)
-        positive += (10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
-    return torch.tensor(sorted([-value for value in positive] + [0.0, *positive, 1.0]))
+    with persistent():
+        positive: list[float] = []
+        for exponent in range(7):
+            edges = torch.linspace(0.1, 1, 2**exponent + 1, device=CPU)
+            positive += (10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
+        return torch.tensor(sorted([-value for value in positive] + [0.0, *positive, 1.0]), device=device)
 
 
-def room(numel: int, device: torch.device | None = None) -> NF4:
-    """Memory for a weight of so many numbers, not filled."""
+def empty_nf4(numel: int, device: torch.device | None = None) -> NF4:
+    """The tensors of a weight with `numel` numbers, not initialised."""
     blocks = -(-numel // BLOCK)
     codes = torch.empty(-(-numel // 2), dtype=torch.uint8, device=device)
     absmax = torch.empty(blocks, dtype=torch.uint8, device=device)
@@ -69,7 +73,7 @@ def room(numel: int, device: torch.device | None = None) -> NF4:
 def quantise(weight: Tensor) -> NF4:
     """A weight of any shape and floating format."""
     if weight.is_meta:
-        return room(weight.numel(), weight.device)
+        return empty_nf4(weight.numel(), weight.device)
     flat = weight.detach().reshape(-1)
     whole = len(flat) // BLOCK * BLOCK
     absmax = torch.empty(-(-len(flat) // BLOCK))
@@ -114,9 +118,10 @@ BINS = 1 << 16
 @cache
 def _code_of_bin() -> Tensor:
     """(65536,) uint8: the nearest code of `dynamic_map` for each of so many evenly spaced numbers in -1 .. 1."""
-    edges = 0.5 * (dynamic_map()[:-1] + dynamic_map()[1:])
-    numbers = -1.0 + (2.0 * torch.arange(BINS, dtype=torch.float32)) / (BINS - 1)
-    return torch.bucketize(numbers, edges).to(torch.uint8)
+    with persistent():
+        edges = 0.5 * (dynamic_map()[:-1] + dynamic_map()[1:])
+        numbers = -1.0 + (2.0 * torch.arange(BINS, dtype=torch.float32, device=CPU)) / (BINS - 1)
+        return torch.bucketize(numbers, edges).to(torch.uint8)
 
 
 def _quantise_absmax(centred: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +137,7 @@ def _quantise_absmax(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise_absmax(weight: NF4) -> Tensor:
     """(N,) float32."""
-    absmax = dynamic_map().to(weight.codes.device).index_select(0, weight.absmax.int())
+    absmax = dynamic_map(weight.codes.device).index_select(0, weight.absmax.int())
     padded = torch.nn.functional.pad(absmax, (0, -len(absmax) % NESTED)).view(-1, NESTED)
     return padded.mul_(weight.nested_absmax.unsqueeze(1)).view(-1)[: len(absmax)].add_(weight.offset)
 
@@ -141,14 +146,15 @@ def dequantise_reference(weight: NF4, shape: Sequence[int], dtype: torch.dtype =
     """level * absmax in float32, rounded to `dtype`."""
     codes = torch.stack([weight.codes >> 4, weight.codes & 15], 1).view(-1)[: torch.Size(shape).numel()]
     scales = dequantise_absmax(weight).repeat_interleave(BLOCK)[: len(codes)]
-    return (levels()[codes.long()] * scales).to(dtype).view(*shape)
+    return (levels(codes.device)[codes.long()] * scales).to(dtype).view(*shape)
 
 
 @cache
-def _pairs() -> Tensor:
-    """(256,) int64: the two levels of each byte as the bits of two float32 side by side."""
-    byte = torch.arange(256)
-    return torch.stack([levels()[byte >> 4], levels()[byte & 15]], 1).view(torch.int64).view(-1)
+def _level_pairs(device: torch.device = CPU) -> Tensor:
+    """(256,) int64: for each byte of codes its two levels, the bits of two float32 side by side."""
+    with persistent():
+        byte = torch.arange(256, device=device)
+        return torch.stack([levels(device)[byte >> 4], levels(device)[byte & 15]], 1).view(torch.int64).view(-1)
 
 
 def dequantise(
@@ -171,16 +177,16 @@ def expand(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> Tensor:
-    """level * scale, by a table of what two levels each byte stands for, chunk by chunk. `scales` (N,) float32."""
+    """level * scale for each code, chunk by chunk, by a table of the two levels of each byte. `scales` (N,) float32."""
     n = torch.Size(shape).numel()
-    out = torch.empty(*shape, dtype=dtype) if out is None else out
+    out = torch.empty(*shape, dtype=dtype, device=codes.device) if out is None else out
     if dtype == torch.bfloat16 and n % BLOCK == 0 and native.usable(codes, scales, out):
         native.run("nf4_to_bf16", codes, scales, levels(), out, n // BLOCK)
         return out
-    flat, table = out.view(-1), _pairs()
+    flat, table = out.view(-1), _level_pairs(codes.device)
     whole = n // BLOCK * BLOCK
-    index = _passing("nf4 bytes", (CHUNK // 2,), torch.int32)
-    found = _passing("nf4 pairs", (CHUNK // 2,), torch.int64)
+    index = scratch_buffer("nf4 bytes", (CHUNK // 2,), torch.int32, codes.device)
+    found = scratch_buffer("nf4 pairs", (CHUNK // 2,), torch.int64, codes.device)
     for start in range(0, whole, CHUNK):
         size = min(CHUNK, whole - start)
         bytes_, pairs = index[: size // 2], found[: size // 2]
@@ -192,15 +198,17 @@ def expand(
     if whole < n:
         rest = codes[whole // 2 :]
         last = torch.stack([rest >> 4, rest & 15], 1).view(-1)[: n - whole]
-        flat[whole:] = (levels()[last.long()] * scales[-1]).to(dtype)
+        flat[whole:] = (levels(codes.device)[last.long()] * scales[-1]).to(dtype)
     return out
 
 
 def to_int8_reference(weight: NF4, shape: tuple[int, int]) -> Int8:
-    """Rows of whole blocks in 8 bits, the scale of a row being its largest absmax / 127."""
+    """The weight in 8 bits, where each row is a whole number of blocks; a row's scale is its largest absmax / 127."""
     absmax = dequantise_absmax(weight).view(shape[0], -1)
     most = absmax.abs().amax(1, keepdim=True)
-    table = (levels() * (absmax * (MOST / most.clamp(min=LEAST_ROW))).unsqueeze(-1)).round_()  # (out, blocks, 16)
+    table = (
+        levels(absmax.device) * (absmax * (MOST / most.clamp(min=LEAST_ROW))).unsqueeze(-1)
+    ).round_()  # (out, blocks, 16)
     codes = torch.stack([weight.codes >> 4, weight.codes & 15], 1).view(*absmax.shape, BLOCK).long()
     return Int8(table.gather(2, codes).view(shape).to(torch.int8), most / MOST)
 

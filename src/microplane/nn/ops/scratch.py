@@ -1,10 +1,15 @@
-"""Memory for what is used at once and not kept: new memory would cost more than the arithmetic."""
+"""Scratch memory: buffers for intermediate results, used again by each call, as new memory costs more than arithmetic.
+
+Whatever outlives the call that made it (a scratch buffer, a cached table) is made in `persistent`: a tensor made in
+inference mode could not be used in training later in the same process.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,14 +17,22 @@ from torch import Tensor
 _local = threading.local()
 
 
-def room(use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of `shape`, not filled, in memory that the next call for the same use overwrites.
+@contextmanager
+def persistent() -> Iterator[None]:
+    """Inside, new tensors are ordinary ones without a gradient, also if the caller is in `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
-    Each thread has its own, which grows to the largest that was asked for.
+
+def scratch_buffer(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of `shape`, not initialised. Its memory is overwritten by the next call for the same use.
+
+    Each thread has its own memory for each use, format and device, which grows to the largest size asked for.
     """
-    rooms: dict[tuple[str, torch.dtype], Tensor] = _local.__dict__.setdefault("rooms", {})
-    wanted, key = math.prod(shape), (use, dtype)
-    if key not in rooms or rooms[key].numel() < wanted:
-        rooms.pop(key, None)  # before the larger one is made
-        rooms[key] = torch.empty(wanted, dtype=dtype)
-    return rooms[key][:wanted].view(*shape)
+    buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = _local.__dict__.setdefault("buffers", {})
+    size, key = math.prod(shape), (use, dtype, device)
+    if key not in buffers or buffers[key].numel() < size:
+        buffers.pop(key, None)  # freed before the larger one is made
+        with persistent():
+            buffers[key] = torch.empty(size, dtype=dtype, device=device)
+    return buffers[key][:size].view(*shape)
