@@ -13,7 +13,7 @@ from microplane.config.knobs import GenerateKnobs
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import ConfigError, ModelError
 from microplane.inference.generate import generate
-from microplane.models.external.transformers import Foreign
+from microplane.models.external.transformers import TransformersModel
 from microplane.models.files.load import load_model, new_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QuantisedLinear
@@ -34,8 +34,8 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", CAUSAL)
 def test_rows_of_a_decoder_as_transformers_has_them_one_by_one(folders, name):
     model = load_model(folders[name])
-    assert isinstance(model, Foreign)
-    assert model.apart == (name != "granite")
+    assert isinstance(model, TransformersModel)
+    assert model.head_is_separable == (name != "granite")
     peer = AutoModelForCausalLM.from_pretrained(folders[name]).eval()
     rows = Rows.of(ROWS)
     wanted = torch.cat([peer(torch.tensor([row])).logits[0] for row in ROWS])
@@ -62,9 +62,9 @@ def test_it_writes_what_transformers_writes(folders, name):
 
 def test_pairs_of_an_encoder_decoder(folders):
     model, peer = load_model(folders["bart"]), AutoModelForSeq2SeqLM.from_pretrained(folders["bart"]).eval()
-    assert isinstance(model, Foreign)
+    assert isinstance(model, TransformersModel)
     assert model.KIND == "encoder-decoder"
-    assert model.apart
+    assert model.head_is_separable
     targets = [[1, 50, 60], [1], [1, 70]]
     found = model.logits(model(Pairs(Rows.of(ROWS), Rows.of(targets))))
     wanted = [
@@ -154,7 +154,7 @@ def test_what_transformers_does_not_have_is_refused_and_no_code_of_the_folder_ru
         load_model(folder)
     own = changed(folders["gpt2"], tmp_path / "own", auto_map={"AutoModelForCausalLM": "odd.OddLM"})
     (own / "odd.py").write_text("raise SystemExit('ran')")
-    assert isinstance(load_model(own), Foreign)
+    assert isinstance(load_model(own), TransformersModel)
     with pytest.raises(ModelError, match="GPT2ForSequenceClassification is not supported"):
         load_model(changed(folders["gpt2"], tmp_path / "c", architectures=["GPT2ForSequenceClassification"]))
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microplane.models.configs.decoder import FAMILIES, DecoderConfig
+from microplane.models.configs.decoder import SPECS, DecoderConfig
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
@@ -27,7 +27,7 @@ from microplane.nn.position import rotate
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 
-__all__ = ["FAMILIES", "Decoder", "DecoderConfig"]
+__all__ = ["SPECS", "Decoder", "DecoderConfig"]
 
 
 class Attention(nn.Module):
@@ -90,7 +90,7 @@ class Block(nn.Module):
 class Decoder(Model):
     """A causal language model; see models/contract.py for what its parts are called."""
 
-    ARCHITECTURES: ClassVar[dict[str, str]] = {name: family.model_type for name, family in FAMILIES.items()}
+    ARCHITECTURES: ClassVar[dict[str, str]] = {name: spec.model_type for name, spec in SPECS.items()}
     KIND: ClassVar[str] = "decoder"
     TIED: ClassVar[tuple[str, str]] = ("model.embed_tokens.weight", "lm_head.weight")
     config: DecoderConfig

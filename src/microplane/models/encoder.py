@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.configs.encoder import ARCHITECTURES, FAMILIES, EncoderConfig
+from microplane.models.configs.encoder import ARCHITECTURES, SPECS, EncoderConfig
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
@@ -232,7 +232,7 @@ class Encoder(Model):
 
     def canonical_name(self, name: str) -> str:
         """Without what stands before it in a model with a head, and the norms' weights by their newer names."""
-        name = name.removeprefix(FAMILIES[self.config.architecture].prefix)
+        name = name.removeprefix(SPECS[self.config.architecture].prefix)
         for old, new in OLD_NAMES.items():
             if name.endswith(old):
                 return name.removesuffix(old) + new

@@ -10,7 +10,7 @@ from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
-from microplane.models.external.transformers import Foreign, standing_in
+from microplane.models.external.transformers import TransformersModel, find_transformers_class
 from microplane.models.t5 import T5
 from microplane.models.transformer import Transformer
 
@@ -31,10 +31,10 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         if not isinstance(fields.get("architectures") or [], list):
             raise
         try:
-            standing_in(fields)
+            find_transformers_class(fields)
         except ModelError as other:
             raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
-        return Foreign
+        return TransformersModel
 
 
 def context_of(fields: Mapping[str, Any]) -> int | None:
@@ -43,7 +43,7 @@ def context_of(fields: Mapping[str, Any]) -> int | None:
     Raises:
         ModelError: as `family_of`.
     """
-    if family_of(fields) is Foreign:
-        return Foreign.context_of(fields)
+    if family_of(fields) is TransformersModel:
+        return TransformersModel.context_of(fields)
     context = fields.get("max_position_embeddings")
     return context if isinstance(context, int) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from microplane.errors import ModelError
-from microplane.models.configs.decoder import FAMILIES, DecoderConfig
+from microplane.models.configs.decoder import SPECS, DecoderConfig
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -57,11 +57,11 @@ def test_configs_that_are_not_supported(fields, expected):
 
 
 def test_the_supported_architectures_are_named():
-    with pytest.raises(ModelError, match=f"supported are {', '.join(FAMILIES)}"):
+    with pytest.raises(ModelError, match=f"supported are {', '.join(SPECS)}"):
         DecoderConfig.from_hf(CONFIG | {"architectures": ["GPT2LMHeadModel"]})
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", SPECS)
 def test_config_survives_its_own_writing(architecture):
     config = DecoderConfig.from_hf(CONFIG | {"architectures": [architecture], "head_dim": 4})
     assert DecoderConfig.from_hf(config.to_hf()) == config

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders
-
 from microplane.data.tokenizers.config_files import CONFIG, read_json
 from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
 from microplane.errors import ModelError
+from tokenizers import Tokenizer, decoders
 
 SOURCE, TARGET, VOCAB, TARGET_VOCAB = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
-OTHER_SIDE = "\x01"  # before the spelling of a piece that this side's SentencePiece does not make; no text holds it
+UNMATCHABLE = "\x01"  # prefix of a piece that only the other side's SentencePiece makes: no text contains it
 SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}  # unless tokenizer_config.json differs
 
 
@@ -72,7 +71,7 @@ def _side(file: Path, table: list[str], special: list[str]) -> Tokenizer:
     placed = [_placed(text, own, special) for text in table]
     texts, scores, types = (list[Any](column) for column in zip(*placed, strict=True))
     backend = build(replace(pieces, texts=texts, scores=scores, types=types))
-    steps = [decoders.Replace(OTHER_SIDE, ""), decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps = [decoders.Replace(UNMATCHABLE, ""), decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)])
     return backend
 
@@ -85,4 +84,4 @@ def _placed(text: str, own: Mapping[str, tuple[float, int]], special: list[str])
         return text, 0.0, USER_DEFINED
     if text in own:
         return text, *own[text]
-    return OTHER_SIDE + text, 0.0, 1
+    return UNMATCHABLE + text, 0.0, 1

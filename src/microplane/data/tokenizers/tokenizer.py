@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Encoding
-from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.bert_roberta import build_from_files
@@ -25,12 +23,14 @@ from microplane.data.tokenizers.config_files import (
     stop_ids_of_model,
 )
 from microplane.data.tokenizers.gguf import KEY, build_from_gguf, byte_spelling
-from microplane.data.tokenizers.marian import OTHER_SIDE, SOURCE, SPECIAL, build_marian
+from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
 from microplane.data.tokenizers.sentencepiece import SPACE, build, read_model
 from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
 from microplane.errors import ModelError
 from microplane.files import write_aside
 from microplane.models.files.gguf_format import read_header
+from tokenizers import AddedToken, Encoding
+from tokenizers import Tokenizer as Backend
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
@@ -65,7 +65,7 @@ class Tokenizer:
     eos_ids: tuple[int, ...] = ()  # all that end an answer, the tokenizer's own first
     chat_template: str | None = None  # Jinja
     target: Tokenizer | None = None  # of what is written, where it differs from that of what is read
-    other_side: str = ""  # what the spelling of pieces begins with that only the other of the two makes
+    unmatchable_prefix: str = ""  # Marian: prefix of pieces that only the other language's vocabulary makes
     files: Mapping[str, bytes] = field(default_factory=dict)  # saved as they are, in place of a tokenizer.json
 
     def __post_init__(self) -> None:
@@ -113,9 +113,9 @@ class Tokenizer:
 
     def _ids(self, encoding: Encoding) -> list[int]:
         """What is unknown to the one side's SentencePiece may yet have an id, as a piece of the other side's."""
-        if not self.other_side or self.unk_id not in encoding.ids:
+        if not self.unmatchable_prefix or self.unk_id not in encoding.ids:
             return encoding.ids
-        found = (self.backend.token_to_id(self.other_side + token) for token in encoding.tokens)
+        found = (self.backend.token_to_id(self.unmatchable_prefix + token) for token in encoding.tokens)
         return [
             token if token != self.unk_id or other is None else other
             for token, other in zip(encoding.ids, found, strict=True)
@@ -163,7 +163,7 @@ class Tokenizer:
         if token in self._added:
             return text
         if not self._byte_level:
-            return text.removeprefix(self.other_side).replace(SPACE, " ")
+            return text.removeprefix(self.unmatchable_prefix).replace(SPACE, " ")
         try:
             return bytes(_BYTES[letter] for letter in text).decode("utf-8")
         except (KeyError, UnicodeDecodeError):
@@ -340,9 +340,9 @@ def _load_marian(folder: Path) -> Tokenizer:
     sides = build_marian(folder, {name: named[name] for name in SPECIAL})
     for backend in (sides.source, sides.target):
         _surround(backend, None, named["eos_token"])
-    target = replace(_with_config(sides.target, folder, config), other_side=OTHER_SIDE)
+    target = replace(_with_config(sides.target, folder, config), unmatchable_prefix=UNMATCHABLE)
     source = _with_config(sides.source, folder, config)
-    return replace(source, eos_ids=target.eos_ids, target=target, other_side=OTHER_SIDE, files=sides.files)
+    return replace(source, eos_ids=target.eos_ids, target=target, unmatchable_prefix=UNMATCHABLE, files=sides.files)
 
 
 def _load_t5(folder: Path, config: Mapping[str, Any], backend: Backend, own: Mapping[str, str]) -> Tokenizer:

@@ -19,7 +19,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of
 
 
 @dataclass(frozen=True)
-class Family:
+class DecoderSpec:
     """What an architecture means by its config.json beyond what stands there."""
 
     model_type: str
@@ -54,18 +54,18 @@ GEMMA3 = GEMMA | {
 SMOLLM3 = {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True}
 QWEN = {"sliding_window": 4096, "max_window_layers": 28}
 
-FAMILIES = {
-    "LlamaForCausalLM": Family("llama"),
-    "SmolLM3ForCausalLM": Family(
+SPECS = {
+    "LlamaForCausalLM": DecoderSpec("llama"),
+    "SmolLM3ForCausalLM": DecoderSpec(
         "smollm3", SMOLLM3, slides=lambda c, i: not _has_rope(c, i), layer_types=True, switch=True, no_rope=True
     ),
-    "MistralForCausalLM": Family(
+    "MistralForCausalLM": DecoderSpec(
         "mistral", {"num_key_value_heads": 8, "sliding_window": 4096}, slides=lambda c, i: True
     ),
-    "Qwen2ForCausalLM": Family(
+    "Qwen2ForCausalLM": DecoderSpec(
         "qwen2", QWEN, slides=lambda c, i: i >= c["max_window_layers"], layer_types=True, switch=True, qkv_bias=True
     ),
-    "Qwen3ForCausalLM": Family(
+    "Qwen3ForCausalLM": DecoderSpec(
         "qwen3",
         QWEN | {"head_dim": 128},
         slides=lambda c, i: i >= c["max_window_layers"],
@@ -73,8 +73,8 @@ FAMILIES = {
         switch=True,
         qk_norm=True,
     ),
-    "Gemma2ForCausalLM": Family("gemma2", GEMMA2, slides=lambda c, i: i % 2 == 0, layer_types=True, gemma=True),
-    "Gemma3ForCausalLM": Family(
+    "Gemma2ForCausalLM": DecoderSpec("gemma2", GEMMA2, slides=lambda c, i: i % 2 == 0, layer_types=True, gemma=True),
+    "Gemma3ForCausalLM": DecoderSpec(
         "gemma3_text",
         GEMMA3,
         slides=lambda c, i: (i + 1) % (c.get("sliding_window_pattern") or 6) != 0,
@@ -139,14 +139,14 @@ class DecoderConfig:
         Raises:
             ModelError: for an architecture or a setting that is not supported, and for missing or wrong fields.
         """
-        architecture = architecture_of(config, {name: family.model_type for name, family in FAMILIES.items()})
-        family = FAMILIES[architecture]
-        fields = family.defaults | {name: x for name, x in config.items() if x is not None or name in NULLABLE}
+        architecture = architecture_of(config, {name: spec.model_type for name, spec in SPECS.items()})
+        spec = SPECS[architecture]
+        fields = spec.defaults | {name: x for name, x in config.items() if x is not None or name in NULLABLE}
         check_types(fields, WANTED, SIZES)
         _check_values(fields)
         heads = fields["num_attention_heads"]
         bias = bool(fields.get("attention_bias"))
-        windows = _windows(family, fields)
+        windows = _windows(spec, fields)
         return cls(
             architecture=architecture,
             vocab_size=fields["vocab_size"],
@@ -157,17 +157,17 @@ class DecoderConfig:
             num_kv_heads=fields.get("num_key_value_heads") or heads,
             head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
             windows=windows,
-            ropes=_ropes(family, fields, windows),
+            ropes=_ropes(spec, fields, windows),
             activation=_activation(fields),
             norm_eps=fields.get("rms_norm_eps", 1e-6),
-            attention_scale=fields["query_pre_attn_scalar"] ** -0.5 if family.gemma else None,
-            attn_logit_softcapping=fields.get("attn_logit_softcapping") if family.gemma else None,
-            final_logit_softcapping=fields.get("final_logit_softcapping") if family.gemma else None,
-            qkv_bias=bias or family.qkv_bias,
+            attention_scale=fields["query_pre_attn_scalar"] ** -0.5 if spec.gemma else None,
+            attn_logit_softcapping=fields.get("attn_logit_softcapping") if spec.gemma else None,
+            final_logit_softcapping=fields.get("final_logit_softcapping") if spec.gemma else None,
+            qkv_bias=bias or spec.qkv_bias,
             o_bias=bias,
             mlp_bias=bool(fields.get("mlp_bias")),
-            qk_norm=family.qk_norm,
-            gemma=family.gemma,
+            qk_norm=spec.qk_norm,
+            gemma=spec.gemma,
             tied=fields.get("tie_word_embeddings", False),
             context=fields.get("max_position_embeddings", 2048),
             init_std=fields.get("initializer_range", 0.02),
@@ -175,11 +175,11 @@ class DecoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of a config.json. Rotary settings are written in the way of transformers 4 and in that of 5."""
-        family = FAMILIES[self.architecture]
+        spec = SPECS[self.architecture]
         window = next((window for window in self.windows if window), None)
         fields: dict[str, Any] = {
             "architectures": [self.architecture],
-            "model_type": family.model_type,
+            "model_type": spec.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -195,25 +195,25 @@ class DecoderConfig:
         }
         fields |= {"attention_bias": True} if self.o_bias else {}
         fields |= {"mlp_bias": True} if self.mlp_bias else {}
-        fields |= {"sliding_window": window} if family.slides else {}
-        fields |= {"use_sliding_window": window is not None} if family.switch else {}
-        if family.layer_types:
+        fields |= {"sliding_window": window} if spec.slides else {}
+        fields |= {"use_sliding_window": window is not None} if spec.switch else {}
+        if spec.layer_types:
             fields["layer_types"] = [SLIDING if window else FULL for window in self.windows]
-        if family.no_rope:
+        if spec.no_rope:
             fields["no_rope_layers"] = [int(rope is not None) for rope in self.ropes]
         if self.gemma:
             scalar = round((self.attention_scale or 1.0) ** -2, 6)
             fields["query_pre_attn_scalar"] = int(scalar) if scalar.is_integer() else scalar
             fields["attn_logit_softcapping"] = self.attn_logit_softcapping
             fields["final_logit_softcapping"] = self.final_logit_softcapping
-        return fields | self._ropes_to_hf(family)
+        return fields | self._ropes_to_hf(spec)
 
-    def _ropes_to_hf(self, family: Family) -> dict[str, Any]:
+    def _ropes_to_hf(self, spec: DecoderSpec) -> dict[str, Any]:
         ropes = {window is None: rope for window, rope in zip(self.windows, self.ropes, strict=True) if rope}
         far = ropes.get(True) or ropes.get(False) or Rope(10_000.0)
         scaling = far.to_hf() if far.kind != "default" else None
         fields = {"rope_parameters": far.to_hf(), "rope_theta": far.base, "rope_scaling": scaling}
-        if family.local_rope:
+        if spec.local_rope:
             near = ropes.get(False) or far
             fields |= {"rope_parameters": {FULL: far.to_hf(), SLIDING: near.to_hf()}, "rope_local_base_freq": near.base}
         return fields
@@ -242,13 +242,13 @@ def _activation(fields: Mapping[str, Any]) -> str:
     return activation
 
 
-def _windows(family: Family, fields: Mapping[str, Any]) -> tuple[int | None, ...]:
+def _windows(spec: DecoderSpec, fields: Mapping[str, Any]) -> tuple[int | None, ...]:
     layers, window = range(fields["num_hidden_layers"]), fields.get("sliding_window")
-    if family.slides is None or window is None or (family.switch and not fields.get("use_sliding_window")):
+    if spec.slides is None or window is None or (spec.switch and not fields.get("use_sliding_window")):
         return (None,) * len(layers)
-    types = fields.get("layer_types") if family.layer_types else None
+    types = fields.get("layer_types") if spec.layer_types else None
     if types is None:
-        types = [SLIDING if family.slides(fields, i) else FULL for i in layers]
+        types = [SLIDING if spec.slides(fields, i) else FULL for i in layers]
     if len(types) != len(layers) or not all(kind in (FULL, SLIDING) for kind in types):
         raise ModelError(
             f"layer_types = {types} in config.json: expected {len(layers)} entries (num_hidden_layers),"
@@ -272,14 +272,14 @@ def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dic
     return entry
 
 
-def _ropes(family: Family, fields: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[Rope | None, ...]:
+def _ropes(spec: DecoderSpec, fields: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[Rope | None, ...]:
     context, base = fields.get("max_position_embeddings", 2048), fields.get("rope_theta", 10_000.0)
     written, scaling = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
     partial = {name: fields[name] for name in ("partial_rotary_factor",) if name in fields}
     rope = Rope.from_hf({**partial, **_entry(written, FULL, written), **scaling}, base, context)
-    if family.local_rope:  # and they are not scaled
+    if spec.local_rope:  # and they are not scaled
         near = Rope.from_hf(_entry(written, SLIDING, {}), fields["rope_local_base_freq"], context)
         return tuple(near if window else rope for window in windows)
-    if family.no_rope:
+    if spec.no_rope:
         return tuple(rope if _has_rope(fields, i) else None for i in range(len(windows)))
     return (rope,) * len(windows)

@@ -18,7 +18,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of
 
 
 @dataclass(frozen=True)
-class Family:
+class EncoderSpec:
     """What an architecture means by its config.json beyond what stands there."""
 
     model_type: str
@@ -59,11 +59,11 @@ MODERNBERT: dict[str, Any] = {
     "pad_token_id": 50283,
 }
 
-FAMILIES = {
-    "BertModel": Family("bert", "bert.", BERT),
-    "RobertaModel": Family("roberta", "roberta.", ROBERTA, counts_from_pad=True),
-    "XLMRobertaModel": Family("xlm-roberta", "roberta.", ROBERTA | {"vocab_size": 30522}, counts_from_pad=True),
-    "ModernBertModel": Family("modernbert", "model.", MODERNBERT, modern=True),
+SPECS = {
+    "BertModel": EncoderSpec("bert", "bert.", BERT),
+    "RobertaModel": EncoderSpec("roberta", "roberta.", ROBERTA, counts_from_pad=True),
+    "XLMRobertaModel": EncoderSpec("xlm-roberta", "roberta.", ROBERTA | {"vocab_size": 30522}, counts_from_pad=True),
+    "ModernBertModel": EncoderSpec("modernbert", "model.", MODERNBERT, modern=True),
 }
 PRETRAINED = {  # a model with the head of its pre-training, which is of no use here -> the model alone
     "BertForMaskedLM": "BertModel",
@@ -72,8 +72,8 @@ PRETRAINED = {  # a model with the head of its pre-training, which is of no use 
     "XLMRobertaForMaskedLM": "XLMRobertaModel",
     "ModernBertForMaskedLM": "ModernBertModel",
 }
-ARCHITECTURES = {name: family.model_type for name, family in FAMILIES.items()}
-ARCHITECTURES |= {name: FAMILIES[plain].model_type for name, plain in PRETRAINED.items()}
+ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
+ARCHITECTURES |= {name: SPECS[plain].model_type for name, plain in PRETRAINED.items()}
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SHARE = ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1)
@@ -127,7 +127,7 @@ class EncoderConfig:
 
     @property
     def modern(self) -> bool:
-        return FAMILIES[self.architecture].modern
+        return SPECS[self.architecture].modern
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EncoderConfig:
@@ -138,11 +138,11 @@ class EncoderConfig:
         """
         named = architecture_of(config, ARCHITECTURES)
         architecture = PRETRAINED.get(named, named)
-        family = FAMILIES[architecture]
-        fields = family.defaults | {name: x for name, x in config.items() if x is not None}
+        spec = SPECS[architecture]
+        fields = spec.defaults | {name: x for name, x in config.items() if x is not None}
         check_types(fields, WANTED, SIZES)
         _check_values(fields)
-        special = _modern(fields) if family.modern else _classic(family, fields)
+        special = _modern(fields) if spec.modern else _classic(spec, fields)
         return cls(
             architecture=architecture,
             vocab_size=fields["vocab_size"],
@@ -158,10 +158,10 @@ class EncoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of a config.json."""
-        family = FAMILIES[self.architecture]
+        spec = SPECS[self.architecture]
         fields = {
             "architectures": [self.architecture],
-            "model_type": family.model_type,
+            "model_type": spec.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -227,8 +227,8 @@ def _activation(fields: Mapping[str, Any]) -> str:
     return activation
 
 
-def _classic(family: Family, fields: Mapping[str, Any]) -> dict[str, Any]:
-    layers, first = fields["num_hidden_layers"], fields["pad_token_id"] + 1 if family.counts_from_pad else 0
+def _classic(spec: EncoderSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
+    layers, first = fields["num_hidden_layers"], fields["pad_token_id"] + 1 if spec.counts_from_pad else 0
     places = fields["max_position_embeddings"]
     if places <= first:
         raise ModelError(

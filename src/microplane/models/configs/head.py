@@ -44,7 +44,7 @@ class Form:
 
 def _encoder_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain, family in encoder_config.FAMILIES.items():
+    for plain, family in encoder_config.SPECS.items():
         name, prefix = plain.removesuffix("Model"), family.prefix
         if family.modern:
             sequence = Form(plain, "classifier", prefix, dense="head.dense", norm="head.norm", poolings=("cls", "mean"))
@@ -61,7 +61,7 @@ def _encoder_forms() -> dict[str, Form]:
 
 def _other_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain in decoder_config.FAMILIES:
+    for plain in decoder_config.SPECS:
         name = plain.removesuffix("ForCausalLM")
         name = "Gemma3Text" if name == "Gemma3" else name
         sequence = Form(plain, "score", out_bias=False, poolings=("last",))
@@ -223,7 +223,7 @@ def _task(config: Mapping[str, Any], labels: int) -> str:
 
 def _dropout(form: str, config: Mapping[str, Any]) -> float:
     share = config.get("classifier_dropout")
-    if share is None and FORMS[form].plain in encoder_config.FAMILIES:
+    if share is None and FORMS[form].plain in encoder_config.SPECS:
         share = config.get("hidden_dropout_prob", 0.0 if FORMS[form].norm else 0.1)
     if share is None:
         share = 0.1 if FORMS[form].tokens else 0.0

@@ -36,7 +36,7 @@ UNBOUNDED = 1 << 20  # tokens: for models whose config.json names no context
 
 
 @dataclass(frozen=True)
-class ForeignConfig:
+class TransformersModelConfig:
     architecture: str
     kind: str
     vocab_size: int
@@ -52,8 +52,8 @@ class ForeignConfig:
         return dict(self.fields)
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any]) -> ForeignConfig:
-        architecture, kind = standing_in(fields)
+    def from_hf(cls, fields: Mapping[str, Any]) -> TransformersModelConfig:
+        architecture, kind = find_transformers_class(fields)
         config = _hf_config(fields)
         start = getattr(config, "decoder_start_token_id", None)
         if kind == "encoder-decoder" and start is None:
@@ -67,13 +67,13 @@ class ForeignConfig:
         return cls(architecture, kind, vocab, width, layers, context, start, dict(fields))
 
 
-class Words(Cache):
+class TokenCache(Cache):
     """In place of keys and values the rows themselves; of an encoder-decoder also what its encoder read."""
 
     def __init__(self, batch: int, memory: list[Tensor] | None = None):
         super().__init__(0, batch)
         self.rows: list[list[int]] = [[] for _ in range(batch)]
-        self.read = memory  # (tokens of the source, width) of each row
+        self.memory = memory  # (tokens of the source, width) of each row
 
     def extend(self, rows: Rows) -> Rows:
         """Append new tokens; returns the whole rows."""
@@ -85,21 +85,21 @@ class Words(Cache):
     def select(self, indices: Sequence[int]) -> None:
         super().select(indices)
         self.rows = [list(self.rows[index]) for index in indices]
-        self.read = None if self.read is None else [self.read[index] for index in indices]
+        self.memory = None if self.memory is None else [self.memory[index] for index in indices]
 
 
-class Foreign(Model):
+class TransformersModel(Model):
     """A model of transformers that keeps to our contract, but for the sockets and roles that only our own have."""
 
     ARCHITECTURES: ClassVar[dict[str, str]] = {}
     net: Any
-    config: ForeignConfig
+    config: TransformersModelConfig
 
-    def __init__(self, config: ForeignConfig):
+    def __init__(self, config: TransformersModelConfig):
         super().__init__(config)
-        self.apart = True  # the head alone gives the logits
+        self.head_is_separable = True  # the head alone gives the logits
         self.prompt_socket = PromptSocket()  # which nothing is put into: `sockets` are refused
-        self.take(_new(config))
+        self.set_net(_new(config))
 
     @property
     def load_notice(self) -> str:  # type: ignore[override]
@@ -111,23 +111,23 @@ class Foreign(Model):
         return self.config.kind
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any]) -> Foreign:
-        return cls(ForeignConfig.from_hf(fields))
+    def from_hf(cls, fields: Mapping[str, Any]) -> TransformersModel:
+        return cls(TransformersModelConfig.from_hf(fields))
 
     @staticmethod
     def context_of(fields: Mapping[str, Any]) -> int:
-        return ForeignConfig.from_hf(fields).context
+        return TransformersModelConfig.from_hf(fields).context
 
-    def take(self, net: nn.Module) -> None:
+    def set_net(self, net: nn.Module) -> None:
         """Make `net` the model inside."""
         self.net = net
         map_modules(self, prefix="net.")
         head = self.net.get_output_embeddings()
         self.head_name = next((name for name, module in self.named_modules() if module is head), None)
         on_meta = any(parameter.is_meta for parameter in net.parameters())
-        self.apart = self.head_name is not None and (on_meta or self._head_alone())
+        self.head_is_separable = self.head_name is not None and (on_meta or self._head_gives_logits())
 
-    def fill(self, folder: Path, dtype: torch.dtype, stored: str) -> None:
+    def load_weights(self, folder: Path, dtype: torch.dtype, stored: str) -> None:
         """Weights from a folder that holds them in the format `stored`, as transformers reads it.
 
         Raises:
@@ -138,12 +138,12 @@ class Foreign(Model):
                 f"the weights in {folder} are quantised, which is read for architectures that have an implementation "
                 "here: give the model as it was before; model.dtype=nf4 quantises it"
             )
-        self.take(_read(self.config, folder, dtype))
+        self.set_net(_read(self.config, folder, dtype))
 
     @property
     def head(self) -> nn.Module:
         """What makes logits of what `forward` gives: the head, or nothing where the model did that itself."""
-        return self.get_submodule(self.head_name) if self.apart and self.head_name else nn.Identity()
+        return self.get_submodule(self.head_name) if self.head_is_separable and self.head_name else nn.Identity()
 
     @head.setter
     def head(self, head: nn.Module | None) -> None:
@@ -163,12 +163,12 @@ class Foreign(Model):
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """What `logits` takes, of every token: (T, D), or (T, V) where the head does not stand alone."""
         if isinstance(rows, Pairs):
-            return self._written(rows.target, self._encoded(rows.source))
+            return self._decoded(rows.target, self._encoded(rows.source))
         if cache is None:
-            return self._written(rows, None)
-        assert isinstance(cache, Words)
+            return self._decoded(rows, None)
+        assert isinstance(cache, TokenCache)
         whole, new = cache.extend(rows), torch.tensor(rows.lengths)
-        made = self._written(whole, None if cache.read is None else cache.read)
+        made = self._decoded(whole, None if cache.memory is None else cache.memory)
         ends = torch.repeat_interleave(whole.last + 1, new)
         back = torch.cat([torch.arange(count, 0, -1) for count in rows.lengths])
         return made.index_select(0, ends - back)
@@ -179,11 +179,11 @@ class Foreign(Model):
     def _encoded(self, source: Rows) -> list[Tensor]:
         """What the encoder makes of each row, (its tokens, width)."""
         ids, mask = _rectangle(source)
-        with self._products():
+        with self._compute_format():
             made = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         return list(from_grid(made, source).split(list(source.lengths)))
 
-    def _written(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
+    def _decoded(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         ids, mask = _rectangle(rows)
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if memory is not None:
@@ -197,28 +197,28 @@ class Foreign(Model):
                 "decoder_input_ids": ids,
                 "decoder_attention_mask": mask,
             }
-        with self._products():
-            body = self.net.base_model if self.apart else self.net
+        with self._compute_format():
+            body = self.net.base_model if self.head_is_separable else self.net
             made = body(**given, use_cache=False, return_dict=True)
-        return from_grid(made.last_hidden_state if self.apart else made.logits, rows)
+        return from_grid(made.last_hidden_state if self.head_is_separable else made.logits, rows)
 
     @contextmanager
-    def _products(self) -> Iterator[None]:
+    def _compute_format(self) -> Iterator[None]:
         """In the format of the activations, where the weights that train are wider."""
         with torch.autocast("cpu", self.compute or torch.bfloat16, enabled=self.compute is not None):
             yield
 
     def logits(self, hidden: Tensor) -> Tensor:
-        with self._products():
+        with self._compute_format():
             return self.head(hidden)
 
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         if self.config.decoder_start is None or self.KIND == "decoder":
-            return Words(len(prompts)), [list(prompt) for prompt in prompts]
-        return Words(len(prompts), self._encoded(Rows.of(prompts))), [[self.config.decoder_start] for _ in prompts]
+            return TokenCache(len(prompts)), [list(prompt) for prompt in prompts]
+        return TokenCache(len(prompts), self._encoded(Rows.of(prompts))), [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
-    def _head_alone(self) -> bool:
+    def _head_gives_logits(self) -> bool:
         """Whether the head makes the model's logits of the last hidden state, with nothing between or behind."""
         was_training = self.net.training
         self.net.eval()
@@ -227,7 +227,7 @@ class Foreign(Model):
         rows = Pairs(Rows.of([ids]), rows) if self.KIND == "encoder-decoder" else rows  # type: ignore[arg-type]
         found = []
         try:
-            for self.apart in (False, True):
+            for self.head_is_separable in (False, True):
                 found.append(self.logits(self(rows)))
         except (TypeError, AttributeError, RuntimeError):  # no such body, no such output, another width
             return False
@@ -254,11 +254,11 @@ class Foreign(Model):
         stored, buffers = self.net.state_dict(), dict(self.net.named_buffers())
         return parameters | {name: stored[name] for name in buffers if name in stored}
 
-    def init_weights(self, seed: int = 0) -> Foreign:
+    def init_weights(self, seed: int = 0) -> TransformersModel:
         """As transformers begins the family's training."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.take(_new(self.config))
+            self.set_net(_new(self.config))
         return self
 
 
@@ -271,7 +271,7 @@ def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------ transformers
 
 
-def standing_in(fields: Mapping[str, Any]) -> tuple[str, str]:
+def find_transformers_class(fields: Mapping[str, Any]) -> tuple[str, str]:
     """(architecture, kind) of a config.json that transformers can stand in for.
 
     Raises:
@@ -311,20 +311,20 @@ def _hf_config(fields: Mapping[str, Any]) -> Any:
         raise ModelError(f"transformers cannot read this config.json: {error}") from None
 
 
-def _class(config: ForeignConfig) -> Any:
+def _class(config: TransformersModelConfig) -> Any:
     import transformers
 
     return getattr(transformers, config.architecture)
 
 
-def _new(config: ForeignConfig) -> Any:
+def _new(config: TransformersModelConfig) -> Any:
     try:
         return _class(config)(_hf_config(config.fields))
     except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ModelError(f"transformers cannot build {config.architecture} from this config.json: {error}") from None
 
 
-def _read(config: ForeignConfig, folder: Path, dtype: torch.dtype) -> Any:
+def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> Any:
     from transformers.utils import logging
 
     level = logging.get_verbosity()

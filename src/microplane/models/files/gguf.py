@@ -54,23 +54,23 @@ LAYERS_OF_GEMMA_27B = {"gemma2": 46, "gemma3": 62}  # the files do not say how i
 
 
 @dataclass(frozen=True)
-class Family:
-    """What `general.architecture` means."""
+class GgufSpec:
+    """What a value of `general.architecture` stands for."""
 
     model_type: str
     architecture: str
-    block: Mapping[str, str]
-    permuted: bool = False  # q and k lie in llama.cpp's rotary order
-    gemma: bool = False
+    block: Mapping[str, str]  # modules of a block: GGUF's name -> Hugging Face's
+    permuted: bool = False  # the rows of q and k are in llama.cpp's rotary order
+    gemma: bool = False  # norms are stored with one added
 
 
-FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", BLOCK, permuted=True),  # also SmolLM2 and Mistral
-    "smollm3": Family("smollm3", "SmolLM3ForCausalLM", BLOCK, permuted=True),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", BLOCK),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", BLOCK),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", GEMMA_BLOCK, gemma=True),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", GEMMA_BLOCK, gemma=True),
+SPECS = {
+    "llama": GgufSpec("llama", "LlamaForCausalLM", BLOCK, permuted=True),  # also SmolLM2 and Mistral
+    "smollm3": GgufSpec("smollm3", "SmolLM3ForCausalLM", BLOCK, permuted=True),
+    "qwen2": GgufSpec("qwen2", "Qwen2ForCausalLM", BLOCK),
+    "qwen3": GgufSpec("qwen3", "Qwen3ForCausalLM", BLOCK),
+    "gemma2": GgufSpec("gemma2", "Gemma2ForCausalLM", GEMMA_BLOCK, gemma=True),
+    "gemma3": GgufSpec("gemma3_text", "Gemma3ForCausalLM", GEMMA_BLOCK, gemma=True),
 }
 
 
@@ -82,26 +82,25 @@ def read_gguf(path: Path) -> Checkpoint:
     """
     file = read_header(path)
     name = file.metadata.get("general.architecture")
-    if name not in FAMILIES:
+    if name not in SPECS:
         raise ModelError(
-            f"{path} is of the architecture {name!r}, which is not supported as GGUF; supported are"
-            f" {', '.join(FAMILIES)}"
+            f"{path} is of the architecture {name!r}, which is not supported as GGUF; supported are {', '.join(SPECS)}"
         )
-    family = FAMILIES[name]
-    names = _names(file, family)
-    config = _config(file, name, family)
-    return Checkpoint(config, Tensors(file, family, names, config), path, _mostly(file))
+    spec = SPECS[name]
+    names = _names(file, spec)
+    config = _config(file, name, spec)
+    return Checkpoint(config, Tensors(file, spec, names, config), path, _mostly(file))
 
 
 def _mostly(file: GgufFile) -> str:
-    """The format that holds most of the numbers; norms are always F32, and many."""
+    """The format in which most numbers are stored. Counting tensors would find F32, the format of the many norms."""
     sizes: Counter[str] = Counter()
-    for stored in file.tensors.values():
-        sizes[stored.kind] += math.prod(stored.shape)
+    for entry in file.tensors.values():
+        sizes[entry.kind] += math.prod(entry.shape)
     return sizes.most_common(1)[0][0]
 
 
-def _names(file: GgufFile, family: Family) -> dict[str, str]:
+def _names(file: GgufFile, spec: GgufSpec) -> dict[str, str]:
     """Hugging Face's name of each tensor -> the name in the file."""
     names, unknown = {}, []
     for name in file.tensors:
@@ -111,14 +110,14 @@ def _names(file: GgufFile, family: Family) -> dict[str, str]:
             continue
         _, _, inner = stem.partition(".")
         index, _, role = inner.partition(".")
-        if stem.startswith("blk.") and index.isdigit() and role in family.block:
-            names[f"model.layers.{index}.{family.block[role]}.{leaf}"] = name
+        if stem.startswith("blk.") and index.isdigit() and role in spec.block:
+            names[f"model.layers.{index}.{spec.block[role]}.{leaf}"] = name
         elif name != ROPE_FACTORS:
             unknown.append(name)
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ModelError(
-            f"{file.path} has tensors that a {family.architecture} does not: {', '.join(unknown[:5])}{more}."
+            f"{file.path} has tensors that a {spec.architecture} does not: {', '.join(unknown[:5])}{more}."
             " Mixtures of experts and fused projections are not supported"
         )
     if "model.embed_tokens.weight" not in names:
@@ -127,12 +126,12 @@ def _names(file: GgufFile, family: Family) -> dict[str, str]:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors as float32, under Hugging Face's names and in its layout, each unpacked when asked for."""
+    """The tensors as float32, with Hugging Face's names and layout, each unpacked when it is asked for."""
 
-    def __init__(self, file: GgufFile, family: Family, names: Mapping[str, str], config: Mapping[str, Any]):
-        self.file, self.family, self.names = file, family, names
+    def __init__(self, file: GgufFile, spec: GgufSpec, names: Mapping[str, str], config: Mapping[str, Any]):
+        self.file, self.spec, self.names = file, spec, names
         q, k = config["num_attention_heads"], config["num_key_value_heads"]
-        self.permuted = {"self_attn.q_proj": q, "self_attn.k_proj": k} if family.permuted else {}
+        self.permuted = {"self_attn.q_proj": q, "self_attn.k_proj": k} if spec.permuted else {}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = torch.from_numpy(self.file.read(self.names[name]))
@@ -140,7 +139,7 @@ class Tensors(Mapping[str, Tensor]):
         heads = self.permuted.get(module)
         if heads and tensor.shape[0] % (2 * heads) == 0:  # else the shape is wrong, which loading says
             return _unpermute(tensor, heads)
-        if self.family.gemma and module.endswith("norm"):
+        if self.spec.gemma and module.endswith("norm"):
             return tensor - 1.0
         return tensor
 
@@ -155,17 +154,17 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head from pairs (i, i + 1), as llama.cpp turns them, back to (i, i + Dh/2). Biases too."""
+    """The rows of q or k (or its bias) from llama.cpp's order, rotary pairs (i, i + 1), back to pairs (i, i + Dh/2)."""
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _config(file: GgufFile, name: str, family: Family) -> dict[str, Any]:
+def _config(file: GgufFile, name: str, spec: GgufSpec) -> dict[str, Any]:
     told = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
     _check(file, name, told)
     heads, width = told["attention.head_count"], told["embedding_length"]
     config = {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
+        "architectures": [spec.architecture],
+        "model_type": spec.model_type,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
         "intermediate_size": told["feed_forward_length"],
@@ -216,7 +215,7 @@ def _head_dim(file: GgufFile, told: Mapping[str, Any]) -> int:
 
 
 def _particulars(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """What only one family has, and what the file leaves to llama.cpp's knowledge of it."""
+    """Settings of this architecture alone, with those that the file does not hold because llama.cpp knows them."""
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     if name == "smollm3":
         return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(layers)], "use_sliding_window": False}

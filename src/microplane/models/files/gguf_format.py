@@ -1,5 +1,5 @@
-"""The GGUF file format: metadata, and where each tensor lies. What it means is said in models/files/gguf.py and
-data/gguf_vocab.py, which both read it, so it stands below them.
+"""The GGUF file format: metadata, and where each tensor lies. What the metadata mean is in
+models/files/gguf.py (model) and data/tokenizers/gguf.py (vocabulary), which both use this file.
 
 The header is parsed here, not by gguf.GGUFReader: that one takes 2 s for the 100,000 strings of a vocabulary, this one
 0.1 s. Blocks of quantised numbers are unpacked by the gguf library.
@@ -33,7 +33,7 @@ MOST_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorEntry:
     """One tensor of the file."""
 
     shape: tuple[int, ...]  # rows first, as torch has it
@@ -46,7 +46,7 @@ class Stored:
 class GgufFile:
     path: Path
     metadata: dict[str, Any]  # strings, numbers, booleans, and lists of them
-    tensors: dict[str, Stored]
+    tensors: dict[str, TensorEntry]
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32, in memory of its own.
@@ -54,16 +54,16 @@ class GgufFile:
         Raises:
             ModelError: if the file is no longer what it was when its header was read.
         """
-        stored = self.tensors[name]
-        raw = np.fromfile(self.path, np.uint8, stored.size, offset=stored.start)
-        if raw.size < stored.size:
+        entry = self.tensors[name]
+        raw = np.fromfile(self.path, np.uint8, entry.size, offset=entry.start)
+        if raw.size < entry.size:
             raise ModelError(f"{self.path} changed while it was read: {name} is no longer whole. Try again")
-        rows = raw.reshape(math.prod(stored.shape[:-1]), -1)
-        return dequantize(rows, GGMLQuantizationType[stored.kind]).reshape(stored.shape)
+        rows = raw.reshape(math.prod(entry.shape[:-1]), -1)
+        return dequantize(rows, GGMLQuantizationType[entry.kind]).reshape(entry.shape)
 
 
 def read_header(path: Path) -> GgufFile:
-    """What the file says about itself. A file that did not change is parsed once for model and tokenizer.
+    """Parse a file's header. An unchanged file is parsed once, for the model and the tokenizer.
 
     Raises:
         ModelError: if it is not GGUF, of a version or with tensors that cannot be read, cut off, or damaged.
@@ -88,7 +88,7 @@ def _not_gguf(path: Path, start: bytes) -> ModelError:
 
 
 class _Header:
-    """Reads on from `at`. Every length is checked against the file, so damage ends in an error and not in a crash."""
+    """A parser at byte `at`. Each length is checked against the file, so damage gives an error and no crash."""
 
     def __init__(self, path: Path, data: mmap.mmap):
         self.path, self.data, self.at, self.end = path, data, 0, len(data)
@@ -171,7 +171,7 @@ class _Header:
         shape = tuple(reversed([self._number("<u8") for _ in range(dimensions)]))
         return name, shape, self._number("<u4"), self._number("<u8")
 
-    def _place(self, infos: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> dict[str, Stored]:
+    def _place(self, infos: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> dict[str, TensorEntry]:
         first = -(-self.at // alignment) * alignment
         tensors = {}
         for name, shape, number, offset in infos:
@@ -185,13 +185,13 @@ class _Header:
                 raise ModelError(
                     f"{self.path} is damaged: {name} is {shape}, which {kind} in blocks of {block} cannot hold"
                 )
-            stored = Stored(shape, kind, first + offset, math.prod(shape) // block * block_bytes)
-            if stored.start + stored.size > self.end:
+            entry = TensorEntry(shape, kind, first + offset, math.prod(shape) // block * block_bytes)
+            if entry.start + entry.size > self.end:
                 raise ModelError(
-                    f"{self.path} is cut off: {name} ends at byte {stored.start + stored.size:,}, but the file has"
+                    f"{self.path} is cut off: {name} ends at byte {entry.start + entry.size:,}, but the file has"
                     f" {self.end:,}. Fetch it again"
                 )
-            tensors[name] = stored
+            tensors[name] = entry
         return tensors
 
 

@@ -21,7 +21,7 @@ from microplane.errors import ModelError
 from microplane.files import read_object, write_json
 from microplane.models.configs.head import OWN, head_of, plain_of
 from microplane.models.contract import Model, hf_names, linears
-from microplane.models.external.transformers import Foreign
+from microplane.models.external.transformers import TransformersModel
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
 from microplane.models.files.checkpoint import Checkpoint, Places
@@ -204,8 +204,8 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
         model.refuse_format(form.stored)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    if isinstance(model, Foreign):
-        model.fill(checkpoint.path, form.stored, checkpoint.stored)
+    if isinstance(model, TransformersModel):
+        model.load_weights(checkpoint.path, form.stored, checkpoint.stored)
         quantise_linears(model, form)
     else:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
