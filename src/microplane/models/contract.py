@@ -26,7 +26,7 @@ which lists its linears under the model's own names; methods adapt those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
@@ -61,6 +61,8 @@ class Model(nn.Module):
 
     Weights are undefined until they are loaded or `init_weights` is called.
     """
+
+    __call__: Callable[..., Tensor]
 
     ARCHITECTURES: ClassVar[dict[str, str]]  # Hugging Face's class name -> its model_type
     KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"

@@ -48,7 +48,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
+        q, k, v = (
+            torch.unflatten(linear(x), -1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v)
+        )  # (T, H, Dh)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
@@ -77,14 +79,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        y = self.attention(self.attention_norm(x), mask_spec, angles, cache)
+        y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, cache)
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
         x = x + self.attention_socket(y)
         y = self.mlp(self.mlp_norm(x))
         if self.mlp_out_norm is not None:
             y = self.mlp_out_norm(y)
-        return x + self.mlp_socket(y)
+        y = self.mlp_socket(y)
+        return x + y
 
 
 class Decoder(Model):

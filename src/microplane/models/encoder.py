@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
         parts = self.qkv(x).chunk(3, dim=-1) if self.modern else (self.q(x), self.k(x), self.v(x))
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (T, H, Dh)
+        q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in parts)  # (T, H, Dh)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         p = self.dropout if self.training else 0.0
@@ -118,9 +118,10 @@ class ModernBlock(nn.Module):
         self.mlp_socket = nn.Identity()
 
     def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
-        y = self.attention(self.attention_norm(x), mask_spec, angles)
+        y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles)
         x = x + self.attention_socket(dropout(y, self.dropout, self.training))
-        return x + self.mlp_socket(self.mlp(self.mlp_norm(x)))
+        y = self.mlp_socket(self.mlp(self.mlp_norm(x)))
+        return x + y
 
 
 def norm_of(config: EncoderConfig) -> LayerNorm:

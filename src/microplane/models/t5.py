@@ -13,7 +13,7 @@ The families differ only in what `T5Config` says (models/configs/t5.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -54,20 +54,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask_spec: MaskSpec, bias: Tensor, cache: Cache | None = None) -> Tensor:
         # (T, D) -> (T, D)
-        q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
+        q, k, v = (self._heads(linear, x) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
         mixed = attend(q, k, v, mask_spec, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
     def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
         """Keys and values of the encoder's output: (Ts, D) -> (B, H, L, Dh) each."""
-        k, v = (to_heads(linear(memory).unflatten(-1, (-1, self.head_dim)), rows) for linear in (self.k, self.v))
+        k, v = (to_heads(self._heads(linear, memory), rows) for linear in (self.k, self.v))
         return k, v
 
     def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
         """Target rows attend to the source: (T, D) -> (T, D)."""
-        q = self.q(x).unflatten(-1, (-1, self.head_dim))  # (T, H, Dh)
+        q = self._heads(self.q, x)
         mixed = attend_to(q, *source, mask_spec, 1.0, dropout=self._drop, prefix=self._prefix)
         return self.o(mixed.flatten(1))
+
+    def _heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
+        return torch.unflatten(linear(x), -1, (-1, self.head_dim))
 
     @property
     def _drop(self) -> float:
@@ -148,6 +151,8 @@ class EncodedSource:
 
 class Stack(nn.Module):
     """The encoder or the decoder: blocks and a last norm."""
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, config: T5Config, layers: int, decodes: bool):
         super().__init__()

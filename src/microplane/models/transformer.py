@@ -64,7 +64,7 @@ class Attention(nn.Module):
         return self.o(mixed.flatten(1))
 
     def _heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
-        return linear(x).unflatten(-1, (-1, self.head_dim))
+        return torch.unflatten(linear(x), -1, (-1, self.head_dim))
 
     @property
     def _drop(self) -> float:
@@ -193,7 +193,7 @@ class Transformer(Model):
         return self._scaled(ids, self.embed)
 
     def _scaled(self, ids: Tensor, embed: nn.Module) -> Tensor:  # (T,) -> (T, D)
-        x = embed(ids)
+        x: Tensor = embed(ids)
         x = x if self.compute is None else x.to(self.compute)
         return x * math.sqrt(self.config.hidden_size) if self.config.scale_embedding else x
 
@@ -205,7 +205,8 @@ class Transformer(Model):
         """Scores of the next token: (K, D) -> (K, V)."""
         bias = self.head_bias.to(hidden.dtype)
         if self.head is not None:
-            return self.head(hidden) + bias
+            scores: Tensor = self.head(hidden)
+            return scores + bias
         return F.linear(hidden, self.head_weight.to(hidden.dtype), bias)
 
     @property

@@ -284,8 +284,8 @@ def attend_reference(
     """`attend` without a cache, as the formula reads: row by row, with k and v repeated for the heads of a group."""
     G = q.shape[1] // k.shape[1]
     mixed = []
-    others = (x.split(tuple(keys or rows.lengths)) for x in (k, v))
-    for q_row, k_row, v_row in zip(q.split(rows.lengths), *others, strict=True):
+    others = (torch.split(x, list(keys or rows.lengths)) for x in (k, v))
+    for q_row, k_row, v_row in zip(torch.split(q, list(rows.lengths)), *others, strict=True):
         k_row, v_row = k_row.repeat_interleave(G, dim=1), v_row.repeat_interleave(G, dim=1)  # (n, H, Dh)
         scores = torch.einsum("ihd,jhd->hij", q_row, k_row) * scale
         if softcap is not None:

@@ -31,12 +31,16 @@ class Linear(nn.Linear):
     So weights that train are kept in float32, where small updates are not lost, and multiplied in bfloat16.
     """
 
+    __call__: Callable[..., Tensor]
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer norm (arXiv 1607.06450), whatever the format of its weights; torch computes it in float32 inside."""
+
+    __call__: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         return recomputed(layer_norm, x, self.weight, self.bias, self.eps)
@@ -47,6 +51,8 @@ class RMSNorm(nn.Module):
 
     `around_one` is Gemma's variant: it stores weight - 1, and multiplies before rounding instead of after.
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, width: int, eps: float, around_one: bool = False):
         super().__init__()
@@ -73,6 +79,8 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """down(act(up(x))) (arXiv 1706.03762, equation 2), with dropout between."""
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, width: int, inner: int, activation: str, bias: bool = False, dropout: float = 0.0):
         super().__init__()
         self.activation = activation
@@ -87,6 +95,8 @@ class MLP(nn.Module):
 
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, width: int, inner: int, activation: str, bias: bool = False):
         super().__init__()

@@ -34,4 +34,4 @@ class PromptSocket(nn.Module):
         """The states of the tokens themselves: (T + B P, D) -> (T, D)."""
         if longer is rows:
             return x
-        return torch.cat([row[-n:] for row, n in zip(x.split(longer.lengths), rows.lengths, strict=True)])
+        return torch.cat([row[-n:] for row, n in zip(torch.split(x, list(longer.lengths)), rows.lengths, strict=True)])

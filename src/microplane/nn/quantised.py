@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.nn.ops import int8, nf4
+from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.scratch import persistent, scratch_buffer
 
 
@@ -100,12 +101,12 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return _QuantisedProduct.apply(x.flatten(0, -2), self, bias).unflatten(0, x.shape[:-1])
+        return torch.unflatten(apply(_QuantisedProduct, x.flatten(0, -2), self, bias), 0, x.shape[:-1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantisedLinear:
         """What `.to(dtype)` changes is the format of the products; the scales stay as precise as they are."""
         exact = {name: part for name, part in self.named_buffers() if part.is_floating_point()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, part in exact.items():
             setattr(self, name, part.to(getattr(self, name).device))
         self.dtype, self._cached_weight = fn(torch.empty(0, dtype=self.dtype)).dtype, None
@@ -117,12 +118,12 @@ class QuantisedLinear(nn.Module):
 
 class _QuantisedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, linear: QuantisedLinear, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, linear: QuantisedLinear, bias: Tensor | None) -> Tensor:
         ctx.linear = linear
         return linear.product(x, bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = ctx.linear.product_back(grad) if ctx.needs_input_grad[0] else None
         return grad_x, None, grad.sum(0) if ctx.needs_input_grad[2] else None
 

@@ -7,11 +7,13 @@ the last. Shapes: B rows, H heads, S longest row of queries, L longest row of ke
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from microplane.nn.attention import MaskSpec
+from microplane.nn.ops.autograd import apply
 
 
 def bucket_of(distance: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
@@ -50,7 +52,7 @@ class RelativeBias(nn.Module):
             return self._of(torch.arange(L) - queries).permute(0, 3, 1, 2)
         (start,) = starts
         distances = torch.arange(1 - S - start, L - start)  # (S + L - 1,), all that there are
-        return _Diagonals.apply(self._of(distances).t(), S, L)
+        return apply(_Diagonals, self._of(distances).t(), S, L)
 
     def _of(self, distance: Tensor) -> Tensor:
         """(...) -> (..., H)."""
@@ -69,11 +71,11 @@ class _Diagonals(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, numbers: Tensor, S: int, L: int) -> Tensor:
+    def forward(ctx: Any, numbers: Tensor, S: int, L: int) -> Tensor:
         return numbers.contiguous().unfold(1, L, 1).flip(1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         H, S, L = grad.shape
         W = S + L - 1
         shifted = grad.new_zeros(H, S * W)

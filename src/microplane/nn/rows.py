@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.scratch import persistent
 
 
@@ -113,7 +115,7 @@ class Pairs:
 
 def prepend_to_each_row(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:
     """`first` (P, ...) before each of the rows in x (T, ...): (T + B P, ...)."""
-    return torch.cat([part for row in x.split(tuple(lengths)) for part in (first, row)])
+    return torch.cat([part for row in torch.split(x, list(lengths)) for part in (first, row)])
 
 
 def to_heads(x: Tensor, rows: Rows) -> Tensor:
@@ -122,7 +124,7 @@ def to_heads(x: Tensor, rows: Rows) -> Tensor:
     shape = (len(rows.lengths), H, rows.longest, Dh)
     if _even(rows):
         return x.view(shape[0], shape[2], H, Dh).transpose(1, 2)
-    return _Gather.apply(x.reshape(-1, Dh), *rows.of_heads(H)).view(shape)
+    return apply(_Gather, x.reshape(-1, Dh), *rows.of_heads(H)).view(shape)
 
 
 def from_heads(x: Tensor, rows: Rows) -> Tensor:
@@ -131,13 +133,13 @@ def from_heads(x: Tensor, rows: Rows) -> Tensor:
     if _even(rows):
         return x.transpose(1, 2).reshape(-1, H, Dh)
     _, cells = rows.of_heads(H)
-    return _Scatter.apply(x.reshape(-1, Dh), cells).view(-1, H, Dh)
+    return apply(_Scatter, x.reshape(-1, Dh), cells).view(-1, H, Dh)
 
 
 def from_grid(x: Tensor, rows: Rows) -> Tensor:
     """(B, S, ...) -> (T, ...), the tokens of a padded rectangle."""
     flat = x.reshape(-1, *x.shape[2:])
-    return flat if _even(rows) else _Scatter.apply(flat, rows.cells)
+    return flat if _even(rows) else apply(_Scatter, flat, rows.cells)
 
 
 def _even(rows: Rows) -> bool:
@@ -148,12 +150,12 @@ class _Gather(torch.autograd.Function):
     """Rows to rectangle. Backward reads the real cells back, instead of index_add's serial sum."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, grid: Tensor, cells: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, grid: Tensor, cells: Tensor) -> Tensor:
         ctx.save_for_backward(cells)
         return x.index_select(0, grid)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cells,) = ctx.saved_tensors
         return grad.index_select(0, cells), None, None
 
@@ -162,12 +164,12 @@ class _Scatter(torch.autograd.Function):
     """Rectangle to rows. Backward writes zeros into the cells past a row's end."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, cells: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cells: Tensor) -> Tensor:
         ctx.save_for_backward(cells)
         ctx.size = x.shape
         return x.index_select(0, cells)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cells,) = ctx.saved_tensors
         return grad.new_zeros(ctx.size).index_copy_(0, cells, grad), None

@@ -258,10 +258,10 @@ def _windows(spec: DecoderSpec, fields: Mapping[str, Any]) -> tuple[int | None, 
 
 
 def _has_rope(fields: Mapping[str, Any], layer: int) -> bool:
-    told = fields.get("no_rope_layers")  # in spite of its name, 1 stands for a layer that has it
-    if told is None:
-        return (layer + 1) % fields.get("no_rope_layer_interval", 4) != 0
-    return bool(told[layer])
+    layers = fields.get("no_rope_layers")  # in spite of its name, 1 stands for a layer that has it
+    if layers is None:
+        return bool((layer + 1) % fields.get("no_rope_layer_interval", 4))
+    return bool(layers[layer])
 
 
 def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class TokenCache(Cache):
 
     def extend(self, rows: Rows) -> Rows:
         """Append new tokens; returns the whole rows."""
-        for held, new in zip(self.rows, rows.ids.split(list(rows.lengths)), strict=True):
+        for held, new in zip(self.rows, torch.split(rows.ids, list(rows.lengths)), strict=True):
             held.extend(new.tolist())
         self.advance(rows)
         return Rows.of(self.rows)
@@ -181,7 +181,7 @@ class TransformersModel(Model):
         ids, mask = _rectangle(source)
         with self._compute_format():
             made = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return list(from_grid(made, source).split(list(source.lengths)))
+        return list(torch.split(from_grid(made, source), list(source.lengths)))
 
     def _decoded(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         ids, mask = _rectangle(rows)
@@ -210,7 +210,8 @@ class TransformersModel(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         with self._compute_format():
-            return self.head(hidden)
+            scores: Tensor = self.head(hidden)
+        return scores
 
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         if self.config.decoder_start is None or self.KIND == "decoder":
@@ -328,8 +329,8 @@ def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> 
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         net, told = _class(config).from_pretrained(
             folder,
@@ -343,7 +344,7 @@ def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> 
         raise ModelError(f"transformers cannot load {folder}: {error}") from None
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     wrong = {"missing": told["missing_keys"], "unexpected": told["unexpected_keys"], "wrong": told["mismatched_keys"]}
     if any(wrong.values()):
         lines = [

@@ -155,7 +155,7 @@ class Tensors(Mapping[str, Tensor]):
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
     """The rows of q or k (or its bias) from llama.cpp's order, rotary pairs (i, i + 1), back to pairs (i, i + Dh/2)."""
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return torch.unflatten(weight, 0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _config(file: GgufFile, name: str, spec: GgufSpec) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _check(file: GgufFile, name: str, told: Mapping[str, Any]) -> None:
 
 def _head_dim(file: GgufFile, told: Mapping[str, Any]) -> int:
     turned = told.get("rope.dimension_count")
-    width = told.get("attention.key_length") or turned or told["embedding_length"] // told["attention.head_count"]
+    width: int = told.get("attention.key_length") or turned or told["embedding_length"] // told["attention.head_count"]
     if told.get("attention.value_length", width) != width or (turned or width) != width:
         raise ModelError(
             f"{file.path} has heads of {width} for keys, {told.get('attention.value_length', width)} for values and"

@@ -108,6 +108,7 @@ class _Header:
         return GgufFile(self.path, metadata, self._place([self._info() for _ in range(count)], alignment))
 
     def _open(self) -> int:
+        """The number of tensors."""
         magic = self.data[:4]
         self.at = min(4, self.end)
         if magic != MAGIC:
@@ -116,7 +117,8 @@ class _Header:
         if version not in VERSIONS:
             order = " (a file for big-endian machines?)" if version > 0xFFFF else ""
             raise ModelError(f"{self.path} is of GGUF version {version}{order}; supported are 2 and 3, little-endian")
-        return self._number("<u8")
+        tensors: int = self._number("<u8")
+        return tensors
 
     def _take(self, size: int) -> bytes:
         if size > self.end - self.at:

@@ -51,10 +51,11 @@ class Shards(Mapping[str, Tensor]):
         self.places = places  # name -> file, and what it is called there
 
     def __getitem__(self, name: str) -> Tensor:
-        path, called = self.places[name]
+        path, stored_name = self.places[name]
         # The file is mapped anew for each tensor: a mapping kept open would count all that was read as our memory.
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor(called)
+            tensor: Tensor = file.get_tensor(stored_name)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self.places  # Mapping's own would read the tensor

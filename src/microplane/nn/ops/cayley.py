@@ -6,8 +6,12 @@ part of Z is positive semidefinite, so I + Z can always be inverted. With K = (I
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from microplane.nn.ops.autograd import apply
 
 
 def cayley_reference(F: Tensor) -> Tensor:
@@ -22,12 +26,12 @@ def cayley_reference(F: Tensor) -> Tensor:
 
 def cayley(F: Tensor) -> Tensor:
     """As the reference, with a backward that uses K again instead of solving anew."""
-    return _Cayley.apply(F)
+    return apply(_Cayley, F)
 
 
 class _Cayley(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, F: Tensor) -> Tensor:
+    def forward(ctx: Any, F: Tensor) -> Tensor:
         rank = F.shape[1]
         Y = F[rank:]
         eye = torch.eye(rank, dtype=F.dtype, device=F.device)
@@ -40,7 +44,7 @@ class _Cayley(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         Y, K = ctx.saved_tensors
         rank = K.shape[0]
         upper, lower = grad[:rank], grad[rank:]

@@ -9,11 +9,15 @@ continued run draws the same ones, and so does activation checkpointing; whether
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from microplane.nn.ops import native
+from microplane.nn.ops.autograd import apply
 
 STEPS = 1 << 16  # of probability: one 16-bit number decides on one element
 
@@ -78,17 +82,17 @@ def dropout(x: Tensor, p: float, training: bool = True, added: Tensor | None = N
     if not training or p == 0:
         return x if added is None else added + x
     assert 0 < p < 1, f"dropout of {p}: must be at least 0 and below 1"
-    return _Dropout.apply(x, added, p, draw_seed())
+    return apply(_Dropout, x, added, p, draw_seed())
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, added: Tensor | None, p: float, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, p: float, seed: int) -> Tensor:
         ctx.p, ctx.seed = p, seed
         return _dropped(x, p, seed, added)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = _dropped(grad, ctx.p, ctx.seed) if ctx.needs_input_grad[0] else None
         return grad_x, grad if ctx.needs_input_grad[1] else None, None, None
 
@@ -119,6 +123,8 @@ def _masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
 
 class Dropout(nn.Module):
     """`dropout` while the module trains."""
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, p: float):
         super().__init__()

@@ -7,6 +7,7 @@ Label smoothing (arXiv 1512.00567, section 7) by e makes the target 1 - e of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from microplane.nn.ops import native
+from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.scratch import scratch_buffer
 
 CHUNK = 64  # fewest positions whose logits are in memory at once
@@ -50,14 +52,14 @@ def linear_cross_entropy(
     A float32 weight with hidden (K, D) in bfloat16 is cast once; its gradient is summed over the chunks in float32.
     The bias (V,) does not train.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, label_smoothing, bias)
+    return apply(_LinearCrossEntropy, hidden, weight, targets, softcap, label_smoothing, bias)
 
 
 def chunked_cross_entropy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
     """The same for any head (an adapted one, say): each chunk's logits are computed again in the backward pass."""
-    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    chunks = zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True)
     losses = [
         checkpoint(_head_loss, head, rows, wanted, label_smoothing, use_reentrant=False) for rows, wanted in chunks
     ]
@@ -76,7 +78,7 @@ def chunk_size(vocabulary: int, logits: int = LOGITS, most: int = MOST) -> int:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
@@ -113,7 +115,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """In place: nothing else has these gradients, and a second backward pass through them is an error."""
         scaled = [None if saved is None else saved.mul_(grad.to(saved.dtype)) for saved in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
@@ -176,7 +178,7 @@ def _put_product(total: Tensor, grad: Tensor, rows: Tensor, add: bool) -> None:
         torch.addmm(total, grad.t(), rows, beta=float(add), out=total)
         return
     block = max(1, BLOCK // total.shape[1])
-    for into, part in zip(total.split(block), grad.split(block, dim=1), strict=True):
+    for into, part in zip(torch.split(total, block), torch.split(grad, block, dim=1), strict=True):
         product = torch.mm(part.t(), rows)
         if add:
             into.add_(product.to(total.dtype))

@@ -7,10 +7,13 @@ Shapes: x (T, in), W (out, in), A (r, in), B (out, r), y (T, out).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from microplane.nn.ops.autograd import apply
 from microplane.nn.quantised import QuantisedLinear
 
 
@@ -25,15 +28,17 @@ def low_rank_linear(
     """As the reference, with the sums taken inside the products and no intermediate but A x kept for backward."""
     if isinstance(W, QuantisedLinear):
         x, shape = x.flatten(0, -2), x.shape[:-1]
-        return _LowRankLinear.apply(x, W, bias, A, B, scale).unflatten(0, shape)
+        return torch.unflatten(apply(_LowRankLinear, x, W, bias, A, B, scale), 0, shape)
     if W.requires_grad or x.dim() != 2:
         return low_rank_linear_reference(x, W, bias, A, B, scale)
-    return _LowRankLinear.apply(x, W, bias, A, B, scale)
+    return apply(_LowRankLinear, x, W, bias, A, B, scale)
 
 
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, W: Tensor | QuantisedLinear, bias, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor | QuantisedLinear, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
+    ) -> Tensor:
         A_cast, B_cast = A.to(x.dtype), (scale * B).to(x.dtype)
         low = x @ A_cast.t()  # (T, r)
         y = W.product(x, bias) if isinstance(W, QuantisedLinear) else F.linear(x, W, bias)
@@ -44,7 +49,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, low = ctx.saved_tensors
         grad_low = grad @ B  # (T, r), carries the scale
         grad_A = (grad_low.t() @ x).to(ctx.dtype) if ctx.needs_input_grad[3] else None
@@ -56,7 +61,8 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def row_norms_reference(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    return (W.to(A.dtype) + scale * (B @ A)).norm(dim=1)
+    lengths: Tensor = torch.linalg.norm(W.to(A.dtype) + scale * (B @ A), dim=1)
+    return lengths
 
 
 def row_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -67,4 +73,5 @@ def row_norms(W: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) ->
     """
     cross = (F.linear(W, A.to(W.dtype)).to(B.dtype) * B).sum(1)
     square = squares + 2 * scale * cross + scale**2 * ((B @ (A @ A.t())) * B).sum(1)
-    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+    lengths: Tensor = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+    return lengths

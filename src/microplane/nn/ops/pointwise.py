@@ -8,11 +8,14 @@ Shapes: T tokens, D width. Each has its plain reference beside it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from microplane.nn.ops import native
+from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.dropout import STEPS, draw_seed, dropout_mask, dropout_reference, keep_steps
 
 
@@ -26,7 +29,7 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(..., D) -> (..., D), as the reference."""
     x = x.contiguous()
-    return (_FusedRMSNorm if native.fusable(x) else _RMSNorm).apply(x, weight, eps)
+    return apply(_FusedRMSNorm if native.fusable(x) else _RMSNorm, x, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -37,12 +40,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     if not native.fusable(x := x.contiguous()):
         bias = None if bias is None else bias.to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
-    return _FusedLayerNorm.apply(x, weight, bias, eps)
+    return apply(_FusedLayerNorm, x, weight, bias, eps)
 
 
 class _FusedLayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         y, (rows, D) = torch.empty_like(x), _rows(x)
         mean, inverse = torch.empty(rows), torch.empty(rows)
         native.run("layer_norm", x, _float(weight), _float(bias), y, mean, inverse, float(eps), rows, D, dtype=x.dtype)
@@ -51,7 +54,7 @@ class _FusedLayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
         grad, grad_x, (rows, D) = grad.contiguous(), torch.empty_like(x), _rows(x)
         grad_weight, grad_bias = (torch.empty(D) if needed else None for needed in ctx.needs_input_grad[1:3])
@@ -62,7 +65,7 @@ class _FusedLayerNorm(torch.autograd.Function):
 
 class _FusedRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         y, (rows, D) = torch.empty_like(x), _rows(x)
         inverse = torch.empty(rows)
         native.run("rms_norm", x, _float(weight), y, inverse, float(eps), rows, D, dtype=x.dtype)
@@ -70,7 +73,7 @@ class _FusedRMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         grad, grad_x, (rows, D) = grad.contiguous(), torch.empty_like(x), _rows(x)
         grad_weight = torch.empty(D) if ctx.needs_input_grad[1] else None
@@ -81,7 +84,7 @@ class _FusedRMSNorm(torch.autograd.Function):
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.to(_wide(x), copy=True)
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         inverse = inverse.div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
@@ -92,7 +95,7 @@ class _RMSNorm(torch.autograd.Function):
         return normed.mul_(weight.to(wide.dtype)).type_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         normed = x.to(inverse.dtype, copy=True).mul_(inverse)
         wide = grad.to(inverse.dtype)
@@ -118,12 +121,12 @@ def softmax(scores: Tensor, added: Tensor | None = None, drop: float = 0.0) -> T
 
     torch's own, of bfloat16, takes four times as long where L is no multiple of its vectors.
     """
-    return _Softmax.apply(scores, added, drop, draw_seed() if drop else 0)
+    return apply(_Softmax, scores, added, drop, draw_seed() if drop else 0)
 
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores: Tensor, added: Tensor | None, drop: float, seed: int) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, added: Tensor | None, drop: float, seed: int) -> Tensor:
         if scores.dim() == 4 and native.fusable(scores) and (added is None or added.dtype == scores.dtype):
             shares, dropped = _fused_softmax(scores, added, drop, seed)
         else:
@@ -134,7 +137,7 @@ class _Softmax(torch.autograd.Function):
         return shares if dropped is None else dropped
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (shares,) = ctx.saved_tensors
         if native.fusable(shares):
             grad, slope, (rows, L) = grad.contiguous(), torch.empty_like(shares), _rows(shares)
@@ -182,7 +185,7 @@ def gate_reference(activation: str, gate: Tensor, up: Tensor) -> Tensor:
 
 def gate_by(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """(..., M), (..., M) -> (..., M), as the reference, of an activation of `GATES`."""
-    return _Gate.apply(GATES[activation], gate.contiguous(), up.contiguous())
+    return apply(_Gate, GATES[activation], gate.contiguous(), up.contiguous())
 
 
 def _activated(kind: int, gate: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ def _activated(kind: int, gate: Tensor) -> Tensor:
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kind: int, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, kind: int, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.kind = kind
         if not native.fusable(gate) or gate.dtype != up.dtype:
@@ -201,7 +204,7 @@ class _Gate(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         if native.fusable(gate) and gate.dtype == up.dtype:
             grad, grad_gate, grad_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)

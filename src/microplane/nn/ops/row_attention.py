@@ -8,11 +8,13 @@ Shapes: T tokens of queries, U of keys, B rows, H heads, KV heads of keys and va
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from microplane.nn.ops import native
+from microplane.nn.ops.autograd import apply
 
 UNIT = 16  # the width of a head must be a multiple of this
 
@@ -33,14 +35,23 @@ def row_attention(
     scale: float,
 ) -> Tensor:
     """softmax(scale q k^T) v of each row: (T, H, Dh). Causal: a query sees the keys up to its own place."""
-    return _RowAttention.apply(
-        q.contiguous(), k.contiguous(), v.contiguous(), tuple(q_lengths), tuple(k_lengths), causal, scale
+    return apply(
+        _RowAttention, q.contiguous(), k.contiguous(), v.contiguous(), tuple(q_lengths), tuple(k_lengths), causal, scale
     )
 
 
 class _RowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, q_lengths: tuple[int, ...], k_lengths: tuple[int, ...], causal: bool, scale: float):
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_lengths: tuple[int, ...],
+        k_lengths: tuple[int, ...],
+        causal: bool,
+        scale: float,
+    ) -> Tensor:
         layout = _layout(q, k, q_lengths, k_lengths, causal, scale)
         y, shares = torch.empty_like(q), torch.empty(_cells(q_lengths, k_lengths) * q.shape[1], dtype=q.dtype)
         native.run("attention", q, k, v, y, shares, *layout)
@@ -49,7 +60,7 @@ class _RowAttention(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, shares = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         native.run("attention_back", grad.contiguous(), q, k, v, shares, grad_q, grad_k, grad_v, *ctx.layout)
