@@ -27,7 +27,6 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from microplane.errors import TrainingError
 from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
@@ -51,10 +50,7 @@ class AdaLoRALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         Q = self.lora_A * self.lora_E
-        if self.training and self.dropout:
-            low = F.linear(F.dropout(x, self.dropout), Q.to(x.dtype))
-            return self.base(x) + F.linear(low, self.scale * self.lora_B.to(x.dtype))
-        return self.with_pair(x, Q, self.lora_B, self.scale)
+        return self.forward_low_rank(x, Q, self.lora_B, self.scale, self.dropout)
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         return self.lora_A * self.lora_E, self.scale * self.lora_B

@@ -61,10 +61,10 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + F.linear(x, self.delta().to(x.dtype))
 
-    def with_pair(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        """The base's output plus scale B (A x), with A (r, in) and B (out, r)."""
+    def forward_low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+        """The base's output plus scale B (A dropout(x)), with A (r, in) and B (out, r); dropout in training only."""
         weight = self.base if isinstance(self.base, QuantisedLinear) else self.base.weight
-        return low_rank_linear(x, weight, self.base.bias, A, B, scale)
+        return low_rank_linear(x, weight, self.base.bias, A, B, scale, dropout if self.training else 0.0)
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same function, in the base's number format."""

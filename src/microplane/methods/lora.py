@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
@@ -51,10 +50,7 @@ class LoRALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = self.factors()
-        if self.training and self.dropout:
-            low = F.linear(F.dropout(x, self.dropout), A.to(x.dtype))
-            return self.base(x) + F.linear(low, (self.scale * B).to(x.dtype))
-        return self.with_pair(x, A, B, self.scale)
+        return self.forward_low_rank(x, A, B, self.scale, self.dropout)
 
     def delta(self) -> Tensor:
         A, B = self.factors()

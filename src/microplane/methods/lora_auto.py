@@ -55,16 +55,20 @@ class GrowingLinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         first, *others = self.parts
-        if self.training and self.dropout:
-            y, x, others = self.base(x), F.dropout(x, self.dropout), [first, *others]
-        else:
-            y = self.with_pair(x, first.lora_A, first.lora_B, self.scale)
+        if self.training and self.dropout:  # one mask for all pairs
+            A, B = self.factors()
+            return self.forward_low_rank(x, A, B, self.scale, self.dropout)
+        y = self.forward_low_rank(x, first.lora_A, first.lora_B, self.scale)
         for pair in others:
             y = y + F.linear(F.linear(x, pair.lora_A.to(x.dtype)), (self.scale * pair.lora_B).to(x.dtype))
         return y
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(A, B) of all pairs side by side, without the scale."""
+        return torch.cat([pair.lora_A for pair in self.parts]), torch.cat([pair.lora_B for pair in self.parts], 1)
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
-        A, B = torch.cat([pair.lora_A for pair in self.parts]), torch.cat([pair.lora_B for pair in self.parts], 1)
+        A, B = self.factors()
         return A, self.scale * B
 
     def delta(self) -> Tensor:

@@ -62,7 +62,7 @@ class NBLoRALinear(AdaptedLinear):
         return pair
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.with_pair(x, *self.low_rank(), 1.0)
+        return self.forward_low_rank(x, *self.low_rank(), 1.0)
 
     def delta(self) -> Tensor:
         A, B = self.low_rank()

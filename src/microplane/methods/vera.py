@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from microplane.methods import peft_format
 from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, target_sites
 from microplane.methods.method import Method, copy_strictly
+from microplane.nn.ops.dropout import dropout
 
 
 class Projections(nn.Module):
@@ -45,7 +46,7 @@ class VeRALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = (part.to(x.dtype) for part in self.projections())
-        dropped = F.dropout(x, self.dropout, self.training)
+        dropped = dropout(x, self.dropout, self.training)
         low = F.linear(dropped, A) * self.vera_lambda_d.to(x.dtype)  # (T, r)
         return self.base(x) + F.linear(low, B) * self.vera_lambda_b.to(x.dtype)
 
