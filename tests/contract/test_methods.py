@@ -17,7 +17,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
-from microplane.methods.method import attach, load_state, state_of, trainable
+from microplane.methods.method import attach_method, load_state, state_of, trainable
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
 from microplane.training.init_from_data import sample_losses
@@ -85,9 +85,9 @@ def method(case):
 def attached(family, method, seed=0, prepare=True):
     model = family.build()
     torch.manual_seed(seed)
-    attach(method, model)
+    attach_method(method, model)
     if prepare:
-        method.prepare(model, sample_losses(model, family.data, method.prepare_rows, 0, 64))
+        method.init_from_data(model, sample_losses(model, family.data, method.init_rows, 0, 64))
     return model
 
 
@@ -121,7 +121,7 @@ def test_the_models_own_weights_train_only_where_declared(family, method):
     model = family.build().requires_grad_(True)  # whoever hands it over need not have frozen it
     head = set(model.task_head.parameters()) if model.task_head else set()
     own = {id(parameter) for parameter in model.parameters() if parameter not in head}
-    attach(method, model)
+    attach_method(method, model)
     declared = method.trains_base and bool(method.state(model))  # of head-only, a task head alone may train
     assert any(id(p) in own for p in trainable(model).values()) == declared
 
@@ -140,7 +140,7 @@ def test_every_trainable_tensor_moves_and_loss_falls_and_the_rest_stays(family, 
     losses = steps(model, method, optimizer, 4, data=family.data)
     names = set(trainable(model))
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved | method.at_rest(model) == names
+    assert moved | method.may_not_move(model) == names
     assert losses[-1] < losses[0]
 
 
@@ -196,14 +196,14 @@ def test_a_foreign_adapter_is_refused_with_a_list_and_changes_nothing(family, me
 
 
 def test_adapters_in_float32_on_a_bfloat16_base(family, method):
-    if method.trains_base and not method.any_base:
+    if method.trains_base and not method.upcasts_trained:
         pytest.skip("its weights are kept in float32")
     model = family.build(torch.bfloat16)
     if method.needs_float32:
         with pytest.raises(ConfigError, match="the base is bfloat16"):
             method.attach(model)
         return
-    attach(method, model)
+    attach_method(method, model)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     losses = steps(model, method, optimizer, 5, data=family.data)
     assert all(p.dtype == torch.float32 for p in trainable(model).values())

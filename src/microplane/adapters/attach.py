@@ -25,8 +25,7 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.files import write_aside
 from microplane.methods import Method, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
-from microplane.methods.method import attach as attach_method
-from microplane.methods.method import load_state, state_of, trainable, trainable_parameters
+from microplane.methods.method import attach_method, load_state, state_of, trainable, trainable_parameters
 from microplane.models.contract import Model, linears, view_of
 from microplane.models.external.any_module import forget, register
 from microplane.models.files.load import quantise_linears
@@ -135,11 +134,11 @@ def attach(
     made = _made(method, targets)
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ConfigError("the model has a method attached already; merge that one first, or build the model anew")
-    if made.prepare_rows and not losses:
+    if made.init_rows and not losses:
         start = getattr(made, "start", made.name)
         raise ConfigError(f"method.start = {start!r} looks at training rows: give attach(..., losses=[...])")
     weights = _attach(model, made, [train] if isinstance(train, str) else list(train), _kind(base, made, made.quantize))
-    made.prepare(model, losses, weights.__getitem__ if weights else None)
+    made.init_from_data(model, losses, weights.__getitem__ if weights else None)
     return Attached(model, made)
 
 

@@ -95,7 +95,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
 
 
 def _refuse(method: Method) -> None:
-    reason = method.never_lora
+    reason = method.not_convertible
     if reason is None and not method.mergeable:
         reason = "adds to the model what is no change of a weight"
     if reason:

@@ -29,8 +29,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from microplane.errors import TrainingError
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.init.low_rank_method import Started
+from microplane.methods.adapted_linear import (
+    AdaptedLinear,
+    adapted_layers,
+    merge_linears,
+    saved_sites,
+    set_parameter_,
+    wrap_linears,
+)
+from microplane.methods.init.low_rank_method import LowRankMethod
 from microplane.methods.method import check_fits
 
 TENSORS = ("lora_A", "lora_E", "lora_B")
@@ -59,18 +66,18 @@ class AdaLoRALinear(AdaptedLinear):
         return self.scale * (self.lora_B @ (self.lora_A * self.lora_E))
 
     @torch.no_grad()
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None:
         """Train from the directions of a pair, of length 1. E is their size, or 0 where the pair is no change.
 
         P stays random where B is zero.
         """
         width, height = A.norm(dim=1), B.norm(dim=0)  # (r)
         if len(A) != len(self.lora_E):
-            put(self.lora_B, torch.empty(self.out_features, len(A)).normal_(0, 0.02))
-        put(self.lora_A, A / width[:, None])
+            set_parameter_(self.lora_B, torch.empty(self.out_features, len(A)).normal_(0, 0.02))
+        set_parameter_(self.lora_A, A / width[:, None])
         if height.all():
-            put(self.lora_B, B / height)
-        put(self.lora_E, torch.zeros(len(A), 1) if counted_from else (width * height)[:, None])
+            set_parameter_(self.lora_B, B / height)
+        set_parameter_(self.lora_E, torch.zeros(len(A), 1) if relative_to_start else (width * height)[:, None])
 
     @torch.no_grad()
     def observe(self, beta1: float, beta2: float) -> None:
@@ -114,7 +121,7 @@ class Schedule:
         return int((self.start - self.end) * left**3 + self.end)
 
 
-class AdaLoRA(Started):
+class AdaLoRA(LowRankMethod):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
     default_lr: ClassVar[float] = 1.5e-2
@@ -151,18 +158,18 @@ class AdaLoRA(Started):
         warm, final = int(self.warm_share * total), int(self.final_share * total)
         return Schedule(self.initial_rank * layers, self.rank * layers, warm, final, total)
 
-    def settled(self, step: int, total: int) -> bool:
+    def can_be_result(self, step: int, total: int) -> bool:
         return step >= self.schedule(1, total).settles
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         norms = []
-        for _, module in adapted(model, AdaLoRALinear):
+        for _, module in adapted_layers(model, AdaLoRALinear):
             for gram in (module.lora_A @ module.lora_A.t(), module.lora_B.t() @ module.lora_B):
                 norms.append(torch.linalg.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
         return self.orthogonality * torch.stack(norms).mean() if self.orthogonality else 0.0
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
-        modules = [module for _, module in adapted(model, AdaLoRALinear)]
+        modules = [module for _, module in adapted_layers(model, AdaLoRALinear)]
         schedule = self.schedule(len(modules), total)
         self._check_total(modules, schedule)
         optimizer.step()
@@ -199,21 +206,21 @@ class AdaLoRA(Started):
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
         """Remove the directions that are zero."""
         ranks, removed = [], 0
-        for _, module in adapted(model, AdaLoRALinear):
+        for _, module in adapted_layers(model, AdaLoRALinear):
             used = module.lora_E.detach().view(-1) != 0
             removed += int((~used).sum())
             A, E, B = module.lora_A.detach(), module.lora_E.detach(), module.lora_B.detach()
             for parameter, value in ((module.lora_A, A[used]), (module.lora_E, E[used]), (module.lora_B, B[:, used])):
-                put(parameter, value)
+                set_parameter_(parameter, value)
             ranks.append(len(module.lora_E))
         return (
             f"removed {removed} of {removed + sum(ranks)} directions; ranks from {min(ranks)} to {max(ranks)}, "
             f"{sum(ranks) / len(ranks):.1f} on average"
         )
 
-    def at_rest(self, model: nn.Module) -> set[str]:
+    def may_not_move(self, model: nn.Module) -> set[str]:
         """A layer that lost all its directions has E = 0, as it began, and no gradient for the rest."""
-        lost = [site for site, m in adapted(model, AdaLoRALinear) if m.kept is not None and not m.kept.any()]
+        lost = [site for site, m in adapted_layers(model, AdaLoRALinear) if m.kept is not None and not m.kept.any()]
         return {f"{site}.{name}" for site in lost for name in TENSORS}
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
@@ -235,11 +242,11 @@ class AdaLoRA(Started):
         check_fits(shapes, state)
         for name in shapes:
             prefix, _, tensor = name.rpartition(".")
-            put(sites[prefix].get_parameter(tensor), state[name])
+            set_parameter_(sites[prefix].get_parameter(tensor), state[name])
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         state = {}
-        for site, module in adapted(model, AdaLoRALinear):
+        for site, module in adapted_layers(model, AdaLoRALinear):
             state[f"{site}.total"] = torch.tensor(module.total)
             if module.kept is not None:
                 state[f"{site}.kept"] = module.kept
@@ -248,7 +255,7 @@ class AdaLoRA(Started):
         return state
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        for site, module in adapted(model, AdaLoRALinear):
+        for site, module in adapted_layers(model, AdaLoRALinear):
             module.total = int(state[f"{site}.total"])
             module.kept = state.get(f"{site}.kept")
             module.averages = {

@@ -21,7 +21,15 @@ from microplane.nn.ops.low_rank import low_rank_linear
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.transposed import TransposedLinear
 
-__all__ = ["AdaptedLinear", "adapted", "merge_linears", "put", "saved_sites", "target_sites", "wrap_linears"]
+__all__ = [
+    "AdaptedLinear",
+    "adapted_layers",
+    "merge_linears",
+    "saved_sites",
+    "set_parameter_",
+    "target_sites",
+    "wrap_linears",
+]
 
 
 class AdaptedLinear(nn.Module):
@@ -90,7 +98,7 @@ def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Li
 L = TypeVar("L", bound=AdaptedLinear)
 
 
-def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
+def adapted_layers(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     """The adapted linear layers of a kind as (dotted name, module)."""
     for name, module in model.named_modules():
         if isinstance(module, kind):
@@ -100,11 +108,11 @@ def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
 def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     """The adapted linear layers of a kind as (the name that peft saves them under, module)."""
     names = hf_names(model)
-    for site, module in adapted(model, kind):
+    for site, module in adapted_layers(model, kind):
         yield PREFIX + names[f"{site}.weight"].removesuffix(".weight"), module
 
 
-def put(parameter: nn.Parameter, value: Tensor) -> None:
+def set_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
     """Give a parameter a new value, of another rank too; it stays the same object, as optimizers know it by that."""
     with torch.no_grad():
         if parameter.shape == value.shape:

@@ -76,8 +76,8 @@ class Bottleneck(Method):
     default_lr: ClassVar[float] = 3e-3
     sockets: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
-    any_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "adds layers that are not linear, no change of a weight"
+    upcasts_trained: ClassVar[bool] = True
+    not_convertible: ClassVar[str | None] = "adds layers that are not linear, no change of a weight"
 
     kind: Literal["houlsby", "pfeiffer", "parallel"] = Field(
         "pfeiffer",

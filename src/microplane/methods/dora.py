@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.lora import LoRA, LoRALinear
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.ops.low_rank import row_norms
@@ -88,15 +88,15 @@ class DoRA(LoRA):
     def wrap(self, base: nn.Linear) -> LoRALinear:
         return DoRALinear(base, self.rank, self.scale, self.dropout)
 
-    def prepare(
+    def init_from_data(
         self,
         model: nn.Module,
         losses: Sequence[Callable[[], Tensor]],
         weights: Callable[[str], Tensor] | None = None,
     ) -> None:
         """The magnitudes are those of the weight with its first pair, so that every gain is 1 at first."""
-        super().prepare(model, losses, weights)
-        for _, module in adapted(model, DoRALinear):
+        super().init_from_data(model, losses, weights)
+        for _, module in adapted_layers(model, DoRALinear):
             module.lora_magnitude_vector.data.copy_(module._lengths(*module.factors()))
 
     @classmethod

@@ -19,7 +19,7 @@ class HeadOnly(Selecting):
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "the model stays as it is and only a head on it trains; seconds, for few rows"
     default_lr: ClassVar[float] = 1e-2
-    counts_blocks: ClassVar[bool] = True
+    needs_block_order: ClassVar[bool] = True
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:
         if getattr(model, "task_head", None) is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from microplane.errors import ConfigError
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, target_sites
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, merge_linears, target_sites
 from microplane.methods.method import Method, copy_strictly, trainable
 
 
@@ -48,7 +48,7 @@ class IA3(Method):
     summary: ClassVar[str] = "scales keys, values and inner activations by vectors; the smallest files"
     default_lr: ClassVar[float] = 2e-2
     peft_type: ClassVar[str | None] = "IA3"
-    never_lora: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
+    not_convertible: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
 
     targets: tuple[str, ...] = Field(("k", "v"), description="roles of linear layers whose output is scaled")
     feedforward: tuple[str, ...] = Field(("down",), description="roles of linear layers whose input is scaled")
@@ -72,7 +72,7 @@ class IA3(Method):
         return [{"params": list(trainable(model).values()), "lr": lr, "weight_decay": 0.0}]
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        sites = dict(adapted(model, IA3Linear))
+        sites = dict(adapted_layers(model, IA3Linear))
         where = peft_format.paths(model, sites)
         return {f"{peft_format.PREFIX}{where[site]}.ia3_l": module.ia3_l for site, module in sites.items()}
 
@@ -83,7 +83,7 @@ class IA3(Method):
         merge_linears(model)
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        sites = dict(adapted(model, IA3Linear))
+        sites = dict(adapted_layers(model, IA3Linear))
         where = peft_format.paths(model, sites)
         inputs = peft_format.shortest(model, [where[site] for site, module in sites.items() if module.on_input])
         outputs = peft_format.shortest(model, [where[site] for site, module in sites.items() if not module.on_input])

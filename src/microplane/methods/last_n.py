@@ -21,7 +21,7 @@ class LastN(Selecting):
     name: ClassVar[str] = "last-n"
     summary: ClassVar[str] = "the highest n blocks and the head train; the rest is computed once"
     default_lr: ClassVar[float] = 5e-4
-    counts_blocks: ClassVar[bool] = True
+    needs_block_order: ClassVar[bool] = True
 
     n: int = Field(2, ge=1, description="how many of the highest blocks train")
 

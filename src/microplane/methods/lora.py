@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, wrap_linears
-from microplane.methods.init.low_rank_method import Started
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, merge_linears, wrap_linears
+from microplane.methods.init.low_rank_method import LowRankMethod
 from microplane.methods.method import check_fits, copy_strictly
 
 
@@ -61,12 +61,12 @@ class LoRALinear(AdaptedLinear):
         return A, self.scale * B
 
     @torch.no_grad()
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
-        """Train from the pair (A, B), of any rank; `counted_from` there, or counted as a change in full."""
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None:
+        """Train from the pair (A, B), of any rank; `relative_to_start` there, or counted as a change in full."""
         self.lora_A.data = A.to(self.lora_A).clone(memory_format=torch.contiguous_format)
         self.lora_B.data = B.to(self.lora_B).clone(memory_format=torch.contiguous_format)
-        self.start_A = self.lora_A.detach().clone() if counted_from else None
-        self.start_B = self.lora_B.detach().clone() if counted_from else None
+        self.start_A = self.lora_A.detach().clone() if relative_to_start else None
+        self.start_B = self.lora_B.detach().clone() if relative_to_start else None
 
     def saved(self) -> dict[str, Tensor]:
         """What is saved of it, under the ends of peft's names."""
@@ -82,7 +82,7 @@ class LoRALinear(AdaptedLinear):
         return len(self.lora_A) * (1 if self.start_A is None else 2)
 
 
-class LoRA(Started):
+class LoRA(LowRankMethod):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
     default_lr: ClassVar[float] = 2e-3
@@ -116,7 +116,7 @@ class LoRA(Started):
 
     def _pairs(self, model: nn.Module) -> dict[str, LoRALinear]:
         """The adapted layers by Hugging Face's dotted names."""
-        pairs = dict(adapted(model, LoRALinear))
+        pairs = dict(adapted_layers(model, LoRALinear))
         where = peft_format.paths(model, pairs)
         return {where[site]: module for site, module in pairs.items()}
 
@@ -140,14 +140,14 @@ class LoRA(Started):
         for module, rank in ranks.items():
             if module.rank != rank or module.start_A is not None:
                 A, B = (torch.empty(module.saved_shapes(rank)[end]) for end in ("lora_A.weight", "lora_B.weight"))
-                module.begin_at(A, B, counted_from=False)
+                module.set_factors(A, B, relative_to_start=False)
         copy_strictly(self.state(model), state)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Of changes that are counted from a start: the pair and its start, which `state` has only as differences."""
         return {
             f"{site}/{name}": tensor
-            for site, module in adapted(model, LoRALinear)
+            for site, module in adapted_layers(model, LoRALinear)
             if module.start_A is not None and module.start_B is not None
             for name, tensor in (
                 ("A", module.lora_A),
@@ -158,9 +158,9 @@ class LoRA(Started):
         }
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        for site, module in adapted(model, LoRALinear):
+        for site, module in adapted_layers(model, LoRALinear):
             if f"{site}/start_A" in state:
-                module.begin_at(state[f"{site}/start_A"], state[f"{site}/start_B"], counted_from=True)
+                module.set_factors(state[f"{site}/start_A"], state[f"{site}/start_B"], relative_to_start=True)
                 module.lora_A.data.copy_(state[f"{site}/A"])
                 module.lora_B.data.copy_(state[f"{site}/B"])
 

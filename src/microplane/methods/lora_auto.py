@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
+from microplane.methods.adapted_linear import (
+    AdaptedLinear,
+    adapted_layers,
+    merge_linears,
+    saved_sites,
+    set_parameter_,
+    wrap_linears,
+)
 from microplane.methods.method import Method, check_fits, trainable
 from microplane.models.contract import hf_names
 
@@ -95,8 +102,8 @@ class GrowingLinear(AdaptedLinear):
                 self.pairs.append(Pair(A, self.out_features))
             pair = self.parts[number]
             if len(pair.lora_A) != rank:
-                put(pair.lora_A, torch.zeros(rank, self.in_features))
-                put(pair.lora_B, torch.zeros(self.out_features, rank))
+                set_parameter_(pair.lora_A, torch.zeros(rank, self.in_features))
+                set_parameter_(pair.lora_B, torch.zeros(self.out_features, rank))
 
 
 class GrowingLoRA(Method):
@@ -123,7 +130,7 @@ class GrowingLoRA(Method):
 
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
         """One for the pairs of each age, the oldest first; all else that trains is in the first."""
-        pairs = [pair for _, module in adapted(model, GrowingLinear) for pair in module.parts]
+        pairs = [pair for _, module in adapted_layers(model, GrowingLinear) for pair in module.parts]
         born = {id(parameter): pair.born for pair in pairs for parameter in pair.parameters()}
         groups: dict[int, dict[str, Any]] = {}
         for parameter in trainable(model).values():
@@ -142,7 +149,7 @@ class GrowingLoRA(Method):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]], total: int
     ) -> str | None:
         """Grow while validation improves; all that decides is in `history`."""
-        modules = [module for _, module in adapted(model, GrowingLinear)]
+        modules = [module for _, module in adapted_layers(model, GrowingLinear)]
         step, rank = int(history[-1]["step"]), max(module.rank for module in modules)
         more = min(rank, self.max_rank - rank)
         # A layer's rank beyond its smaller side would be no other update.
@@ -157,7 +164,7 @@ class GrowingLoRA(Method):
         return f"rank {rank} -> {rank + max(rooms)}: rank {rank} gained {gains(history)[-1]:.1%} of the validation loss"
 
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
-        modules = [module for _, module in adapted(model, GrowingLinear)]
+        modules = [module for _, module in adapted_layers(model, GrowingLinear)]
         grown, factors = max(module.rank for module in modules), [module.low_rank() for module in modules]
         before = validate()
         self._shrink(modules, factors, self.energy)
@@ -175,8 +182,8 @@ class GrowingLoRA(Method):
         for module, (A, B) in zip(modules, factors, strict=True):
             small_A, small_B = truncated(A, B, energy)
             module.reshape([len(small_A)])
-            put(module.parts[0].lora_A, small_A)
-            put(module.parts[0].lora_B, small_B / module.scale)
+            set_parameter_(module.parts[0].lora_A, small_A)
+            set_parameter_(module.parts[0].lora_B, small_B / module.scale)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The first pair under the names that peft gives it; later ones with their number."""
@@ -203,16 +210,16 @@ class GrowingLoRA(Method):
         for prefix, module in sites.items():
             module.reshape(ranks[prefix])
         for name, tensor in self.state(model).items():
-            put(cast(nn.Parameter, tensor), state[name])
+            set_parameter_(cast(nn.Parameter, tensor), state[name])
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         return {
             f"{site}.born": torch.tensor([pair.born for pair in module.parts])
-            for site, module in adapted(model, GrowingLinear)
+            for site, module in adapted_layers(model, GrowingLinear)
         }
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        for site, module in adapted(model, GrowingLinear):
+        for site, module in adapted_layers(model, GrowingLinear):
             for pair, born in zip(module.parts, state[f"{site}.born"].tolist(), strict=True):
                 pair.born = born
 
@@ -222,7 +229,7 @@ class GrowingLoRA(Method):
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         """Once each layer has one pair it is a LoRA of peft's, with a rank for each layer."""
         names = hf_names(model)
-        sites = {names[f"{site}.weight"].removesuffix(".weight"): m for site, m in adapted(model, GrowingLinear)}
+        sites = {names[f"{site}.weight"].removesuffix(".weight"): m for site, m in adapted_layers(model, GrowingLinear)}
         if any(len(module.pairs) > 1 or not module.rank for module in sites.values()):
             return None
         ranks = {site: module.rank for site, module in sites.items()}

@@ -32,14 +32,16 @@ class Method(BaseModel):
     mergeable: ClassVar[bool] = True  # ends as plain weights
     starts_at_base: ClassVar[bool] = True  # attach leaves the output unchanged
     trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
-    any_base: ClassVar[bool] = False  # though they train: `attach` turns those few to float32, and no other
+    upcasts_trained: ClassVar[bool] = False  # though they train: attaching turns those few to float32, and no other
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
     finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
     sockets: ClassVar[bool] = False  # it writes into the places that our own models keep open
-    counts_blocks: ClassVar[bool] = False  # needs a model's blocks in their order, which our own models tell
-    never_lora: ClassVar[str | None] = None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
+    needs_block_order: ClassVar[bool] = False  # needs a model's blocks in their order, which our own models tell
+    not_convertible: ClassVar[str | None] = (
+        None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
+    )
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""
@@ -50,7 +52,7 @@ class Method(BaseModel):
         return 0
 
     @property
-    def places(self) -> int:
+    def num_virtual_tokens(self) -> int:
         """How many places of a row's context it takes for itself."""
         return 0
 
@@ -59,11 +61,11 @@ class Method(BaseModel):
         return self
 
     @property
-    def prepare_rows(self) -> int:
-        """How many training rows `prepare` looks at; 0 for none."""
+    def init_rows(self) -> int:
+        """How many training rows `init_from_data` looks at; 0 for none."""
         return 0
 
-    def prepare(
+    def init_from_data(
         self,
         model: nn.Module,
         losses: Sequence[Callable[[], Tensor]],
@@ -73,7 +75,7 @@ class Method(BaseModel):
 
         Args:
             losses: each computes the model's mean loss on a few training rows, anew and differentiably; in all they
-                see `prepare_rows` rows, drawn with the run's seed.
+                see `init_rows` rows, drawn with the run's seed.
             weights: the base's weight of a linear layer by its dotted name, as it was before it was quantised.
         """
 
@@ -89,7 +91,7 @@ class Method(BaseModel):
         """Make the optimizer's step number `step` of `total`. The gradients are final: accumulated and clipped."""
         optimizer.step()
 
-    def settled(self, step: int, total: int) -> bool:
+    def can_be_result(self, step: int, total: int) -> bool:
         """Whether the weights after `step` steps can be the run's result, so that it may also end early there."""
         return True
 
@@ -114,7 +116,7 @@ class Method(BaseModel):
         """
         return None
 
-    def at_rest(self, model: nn.Module) -> set[str]:
+    def may_not_move(self, model: nn.Module) -> set[str]:
         """Names of trainable tensors that rightly are what they were at the start."""
         return set()
 
@@ -169,7 +171,7 @@ def trainable_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in trainable(model).values())
 
 
-def attach(method: Method, model: nn.Module) -> None:
+def attach_method(method: Method, model: nn.Module) -> None:
     """Attach a method; a task head trains beside any of them, and so do the parts that a model that is not ours names.
 
     Raises:
@@ -181,7 +183,7 @@ def attach(method: Method, model: nn.Module) -> None:
             f"method.name = {method.name!r} puts modules between the parts of a block, into places that Microplane's "
             "own models keep open and this one does not have. Take a method that changes its linear layers, as lora"
         )
-    if view is not None and method.counts_blocks:
+    if view is not None and method.needs_block_order:
         raise ConfigError(
             f"method.name = {method.name!r} needs to know which blocks a model has and in which order, as Microplane's "
             "own are known. On this one take full, or lora, and name what trains beside it"

@@ -21,8 +21,8 @@ class Norms(Method):
     summary: ClassVar[str] = "the norms' weights and biases train; tiny files, works on every model"
     default_lr: ClassVar[float] = 3e-3
     trains_base: ClassVar[bool] = True
-    any_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "trains norms, which are no linear layers; merge it instead"
+    upcasts_trained: ClassVar[bool] = True
+    not_convertible: ClassVar[str | None] = "trains norms, which are no linear layers; merge it instead"
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)

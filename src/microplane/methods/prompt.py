@@ -45,7 +45,7 @@ class PromptTuning(Method):
     sockets: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     starts_at_base: ClassVar[bool] = False
-    any_base: ClassVar[bool] = True
+    upcasts_trained: ClassVar[bool] = True
     peft_type: ClassVar[str | None] = "PROMPT_TUNING"
 
     length: int = Field(20, ge=1, description="how many vectors; they take places of the context")
@@ -67,7 +67,7 @@ class PromptTuning(Method):
         return self.norms
 
     @property
-    def places(self) -> int:
+    def num_virtual_tokens(self) -> int:
         return self.length
 
     def with_tokens(self, encode: Callable[[str], list[int]]) -> Self:

@@ -27,8 +27,15 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError, TrainingError
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.init.low_rank_method import Started
+from microplane.methods.adapted_linear import (
+    AdaptedLinear,
+    adapted_layers,
+    merge_linears,
+    saved_sites,
+    set_parameter_,
+    wrap_linears,
+)
+from microplane.methods.init.low_rank_method import LowRankMethod
 from microplane.methods.method import check_fits
 from microplane.nn.ops.low_rank import low_rank_linear
 
@@ -69,11 +76,11 @@ class ScaLoRALinear(AdaptedLinear):
         self.weight = self.base.weight.detach() if drift is None else self.base.weight + drift
 
     @torch.no_grad()
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None:
         """Train from the pair (A, B), of any rank; where it is counted from, the base has it taken off."""
-        put(self.lora_A, A)
-        put(self.lora_B, B)
-        self.set_drift(-self.scale * (self.lora_B @ self.lora_A) if counted_from else None)
+        set_parameter_(self.lora_A, A)
+        set_parameter_(self.lora_B, B)
+        self.set_drift(-self.scale * (self.lora_B @ self.lora_A) if relative_to_start else None)
 
     @torch.no_grad()
     def rescale(self, alpha: Tensor, beta: Tensor) -> None:
@@ -84,7 +91,7 @@ class ScaLoRALinear(AdaptedLinear):
         self.set_drift(change if self.drift is None else self.drift + change)
 
 
-class ScaLoRA(Started):
+class ScaLoRA(LowRankMethod):
     name: ClassVar[str] = "scalora"
     summary: ClassVar[str] = "low-rank steps whose sum reaches a high rank; float32 base, more memory"
     default_lr: ClassVar[float] = 3e-3
@@ -113,7 +120,7 @@ class ScaLoRA(Started):
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
         if step % self.interval == 0:
-            for _, module in adapted(model, ScaLoRALinear):
+            for _, module in adapted_layers(model, ScaLoRALinear):
                 self._rescale(module, optimizer)
         optimizer.step()
 
@@ -136,14 +143,14 @@ class ScaLoRA(Started):
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
         """Write each layer's whole change as factors of its numerical rank, or in full where that is smaller."""
         ranks, full = [], 0
-        for _, module in adapted(model, ScaLoRALinear):
+        for _, module in adapted_layers(model, ScaLoRALinear):
             change = module.delta().detach()
             A, B = numerical_factors(change)
             ranks.append(len(A))
             smaller = len(A) * (module.in_features + module.out_features) < change.numel()
             full += not smaller
-            put(module.lora_A, A if smaller else A[:0])
-            put(module.lora_B, B / module.scale if smaller else B[:, :0])
+            set_parameter_(module.lora_A, A if smaller else A[:0])
+            set_parameter_(module.lora_B, B / module.scale if smaller else B[:, :0])
             module.set_drift(None if smaller else change)
         mean = sum(ranks) / len(ranks)
         return (
@@ -172,8 +179,8 @@ class ScaLoRA(Started):
                 shapes[f"{prefix}.drift"] = module.out_features, module.in_features
         check_fits(shapes, state)
         for prefix, module in sites.items():
-            put(module.lora_A, state[f"{prefix}.lora_A.weight"])
-            put(module.lora_B, state[f"{prefix}.lora_B.weight"])
+            set_parameter_(module.lora_A, state[f"{prefix}.lora_A.weight"])
+            set_parameter_(module.lora_B, state[f"{prefix}.lora_B.weight"])
             drift = state.get(f"{prefix}.drift")
             module.set_drift(None if drift is None else drift.to(module.base.weight))
 

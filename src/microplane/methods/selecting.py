@@ -14,7 +14,7 @@ class Selecting(Method):
     """What trains are the parts that `chosen` names; what is saved are their weights, to be put over the base's."""
 
     trains_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "trains weights of the model's own, whatever they are; merge it instead"
+    not_convertible: ClassVar[str | None] = "trains weights of the model's own, whatever they are; merge it instead"
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:
         """The parts that train, besides a task head.

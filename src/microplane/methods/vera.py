@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, target_sites
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, merge_linears, target_sites
 from microplane.methods.method import Method, copy_strictly
 from microplane.nn.ops.dropout import dropout
 
@@ -88,7 +88,7 @@ class VeRA(Method):
             site.replace(VeRALinear(linear, shared, self.lambda_d, self.dropout))
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        sites = dict(adapted(model, VeRALinear))
+        sites = dict(adapted_layers(model, VeRALinear))
         where = peft_format.paths(model, sites)
         state: dict[str, Tensor] = {}
         for site, module in sites.items():
@@ -105,7 +105,7 @@ class VeRA(Method):
         merge_linears(model)
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        where = peft_format.paths(model, dict(adapted(model, VeRALinear)))
+        where = peft_format.paths(model, dict(adapted_layers(model, VeRALinear)))
         return {
             **peft_format.common_fields(self, model, where.values()),
             "r": self.rank,
