@@ -13,6 +13,7 @@ import microplane
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
+from microplane.methods.method import NEEDS_SOCKETS
 from tests.foreign.kit import clip, digits, gpt2, vit
 from tests.tiny import tiny
 
@@ -84,9 +85,13 @@ def test_twice_is_refused_until_merged():
     assert sites(microplane.attach(attached.merge(), "vera"))
 
 
-@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.sockets or made.needs_block_order])
+@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.needs_own_model])
 def test_a_method_that_needs_what_only_our_models_have_is_refused_with_the_reason(name):
-    why = "places that Microplane's own models keep open" if METHODS[name].sockets else "which blocks a model has"
+    why = (
+        "places that Microplane's own models keep open"
+        if METHODS[name].needs_own_model == NEEDS_SOCKETS
+        else "which blocks a model has"
+    )
     with pytest.raises(ConfigError, match=f"method.name = '{name}' .*{why}"):
         microplane.attach(vit(), name)
 

@@ -17,6 +17,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
+from microplane.methods.disable import disabled
 from microplane.methods.method import attach_method, load_state, state_of, trainable
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
@@ -168,6 +169,28 @@ def test_merge_keeps_the_output_and_leaves_plain_modules(family, method):
     torch.testing.assert_close(family.output(model.double()), unmerged, atol=1e-4, rtol=1e-4)
 
 
+def test_switched_off_it_is_the_base_and_on_again_as_before(family, method):
+    model, _, _ = trained(family, method)
+    wanted, modules = family.output(model), [name for name, _ in model.named_modules()]
+    plain = family.build()
+    if model.task_head is not None:  # it trains beside any method, and stays
+        plain.task_head.load_state_dict(model.task_head.state_dict())
+    if method.trains_base and method.state(model):
+        refused = pytest.raises(AdapterError, match=f"the method {method.name} trains the model's own weights.*load")
+        with refused, disabled(model):
+            pass
+    else:
+        with disabled(model):
+            assert torch.equal(family.output(model), family.output(plain))
+            with disabled(model):  # a second time changes nothing
+                assert torch.equal(family.output(model), family.output(plain))
+        with pytest.raises(ZeroDivisionError), disabled(model.train()):
+            model.eval().x = 1 / 0
+        assert not any(module.training for module in model.modules())
+    assert torch.equal(family.output(model), wanted)
+    assert [name for name, _ in model.named_modules()] == modules
+
+
 def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, tmp_path):
     straight, _, losses = trained(family, method, 6)
     model, optimizer, first = trained(family, method, 3)
@@ -196,7 +219,7 @@ def test_a_foreign_adapter_is_refused_with_a_list_and_changes_nothing(family, me
 
 
 def test_adapters_in_float32_on_a_bfloat16_base(family, method):
-    if method.trains_base and not method.upcasts_trained:
+    if method.trains == "weights":
         pytest.skip("its weights are kept in float32")
     model = family.build(torch.bfloat16)
     if method.needs_float32:

@@ -16,7 +16,7 @@ from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.foreign.kit import digits, vit
 
-NAMES = [name for name, method in METHODS.items() if not method.sockets and not method.needs_block_order]
+NAMES = [name for name, method in METHODS.items() if not method.needs_own_model]
 KNOBS = {
     "adalora": {"rank": 2, "initial_rank": 4, "interval": 1},
     "scalora": {"rank": 2, "interval": 1},

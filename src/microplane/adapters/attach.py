@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,15 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.files import write_aside
 from microplane.methods import Method, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
-from microplane.methods.method import attach_method, load_state, state_of, trainable, trainable_parameters
+from microplane.methods.disable import disabled
+from microplane.methods.method import (
+    attach_method,
+    forget_method,
+    load_state,
+    state_of,
+    trainable,
+    trainable_parameters,
+)
 from microplane.models.contract import Model, linears, view_of
 from microplane.models.external.any_module import forget, register
 from microplane.models.files.load import quantise_linears
@@ -99,10 +108,19 @@ class Attached:
         """
         load_adapter(Path(folder), self.model, self.method)
 
+    def disabled(self) -> AbstractContextManager[None]:
+        """Inside `with adapted.disabled():` the model computes what the untouched one does.
+
+        Raises:
+            AdapterError: if the method trains the model's own weights, or was merged.
+        """
+        return disabled(self.model)
+
     def merge(self) -> nn.Module:
         """The model as it was built, with what was learned in its own weights."""
         self.method.merge(self.model)
         forget(self.model)
+        forget_method(self.model)
         return self.model.requires_grad_(False)
 
 

@@ -59,7 +59,7 @@ def facts_table() -> str:
     ]
     for name, kind in METHODS.items():
         method = kind()
-        wide = method.needs_float32 is not None or (method.trains_base and not method.upcasts_trained)
+        wide = method.needs_float32 is not None or method.trains == "weights"
         base = method.quantize or ("float32" if wide else "any")
         own = "yes" if method.trains_base else "no"
         shown = [f"{method.default_lr:g}", *("yes" if x else "no" for x in (method.starts_at_base, method.mergeable))]

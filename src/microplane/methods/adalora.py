@@ -29,16 +29,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from microplane.errors import TrainingError
-from microplane.methods.adapted_linear import (
-    AdaptedLinear,
-    adapted_layers,
-    merge_linears,
-    saved_sites,
-    set_parameter_,
-    wrap_linears,
-)
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, set_parameter_
 from microplane.methods.init.low_rank_method import LowRankMethod
-from microplane.methods.method import check_fits
 
 TENSORS = ("lora_A", "lora_E", "lora_B")
 
@@ -78,6 +70,14 @@ class AdaLoRALinear(AdaptedLinear):
         if height.all():
             set_parameter_(self.lora_B, B / height)
         set_parameter_(self.lora_E, torch.zeros(len(A), 1) if relative_to_start else (width * height)[:, None])
+
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        rank = saved_rank(saved.get("lora_A"), len(self.lora_A))
+        return {"lora_A": (rank, self.in_features), "lora_E": (rank, 1), "lora_B": (self.out_features, rank)}
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        for name in TENSORS:
+            set_parameter_(self.get_parameter(name), saved[name])
 
     @torch.no_grad()
     def observe(self, beta1: float, beta2: float) -> None:
@@ -125,15 +125,14 @@ class AdaLoRA(LowRankMethod):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
     default_lr: ClassVar[float] = 1.5e-2
+    takes_saved_ranks: ClassVar[bool] = True
     layer: ClassVar[type[AdaptedLinear]] = AdaLoRALinear
     first_rank_knob: ClassVar[str] = "initial_rank"
-    finishes: ClassVar[bool] = True
 
     rank: int = Field(16, ge=1, description="directions a layer has at the end, on average")
     initial_rank: int = Field(24, ge=1, description="directions each layer begins with; 1.5 times the rank is usual")
     alpha: float = Field(64.0, gt=0, description="the update is scaled by alpha / initial_rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
     orthogonality: float = Field(0.1, ge=0, description="weight of the penalty that keeps directions apart")
     warm_share: float = Field(0.1, ge=0, lt=1, description="share of the steps before anything is pruned")
     final_share: float = Field(0.5, ge=0, lt=1, description="share of the steps that train the chosen directions only")
@@ -149,10 +148,9 @@ class AdaLoRA(LowRankMethod):
             raise ValueError("warm_share + final_share must be below 1, to leave steps in which to prune")
         return self
 
-    def attach(self, model: nn.Module) -> None:
+    def wrap(self, base: nn.Linear) -> AdaLoRALinear:
         scale = self.alpha / (self.initial_rank + 1e-5)
-        wrap_linears(model, self.targets, lambda base: AdaLoRALinear(base, self.initial_rank, scale, self.dropout))
-        self.check_start(model)
+        return AdaLoRALinear(base, self.initial_rank, scale, self.dropout)
 
     def schedule(self, layers: int, total: int) -> Schedule:
         warm, final = int(self.warm_share * total), int(self.final_share * total)
@@ -223,27 +221,6 @@ class AdaLoRA(LowRankMethod):
         lost = [site for site, m in adapted_layers(model, AdaLoRALinear) if m.kept is not None and not m.kept.any()]
         return {f"{site}.{name}" for site in lost for name in TENSORS}
 
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            f"{prefix}.{name}": module.get_parameter(name)
-            for prefix, module in saved_sites(model, AdaLoRALinear)
-            for name in TENSORS
-        }
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Each layer takes the rank that it was saved with."""
-        sites = dict(saved_sites(model, AdaLoRALinear))
-        shapes: dict[str, tuple[int, ...]] = {}
-        for prefix, module in sites.items():
-            saved = state.get(f"{prefix}.lora_A")
-            rank = len(module.lora_A) if saved is None else len(saved)
-            sizes = (rank, module.in_features), (rank, 1), (module.out_features, rank)
-            shapes |= {f"{prefix}.{name}": size for name, size in zip(TENSORS, sizes, strict=True)}
-        check_fits(shapes, state)
-        for name in shapes:
-            prefix, _, tensor = name.rpartition(".")
-            set_parameter_(sites[prefix].get_parameter(tensor), state[name])
-
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         state = {}
         for site, module in adapted_layers(model, AdaLoRALinear):
@@ -263,9 +240,6 @@ class AdaLoRA(LowRankMethod):
                 for name in TENSORS
                 if f"{site}.{name}.sensitivity" in state
             }
-
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ is nothing to train, and it is refused.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -20,8 +20,7 @@ class BitFit(Method):
     name: ClassVar[str] = "bitfit"
     summary: ClassVar[str] = "the model's biases train; for models that have some (BERT, Marian, Qwen2)"
     default_lr: ClassVar[float] = 1e-3
-    trains_base: ClassVar[bool] = True
-    upcasts_trained: ClassVar[bool] = True
+    trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "vectors"
     not_convertible: ClassVar[str | None] = "trains biases, which a LoRA does not have; merge it instead"
 
     def attach(self, model: nn.Module) -> None:

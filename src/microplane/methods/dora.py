@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from microplane.methods.adapted_linear import adapted_layers
+from microplane.methods.adapted_linear import adapted_layers, set_parameter_
 from microplane.methods.lora import LoRA, LoRALinear
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.ops.low_rank import row_norms
@@ -75,8 +75,12 @@ class DoRALinear(LoRALinear):
     def saved(self) -> dict[str, Tensor]:
         return {**super().saved(), "lora_magnitude_vector": self.lora_magnitude_vector}
 
-    def saved_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
-        return {**super().saved_shapes(rank), "lora_magnitude_vector": (self.out_features,)}
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        return {**super().saved_shapes(saved), "lora_magnitude_vector": (self.out_features,)}
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        super().load_saved(saved)
+        set_parameter_(self.lora_magnitude_vector, saved["lora_magnitude_vector"])
 
 
 class DoRA(LoRA):

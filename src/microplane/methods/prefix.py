@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from microplane.errors import ConfigError
 from microplane.methods.adapted_linear import set_parameter_
-from microplane.methods.method import Method, check_fits
+from microplane.methods.disable import AddedModule
+from microplane.methods.method import NEEDS_SOCKETS, Method, check_fits
 from microplane.methods.prompt import length_of_peft, virtual_tokens
 from microplane.nn.layers import Linear
 from microplane.nn.position import Rope, rotate
@@ -39,7 +40,7 @@ class Trunk(nn.Module):
         return torch.tanh(self.first(self.embedding))
 
 
-class Prefix(nn.Module):
+class Prefix(AddedModule, nn.Module):
     """Keys and values of one attention: its own, or what the MLP makes as long as there is one."""
 
     def __init__(self, heads: int, length: int, width: int, rope: Rope | None, device: torch.device):
@@ -82,6 +83,9 @@ class Prefix(nn.Module):
             keys = rotate(keys, (self.cos, self.sin))
         return keys, values
 
+    def replaced(self) -> None:
+        """An attention has no prefix of its own."""
+
     def settle(self, keys: Tensor, values: Tensor) -> None:
         """Be these from now on; the MLP is dropped."""
         for parameter, value in ((self.keys, keys), (self.values, values)):
@@ -123,8 +127,7 @@ class PrefixTuning(Method):
     name: ClassVar[str] = "prefix"
     summary: ClassVar[str] = "trained keys and values before those of every row, in each attention"
     default_lr: ClassVar[float] = 5e-2
-    sockets: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
+    needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PREFIX_TUNING"
 

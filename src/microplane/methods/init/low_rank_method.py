@@ -8,15 +8,14 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.init import check_rank, init_factors
-from microplane.methods.method import Method
+from microplane.methods.linear_method import LinearMethod
 
 
-class LowRankMethod(Method):
-    """Its adapted layers have `set_factors`; see methods/starts."""
+class LowRankMethod(LinearMethod):
+    """Its adapted layers have `set_factors`; see methods/init."""
 
-    layer: ClassVar[type[AdaptedLinear]]
     first_rank_knob: ClassVar[str] = "rank"  # the knob that says what rank each layer's pair has when training begins
 
     start: Literal["zero", "pissa", "olora", "eva", "loftq", "lora_ga"] = Field(
@@ -33,8 +32,9 @@ class LowRankMethod(Method):
     def first_rank(self) -> int:
         return int(getattr(self, self.first_rank_knob))
 
-    def check_start(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module) -> None:
         """Raises: ConfigError, where the start cannot give a layer so many directions."""
+        super().attach(model)
         for site, module in adapted_layers(model, self.layer):
             check_rank(self.start, self.first_rank, self.first_rank_knob, site, module.in_features, module.out_features)
 
