@@ -161,8 +161,17 @@ def test_the_function_is_unchanged_to_the_bit_and_the_pair_is_not_zero(name, sta
 
 @pytest.mark.parametrize("start", COUNTED)
 def test_scalora_takes_the_start_off_its_base(start):
+    """In float64 nearly to the bit. In float32 W - s B A + s B A rounds as its largest part does, and olora's start is
+    eight times as large as W here: 1.6e-5 at logits up to 3.7, on a processor that fuses products and sums."""
+    _, exact = attached(name="scalora", rank=3, start=start, start_rows=16, exact=True)
+    torch.testing.assert_close(logits(exact, DATA), logits(tiny().double(), DATA), atol=1e-12, rtol=1e-12)
     _, model = attached(name="scalora", rank=3, start=start, start_rows=16)
-    torch.testing.assert_close(logits(model, DATA), logits(tiny(), DATA), atol=1e-5, rtol=1e-5)
+    parts = [
+        ((layer.weight - layer.base.weight).abs().max(), layer.base.weight.abs().max())
+        for layer in layers(model).values()
+    ]
+    larger = max(1.0, *(float(part / weight) for part, weight in parts))
+    torch.testing.assert_close(logits(model, DATA), logits(tiny(), DATA), atol=1e-5 * larger, rtol=1e-5)
     for layer in layers(model).values():
         assert layer.lora_A.any()
         assert layer.lora_B.any()
