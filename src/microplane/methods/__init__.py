@@ -1,4 +1,7 @@
-"""Every method by its name. Adding one: its file, and its line here."""
+"""Every method by its name. Adding one: its file, and its line here.
+
+Or, from a package of one's own, an entry point in the group "microplane.methods" (config/extensions.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from microplane.config.build import build
+from microplane.config.extensions import Registry
 from microplane.errors import ConfigError, nearest
 from microplane.methods.adalora import AdaLoRA
 from microplane.methods.bitfit import BitFit
@@ -29,14 +33,25 @@ from microplane.methods.rslora import RsLoRA
 from microplane.methods.scalora import ScaLoRA
 from microplane.methods.vera import VeRA
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
-        *(Bottleneck, PromptTuning, PrefixTuning),
-        *(Full, HeadOnly, LastN, BitFit, Norms),
-    )
-}
+BUILT_IN: tuple[type[Method], ...] = (
+    *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
+    *(Bottleneck, PromptTuning, PrefixTuning),
+    *(Full, HeadOnly, LastN, BitFit, Norms),
+)
+
+
+def _checked(name: str, found: object) -> type[Method]:
+    """Raises: TypeError or ValueError, saying what is wrong with what a package calls a method."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise TypeError("which is no subclass of microplane.methods.Method")
+    if missing := [fact for fact in ("name", "summary", "default_lr") if not hasattr(found, fact)]:
+        raise ValueError(f"which does not say its {' and '.join(missing)}")
+    if found.name != name:
+        raise ValueError(f"which calls itself {found.name!r}: the two must be the same")
+    return found
+
+
+METHODS = Registry("microplane.methods", {method.name: method for method in BUILT_IN}, _checked)
 
 __all__ = [
     "METHODS",
