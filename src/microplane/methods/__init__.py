@@ -26,6 +26,7 @@ from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters
 from microplane.methods.nb_lora import NBLoRA
 from microplane.methods.norms import Norms
+from microplane.methods.paca import PaCA
 from microplane.methods.prefix import PrefixTuning
 from microplane.methods.prompt import PromptTuning
 from microplane.methods.qlora import QLoRA
@@ -34,7 +35,7 @@ from microplane.methods.scalora import ScaLoRA
 from microplane.methods.vera import VeRA
 
 BUILT_IN: tuple[type[Method], ...] = (
-    *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
+    *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA, PaCA),
     *(Bottleneck, PromptTuning, PrefixTuning),
     *(Full, HeadOnly, LastN, BitFit, Norms),
 )

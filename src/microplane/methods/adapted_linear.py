@@ -85,7 +85,8 @@ class AdaptedLinear(AddedModule, nn.Module):
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same function, in the base's number format."""
-        weight = (self.base.weight.float() + self.delta()).to(self.base.weight.dtype)
+        base = self.base.weight
+        weight = (base.to(torch.promote_types(base.dtype, torch.float32)) + self.delta()).to(base.dtype)
         out_features, in_features = weight.shape
         plain = nn.Linear(in_features, out_features, bias=self.base.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
