@@ -59,6 +59,7 @@ def logits(model):
         {"name": "adalora", "rank": 2, "initial_rank": 3},
         {"name": "nb-lora", "rank": 4, "targets": ["q", "down"]},
         {"name": "scalora", "rank": 4},
+        {"name": "paca", "rank": 4},
     ],
     ids=lambda knobs: knobs["name"] + str(knobs.get("rank")),
 )
