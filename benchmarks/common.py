@@ -27,6 +27,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--pairs", action="store_true", help="the whole of an encoder-decoder trains, without LoRA")
+    parser.add_argument("--method", default="lora", help="ours: any method with a rank and an alpha")
+    parser.add_argument("--targets", nargs="+", default=["all"], help="ours: what it adapts")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)

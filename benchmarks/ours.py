@@ -123,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lora(options: argparse.Namespace) -> dict[str, Any]:
-    return {"name": "lora", "rank": options.rank, "alpha": options.alpha}
+    return {"name": options.method, "rank": options.rank, "alpha": options.alpha, "targets": options.targets}
 
 
 def form_of(options: argparse.Namespace, method: Method) -> NumberFormat:

@@ -23,7 +23,7 @@ from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.files import write_aside
 from microplane.methods import make_method
-from microplane.methods.method import attach
+from microplane.methods.method import attach_method
 from microplane.models.files.load import load_model
 from microplane.nn.number_format import NumberFormat
 from microplane.training.loop import fit
@@ -95,7 +95,7 @@ def fine_tune(
         steps=plan.steps, batch_size=plan.batch_size, lr=lr, schedule="linear", warmup=0.06, seed=seed, patience=0,
         eval_every=plan.every, save_every=plan.every, threads=plan.threads,
     )  # fmt: skip
-    attach(method, model)
+    attach_method(method, model)
     folder.mkdir(parents=True, exist_ok=True)
     notes = folder / "accuracy.json"
     curve: dict[str, float] = json.loads(notes.read_text()) if notes.exists() else {}

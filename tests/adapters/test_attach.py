@@ -12,13 +12,14 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 import microplane
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
+from microplane.methods.method import NEEDS_SOCKETS
 from tests.foreign.kit import clip, digits, gpt2, vit
 from tests.tiny import tiny
 
 
 def sites(attached):
-    return {name for name, _ in adapted(attached.model, AdaptedLinear)}
+    return {name for name, _ in adapted_layers(attached.model, AdaptedLinear)}
 
 
 def linear_names(model):
@@ -84,9 +85,13 @@ def test_twice_is_refused_until_merged():
     assert sites(microplane.attach(attached.merge(), "vera"))
 
 
-@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.sockets or made.counts_blocks])
+@pytest.mark.parametrize("name", [name for name, made in METHODS.items() if made.needs_own_model])
 def test_a_method_that_needs_what_only_our_models_have_is_refused_with_the_reason(name):
-    why = "places that Microplane's own models keep open" if METHODS[name].sockets else "which blocks a model has"
+    why = (
+        "places that Microplane's own models keep open"
+        if METHODS[name].needs_own_model == NEEDS_SOCKETS
+        else "which blocks a model has"
+    )
     with pytest.raises(ConfigError, match=f"method.name = '{name}' .*{why}"):
         microplane.attach(vit(), name)
 
@@ -101,7 +106,7 @@ def test_starts_that_look_at_data_ask_for_losses():
         model, method, losses=[lambda: F.cross_entropy(model(images[:64]).logits, labels[:64])]
     )
     torch.testing.assert_close(attached.model(images[:4]).logits, plain)
-    assert all(module.lora_B.any() for _, module in adapted(model, AdaptedLinear))
+    assert all(module.lora_B.any() for _, module in adapted_layers(model, AdaptedLinear))
 
 
 def test_a_layer_that_reads_the_weight_itself_is_never_passed_by_in_silence():

@@ -13,7 +13,7 @@ from microplane.cli import app as cli
 from microplane.errors import AdapterError
 from microplane.inference.pipeline import load
 from microplane.methods import METHODS, make_method
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.methods.method import trainable
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
@@ -59,6 +59,7 @@ def logits(model):
         {"name": "adalora", "rank": 2, "initial_rank": 3},
         {"name": "nb-lora", "rank": 4, "targets": ["q", "down"]},
         {"name": "scalora", "rank": 4},
+        {"name": "paca", "rank": 4},
     ],
     ids=lambda knobs: knobs["name"] + str(knobs.get("rank")),
 )
@@ -81,7 +82,7 @@ def test_exact_ones_are_exact_and_peft_opens_them(base, tmp_path, knobs):
 def test_a_smaller_rank_is_the_nearest_and_its_error_is_told(base, tmp_path):
     model = adapter(base, tmp_path / "a", name="lora", rank=6)
     converted = convert(tmp_path / "a", tmp_path / "b", rank=2)
-    values = [torch.linalg.svdvals(module.delta().detach()) for _, module in adapted(model, AdaptedLinear)]
+    values = [torch.linalg.svdvals(module.delta().detach()) for _, module in adapted_layers(model, AdaptedLinear)]
     lost, all_of_it = (sum(float(v[k:].square().sum()) for v in values) for k in (2, 0))
     assert converted.rank == 2
     assert converted.error == pytest.approx((lost / all_of_it) ** 0.5, rel=1e-3)

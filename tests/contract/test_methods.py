@@ -17,7 +17,8 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
-from microplane.methods.method import attach, load_state, state_of, trainable
+from microplane.methods.disable import disabled
+from microplane.methods.method import attach_method, load_state, state_of, trainable
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
 from microplane.training.init_from_data import sample_losses
@@ -85,9 +86,9 @@ def method(case):
 def attached(family, method, seed=0, prepare=True):
     model = family.build()
     torch.manual_seed(seed)
-    attach(method, model)
+    attach_method(method, model)
     if prepare:
-        method.prepare(model, sample_losses(model, family.data, method.prepare_rows, 0, 64))
+        method.init_from_data(model, sample_losses(model, family.data, method.init_rows, 0, 64))
     return model
 
 
@@ -121,7 +122,7 @@ def test_the_models_own_weights_train_only_where_declared(family, method):
     model = family.build().requires_grad_(True)  # whoever hands it over need not have frozen it
     head = set(model.task_head.parameters()) if model.task_head else set()
     own = {id(parameter) for parameter in model.parameters() if parameter not in head}
-    attach(method, model)
+    attach_method(method, model)
     declared = method.trains_base and bool(method.state(model))  # of head-only, a task head alone may train
     assert any(id(p) in own for p in trainable(model).values()) == declared
 
@@ -140,7 +141,7 @@ def test_every_trainable_tensor_moves_and_loss_falls_and_the_rest_stays(family, 
     losses = steps(model, method, optimizer, 4, data=family.data)
     names = set(trainable(model))
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved | method.at_rest(model) == names
+    assert moved | method.may_not_move(model) == names
     assert losses[-1] < losses[0]
 
 
@@ -166,6 +167,28 @@ def test_merge_keeps_the_output_and_leaves_plain_modules(family, method):
     assert not any(isinstance(module, AdaptedLinear) for module in model.modules())
     assert set(model.state_dict()) == set(family.build().state_dict())
     torch.testing.assert_close(family.output(model.double()), unmerged, atol=1e-4, rtol=1e-4)
+
+
+def test_switched_off_it_is_the_base_and_on_again_as_before(family, method):
+    model, _, _ = trained(family, method)
+    wanted, modules = family.output(model), [name for name, _ in model.named_modules()]
+    plain = family.build()
+    if model.task_head is not None:  # it trains beside any method, and stays
+        plain.task_head.load_state_dict(model.task_head.state_dict())
+    if method.trains_base and method.state(model):
+        refused = pytest.raises(AdapterError, match=f"the method {method.name} trains the model's own weights.*load")
+        with refused, disabled(model):
+            pass
+    else:
+        with disabled(model):
+            assert torch.equal(family.output(model), family.output(plain))
+            with disabled(model):  # a second time changes nothing
+                assert torch.equal(family.output(model), family.output(plain))
+        with pytest.raises(ZeroDivisionError), disabled(model.train()):
+            _ = model.eval(), 1 / 0
+        assert not any(module.training for module in model.modules())
+    assert torch.equal(family.output(model), wanted)
+    assert [name for name, _ in model.named_modules()] == modules
 
 
 def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, tmp_path):
@@ -196,14 +219,14 @@ def test_a_foreign_adapter_is_refused_with_a_list_and_changes_nothing(family, me
 
 
 def test_adapters_in_float32_on_a_bfloat16_base(family, method):
-    if method.trains_base and not method.any_base:
+    if method.trains == "weights":
         pytest.skip("its weights are kept in float32")
     model = family.build(torch.bfloat16)
     if method.needs_float32:
         with pytest.raises(ConfigError, match="the base is bfloat16"):
             method.attach(model)
         return
-    attach(method, model)
+    attach_method(method, model)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     losses = steps(model, method, optimizer, 5, data=family.data)
     assert all(p.dtype == torch.float32 for p in trainable(model).values())

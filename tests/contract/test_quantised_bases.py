@@ -23,7 +23,7 @@ FAMILY = "qwen2"  # which has biases
 
 def works(name):
     method = make_method(name)
-    return (method.any_base or not method.trains_base) and not method.needs_float32
+    return method.trains != "weights" and not method.needs_float32
 
 
 METHODS_THERE = [name for name in METHODS if works(name)]

@@ -17,7 +17,7 @@ from microplane.config.build import build
 from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.runs.evaluate import measure_file
 from microplane.training.resume import checkpoints
 from tests.foreign.folders import CAUSAL, save_bart, save_causal
@@ -163,7 +163,7 @@ def test_what_cannot_be_is_refused(place):
     with pytest.raises(ConfigError, match="Did you mean 'c_attn'?"):
         run(place, "gpt2", **{"method.targets": ["c_atn"]})
     done = run(place, "gpt2", **{"method.targets": ["h.0.*.c_attn"], "train.steps": 2})
-    [name] = [name for name, _ in adapted(done.load().model, AdaptedLinear)]
+    [name] = [name for name, _ in adapted_layers(done.load().model, AdaptedLinear)]
     assert name == "net.transformer.h.0.attn.c_attn"
 
 

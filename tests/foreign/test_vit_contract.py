@@ -16,7 +16,7 @@ from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.foreign.kit import digits, vit
 
-NAMES = [name for name, method in METHODS.items() if not method.sockets and not method.counts_blocks]
+NAMES = [name for name, method in METHODS.items() if not method.needs_own_model]
 KNOBS = {
     "adalora": {"rank": 2, "initial_rank": 4, "interval": 1},
     "scalora": {"rank": 2, "interval": 1},
@@ -89,7 +89,7 @@ def test_what_trains_is_declared_grouped_once_and_moves_and_the_rest_stays(metho
         "vit.embeddings.mask_token",
         *(n for n in names if n.endswith("key.bias")),
     }  # softmax cancels a key's bias
-    assert names - resting <= moved | method.at_rest(adapted.model)
+    assert names - resting <= moved | method.may_not_move(adapted.model)
     assert moved <= names
     assert losses[-1] < losses[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from microplane.methods import make_method
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.methods.method import trainable
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
@@ -27,7 +27,7 @@ def attached(family="llama-tied", prepare=True, exact=False, **knobs):
     if exact:
         model.double()
     if prepare:
-        method.prepare(model, sample_losses(model, DATA, method.prepare_rows, 0, 64))
+        method.init_from_data(model, sample_losses(model, DATA, method.init_rows, 0, 64))
     return method, model.eval()
 
 
@@ -38,7 +38,7 @@ def shake(model, size=0.1):
 
 
 def layers(model):
-    return dict(adapted(model, AdaptedLinear))
+    return dict(adapted_layers(model, AdaptedLinear))
 
 
 def loss(model, rows=16):

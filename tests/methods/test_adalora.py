@@ -11,7 +11,7 @@ from microplane.errors import ConfigError, TrainingError
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import make_method
 from microplane.methods.adalora import AdaLoRALinear, Schedule, choose
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.objectives.batch import make_batch
 from microplane.objectives.losses import loss_sum
 from microplane.training.loop import fit
@@ -46,7 +46,7 @@ def train(model, method, total, start=0, stop=None, optimizer=None):
         backward(model, method)
         method.step(model, optimizer, step, total)
         optimizer.zero_grad()
-        used.append(sum(int((m.lora_E != 0).sum()) for _, m in adapted(model, AdaLoRALinear)))
+        used.append(sum(int((m.lora_E != 0).sum()) for _, m in adapted_layers(model, AdaLoRALinear)))
     model.eval()
     return optimizer, used
 
@@ -54,7 +54,7 @@ def train(model, method, total, start=0, stop=None, optimizer=None):
 def test_at_the_start_only_the_values_get_a_gradient():
     method, model = attached(orthogonality=0)
     backward(model, method)
-    for _, module in adapted(model, AdaLoRALinear):
+    for _, module in adapted_layers(model, AdaLoRALinear):
         assert module.lora_E.grad.abs().min() > 0
         assert not module.lora_A.grad.any()
         assert not module.lora_B.grad.any()
@@ -101,16 +101,16 @@ def test_no_more_directions_are_used_than_the_budget_allows():
         if t < schedule.warm:
             assert count == 42
     assert used[-1] == 28
-    assert len({len(m.lora_E) for _, m in adapted(model, AdaLoRALinear)}) == 1  # masked, as long as it trains
+    assert len({len(m.lora_E) for _, m in adapted_layers(model, AdaLoRALinear)}) == 1  # masked, as long as it trains
 
 
 def test_the_penalty_is_zero_for_orthonormal_factors_and_the_mean_norm_otherwise():
     method, model = attached(orthogonality=0.5)
-    for _, module in adapted(model, AdaLoRALinear):
+    for _, module in adapted_layers(model, AdaLoRALinear):
         torch.nn.init.orthogonal_(module.lora_A)
         torch.nn.init.orthogonal_(module.lora_B)
     assert method.penalty(model).item() < 1e-5
-    for _, module in adapted(model, AdaLoRALinear):
+    for _, module in adapted_layers(model, AdaLoRALinear):
         module.lora_A.data.zero_()  # |0 - I| = sqrt 3
     assert abs(method.penalty(model).item() - 0.5 * 3**0.5 / 2) < 1e-5
 
@@ -125,7 +125,7 @@ def test_at_the_end_pruned_directions_are_removed_and_the_adapter_is_smaller(tmp
     torch.testing.assert_close(logits(model, DATA), masked, atol=1e-5, rtol=1e-5)
     after = save_adapter(tmp_path / "after", model, method, {})
     assert after < before
-    assert sum(len(module.lora_E) for _, module in adapted(model, AdaLoRALinear)) == 28
+    assert sum(len(module.lora_E) for _, module in adapted_layers(model, AdaLoRALinear)) == 28
     again, _ = read_method(tmp_path / "after")
     fresh = tiny()
     again.attach(fresh)
@@ -137,7 +137,7 @@ def test_at_the_end_pruned_directions_are_removed_and_the_adapter_is_smaller(tmp
 
 def test_the_scale_stays_that_of_the_initial_rank():
     method, model = attached(alpha=6)
-    module = next(m for _, m in adapted(model, AdaLoRALinear))
+    module = next(m for _, m in adapted_layers(model, AdaLoRALinear))
     module.lora_E.data[0] = 2
     expected = 2 * 6 / (3 + 1e-5) * torch.outer(module.lora_B[:, 0], module.lora_A[0])
     torch.testing.assert_close(module.delta(), expected)

@@ -40,7 +40,7 @@ def test_it_starts_at_the_base_trains_everything_it_adds_and_merges(family, knob
     with torch.no_grad():
         before = hidden(model)
     method.attach(model)
-    method.prepare(model, [lambda: hidden(model).square().mean()])
+    method.init_from_data(model, [lambda: hidden(model).square().mean()])
     with torch.no_grad():
         torch.testing.assert_close(hidden(model), before, atol=1e-5, rtol=1e-5)
     for parameter in trainable(model).values():

@@ -16,7 +16,7 @@ from microplane.methods.init.gradients import weight_gradients
 from microplane.methods.method import trainable
 from microplane.models.contract import linears
 from microplane.nn.quantised import QUANTISED
-from microplane.training.init_from_data import prepare, sample_losses
+from microplane.training.init_from_data import init_from_data, sample_losses
 from microplane.training.loop import fit
 from tests.methods.kit import DATA, attached, layers, loss, shake
 from tests.tiny import copy_task, logits, tiny
@@ -161,8 +161,17 @@ def test_the_function_is_unchanged_to_the_bit_and_the_pair_is_not_zero(name, sta
 
 @pytest.mark.parametrize("start", COUNTED)
 def test_scalora_takes_the_start_off_its_base(start):
+    """In float64 nearly to the bit. In float32 W - s B A + s B A rounds as its largest part does, and olora's start is
+    eight times as large as W here: 1.6e-5 at logits up to 3.7, on a processor that fuses products and sums."""
+    _, exact = attached(name="scalora", rank=3, start=start, start_rows=16, exact=True)
+    torch.testing.assert_close(logits(exact, DATA), logits(tiny().double(), DATA), atol=1e-12, rtol=1e-12)
     _, model = attached(name="scalora", rank=3, start=start, start_rows=16)
-    torch.testing.assert_close(logits(model, DATA), logits(tiny(), DATA), atol=1e-5, rtol=1e-5)
+    parts = [
+        ((layer.weight - layer.base.weight).abs().max(), layer.base.weight.abs().max())
+        for layer in layers(model).values()
+    ]
+    larger = max(1.0, *(float(part / weight) for part, weight in parts))
+    torch.testing.assert_close(logits(model, DATA), logits(tiny(), DATA), atol=1e-5 * larger, rtol=1e-5)
     for layer in layers(model).values():
         assert layer.lora_A.any()
         assert layer.lora_B.any()
@@ -204,7 +213,7 @@ def test_at_first_gradients_are_those_of_a_pair_on_the_rest_of_the_weight(start)
     make_method({"name": "lora", "rank": 3}).attach(twin)
     twin.double()
     for name, layer in layers(twin).items():
-        layer.begin_at(layers(model)[name].lora_A, layers(model)[name].lora_B, counted_from=False)
+        layer.set_factors(layers(model)[name].lora_A, layers(model)[name].lora_B, relative_to_start=False)
     loss(twin).backward()
     for name, layer in layers(twin).items():
         torch.testing.assert_close(layers(model)[name].lora_A.grad, layer.lora_A.grad)
@@ -243,7 +252,7 @@ def test_loftq_on_a_quantised_base_is_nearer_to_the_original(name, kind):
     before = (logits(quantised, DATA) - logits(original, DATA)).norm()
     method = make_method({"name": name, "rank": 12, "start": "loftq"})
     method.attach(quantised)
-    prepare(quantised, method, DATA, TrainKnobs(), stored)
+    init_from_data(quantised, method, DATA, TrainKnobs(), stored)
     assert (logits(quantised, DATA) - logits(original, DATA)).norm() < 0.6 * before
     for site, layer in layers(quantised).items():
         W, Q = original.get_submodule(site).weight, layer.base.weight
@@ -278,7 +287,7 @@ def run(folder, knobs, kill_at=None, resume=False):
     train_knobs = TrainKnobs(epochs=2, batch_size=8, micro_tokens=64, lr=1e-2, eval_every=3, patience=0)
     method, model = attached(prepare=False, **knobs)
     if not resume:
-        method.prepare(model, sample_losses(model, train, method.prepare_rows, 0, 64))
+        method.init_from_data(model, sample_losses(model, train, method.init_rows, 0, 64))
 
     def watch(record):
         if record["step"] == kill_at and "loss" in record:

@@ -14,7 +14,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.lora_auto import GrowingLinear, GrowingLoRA, gains, grows, truncated
 from microplane.methods.method import trainable
 from microplane.nn.rows import Rows
@@ -79,7 +79,7 @@ def test_growth_leaves_the_function_bit_for_bit_and_the_rank_of_the_update():
     method, model, _, before, said = grown_model()
     assert said == "rank 1 -> 2: rank 1 gained 10.0% of the validation loss"
     assert torch.equal(logits(model, HELD_OUT), before)
-    for _, module in adapted(model, GrowingLinear):
+    for _, module in adapted_layers(model, GrowingLinear):
         assert module.rank == 2
         assert module.scale == method.scale
         assert torch.linalg.matrix_rank(module.delta()) == 1
@@ -156,7 +156,7 @@ def test_it_does_not_grow_at_the_end_nor_beyond_its_bounds():
         assert len(optimizer.param_groups) == 1
     method, model = attached(start_rank=12, max_rank=64, targets=["k", "q"])
     method.after_validation(model, make_optimizer(method, model, TrainKnobs()), history(1.0, 0.9), 100)
-    assert {module.rank for _, module in adapted(model, GrowingLinear)} == {16, 24}  # k is 16 x 32
+    assert {module.rank for _, module in adapted_layers(model, GrowingLinear)} == {16, 24}  # k is 16 x 32
 
 
 def test_the_cut_is_the_best_one():
@@ -188,7 +188,7 @@ def test_a_run_grows_tells_its_story_and_keeps_the_best(straight):
     folder, outcome, method, model = straight
     assert [d["decision"].split(":")[0] for d in outcome.decisions[:-1]] == ["rank 1 -> 2", "rank 2 -> 4"]
     assert outcome.decisions[-1]["decision"].startswith("best weights taken, rank ")
-    assert all(len(module.pairs) == 1 for _, module in adapted(model, GrowingLinear))
+    assert all(len(module.pairs) == 1 for _, module in adapted_layers(model, GrowingLinear))
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [r["validation_loss"] for r in records if "validation_loss" in r]
     assert sum("decision" in r for r in records) == 2
@@ -225,7 +225,7 @@ def test_a_cut_that_costs_too_much_is_not_made():
     before = logits(model.eval(), HELD_OUT)
     said = method.finish(model, lambda: next(losses))
     assert "all that is not zero" in said
-    assert {module.rank for _, module in adapted(model, GrowingLinear)} == {3}
+    assert {module.rank for _, module in adapted_layers(model, GrowingLinear)} == {3}
     torch.testing.assert_close(logits(model, HELD_OUT), before, atol=1e-4, rtol=1e-4)
 
 
@@ -233,7 +233,7 @@ def test_peft_opens_it(tmp_path):
     base = save_tiny_folder(tmp_path / "base")
     method, model = make_method(KNOBS), load(base, dtype="float32").model
     method.attach(model)
-    for number, (_, module) in enumerate(adapted(model, GrowingLinear)):
+    for number, (_, module) in enumerate(adapted_layers(model, GrowingLinear)):
         module.reshape([1 + number % 3])
     for tensor in method.state(model).values():
         tensor.data.normal_(0, 0.3)
@@ -255,7 +255,7 @@ def test_what_peft_could_open_before_a_growth_is_not_left_beside_what_it_cannot(
     method, model = attached()
     save_adapter(tmp_path, model, method, {})
     assert (tmp_path / "adapter_config.json").is_file()
-    for number, (_, module) in enumerate(adapted(model, GrowingLinear)):
+    for number, (_, module) in enumerate(adapted_layers(model, GrowingLinear)):
         module.grow(2, born=3, seed=number)
     save_adapter(tmp_path, model, method, {})
     assert not (tmp_path / "adapter_config.json").exists()

@@ -7,7 +7,7 @@ import torch
 
 from microplane.errors import ConfigError
 from microplane.methods import make_method
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.nb_lora import NBLoRALinear
 from microplane.nn.ops.cayley import cayley, cayley_reference
 from tests.tiny import copy_task, logits, tiny
@@ -121,12 +121,12 @@ def test_every_update_within_the_bounds_is_reached():
 def test_ready_for_use_it_transforms_once_and_answers_the_same():
     data, method, model = copy_task(8), make_method({"name": "nb-lora", "rank": 4}), tiny()
     method.attach(model)
-    for _, module in adapted(model, NBLoRALinear):
+    for _, module in adapted_layers(model, NBLoRALinear):
         module.free_A.data.normal_(0, 0.1)
     before = logits(model.eval(), data)
     model.requires_grad_(False)
     assert torch.equal(logits(model, data), before)
-    module = next(m for _, m in adapted(model, NBLoRALinear))
+    module = next(m for _, m in adapted_layers(model, NBLoRALinear))
     assert module.low_rank() is module.low_rank()
     state = {name: tensor * 2 for name, tensor in method.state(model).items()}
     method.load(model, state)

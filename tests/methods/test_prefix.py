@@ -11,7 +11,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable, trainable_parameters
-from microplane.methods.prefix import places
+from microplane.methods.prefix import attention_sites
 from microplane.nn.attention import MaskSpec, attend, attend_reference
 from microplane.nn.rows import Pairs, Rows
 from microplane.training.optim import make_optimizer
@@ -37,7 +37,7 @@ def attached(make=tiny, **knobs):
 
 
 def prefixes(model):
-    return {name: place.attention.prefix for name, place in places(model)}
+    return {name: place.attention.prefix for name, place in attention_sites(model)}
 
 
 @pytest.mark.parametrize("causal", [True, False])

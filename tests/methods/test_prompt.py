@@ -95,7 +95,7 @@ def test_generation_is_that_of_the_words():
 def test_it_counts_length_times_width_and_takes_room_of_the_context():
     method, model = attached(tiny)
     assert trainable_parameters(model) == 3 * 32
-    assert (method.places, model.max_row_tokens, tiny().max_row_tokens) == (3, 128 - 3, 128)
+    assert (method.num_virtual_tokens, model.max_row_tokens, tiny().max_row_tokens) == (3, 128 - 3, 128)
     with pytest.raises(ConfigError, match=r"method.length = 128: the model's context is 128 in all"):
         attached(tiny, length=128)
 

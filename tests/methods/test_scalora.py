@@ -13,7 +13,7 @@ from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods import make_method
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.base_format import base_format
 from microplane.methods.scalora import ScaLoRALinear, numerical_factors, scale_moments, scaling
 from microplane.objectives.batch import make_batch
@@ -262,7 +262,9 @@ def test_the_base_stays_and_a_resume_is_bitwise(tmp_path):
     load_checkpoint(tmp_path / "step-00000005", model, method, optimizer)
     train(model, method, optimizer, 5, 10)
     assert torch.equal(logits(straight, DATA), logits(model, DATA))
-    for (_, one), (_, other) in zip(adapted(straight, ScaLoRALinear), adapted(model, ScaLoRALinear), strict=True):
+    for (_, one), (_, other) in zip(
+        adapted_layers(straight, ScaLoRALinear), adapted_layers(model, ScaLoRALinear), strict=True
+    ):
         assert torch.equal(one.drift, other.drift)
         assert torch.equal(one.weight, other.base.weight + other.drift)
 
@@ -274,9 +276,9 @@ def test_what_is_saved_is_compact_and_the_same_function(tmp_path, steps):
     before = logits(model, DATA)
     said = method.finish(model, lambda: 0.0)
     torch.testing.assert_close(logits(model, DATA), before, atol=1e-4, rtol=1e-4)
-    full = [m for _, m in adapted(model, ScaLoRALinear) if m.drift is not None]
+    full = [m for _, m in adapted_layers(model, ScaLoRALinear) if m.drift is not None]
     assert f"kept in full in {len(full)} of 14 layers" in said
-    for _, module in adapted(model, ScaLoRALinear):
+    for _, module in adapted_layers(model, ScaLoRALinear):
         numbers = module.lora_A.numel() + module.lora_B.numel()
         assert module.drift is not None or numbers < module.in_features * module.out_features
         assert module.drift is None or not module.lora_A.numel()

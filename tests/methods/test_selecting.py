@@ -10,7 +10,7 @@ from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.base_format import base_format
-from microplane.methods.method import attach, state_of, trainable
+from microplane.methods.method import attach_method, state_of, trainable
 from microplane.models.heads import add_head
 from microplane.training.optim import make_optimizer
 from tests.tiny import tiny, tiny_encoder, tiny_pairs
@@ -75,7 +75,7 @@ def test_weight_decay_does_not_pull_them_to_zero(knobs):
 def test_a_task_head_is_saved_once():
     model, method = tiny_encoder(), make_method("norms")
     add_head(model, "classification", ["a", "b"])
-    attach(method, model)
+    attach_method(method, model)
     names = [name for name in state_of(method, model) if "task_head" in name or "classifier" in name]
     assert len(names) == 2  # weight and bias
     assert all(parameter.requires_grad for parameter in model.task_head.parameters())

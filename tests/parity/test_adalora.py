@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from microplane.methods import make_method
 from microplane.methods.adalora import TENSORS, AdaLoRALinear
 from microplane.methods.adapted_linear import saved_sites
+from microplane.methods.method import PREFIX
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
 from tests.tiny import save_tiny_folder
@@ -33,8 +34,8 @@ def test_twenty_steps_with_their_schedule(tmp_path):
     ours = load_model(base)
     method.attach(ours)
     twins = [
-        (module.get_parameter(name), theirs.get_parameter(f"{prefix}.{name}.default"))
-        for prefix, module in saved_sites(ours, AdaLoRALinear)
+        (module.get_parameter(name), theirs.get_parameter(f"{PREFIX}{path}.{name}.default"))
+        for path, module in saved_sites(ours, AdaLoRALinear)
         for name in TENSORS
     ]
     for mine, its in twins:

@@ -10,7 +10,7 @@ from peft.utils import loftq_utils
 
 from microplane.checkpoints.adapter import save_adapter
 from microplane.methods import make_method
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.init.factors import loftq
 from microplane.methods.lora import LoRALinear
 from microplane.models.files.load import load_model
@@ -38,7 +38,7 @@ def both(base, start, **more):
     modules = dict(peft_model.named_modules())
     layers = {
         site: (module, modules[f"base_model.model.model.layers.{site.split('.')[1]}.{where(site)}"])
-        for site, module in adapted(model, LoRALinear)
+        for site, module in adapted_layers(model, LoRALinear)
     }
     return method, model, peft_model, layers
 
@@ -51,7 +51,7 @@ def where(site):
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_starts_from_the_weight_equal_pefts(base, tmp_path, start):
     method, model, peft_model, layers = both(base, start)
-    method.prepare(model, [])
+    method.init_from_data(model, [])
     assert_equal(ours(model), theirs(reference(base)))
     for mine, its in layers.values():
         A, B = its.lora_A["default"].weight, its.lora_B["default"].weight
@@ -59,7 +59,7 @@ def test_starts_from_the_weight_equal_pefts(base, tmp_path, start):
         if start == "olora":
             torch.testing.assert_close(mine.lora_A, A, atol=1e-5, rtol=1e-5)
         # The sign of a singular vector is free, so peft's pair is taken over and moved from on both sides.
-        mine.begin_at(A.data, B.data, counted_from=True)
+        mine.set_factors(A.data, B.data, relative_to_start=True)
         for one, other in ((mine.lora_A, A), (mine.lora_B, B)):
             step = torch.randn_like(one) * 0.2
             one.data.add_(step)
@@ -84,7 +84,7 @@ def test_eva_finds_pefts_directions_and_ranks(base, tmp_path, monkeypatch, rho):
     exact = eva.IncrementalPCA  # peft's own takes a random subspace for speed
     monkeypatch.setattr(eva, "IncrementalPCA", lambda **knobs: exact(**knobs | {"lowrank": False}))
     ids = torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(1))
-    method.prepare(model, [lambda: model(Rows.of(ids.tolist()))])
+    method.init_from_data(model, [lambda: model(Rows.of(ids.tolist()))])
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=4,
@@ -98,7 +98,7 @@ def test_eva_finds_pefts_directions_and_ranks(base, tmp_path, monkeypatch, rho):
     peft.initialize_lora_eva_weights(peft_model, loader, show_progress_bar=False)
     modules = dict(peft_model.named_modules())
     ranks = set()
-    for site, mine in adapted(model, LoRALinear):
+    for site, mine in adapted_layers(model, LoRALinear):
         its = modules[f"base_model.model.model.layers.{site.split('.')[1]}.{where(site)}"]
         A = its.lora_A["default"].weight
         assert len(mine.lora_A) == len(A)
@@ -107,7 +107,7 @@ def test_eva_finds_pefts_directions_and_ranks(base, tmp_path, monkeypatch, rho):
         assert cosines.min() > 1 - 1e-5, (site, cosines)
         ranks.add(len(A))
     assert (len(ranks) > 1) == (rho > 1)
-    for _, mine in adapted(model, LoRALinear):
+    for _, mine in adapted_layers(model, LoRALinear):
         mine.lora_B.data.normal_(0, 0.2)
     save_adapter(tmp_path / "adapter", model, method, {"base": str(base)})
     opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter").eval()

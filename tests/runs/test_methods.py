@@ -10,7 +10,7 @@ import torch
 import microplane
 from microplane.adapters.convert import convert
 from microplane.cli.terminal import decision_table
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from tests.tiny import save_tiny_folder
 
 SETS = {
@@ -54,7 +54,7 @@ def test_a_run_ends_with_all_its_checks_passed_and_converts(place, knobs):
     if knobs["name"] == "scalora":
         assert next(loaded.model.parameters()).dtype == torch.float32
     if knobs["name"] == "adalora":
-        ranks = [len(module.lora_E) for _, module in adapted(loaded.model, AdaptedLinear)]
+        ranks = [len(module.lora_E) for _, module in adapted_layers(loaded.model, AdaptedLinear)]
         assert sum(ranks) == len(ranks)
     converted = convert(done.folder, place / f"{knobs['name']}-lora")
     assert converted.error < 1e-5 or knobs["name"] == "scalora"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,15 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.files import write_aside
 from microplane.methods import Method, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
-from microplane.methods.method import attach as attach_method
-from microplane.methods.method import load_state, state_of, trainable, trainable_parameters
+from microplane.methods.disable import disabled
+from microplane.methods.method import (
+    attach_method,
+    forget_method,
+    load_state,
+    state_of,
+    trainable,
+    trainable_parameters,
+)
 from microplane.models.contract import Model, linears, module_map_of
 from microplane.models.external.any_module import map_modules, unmap
 from microplane.models.files.load import quantise_linears
@@ -103,10 +111,19 @@ class Attached:
         """
         load_adapter(Path(folder), self.model, self.method)
 
+    def disabled(self) -> AbstractContextManager[None]:
+        """Inside `with adapted.disabled():` the model computes what the untouched one does.
+
+        Raises:
+            AdapterError: if the method trains the model's own weights, or was merged.
+        """
+        return disabled(self.model)
+
     def merge(self) -> nn.Module:
         """The model as it was built, with what was learned in its own weights."""
         self.method.merge(self.model)
         unmap(self.model)
+        forget_method(self.model)
         return self.model.requires_grad_(False)
 
 
@@ -138,11 +155,11 @@ def attach(
     made = _made(method, targets)
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ConfigError("the model has a method attached already; merge that one first, or build the model anew")
-    if made.prepare_rows and not losses:
+    if made.init_rows and not losses:
         start = getattr(made, "start", made.name)
         raise ConfigError(f"method.start = {start!r} looks at training rows: give attach(..., losses=[...])")
     weights = _attach(model, made, [train] if isinstance(train, str) else list(train), _kind(base, made, made.quantize))
-    made.prepare(model, losses, weights.__getitem__ if weights else None)
+    made.init_from_data(model, losses, weights.__getitem__ if weights else None)
     return Attached(model, made)
 
 

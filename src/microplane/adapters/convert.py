@@ -17,9 +17,9 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.evaluation.probe import largest_difference, probe_logits
 from microplane.inference.pipeline import Loaded, load
 from microplane.methods import LoRA, Method
-from microplane.methods.adapted_linear import AdaptedLinear
+from microplane.methods.adapted_linear import AdaptedLinear, hf_paths
 from microplane.methods.method import PREFIX, head_state, load_state
-from microplane.models.contract import hf_names, linears
+from microplane.models.contract import linears
 from microplane.models.files.load import load_model
 from microplane.models.heads import head_from
 
@@ -77,12 +77,12 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     width = max(len(change.A) for change in changes.values())
     lora = LoRA(rank=width, alpha=float(width), targets=_targets(loaded.model, changes))
     lost = _lost(loaded.model, base) if loaded.method.whole_model else 0.0
-    names = hf_names(base)
+    prefixes = dict(zip(changes, hf_paths(base, changes), strict=True))
     head_from(base, about)
     lora.attach(base)
     state: dict[str, Tensor] = {}
     for path, change in changes.items():
-        prefix = PREFIX + names[f"{path}.weight"].removesuffix(".weight")
+        prefix = PREFIX + prefixes[path]
         state[f"{prefix}.lora_A.weight"] = _padded(change.A, width)
         state[f"{prefix}.lora_B.weight"] = _padded(change.B.t(), width).t()
     load_state(lora, base, state | head_state(loaded.model))
@@ -95,7 +95,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
 
 
 def _refuse(method: Method) -> None:
-    reason = method.never_lora
+    reason = method.not_convertible
     if reason is None and not method.mergeable:
         reason = "adds to the model what is no change of a weight"
     if reason:

@@ -10,7 +10,7 @@ from typing import Any
 from microplane.checkpoints.adapter import load_adapter
 from microplane.errors import AdapterError, ConfigError, ModelError
 from microplane.methods import Method
-from microplane.methods.method import attach as attach_method
+from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.files.hub import resolve
 from microplane.models.heads import head_from
@@ -19,7 +19,7 @@ from microplane.nn.quantised import QUANTISED
 MEBIBYTE = 1 << 20
 
 
-def attach(model: Model, method: Method, folder: Path, about: Mapping[str, Any]) -> None:
+def attach_saved_adapter(model: Model, method: Method, folder: Path, about: Mapping[str, Any]) -> None:
     """Put the adapter of `folder` on an untouched base, ready for use, and with it the head that `about` tells of."""
     head_from(model, about)
     try:

@@ -320,7 +320,8 @@ def methods(
         shown = {"merges": facts["mergeable"], "starts as the base": facts["starts_at_base"]}
         shown["trains the base's own weights"] = facts["trains_base"]
         told = "; ".join(f"{fact}: {'yes' if value else 'no'}" for fact, value in shown.items())
-        typer.echo(f"{name}: {method.summary}")
+        package = METHODS.package_of(name)
+        typer.echo(f"{name}: {method.summary}{f' (from the package {package})' if package else ''}")
         typer.echo(f"  {told}; default train.lr: {method.default_lr:g}")
         for knob, field in fields(method):
             typer.echo(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")

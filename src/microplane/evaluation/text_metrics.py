@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from microplane.config.extensions import Registry
 from microplane.errors import ConfigError, nearest
 
 Texts = Sequence[str]
@@ -181,7 +182,9 @@ def _share(hits: Iterable[bool]) -> float:
     return sum(found) / len(found)
 
 
-METRICS: dict[str, Callable[[Texts, Texts], dict[str, float]]] = {
+Metric = Callable[[Texts, Texts], dict[str, float]]
+
+_BUILT_IN: dict[str, Metric] = {
     "exact_match": exact_match,
     "json_valid": json_valid,
     "json_equal": json_equal,
@@ -191,3 +194,13 @@ METRICS: dict[str, Callable[[Texts, Texts], dict[str, float]]] = {
     "bleu": bleu,
     "chrf": chrf,
 }
+
+
+def _checked(name: str, found: object) -> Metric:
+    """Raises: TypeError, if what a package calls a metric cannot be called."""
+    if not callable(found):
+        raise TypeError("which is no function of predictions and targets")
+    return found
+
+
+METRICS: Mapping[str, Metric] = Registry("microplane.metrics", _BUILT_IN, _checked)

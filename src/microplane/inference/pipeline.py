@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from microplane.checkpoints.adapter import read_method
-from microplane.checkpoints.attach_saved import adapter_folder, attach, base_of, trained_on
+from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of, trained_on
 from microplane.config.build import build, shown
 from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
 from microplane.data.preparing.tokenise import layout_for
@@ -120,7 +120,7 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
     path = folder if method.whole_model else base_of(folder, about)
     model = load_model(path, _opened_as(method, about, dtype))
     if not method.whole_model:
-        attach(model, method, folder, about)
+        attach_saved_adapter(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
     return Loaded(model, load_tokenizer(path), path, template, system, method, about, prefix)
 

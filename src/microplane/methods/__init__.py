@@ -1,4 +1,7 @@
-"""Every method by its name. Adding one: its file, and its line here."""
+"""Every method by its name. Adding one: its file, and its line here.
+
+Or, from a package of one's own, an entry point in the group "microplane.methods" (config/extensions.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from microplane.config.build import build
+from microplane.config.extensions import Registry
 from microplane.errors import ConfigError, nearest
 from microplane.methods.adalora import AdaLoRA
 from microplane.methods.bitfit import BitFit
@@ -22,6 +26,7 @@ from microplane.methods.lora_plus import LoRAPlus
 from microplane.methods.method import Method, trainable, trainable_parameters
 from microplane.methods.nb_lora import NBLoRA
 from microplane.methods.norms import Norms
+from microplane.methods.paca import PaCA
 from microplane.methods.prefix import PrefixTuning
 from microplane.methods.prompt import PromptTuning
 from microplane.methods.qlora import QLoRA
@@ -29,14 +34,25 @@ from microplane.methods.rslora import RsLoRA
 from microplane.methods.scalora import ScaLoRA
 from microplane.methods.vera import VeRA
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA),
-        *(Bottleneck, PromptTuning, PrefixTuning),
-        *(Full, HeadOnly, LastN, BitFit, Norms),
-    )
-}
+BUILT_IN: tuple[type[Method], ...] = (
+    *(LoRA, RsLoRA, LoRAPlus, LoRAFA, QLoRA, DoRA, GrowingLoRA, AdaLoRA, ScaLoRA, NBLoRA, IA3, VeRA, PaCA),
+    *(Bottleneck, PromptTuning, PrefixTuning),
+    *(Full, HeadOnly, LastN, BitFit, Norms),
+)
+
+
+def _checked(name: str, found: object) -> type[Method]:
+    """Raises: TypeError or ValueError, saying what is wrong with what a package calls a method."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise TypeError("which is no subclass of microplane.methods.Method")
+    if missing := [fact for fact in ("name", "summary", "default_lr") if not hasattr(found, fact)]:
+        raise ValueError(f"which does not say its {' and '.join(missing)}")
+    if found.name != name:
+        raise ValueError(f"which calls itself {found.name!r}: the two must be the same")
+    return found
+
+
+METHODS = Registry("microplane.methods", {method.name: method for method in BUILT_IN}, _checked)
 
 __all__ = [
     "METHODS",
@@ -59,7 +75,7 @@ def facts_table() -> str:
     ]
     for name, kind in METHODS.items():
         method = kind()
-        wide = method.needs_float32 is not None or (method.trains_base and not method.any_base)
+        wide = method.needs_float32 is not None or method.trains == "weights"
         base = method.quantize or ("float32" if wide else "any")
         own = "yes" if method.trains_base else "no"
         shown = [f"{method.default_lr:g}", *("yes" if x else "no" for x in (method.starts_at_base, method.mergeable))]

@@ -27,12 +27,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from microplane.errors import TrainingError
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.init.low_rank_method import Started
-from microplane.methods.method import check_fits
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, set_parameter_
+from microplane.methods.init.low_rank_method import LowRankMethod
 
 TENSORS = ("lora_A", "lora_E", "lora_B")
 
@@ -51,10 +49,7 @@ class AdaLoRALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         Q = self.lora_A * self.lora_E
-        if self.training and self.dropout:
-            low = F.linear(F.dropout(x, self.dropout), Q.to(x.dtype))
-            return self.base(x) + F.linear(low, self.scale * self.lora_B.to(x.dtype))
-        return self.with_pair(x, Q, self.lora_B, self.scale)
+        return self.forward_low_rank(x, Q, self.lora_B, self.scale, self.dropout)
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         return self.lora_A * self.lora_E, self.scale * self.lora_B
@@ -63,18 +58,26 @@ class AdaLoRALinear(AdaptedLinear):
         return self.scale * (self.lora_B @ (self.lora_A * self.lora_E))
 
     @torch.no_grad()
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None:
         """Train from the directions of a pair, of length 1. E is their size, or 0 where the pair is no change.
 
         P stays random where B is zero.
         """
         width, height = A.norm(dim=1), B.norm(dim=0)  # (r)
         if len(A) != len(self.lora_E):
-            put(self.lora_B, torch.empty(self.out_features, len(A)).normal_(0, 0.02))
-        put(self.lora_A, A / width[:, None])
+            set_parameter_(self.lora_B, torch.empty(self.out_features, len(A)).normal_(0, 0.02))
+        set_parameter_(self.lora_A, A / width[:, None])
         if height.all():
-            put(self.lora_B, B / height)
-        put(self.lora_E, torch.zeros(len(A), 1) if counted_from else (width * height)[:, None])
+            set_parameter_(self.lora_B, B / height)
+        set_parameter_(self.lora_E, torch.zeros(len(A), 1) if relative_to_start else (width * height)[:, None])
+
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        rank = saved_rank(saved.get("lora_A"), len(self.lora_A))
+        return {"lora_A": (rank, self.in_features), "lora_E": (rank, 1), "lora_B": (self.out_features, rank)}
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        for name in TENSORS:
+            set_parameter_(self.get_parameter(name), saved[name])
 
     @torch.no_grad()
     def observe(self, beta1: float, beta2: float) -> None:
@@ -118,19 +121,18 @@ class Schedule:
         return int((self.start - self.end) * left**3 + self.end)
 
 
-class AdaLoRA(Started):
+class AdaLoRA(LowRankMethod):
     name: ClassVar[str] = "adalora"
     summary: ClassVar[str] = "low-rank updates that give each layer the rank it earns, under a budget"
     default_lr: ClassVar[float] = 1.5e-2
+    takes_saved_ranks: ClassVar[bool] = True
     layer: ClassVar[type[AdaptedLinear]] = AdaLoRALinear
     first_rank_knob: ClassVar[str] = "initial_rank"
-    finishes: ClassVar[bool] = True
 
     rank: int = Field(16, ge=1, description="directions a layer has at the end, on average")
     initial_rank: int = Field(24, ge=1, description="directions each layer begins with; 1.5 times the rank is usual")
     alpha: float = Field(64.0, gt=0, description="the update is scaled by alpha / initial_rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
     orthogonality: float = Field(0.1, ge=0, description="weight of the penalty that keeps directions apart")
     warm_share: float = Field(0.1, ge=0, lt=1, description="share of the steps before anything is pruned")
     final_share: float = Field(0.5, ge=0, lt=1, description="share of the steps that train the chosen directions only")
@@ -146,27 +148,26 @@ class AdaLoRA(Started):
             raise ValueError("warm_share + final_share must be below 1, to leave steps in which to prune")
         return self
 
-    def attach(self, model: nn.Module) -> None:
+    def wrap(self, base: nn.Linear) -> AdaLoRALinear:
         scale = self.alpha / (self.initial_rank + 1e-5)
-        wrap_linears(model, self.targets, lambda base: AdaLoRALinear(base, self.initial_rank, scale, self.dropout))
-        self.check_start(model)
+        return AdaLoRALinear(base, self.initial_rank, scale, self.dropout)
 
     def schedule(self, layers: int, total: int) -> Schedule:
         warm, final = int(self.warm_share * total), int(self.final_share * total)
         return Schedule(self.initial_rank * layers, self.rank * layers, warm, final, total)
 
-    def settled(self, step: int, total: int) -> bool:
+    def can_be_result(self, step: int, total: int) -> bool:
         return step >= self.schedule(1, total).settles
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         norms = []
-        for _, module in adapted(model, AdaLoRALinear):
+        for _, module in adapted_layers(model, AdaLoRALinear):
             for gram in (module.lora_A @ module.lora_A.t(), module.lora_B.t() @ module.lora_B):
                 norms.append(torch.linalg.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
         return self.orthogonality * torch.stack(norms).mean() if self.orthogonality else 0.0
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
-        modules = [module for _, module in adapted(model, AdaLoRALinear)]
+        modules = [module for _, module in adapted_layers(model, AdaLoRALinear)]
         schedule = self.schedule(len(modules), total)
         self._check_total(modules, schedule)
         optimizer.step()
@@ -203,47 +204,26 @@ class AdaLoRA(Started):
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
         """Remove the directions that are zero."""
         ranks, removed = [], 0
-        for _, module in adapted(model, AdaLoRALinear):
+        for _, module in adapted_layers(model, AdaLoRALinear):
             used = module.lora_E.detach().view(-1) != 0
             removed += int((~used).sum())
             A, E, B = module.lora_A.detach(), module.lora_E.detach(), module.lora_B.detach()
             for parameter, value in ((module.lora_A, A[used]), (module.lora_E, E[used]), (module.lora_B, B[:, used])):
-                put(parameter, value)
+                set_parameter_(parameter, value)
             ranks.append(len(module.lora_E))
         return (
             f"removed {removed} of {removed + sum(ranks)} directions; ranks from {min(ranks)} to {max(ranks)}, "
             f"{sum(ranks) / len(ranks):.1f} on average"
         )
 
-    def at_rest(self, model: nn.Module) -> set[str]:
+    def may_not_move(self, model: nn.Module) -> set[str]:
         """A layer that lost all its directions has E = 0, as it began, and no gradient for the rest."""
-        lost = [site for site, m in adapted(model, AdaLoRALinear) if m.kept is not None and not m.kept.any()]
+        lost = [site for site, m in adapted_layers(model, AdaLoRALinear) if m.kept is not None and not m.kept.any()]
         return {f"{site}.{name}" for site in lost for name in TENSORS}
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            f"{prefix}.{name}": module.get_parameter(name)
-            for prefix, module in saved_sites(model, AdaLoRALinear)
-            for name in TENSORS
-        }
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Each layer takes the rank that it was saved with."""
-        sites = dict(saved_sites(model, AdaLoRALinear))
-        shapes: dict[str, tuple[int, ...]] = {}
-        for prefix, module in sites.items():
-            saved = state.get(f"{prefix}.lora_A")
-            rank = len(module.lora_A) if saved is None else len(saved)
-            sizes = (rank, module.in_features), (rank, 1), (module.out_features, rank)
-            shapes |= {f"{prefix}.{name}": size for name, size in zip(TENSORS, sizes, strict=True)}
-        check_fits(shapes, state)
-        for name in shapes:
-            prefix, _, tensor = name.rpartition(".")
-            put(sites[prefix].get_parameter(tensor), state[name])
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         state = {}
-        for site, module in adapted(model, AdaLoRALinear):
+        for site, module in adapted_layers(model, AdaLoRALinear):
             state[f"{site}.total"] = torch.tensor(module.total)
             if module.kept is not None:
                 state[f"{site}.kept"] = module.kept
@@ -252,7 +232,7 @@ class AdaLoRA(Started):
         return state
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        for site, module in adapted(model, AdaLoRALinear):
+        for site, module in adapted_layers(model, AdaLoRALinear):
             module.total = int(state[f"{site}.total"])
             module.kept = state.get(f"{site}.kept")
             module.averages = {
@@ -260,9 +240,6 @@ class AdaLoRA(Started):
                 for name in TENSORS
                 if f"{site}.{name}.sensitivity" in state
             }
-
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
 
 
 @torch.no_grad()

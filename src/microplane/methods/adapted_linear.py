@@ -5,26 +5,24 @@ One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.errors import AdapterError
-from microplane.methods.method import PREFIX
-from microplane.methods.targets import target_sites
+from microplane.methods.disable import AddedModule
+from microplane.methods.method import copy_strictly, forget_method
 from microplane.models.contract import hf_names, linears
 from microplane.nn.ops.low_rank import low_rank_linear
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.transposed import TransposedLinear
 
-__all__ = ["AdaptedLinear", "adapted", "merge_linears", "put", "saved_sites", "target_sites", "wrap_linears"]
 
-
-class AdaptedLinear(nn.Module):
+class AdaptedLinear(AddedModule, nn.Module):
     """A frozen linear layer plus something small that trains. The base may be quantised, nn/quantised.py."""
 
     def __init__(self, base: nn.Linear | QuantisedLinear):
@@ -33,7 +31,7 @@ class AdaptedLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
 
     def __getattr__(self, name: str) -> Any:
-        """A model that multiplies by the weight itself would pass by what was added: better an error than that."""
+        """Reading `.weight` is an error: a module that does (MultiheadAttention) would silently bypass the adapter."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -61,14 +59,34 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + F.linear(x, self.delta().to(x.dtype))
 
-    def with_pair(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        """The base's output plus scale B (A x), with A (r, in) and B (out, r)."""
+    def forward_low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+        """The base's output plus scale B (A dropout(x)), with A (r, in) and B (out, r); dropout in training only."""
         weight = self.base if isinstance(self.base, QuantisedLinear) else self.base.weight
-        return low_rank_linear(x, weight, self.base.bias, A, B, scale)
+        return low_rank_linear(x, weight, self.base.bias, A, B, scale, dropout if self.training else 0.0)
+
+    def saved(self) -> dict[str, Tensor]:
+        """What is saved of this layer, by the ends of the names in the file."""
+        return dict(self.named_parameters(recurse=False))
+
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """The shapes that this layer can load, by the same ends.
+
+        Args:
+            saved: what a file holds for this layer, whose ranks are to be taken; empty: the ranks stay.
+        """
+        return {end: tuple(tensor.shape) for end, tensor in self.saved().items()}
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        """Take the tensors that `saved` gave; their shapes have been checked."""
+        copy_strictly(self.saved(), saved)
+
+    def replaced(self) -> nn.Module:
+        return self.base.restored(self.base) if isinstance(self.base, TransposedLinear) else self.base
 
     def merged(self) -> nn.Linear:
         """A plain linear layer with the same function, in the base's number format."""
-        weight = (self.base.weight.float() + self.delta()).to(self.base.weight.dtype)
+        base = self.base.weight
+        weight = (base.to(torch.promote_types(base.dtype, torch.float32)) + self.delta()).to(base.dtype)
         out_features, in_features = weight.shape
         plain = nn.Linear(in_features, out_features, bias=self.base.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
@@ -76,21 +94,10 @@ class AdaptedLinear(nn.Module):
         return plain
 
 
-def wrap_linears(model: nn.Module, targets: Sequence[str], wrap: Callable[[nn.Linear], AdaptedLinear]) -> None:
-    """Freeze `model` and replace its linear layers of the roles `targets` (or `all` but the head) by adapted ones.
-
-    Raises:
-        ConfigError: for a role that this model does not have, with those that it has.
-    """
-    model.requires_grad_(False)
-    for site in target_sites(model, targets).values():
-        site.replace(wrap(cast(nn.Linear, site.module)))
-
-
 L = TypeVar("L", bound=AdaptedLinear)
 
 
-def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
+def adapted_layers(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     """The adapted linear layers of a kind as (dotted name, module)."""
     for name, module in model.named_modules():
         if isinstance(module, kind):
@@ -98,13 +105,23 @@ def adapted(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
 
 
 def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
-    """The adapted linear layers of a kind as (the name that peft saves them under, module)."""
+    """The adapted linear layers of a kind as (dotted name in Hugging Face's model, module): where they are saved."""
+    layers = dict(adapted_layers(model, kind))
+    yield from zip(hf_paths(model, layers), layers.values(), strict=True)
+
+
+def hf_paths(model: nn.Module, sites: Iterable[str]) -> list[str]:
+    """The dotted names of linear layers as Hugging Face's model has them, from those that ours has."""
     names = hf_names(model)
-    for site, module in adapted(model, kind):
-        yield PREFIX + names[f"{site}.weight"].removesuffix(".weight"), module
+    return [names[f"{site}.weight"].removesuffix(".weight") for site in sites]
 
 
-def put(parameter: nn.Parameter, value: Tensor) -> None:
+def saved_rank(A: Tensor | None, otherwise: int) -> int:
+    """How many rows a first factor (r, in) has that a file holds; `otherwise` where it has none, or no matrix."""
+    return otherwise if A is None or A.dim() != 2 else len(A)
+
+
+def set_parameter_(parameter: nn.Parameter, value: Tensor) -> None:
     """Give a parameter a new value, of another rank too; it stays the same object, as optimizers know it by that."""
     with torch.no_grad():
         if parameter.shape == value.shape:
@@ -131,3 +148,4 @@ def merge_linears(model: nn.Module) -> None:
         if isinstance(module := site.module, AdaptedLinear):
             plain, base = module.merged(), module.base
             site.replace(base.restored(plain) if isinstance(base, TransposedLinear) else plain)
+    forget_method(model)

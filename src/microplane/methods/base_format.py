@@ -39,7 +39,7 @@ def base_format(model: ModelKnobs, method: Method, stored: str = "") -> NumberFo
         if model.dtype not in ("auto", "float32"):
             raise ConfigError(f"{asked} {method.needs_float32}; leave it at auto, or choose float32")
         return number_format("float32", model.compute, model.cache_dequantised)
-    if not method.trains_base or method.any_base:
+    if method.trains != "weights":
         kept = stored if model.dtype == "auto" and stored in QUANTISED else model.dtype
         return number_format(method.quantize or kept, model.compute, model.cache_dequantised)
     if model.dtype in QUANTISED:

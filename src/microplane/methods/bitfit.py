@@ -6,7 +6,7 @@ is nothing to train, and it is refused.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -20,9 +20,8 @@ class BitFit(Method):
     name: ClassVar[str] = "bitfit"
     summary: ClassVar[str] = "the model's biases train; for models that have some (BERT, Marian, Qwen2)"
     default_lr: ClassVar[float] = 1e-3
-    trains_base: ClassVar[bool] = True
-    any_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "trains biases, which a LoRA does not have; merge it instead"
+    trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "vectors"
+    not_convertible: ClassVar[str | None] = "trains biases, which a LoRA does not have; merge it instead"
 
     def attach(self, model: nn.Module) -> None:
         biases = [bias for m in own_modules(model) if isinstance(bias := getattr(m, "bias", None), nn.Parameter)]
@@ -39,7 +38,7 @@ class BitFit(Method):
         """Without weight decay: a bias is no weight, and 0 is not where it came from."""
         return [{"params": list(trainable(model).values()), "lr": lr, "weight_decay": 0.0}]
 
-    def at_rest(self, model: nn.Module) -> set[str]:
+    def may_not_move(self, model: nn.Module) -> set[str]:
         """A key's bias adds the same to all scores of a query, which a softmax does not see where nothing turns it."""
         return {f"{name}.bias" for name, site in linears(model).items() if site.role == "k"}
 

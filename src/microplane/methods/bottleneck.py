@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError
-from microplane.methods.method import Method
+from microplane.methods.disable import AddedModule
+from microplane.methods.method import NEEDS_SOCKETS, Method
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
 from microplane.nn.layers import ACTIVATIONS, Linear
 from microplane.nn.ops.dropout import Dropout
@@ -52,14 +53,17 @@ class Adapter(nn.Module):
         return self.up_proj(self.dropout(self.activation(self.down_proj(x))))
 
 
-class Serial(Adapter):
+class Serial(AddedModule, Adapter):
     """For a socket: with what it is given added."""
 
     def forward(self, y: Tensor) -> Tensor:
         return y + super().forward(y)
 
+    def replaced(self) -> nn.Module:
+        return nn.Identity()
 
-class Parallel(nn.Module):
+
+class Parallel(AddedModule, nn.Module):
     """A feed-forward layer and an adapter beside it."""
 
     def __init__(self, base: nn.Module, adapter: Adapter, scale: float):
@@ -69,15 +73,16 @@ class Parallel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.scale * self.adapter(x)
 
+    def replaced(self) -> nn.Module:
+        return self.base
+
 
 class Bottleneck(Method):
     name: ClassVar[str] = "bottleneck"
     summary: ClassVar[str] = "small networks between the layers (adapters of Houlsby, Pfeiffer, parallel)"
     default_lr: ClassVar[float] = 3e-3
-    sockets: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
-    any_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "adds layers that are not linear, no change of a weight"
+    needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
+    not_convertible: ClassVar[str | None] = "adds layers that are not linear, no change of a weight"
 
     kind: Literal["houlsby", "pfeiffer", "parallel"] = Field(
         "pfeiffer",
@@ -103,8 +108,8 @@ class Bottleneck(Method):
         return self.init == "zero"
 
     @property
-    def trains_base(self) -> bool:  # type: ignore[override]
-        return self.with_norms
+    def trains(self) -> Literal["adapter", "vectors"]:  # type: ignore[override]
+        return "vectors" if self.with_norms else "adapter"
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)

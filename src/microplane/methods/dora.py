@@ -1,7 +1,7 @@
 """DoRA, arXiv 2402.09353: W' = m * (W + s B A) / |W + s B A|, with one magnitude m and one length |.| per output.
 
 Start: m the lengths of W's rows, B zero. The length is a constant for the gradient (section 4.3 of the paper). Dropout
-is on the way through the change only: W x + (g - 1) W x~ + g s B A x~, with g = m / |W + s B A| and x~ = dropout(x).
+is on the way through the change only: W (x - x~) + g (W + s B A) x~, with g = m / |W + s B A| and x~ = dropout(x).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from microplane.methods.adapted_linear import adapted
+from microplane.methods.adapted_linear import adapted_layers, set_parameter_
 from microplane.methods.lora import LoRA, LoRALinear
+from microplane.nn.ops.dropout import dropout
 from microplane.nn.ops.low_rank import row_norms
 
 
@@ -55,11 +55,12 @@ class DoRALinear(LoRALinear):
         A, B = self.factors()
         gain = self.gain(A, B).to(x.dtype)
         if self.training and self.dropout:
-            dropped = F.dropout(x, self.dropout)
-            change = F.linear(F.linear(dropped, A.to(x.dtype)), (self.scale * B).to(x.dtype))
-            kept = self.base(dropped) if self.base.bias is None else self.base(dropped) - self.base.bias
-            return self.base(x) + (gain - 1) * kept + gain * change
-        y = gain * self.with_pair(x, A, B, self.scale)
+            dropped = dropout(x, self.dropout)
+            changed = self.forward_low_rank(dropped, A, B, self.scale)  # W x~ + s B A x~ + bias
+            if self.base.bias is not None:
+                changed = changed - self.base.bias
+            return self.base(x - dropped) + gain * changed
+        y = gain * self.forward_low_rank(x, A, B, self.scale)
         return y if self.base.bias is None else y + (1 - gain) * self.base.bias
 
     @torch.no_grad()
@@ -74,8 +75,12 @@ class DoRALinear(LoRALinear):
     def saved(self) -> dict[str, Tensor]:
         return {**super().saved(), "lora_magnitude_vector": self.lora_magnitude_vector}
 
-    def saved_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
-        return {**super().saved_shapes(rank), "lora_magnitude_vector": (self.out_features,)}
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        return {**super().saved_shapes(saved), "lora_magnitude_vector": (self.out_features,)}
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        super().load_saved(saved)
+        set_parameter_(self.lora_magnitude_vector, saved["lora_magnitude_vector"])
 
 
 class DoRA(LoRA):
@@ -87,15 +92,15 @@ class DoRA(LoRA):
     def wrap(self, base: nn.Linear) -> LoRALinear:
         return DoRALinear(base, self.rank, self.scale, self.dropout)
 
-    def prepare(
+    def init_from_data(
         self,
         model: nn.Module,
         losses: Sequence[Callable[[], Tensor]],
         weights: Callable[[str], Tensor] | None = None,
     ) -> None:
         """The magnitudes are those of the weight with its first pair, so that every gain is 1 at first."""
-        super().prepare(model, losses, weights)
-        for _, module in adapted(model, DoRALinear):
+        super().init_from_data(model, losses, weights)
+        for _, module in adapted_layers(model, DoRALinear):
             module.lora_magnitude_vector.data.copy_(module._lengths(*module.factors()))
 
     @classmethod

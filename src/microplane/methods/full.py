@@ -6,7 +6,7 @@ than 1/256 of a weight would vanish.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ class Full(Method):
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "every weight trains; the most memory, the largest files"
     default_lr: ClassVar[float] = 2e-4
-    trains_base: ClassVar[bool] = True
+    trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "weights"
     whole_model: ClassVar[bool] = True
 
     def attach(self, model: nn.Module) -> None:

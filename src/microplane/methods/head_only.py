@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 from torch import nn
 
 from microplane.errors import ConfigError
-from microplane.methods.selecting import Selecting
+from microplane.methods.selecting import NEEDS_BLOCK_ORDER, Selecting
 from microplane.models.contract import Model
 
 
@@ -19,7 +19,7 @@ class HeadOnly(Selecting):
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "the model stays as it is and only a head on it trains; seconds, for few rows"
     default_lr: ClassVar[float] = 1e-2
-    counts_blocks: ClassVar[bool] = True
+    needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:
         if getattr(model, "task_head", None) is not None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from microplane.errors import ConfigError
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, target_sites
-from microplane.methods.method import Method, copy_strictly, trainable
+from microplane.methods.adapted_linear import AdaptedLinear, saved_sites
+from microplane.methods.linear_method import LinearMethod
+from microplane.methods.method import trainable
+from microplane.methods.targets import target_sites
 
 
 class IA3Linear(AdaptedLinear):
@@ -43,12 +45,13 @@ class IA3Linear(AdaptedLinear):
         return plain
 
 
-class IA3(Method):
+class IA3(LinearMethod):
     name: ClassVar[str] = "ia3"
     summary: ClassVar[str] = "scales keys, values and inner activations by vectors; the smallest files"
     default_lr: ClassVar[float] = 2e-2
+    layer: ClassVar[type[AdaptedLinear]] = IA3Linear
     peft_type: ClassVar[str | None] = "IA3"
-    never_lora: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
+    not_convertible: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
 
     targets: tuple[str, ...] = Field(("k", "v"), description="roles of linear layers whose output is scaled")
     feedforward: tuple[str, ...] = Field(("down",), description="roles of linear layers whose input is scaled")
@@ -71,23 +74,11 @@ class IA3(Method):
         """Without weight decay, which would pull the vectors to 0 and not to 1."""
         return [{"params": list(trainable(model).values()), "lr": lr, "weight_decay": 0.0}]
 
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        sites = dict(adapted(model, IA3Linear))
-        where = peft_format.paths(model, sites)
-        return {f"{peft_format.PREFIX}{where[site]}.ia3_l": module.ia3_l for site, module in sites.items()}
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        copy_strictly(self.state(model), state)
-
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
-
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        sites = dict(adapted(model, IA3Linear))
-        where = peft_format.paths(model, sites)
-        inputs = peft_format.shortest(model, [where[site] for site, module in sites.items() if module.on_input])
-        outputs = peft_format.shortest(model, [where[site] for site, module in sites.items() if not module.on_input])
-        fields = peft_format.common_fields(self, model, where.values())
+        layers = dict(saved_sites(model, IA3Linear))
+        inputs = peft_format.shortest(model, [path for path, layer in layers.items() if layer.on_input])
+        outputs = peft_format.shortest(model, [path for path, layer in layers.items() if not layer.on_input])
+        fields = peft_format.common_fields(self, model, layers)
         return {**fields, "target_modules": sorted({*inputs, *outputs}), "feedforward_modules": inputs}
 
     @classmethod

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from microplane.errors import ConfigError
-from microplane.methods.selecting import Selecting
+from microplane.methods.selecting import NEEDS_BLOCK_ORDER, Selecting
 from microplane.models.contract import Model, last_stack
 
 
@@ -21,7 +21,7 @@ class LastN(Selecting):
     name: ClassVar[str] = "last-n"
     summary: ClassVar[str] = "the highest n blocks and the head train; the rest is computed once"
     default_lr: ClassVar[float] = 5e-4
-    counts_blocks: ClassVar[bool] = True
+    needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
 
     n: int = Field(2, ge=1, description="how many of the highest blocks train")
 

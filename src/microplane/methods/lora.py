@@ -1,7 +1,7 @@
 """LoRA, arXiv 2106.09685: h = W x + s B A dropout(x), with A (r, in), B (out, r), s = alpha / r.
 
 Start: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as the authors' code), B zero, so nothing changes at first.
-Other starts are in methods/starts. Where one takes a pair (A0, B0) out of the weight, the weight stays as it is and the
+Other starts are in methods/init. Where one takes a pair (A0, B0) out of the weight, the weight stays as it is and the
 change is counted from there: W x + s (B A - B0 A0) x = W x + s ((B - B0) A + B0 (A - A0)) x. That is a pair of rank 2r
 on the original base, it is what is saved, and it is zero to the bit when training starts (docs/decisions/0007).
 """
@@ -16,13 +16,11 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, wrap_linears
-from microplane.methods.init.low_rank_method import Started
-from microplane.methods.method import check_fits, copy_strictly
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, saved_sites, set_parameter_
+from microplane.methods.init.low_rank_method import LowRankMethod
 
 
 class LoRALinear(AdaptedLinear):
@@ -51,10 +49,7 @@ class LoRALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = self.factors()
-        if self.training and self.dropout:
-            low = F.linear(F.dropout(x, self.dropout), A.to(x.dtype))
-            return self.base(x) + F.linear(low, (self.scale * B).to(x.dtype))
-        return self.with_pair(x, A, B, self.scale)
+        return self.forward_low_rank(x, A, B, self.scale, self.dropout)
 
     def delta(self) -> Tensor:
         A, B = self.factors()
@@ -65,20 +60,29 @@ class LoRALinear(AdaptedLinear):
         return A, self.scale * B
 
     @torch.no_grad()
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
-        """Train from the pair (A, B), of any rank; `counted_from` there, or counted as a change in full."""
-        self.lora_A.data = A.to(self.lora_A).clone(memory_format=torch.contiguous_format)
-        self.lora_B.data = B.to(self.lora_B).clone(memory_format=torch.contiguous_format)
-        self.start_A = self.lora_A.detach().clone() if counted_from else None
-        self.start_B = self.lora_B.detach().clone() if counted_from else None
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None:
+        """Set the factors to A (r, in) and B (out, r), of any rank r.
+
+        Args:
+            relative_to_start: keep a frozen copy of the two, and let the update be B A - B0 A0, so that the output
+                stays as it is (docs/decisions/0007); otherwise B A is the update.
+        """
+        set_parameter_(self.lora_A, A)
+        set_parameter_(self.lora_B, B)
+        self.start_A = self.lora_A.detach().clone() if relative_to_start else None
+        self.start_B = self.lora_B.detach().clone() if relative_to_start else None
 
     def saved(self) -> dict[str, Tensor]:
         """What is saved of it, under the ends of peft's names."""
         A, B = self.factors()
         return {"lora_A.weight": A, "lora_B.weight": B}
 
-    def saved_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        rank = saved_rank(saved.get("lora_A.weight"), self.rank)
         return {"lora_A.weight": (rank, self.in_features), "lora_B.weight": (self.out_features, rank)}
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        self.set_factors(saved["lora_A.weight"], saved["lora_B.weight"], relative_to_start=False)
 
     @property
     def rank(self) -> int:
@@ -86,7 +90,7 @@ class LoRALinear(AdaptedLinear):
         return len(self.lora_A) * (1 if self.start_A is None else 2)
 
 
-class LoRA(Started):
+class LoRA(LowRankMethod):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers; small files, merges exactly"
     default_lr: ClassVar[float] = 2e-3
@@ -97,7 +101,6 @@ class LoRA(Started):
     rank: int = Field(16, ge=1, description="r, the rank of the update")
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
 
     @staticmethod
     def scale_of(rank: int, alpha: float) -> float:
@@ -114,44 +117,16 @@ class LoRA(Started):
     def wrap(self, base: nn.Linear) -> LoRALinear:
         return LoRALinear(base, self.rank, self.scale, self.dropout)
 
-    def attach(self, model: nn.Module) -> None:
-        wrap_linears(model, self.targets, self.wrap)
-        self.check_start(model)
-
-    def _pairs(self, model: nn.Module) -> dict[str, LoRALinear]:
-        """The adapted layers by Hugging Face's dotted names."""
-        pairs = dict(adapted(model, LoRALinear))
-        where = peft_format.paths(model, pairs)
-        return {where[site]: module for site, module in pairs.items()}
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The factors under the names that peft gives them, always as a change of the original base."""
-        return {
-            f"{peft_format.PREFIX}{path}.{end}": tensor
-            for path, module in self._pairs(model).items()
-            for end, tensor in module.saved().items()
-        }
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Starts other than zero decide the ranks, so there they are taken from what was saved."""
-        shapes, ranks = {}, {}
-        for path, module in self._pairs(model).items():
-            A = state.get(f"{peft_format.PREFIX}{path}.lora_A.weight")
-            ranks[module] = self.rank if self.start == "zero" or A is None or A.dim() != 2 else len(A)
-            for end, shape in module.saved_shapes(ranks[module]).items():
-                shapes[f"{peft_format.PREFIX}{path}.{end}"] = shape
-        check_fits(shapes, state)
-        for module, rank in ranks.items():
-            if module.rank != rank or module.start_A is not None:
-                A, B = (torch.empty(module.saved_shapes(rank)[end]) for end in ("lora_A.weight", "lora_B.weight"))
-                module.begin_at(A, B, counted_from=False)
-        copy_strictly(self.state(model), state)
+    @property
+    def takes_saved_ranks(self) -> bool:  # type: ignore[override]
+        """Starts other than zero decide the ranks."""
+        return self.start != "zero"
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Of changes that are counted from a start: the pair and its start, which `state` has only as differences."""
         return {
             f"{site}/{name}": tensor
-            for site, module in adapted(model, LoRALinear)
+            for site, module in adapted_layers(model, LoRALinear)
             if module.start_A is not None and module.start_B is not None
             for name, tensor in (
                 ("A", module.lora_A),
@@ -162,17 +137,14 @@ class LoRA(Started):
         }
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        for site, module in adapted(model, LoRALinear):
+        for site, module in adapted_layers(model, LoRALinear):
             if f"{site}/start_A" in state:
-                module.begin_at(state[f"{site}/start_A"], state[f"{site}/start_B"], counted_from=True)
+                module.set_factors(state[f"{site}/start_A"], state[f"{site}/start_B"], relative_to_start=True)
                 module.lora_A.data.copy_(state[f"{site}/A"])
                 module.lora_B.data.copy_(state[f"{site}/B"])
 
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
-
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        ranks = {path: module.rank for path, module in self._pairs(model).items()}
+        ranks = {path: layer.rank for path, layer in saved_sites(model, LoRALinear)}
         [(most, _)] = Counter(ranks.values()).most_common(1) or [(self.rank, 0)]
         others = {path: rank for path, rank in ranks.items() if rank != most}
         return {

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.method import Method, check_fits, trainable
-from microplane.models.contract import hf_names
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, saved_sites, set_parameter_
+from microplane.methods.linear_method import LinearMethod
+from microplane.methods.method import trainable
 
 
 class Pair(nn.Module):
@@ -55,16 +55,20 @@ class GrowingLinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         first, *others = self.parts
-        if self.training and self.dropout:
-            y, x, others = self.base(x), F.dropout(x, self.dropout), [first, *others]
-        else:
-            y = self.with_pair(x, first.lora_A, first.lora_B, self.scale)
+        if self.training and self.dropout:  # one mask for all pairs
+            A, B = self.factors()
+            return self.forward_low_rank(x, A, B, self.scale, self.dropout)
+        y = self.forward_low_rank(x, first.lora_A, first.lora_B, self.scale)
         for pair in others:
             y = y + F.linear(F.linear(x, pair.lora_A.to(x.dtype)), (self.scale * pair.lora_B).to(x.dtype))
         return y
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(A, B) of all pairs side by side, without the scale."""
+        return torch.cat([pair.lora_A for pair in self.parts]), torch.cat([pair.lora_B for pair in self.parts], 1)
+
     def low_rank(self) -> tuple[Tensor, Tensor]:
-        A, B = torch.cat([pair.lora_A for pair in self.parts]), torch.cat([pair.lora_B for pair in self.parts], 1)
+        A, B = self.factors()
         return A, self.scale * B
 
     def delta(self) -> Tensor:
@@ -81,6 +85,33 @@ class GrowingLinear(AdaptedLinear):
         norm = 1 / math.sqrt(3)  # what a row of A has at the start
         self.pairs.append(Pair((norm * new.t()).contiguous(), self.out_features, born))
 
+    def saved(self) -> dict[str, Tensor]:
+        """The first pair under the names that peft gives it; later ones with their number."""
+        return {
+            _name(letter, number): getattr(pair, f"lora_{letter}")
+            for number, pair in enumerate(self.parts)
+            for letter in "AB"
+        }
+
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for number, rank in enumerate(self._ranks(saved)):
+            shapes[_name("A", number)] = rank, self.in_features
+            shapes[_name("B", number)] = self.out_features, rank
+        return shapes
+
+    def _ranks(self, saved: Mapping[str, Tensor]) -> list[int]:
+        """Of the pairs that a file holds, which are numbered from 0."""
+        count = 1
+        while _name("A", count) in saved:
+            count += 1
+        return [saved_rank(saved.get(_name("A", number)), len(self.parts[0].lora_A)) for number in range(count)]
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        self.reshape(self._ranks(saved))
+        for end, parameter in self.saved().items():
+            set_parameter_(cast(nn.Parameter, parameter), saved[end])
+
     def reshape(self, ranks: Sequence[int]) -> None:
         """Make room for pairs of these ranks; those that change get no values of use."""
         while len(self.pairs) > len(ranks):
@@ -91,22 +122,22 @@ class GrowingLinear(AdaptedLinear):
                 self.pairs.append(Pair(A, self.out_features))
             pair = self.parts[number]
             if len(pair.lora_A) != rank:
-                put(pair.lora_A, torch.zeros(rank, self.in_features))
-                put(pair.lora_B, torch.zeros(self.out_features, rank))
+                set_parameter_(pair.lora_A, torch.zeros(rank, self.in_features))
+                set_parameter_(pair.lora_B, torch.zeros(self.out_features, rank))
 
 
-class GrowingLoRA(Method):
+class GrowingLoRA(LinearMethod):
     name: ClassVar[str] = "lora-auto"
     summary: ClassVar[str] = "LoRA whose rank grows from 2 while validation improves; same as lora with rank = auto"
     default_lr: ClassVar[float] = 2e-3
-    finishes: ClassVar[bool] = True
+    layer: ClassVar[type[AdaptedLinear]] = GrowingLinear
+    takes_saved_ranks: ClassVar[bool] = True
 
     rank: Literal["auto"] = Field("auto", description="found during the run")
     start_rank: int = Field(2, ge=1, description="rank that every layer begins with; 1 or 2")
     max_rank: int = Field(64, ge=1, description="rank at which growing ends")
     scale: float = Field(2.0, gt=0, description="the update is scaled by this at every rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
     gain: float = Field(
         0.02, ge=0, description="share of the validation loss to be gained at a rank; twice less, and growing is over"
     )
@@ -114,12 +145,12 @@ class GrowingLoRA(Method):
     warmup: int = Field(20, ge=0, description="steps over which the rate of new pairs rises")
     energy: float = Field(0.99, gt=0, le=1, description="share of the squared singular values kept at the end")
 
-    def attach(self, model: nn.Module) -> None:
-        wrap_linears(model, self.targets, lambda base: GrowingLinear(base, self.start_rank, self.scale, self.dropout))
+    def wrap(self, base: nn.Linear) -> GrowingLinear:
+        return GrowingLinear(base, self.start_rank, self.scale, self.dropout)
 
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
         """One for the pairs of each age, the oldest first; all else that trains is in the first."""
-        pairs = [pair for _, module in adapted(model, GrowingLinear) for pair in module.parts]
+        pairs = [pair for _, module in adapted_layers(model, GrowingLinear) for pair in module.parts]
         born = {id(parameter): pair.born for pair in pairs for parameter in pair.parameters()}
         groups: dict[int, dict[str, Any]] = {}
         for parameter in trainable(model).values():
@@ -138,7 +169,7 @@ class GrowingLoRA(Method):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]], total: int
     ) -> str | None:
         """Grow while validation improves; all that decides is in `history`."""
-        modules = [module for _, module in adapted(model, GrowingLinear)]
+        modules = [module for _, module in adapted_layers(model, GrowingLinear)]
         step, rank = int(history[-1]["step"]), max(module.rank for module in modules)
         more = min(rank, self.max_rank - rank)
         # A layer's rank beyond its smaller side would be no other update.
@@ -153,7 +184,7 @@ class GrowingLoRA(Method):
         return f"rank {rank} -> {rank + max(rooms)}: rank {rank} gained {gains(history)[-1]:.1%} of the validation loss"
 
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
-        modules = [module for _, module in adapted(model, GrowingLinear)]
+        modules = [module for _, module in adapted_layers(model, GrowingLinear)]
         grown, factors = max(module.rank for module in modules), [module.low_rank() for module in modules]
         before = validate()
         self._shrink(modules, factors, self.energy)
@@ -171,54 +202,23 @@ class GrowingLoRA(Method):
         for module, (A, B) in zip(modules, factors, strict=True):
             small_A, small_B = truncated(A, B, energy)
             module.reshape([len(small_A)])
-            put(module.parts[0].lora_A, small_A)
-            put(module.parts[0].lora_B, small_B / module.scale)
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The first pair under the names that peft gives it; later ones with their number."""
-        return {
-            f"{prefix}.{_name(letter, number)}": getattr(pair, f"lora_{letter}")
-            for prefix, module in saved_sites(model, GrowingLinear)
-            for number, pair in enumerate(module.parts)
-            for letter in "AB"
-        }
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Each layer takes the pairs and ranks that it was saved with."""
-        sites, shapes, ranks = dict(saved_sites(model, GrowingLinear)), {}, {}
-        for prefix, module in sites.items():
-            count = 1
-            while f"{prefix}.{_name('A', count)}" in state:
-                count += 1
-            saved = [state.get(f"{prefix}.{_name('A', number)}") for number in range(count)]
-            ranks[prefix] = [self.start_rank if A is None else len(A) for A in saved]
-            for number, rank in enumerate(ranks[prefix]):
-                shapes[f"{prefix}.{_name('A', number)}"] = rank, module.in_features
-                shapes[f"{prefix}.{_name('B', number)}"] = module.out_features, rank
-        check_fits(shapes, state)
-        for prefix, module in sites.items():
-            module.reshape(ranks[prefix])
-        for name, tensor in self.state(model).items():
-            put(cast(nn.Parameter, tensor), state[name])
+            set_parameter_(module.parts[0].lora_A, small_A)
+            set_parameter_(module.parts[0].lora_B, small_B / module.scale)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         return {
             f"{site}.born": torch.tensor([pair.born for pair in module.parts])
-            for site, module in adapted(model, GrowingLinear)
+            for site, module in adapted_layers(model, GrowingLinear)
         }
 
     def load_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        for site, module in adapted(model, GrowingLinear):
+        for site, module in adapted_layers(model, GrowingLinear):
             for pair, born in zip(module.parts, state[f"{site}.born"].tolist(), strict=True):
                 pair.born = born
 
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
-
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         """Once each layer has one pair it is a LoRA of peft's, with a rank for each layer."""
-        names = hf_names(model)
-        sites = {names[f"{site}.weight"].removesuffix(".weight"): m for site, m in adapted(model, GrowingLinear)}
+        sites = dict(saved_sites(model, GrowingLinear))
         if any(len(module.pairs) > 1 or not module.rank for module in sites.values()):
             return None
         ranks = {site: module.rank for site, module in sites.items()}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.methods.lora import LoRA
 from microplane.methods.method import trainable
 
@@ -25,7 +25,9 @@ class LoRAPlus(LoRA):
     ratio: float = Field(16.0, ge=1, description="the learning rate of B over that of A")
 
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
-        outputs = {id(factor) for _, module in adapted(model, AdaptedLinear) for factor in module.output_factors()}
+        outputs = {
+            id(factor) for _, module in adapted_layers(model, AdaptedLinear) for factor in module.output_factors()
+        }
         slow: list[nn.Parameter] = []
         fast: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []

@@ -7,7 +7,7 @@ tests see this and nothing else; none of them asks which method it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -29,17 +29,15 @@ class Method(BaseModel):
     default_lr: ClassVar[float]
     quantize: ClassVar[str | None] = None  # how the base must be loaded
     optimizers: ClassVar[tuple[str, ...] | None] = None  # None: works with any
-    mergeable: ClassVar[bool] = True  # ends as plain weights
     starts_at_base: ClassVar[bool] = True  # attach leaves the output unchanged
-    trains_base: ClassVar[bool] = False  # the model's own weights train, so they are kept in float32
-    any_base: ClassVar[bool] = False  # though they train: `attach` turns those few to float32, and no other
+    # What trains: an adapter; a few vectors of the model's own, which `attach` casts to float32 while the rest of the
+    # base may be in any format, also quantised; or weights of the model's own, so that the base is kept in float32.
+    trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "adapter"
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
-    finishes: ClassVar[bool] = False  # changes the best weights once more at the end, by `finish`
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
-    sockets: ClassVar[bool] = False  # it writes into the places that our own models keep open
-    counts_blocks: ClassVar[bool] = False  # needs a model's blocks in their order, which our own models tell
-    never_lora: ClassVar[str | None] = None  # why it cannot be written as LoRA, not even nearly: "the method X ..."
+    needs_own_model: ClassVar[str | None] = None  # why it works on Microplane's own models only: "the method X ..."
+    not_convertible: ClassVar[str | None] = None  # why no LoRA can stand for it, not even nearly: "the method X ..."
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""
@@ -50,7 +48,7 @@ class Method(BaseModel):
         return 0
 
     @property
-    def places(self) -> int:
+    def num_virtual_tokens(self) -> int:
         """How many places of a row's context it takes for itself."""
         return 0
 
@@ -59,11 +57,11 @@ class Method(BaseModel):
         return self
 
     @property
-    def prepare_rows(self) -> int:
-        """How many training rows `prepare` looks at; 0 for none."""
+    def init_rows(self) -> int:
+        """How many training rows `init_from_data` looks at; 0 for none."""
         return 0
 
-    def prepare(
+    def init_from_data(
         self,
         model: nn.Module,
         losses: Sequence[Callable[[], Tensor]],
@@ -73,7 +71,7 @@ class Method(BaseModel):
 
         Args:
             losses: each computes the model's mean loss on a few training rows, anew and differentiably; in all they
-                see `prepare_rows` rows, drawn with the run's seed.
+                see `init_rows` rows, drawn with the run's seed.
             weights: the base's weight of a linear layer by its dotted name, as it was before it was quantised.
         """
 
@@ -89,7 +87,7 @@ class Method(BaseModel):
         """Make the optimizer's step number `step` of `total`. The gradients are final: accumulated and clipped."""
         optimizer.step()
 
-    def settled(self, step: int, total: int) -> bool:
+    def can_be_result(self, step: int, total: int) -> bool:
         """Whether the weights after `step` steps can be the run's result, so that it may also end early there."""
         return True
 
@@ -114,7 +112,7 @@ class Method(BaseModel):
         """
         return None
 
-    def at_rest(self, model: nn.Module) -> set[str]:
+    def may_not_move(self, model: nn.Module) -> set[str]:
         """Names of trainable tensors that rightly are what they were at the start."""
         return set()
 
@@ -154,10 +152,29 @@ class Method(BaseModel):
         """
         return None
 
+    @property
+    def trains_base(self) -> bool:
+        """Whether any of the model's own weights train."""
+        return self.trains != "adapter"
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether it can end as plain weights: it has a `merge` of its own."""
+        return type(self).merge is not Method.merge
+
+    @property
+    def finishes(self) -> bool:
+        """Whether it changes the best weights once more at the end: it has a `finish` of its own."""
+        return type(self).finish is not Method.finish
+
     def facts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FACTS}
 
 
+NEEDS_SOCKETS = (
+    "puts modules between the parts of a block, into places that Microplane's own models keep open and this one does "
+    "not have. Take a method that changes its linear layers, as lora"
+)
 FACTS = ("quantize", "optimizers", "mergeable", "starts_at_base", "trains_base", "whole_model", "finishes")
 
 
@@ -169,24 +186,30 @@ def trainable_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in trainable(model).values())
 
 
-def attach(method: Method, model: nn.Module) -> None:
+ATTACHED = "_microplane_method"
+
+
+def attached_method(model: nn.Module) -> Method | None:
+    """The method that `attach_method` has attached to this model, until it is merged."""
+    return model.__dict__.get(ATTACHED)
+
+
+def forget_method(model: nn.Module) -> None:
+    """The model is a plain one again, with or without what was learned."""
+    model.__dict__.pop(ATTACHED, None)
+
+
+def attach_method(method: Method, model: nn.Module) -> None:
     """Attach a method; a task head trains beside any of them, and so do the parts that a model that is not ours names.
 
     Raises:
-        ConfigError: if the method needs places that a model that is not ours does not have.
+        ConfigError: if the method needs what a model that is not ours does not have.
     """
     module_map = module_map_of(model)
-    if module_map and method.sockets:
-        raise ConfigError(
-            f"method.name = {method.name!r} puts modules between the parts of a block, into places that Microplane's "
-            "own models keep open and this one does not have. Take a method that changes its linear layers, as lora"
-        )
-    if module_map and method.counts_blocks:
-        raise ConfigError(
-            f"method.name = {method.name!r} needs to know which blocks a model has and in which order, as Microplane's "
-            "own are known. On this one take full, or lora, and name what trains beside it"
-        )
+    if module_map is not None and method.needs_own_model:
+        raise ConfigError(f"method.name = {method.name!r} {method.needs_own_model}")
     method.attach(model)
+    model.__dict__[ATTACHED] = method
     model.frozen = method.frozen_below(model)  # type: ignore[assignment]
     if (head := getattr(model, "task_head", None)) is not None:
         head.requires_grad_(True)
@@ -202,7 +225,7 @@ def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
         return method.state(model) | running_stats_of(model)
     beside = {f"{PREFIX}{name}": tensor for name, tensor in running_stats_of(model).items()}
     beside |= head_state(model)
-    once = {id(tensor) for tensor in beside.values()}  # what a method that selects has chosen, too
+    once = {id(tensor) for tensor in beside.values()}  # a head parameter that the method also lists is saved once
     return {name: tensor for name, tensor in method.state(model).items() if id(tensor) not in once} | beside
 
 

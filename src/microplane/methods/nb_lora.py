@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError
-from microplane.methods.adapted_linear import AdaptedLinear, merge_linears, saved_sites, wrap_linears
-from microplane.methods.method import Method, copy_strictly
+from microplane.methods.adapted_linear import AdaptedLinear
+from microplane.methods.linear_method import LinearMethod
 from microplane.nn.ops.cayley import cayley
 
 
@@ -62,24 +62,28 @@ class NBLoRALinear(AdaptedLinear):
         return pair
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.with_pair(x, *self.low_rank(), 1.0)
+        return self.forward_low_rank(x, *self.low_rank(), 1.0)
 
     def delta(self) -> Tensor:
         A, B = self.low_rank()
         return B @ A
 
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        super().load_saved(saved)
+        self.kept = None
 
-class NBLoRA(Method):
+
+class NBLoRA(LinearMethod):
     name: ClassVar[str] = "nb-lora"
     summary: ClassVar[str] = "low-rank updates whose size is bounded, so that a high rate or rank cannot run away"
     default_lr: ClassVar[float] = 2e-3
+    layer: ClassVar[type[AdaptedLinear]] = NBLoRALinear
 
     rank: int = Field(16, ge=1, description="r, the rank of the update")
     delta: float = Field(4.0, gt=0, description="radius: the p-norm of the update's singular values stays within it")
     p: float | Literal["inf"] = Field(2.0, description="1 nuclear, 2 Frobenius, inf spectral norm; at least 1")
     temperature: float = Field(1.0, gt=0, description="how slowly the bounds of single directions move apart")
     bounds: Literal["trained", "fixed"] = Field("trained", description="of the directions; fixed: all equal")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
 
     @field_validator("p")
     @classmethod
@@ -97,19 +101,5 @@ class NBLoRA(Method):
         """One direction, or p = inf, leaves the bounds no choice."""
         return self.bounds == "trained" and self.rank > 1 and self.exponent > 0
 
-    def attach(self, model: nn.Module) -> None:
-        wrap_linears(model, self.targets, lambda base: NBLoRALinear(base, self))
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        state: dict[str, Any] = {}
-        for prefix, module in saved_sites(model, NBLoRALinear):
-            state |= {f"{prefix}.{name}": tensor for name, tensor in module.named_parameters(recurse=False)}
-        return state
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        copy_strictly(self.state(model), state)
-        for _, module in saved_sites(model, NBLoRALinear):
-            module.kept = None
-
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
+    def wrap(self, base: nn.Linear) -> NBLoRALinear:
+        return NBLoRALinear(base, self)

@@ -6,7 +6,7 @@ Nothing is added: what is saved are the model's own vectors, turned to float32, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -20,9 +20,8 @@ class Norms(Method):
     name: ClassVar[str] = "norms"
     summary: ClassVar[str] = "the norms' weights and biases train; tiny files, works on every model"
     default_lr: ClassVar[float] = 3e-3
-    trains_base: ClassVar[bool] = True
-    any_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "trains norms, which are no linear layers; merge it instead"
+    trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "vectors"
+    not_convertible: ClassVar[str | None] = "trains norms, which are no linear layers; merge it instead"
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)

@@ -11,22 +11,15 @@ from typing import Any
 from torch import nn
 
 from microplane.errors import AdapterError
-from microplane.methods.method import PREFIX, Method
+from microplane.methods.adapted_linear import hf_paths
+from microplane.methods.method import Method
 from microplane.methods.targets import ROLES
-from microplane.models.contract import hf_names, linears, module_map_of
+from microplane.models.contract import linears, module_map_of
 from microplane.nn.transposed import TransposedLinear
-
-__all__ = ["PREFIX", "common_fields", "leaves", "need", "paths", "refuse_unsupported", "roles_of"]
 
 TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 # Fields of several types. (fan_in_fan_out is none of them: peft asks the layers too how their weight lies.)
 WHOLE = {"modules_to_save": None, "bias": "none"}
-
-
-def paths(model: nn.Module, sites: Iterable[str]) -> dict[str, str]:
-    """Where Hugging Face's model has these linear layers: dotted name -> dotted name."""
-    names = hf_names(model)
-    return {site: names[f"{site}.weight"].removesuffix(".weight") for site in sites}
 
 
 def leaves(found: Iterable[str]) -> list[str]:
@@ -56,7 +49,7 @@ def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> d
 def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:
     """How peft is told what to adapt: the last parts of names where these mean nothing else, or the whole names."""
     chosen, module_map = set(adapted), module_map_of(model)
-    every = set(paths(model, linears(model)).values())
+    every = set(hf_paths(model, linears(model)))
     every |= (
         {name.removeprefix(module_map.prefix) for name in module_map.not_adaptable} if module_map is not None else set()
     )

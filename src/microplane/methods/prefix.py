@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError
-from microplane.methods.adapted_linear import put
-from microplane.methods.method import Method, check_fits
+from microplane.methods.adapted_linear import set_parameter_
+from microplane.methods.disable import AddedModule
+from microplane.methods.method import NEEDS_SOCKETS, Method, check_fits
 from microplane.methods.prompt import length_of_peft, virtual_tokens
 from microplane.nn.layers import Linear
 from microplane.nn.position import Rope, rotate
@@ -39,7 +40,7 @@ class Trunk(nn.Module):
         return torch.tanh(self.first(self.embedding))
 
 
-class Prefix(nn.Module):
+class Prefix(AddedModule, nn.Module):
     """Keys and values of one attention: its own, or what the MLP makes as long as there is one."""
 
     def __init__(self, heads: int, length: int, width: int, rope: Rope | None, device: torch.device):
@@ -82,10 +83,13 @@ class Prefix(nn.Module):
             keys = rotate(keys, (self.cos, self.sin))
         return keys, values
 
+    def replaced(self) -> None:
+        """An attention has no prefix of its own."""
+
     def settle(self, keys: Tensor, values: Tensor) -> None:
         """Be these from now on; the MLP is dropped."""
         for parameter, value in ((self.keys, keys), (self.values, values)):
-            put(parameter, value)
+            set_parameter_(parameter, value)
             parameter.requires_grad_(True)
         if self.last is not None:
             _empty(*self.last.parameters(), *self._trunk[0].parameters())
@@ -99,13 +103,13 @@ def _empty(*parameters: nn.Parameter) -> None:
         parameter.requires_grad_(False)
 
 
-class Place(NamedTuple):
+class AttentionSite(NamedTuple):
     attention: nn.Module
     kind: str  # of KINDS
     layer: int
 
 
-def places(model: nn.Module) -> Iterator[tuple[str, Place]]:
+def attention_sites(model: nn.Module) -> Iterator[tuple[str, AttentionSite]]:
     """Each attention of a model that keeps to the contract, by its dotted name."""
     stacks = (
         {"": getattr(model, "KIND", "")} if hasattr(model, "layers") else {"encoder.": "encoder", "decoder.": "decoder"}
@@ -116,15 +120,14 @@ def places(model: nn.Module) -> Iterator[tuple[str, Place]]:
             for name, what in (("attention", kind), ("cross_attention", "cross")):
                 attention = getattr(block, name, None)
                 if isinstance(attention, nn.Module) and hasattr(attention, "prefix"):
-                    yield f"{stack}layers.{layer}.{name}", Place(attention, what, layer)
+                    yield f"{stack}layers.{layer}.{name}", AttentionSite(attention, what, layer)
 
 
 class PrefixTuning(Method):
     name: ClassVar[str] = "prefix"
     summary: ClassVar[str] = "trained keys and values before those of every row, in each attention"
     default_lr: ClassVar[float] = 5e-2
-    sockets: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
+    needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PREFIX_TUNING"
 
@@ -158,8 +161,8 @@ class PrefixTuning(Method):
                     nn.init.zeros_(parameter)
             place.attention.prefix = prefix
 
-    def _wanted(self, model: nn.Module) -> dict[str, Place]:
-        found = dict(places(model))
+    def _wanted(self, model: nn.Module) -> dict[str, AttentionSite]:
+        found = dict(attention_sites(model))
         there = sorted({place.kind for place in found.values()}, key=KINDS.index)
         if not there:
             raise ConfigError(f"{type(model).__name__} has no attention that takes a prefix; choose lora")
@@ -173,7 +176,7 @@ class PrefixTuning(Method):
         return {name: place for name, place in found.items() if every or place.kind in self.attentions}
 
     def _prefixes(self, model: nn.Module) -> dict[str, Prefix]:
-        found = {name: place.attention.prefix for name, place in places(model)}
+        found = {name: place.attention.prefix for name, place in attention_sites(model)}
         return {name: prefix for name, prefix in found.items() if isinstance(prefix, Prefix)}
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
@@ -214,7 +217,7 @@ class PrefixTuning(Method):
         if not state:
             return
         for name, parameter in self._mlp(model).items():
-            put(parameter, state[name])
+            set_parameter_(parameter, state[name])
             parameter.requires_grad_(True)
         for prefix in self._prefixes(model).values():
             _empty(prefix.keys, prefix.values)

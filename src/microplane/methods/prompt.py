@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import peft_format
-from microplane.methods.method import Method, copy_strictly
+from microplane.methods.disable import AddedModule
+from microplane.methods.method import NEEDS_SOCKETS, Method
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
 from microplane.models.contract import Model
 from microplane.nn.prompt_socket import PromptSocket
@@ -26,7 +27,7 @@ COMMON = 5000  # the paper draws from so many most common tokens, which in its v
 STATE = "prompt_embeddings"  # peft's name
 
 
-class Prompt(PromptSocket):
+class Prompt(AddedModule, PromptSocket):
     def __init__(self, vectors: Tensor):
         super().__init__()
         self.length = len(vectors)
@@ -37,15 +38,16 @@ class Prompt(PromptSocket):
             return x, rows
         return prepend_to_each_row(self.vectors.to(x.dtype), x, rows.lengths), rows.with_prefix_positions(self.length)
 
+    def replaced(self) -> nn.Module:
+        return PromptSocket()
+
 
 class PromptTuning(Method):
     name: ClassVar[str] = "prompt"
     summary: ClassVar[str] = "trained vectors before the embeddings of every row; needs a large model and a high rate"
     default_lr: ClassVar[float] = 1e-1
-    sockets: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
+    needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
-    any_base: ClassVar[bool] = True
     peft_type: ClassVar[str | None] = "PROMPT_TUNING"
 
     length: int = Field(20, ge=1, description="how many vectors; they take places of the context")
@@ -63,11 +65,11 @@ class PromptTuning(Method):
         return self
 
     @property
-    def trains_base(self) -> bool:  # type: ignore[override]
-        return self.norms
+    def trains(self) -> Literal["adapter", "vectors"]:  # type: ignore[override]
+        return "vectors" if self.norms else "adapter"
 
     @property
-    def places(self) -> int:
+    def num_virtual_tokens(self) -> int:
         return self.length
 
     def with_tokens(self, encode: Callable[[str], list[int]]) -> Self:
@@ -112,9 +114,6 @@ class PromptTuning(Method):
         vectors = cast(Prompt, model.prompt_socket).vectors
         rest = {name: tensor for name, tensor in super().state(model).items() if tensor is not vectors}
         return {STATE: vectors, **rest}
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        copy_strictly(self.state(model), state)
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         if self.norms:  # which peft's format has no room for

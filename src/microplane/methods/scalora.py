@@ -27,9 +27,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError, TrainingError
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, put, saved_sites, wrap_linears
-from microplane.methods.init.low_rank_method import Started
-from microplane.methods.method import check_fits
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, set_parameter_
+from microplane.methods.init.low_rank_method import LowRankMethod
 from microplane.nn.ops.low_rank import low_rank_linear
 
 PLAIN = "changes the base by exact merges, whose small steps would vanish in fewer bits than float32 has"
@@ -69,11 +68,29 @@ class ScaLoRALinear(AdaptedLinear):
         self.weight = self.base.weight.detach() if drift is None else self.base.weight + drift
 
     @torch.no_grad()
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None:
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None:
         """Train from the pair (A, B), of any rank; where it is counted from, the base has it taken off."""
-        put(self.lora_A, A)
-        put(self.lora_B, B)
-        self.set_drift(-self.scale * (self.lora_B @ self.lora_A) if counted_from else None)
+        set_parameter_(self.lora_A, A)
+        set_parameter_(self.lora_B, B)
+        self.set_drift(-self.scale * (self.lora_B @ self.lora_A) if relative_to_start else None)
+
+    def saved(self) -> dict[str, Tensor]:
+        pair: dict[str, Tensor] = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+        return pair if self.drift is None else {**pair, "drift": self.drift}
+
+    def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        rank = saved_rank(saved.get("lora_A.weight"), len(self.lora_A))
+        shapes: dict[str, tuple[int, ...]] = {
+            "lora_A.weight": (rank, self.in_features),
+            "lora_B.weight": (self.out_features, rank),
+        }
+        return shapes | ({"drift": (self.out_features, self.in_features)} if "drift" in saved else {})
+
+    def load_saved(self, saved: Mapping[str, Tensor]) -> None:
+        set_parameter_(self.lora_A, saved["lora_A.weight"])
+        set_parameter_(self.lora_B, saved["lora_B.weight"])
+        drift = saved.get("drift")
+        self.set_drift(None if drift is None else drift.to(self.base.weight))
 
     @torch.no_grad()
     def rescale(self, alpha: Tensor, beta: Tensor) -> None:
@@ -84,21 +101,20 @@ class ScaLoRALinear(AdaptedLinear):
         self.set_drift(change if self.drift is None else self.drift + change)
 
 
-class ScaLoRA(Started):
+class ScaLoRA(LowRankMethod):
     name: ClassVar[str] = "scalora"
     summary: ClassVar[str] = "low-rank steps whose sum reaches a high rank; float32 base, more memory"
     default_lr: ClassVar[float] = 3e-3
+    takes_saved_ranks: ClassVar[bool] = True
     layer: ClassVar[type[AdaptedLinear]] = ScaLoRALinear
     optimizers: ClassVar[tuple[str, ...] | None] = ("adamw",)  # whose moments it knows how to rescale
     needs_float32: ClassVar[str | None] = PLAIN
-    finishes: ClassVar[bool] = True
 
     rank: int = Field(16, ge=1, description="r, the rank of a single step's update")
     alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
     interval: int = Field(10, ge=1, description="steps between two rescalings; 1 is the paper's first form, and slow")
     column_norm: float = Field(0.577, gt=0, description="norm that columns are brought to, 1 / sqrt(L eta s^2)")
     dropout: float = Field(0.0, description="must be 0: it would act on the pair, but not on what is merged")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
 
     @field_validator("dropout")
     @classmethod
@@ -107,13 +123,12 @@ class ScaLoRA(Started):
             raise ValueError("must be 0: dropout acts on the pair, but not on what is merged into the base")
         return dropout
 
-    def attach(self, model: nn.Module) -> None:
-        wrap_linears(model, self.targets, lambda base: ScaLoRALinear(base, self.rank, self.alpha / self.rank))
-        self.check_start(model)
+    def wrap(self, base: nn.Linear) -> ScaLoRALinear:
+        return ScaLoRALinear(base, self.rank, self.alpha / self.rank)
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
         if step % self.interval == 0:
-            for _, module in adapted(model, ScaLoRALinear):
+            for _, module in adapted_layers(model, ScaLoRALinear):
                 self._rescale(module, optimizer)
         optimizer.step()
 
@@ -136,49 +151,20 @@ class ScaLoRA(Started):
     def finish(self, model: nn.Module, validate: Callable[[], float]) -> str:
         """Write each layer's whole change as factors of its numerical rank, or in full where that is smaller."""
         ranks, full = [], 0
-        for _, module in adapted(model, ScaLoRALinear):
+        for _, module in adapted_layers(model, ScaLoRALinear):
             change = module.delta().detach()
             A, B = numerical_factors(change)
             ranks.append(len(A))
             smaller = len(A) * (module.in_features + module.out_features) < change.numel()
             full += not smaller
-            put(module.lora_A, A if smaller else A[:0])
-            put(module.lora_B, B / module.scale if smaller else B[:, :0])
+            set_parameter_(module.lora_A, A if smaller else A[:0])
+            set_parameter_(module.lora_B, B / module.scale if smaller else B[:, :0])
             module.set_drift(None if smaller else change)
         mean = sum(ranks) / len(ranks)
         return (
             f"the change has numerical rank {min(ranks)} to {max(ranks)}, {mean:.1f} on average, from steps of rank "
             f"{self.rank}; kept in full in {full} of {len(ranks)} layers, as factors in the others"
         )
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for prefix, module in saved_sites(model, ScaLoRALinear):
-            state |= {f"{prefix}.lora_A.weight": module.lora_A, f"{prefix}.lora_B.weight": module.lora_B}
-            if module.drift is not None:
-                state[f"{prefix}.drift"] = module.drift
-        return state
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Each layer takes the rank that it was saved with."""
-        sites = dict(saved_sites(model, ScaLoRALinear))
-        shapes: dict[str, tuple[int, int]] = {}
-        for prefix, module in sites.items():
-            saved = state.get(f"{prefix}.lora_A.weight")
-            rank = len(module.lora_A) if saved is None else len(saved)
-            shapes[f"{prefix}.lora_A.weight"] = rank, module.in_features
-            shapes[f"{prefix}.lora_B.weight"] = module.out_features, rank
-            if f"{prefix}.drift" in state:
-                shapes[f"{prefix}.drift"] = module.out_features, module.in_features
-        check_fits(shapes, state)
-        for prefix, module in sites.items():
-            put(module.lora_A, state[f"{prefix}.lora_A.weight"])
-            put(module.lora_B, state[f"{prefix}.lora_B.weight"])
-            drift = state.get(f"{prefix}.drift")
-            module.set_drift(None if drift is None else drift.to(module.base.weight))
-
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
 
 
 def scaling(A: Tensor, B: Tensor, D_A: Tensor, D_B: Tensor, L_eta: float) -> tuple[Tensor, Tensor] | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from microplane.methods.method import PREFIX, Method
 from microplane.models.contract import hf_names
 
+NEEDS_BLOCK_ORDER = (
+    "needs to know which blocks a model has and in which order, as Microplane's own are known. On this one take full, "
+    "or lora, and name what trains beside it"
+)
+
 
 class Selecting(Method):
     """What trains are the parts that `chosen` names; what is saved are their weights, to be put over the base's."""
 
-    trains_base: ClassVar[bool] = True
-    never_lora: ClassVar[str | None] = "trains weights of the model's own, whatever they are; merge it instead"
+    trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "weights"
+    not_convertible: ClassVar[str | None] = "trains weights of the model's own, whatever they are; merge it instead"
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:
         """The parts that train, besides a task head.

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted, merge_linears, target_sites
-from microplane.methods.method import Method, copy_strictly
+from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_sites
+from microplane.methods.linear_method import LinearMethod
+from microplane.methods.targets import target_sites
+from microplane.nn.ops.dropout import dropout
 
 
 class Projections(nn.Module):
@@ -45,7 +47,7 @@ class VeRALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = (part.to(x.dtype) for part in self.projections())
-        dropped = F.dropout(x, self.dropout, self.training)
+        dropped = dropout(x, self.dropout, self.training)
         low = F.linear(dropped, A) * self.vera_lambda_d.to(x.dtype)  # (T, r)
         return self.base(x) + F.linear(low, B) * self.vera_lambda_b.to(x.dtype)
 
@@ -61,15 +63,15 @@ class VeRALinear(AdaptedLinear):
         return self.vera_lambda_d.unsqueeze(1) * A, self.vera_lambda_b.unsqueeze(1) * B
 
 
-class VeRA(Method):
+class VeRA(LinearMethod):
     name: ClassVar[str] = "vera"
     summary: ClassVar[str] = "vectors around random matrices that all layers share; tiny files"
     default_lr: ClassVar[float] = 1e-2
+    layer: ClassVar[type[AdaptedLinear]] = VeRALinear
     peft_type: ClassVar[str | None] = "VERA"
 
     rank: int = Field(256, ge=1, description="r, the rank of the random matrices")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the update's input, during training")
-    targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
     lambda_d: float = Field(0.1, gt=0, description="what the inner vectors start at")
     seed: int = Field(0, ge=0, lt=2**63, description="of the random matrices")
     save_projections: bool = Field(
@@ -86,27 +88,15 @@ class VeRA(Method):
         for site, linear in zip(sites.values(), linears, strict=True):
             site.replace(VeRALinear(linear, shared, self.lambda_d, self.dropout))
 
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        sites = dict(adapted(model, VeRALinear))
-        where = peft_format.paths(model, sites)
-        state: dict[str, Tensor] = {}
-        for site, module in sites.items():
-            state[f"{peft_format.PREFIX}{where[site]}.vera_lambda_b"] = module.vera_lambda_b
-            state[f"{peft_format.PREFIX}{where[site]}.vera_lambda_d"] = module.vera_lambda_d
-            if self.save_projections:
-                state |= {"base_model.vera_A": module.shared.A, "base_model.vera_B": module.shared.B}
-        return state
-
-    def load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        copy_strictly(self.state(model), state)
-
-    def merge(self, model: nn.Module) -> None:
-        merge_linears(model)
+    def shared_state(self, model: nn.Module) -> dict[str, Tensor]:
+        _, layer = next(adapted_layers(model, VeRALinear))
+        return (
+            {"base_model.vera_A": layer.shared.A, "base_model.vera_B": layer.shared.B} if self.save_projections else {}
+        )
 
     def peft_config(self, model: nn.Module) -> dict[str, Any]:
-        where = peft_format.paths(model, dict(adapted(model, VeRALinear)))
         return {
-            **peft_format.common_fields(self, model, where.values()),
+            **peft_format.common_fields(self, model, (path for path, _ in saved_sites(model, VeRALinear))),
             "r": self.rank,
             "vera_dropout": self.dropout,
             "d_initial": self.lambda_d,

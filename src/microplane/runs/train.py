@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from microplane.checkpoints.adapter import read_method, save_adapter
-from microplane.checkpoints.attach_saved import attach, fingerprint
+from microplane.checkpoints.attach_saved import attach_saved_adapter, fingerprint
 from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
@@ -32,7 +32,7 @@ from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Loaded, load
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.methods.base_format import base_format
-from microplane.methods.method import attach as attach_method
+from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
@@ -48,7 +48,7 @@ from microplane.runs.prepare import inferred, shared_prefix
 from microplane.runs.result import data_figures, finite, moved_check, train_figures
 from microplane.runs.verify import merge_checks
 from microplane.training.feature_cache import keep_features
-from microplane.training.init_from_data import prepare
+from microplane.training.init_from_data import init_from_data
 from microplane.training.loop import Outcome, fit, passes
 from microplane.training.optim import check_optimizer, peak_lr
 from microplane.training.resume import check_resumable, checkpoints
@@ -128,7 +128,7 @@ class _Job:
         tokenizer = load_tokenizer(path)
         self.method = self.method.with_tokens(lambda text: tokenizer.encode(text, special=False))
         form = base_format(knobs.model, self.method, checkpoint.stored)
-        self.knobs = knobs = within_context(knobs, checkpoint, self.method.places, watch)
+        self.knobs = knobs = within_context(knobs, checkpoint, self.method.num_virtual_tokens, watch)
         plain = build_on_meta(checkpoint)
         watch.say(plain.load_notice) if plain.load_notice else None
         self.shape = row_shape(plain, knobs.data.task)
@@ -149,7 +149,7 @@ class _Job:
         torch.manual_seed(knobs.train.seed)
         attach_method(self.method, model)
         if not (self.resume and checkpoints(self.folder / "resume")):  # which holds what the run started from
-            prepare(model, self.method, splits.train, knobs.train, checkpoint.tensors, watch.say)
+            init_from_data(model, self.method, splits.train, knobs.train, checkpoint.tensors, watch.say)
         self.result["method"]["trainable_parameters"] = trainable_parameters(model)
         outcome = self._fit(model, tokenizer, path, splits)
         self.result["method"]["trainable_parameters"] = trainable_parameters(model)  # a checkpoint can have other ranks
@@ -333,7 +333,7 @@ class _Job:
             model = load_model(folder, form)
         else:
             model = self._open(path, form)
-            attach(model, self.method, folder, read_method(folder)[1])
+            attach_saved_adapter(model, self.method, folder, read_method(folder)[1])
         probes, trained = read_probe(self.folder)
         saved = probe_logits(model, probes)
         after = self._measure(model, tokenizer, held_out, rows, "tuned model")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from microplane.checkpoints.adapter import read_method
-from microplane.checkpoints.attach_saved import attach
+from microplane.checkpoints.attach_saved import attach_saved_adapter
 from microplane.evaluation.probe import (
     ProbeRow,
     difference_check,
@@ -44,7 +44,7 @@ def merge_checks(
         need = f"{4 * parameters / 1e9:.0f} GB for the model in float32 are not free here; see microplane merge"
         return [{"name": "merged = unmerged", "passed": None, "value": None, "detail": f"not checked: {need}"}]
     model = load_model(path, torch.float32)
-    attach(model, method, run / "adapter", read_method(run / "adapter")[1])
+    attach_saved_adapter(model, method, run / "adapter", read_method(run / "adapter")[1])
     unmerged = probe_logits(model, probes)
     method.merge(model)
     merged = probe_logits(model, probes)

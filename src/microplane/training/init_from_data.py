@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from microplane.data.preparing.load_splits import Dataset
 
 
-def prepare(
+def init_from_data(
     model: nn.Module,
     method: Method,
     train: Dataset,
@@ -34,7 +34,7 @@ def prepare(
     Args:
         stored: the base's weights under Hugging Face's names, as they are on disk.
     """
-    rows, names = method.prepare_rows, hf_names(model)
+    rows, names = method.init_rows, hf_names(model)
     if rows:
         say(f"choosing what to start from by {min(rows, len(train))} training rows")
     losses = sample_losses(model, train, rows, knobs.seed, knobs.micro_tokens)
@@ -47,7 +47,7 @@ def prepare(
             )
         return stored[names[f"{site}.weight"]]
 
-    method.prepare(model, losses, weight)
+    method.init_from_data(model, losses, weight)
 
 
 def sample_losses(

@@ -114,9 +114,9 @@ class Job:
         """What gradual unfreezing has not reached in the step of this number, counted from 0."""
         return still_frozen(self.model, self.knobs.unfreeze_every, step)
 
-    def at_rest(self, steps: int) -> set[str]:
+    def may_not_move(self, steps: int) -> set[str]:
         """What has had too few steps to have moved for certain, after so many of them."""
-        return {*self.still_frozen(steps - CHECK_STEP), *self.method.at_rest(self.model)}
+        return {*self.still_frozen(steps - CHECK_STEP), *self.method.may_not_move(self.model)}
 
     @property
     def eval_every(self) -> int:
@@ -177,8 +177,8 @@ def fit(
         losses = totals.losses
         loss = validate(model)
         give_back_memory()
-        train_loss, settled = sum(losses) / len(losses) if losses else math.inf, method.settled(totals.step, job.total)
-        best = monitor.add(totals.step, loss, train_loss, settled)
+        train_loss = sum(losses) / len(losses) if losses else math.inf
+        best = monitor.add(totals.step, loss, train_loss, method.can_be_result(totals.step, job.total))
         totals.losses = []
         if best:
             save_best(totals.step, loss)
@@ -203,7 +203,7 @@ def fit(
             heap.after(psutil.Process().memory_info().rss)
             log.write(record, _clock(record, time.perf_counter() - started, job.total))
             if totals.step == CHECK_STEP:
-                movement.check(model, totals.step, job.at_rest(totals.step))
+                movement.check(model, totals.step, job.may_not_move(totals.step))
             if totals.step % job.eval_every == 0 or totals.step == job.total:
                 check()
             elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
@@ -221,7 +221,7 @@ def fit(
 
 
 def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut_short: bool) -> Outcome:
-    best, begun = monitor.best, set(movement.start) - job.at_rest(totals.step)
+    best, begun = monitor.best, set(movement.start) - job.may_not_move(totals.step)
     assert best is not None
     return Outcome(
         totals=totals,

@@ -85,13 +85,13 @@ class Movement:
         """Follow what has come to train since, too."""
         self.start |= {name: checksum(tensor) for name, tensor in trainable(model).items() if name not in self.start}
 
-    def still(self, model: nn.Module, at_rest: Set[str] = frozenset()) -> list[str]:
+    def still(self, model: nn.Module, may_not_move: Set[str] = frozenset()) -> list[str]:
         tensors = trainable(model).items()
-        return [n for n, tensor in tensors if n not in at_rest and self.start.get(n) == checksum(tensor)]
+        return [n for n, tensor in tensors if n not in may_not_move and self.start.get(n) == checksum(tensor)]
 
-    def check(self, model: nn.Module, step: int, at_rest: Set[str] = frozenset()) -> None:
+    def check(self, model: nn.Module, step: int, may_not_move: Set[str] = frozenset()) -> None:
         """Raises: TrainingError, naming the tensors that have not moved, but for those that need not have."""
-        if still := self.still(model, at_rest):
+        if still := self.still(model, may_not_move):
             shown = "\n  ".join(still[:10]) + (f"\n  and {len(still) - 10} more" if len(still) > 10 else "")
             raise TrainingError(
                 f"{len(still)} of {len(self.start)} trainable tensors have not moved after {step} steps:\n  {shown}\n"

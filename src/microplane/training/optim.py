@@ -36,7 +36,7 @@ def check_optimizer(method: Method, knobs: TrainKnobs) -> None:
             f"train.scale_parameter = true is a part of Adafactor, but train.optimizer = {knobs.optimizer!r}; "
             "set train.optimizer=adafactor, or train.scale_parameter=false"
         )
-    if knobs.scale_parameter and (not method.trains_base or method.any_base):
+    if knobs.scale_parameter and method.trains != "weights":
         raise ConfigError(
             f"train.scale_parameter = true makes steps relative to a tensor's size, but {method.name} trains "
             "tensors that begin at or near zero: they would move by train.lr x 0.001 and learn next to nothing. "

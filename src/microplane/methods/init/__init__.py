@@ -42,7 +42,7 @@ class Pair(Protocol):
     base: nn.Linear
     scale: float
 
-    def begin_at(self, A: Tensor, B: Tensor, counted_from: bool) -> None: ...
+    def set_factors(self, A: Tensor, B: Tensor, relative_to_start: bool) -> None: ...
 
 
 def check_rank(start: str, rank: int, knob: str, site: str, in_features: int, out_features: int) -> None:
@@ -56,31 +56,33 @@ def check_rank(start: str, rank: int, knob: str, site: str, in_features: int, ou
         )
 
 
-def begin(
+def init_factors(
     knobs: Knobs,
     model: nn.Module,
     pairs: Mapping[str, nn.Module],
     losses: Sequence[Callable[[], Tensor]],
     weights: Callable[[str], Tensor] | None,
 ) -> None:
-    """Set the pairs to what `knobs.start` says; arguments as of `Method.prepare`, `pairs` by dotted name."""
+    """Set the pairs to what `knobs.start` says; arguments as of `Method.init_from_data`, `pairs` by dotted name."""
     sites: Mapping[str, Pair] = pairs  # type: ignore[assignment]
     if knobs.start in ("pissa", "olora"):
         decompose = {"pissa": pissa, "olora": olora}[knobs.start]
         for pair in sites.values():
-            pair.begin_at(*decompose(pair.base.weight.detach(), knobs.first_rank, pair.scale), counted_from=True)
+            pair.set_factors(
+                *decompose(pair.base.weight.detach(), knobs.first_rank, pair.scale), relative_to_start=True
+            )
     if knobs.start == "loftq":
-        _begin_loftq(knobs.first_rank, sites, weights)
+        _init_loftq(knobs.first_rank, sites, weights)
     if knobs.start == "eva":
         for site, A in input_directions(model, pairs, losses, knobs.first_rank, knobs.eva_rho, knobs.eva_tau).items():
             B = A.new_zeros(sites[site].base.out_features, len(A))
-            sites[site].begin_at(A, B, counted_from=False)
+            sites[site].set_factors(A, B, relative_to_start=False)
     if knobs.start == "lora_ga":
         for site, gradient in weight_gradients(model, pairs, losses):
-            sites[site].begin_at(*lora_ga(gradient, knobs.first_rank, knobs.ga_gamma), counted_from=True)
+            sites[site].set_factors(*lora_ga(gradient, knobs.first_rank, knobs.ga_gamma), relative_to_start=True)
 
 
-def _begin_loftq(rank: int, sites: Mapping[str, Pair], weights: Callable[[str], Tensor] | None) -> None:
+def _init_loftq(rank: int, sites: Mapping[str, Pair], weights: Callable[[str], Tensor] | None) -> None:
     plain = [site for site, pair in sites.items() if isinstance(pair.base, nn.Linear)]
     if plain or weights is None:
         what = f"{plain[0]} is not" if plain else "the weights as they were before are not at hand"
@@ -89,4 +91,4 @@ def _begin_loftq(rank: int, sites: Mapping[str, Pair], weights: Callable[[str], 
             f"{' quantised' if plain else ''}. Quantise the base, or choose another start: zero, pissa, olora, eva"
         )
     for site, pair in sites.items():
-        pair.begin_at(*loftq(weights(site), pair.base.weight.detach(), rank, pair.scale), counted_from=False)
+        pair.set_factors(*loftq(weights(site), pair.base.weight.detach(), rank, pair.scale), relative_to_start=False)

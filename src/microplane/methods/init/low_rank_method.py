@@ -8,15 +8,14 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from microplane.methods.adapted_linear import AdaptedLinear, adapted
-from microplane.methods.init import begin, check_rank
-from microplane.methods.method import Method
+from microplane.methods.adapted_linear import adapted_layers
+from microplane.methods.init import check_rank, init_factors
+from microplane.methods.linear_method import LinearMethod
 
 
-class Started(Method):
-    """Its adapted layers have `begin_at`; see methods/starts."""
+class LowRankMethod(LinearMethod):
+    """Its adapted layers have `set_factors`; see methods/init."""
 
-    layer: ClassVar[type[AdaptedLinear]]
     first_rank_knob: ClassVar[str] = "rank"  # the knob that says what rank each layer's pair has when training begins
 
     start: Literal["zero", "pissa", "olora", "eva", "loftq", "lora_ga"] = Field(
@@ -33,19 +32,20 @@ class Started(Method):
     def first_rank(self) -> int:
         return int(getattr(self, self.first_rank_knob))
 
-    def check_start(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module) -> None:
         """Raises: ConfigError, where the start cannot give a layer so many directions."""
-        for site, module in adapted(model, self.layer):
+        super().attach(model)
+        for site, module in adapted_layers(model, self.layer):
             check_rank(self.start, self.first_rank, self.first_rank_knob, site, module.in_features, module.out_features)
 
     @property
-    def prepare_rows(self) -> int:
+    def init_rows(self) -> int:
         return self.start_rows if self.start in ("eva", "lora_ga") else 0
 
-    def prepare(
+    def init_from_data(
         self,
         model: nn.Module,
         losses: Sequence[Callable[[], Tensor]],
         weights: Callable[[str], Tensor] | None = None,
     ) -> None:
-        begin(self, model, dict(adapted(model, self.layer)), losses, weights)
+        init_factors(self, model, dict(adapted_layers(model, self.layer)), losses, weights)

@@ -89,15 +89,16 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, added: Tensor | None, p: float, seed: int) -> Tensor:
         ctx.p, ctx.seed = p, seed
-        return _dropped(x, p, seed, added)
+        return apply_dropout(x, p, seed, added)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x = _dropped(grad, ctx.p, ctx.seed) if ctx.needs_input_grad[0] else None
+        grad_x = apply_dropout(grad, ctx.p, ctx.seed) if ctx.needs_input_grad[0] else None
         return grad_x, grad if ctx.needs_input_grad[1] else None, None, None
 
 
-def _dropped(x: Tensor, p: float, seed: int, added: Tensor | None = None) -> Tensor:
+def apply_dropout(x: Tensor, p: float, seed: int, added: Tensor | None = None) -> Tensor:
+    """`dropout` by the mask of a seed, without a gradient: for operations that make the mask again in backward."""
     x = x.contiguous()
     added = None if added is None else added.contiguous()
     if _alike(x, added) and native.fusable(x, added):

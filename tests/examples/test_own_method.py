@@ -1,0 +1,95 @@
+"""A method out of another package, as pip installs it: listed, trained through the command line, resumed and merged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_tiny_folder
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method"
+SETS = {
+    "method.rank": 4,
+    "train.steps": 8,
+    "train.batch_size": 4,
+    "train.threads": 1,
+    "train.lr": 1e-2,
+    "eval.rows": 2,
+    "eval.max_new_tokens": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model and rows, and `site` with the package."""
+    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
+        pytest.skip("pip and setuptools are needed to install the example without a network")
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(EXAMPLE, folder / "source")  # a build leaves its files beside the source
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--target", str(folder / "site")]
+    built = subprocess.run([sys.executable, "-m", "pip", "install", *options, str(folder / "source")], **QUIET)
+    assert built.returncode == 0, built.stderr
+    save_tiny_folder(folder / "model")
+    rows = [{"prompt": f"say {'abcdefg'[i % 7] * 2}", "completion": "abcdefg"[i % 7]} for i in range(7)] * 6
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+QUIET = {"capture_output": True, "text": True, "timeout": 300}
+
+
+def microplane(place, *arguments):
+    paths = [str(place / "site"), str(EXAMPLE.parents[1] / "src")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-m", "microplane.cli.app", *arguments], **QUIET, env=environment, cwd=place)
+
+
+def test_it_is_listed_with_its_package_its_facts_and_its_knobs(place):
+    listed = microplane(place, "methods").stdout
+    assert "lora-xs: an r x r matrix between the singular vectors" in listed
+    assert "(from the package microplane-lora-xs)" in listed
+    assert "method.rank = 32 (int): r: singular vectors kept" in listed
+    assert "lora: low-rank updates" in listed
+    assert "| lora-xs | 0.004 | yes | yes | no | any | - |" in microplane(place, "methods", "--table").stdout
+
+
+def test_it_trains_with_all_checks_passed_resumes_and_merges(place):
+    sets = [part for name, value in SETS.items() for part in ("--set", f"{name}={value}")]
+    job = ["train", "model", "rows.jsonl", "--method", "lora-xs", "--set", "name=xs", *sets]
+    done = microplane(place, *job)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((place / "runs" / "xs" / "result.json").read_text())
+    assert result["status"] == "success"
+    assert result["method"]["name"] == "lora-xs"
+    assert [check["passed"] for check in result["checks"]] == [True] * len(result["checks"])
+    assert len(result["checks"]) >= 3
+    longer = microplane(place, "train", "--resume", "runs/xs")
+    assert longer.returncode == 0, longer.stderr
+    merged = microplane(place, "merge", "runs/xs", "merged")
+    assert merged.returncode == 0, merged.stderr
+    assert (place / "merged" / "model.safetensors").is_file()
+
+
+def test_a_wrong_knob_is_told_of_as_for_any_method(place):
+    told = microplane(place, "train", "model", "rows.jsonl", "--method", "lora-xs", "--set", "method.rang=3")
+    assert told.returncode != 0
+    assert "method.rang: there is no such knob. Did you mean 'method.rank'?" in " ".join(told.stderr.split())
+
+
+def test_without_the_package_its_adapter_says_that_the_method_is_unknown(place):
+    bare = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src")}
+    told = subprocess.run(
+        [sys.executable, "-m", "microplane.cli.app", "train", "model", "rows.jsonl", "--method", "lora-xs"],
+        **QUIET,
+        env=bare,
+        cwd=place,
+    )
+    assert told.returncode != 0
+    assert "method.name = 'lora-xs': there is no such method" in " ".join(told.stderr.split())
