@@ -28,7 +28,7 @@ KINDS = {
     for kind in (
         Kind("data", "rows as tokens"),
         Kind("mixtures", "rendered rows of a mixture"),
-        Kind("features", "what a frozen model makes of rows"),
+        Kind("features", "outputs of a frozen model"),
         Kind("native", "compiled operations"),
         Kind("baseline", "how an untouched model does"),
         Kind("number_format", "the speed of number formats"),
