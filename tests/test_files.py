@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -237,3 +239,10 @@ def test_locks_are_seen_by_others_and_end_with_their_holder(tmp_path):
     assert alone.holds(tmp_path)
     assert not alone.holds(tmp_path.parent)
     assert lock(tmp_path / "none") is None
+
+
+def test_a_copy_of_a_lock_holds_nothing_and_ends_nothing(tmp_path):
+    held = lock(tmp_path)
+    for make in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        make(held).release()
+        assert lock(tmp_path) is None

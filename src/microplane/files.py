@@ -266,6 +266,9 @@ class Lock:
     def __del__(self) -> None:
         self.release()
 
+    def __reduce__(self) -> tuple[type[Lock], tuple[None]]:
+        return Lock, (None,)  # a copy holds nothing: two would close the same handle
+
 
 def lock(path: Path, shared: bool = False) -> Lock | None:
     """Lock what lies at a path, without waiting; None where another holds it, or nothing lies there.

@@ -173,6 +173,9 @@ def test_a_compiler_that_is_not_there(forget, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     assert "there is no C++ compiler 'no-such-compiler -O2', which CXX names" in asked()[0]
     forget()
+    monkeypatch.setenv("CXX", "c++ 'half")
+    assert """CXX="c++ 'half" is no command: No closing quotation""" in asked()[0]
+    forget()
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "there is no C++ compiler c++, g++ or clang++ on this machine" in asked()[0]
@@ -210,6 +213,14 @@ def test_a_compiler_with_arguments(compiler, monkeypatch, whole):
     compiler.does(f"cp {whole} $out")
     monkeypatch.setenv("CXX", f"env {compiler.path}")
     assert native.library() is not None
+
+
+def test_what_cannot_be_loaded_is_not_compiled_again_and_again(compiler, forget):
+    compiler.does("echo text > $out")
+    for _ in range(2):
+        assert "what was compiled cannot be loaded" in asked()[0]
+        forget()
+    assert compiler.calls == 1
 
 
 def test_what_was_compiled_is_found_again(compiler, forget, whole):

@@ -57,7 +57,10 @@ def _compiler() -> list[str]:
     """The command of the C++ compiler: that of $CXX, with its arguments, or the system's."""
     named = os.environ.get("CXX", "").strip()
     if named:
-        program, *arguments = shlex.split(named)
+        try:
+            program, *arguments = shlex.split(named)
+        except ValueError as error:
+            raise CompileError(f"CXX={named!r} is no command: {error}") from None
         if found := shutil.which(program):
             return [found, *arguments]
         raise CompileError(f"there is no C++ compiler {named!r}, which CXX names")
@@ -82,7 +85,7 @@ def _open(folder: Path) -> ctypes.CDLL | None:
     """What was built before, if it is whole. A library that was cut off would end the process when it is loaded.
 
     Raises:
-        CompileError: if the compile failed within a day.
+        CompileError: if the compile failed within a day, or what came of it cannot be loaded here.
     """
     note = _note(folder)
     if failed := note.get("failed"):
@@ -91,7 +94,7 @@ def _open(folder: Path) -> ctypes.CDLL | None:
     elif note:
         with suppress(OSError):
             if file_sha256(folder / LIBRARY) == note.get("sha256"):
-                return ctypes.CDLL(str(folder / LIBRARY))
+                return _load(folder)
         notice(f"native    {folder / LIBRARY} is damaged: compiled again")
     with suppress(OSError):
         remove(folder)
@@ -121,10 +124,14 @@ def _compile(folder: Path, compiler: list[str]) -> ctypes.CDLL:
         raise CompileError(str(error)) from None
     if failed := note.get("failed"):
         raise CompileError(failed)
+    return _load(folder)
+
+
+def _load(folder: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(folder / LIBRARY))
     except OSError as error:
-        raise CompileError(f"what {shlex.join(compiler)} made cannot be loaded: {error}") from None
+        raise CompileError(f"what was compiled cannot be loaded: {error}") from None
 
 
 def _try(compiler: list[str], target: Path) -> dict[str, Any]:
