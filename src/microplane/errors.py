@@ -11,12 +11,18 @@ escapes is a defect of ours and keeps its traceback.
     |-- AdapterError      an adapter that does not fit, or is damaged
     |-- CheckpointError   a run that cannot be resumed
     `-- TrainingError     a run that must stop: not a number, nothing to train on, a tensor that does not move
+
+What goes on all the same but worse (slower, say) is a notice: whoever listens is told, as the terminal of a run;
+without a listener it is a Python warning.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class MicroplaneError(Exception):
@@ -45,6 +51,34 @@ class CheckpointError(MicroplaneError):
 
 class TrainingError(MicroplaneError):
     pass
+
+
+class MicroplaneWarning(UserWarning):
+    """A notice that nobody listens for."""
+
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+def notice(text: str) -> None:
+    """Tell the user something that stops nothing."""
+    if (say := _listener.get()) is not None:
+        say(text)
+    else:
+        warnings.warn(text, MicroplaneWarning, stacklevel=3)
+
+
+@contextmanager
+def notices_to(say: Callable[[str], None] | None) -> Iterator[None]:
+    """Within the block `say` gets the notices of this thread; with None they go where they went before."""
+    if say is None:
+        yield
+        return
+    token = _listener.set(say)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,9 +1,13 @@
-"""What machine and which versions a run had."""
+"""What machine this is, and how other programs of it are run."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,3 +45,45 @@ def give_back_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def run_program(
+    command: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; if that does not come in time, it is killed with all that it started.
+
+    It is asked nothing: its standard input is empty.
+
+    Raises:
+        OSError: if it cannot be started.
+        subprocess.TimeoutExpired: if it took longer.
+    """
+    program = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        said, complained = program.communicate(timeout=seconds)
+    except BaseException:  # Ctrl-C too: it does not reach a session of its own
+        _kill(program)
+        raise
+    return subprocess.CompletedProcess(command, program.returncode, said, complained)
+
+
+def _kill(program: subprocess.Popen[str]) -> None:
+    """Kill a process and those that it started."""
+    with suppress(OSError):
+        if os.name == "posix":
+            os.killpg(program.pid, signal.SIGKILL)
+        else:
+            program.kill()
+    program.wait()
+    for pipe in (program.stdout, program.stderr):
+        if pipe is not None:
+            pipe.close()

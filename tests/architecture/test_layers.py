@@ -13,6 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = [  # from the ground up; what stands on one floor does not know of each other
     {"errors"},
     {"files", "config", "hardware"},
+    {"cache"},
     {"nn"},
     {"models"},
     {"data"},

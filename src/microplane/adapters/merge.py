@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from microplane.evaluation.probe import (
     probe_logits,
     read_probe,
 )
+from microplane.files import folder_aside
 from microplane.inference.pipeline import Loaded, load
 from microplane.models.files.load import open_checkpoint, save_model
 
@@ -104,14 +102,9 @@ def probe_texts(run: Path, loaded: Loaded) -> list[ProbeRow]:
 
 def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
     """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model."""
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with disk_errors(folder):
-            save_model(loaded.model, temporary, dtype)
-            loaded.tokenizer.save(temporary)
-            os.replace(temporary, folder)  # also over an empty folder
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder_aside(folder) as temporary, disk_errors(folder):  # an empty folder gives way
+        save_model(loaded.model, temporary, dtype)
+        loaded.tokenizer.save(temporary)
 
 
 def _probe_rows(run: Path) -> list[ProbeRow]:

@@ -18,7 +18,7 @@ from microplane.files import aside
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file, aside and renamed."""
-    with disk_errors(path), aside(path) as temporary:
+    with aside(path) as temporary, disk_errors(path):
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata)
 
@@ -34,13 +34,10 @@ def read_tensors(path: Path, error: type[MicroplaneError]) -> dict[str, Tensor]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What goes wrong while `path` is written, as OSError; safetensors tells of a full disk by an error of its own."""
+    """A full disk, while `path` is written, as OSError; safetensors tells of it by an error of its own."""
     try:
         yield
     except SafetensorError as error:
         if not (found := re.search(r"os error (\d+)", str(error))):
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-    except OSError as error:
-        error.filename = str(path)  # and not the temporary one
-        raise

@@ -10,11 +10,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from microplane.cli.adapters import convert, merge
+from microplane.cli.cache import cache
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
 from microplane.config.build import fields
 from microplane.config.knobs import RunKnobs
-from microplane.errors import ConfigError, nearest
+from microplane.errors import ConfigError, MicroplaneError, nearest, notices_to
 
 app = typer.Typer(
     name="microplane",
@@ -52,10 +53,9 @@ ModelName = Annotated[
 
 def main() -> None:
     """The console script: errors of users become one message and exit code 1."""
-    from microplane.errors import MicroplaneError
-
     try:
-        app(standalone_mode=False)
+        with notices_to(lambda text: typer.echo(text, err=True)):
+            app(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except MicroplaneError as error:
@@ -277,9 +277,8 @@ def data(
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
-
-
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
+app.add_typer(cache, name="cache", short_help="List and delete what is kept between runs, or show where it lies.")
 
 
 @app.command(epilog="Example:  microplane models")

@@ -8,11 +8,8 @@ of a second text.
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,9 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from microplane.cache.entries import hold
 from microplane.data.rendering.causal import Row, last_run
 from microplane.data.row_kind import TEXT, Shape
-from microplane.errors import DataError
+from microplane.files import Lock
 
 _ARRAYS: dict[str, Any] = {
     "ids": np.int32,
@@ -63,7 +61,7 @@ class TokenDataset:
     features: Features | None = None
 
     def __init__(self, folder: Path, name: str, stored: Stored):
-        self._stored = stored
+        self._stored, self._held = stored, hold(folder)  # it stays in the cache while it is read
         self.fingerprint, self.shape = stored.fingerprint, stored.shape
         sizes = {"ids": stored.tokens, "trained": stored.tokens, "places": 2 * stored.rows, "labels": stored.labels}
         maps = {}
@@ -162,7 +160,6 @@ class SplitWriter:
     def close(self) -> Stored:
         for file in self._arrays.values():
             file.flush()
-            os.fsync(file.fileno())
         fingerprint = self._hash.hexdigest()
         counts = self._rows, self._tokens, self._trained
         return Stored(*counts, fingerprint, self._files, self._stops, self._shape, self._labels)
@@ -172,39 +169,14 @@ def _file(folder: Path, name: str, array: str) -> Path:
     return folder / f"{name}.{array}"
 
 
-@contextmanager
-def folder_aside(folder: Path, what: str = "the tokenised data") -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well; else it goes, and nothing has changed.
-
-    Raises:
-        DataError: if the disk is full, or the place cannot be written to.
-    """
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster; its content is the same
-                raise
-    except OSError as error:
-        raise DataError(
-            f"{what} cannot be written to {folder.parent}: {error.strerror or error}; make room there, or "
-            "name another folder with the environment variable MICROPLANE_CACHE"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 class Features:
     """Vectors of rows (N, D), or states of their tokens (T, D) with the rows' ends (N,).
 
     Numbers are float32, or bfloat16 as int16, which numpy has no other name for.
     """
 
-    def __init__(self, numbers: np.ndarray, ends: np.ndarray | None = None):
-        self.numbers, self.ends = numbers, ends
+    def __init__(self, numbers: np.ndarray, ends: np.ndarray | None = None, held: Lock | None = None):
+        self.numbers, self.ends, self._held = numbers, ends, held
 
     def of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Those of some rows, side by side."""

@@ -9,7 +9,7 @@ from typing import Any
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, notices_to
 from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
@@ -23,7 +23,11 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
 
     A run is asked as it was trained: with its own template and system prompt.
     """
-    watch = watch or Silent()
+    with notices_to(watch.say if watch else None):
+        return _measure_file(knobs, watch or Silent())
+
+
+def _measure_file(knobs: RunKnobs, watch: Watcher) -> dict[str, Any]:
     metrics.check(knobs.eval.metrics)
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
     data = knobs.data

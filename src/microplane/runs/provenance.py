@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from microplane.hardware import cpu_name
+from microplane.hardware import cpu_name, run_program
+
+PACKAGE = Path(__file__).resolve().parents[1]
+PATIENCE = 5.0  # seconds for git
+# With one of these, as in a hook of git's, git would speak of another repository than that of the folder.
+POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 
 
 def describe() -> dict[str, Any]:
@@ -39,12 +46,41 @@ def package_version() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that this package runs from, if it is one."""
-    here = Path(__file__).parent
+    """The commit that this package's code is of, where that is known: of the source tree that it runs from, or the one
+    that pip says it was installed from. Never that of another repository that the package happens to lie in.
+    """
+    return _installed_commit(PACKAGE) or _tree_commit(PACKAGE)
+
+
+def _installed_commit(package: Path) -> str | None:
+    """What pip noted when it installed this package from a repository (direct_url.json, PEP 610)."""
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+        ours = distribution("microplane")
+        if Path(str(ours.locate_file("microplane"))).resolve() != package:
+            return None  # another copy is installed than the one that runs
+        noted = json.loads(ours.read_text("direct_url.json") or "{}")
+        commit = noted["vcs_info"]["commit_id"]
+    except (PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
         return None
-    return found.stdout.strip() or None
+    return commit if isinstance(commit, str) else None
+
+
+def _tree_commit(package: Path) -> str | None:
+    """The commit of the repository whose `src/microplane` the package is."""
+    env = {name: value for name, value in os.environ.items() if name not in POINTERS}
+    try:
+        found = run_program(["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"], PATIENCE, env)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = found.stdout.splitlines()
+    if found.returncode or len(lines) != 2 or Path(lines[0]).resolve() / "src" / "microplane" != package:
+        return None
+    return lines[1] if _is_ours(Path(lines[0])) else None
+
+
+def _is_ours(tree: Path) -> bool:
+    try:
+        project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return bool(project["name"] == "microplane")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -23,11 +23,11 @@ from microplane.data.preparing.load_splits import Dataset, Splits, load_splits
 from microplane.data.preparing.tokenise import layout_for
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from microplane.errors import ConfigError, MicroplaneError, TrainingError
+from microplane.errors import ConfigError, MicroplaneError, TrainingError, notices_to
 from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.evaluation.probe import difference_check, probe_logits, probe_rows, read_probe, save_probe
-from microplane.files import find_run, run_folder, write_aside
+from microplane.files import write_aside
 from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Loaded, load
 from microplane.methods import Method, make_method, trainable_parameters
@@ -44,6 +44,7 @@ from microplane.nn.quantised import bytes_held, weight_count
 from microplane.objectives.select import give_head, row_shape, within_context
 from microplane.report.page import write_report
 from microplane.runs import provenance
+from microplane.runs.folder import find_run, run_folder
 from microplane.runs.prepare import inferred, shared_prefix
 from microplane.runs.result import data_figures, finite, moved_check, train_figures
 from microplane.runs.verify import merge_checks
@@ -100,7 +101,8 @@ def train(
         knobs = build(RunKnobs, values)
     job = _Job(knobs, watch or Silent(), resume)
     try:
-        return job.run()
+        with notices_to(watch.say if watch else None):
+            return job.run()
     except BaseException as error:
         job.fail(error)
         raise

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microplane.cache.entries import hold
+from microplane.cache.eviction import new_entry
 from microplane.data.batch_plan import pack
 from microplane.data.preparing.load_splits import TokenDataset
 from microplane.data.progress import Watcher
-from microplane.data.store import Features, folder_aside
+from microplane.data.store import Features
 from microplane.errors import DataError
 from microplane.files import cache_dir, file_sha256
 from microplane.models.contract import Model
@@ -134,8 +136,9 @@ class Keeper:
         return None
 
     def _map(self, folder: Path, rows: TokenDataset, mode: Any = "r") -> Features:
+        held = hold(folder)
         numbers = np.memmap(folder / "numbers", KINDS[self.dtype], mode, shape=self.shape(rows))
-        return Features(numbers, None if self.pooled else np.cumsum(rows.lengths, dtype=np.int64))
+        return Features(numbers, None if self.pooled else np.cumsum(rows.lengths, dtype=np.int64), held)
 
     def fill(self, rows: TokenDataset, progress: Callable[[int, int], None]) -> Features:
         """Compute the features of all rows.
@@ -144,7 +147,7 @@ class Keeper:
             DataError: if they cannot be written.
         """
         folder = self.place / self.key(rows)
-        with folder_aside(folder, "the features") as temporary:
+        with new_entry(folder, "the features", f"{len(rows):,} rows as features") as temporary:
             features = self._map(temporary, rows, "w+")
             done = 0
             for indices in pack(np.argsort(-rows.lengths, kind="stable").tolist(), rows.lengths, BUDGET):

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 
 from microplane.checkpoints.tensors import read_tensors, save_tensors
 from microplane.errors import CheckpointError
-from microplane.files import file_sha256, read_object, write_json
+from microplane.files import file_sha256, folder_aside, read_object, write_json
 from microplane.methods import Method, trainable
 from microplane.methods.method import load_state, state_of
 from microplane.training.optim import add_groups
@@ -31,11 +29,6 @@ from microplane.training.optim import add_groups
 KEEP = 2  # checkpoints kept in resume/
 BEST = "best.safetensors"
 TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
-
-# ---------------------------------------------------------------------------------------------------- adapter/
-
-
-# ---------------------------------------------------------------------------------------------------- resume/
 
 
 def save_checkpoint(
@@ -47,22 +40,14 @@ def save_checkpoint(
     state: Mapping[str, Any],
 ) -> None:
     """Write everything that step `step` needs to be continued exactly, then drop all but the newest checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".step-{uuid.uuid4().hex[:8]}.tmp"
-    final = folder / f"step-{step:08d}"
-    try:
-        temporary.mkdir()
+    # The same step comes again after a resume from an earlier one; then the bytes are the same.
+    with folder_aside(folder / f"step-{step:08d}", there="replace") as temporary:
         save_tensors(temporary / "weights.safetensors", state_of(method, model))
         save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
         save_tensors(temporary / "method.safetensors", method.training_state(model))
         sums = {name: file_sha256(temporary / name) for name in TENSORS}
         whole = {**state, "step": step, "sha256": sums}
         write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
-        if final.exists():  # the same step again, after a resume from an earlier one: the bytes are the same
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -145,7 +130,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back in place."""
     load_state(method, model, read_tensors(folder / "weights.safetensors", CheckpointError))
-    method.load_training_state(model, read_tensors(folder / "method.safetensors", CheckpointError))
+    state = read_tensors(folder / "method.safetensors", CheckpointError)
+    device = next(iter(trainable(model).values())).device
+    method.load_training_state(model, {name: tensor.to(device) for name, tensor in state.items()})
     add_groups(method, model, optimizer)
     load_optimizer(model, optimizer, read_tensors(folder / "optimizer.safetensors", CheckpointError))
 
@@ -172,13 +159,25 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`: each tensor goes to the device of its parameter.
+
+    The count of steps goes there only where the optimizer's kernel reads it; else it stays where Python reads it.
+
+    Raises:
+        CheckpointError: for the state of a parameter that does not train.
+    """
     optimizer.state.clear()
     parameters = trainable(model)
-    for name, value in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        if parameter not in parameters:
-            raise CheckpointError(f"the checkpoint has optimizer state of {parameter!r}, which does not train here")
-        optimizer.state[parameters[parameter]][key] = value
-
-
-# ---------------------------------------------------------------------------------------------------- files
+    in_kernel = {
+        id(parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if group.get("fused") or group.get("capturable")
+    }
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint has optimizer state of {name!r}, which does not train here")
+        parameter = parameters[name]
+        on_host = key == "step" and id(parameter) not in in_kernel
+        optimizer.state[parameter][key] = value if on_host else value.to(parameter.device)

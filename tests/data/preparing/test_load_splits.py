@@ -17,9 +17,9 @@ from microplane.data.preparing.first_pass import files_of, split_off
 from microplane.data.preparing.load_splits import DataSummary, load_rows, load_splits
 from microplane.data.rendering.causal import Layout
 from microplane.data.row_kind import Shape
-from microplane.data.store import folder_aside
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import DataError
+from microplane.files import folder_aside
 from tests.tiny import save_byte_tokenizer
 
 
@@ -202,9 +202,9 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, plain, monkeypatch, c
 
 def test_of_two_who_write_the_same_the_first_wins(tmp_path):
     target = tmp_path / "a" / "b"
-    with folder_aside(target) as mine:
+    with folder_aside(target, there="keep") as mine:
         (mine / "x").write_text("mine")
-        with folder_aside(target) as theirs:
+        with folder_aside(target, there="keep") as theirs:
             (theirs / "x").write_text("theirs")
     assert (target / "x").read_text() == "theirs"
     assert [item.name for item in (tmp_path / "a").iterdir()] == ["b"]

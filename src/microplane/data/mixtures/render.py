@@ -11,12 +11,13 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+from microplane.cache.entries import touch
+from microplane.cache.eviction import new_entry
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures import task_templates as instructions
 from microplane.data.mixtures.sampler import Mixture, Side, open_mixture
 from microplane.data.mixtures.sources import source_files
 from microplane.data.mixtures.spec import MixturePlan, read_mixture
-from microplane.data.store import folder_aside
 from microplane.errors import DataError
 from microplane.files import cache_dir
 
@@ -88,11 +89,12 @@ def mixture_splits(
         mixture = open_mixture(path, share, knobs.validation_rows)
         rows = mixture.plan.knobs.rows
         counts = {"train": rows, "validation": min(knobs.validation_rows, max(1, round(share * rows)))}
-        with folder_aside(folder) as temporary:
+        with new_entry(folder, "the mixture's rows", f"{rows:,} rows of {path.name}") as temporary:
             for side in sides:
                 materialise(mixture, temporary / f"{side}.jsonl", counts[side], side, progress)
             if key != _key(read_mixture(path), share, knobs.validation_rows):
                 raise DataError(f"{path} or a file that it names changed while it was read; run again")
+    touch(folder)
     return {side: [file] for side, file in files.items()}
 
 

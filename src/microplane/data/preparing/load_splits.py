@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from microplane.cache.entries import hold
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.first_pass import Progress, files_of
 from microplane.data.preparing.summary import DataSummary
@@ -90,6 +91,7 @@ def _load(
 ) -> tuple[dict[str, TokenDataset], DataSummary]:
     key = _key(files, knobs, tokenizer, hold_out, shape, names)
     folder = cache_dir() / "data" / key
+    _held = [hold(path.parent) for paths in files.values() for path in paths]  # a mixture stays while it is read
     found = _open(folder)
     if found and (knobs.skip_bad_rows or not found[1].bad):
         return found

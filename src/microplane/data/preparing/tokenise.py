@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
+from microplane.cache.eviction import new_entry
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.first_pass import EVERY, Progress, Split, Survey, examples, overlap, survey_all
 from microplane.data.preparing.summary import DataSummary, length_facts
@@ -18,7 +19,7 @@ from microplane.data.rendering.causal import Layout, Row, layout
 from microplane.data.rendering.labelled import LabelFormat, LabelLayout, label_names
 from microplane.data.rendering.seq2seq import PairLayout
 from microplane.data.row_kind import TEXT, Shape
-from microplane.data.store import SplitWriter, Stored, TokenDataset, folder_aside
+from microplane.data.store import SplitWriter, Stored, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
@@ -56,7 +57,7 @@ def build(
         how = LabelLayout(tokenizer, form.task, known)
     else:
         how = layout_for(tokenizer, knobs.template, knobs.system, shape)
-    with folder_aside(folder) as temporary:
+    with new_entry(folder, "the tokenised data", f"rows of {Path(knobs.train).name} as tokens") as temporary:
         with ExitStack() as stack:
             writers = {
                 name: SplitWriter(temporary, name, split.files, how.stops, shape, stack)

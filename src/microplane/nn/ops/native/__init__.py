@@ -9,30 +9,21 @@ torch's own, as its OpenMP library is loaded already.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
 import threading
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from microplane.files import aside, cache_dir
-from microplane.hardware import processor
+from microplane.errors import notice
+from microplane.nn.ops.native.build import CompileError, load_or_compile
 
-SOURCES = Path(__file__).parent
-FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing"),  # infinities must work
-    *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
-)
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-PATIENCE = 120.0  # seconds for the compiler
+SLOWER = (
+    "Attention, norms, dropout, gated activations, cross-entropy and the products of int8 and nf4 weights are computed "
+    "by torch's own operations, which is slower"
+)
 
 _lock = threading.Lock()
 
@@ -71,30 +62,20 @@ def _argument(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled operations; None where they are not wanted or cannot be had."""
-    return None if os.environ.get("MICROPLANE_NATIVE") == "0" else _built()
+    """The compiled operations; None where they are not wanted or cannot be had, of which a notice says why once."""
+    if os.environ.get("MICROPLANE_NATIVE") == "0":
+        return None
+    with _lock:  # so that two threads neither compile twice nor tell twice
+        return _built()
 
 
 @cache
 def _built() -> ctypes.CDLL | None:
-    with _lock, suppress(OSError, subprocess.SubprocessError):
-        compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-        if compiler is None:
-            return None
-        path = cache_dir() / "native" / f"{_key(compiler)}.so"
-        if not path.is_file():
-            with aside(path) as temporary:
-                sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
-                command = [compiler, *FLAGS, *sources, "-o", str(temporary)]
-                subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
-        return ctypes.CDLL(str(path))
-    return None
-
-
-def _key(compiler: str) -> str:
-    """What the result depends on: the sources, the flags, the compiler and the processor."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=PATIENCE).stdout
-    digest = hashlib.sha256(f"{FLAGS} {processor()}".encode() + version)
-    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:24]
+    try:
+        return load_or_compile()
+    except CompileError as error:
+        notice(
+            f"native    compiled operations are off: {error}. {SLOWER}. To have them, see to a C++17 compiler with "
+            "OpenMP (CXX names another one than c++); to be told no more, set MICROPLANE_NATIVE=0"
+        )
+        return None

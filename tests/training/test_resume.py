@@ -1,0 +1,54 @@
+"""What a checkpoint gives back to the optimizer lies where its parameters lie."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from microplane.errors import CheckpointError
+from microplane.training.adafactor import Adafactor
+from microplane.training.resume import load_optimizer, optimizer_tensors
+
+
+class Halves(nn.Module):
+    """A model over two devices; `meta` stands for a second one."""
+
+    def __init__(self, second: str):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3, device=second)
+
+
+def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """The state of an optimizer after two steps, as a checkpoint has it."""
+    model = Halves("cpu")
+    optimizer = kind(model.parameters())  # type: ignore[call-arg]
+    for _ in range(2):
+        model.second(model.first(torch.ones(1, 3))).sum().backward()
+        optimizer.step()
+    return {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, Adafactor])
+@pytest.mark.parametrize(("options", "step"), [({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")])
+def test_state_goes_to_the_device_of_its_parameter(kind, options, step):
+    """The count of steps goes there only for a kernel that reads it there."""
+    saved, model = stepped(kind), Halves("meta")
+    optimizer = kind(model.parameters())
+    for group in optimizer.param_groups:
+        group.update(options)
+    load_optimizer(model, optimizer, saved)
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        assert set(state) == {key.split("/")[1] for key in saved if key.startswith(f"{name}/")}
+        for key, value in state.items():
+            on_first = parameter.device.type == "cpu"
+            assert value.device.type == ("cpu" if on_first else step if key == "step" else "meta"), (name, key)
+            assert not on_first or torch.equal(value, saved[f"{name}/{key}"])
+
+
+def test_state_of_what_does_not_train_is_refused():
+    saved, model = stepped(torch.optim.AdamW), Halves("cpu")
+    model.second.requires_grad_(False)
+    with pytest.raises(CheckpointError, match=r"state of 'second\.weight', which does not train here"):
+        load_optimizer(model, torch.optim.AdamW(model.first.parameters()), saved)
