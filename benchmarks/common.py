@@ -80,7 +80,7 @@ def empty_process() -> int:
 
 def settings(assignments: Sequence[str]) -> dict[str, Any]:
     """Knobs by dotted name, of `--set NAME=VALUE ...`."""
-    from microplane.config.knobs import parse_value  # peer.py measures itself, and does without it
+    from microplane.config.build import parse_value  # peer.py measures itself, and does without it
 
     return {name: parse_value(text) for name, _, text in (item.partition("=") for item in assignments)}
 

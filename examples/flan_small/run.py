@@ -24,18 +24,19 @@ from typing import Any  # noqa: E402
 
 import arms  # noqa: E402
 import fetch  # noqa: E402
+import report  # noqa: E402
 import tasks  # noqa: E402
 import torch  # noqa: E402
 import vocabulary  # noqa: E402
 from stages import Stages, StoppedError, run_facts, train_run  # noqa: E402
 
-import report  # noqa: E402
-from microplane import environment  # noqa: E402
 from microplane.cli.terminal import Terminal, make_console  # noqa: E402
-from microplane.config.knobs import RunKnobs, build  # noqa: E402
+from microplane.config.build import build  # noqa: E402
+from microplane.config.knobs import RunKnobs  # noqa: E402
 from microplane.errors import MicroplaneError  # noqa: E402
 from microplane.files import write_aside  # noqa: E402
 from microplane.inference.pipeline import number_format  # noqa: E402
+from microplane.runs import provenance  # noqa: E402
 
 ARMS = {"direct": "pretrained, then fine-tuned", "instructed": "pretrained, instruction-tuned, then fine-tuned"}
 SEEDS = (0, 1, 2)
@@ -84,11 +85,11 @@ class Experiment:
 
     def machine(self) -> dict[str, Any]:
         """Threads and number format, settled once, so that a resumed run computes as it began."""
-        load, cores = os.getloadavg()[0], environment.describe()["cores"]
+        load, cores = os.getloadavg()[0], provenance.describe()["cores"]
         threads = self.threads or min(2, cores)
         torch.set_num_threads(threads)
         dtype = number_format("auto").name
-        return {"threads": threads, "dtype": dtype, "load_at_start": load, **environment.describe()}
+        return {"threads": threads, "dtype": dtype, "load_at_start": load, **provenance.describe()}
 
     def fetch(self) -> dict[str, Any]:
         fetch.debian(self.data)

@@ -1,7 +1,7 @@
 """What a generated answer is worth: predictions against targets, text against text.
 
-Shares lie in 0..1; `bleu` and `chrf` in 0..100, as their library gives them. The libraries are imported where they are
-used: a run that needs no ROUGE does not load it.
+Shares lie in 0..1; `bleu` and `chrf` in 0..100, as sacreBLEU gives them. It is imported where it is used: a run that
+needs no BLEU does not load it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from microplane.config.extensions import Registry
 from microplane.errors import ConfigError, nearest
+from microplane.evaluation import f1
+from microplane.evaluation.rouge import rouge_l, rouge_n
 
 Texts = Sequence[str]
 
@@ -126,30 +128,21 @@ def accuracy(predictions: Texts, targets: Texts) -> dict[str, float]:
 
 def macro_f1(predictions: Texts, targets: Texts) -> dict[str, float]:
     """Mean over the targets' labels of each one's F1. A prediction that is none of them misses its own label only."""
-    from sklearn.metrics import f1_score
-
-    truth, guess = [normalised(t) for t in targets], [normalised(p) for p in predictions]
-    labels = sorted(set(truth))
-    return {"macro_f1": float(f1_score(truth, guess, labels=labels, average="macro", zero_division=0))}
+    return {"macro_f1": f1.macro_f1([normalised(p) for p in predictions], [normalised(t) for t in targets])}
 
 
 def rouge(predictions: Texts, targets: Texts) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L: mean F over the rows, without stemming.
 
-    rouge-score's own tokenizer keeps a-z and 0-9 only, so that Greek scores 0 and `été` becomes `t`. Ours splits ASCII
-    text at the same places and keeps the letters of every script (see `words`).
+    The usual tokenizer (of the package rouge-score) keeps a-z and 0-9 only, so that Greek scores 0 and `été` becomes
+    `t`. Ours splits ASCII text at the same places and keeps the letters of every script (see `words`).
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, tokenizer=_Words())
-    rows = [scorer.score(target, prediction) for prediction, target in zip(predictions, targets, strict=True)]
-    return {kind: sum(float(row[kind].fmeasure) for row in rows) / len(rows) for kind in kinds}
-
-
-class _Words:
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
+    pairs = [(words(prediction), words(target)) for prediction, target in zip(predictions, targets, strict=True)]
+    return {
+        "rouge1": _mean([rouge_n(prediction, target, 1) for prediction, target in pairs]),
+        "rouge2": _mean([rouge_n(prediction, target, 2) for prediction, target in pairs]),
+        "rougeL": _mean([rouge_l(prediction, target) for prediction, target in pairs]),
+    }
 
 
 def words(text: str) -> list[str]:
@@ -178,8 +171,11 @@ def chrf(predictions: Texts, targets: Texts) -> dict[str, float]:
 
 
 def _share(hits: Iterable[bool]) -> float:
-    found = list(hits)
-    return sum(found) / len(found)
+    return _mean(list(hits))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 Metric = Callable[[Texts, Texts], dict[str, float]]

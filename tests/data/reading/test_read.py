@@ -201,6 +201,15 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path, name, content, 
     assert message in refused(write(tmp_path / name, content))
 
 
+def test_parquet_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # importing it fails, as where it is not installed
+    assert refused(tmp_path / "a.parquet") == (
+        f"{tmp_path / 'a.parquet'} is a Parquet file, which needs the package pyarrow, and that is not installed. "
+        "Install it: pip install 'microplane[parquet]'; or save the data as JSONL"
+    )
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path):
     write(tmp_path / "train.jsonl", "{}")
     assert (

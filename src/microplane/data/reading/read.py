@@ -298,9 +298,14 @@ def _named(cells: list[str], header: list[str]) -> dict[str, Any]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DataError(
+            f"{path} is a Parquet file, which needs the package pyarrow, and that is not installed. "
+            "Install it: pip install 'microplane[parquet]'; or save the data as JSONL"
+        ) from None
     number = 0
     try:
         with pq.ParquetFile(path) as file:
