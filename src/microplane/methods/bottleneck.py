@@ -106,6 +106,14 @@ class Bottleneck(Method):
     def trains_base(self) -> bool:  # type: ignore[override]
         return self.with_norms
 
+    def idle_knobs(self) -> dict[str, str]:
+        idle = {}
+        if self.width is not None:
+            idle["reduction"] = f"method.width = {self.width} gives the width itself. Leave one of the two out"
+        if self.kind != "parallel":
+            idle["scale"] = f"only kind parallel is scaled, and method.kind = {self.kind!r}. Leave it out"
+        return idle
+
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
         device = next(model.parameters()).device

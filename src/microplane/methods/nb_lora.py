@@ -97,6 +97,14 @@ class NBLoRA(Method):
         """One direction, or p = inf, leaves the bounds no choice."""
         return self.bounds == "trained" and self.rank > 1 and self.exponent > 0
 
+    def idle_knobs(self) -> dict[str, str]:
+        idle = {}
+        if not self.bounds_train:
+            idle["temperature"] = "the bounds are all equal (bounds fixed, p inf or rank 1). Leave it out"
+        if self.rank == 1:
+            idle["p"] = "method.rank = 1 has one singular value, of which all norms are the same. Leave it out"
+        return idle
+
     def attach(self, model: nn.Module) -> None:
         wrap_linears(model, self.targets, lambda base: NBLoRALinear(base, self))
 
