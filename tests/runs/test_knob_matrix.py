@@ -46,6 +46,8 @@ class Case:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
+FULL, HEAD_ONLY = {"method.name": "full"}, {"method.name": "head-only"}
+
 CASES = {
     "name": Case("other"),
     "runs": Case("elsewhere"),
@@ -79,7 +81,7 @@ CASES = {
     "train.clip": Case(0.01),
     "train.threads": Case(2),
     "train.eval_every": Case(2),
-    "train.patience": Case(1, beside={"train.lr": 1e-30, "train.eval_every": 1, "train.epochs": 3}),
+    "train.patience": Case(1, beside={"train.lr": 1.0, "train.eval_every": 1, "train.epochs": 3, **FULL}),
     "train.save_every": Case(1, beside={"train.eval_every": 100}),
     "train.recompute": Case("blocks"),
     "train.feature_cache": Case(where="encoder", beside={"method.name": "head-only", "train.epochs": 3}),
@@ -99,7 +101,6 @@ MORE = [  # the other choices of a knob of which the first is in the table
     ("data.limit", Case(8, "encoder")),
 ]
 
-HEAD_ONLY = {"method.name": "head-only"}
 REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set beside, the knob, its value
     ("decoder", {}, "model.pooling", "mean"),
     ("decoder", {}, "data.objective", "prefix_lm"),
