@@ -20,16 +20,17 @@ import pytest
 import torch
 
 import microplane
-from microplane.config.build import build, fields, place
-from microplane.config.knobs import EvalKnobs, GenerateKnobs, RunKnobs
-from microplane.errors import ConfigError, DataError
+from microplane.config.build import build, fields, place, read_yaml
+from microplane.config.knobs import EvalKnobs, GenerateKnobs, RunKnobs, TrainKnobs
+from microplane.data.progress import Silent
+from microplane.errors import ConfigError, DataError, ModelError
 from microplane.inference.pipeline import Loaded
 from microplane.nn.ops import native
 from microplane.nn.quantised import Int8Linear
 from microplane.runs import train as run_module
 from microplane.runs.evaluate import measure_file
 from microplane.training import activation_checkpointing
-from tests.knob_values import another
+from tests.knob_values import NoValueError, another
 from tests.labels import encoder_folder, reviews, tags, write
 from tests.runs.test_seq2seq import pair_folder, shout
 from tests.tiny import save_tiny_folder
@@ -91,7 +92,7 @@ CASES = {
     "eval.rows": Case(1),
     "eval.batch_tokens": Case(16),
 }
-ELSEWHERE = {"model.revision": "tests/models/files/test_hub.py"}  # needs a Hub; refused for what is on this machine
+ELSEWHERE = {"model.revision"}  # only a Hub has any: tests/models/files/test_hub.py
 
 MORE = [  # the other choices of a knob of which the first is in the table
     ("train.recompute", Case("cheap")),
@@ -109,8 +110,6 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_rows", 1),
     ("decoder", {"train.optimizer": "adafactor"}, "train.betas", (0.5, 0.9)),
     ("decoder", {"train.optimizer": "adafactor"}, "train.eps", 1e-2),
-    ("decoder", {"eval.rows": 0}, "eval.metrics", ("chrf",)),
-    ("decoder", {"eval.rows": 0}, "eval.max_new_tokens", 2),
     ("decoder", {"method.name": "ia3"}, "train.weight_decay", 0.5),
     ("decoder", {"data.format": "text"}, "data.system", "Be brief."),
     ("decoder", {"data.format": "text"}, "data.template", "chat"),
@@ -249,7 +248,7 @@ def counted(calls: Counter[str], function: Any) -> Any:
 
 def without_knob(name: str, where: str, beside: dict[str, Any]) -> dict[str, Any]:
     """What is set in the run to compare with: all but the knob that is tried."""
-    answers = where not in ("encoder", "tags", "text/label") and beside.get("eval.rows") != 0
+    answers = where not in ("encoder", "tags", "text/label")
     short = {"eval.max_new_tokens": 3} if answers else {}
     return {knob: value for knob, value in (SETS | short | beside).items() if knob != name}
 
@@ -273,6 +272,19 @@ def test_a_knob_changes_what_a_run_does(name, case, there):
     assert there.run(case.where, beside | {name: value}) != without, f"{name} = {value} is ignored in silence"
 
 
+def test_a_revision_of_what_is_on_this_machine_is_refused(there):
+    with pytest.raises(ModelError, match=r"model\.revision = 'main' is only for Hub names"):
+        there.run("decoder", without_knob("", "decoder", {"model.revision": "main"}))
+
+
+def test_a_new_knob_whose_values_nobody_knows_needs_an_entry():
+    class More(TrainKnobs):
+        words: tuple[str, ...] = ()
+
+    with pytest.raises(NoValueError, match=r"train\.words: .* give it an entry in the test's table"):
+        another("train.words", dict(fields(More))["words"])
+
+
 def test_the_same_run_leaves_the_same(there):
     """Or the test above would prove nothing."""
     for where in ("decoder", "encoder", "pairs"):
@@ -292,3 +304,150 @@ def test_a_knob_that_would_change_nothing_is_refused(where, beside, name, value,
     if name == "train.recompute":  # it is tried, but nothing of a block is kept, so nothing is won
         with_it = with_it | {"calls": without["calls"]}
     assert with_it == without, f"{name} = {value} does something here; it is refused wrongly"
+
+
+class Listening(Silent):
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+GIVING_WAY = [  # what is set, and the line that says which knob decides
+    ({"train.steps": 2, "train.epochs": 2.0}, "train.epochs = 2.0 is not used: train.steps = 2 decides"),
+    (
+        {"train.batch_tokens": 40, "train.batch_size": 4},
+        "train.batch_size = 4 is not used: train.batch_tokens = 40 decides",
+    ),
+    ({"eval.rows": 0, "eval.metrics": ("chrf",)}, "eval.metrics = ['chrf'] is not used: eval.rows = 0 decides"),
+    ({"eval.rows": 0, "eval.max_new_tokens": 2}, "eval.max_new_tokens = 2 is not used: eval.rows = 0 decides"),
+]
+
+
+@pytest.mark.parametrize(("sets", "line"), GIVING_WAY)
+def test_it_is_said_which_of_two_knobs_decides(sets, line, there):
+    watch = Listening()
+    microplane.train(knobs=there.knobs("decoder", SETS | sets | {"name": None, "runs": str(there.folder)}), watch=watch)
+    assert line in watch.said
+
+
+def test_all_that_is_wrong_is_said_at_once(there):
+    wrong = {"data.objective": "prefix_lm", "eval.metrics": ("chrf",), "train.label_smoothing": 0.5}
+    with pytest.raises(ConfigError) as caught:
+        there.run("encoder", without_knob("", "encoder", wrong))
+    first, *rest = str(caught.value).splitlines()
+    assert first == "These knobs would change nothing in this run:"
+    head = "the rows have labels, which a task head learns (classification)"
+    assert rest == [
+        f"  data.objective = 'prefix_lm': {head}; it is for plain text that an encoder-decoder learns. Leave it out",
+        f"  train.label_smoothing = 0.5: {head}; only the loss of tokens is smoothed. Leave it out",
+        f"  eval.metrics = ['chrf']: {head}, and it is measured by all metrics of its task. Leave it at auto",
+    ]
+
+
+def test_a_value_that_says_what_is_so_anyway_is_fine(there):
+    """run.yaml of a run with labels has such a template."""
+    sets = without_knob("", "encoder", {})
+    alike = {"data.template": "plain", "data.system": "", "train.feature_cache": "off", "data.task": "classification"}
+    assert there.run("encoder", sets | alike) == there.once("encoder", sets)
+
+
+@pytest.mark.parametrize("where", [where for where in RUNS if where != "bad rows"])
+def test_run_yaml_runs_again_as_it_is(where, there):
+    """It holds all knobs, with what was inferred."""
+    there.run(where, without_knob("", where, {}))
+    last = max(there.folder.glob("runs-*/runs/run/run.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    knobs = build(RunKnobs, read_yaml(last)).model_copy(update={"runs": str(there.folder / f"again-{where[:4]}")})
+    assert microplane.train(knobs=knobs).result["status"] == "success"
+
+
+# Generating and measuring
+
+
+GENERATING = {
+    "max_new_tokens": Case(2),
+    "top_k": Case(2, beside={"temperature": 1.0}),
+    "top_p": Case(0.1, beside={"temperature": 1.0}),
+    "min_p": Case(0.9, beside={"temperature": 1.0}),
+    "temperature": Case(1.0),
+    "repetition_penalty": Case(5.0),
+    "beams": Case(4),
+    "length_penalty": Case(-20.0, beside={"beams": 4}),
+    "seed": Case(beside={"temperature": 1.0}),
+}
+PROMPTS = ["say aa", "say bb", "say cc, and then all others"]
+
+
+@pytest.fixture(scope="module")
+def writer(there) -> Loaded:
+    return microplane.load(there.folder / "model", "float32")
+
+
+@pytest.mark.parametrize("name", list(GenerateKnobs.model_fields))
+def test_a_knob_changes_what_is_generated(name, writer):
+    case = GENERATING.get(name, Case())
+    beside = {"max_new_tokens": 12} | case.beside
+    before = [answer.text for answer in writer.answers(PROMPTS, GenerateKnobs(**beside))]
+    if name == "stop":
+        value: Any = (before[0][3],)
+    else:
+        value = another(name, GenerateKnobs.model_fields[name]) if case.value is DERIVED else case.value
+    after = writer.answers(PROMPTS, GenerateKnobs(**beside | {name: value}))
+    assert [answer.text for answer in after] != before, f"{name} = {value} is ignored in silence"
+
+
+IDLE = [
+    ({"seed": 3}, "seed = 3 changes nothing with temperature = 0. Set temperature above 0"),
+    (
+        {"top_k": 3, "beams": 2},
+        "top_k = 3 changes nothing with temperature = 0. Set beams to 1 and temperature above 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("knobs", "message"), IDLE)
+def test_a_knob_that_would_not_change_what_is_generated_is_refused(knobs, message, writer):
+    with pytest.raises(ConfigError) as caught:
+        writer.answers(PROMPTS, GenerateKnobs(**knobs))
+    assert str(caught.value) == message
+
+
+def test_a_model_with_a_task_head_generates_nothing(there, capsys):
+    from microplane.cli.app import app
+
+    head = str(there.folder / "labelled")
+    microplane.train(knobs=there.knobs("encoder", SETS | {"name": "labelled", "runs": str(there.folder)}))
+    for option in (["--set", "temperature=1"], ["--system", "Be brief."], ["--no-prefix"]):
+        with pytest.raises(ConfigError, match=r"this model has a task head.*would change nothing"):
+            app(["generate", head, "the film is good", *option], standalone_mode=False)
+    with pytest.raises(ConfigError, match=r"  eval\.metrics = \['chrf'\]: the rows have labels"):
+        measure_file(there.knobs("encoder", {"model.name": head, "eval.metrics": ("chrf",)}))
+    with pytest.raises(ConfigError, match=r"  data\.task = 'regression': the model's head is for classification"):
+        measure_file(there.knobs("encoder", {"model.name": head, "data.task": "regression"}))
+
+
+@pytest.mark.parametrize("name", list(EvalKnobs.model_fields))
+def test_a_knob_changes_how_a_model_is_measured(name, there):
+    beside = {"model.dtype": "float32"} | ({} if name == "max_new_tokens" else {"eval.max_new_tokens": 3})
+    case = CASES.get(f"eval.{name}", Case())
+    value = another(name, EvalKnobs.model_fields[name]) if case.value is DERIVED else case.value
+    left = []
+    for sets in (beside, beside | {f"eval.{name}": value}):
+        there.calls.clear()
+        left.append((measure_file(there.knobs("decoder", sets)), dict(there.calls)))
+    assert left[0] != left[1], f"eval.{name} = {value} is ignored in silence"
+
+
+def test_what_a_measurement_does_not_use_is_said(there):
+    watch = Listening()
+    sets = {"train.steps": 3, "train.epochs": 2.0, "method.name": "ia3", "data.validation_rows": 7, "eval.rows": 2}
+    measure_file(there.knobs("decoder", sets | {"eval.max_new_tokens": 2}), watch)
+    assert "not used to measure a model: method, data.validation_rows, train.epochs, train.steps" in watch.said
+
+
+def test_what_would_change_nothing_in_a_measurement_is_refused(there):
+    with pytest.raises(ConfigError, match=r"  data\.max_target_length = 3: prompt and answer are one row here"):
+        measure_file(there.knobs("decoder", {"data.max_target_length": 3}))

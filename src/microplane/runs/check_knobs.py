@@ -10,7 +10,7 @@ What is refused is refused as soon as it can be known: from the configuration al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -47,7 +47,7 @@ def check_knobs(knobs: RunKnobs, method: Method) -> list[str]:
     text_metrics.check(knobs.eval.metrics)
     _refuse(_idle_by_configuration(knobs), values_set(knobs))
     _refuse(((f"method.{name}", why) for name, why in method.idle_knobs().items()), _values_of_method(method))
-    return list(_overridden(knobs))
+    return _overridden(values_set(knobs))
 
 
 def check_knobs_for_data(knobs: RunKnobs, kind: Kind, summary: DataSummary) -> None:
@@ -84,7 +84,8 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Loaded) -> list[str]:
     """Check the knobs of a measurement of `loaded`, which trains nothing.
 
     Returns:
-        What is to be said of knobs that only training uses, as a whole run.yaml has them: one line, or none.
+        What is to be said: one line of the knobs that only training uses, as a whole run.yaml has them, and one of each
+        that another overrides.
 
     Raises:
         ConfigError: for knobs of the measurement that would change nothing, all of them at once.
@@ -95,14 +96,15 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Loaded) -> list[str]:
     head = loaded.model.task_head
     task = None if head is None else head.config.task
     if task is None:
-        idle = [*_idle_without_answers(knobs), *_idle_without_labels(knobs, loaded.shape.kind, plain_text=False)]
+        idle = list(_idle_without_labels(knobs, loaded.shape.kind, plain_text=False))
     else:
         idle = list(_idle_with_labels(knobs, task))
         if knobs.data.task not in ("auto", task):
             idle.append(("data.task", f"the model's head is for {task}. Leave it at auto"))
     _refuse(idle, {name: value for name, value in given.items() if name in used})
+    told = _overridden({name: value for name, value in given.items() if name in used})
     unused = [name for name in given if name not in used]
-    return [f"not used to measure a model: {', '.join(unused)}"] if unused else []
+    return told + ([f"not used to measure a model: {', '.join(unused)}"] if unused else [])
 
 
 _USED_BY_EVAL = {
@@ -148,12 +150,23 @@ def _written(value: object) -> str:
     return shown(list(value)) if isinstance(value, tuple) else shown(value)
 
 
-def _overridden(knobs: RunKnobs) -> Iterator[str]:
-    """Knobs that are set and give way to another, as their descriptions say."""
-    given = values_set(knobs)
-    for name, stronger in (("train.epochs", "train.steps"), ("train.batch_size", "train.batch_tokens")):
-        if name in given and stronger in given:
-            yield f"{stronger} = {given[stronger]} decides; {name} = {given[name]} is not used beside it"
+def _overridden(given: Mapping[str, object]) -> list[str]:
+    """What is to be said of knobs that are set and give way to another, as its description says."""
+    stronger = {name: given[name] for name in ("train.steps", "train.batch_tokens") if name in given}
+    stronger |= {"eval.rows": 0} if given.get("eval.rows") == 0 else {}  # no answers are generated
+    return [
+        f"{name} = {_written(given[name])} is not used: {other} = {stronger[other]} decides"
+        for name, other in _GIVES_WAY.items()
+        if name in given and other in stronger
+    ]
+
+
+_GIVES_WAY = {
+    "train.epochs": "train.steps",
+    "train.batch_size": "train.batch_tokens",
+    "eval.metrics": "eval.rows",
+    "eval.max_new_tokens": "eval.rows",
+}
 
 
 def _no_split_off(why: str) -> Idle:
@@ -168,13 +181,6 @@ def _idle_by_configuration(knobs: RunKnobs) -> Idle:
             yield name, "it belongs to AdamW, and Adafactor has none. Leave it out, or set train.optimizer=adamw"
     if knobs.data.validation:
         yield from _no_split_off(f"data.validation = {shown(knobs.data.validation)} gives the validation rows")
-    yield from _idle_without_answers(knobs)
-
-
-def _idle_without_answers(knobs: RunKnobs) -> Idle:
-    if not knobs.eval.rows:
-        for name in ("eval.metrics", "eval.max_new_tokens"):
-            yield name, "eval.rows = 0 generates no answers. Leave it out, or set eval.rows"
 
 
 def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
