@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from microplane.config.knobs import ModelKnobs, TrainKnobs
+from microplane.config.knobs import ModelKnobs, RunKnobs, TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method, state_of, trainable
 from microplane.models.heads import add_head
+from microplane.runs.check_knobs import check_knobs
 from microplane.training.optim import make_optimizer
 from tests.tiny import tiny, tiny_encoder, tiny_pairs
 
@@ -82,7 +83,6 @@ def test_a_task_head_is_saved_once():
 
 
 def test_scaled_steps_are_refused_for_vectors_that_may_be_zero():
-    model, method = tiny_encoder(), make_method("bitfit")
-    method.attach(model)
+    knobs = RunKnobs(train=TrainKnobs(optimizer="adafactor", scale_parameter=True))
     with pytest.raises(ConfigError, match="scale_parameter = true"):
-        make_optimizer(method, model, TrainKnobs(optimizer="adafactor", scale_parameter=True))
+        check_knobs(knobs, make_method("bitfit"))

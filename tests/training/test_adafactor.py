@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from microplane.checkpoints.tensors import read_tensors, save_tensors
-from microplane.config.knobs import TrainKnobs
+from microplane.config.knobs import RunKnobs, TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Full, LoRA, make_method
+from microplane.runs.check_knobs import check_knobs
 from microplane.training.adafactor import Adafactor, factored_dims
 from microplane.training.optim import make_optimizer, peak_lr
 from microplane.training.resume import load_optimizer, optimizer_tensors
@@ -187,10 +188,10 @@ def test_scaled_parameters_are_refused_for_adapters_and_for_adamw():
     method = LoRA()
     message = "lora trains tensors that begin at or near zero.*Set train.scale_parameter=false"
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(method, attached(method), TrainKnobs(optimizer="adafactor", scale_parameter=True))
+        check_knobs(RunKnobs(train=TrainKnobs(optimizer="adafactor", scale_parameter=True)), method)
     message = re.escape("train.optimizer = 'adamw'; set train.optimizer=adafactor, or train.scale_parameter=false")
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(make_method("full"), attached(make_method("full")), TrainKnobs(scale_parameter=True))
+        check_knobs(RunKnobs(train=TrainKnobs(scale_parameter=True)), make_method("full"))
 
 
 def test_a_methods_own_choice_of_optimizers_is_respected():
@@ -198,7 +199,7 @@ def test_a_methods_own_choice_of_optimizers_is_respected():
         optimizers = ("adamw",)
 
     method = Particular()
-    assert isinstance(make_optimizer(method, attached(method), TrainKnobs()), torch.optim.AdamW)
+    check_knobs(RunKnobs(), method)
     message = "train.optimizer = 'adafactor': the method lora works with adamw only"
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(method, attached(method), TrainKnobs(optimizer="adafactor"))
+        check_knobs(RunKnobs(train=TrainKnobs(optimizer="adafactor")), method)

@@ -212,7 +212,7 @@ def generate(
     """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts).
 
     --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
-    from microplane.cli.chat import answer_prompts, chat, read_lines
+    from microplane.cli.chat import answer_prompts, ask_as_told, chat, read_lines
     from microplane.config.build import build, set_value
     from microplane.config.knobs import GenerateKnobs
     from microplane.inference.pipeline import load
@@ -226,10 +226,7 @@ def generate(
     if interactive and prompts:
         raise ConfigError("--interactive asks for its prompts itself; leave them out")
     loaded = load(model, dtype)
-    if system is not None:
-        loaded.system = system
-    if no_prefix:
-        loaded.prefix = ""
+    ask_as_told(loaded, knobs, system, no_prefix)
     if loaded.prefix:
         typer.echo(
             f"each prompt begins as in training, with {loaded.prefix.strip()!r} (--no-prefix leaves it out)", err=True

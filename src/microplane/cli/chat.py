@@ -9,8 +9,29 @@ from typing import TextIO
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.reading.formats import Message
-from microplane.errors import MicroplaneError
+from microplane.errors import ConfigError, MicroplaneError
 from microplane.inference.pipeline import Loaded
+
+
+def ask_as_told(loaded: Loaded, knobs: GenerateKnobs, system: str | None, no_prefix: bool) -> None:
+    """Give a model the system prompt and the prefix that the command line asks for.
+
+    Raises:
+        ConfigError: for settings of generation where a task head gives labels, which would change nothing.
+    """
+    if loaded.model.task_head is not None:
+        given = [name for name, field in GenerateKnobs.model_fields.items() if getattr(knobs, name) != field.default]
+        given += ["--system"] if system is not None else []
+        given += ["--no-prefix"] if no_prefix else []
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: this model has a task head, which gives labels and generates nothing, so it "
+                "would change nothing. Leave it out"
+            )
+    if system is not None:
+        loaded.system = system
+    if no_prefix:
+        loaded.prefix = ""
 
 
 def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs) -> None:

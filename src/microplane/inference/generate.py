@@ -80,11 +80,13 @@ def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -
     if knobs.beams > 1 and knobs.temperature > 0:
         both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
         raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
-    idle_with = {"top_k": "temperature", "top_p": "temperature", "min_p": "temperature", "length_penalty": "beams"}
+    idle_with = dict.fromkeys(("top_k", "top_p", "min_p", "seed"), "temperature") | {"length_penalty": "beams"}
     for name, other in idle_with.items():
         value, idle = getattr(knobs, name), GenerateKnobs.model_fields[other].default
         if getattr(knobs, other) == idle and value != GenerateKnobs.model_fields[name].default:
-            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle:g}. Set {other} above {idle:g}")
+            beams = "beams to 1 and " if other == "temperature" and knobs.beams > 1 else ""
+            way = f"Set {beams}{other} above {idle:g}"
+            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle:g}. {way}")
     if "" in knobs.stop:
         raise ConfigError("stop = '' would end every answer before it begins. Give a text, as in '\\n'")
     for number, prompt in enumerate(prompts):

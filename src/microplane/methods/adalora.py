@@ -148,6 +148,12 @@ class AdaLoRA(LowRankMethod):
             raise ValueError("warm_share + final_share must be below 1, to leave steps in which to prune")
         return self
 
+    def idle_knobs(self) -> dict[str, str]:
+        if self.initial_rank > self.rank:
+            return super().idle_knobs()
+        why = f"method.initial_rank = method.rank = {self.rank}, so nothing is pruned. Set initial_rank higher"
+        return super().idle_knobs() | dict.fromkeys(("interval", "beta1", "beta2"), why)
+
     def wrap(self, base: nn.Linear) -> AdaLoRALinear:
         scale = self.alpha / (self.initial_rank + 1e-5)
         return AdaLoRALinear(base, self.initial_rank, scale, self.dropout)

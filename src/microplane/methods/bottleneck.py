@@ -111,6 +111,14 @@ class Bottleneck(Method):
     def trains(self) -> Literal["adapter", "vectors"]:  # type: ignore[override]
         return "vectors" if self.with_norms else "adapter"
 
+    def idle_knobs(self) -> dict[str, str]:
+        idle = {}
+        if self.width is not None:
+            idle["reduction"] = f"method.width = {self.width} gives the width itself. Leave one of the two out"
+        if self.kind != "parallel":
+            idle["scale"] = f"only kind parallel is scaled, and method.kind = {self.kind!r}. Leave it out"
+        return idle
+
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
         device = next(model.parameters()).device

@@ -43,6 +43,10 @@ class Method(BaseModel):
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
 
+    def idle_knobs(self) -> dict[str, str]:
+        """Its knobs that would change nothing beside the others, and for each why and what to do about it."""
+        return {}
+
     def frozen_below(self, model: nn.Module) -> int:
         """How many of the lowest blocks compute the same in every step; as many as there are: the last norm, too."""
         return 0

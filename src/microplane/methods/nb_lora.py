@@ -103,3 +103,11 @@ class NBLoRA(LinearMethod):
 
     def wrap(self, base: nn.Linear) -> NBLoRALinear:
         return NBLoRALinear(base, self)
+
+    def idle_knobs(self) -> dict[str, str]:
+        idle = {}
+        if not self.bounds_train:
+            idle["temperature"] = "the bounds are all equal (bounds fixed, p inf or rank 1). Leave it out"
+        if self.rank == 1:
+            idle["p"] = "method.rank = 1 has one singular value, of which all norms are the same. Leave it out"
+        return idle

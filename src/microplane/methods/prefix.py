@@ -141,6 +141,9 @@ class PrefixTuning(Method):
     mlp: bool = Field(False, description="while training, an MLP makes the prefix (steadier at small rates)")
     mlp_width: int = Field(512, ge=1, description="its inner width")
 
+    def idle_knobs(self) -> dict[str, str]:
+        return {} if self.mlp else {"mlp_width": "method.mlp is off. Leave it out, or set method.mlp=true"}
+
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
         wanted = self._wanted(model)

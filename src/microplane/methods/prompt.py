@@ -73,10 +73,15 @@ class PromptTuning(Method):
         return self.length
 
     def with_tokens(self, encode: Callable[[str], list[int]]) -> Self:
-        if self.text is None or self.text_ids:
+        if self.text is None:
             return self
         if not (ids := encode(self.text)):
             raise ConfigError(f"method.text = {self.text!r} has no tokens; give it some words")
+        if self.text_ids and list(self.text_ids) != ids:
+            raise ConfigError(
+                f"method.text_ids = {list(self.text_ids)} are not the tokens of method.text = {self.text!r}: these are "
+                f"{ids} in this model. Leave text_ids out"
+            )
         return self.model_copy(update={"text_ids": tuple(ids)})
 
     def attach(self, model: nn.Module) -> None:

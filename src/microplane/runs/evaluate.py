@@ -16,6 +16,7 @@ from microplane.files import write_aside
 from microplane.inference.pipeline import load
 from microplane.models.heads import label_names_of
 from microplane.objectives.select import row_shape
+from microplane.runs.check_knobs import check_knobs_for_eval
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any
 def _measure_file(knobs: RunKnobs, watch: Watcher) -> dict[str, Any]:
     metrics.check(knobs.eval.metrics)
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
+    for line in check_knobs_for_eval(knobs, loaded):
+        watch.say(line)
     data = knobs.data
     if loaded.method is not None:
         data = data.model_copy(

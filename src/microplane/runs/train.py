@@ -24,7 +24,6 @@ from microplane.data.preparing.tokenise import layout_for
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError, notices_to
-from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, describe_scores, evaluate_loss, measure
 from microplane.evaluation.probe import difference_check, probe_logits, probe_rows, read_probe, save_probe
 from microplane.files import write_aside
@@ -44,6 +43,7 @@ from microplane.nn.quantised import bytes_held, weight_count
 from microplane.objectives.select import give_head, row_shape, within_context
 from microplane.report.page import write_report
 from microplane.runs import provenance
+from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.prepare import inferred, shared_prefix
 from microplane.runs.result import data_figures, finite, moved_check, train_figures
@@ -51,7 +51,7 @@ from microplane.runs.verify import merge_checks
 from microplane.training.feature_cache import keep_features
 from microplane.training.init_from_data import init_from_data
 from microplane.training.loop import Outcome, fit, passes
-from microplane.training.optim import check_optimizer, peak_lr
+from microplane.training.optim import peak_lr
 from microplane.training.resume import check_resumable, checkpoints
 
 SAMPLES = 10  # held-out rows shown in the report
@@ -112,8 +112,8 @@ class _Job:
     def __init__(self, knobs: RunKnobs, watch: Watcher, resume: bool):
         self.watch, self.resume = watch, resume
         self.method = make_method(knobs.method)
-        check_optimizer(self.method, knobs.train)
-        metrics.check(knobs.eval.metrics)
+        for line in check_knobs(knobs, self.method):
+            self.watch.say(line)
         if not knobs.data.train:
             raise ConfigError("data.train is not set: give the rows to train on, as in microplane train MODEL DATA")
         self.knobs, self.folder = knobs, _folder(knobs, self.method, resume)
@@ -136,6 +136,7 @@ class _Job:
         self.shape = row_shape(plain, knobs.data.task)
         names = label_names_of(plain)
         splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)
+        check_knobs_for_data(knobs, self.shape.kind, splits.summary)
         self.knobs = knobs = self._resolve(form, splits)
         model = self._open(path, form)
         said = give_head(model, splits.summary, knobs.model.pooling, knobs.train.seed)
@@ -192,7 +193,8 @@ class _Job:
     def _try(self, model: Model, tokenizer: Tokenizer, splits: Splits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
         with torch.device("meta"):
-            attach_method(self.method, twin_of(model))
+            attach_method(self.method, twin := twin_of(model))
+        check_knobs_for_model(self.knobs, self.method, twin)
         for data in (splits.train, splits.validation):
             for row in range(min(len(data), 100)):
                 check_ids(model, tokenizer, data[row][0].tolist())

@@ -24,32 +24,6 @@ def peak_lr(method: Method, knobs: TrainKnobs) -> float:
     return knobs.lr or (RELATIVE_LR if knobs.scale_parameter else method.default_lr)
 
 
-def check_optimizer(method: Method, knobs: TrainKnobs) -> None:
-    """Raises: ConfigError, if the method cannot train with this optimizer, or not with scaled parameters."""
-    if method.optimizers is not None and knobs.optimizer not in method.optimizers:
-        raise ConfigError(
-            f"train.optimizer = {knobs.optimizer!r}: the method {method.name} works with "
-            f"{' or '.join(method.optimizers)} only"
-        )
-    if knobs.scale_parameter and knobs.optimizer != "adafactor":
-        raise ConfigError(
-            f"train.scale_parameter = true is a part of Adafactor, but train.optimizer = {knobs.optimizer!r}; "
-            "set train.optimizer=adafactor, or train.scale_parameter=false"
-        )
-    if knobs.scale_parameter and method.trains != "weights":
-        raise ConfigError(
-            f"train.scale_parameter = true makes steps relative to a tensor's size, but {method.name} trains "
-            "tensors that begin at or near zero: they would move by train.lr x 0.001 and learn next to nothing. "
-            "Set train.scale_parameter=false"
-        )
-    for name, plain in (("layer_decay", 1.0), ("unfreeze_every", None)):
-        if (value := getattr(knobs, name)) != plain and not method.trains_base:
-            raise ConfigError(
-                f"train.{name} = {value}: it is for methods that train the model's own weights, as full does; "
-                f"{method.name} adds new ones. Leave it out"
-            )
-
-
 def by_level(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
     """The groups split by level (see `levels`), where each level has the rate of the next higher one times `decay`.
 
@@ -99,9 +73,8 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
     Each group remembers its peak rate as `peak_lr`.
 
     Raises:
-        ConfigError: if nothing trains, or the optimizer does not suit the method.
+        ConfigError: if nothing trains.
     """
-    check_optimizer(method, knobs)
     groups = [group for group in method.param_groups(model, peak_lr(method, knobs)) if group["params"]]
     groups = by_level(model, groups, knobs.layer_decay)
     if not groups:

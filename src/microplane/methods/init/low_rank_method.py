@@ -38,6 +38,18 @@ class LowRankMethod(LinearMethod):
         for site, module in adapted_layers(model, self.layer):
             check_rank(self.start, self.first_rank, self.first_rank_knob, site, module.in_features, module.out_features)
 
+    def idle_knobs(self) -> dict[str, str]:
+        of_starts = {
+            "start_rows": ("eva", "lora_ga"),
+            **dict.fromkeys(("eva_rho", "eva_tau"), ("eva",)),
+            "ga_gamma": ("lora_ga",),
+        }
+        return super().idle_knobs() | {
+            name: f"it belongs to method.start={' or '.join(starts)}, and method.start = {self.start!r}. Leave it out"
+            for name, starts in of_starts.items()
+            if self.start not in starts
+        }
+
     @property
     def init_rows(self) -> int:
         return self.start_rows if self.start in ("eva", "lora_ga") else 0
