@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import FirstPass, Progress, Split, examples, files_of, first_pass, overlap
+from microplane.data.preparing.first_pass import FirstPass, Progress, Split, examples, files_of, first_pass
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED
@@ -78,10 +78,10 @@ def _read_sample(where: str, example: Example) -> dict[str, Any]:
 
 def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
     train = found.splits["train"]
-    shared = {name: overlap(train, split) for name, split in found.splits.items() if name != "train"}
-    again = Split("train", train.files, train.format)  # its bad rows are known
+    unchecked = Split("train", train.files, train.format)  # its bad rows are known
     limited = knobs.model_copy(update={"limit": SAMPLES})
-    samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in examples(again, limited)]
+    shown = examples(unchecked, limited)
+    samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in shown]
     return {
         "unit": "characters",
         "format": str(train.format),
@@ -92,8 +92,8 @@ def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
         "bad": dict(found.problems.counts),
         "bad_examples": found.problems.first[:LISTED],
         "duplicates": {name: split.duplicates for name, split in found.splits.items()},
-        "overlap": {name: item.rows for name, item in shared.items()},
-        "overlap_examples": [pair for item in shared.values() for pair in item.pairs],
+        "overlap": {name: item.rows for name, item in found.overlap.items()},
+        "overlap_examples": [pair for item in found.overlap.values() for pair in item.pairs],
         "histogram": histogram(train.sizes),
         "samples": samples,
         "warnings": [],

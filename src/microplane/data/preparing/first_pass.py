@@ -105,12 +105,27 @@ def check_split(
     return split
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Held-out rows that stand in the training rows too."""
+
+    rows: int
+    pairs: tuple[str, ...]  # "train.jsonl:17 = test.jsonl:3"
+
+
 @dataclass
 class FirstPass:
     """All splits. Where validation rows are split off, `held_out` says which rows of the training files they are."""
 
     splits: dict[str, Split]
     held_out: np.ndarray | None
+    overlap: dict[str, Overlap]  # of each split but the training rows, with these
+
+    @classmethod
+    def of(cls, splits: dict[str, Split], held_out: np.ndarray | None = None) -> FirstPass:
+        """With the overlap looked for."""
+        train, others = splits["train"], {name: split for name, split in splits.items() if name != "train"}
+        return cls(splits, held_out, {name: overlap(train, split) for name, split in others.items()})
 
     @property
     def problems(self) -> Problems:
@@ -139,12 +154,12 @@ def first_pass(
         if not len(split.hashes):
             raise split.problems.error(split.label, split.problems.total)
     if "validation" in splits or not hold_out:
-        return FirstPass(splits, None)
+        return FirstPass.of(splits)
     whole = splits["train"]
     held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)
     splits["train"] = _part(whole, "train", ~held_out, whole.problems)
     splits["validation"] = _part(whole, "validation", held_out, Problems())
-    return FirstPass(splits, held_out)
+    return FirstPass.of(splits, held_out)
 
 
 def _part(split: Split, name: str, rows: np.ndarray, problems: Problems) -> Split:
@@ -194,14 +209,6 @@ def _format(files: list[Path], knobs: DataKnobs, read_format: ReadFormat) -> Row
             raise problems.error(files[0].name, problems.total)
         raise DataError(f"{files[0]} holds no rows")
     return read_format(first, files[0].name, knobs.format)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Held-out rows that stand in the training rows too."""
-
-    rows: int
-    pairs: tuple[str, ...]  # "train.jsonl:17 = test.jsonl:3"
 
 
 def overlap(train: Split, other: Split) -> Overlap:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import EVERY, FirstPass, Progress, Split, examples, first_pass, overlap
+from microplane.data.preparing.first_pass import EVERY, FirstPass, Progress, Split, examples, first_pass
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.formats import Example
@@ -97,8 +97,8 @@ class SecondPass:
         split = self.found.splits[name]
         held_out = self.found.held_out if name == "train" else None
         total = len(split.hashes) if held_out is None else len(held_out)
-        again = Split(split.name, split.files, split.format)  # collects the bad rows that are known by now
-        for row, (file, line, example) in enumerate(examples(again, self.knobs)):
+        unchecked = Split(split.name, split.files, split.format)  # whose bad rows the first pass has told
+        for row, (file, line, example) in enumerate(examples(unchecked, self.knobs)):
             if row >= total:
                 break  # the file grew; the second look at its identity tells
             if self.progress and row % EVERY == 0:
@@ -146,7 +146,7 @@ class SecondPass:
         splits, problems, counts = self.found.splits, self.found.problems, self.counts
         for name, info in infos.items():
             _refuse_empty(splits[name], info, counts[name])
-        shared = {name: overlap(splits["train"], split) for name, split in splits.items() if name != "train"}
+        shared = self.found.overlap
         train = counts["train"]
         summary = DataSummary(
             **self._rules(),
