@@ -27,8 +27,7 @@ from microplane.methods.base_format import base_format
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
-from microplane.objectives.batch import Batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.text import TokenBatch, token_loss
 from microplane.training.optim import make_optimizer
 
 HERE = Path(__file__).parent
@@ -49,9 +48,9 @@ def measure(way: str) -> dict[str, Any]:
     method.attach(model)
     optimizer = make_optimizer(method, model, TrainKnobs())
     ids = torch.randint(0, 1000, (64,), generator=torch.Generator().manual_seed(0))
-    batch = Batch(Rows.of([ids.tolist()]), torch.arange(63), ids[1:])
+    batch = TokenBatch(Rows.of([ids.tolist()]), torch.arange(63), ids[1:])
     for _ in range(3):
-        loss_sum(model, batch).backward()
+        token_loss(model, batch).backward()
         grads = sum(tensor.grad.nbytes for tensor in trainable(model).values() if tensor.grad is not None)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,6 @@ import torch
 from common import environment, figures, named, parse, peak_rss, read_rows, steps_of
 from microplane.config.knobs import ModelKnobs, TrainKnobs
 from microplane.data import batch_plan as batches
-from microplane.data.row_kind import TEXT, Shape
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import Method, make_method, trainable
 from microplane.methods.base_format import base_format, number_format
@@ -25,7 +24,8 @@ from microplane.models.contract import Model
 from microplane.models.files.load import load_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import native
-from microplane.objectives.select import row_shape
+from microplane.objectives import AnyObjective
+from microplane.objectives.select import objective_of
 from microplane.training import loop
 from microplane.training.loop import fit, read_lines
 
@@ -35,8 +35,7 @@ class Rows:
 
     features = None
 
-    def __init__(self, rows: list[dict[str, Any]], shape: Shape = TEXT):
-        self.shape = shape
+    def __init__(self, rows: list[dict[str, Any]]):
         self.rows = [(np.array(row["ids"], np.int32), np.array(row["trained"], bool)) for row in rows]
         self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)
         self.trained_counts = np.array([int(mask.sum()) for _, mask in self.rows], np.int32)
@@ -46,6 +45,11 @@ class Rows:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rows[index]
+
+    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source and target: a pair is cut where its first target stands."""
+        ids, targets = self.rows[index]
+        return ids[: int(np.argmax(targets))], ids[int(np.argmax(targets)) :]
 
     def at(self, epoch: int) -> Rows:
         """The same rows in each epoch."""
@@ -74,12 +78,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     memory = {"after_load": peak_rss()}
     torch.manual_seed(options.seed)
     method.attach(model)
-    shape = row_shape(model)
+    objective = objective_of(model)
     rows, others = read_rows(options.train), read_rows(options.validation)
-    train, held_out = Rows(rows, shape), Rows(others, shape)
+    train, held_out = Rows(rows), Rows(others)
     InOrder.steps = steps_of(rows, options.batch_size)
     loop.BatchPlan = InOrder  # type: ignore[misc]
-    first = untrained_loss(model, Rows([others[i] for i in steps_of(others, options.batch_size)[0]], shape))
+    first = untrained_loss(objective, model, Rows([others[i] for i in steps_of(others, options.batch_size)[0]]))
     knobs = TrainKnobs(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -95,11 +99,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def validate(tuned: Any) -> float:
         memory["after_training"] = peak_rss()  # the last validation's stays
-        return next(losses) or evaluate_loss(tuned, held_out, 8192)
+        return next(losses) or evaluate_loss(objective, tuned, held_out, 8192)
 
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(
-            model, method, train, knobs, Path(folder), validate=validate, save_best=lambda *_: None, identity={}
+            model,
+            method,
+            train,
+            knobs,
+            Path(folder),
+            objective=objective,
+            validate=validate,
+            save_best=lambda *_: None,
+            identity={},
         )
         clock = read_lines(Path(folder) / "speed.jsonl")
         steps = [line for line in read_lines(Path(folder) / "metrics.jsonl") if "loss" in line]
@@ -133,10 +145,10 @@ def form_of(options: argparse.Namespace, method: Method) -> NumberFormat:
     return number_format(options.dtype, options.compute if options.dtype == "nf4" else "auto")
 
 
-def untrained_loss(model: Model, rows: Rows) -> float:
+def untrained_loss(objective: AnyObjective, model: Model, rows: Rows) -> float:
     """On some rows, with activations in float32 where the weights are: to see that both sides begin with the same."""
     compute, model.compute = model.compute, None
-    loss = evaluate_loss(model, rows, 1 << 20)
+    loss = evaluate_loss(objective, model, rows, 1 << 20)
     model.compute = compute
     return loss
 

@@ -22,10 +22,12 @@ from common import environment, spread
 from microplane.cli.demo import recipe
 from microplane.config.knobs import DataKnobs
 from microplane.data.batch_plan import BatchPlan
-from microplane.data.preparing.load_splits import TokenDataset, load_splits
+from microplane.data.preparing.load_splits import load_splits
+from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, save_model
+from microplane.objectives.select import NEXT_TOKEN
 
 HERE = Path(__file__).parent
 BATCH = 16
@@ -38,14 +40,14 @@ def prepare(folder: Path, steps: int) -> None:
     tokenizer = load_tokenizer(path)
     tokenizer.save(folder / "model")
     recipe().build(folder / "data", train_rows=steps * BATCH + 800, test_rows=300)
-    splits = load_splits(DataKnobs(train=str(folder / "data"), system=""), tokenizer)
+    splits = load_splits(DataKnobs(train=str(folder / "data"), system=""), tokenizer, NEXT_TOKEN)
     plan = BatchPlan(splits.train.lengths, BATCH)
     whole = [step for step in plan.epoch(0) if len(step) == BATCH][:steps]
     write(folder / "train.jsonl", splits.train, [int(row) for step in whole for row in step])
     write(folder / "validation.jsonl", splits.validation, list(range(min(300, len(splits.validation)))))
 
 
-def write(path: Path, dataset: TokenDataset, rows: list[int]) -> None:
+def write(path: Path, dataset: Dataset, rows: list[int]) -> None:
     lines = []
     for row in rows:
         ids, trained = dataset[row]

@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from microplane.data.row_kind import TEXT
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.load_splits import load_rows, load_splits
+from microplane.data.store import Dataset
 from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
 from microplane.models.families import family_of
 from microplane.models.files.load import save_model
+from microplane.objectives.denoising import SpanCorruption
+from microplane.objectives.select import NEXT_TOKEN, AnySplits, TextCandidates
+from microplane.objectives.seq2seq import Seq2Seq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -142,7 +147,7 @@ def tiny(family: str = "llama-tied", seed: int = 0) -> Decoder:
 
 
 class MemoryDataset:
-    """Rows in memory with the interface of `microplane.data.preparing.load_splits.TokenDataset`."""
+    """Rows in memory with the interface of `microplane.data.store.Dataset`."""
 
     features = None
 
@@ -151,7 +156,6 @@ class MemoryDataset:
         self.lengths = np.array([len(ids) for ids, _ in self.rows], np.int32)
         self.trained_counts = np.array([int(mask.sum()) for _, mask in self.rows], np.int32)
         self.fingerprint = "memory"
-        self.shape = TEXT
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,11 +163,33 @@ class MemoryDataset:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rows[index]
 
+    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut where the first target stands."""
+        ids, mask = self[index]
+        return ids[: int(np.argmax(mask))], ids[int(np.argmax(mask)) :]
+
+    def segments(self, index: int) -> np.ndarray:
+        return np.zeros(len(self.rows[index][0]), np.bool_)
+
     def at(self, epoch: int) -> MemoryDataset:
         return self
 
     def where(self, index: int) -> str:
         return f"memory:{index + 1}"
+
+
+PAIRS = TextCandidates(Seq2Seq(), SpanCorruption())
+"""What an encoder-decoder may be trained for; `NEXT_TOKEN` is what a decoder may."""
+
+
+def text_splits(knobs: DataKnobs, tokenizer: Any, progress: Any = None) -> AnySplits:
+    """The data as a decoder takes it."""
+    return load_splits(knobs, tokenizer, NEXT_TOKEN, progress)
+
+
+def text_rows(knobs: DataKnobs, tokenizer: Any) -> Dataset:
+    """The rows to measure on, as a decoder takes them."""
+    return load_rows(knobs, tokenizer, NEXT_TOKEN)[0]
 
 
 def copy_task(rows: int = 64, vocabulary: int = 97, seed: int = 0) -> MemoryDataset:

@@ -19,13 +19,13 @@ from microplane.checkpoints.adapter import save_adapter
 from microplane.checkpoints.attach_saved import fingerprint
 from microplane.config.knobs import DataKnobs, TrainKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.files import write_aside
 from microplane.methods import make_method
 from microplane.methods.method import attach_method
 from microplane.models.files.load import load_model
 from microplane.nn.number_format import NumberFormat
+from microplane.objectives.select import candidates
 from microplane.training.loop import fit
 
 Curve = list[tuple[int, float]]  # (step, validation accuracy)
@@ -84,7 +84,7 @@ def fine_tune(
     tokenizer = load_tokenizer(start)
     model = load_model(start, plan.form)
     data = DataKnobs(train=str(plan.data), max_length=plan.longest, template="plain")
-    splits = load_splits(data, tokenizer, None, Shape("pairs", model.config.decoder_start))
+    splits = load_splits(data, tokenizer, candidates(model))
     rows = {
         name: read_choices(plan.data / f"{name}.jsonl", most)
         for name, most in (("validation", plan.validation_rows), ("test", plan.test_rows))
@@ -119,7 +119,7 @@ def fine_tune(
         "dtype": plan.form.name,
     }
     outcome = fit(
-        model, method, splits.train, knobs, folder,
+        model, method, splits.train, knobs, folder, objective=splits.objective,
         validate=validate, identity=identity, resume=(folder / "resume").is_dir(), on_record=note,
         save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}) and None,
     )  # fmt: skip

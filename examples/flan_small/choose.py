@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.batch_plan import pack
 from microplane.data.reading.formats import Message
-from microplane.data.rendering.seq2seq import PairLayout
+from microplane.data.rendering.seq2seq import Seq2SeqRenderer
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.inference.generate import generate
@@ -45,8 +45,8 @@ class OptionRows:
     """Rows as tokens: what is read, and every option with the end token."""
 
     def __init__(self, rows: Sequence[Choice], tokenizer: Tokenizer, longest: int):
-        layout = PairLayout(tokenizer)
-        sources = [layout.prompt([Message("user", row.inputs)]) for row in rows]
+        renderer = Seq2SeqRenderer(tokenizer)
+        sources = [renderer.prompt([Message("user", row.inputs)]) for row in rows]
         self.sources = [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in sources]
         self.options = [[tokenizer.encode_target(option) for option in row.options] for row in rows]
         if len({len(options) for options in self.options}) != 1:
@@ -96,9 +96,9 @@ def ranked(rows: Sequence[Choice], scores: Sequence[float]) -> dict[str, float]:
 def write_freely(model: Any, tokenizer: Tokenizer, rows: Sequence[Choice]) -> dict[str, Any]:
     """Greedy answers: how many are one of the options, and how many the right one."""
     model.eval()
-    layout = PairLayout(tokenizer)
-    prompts = [layout.prompt([Message("user", row.inputs)]) for row in rows]
-    answers = generate(model, tokenizer, prompts, GenerateKnobs(max_new_tokens=12), layout.stops)
+    renderer = Seq2SeqRenderer(tokenizer)
+    prompts = [renderer.prompt([Message("user", row.inputs)]) for row in rows]
+    answers = generate(model, tokenizer, prompts, GenerateKnobs(max_new_tokens=12), renderer.stops)
     texts = [answer.text.strip() for answer in answers]
     return {
         "exact_match": sum(text == row.options[row.right] for text, row in zip(texts, rows, strict=True)) / len(rows),

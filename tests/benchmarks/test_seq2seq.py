@@ -15,8 +15,7 @@ pytest.importorskip("peft")
 import debian_pairs
 import peer
 from common import steps_of
-from microplane.data.row_kind import Shape
-from microplane.objectives.batch import make_batch
+from microplane.objectives.seq2seq import Seq2Seq
 from ours import Rows
 from seq2seq import END, padding, row_of, shuffled, similar
 
@@ -96,7 +95,7 @@ def rows(count: int = 12) -> list[dict[str, list[int]]]:
 
 def test_both_sides_see_the_same_tokens():
     pairs, start = rows(), 0
-    ours = make_batch(Rows(pairs, Shape("pairs", start=start)), range(len(pairs)))
+    ours = Seq2Seq(start).collate(Rows(pairs), range(len(pairs)))
     theirs = peer.collate_pairs(pairs, pad=0)
     mask, labels = theirs.inputs["attention_mask"].bool(), theirs.inputs["labels"]
     assert theirs.inputs["input_ids"][mask].tolist() == ours.rows.source.ids.tolist()

@@ -12,8 +12,9 @@ from rich.console import Console
 from microplane.cli.show_data import BINS, SHOWN, describe, histogram
 from microplane.cli.terminal import make_console
 from microplane.config.knobs import DataKnobs
-from microplane.data.row_kind import Shape
 from microplane.errors import DataError
+from microplane.objectives.select import LabelCandidates
+from tests.tiny import PAIRS
 
 
 @pytest.fixture(autouse=True)
@@ -148,9 +149,9 @@ def test_a_histogram_holds_every_row_in_bins_of_a_round_width(lengths):
 def test_rows_with_labels_and_pairs_are_shown_as_a_model_takes_them(tmp_path, make_tiny):
     rows = [{"text": f"film {n}", "label": ("good", "bad")[n % 2]} for n in range(9)]
     file = write(tmp_path / "x.jsonl", rows)
-    labelled = printed(describe(DataKnobs(train=file), make_tiny(), shape=Shape("labels")))
+    labelled = printed(describe(DataKnobs(train=file), make_tiny(), LabelCandidates(None)))
     assert "classification (text -> label)" in labelled
     assert "9 of bad, good" in labelled
     assert "[[ -> good]]" in labelled
-    pairs = printed(describe(DataKnobs(train=file), make_tiny(), shape=Shape("pairs", start=0)))
+    pairs = printed(describe(DataKnobs(train=file), make_tiny(), PAIRS))
     assert "[[bad<eos>]]" in pairs or "[[good<eos>]]" in pairs

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microplane.data.row_kind import Shape
 from microplane.models.contract import Model
 from microplane.models.families import family_of
 from microplane.models.heads import add_head, task_scores
 from microplane.nn.rows import Rows
-from microplane.objectives.batch import make_batch
+from microplane.objectives import AnyObjective
+from microplane.objectives.classification import Classification
+from microplane.objectives.next_token import NextToken
+from microplane.objectives.seq2seq import Seq2Seq
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS, MemoryDataset, copy_task
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "dropout": 0.0}
@@ -26,18 +28,19 @@ class Family:
     make: Callable[[], Model]
     data: MemoryDataset
     lr: float = 1e-2
+    objective: AnyObjective = NextToken()  # noqa: RUF009 - frozen
 
     def build(self, dtype: torch.dtype = torch.float32) -> Model:
         """A frozen random model in eval mode; of an encoder with a new head in float32."""
         model = self.make().to(dtype)
-        if self.data.shape.kind == "labels":
+        if self.objective.needs_head:
             add_head(model, "classification", ["even", "odd"])
         return model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def output(self, model: Model) -> Tensor:
         """What it says of a few rows."""
-        rows = make_batch(self.data, range(4)).rows
+        rows = self.objective.collate(self.data, range(4)).rows
         if isinstance(rows, Rows) and model.task_head is not None:
             return task_scores(model, rows)
         return model.logits(model(rows))
@@ -48,7 +51,6 @@ class Parity(MemoryDataset):
 
     def __init__(self, rows: list[Any]):
         super().__init__(rows)
-        self.shape = Shape("labels", task="classification")
         self.trained_counts = np.ones(len(rows), np.int32)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,12 +59,6 @@ class Parity(MemoryDataset):
 
     def labels(self, index: int) -> np.ndarray:
         return np.array([self.rows[index][0][2] % 2], np.float32)
-
-
-def _pairs() -> MemoryDataset:
-    data = copy_task()
-    data.shape = Shape("pairs", start=0)
-    return data
 
 
 def decoder(name: str) -> Family:
@@ -76,6 +72,6 @@ def _maker(fields: dict[str, Any]) -> Callable[[], Model]:
 FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
-    **{name: Family(_maker(PAIR_CONFIGS[name]), _pairs()) for name in ("t5", "marian")},
-    "bert": Family(_maker(ENCODER_CONFIGS["bert"]), Parity(copy_task().rows), lr=2e-3),
+    **{name: Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq()) for name in ("t5", "marian")},
+    "bert": Family(_maker(ENCODER_CONFIGS["bert"]), Parity(copy_task().rows), lr=2e-3, objective=Classification()),
 }

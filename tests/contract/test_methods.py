@@ -18,9 +18,8 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.disable import disabled
-from microplane.methods.method import attach_method, load_state, state_of, trainable
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.methods.method import attach, load_state, state_of, trainable
+from microplane.objectives.next_token import NextToken
 from microplane.training.init_from_data import sample_losses
 from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
@@ -88,17 +87,18 @@ def attached(family, method, seed=0, prepare=True):
     torch.manual_seed(seed)
     attach_method(method, model)
     if prepare:
-        method.init_from_data(model, sample_losses(model, family.data, method.init_rows, 0, 64))
+        method.init_from_data(model, sample_losses(family.objective, model, family.data, method.init_rows, 0, 64))
     return model
 
 
-def steps(model, method, optimizer, count, start=0, total=6, data=DATA):
+def steps(model, method, optimizer, count, start=0, total=6, family=None):
+    data, objective = (family.data, family.objective) if family else (DATA, NextToken())
     losses = []
     for number in range(start, start + count):
         torch.manual_seed(number)
         model.train()
-        batch = make_batch(data, range(16))
-        loss = loss_sum(model, batch) / batch.count
+        batch = objective.collate(data, range(16))
+        loss = objective.loss(model, batch) / batch.count
         loss.backward()
         method.step(model, optimizer, number, total)
         optimizer.zero_grad()
@@ -110,7 +110,7 @@ def steps(model, method, optimizer, count, start=0, total=6, data=DATA):
 def trained(family, method, count=3):
     model = attached(family, method)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
-    return model, optimizer, steps(model, method, optimizer, count, data=family.data)
+    return model, optimizer, steps(model, method, optimizer, count, family=family)
 
 
 def test_attach_leaves_the_output_unchanged(family, method):
@@ -138,7 +138,7 @@ def test_every_trainable_tensor_moves_and_loss_falls_and_the_rest_stays(family, 
     family.output(model)  # a pass without gradients first must not cut anything off
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
-    losses = steps(model, method, optimizer, 4, data=family.data)
+    losses = steps(model, method, optimizer, 4, family=family)
     names = set(trainable(model))
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved | method.may_not_move(model) == names
@@ -198,7 +198,7 @@ def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, t
     model = attached(family, method, seed=9, prepare=False)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     load_checkpoint(tmp_path / "step-00000003", model, method, optimizer)
-    assert first + steps(model, method, optimizer, 3, start=3, data=family.data) == losses
+    assert first + steps(model, method, optimizer, 3, start=3, family=family) == losses
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
@@ -228,7 +228,7 @@ def test_adapters_in_float32_on_a_bfloat16_base(family, method):
         return
     attach_method(method, model)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
-    losses = steps(model, method, optimizer, 5, data=family.data)
+    losses = steps(model, method, optimizer, 5, family=family)
     assert all(p.dtype == torch.float32 for p in trainable(model).values())
     assert losses[-1] < losses[0]
 

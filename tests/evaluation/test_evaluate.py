@@ -1,6 +1,7 @@
 import pytest
 
 from microplane.evaluation.evaluate import choose_rows, describe_scores, evaluate_loss, without_frame
+from microplane.objectives.next_token import NextToken
 from tests.tiny import copy_task, tiny
 
 
@@ -20,8 +21,8 @@ def test_rows_are_spread_evenly():
 
 @pytest.mark.parametrize("budget", [16, 64, 4096])
 def test_the_loss_does_not_depend_on_what_is_computed_at_once(budget):
-    assert evaluate_loss(tiny(), copy_task(20), budget) == pytest.approx(
-        evaluate_loss(tiny(), copy_task(20), 1), rel=1e-6
+    assert evaluate_loss(NextToken(), tiny(), copy_task(20), budget) == pytest.approx(
+        evaluate_loss(NextToken(), tiny(), copy_task(20), 1), rel=1e-6
     )
 
 

@@ -18,8 +18,7 @@ from microplane.models.files.load import load_model, new_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.text import TokenBatch, token_loss
 from tests.foreign.folders import CAUSAL, save_bart, save_causal
 
 ROWS = [[5, 9, 200, 31], [7], [100, 101, 102, 103, 104, 105]]
@@ -40,9 +39,9 @@ def test_rows_of_a_decoder_as_transformers_has_them_one_by_one(folders, name):
     rows = Rows.of(ROWS)
     wanted = torch.cat([peer(torch.tensor([row])).logits[0] for row in ROWS])
     torch.testing.assert_close(model.logits(model(rows)), wanted, atol=1e-4, rtol=1e-4)
-    batch = Batch(rows, torch.arange(3), torch.tensor([1, 2, 3]))
+    batch = TokenBatch(rows, torch.arange(3), torch.tensor([1, 2, 3]))
     loss = torch.nn.functional.cross_entropy(wanted[:3], batch.targets, reduction="sum")
-    torch.testing.assert_close(loss_sum(model, batch), loss, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(token_loss(model, batch), loss, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", CAUSAL)

@@ -7,8 +7,7 @@ import torch
 from microplane.methods import make_method
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.methods.method import trainable
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.next_token import NextToken
 from microplane.training.init_from_data import sample_losses
 from tests.tiny import copy_task, tiny
 
@@ -27,7 +26,7 @@ def attached(family="llama-tied", prepare=True, exact=False, **knobs):
     if exact:
         model.double()
     if prepare:
-        method.init_from_data(model, sample_losses(model, DATA, method.init_rows, 0, 64))
+        method.init_from_data(model, sample_losses(NextToken(), model, DATA, method.init_rows, 0, 64))
     return method, model.eval()
 
 
@@ -42,5 +41,5 @@ def layers(model):
 
 
 def loss(model, rows=16):
-    batch = make_batch(DATA, range(rows))
-    return loss_sum(model, batch) / len(batch.targets)
+    batch = NextToken().collate(DATA, range(rows))
+    return NextToken().loss(model, batch) / len(batch.targets)

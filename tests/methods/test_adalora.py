@@ -12,8 +12,7 @@ from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import make_method
 from microplane.methods.adalora import AdaLoRALinear, Schedule, choose
 from microplane.methods.adapted_linear import adapted_layers
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.next_token import NextToken
 from microplane.training.loop import fit
 from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
@@ -31,8 +30,8 @@ def attached(**changes):
 
 
 def backward(model, method):
-    batch = make_batch(DATA, range(8))
-    (loss_sum(model, batch) / len(batch.targets)).backward()
+    batch = NextToken().collate(DATA, range(8))
+    (NextToken().loss(model, batch) / len(batch.targets)).backward()
     penalty = method.penalty(model)
     if isinstance(penalty, torch.Tensor):
         penalty.backward()
@@ -206,7 +205,8 @@ def test_an_early_stop_and_the_best_wait_for_the_final_phase(tmp_path):
         DATA,
         TrainKnobs(steps=20, batch_size=4, eval_every=2, patience=2, lr=1e-2),
         tmp_path,
-        validate=lambda m: next(losses, evaluate_loss(m, DATA, 64)),
+        objective=NextToken(),
+        validate=lambda m: next(losses, evaluate_loss(NextToken(), m, DATA, 64)),
         save_best=save_best,
         identity={},
     )

@@ -16,6 +16,7 @@ from microplane.methods.init.gradients import weight_gradients
 from microplane.methods.method import trainable
 from microplane.models.contract import linears
 from microplane.nn.quantised import QUANTISED
+from microplane.objectives.next_token import NextToken
 from microplane.training.init_from_data import init_from_data, sample_losses
 from microplane.training.loop import fit
 from tests.methods.kit import DATA, attached, layers, loss, shake
@@ -81,12 +82,12 @@ def test_random_subspaces_agree_with_the_exact_decomposition():
 
 def test_gradients_of_frozen_weights_are_autograds():
     _, model = attached(name="lora", rank=2, exact=True)
-    losses = sample_losses(model, DATA, 12, 0, 40)
+    losses = sample_losses(NextToken(), model, DATA, 12, 0, 40)
     assert len(losses) > 2
     caught = dict(weight_gradients(model, layers(model), losses))
     assert not any(parameter.grad is not None for parameter in model.parameters())
     _, twin = attached(name="full", exact=True)
-    for part in sample_losses(twin, DATA, 12, 0, 40):
+    for part in sample_losses(NextToken(), twin, DATA, 12, 0, 40):
         part().backward()
     assert caught.keys() == layers(model).keys()
     for name, gradient in caught.items():
@@ -97,7 +98,7 @@ def test_gradients_in_several_goes_are_the_same(monkeypatch):
     from microplane.methods.init import gradients
 
     _, model = attached(name="lora", rank=2, exact=True)
-    losses = sample_losses(model, DATA, 12, 0, 40)
+    losses = sample_losses(NextToken(), model, DATA, 12, 0, 40)
     whole = dict(weight_gradients(model, layers(model), losses))
     monkeypatch.setattr(gradients, "AT_ONCE", 10_000)
     parts = dict(weight_gradients(model, layers(model), losses))
@@ -252,7 +253,7 @@ def test_loftq_on_a_quantised_base_is_nearer_to_the_original(name, kind):
     before = (logits(quantised, DATA) - logits(original, DATA)).norm()
     method = make_method({"name": name, "rank": 12, "start": "loftq"})
     method.attach(quantised)
-    init_from_data(quantised, method, DATA, TrainKnobs(), stored)
+    init_from_data(NextToken(), quantised, method, DATA, TrainKnobs(), stored)
     assert (logits(quantised, DATA) - logits(original, DATA)).norm() < 0.6 * before
     for site, layer in layers(quantised).items():
         W, Q = original.get_submodule(site).weight, layer.base.weight
@@ -287,7 +288,7 @@ def run(folder, knobs, kill_at=None, resume=False):
     train_knobs = TrainKnobs(epochs=2, batch_size=8, micro_tokens=64, lr=1e-2, eval_every=3, patience=0)
     method, model = attached(prepare=False, **knobs)
     if not resume:
-        method.init_from_data(model, sample_losses(model, train, method.init_rows, 0, 64))
+        method.init_from_data(model, sample_losses(NextToken(), model, train, method.init_rows, 0, 64))
 
     def watch(record):
         if record["step"] == kill_at and "loss" in record:
@@ -299,7 +300,8 @@ def run(folder, knobs, kill_at=None, resume=False):
         train,
         train_knobs,
         folder,
-        validate=lambda m: evaluate_loss(m, held_out, 64),
+        objective=NextToken(),
+        validate=lambda m: evaluate_loss(NextToken(), m, held_out, 64),
         save_best=lambda step, value: save_adapter(folder / "adapter", model, method, {"step": step}),
         identity={},
         resume=resume,

@@ -18,6 +18,7 @@ from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.lora_auto import GrowingLinear, GrowingLoRA, gains, grows, truncated
 from microplane.methods.method import trainable
 from microplane.nn.rows import Rows
+from microplane.objectives.next_token import NextToken
 from microplane.training.loop import fit
 from microplane.training.optim import make_optimizer, set_lr
 from tests.tiny import copy_task, logits, save_tiny_folder, tiny
@@ -51,7 +52,8 @@ def run(folder, kill_at=None, resume=False, knobs=TRAIN_KNOBS, **changes):
         TRAIN,
         knobs,
         folder,
-        validate=lambda m: evaluate_loss(m, HELD_OUT, 64),
+        objective=NextToken(),
+        validate=lambda m: evaluate_loss(NextToken(), m, HELD_OUT, 64),
         save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
         identity={},
         resume=resume,
@@ -193,7 +195,7 @@ def test_a_run_grows_tells_its_story_and_keeps_the_best(straight):
     losses = [r["validation_loss"] for r in records if "validation_loss" in r]
     assert sum("decision" in r for r in records) == 2
     assert outcome.validation_loss <= min(losses) * (1 + method.gain / 2)
-    assert outcome.validation_loss == evaluate_loss(model, HELD_OUT, 64)
+    assert outcome.validation_loss == evaluate_loss(NextToken(), model, HELD_OUT, 64)
     assert outcome.moved == outcome.tensors == 28 * 3
 
 

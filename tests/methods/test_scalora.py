@@ -16,8 +16,7 @@ from microplane.methods import make_method
 from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.base_format import base_format
 from microplane.methods.scalora import ScaLoRALinear, numerical_factors, scale_moments, scaling
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.next_token import NextToken
 from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.tiny import copy_task, logits, tiny
@@ -228,8 +227,8 @@ def test_the_rank_of_all_steps_outgrows_that_of_one():
 def train(model, method, optimizer, start, stop):
     for step in range(start, stop):
         model.train()
-        batch = make_batch(DATA, range(8))
-        (loss_sum(model, batch) / len(batch.targets)).backward()
+        batch = NextToken().collate(DATA, range(8))
+        (NextToken().loss(model, batch) / len(batch.targets)).backward()
         method.step(model, optimizer, step, 12)
         optimizer.zero_grad()
     model.eval()

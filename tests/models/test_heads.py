@@ -12,9 +12,10 @@ from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import ModelError
 from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model
-from microplane.models.heads import add_head, embed, head_loss, predicted, task_scores
+from microplane.models.heads import add_head, embed, task_scores
 from microplane.models.task_head import pooled
 from microplane.nn.rows import Rows
+from microplane.objectives import HEAD_OBJECTIVES
 from tests.tiny import ENCODER_CONFIGS, tiny, tiny_encoder
 
 ROWS = Rows.of([[5, 6, 7, 8, 9], [10], [11, 12, 13]])
@@ -64,7 +65,7 @@ def test_a_new_head_trains_and_comes_back(family, task, tmp_path):
     assert scores.shape == (count, 3)
     many = task in ("multilabel", "regression")
     labels = torch.randint(0, 2, (count, 3)) if many else torch.randint(0, 3, (count,))
-    loss = head_loss(scores, labels, task)
+    loss = HEAD_OBJECTIVES[task].loss_of_scores(scores, labels)
     loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
     save_model(model, tmp_path)
@@ -181,13 +182,13 @@ def test_scores_are_float32_on_a_bfloat16_model():
         add_head(model, "regression", ["value"], pooling)
         scores = task_scores(model, ROWS)
         assert scores.dtype == torch.float32
-        head_loss(scores, torch.randn(3), "regression").backward()
+        HEAD_OBJECTIVES["regression"].loss_of_scores(scores, torch.randn(3)).backward()
 
 
 def test_tokens_without_a_label_do_not_count():
     scores = torch.randn(4, 3, requires_grad=True)
     labels = torch.tensor([1.0, -100.0, 2.0, -100.0])
-    loss = head_loss(scores, labels, "tokens")
+    loss = HEAD_OBJECTIVES["tokens"].loss_of_scores(scores, labels)
     expected = torch.nn.functional.cross_entropy(scores[[0, 2]], torch.tensor([1, 2]), reduction="sum")
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -195,13 +196,10 @@ def test_tokens_without_a_label_do_not_count():
 
 
 def test_predictions_in_words():
-    config = add_head(tiny_encoder(), "classification", MEANT).config
     scores = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.5]])
-    assert predicted(scores, config) == ["yes", "no"]
-    several = add_head(tiny_encoder(), "multilabel", MEANT).config
-    assert predicted(scores, several) == [["yes", "perhaps"], ["no", "perhaps"]]
-    values = add_head(tiny_encoder(), "regression", ["a", "b", "c"]).config
-    assert predicted(scores, values) == scores.tolist()
+    assert HEAD_OBJECTIVES["classification"].words(scores, MEANT) == ["yes", "no"]
+    assert HEAD_OBJECTIVES["multilabel"].words(scores, MEANT) == [["yes", "perhaps"], ["no", "perhaps"]]
+    assert HEAD_OBJECTIVES["regression"].words(scores, ["a", "b", "c"]) == scores.tolist()
 
 
 def test_labels_of_which_no_head_can_be_made():

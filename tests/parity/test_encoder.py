@@ -14,9 +14,10 @@ import transformers
 from microplane.models.configs.head import FORMS
 from microplane.models.contract import hf_names
 from microplane.models.files.checkpoint import Checkpoint
-from microplane.models.files.load import build_on_meta, load_model, save_model
-from microplane.models.heads import head_loss, task_scores
+from microplane.models.files.load import load_model, save_model, build_on_meta
+from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
+from microplane.objectives import HEAD_OBJECTIVES
 
 SMALL = {
     "vocab_size": 67,
@@ -188,7 +189,7 @@ def test_sequence_heads(case: Case, problem: str, tmp_path):
         expected = theirs(**batch, labels=labels)
         scores = task_scores(ours, Rows.from_padded(batch["input_ids"], batch["attention_mask"]))
         assert off(scores, expected.logits) < 1e-4, lengths
-        loss = head_loss(scores, labels, TASKS[problem]) / len(lengths)
+        loss = HEAD_OBJECTIVES[TASKS[problem]].loss_of_scores(scores, labels) / len(lengths)
         assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
         for model, value in ((ours, loss), (theirs, expected.loss)):
             model.zero_grad()
@@ -209,7 +210,7 @@ def test_token_heads(case: Case, tmp_path):
         expected = theirs(**positioned(batch, case), labels=labels)
         scores = task_scores(ours, Rows.from_padded(batch["input_ids"], batch["attention_mask"]))
         assert off(scores, expected.logits[real]) < 1e-4, side
-        loss = head_loss(scores, labels[real], "tokens") / (labels != -100).sum()
+        loss = HEAD_OBJECTIVES["tokens"].loss_of_scores(scores, labels[real]) / (labels != -100).sum()
         assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
         for model, value in ((ours, loss), (theirs, expected.loss)):
             model.zero_grad()
@@ -286,7 +287,7 @@ def test_sequence_heads_of_models_that_write(case: Case, tmp_path):
     expected = theirs(**batch, labels=labels)
     scores = task_scores(ours, Rows.of(rows))
     assert off(scores, expected.logits) < 1e-4
-    loss = head_loss(scores, labels, "classification") / 3
+    loss = HEAD_OBJECTIVES["classification"].loss_of_scores(scores, labels) / 3
     assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
     loss.backward()
     expected.loss.backward()
@@ -419,7 +420,7 @@ def test_published_shapes(name: str, kind: str):
     scores = task_scores(ours, Rows.of(rows))
     assert off(scores, expected.logits[real] if kind == "tokens" else expected.logits) < 1e-4
     task, flat = ("tokens", labels[real]) if kind == "tokens" else ("classification", labels)
-    loss = head_loss(scores, flat, task) / len(flat)
+    loss = HEAD_OBJECTIVES[task].loss_of_scores(scores, flat) / len(flat)
     assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
     loss.backward()
     expected.loss.backward()

@@ -18,8 +18,7 @@ from microplane.inference.generate import generate
 from microplane.models.files.load import load_model, save_model
 from microplane.models.transformer import Transformer
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.text import TokenBatch, token_loss
 
 PAD, EOS = 66, 0
 SMALL = {
@@ -158,7 +157,7 @@ def test_logits_loss_and_gradients_are_those_of_transformers(case, tmp_path):
         logits = theirs_on(theirs, source, target)
         assert off(ours.logits(ours(pairs)), logits) < 1e-4
         for smoothing in (0.0, 0.1):
-            loss = loss_sum(ours, Batch(pairs, torch.arange(len(labels)), labels), smoothing) / len(labels)
+            loss = token_loss(ours, TokenBatch(pairs, torch.arange(len(labels)), labels), smoothing) / len(labels)
             expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
             assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
             for model, value in ((ours, loss), (theirs, expected)):
@@ -286,7 +285,7 @@ def writers(tmp_path_factory):
         source = [TEXTS[(step * 17 + place) % 50] for place in range(16)]
         target = [[*row[::-1], EOS] for row in source]
         labels = flat(target)
-        loss = loss_sum(ours, Batch(pairs_of(source, target), torch.arange(len(labels)), labels)) / len(labels)
+        loss = token_loss(ours, TokenBatch(pairs_of(source, target), torch.arange(len(labels)), labels)) / len(labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -372,7 +371,7 @@ def test_the_published_shape(tmp_path):
     pairs, labels = pairs_of(source, target, 59513), flat(target)
     logits = theirs_on(theirs, source, target)
     assert off(ours.logits(ours(pairs)), logits) < 1e-4
-    loss = loss_sum(ours, Batch(pairs, torch.arange(len(labels)), labels)) / len(labels)
+    loss = token_loss(ours, TokenBatch(pairs, torch.arange(len(labels)), labels)) / len(labels)
     expected = F.cross_entropy(logits, labels)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()

@@ -9,8 +9,7 @@ import torch
 
 from microplane.models.contract import Model
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.text import TokenBatch, token_loss
 from tests.tiny import PAIR_CONFIGS, tiny_pairs
 
 Pair = tuple[list[int], list[int]]
@@ -30,7 +29,7 @@ def losses(model: Model, start: int, pairs: list[Pair], together: int) -> torch.
         sources, targets = zip(*pairs[first : first + together], strict=True)
         rows = Pairs(Rows.of(sources), Rows.of([[start, *target[:-1]] for target in targets]))
         labels = torch.tensor([token for target in targets for token in target])
-        loss = loss_sum(model, Batch(rows, torch.arange(len(labels)), labels))
+        loss = token_loss(model, TokenBatch(rows, torch.arange(len(labels)), labels))
         loss.backward()
         total += loss.detach()
     return total

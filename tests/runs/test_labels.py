@@ -116,7 +116,7 @@ def test_models_that_write_take_heads_too(kind, method, tmp_path):
     run = train(model, write(tmp_path / "data.jsonl", rows.reviews()), method, **changes)
     sound(run)
     loaded = run.load()
-    assert loaded.shape.kind == "labels"
+    assert loaded.objective.name == "classification"
     assert {one.label for one in loaded.classify(["the red film is good 1", "a"])} <= {"positive", "negative"}
 
 

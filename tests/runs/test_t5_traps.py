@@ -20,8 +20,8 @@ from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.batch import Batch, make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.seq2seq import Seq2Seq
+from microplane.objectives.text import TokenBatch, token_loss
 from tests.runs.test_seq2seq import SET, pair_folder, shout
 from tests.tiny import PAIR_CONFIGS, tiny_pairs
 
@@ -36,10 +36,10 @@ def pairs(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     return [(read, written) for read, written in made]
 
 
-def batch_of(rows: list[tuple[list[int], list[int]]], start: int = 0) -> Batch:
+def batch_of(rows: list[tuple[list[int], list[int]]], start: int = 0) -> TokenBatch:
     target = Rows.of([[start, *written[:-1]] for _, written in rows])
     wanted = torch.tensor([token for _, written in rows for token in written])
-    return Batch(Pairs(Rows.of([read for read, _ in rows]), target), torch.arange(len(wanted)), wanted)
+    return TokenBatch(Pairs(Rows.of([read for read, _ in rows]), target), torch.arange(len(wanted)), wanted)
 
 
 # Half precision
@@ -80,7 +80,7 @@ def test_a_stream_beyond_what_float16_holds_stays_finite(dtype):
     seen = []
     model.encoder.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     batch = batch_of(pairs(4))
-    loss = loss_sum(model.requires_grad_(True), batch)
+    loss = token_loss(model.requires_grad_(True), batch)
     loss.backward()
     assert seen[0].abs().max() > 65504
     assert loss.isfinite()
@@ -121,18 +121,15 @@ def test_without_a_start_token_it_is_the_pad():
 
 
 class Stored:
-    """Two pairs as the data cache holds them: one row each, cut where the first trained token stands."""
+    """Two pairs as the data cache holds them: one row each, and where it is cut."""
 
     features = None
 
-    class shape:  # noqa: N801
-        kind, start = "pairs", 0
-
     rows = ([7, 8, 1, 9, 1], 3), ([5, 1, 6, 6, 6, 1], 2)
 
-    def __getitem__(self, index):
+    def pair(self, index):
         ids, cut = self.rows[index]
-        return np.array(ids), np.arange(len(ids)) >= cut
+        return np.array(ids[:cut]), np.array(ids[cut:])
 
     def prompt_and_target(self, index):
         ids, cut = self.rows[index]
@@ -140,13 +137,13 @@ class Stored:
 
 
 def test_pads_never_count_and_the_end_token_always_does():
-    batch = make_batch(Stored(), [0, 1])
+    batch = Seq2Seq().collate(Stored(), [0, 1])
     assert batch.rows.source.ids.tolist() == [7, 8, 1, 5, 1]  # no pad in any of them, whatever their lengths
     assert batch.rows.target.ids.tolist() == [0, 9, 0, 6, 6, 6]
     assert batch.targets.tolist() == [9, 1, 6, 6, 6, 1]
     model = tiny_pairs()
-    alone = [loss_sum(model, make_batch(Stored(), [index])) for index in (0, 1)]
-    torch.testing.assert_close(loss_sum(model, batch), sum(alone))
+    alone = [token_loss(model, Seq2Seq().collate(Stored(), [index])) for index in (0, 1)]
+    torch.testing.assert_close(token_loss(model, batch), sum(alone))
 
 
 # Packing
@@ -159,7 +156,7 @@ def test_64_pairs_in_one_batch_are_64_pairs_one_by_one(family):
     losses, gradients = [], []
     for batches in ([rows], [[row] for row in rows]):
         model = tiny_pairs(family).requires_grad_(True)
-        loss = sum(loss_sum(model, batch_of(batch)) for batch in batches)
+        loss = sum(token_loss(model, batch_of(batch)) for batch in batches)
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -232,7 +229,7 @@ def test_no_mask_is_ever_decoded():
     """Elsewhere targets are padded with -100, which no tokenizer can decode, at the very end of a run."""
     answers = evaluate_answers(tiny_pairs(), Decoder(), Stored(), [0, 1], EvalKnobs(metrics=("exact_match",)), [1])
     assert answers.targets == ["9 1", "6 6 6 1"]
-    assert min(make_batch(Stored(), [0, 1]).targets) >= 0
+    assert min(Seq2Seq().collate(Stored(), [0, 1]).targets) >= 0
 
 
 def test_dropout_does_not_fall_on_answers():
@@ -259,8 +256,8 @@ def test_lora_trains_on_all_linears_of_a_frozen_base(family):
     method = make_method({"name": "lora"})
     method.attach(model)
     with torch.no_grad():
-        loss_sum(model, batch_of(pairs(3)))
-    loss_sum(model, batch_of(pairs(3))).backward()
+        token_loss(model, batch_of(pairs(3)))
+    token_loss(model, batch_of(pairs(3))).backward()
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in adapters.values())
     assert any(".k." in name and "cross_attention" in name for name in adapters)

@@ -11,8 +11,7 @@ from microplane.methods.method import trainable
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.selective_recompute import recomputed, selective_recompute
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.next_token import NextToken
 from microplane.training.activation_checkpointing import recompute
 from tests.contract.families import FAMILIES
 from tests.tiny import copy_task, logits, tiny
@@ -48,7 +47,7 @@ def kept_and_gradients(what, kind, dropout, monkeypatch):
     model.train()
     torch.manual_seed(1)
     with Counting(lambda t: t, lambda t: t):
-        loss = loss_sum(model, make_batch(DATA, range(8)))
+        loss = NextToken().loss(model, NextToken().collate(DATA, range(8)))
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept = sum(tensor.untyped_storage().nbytes() for place, tensor in KEPT.items() if place not in own)
     loss.backward()
@@ -75,7 +74,8 @@ def test_every_family_gives_the_same_bits_where_all_weights_train(family, what):
         make_method("full").attach(model)
         recompute(model, what)
         torch.manual_seed(1)
-        loss_sum(model.train(), make_batch(FAMILIES[family].data, range(8))).backward()
+        objective = FAMILIES[family].objective
+        objective.loss(model.train(), objective.collate(FAMILIES[family].data, range(8))).backward()
         return [tensor.grad for tensor in trainable(model).values()]
 
     assert all(map(torch.equal, gradients(what), gradients("none")))

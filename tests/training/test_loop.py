@@ -13,7 +13,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import CheckpointError, TrainingError
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import make_method
-from microplane.objectives.batch import make_batch
+from microplane.objectives.next_token import NextToken
 from microplane.training import loop
 from microplane.training.loop import fit
 from microplane.training.resume import checkpoints
@@ -44,7 +44,8 @@ def run(folder, knobs=KNOBS, data=TRAIN, kill_at=None, identity=IDENTITY, resume
         data,
         knobs,
         folder,
-        validate=lambda m: evaluate_loss(m, HELD_OUT, 64),
+        objective=NextToken(),
+        validate=lambda m: evaluate_loss(NextToken(), m, HELD_OUT, 64),
         save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
         identity=identity,
         resume=resume,
@@ -119,12 +120,12 @@ def test_labels_are_smoothed_in_training_only(tmp_path):
 
 @pytest.mark.parametrize("adapted_head", [False, True])
 def test_the_smoothed_loss_is_torchs(adapted_head):
-    model, batch = tiny("llama-untied"), make_batch(TRAIN, range(6))
+    model, batch = tiny("llama-untied"), NextToken().collate(TRAIN, range(6))
     if adapted_head:
         make_method({"name": "lora", "targets": ["head"]}).attach(model)
-    logits = model.logits(model(batch.rows))[batch.before]
+    logits = model.logits(model(batch.rows))[batch.positions]
     wanted = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=0.3)
-    torch.testing.assert_close(loop.loss_sum(model, batch, 0.3), wanted)
+    torch.testing.assert_close(NextToken().loss(model, batch, 0.3), wanted)
 
 
 def test_early_stop_and_the_sentence_on_overfitting(tmp_path):
@@ -160,14 +161,14 @@ def test_an_interrupt_finishes_the_step_and_saves(tmp_path, straight, monkeypatc
 
 
 def test_not_a_number_stops_with_step_and_rows_and_keeps_the_best(tmp_path, monkeypatch):
-    real = loop.loss_sum
+    real = NextToken.loss
 
-    def broken(*given):
-        broken.calls += 1
-        return real(*given) * (math.nan if broken.calls > 30 else 1)
+    def broken(self, model, *given):
+        broken.calls += model.training  # and not in validation
+        return real(self, model, *given) * (math.nan if broken.calls > 30 else 1)
 
     broken.calls = 0
-    monkeypatch.setattr(loop, "loss_sum", broken)
+    monkeypatch.setattr(NextToken, "loss", broken)
     with pytest.raises(TrainingError, match=r"the loss became nan in step \d+, in the rows memory:\d+.*\n.*train.lr"):
         run(tmp_path)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -72,7 +72,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     about = dict(loaded.about or {})
     base = load_model(base_of(source, about) if loaded.method.whole_model else loaded.path)
     rows = probe_texts(Path(name), loaded)
-    before = probe_logits(loaded.model, rows)
+    before = probe_logits(loaded.objective, loaded.model, rows)
     changes = dict(_changes(loaded, base, rank))
     width = max(len(change.A) for change in changes.values())
     lora = LoRA(rank=width, alpha=float(width), targets=_targets(loaded.model, changes))
@@ -90,7 +90,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     save_adapter(folder, base, lora, about)
     wrong, size = (math.sqrt(sum(getattr(c, n) ** 2 for c in changes.values())) for n in ("wrong", "size"))
     worst = max((c.wrong / c.size if c.size else 0.0, path) for path, c in changes.items())
-    difference = largest_difference(before, probe_logits(base, rows))
+    difference = largest_difference(before, probe_logits(loaded.objective, base, rows))
     return Converted(folder, loaded.method.name, width, wrong / size if size else 0.0, worst, lost, difference)
 
 

@@ -11,16 +11,11 @@ import torch
 from microplane.checkpoints.attach_saved import adapter_folder, trained_on
 from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, CheckpointError
-from microplane.evaluation.probe import (
-    ProbeRow,
-    largest_difference,
-    probe_file,
-    probe_logits,
-    read_probe,
-)
+from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, read_probe
 from microplane.files import folder_aside
 from microplane.inference.pipeline import Loaded, load
 from microplane.models.files.load import open_checkpoint, save_model
+from microplane.objectives.base import ProbeRow
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
 
@@ -61,18 +56,18 @@ def merge(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) -
     stored = _stored_dtype(loaded.path)
     dtype = dtype or (torch.float32 if stored in loaded.model.UNSUPPORTED_DTYPES else stored)
     rows = probe_texts(Path(name), loaded)
-    before = probe_logits(loaded.model, rows)
+    before = probe_logits(loaded.objective, loaded.model, rows)
     trained_base = trained_on(loaded.method, loaded.about or {})[0]
     loaded.method.merge(loaded.model)
-    difference = largest_difference(before, probe_logits(loaded.model, rows))
+    difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     loaded.model.to(dtype).float()
-    rounded = largest_difference(before, probe_logits(loaded.model, rows))
+    rounded = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     _write(loaded, folder, dtype)
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded)
-    merged = probe_logits(loaded.model, rows)
+    merged, objective = probe_logits(loaded.objective, loaded.model, rows), loaded.objective
     del loaded
-    apart = largest_difference(probe_logits(load(name).model, rows), merged)
+    apart = largest_difference(probe_logits(objective, load(name).model, rows), merged)
     return Merged(folder, dtype, len(rows), difference, rounded, trained_base, apart)
 
 

@@ -253,16 +253,13 @@ def data(
     from microplane.cli.terminal import make_console
     from microplane.data.tokenizers.tokenizer import load_tokenizer
     from microplane.models.files.hub import resolve
-    from microplane.models.files.load import build_on_meta, open_checkpoint
-    from microplane.models.heads import label_names_of
-    from microplane.objectives.select import row_shape
+    from microplane.models.files.load import open_checkpoint, build_on_meta
+    from microplane.objectives.select import candidates
 
     knobs = collect(config, set, {"data.train": file})
     if model:
         path = resolve(model)
-        plain = build_on_meta(open_checkpoint(path))
-        shape, names = row_shape(plain, knobs.data.task), label_names_of(plain)
-        described = describe(knobs.data, load_tokenizer(path), None, shape, names)
+        described = describe(knobs.data, load_tokenizer(path), candidates(build_on_meta(open_checkpoint(path)), knobs.data))
     else:
         described = describe(knobs.data)
     if json_:

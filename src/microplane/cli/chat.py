@@ -39,9 +39,10 @@ def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs)
 
     A model with a task head says its labels instead; a tab parts two texts that belong together.
     """
-    if loaded.model.task_head is not None:
-        for prompt, said in zip(prompts, loaded.classify([texts_of(prompt) for prompt in prompts]), strict=True):
-            write(f"> {prompt}\n{said}\n" if len(prompts) > 1 else f"{said}\n")
+    if loaded.objective.needs_head:
+        predictions = loaded.classify([texts_of(prompt) for prompt in prompts])
+        for prompt, prediction in zip(prompts, predictions, strict=True):
+            write(f"> {prompt}\n{prediction}\n" if len(prompts) > 1 else f"{prediction}\n")
         return
     if len(prompts) == 1 and knobs.beams == 1:
         loaded.answers(prompts, knobs, on_text=lambda row, text: write(text))
@@ -71,7 +72,8 @@ def _stdin() -> TextIO:
 
 def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
     """A conversation until /quit or the end of input. /new begins another; Ctrl-C cuts an answer short."""
-    if loaded.model.task_head is None:
+    labels = loaded.objective.needs_head
+    if not labels:
         loaded.answers([], knobs)  # refuses what excludes each other before the first message
     if sys.stdin.isatty():
         write("Type a message. /new begins another conversation, /quit ends.\n")
@@ -86,7 +88,7 @@ def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
             return
         if text == "/new":
             messages = []
-        elif text and loaded.model.task_head is not None:
+        elif text and labels:
             answer_prompts(loaded, [text], knobs)
         elif text:
             messages = _turn(loaded, messages, text, knobs)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import Progress, Split, Survey, examples, files_of, overlap, survey_all
-from microplane.data.preparing.load_splits import Dataset, load_splits
+from microplane.data.preparing.first_pass import FirstPass, Progress, Split, examples, files_of, first_pass
+from microplane.data.preparing.load_splits import load_splits
 from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED
 from microplane.data.reading.formats import Example
-from microplane.data.rendering.labelled import label_words
-from microplane.data.row_kind import TEXT, Shape
 from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.objectives.select import NEXT_TOKEN, AnyCandidates, AnySplits
 
 SAMPLES = 3
 BINS = 12
@@ -33,9 +31,8 @@ TRAINED = "bold underline green"
 def describe(
     knobs: DataKnobs,
     tokenizer: Tokenizer | None = None,
+    candidates: AnyCandidates = NEXT_TOKEN,
     progress: Progress | None = None,
-    shape: Shape = TEXT,
-    names: tuple[str, ...] = (),
 ) -> Description:
     """Look at the files that the knobs name. Bad rows, and text that the vocabulary does not know, are listed rather
     than refused.
@@ -43,36 +40,26 @@ def describe(
     With a tokenizer, rows are shown as they are trained and counted in tokens; without, in characters.
 
     Args:
-        shape: what rows the model takes, where a tokenizer is given.
-        names: of the classes that its task head knows.
+        candidates: what the model may be trained for, where a tokenizer is given.
 
     Raises:
         DataError: for files of which nothing can be used.
     """
     knobs = knobs.model_copy(update={"skip_bad_rows": True, "max_unknown": 1.0})
     if tokenizer is None:
-        return Description(_of_survey(survey_all(files_of(knobs, progress), knobs, progress), knobs))
-    splits = load_splits(knobs, tokenizer, progress, shape, names)
+        return Description(_of_first_pass(first_pass(files_of(knobs, progress), knobs, progress), knobs))
+    splits = load_splits(knobs, tokenizer, candidates, progress)
     facts = {"unit": "tokens", **splits.summary.to_dict()}
     facts["histogram"] = histogram(splits.train.lengths)
     shown = range(min(SAMPLES, len(splits.train)))
-    facts["samples"] = [_sample(splits.train, row, tokenizer, splits.summary.labels) for row in shown]
+    facts["samples"] = [_sample(splits, row, tokenizer) for row in shown]
     return Description(facts)
 
 
-def _sample(rows: Dataset, row: int, tokenizer: Tokenizer, names: Sequence[str]) -> dict[str, Any]:
+def _sample(splits: AnySplits, row: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """One row as text, in parts that are trained and parts that are not; of a row with labels, the labels are."""
-    ids, trained = rows[row]
-    parts: list[dict[str, Any]] = []
-    if rows.shape.task is not None:
-        said = label_words(rows.labels(row), rows.shape.task, names)
-        words = " ".join(str(word) for word in said if word is not None) if isinstance(said, list) else said
-        text = tokenizer.decode(ids.tolist(), skip_special=False)
-        return {"where": rows.where(row), "parts": [_part(text, False), _part(f" -> {words}", True)]}
-    for is_target, group in groupby(zip(ids.tolist(), trained.tolist(), strict=True), key=lambda pair: pair[1]):
-        text = tokenizer.decode([token for token, _ in group], skip_special=False)
-        parts.append(_part(text, is_target))
-    return {"where": rows.where(row), "parts": parts}
+    parts = splits.objective.parts(splits.train, row, tokenizer, splits.summary.labels)
+    return {"where": splits.train.where(row), "parts": [_part(text, trained) for text, trained in parts]}
 
 
 def _part(text: str, trained: bool) -> dict[str, Any]:
@@ -89,12 +76,12 @@ def _read_sample(where: str, example: Example) -> dict[str, Any]:
     return {"where": where, "parts": parts}
 
 
-def _of_survey(found: Survey, knobs: DataKnobs) -> dict[str, Any]:
+def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
     train = found.splits["train"]
-    shared = {name: overlap(train, split) for name, split in found.splits.items() if name != "train"}
-    again = Split("train", train.files, train.format)  # its bad rows are known
+    unchecked = Split("train", train.files, train.format)  # its bad rows are known
     limited = knobs.model_copy(update={"limit": SAMPLES})
-    samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in examples(again, limited)]
+    shown = examples(unchecked, limited)
+    samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in shown]
     return {
         "unit": "characters",
         "format": str(train.format),
@@ -105,8 +92,8 @@ def _of_survey(found: Survey, knobs: DataKnobs) -> dict[str, Any]:
         "bad": dict(found.problems.counts),
         "bad_examples": found.problems.first[:LISTED],
         "duplicates": {name: split.duplicates for name, split in found.splits.items()},
-        "overlap": {name: item.rows for name, item in shared.items()},
-        "overlap_examples": [pair for item in shared.values() for pair in item.pairs],
+        "overlap": {name: item.rows for name, item in found.overlap.items()},
+        "overlap_examples": [pair for item in found.overlap.values() for pair in item.pairs],
         "histogram": histogram(train.sizes),
         "samples": samples,
         "warnings": [],

@@ -91,7 +91,7 @@ class DataKnobs(Knobs):
     task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
         "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
     )
-    objective: Literal["auto", "answers", "span_corruption", "prefix_lm"] = Field(
+    objective: Literal["auto", "span_corruption", "prefix_lm"] = Field(
         "auto", description="what an encoder-decoder learns from plain text; auto: span corruption"
     )
     validation_share: float = Field(

@@ -92,6 +92,11 @@ def pack(rows: Sequence[int], lengths: np.ndarray, budget: int) -> list[list[int
     return runs
 
 
+def packed_by_length(lengths: np.ndarray, budget: int) -> list[list[int]]:
+    """All rows as they are computed outside of training: the longest first, within a token budget."""
+    return micro_batches(np.arange(len(lengths)), lengths, budget)
+
+
 def micro_batches(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
     """The rows of one step as what is computed at once: of similar length, longest first, within a token budget."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]

@@ -1,9 +1,16 @@
 """Tokenised rows on disk: written one by one, read through memory maps, so their number does not matter.
 
-A folder holds for each split `ids` (int32) and `trained` (bool) of all rows end to end, `ends` (int64), `counts` of
-trained tokens or labels (int32), `labels` (float32) where there are any, and `places` (file number and line, int64),
-as bare arrays in this machine's byte order. In rows with labels no token is trained: there `trained` marks the tokens
-of a second text.
+A folder holds for each split these arrays of all its rows end to end, bare and in this machine's byte order. An array
+that a kind of row has no use for is empty.
+
+    ids             int32   tokens of all rows
+    targets         bool    of each token: whether it is to be predicted; none in rows with labels
+    segments        bool    of each token of a row with labels: whether it belongs to a second text
+    ends            int64   of each row: where the next one begins
+    source_lengths  int32   of each pair: tokens before its target
+    counts          int32   of each row: what its loss is a sum over, target tokens or labels
+    labels          float32 of each row or of each token: class numbers or values
+    places          int64   of each row: file number and line
 """
 
 from __future__ import annotations
@@ -11,82 +18,146 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from microplane.cache.entries import hold
-from microplane.data.rendering.causal import Row, last_run
-from microplane.data.row_kind import TEXT, Shape
+from microplane.errors import DataError
 from microplane.files import Lock
 
 _ARRAYS: dict[str, Any] = {
     "ids": np.int32,
-    "trained": np.bool_,
+    "targets": np.bool_,
+    "segments": np.bool_,
     "ends": np.int64,
+    "source_lengths": np.int32,
     "counts": np.int32,
     "labels": np.float32,
     "places": np.int64,
 }
+_FINGERPRINTED = ("ids", "targets", "segments", "ends", "labels")
 
 
 @dataclass(frozen=True)
-class Stored:
+class TokenRow:
+    """An example as it is stored. A row has targets or labels."""
+
+    ids: list[int]
+    targets: list[bool] = field(default_factory=list)  # of each token: whether it is to be predicted
+    lost: str = ""  # what did not fit the greatest length: "", "prompt" or "answer"
+    source_length: int | None = None  # of a pair: tokens before its target
+    segments: list[bool] = field(default_factory=list)  # of each token: whether it belongs to a second text
+    labels: list[float] = field(default_factory=list)  # class numbers or values, of the row or of each token
+    labelled: int = 0  # labelled tokens, or 1 for a row that has labels as a whole
+
+    @property
+    def count(self) -> int:
+        """What the loss of this row is a sum over: target tokens, labelled tokens, or the row itself."""
+        return self.labelled if self.labels else sum(self.targets)
+
+
+@dataclass(frozen=True)
+class SplitInfo:
     """What is known of a split without opening its arrays."""
 
     rows: int
     tokens: int
-    trained_tokens: int
+    trained_tokens: int  # target tokens, or labels
     fingerprint: str  # sha256 of the tokens and what is trained; equal on every machine
     files: tuple[str, ...]  # names, by file number
     stops: tuple[int, ...]
-    shape: Shape = TEXT
-    labels: int = 0  # numbers in the array of labels
+    sizes: dict[str, int]  # items in each array
+    labels_per_token: bool = False
+
+
+class Dataset(Protocol):
+    """Token rows by number, as they are in one epoch."""
+
+    lengths: np.ndarray  # tokens of each row, (N,) int32
+    trained_counts: np.ndarray  # what the loss of each row is a sum over, (N,) int32
+    fingerprint: str
+    features: Features | None  # what a frozen model makes of each row, where that was computed before
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (length,) int32, and which of them are targets (length,) bool."""
+
+    def pair(self, row: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """Of a pair: the ids of its source, and of its target."""
+
+    def segments(self, row: int, /) -> np.ndarray:
+        """Of a row with labels: which of its tokens belong to a second text, (length,) bool."""
+
+    def labels(self, row: int, /) -> np.ndarray:
+        """float32: the class, the values, or one number for each token of the row; empty if it has none."""
+
+    def at(self, epoch: int, /) -> Dataset:
+        """The rows as they are in an epoch: always the same for the same number."""
+
+    def where(self, row: int, /) -> str:
+        """`file.jsonl:17`"""
+
+    def prompt_and_target(self, row: int, /) -> tuple[list[int], list[int]]:
+        """Ids before the last answer, and of the answer without its stop token."""
 
 
 class TokenDataset:
-    """The rows of one split as tokens.
+    """The rows of one split as tokens: a `Dataset` that is the same in every epoch.
 
     Attributes:
         lengths: tokens of each row, (N,) int32.
-        trained_counts: trained tokens of each row, (N,) int32.
+        trained_counts: target tokens or labels of each row, (N,) int32.
         fingerprint: of ids, masks and labels, equal for equal data on any machine.
-        shape: whether a row goes on, is a pair, or has labels.
         features: what a frozen model makes of each row, where that was computed before.
     """
 
     features: Features | None = None
 
-    def __init__(self, folder: Path, name: str, stored: Stored):
-        self._stored, self._held = stored, hold(folder)  # it stays in the cache while it is read
-        self.fingerprint, self.shape = stored.fingerprint, stored.shape
-        sizes = {"ids": stored.tokens, "trained": stored.tokens, "places": 2 * stored.rows, "labels": stored.labels}
+    def __init__(self, folder: Path, name: str, info: SplitInfo):
+        self._info, self._held = info, hold(folder)  # it stays in the cache while it is read
+        self.fingerprint = info.fingerprint
         maps = {}
         for array, kind in _ARRAYS.items():
-            size = sizes.get(array, stored.rows)
+            size = info.sizes[array]
             maps[array] = np.memmap(_file(folder, name, array), kind, "r") if size else np.empty(0, kind)
-            if len(maps[array]) != sizes.get(array, stored.rows):
+            if len(maps[array]) != size:
                 raise ValueError(f"{name}.{array} has {len(maps[array])} items")
-        self._ids, self._trained, self._places = maps["ids"], maps["trained"], maps["places"].reshape(-1, 2)
-        self._labels = maps["labels"]
+        self._ids, self._targets, self._segments = maps["ids"], maps["targets"], maps["segments"]
+        self._source_lengths, self._labels = maps["source_lengths"], maps["labels"]
+        self._places = maps["places"].reshape(-1, 2)
         self._ends = np.array(maps["ends"])
         self.lengths = np.diff(self._ends, prepend=0).astype(np.int32)
         self.trained_counts = np.array(maps["counts"])
 
     def __len__(self) -> int:
-        return self._stored.rows
+        return self._info.rows
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (length,) int32, and which of them are trained (length,) bool."""
+    def _tokens_of(self, row: int) -> slice:
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         row %= len(self)
         end = int(self._ends[row])
-        part = slice(end - int(self.lengths[row]), end)
-        return np.array(self._ids[part]), np.array(self._trained[part])
+        return slice(end - int(self.lengths[row]), end)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (length,) int32, and which of them are targets (length,) bool."""
+        tokens = self._tokens_of(row)
+        ids = np.array(self._ids[tokens])
+        return ids, np.array(self._targets[tokens]) if len(self._targets) else np.zeros(len(ids), np.bool_)
+
+    def pair(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of a pair: the ids of its source, and of its target."""
+        ids, cut = np.array(self._ids[self._tokens_of(row)]), int(self._source_lengths[row])
+        return ids[:cut], ids[cut:]
+
+    def segments(self, row: int) -> np.ndarray:
+        """Of a row with labels: which of its tokens belong to a second text, (length,) bool."""
+        return np.array(self._segments[self._tokens_of(row)])
 
     def at(self, epoch: int) -> TokenDataset:
         """The rows as they are in an epoch: always the same."""
@@ -100,9 +171,8 @@ class TokenDataset:
 
     def labels(self, row: int) -> np.ndarray:
         """float32: the class, the values, or one number for each token of the row; empty if it has none."""
-        if self.shape.task == "tokens":
-            end = int(self._ends[row])
-            return np.array(self._labels[end - int(self.lengths[row]) : end])
+        if self._info.labels_per_token:
+            return np.array(self._labels[self._tokens_of(row)])
         width = len(self._labels) // max(1, len(self))
         return np.array(self._labels[row * width : (row + 1) * width])
 
@@ -118,51 +188,79 @@ class TokenDataset:
     def where(self, row: int) -> str:
         """`file.jsonl:17`"""
         file, line = self._places[row]
-        return f"{self._stored.files[file]}:{line}"
+        return f"{self._info.files[file]}:{line}"
 
     def prompt_and_target(self, row: int) -> tuple[list[int], list[int]]:
         """Ids before the last answer, and of the answer without its stop token."""
-        ids, trained = self[row]
-        start, end = last_run(trained.tolist())
+        ids, targets = self[row]
+        start, end = last_run(targets.tolist())
         target = ids[start:end].tolist()
-        if target and target[-1] in self._stored.stops:
+        if target and target[-1] in self._info.stops:
             target.pop()
         return ids[:start].tolist(), target
+
+
+def last_run(targets: Sequence[bool]) -> tuple[int, int]:
+    """Start and end of the last unbroken run of targets: the last answer with its stop token; (0, 0) without any."""
+    end = len(targets)
+    while end and not targets[end - 1]:
+        end -= 1
+    start = end
+    while start and targets[start - 1]:
+        start -= 1
+    return start, end
 
 
 class SplitWriter:
     """Appends rows to the arrays of one split."""
 
     def __init__(
-        self, folder: Path, name: str, files: Sequence[Path], stops: tuple[int, ...], shape: Shape, stack: ExitStack
+        self,
+        folder: Path,
+        name: str,
+        files: Sequence[Path],
+        stops: tuple[int, ...],
+        labels_per_token: bool,
+        stack: ExitStack,
     ):
         self._arrays: dict[str, BinaryIO] = {
             array: stack.enter_context(_file(folder, name, array).open("wb", buffering=2**20)) for array in _ARRAYS
         }
-        self._files, self._stops, self._shape = tuple(file.name for file in files), stops, shape
+        self._files, self._stops = tuple(file.name for file in files), stops
+        self._labels_per_token = labels_per_token
         self._hash = sha256()
-        self._rows = self._tokens = self._trained = self._labels = 0
+        self._sizes = dict.fromkeys(_ARRAYS, 0)
+        self._rows = self._tokens = self._trained = 0
 
-    def add(self, row: Row, place: Sequence[int]) -> None:
+    def add(self, row: TokenRow, place: Sequence[int]) -> None:
         self._rows += 1
         self._tokens += len(row.ids)
         count = row.count
         self._trained += count
-        self._labels += len(row.labels)
-        values = {"ids": row.ids, "trained": row.trained, "ends": self._tokens, "counts": count, "places": place}
-        values["labels"] = row.labels
+        values = {
+            "ids": row.ids,
+            "targets": row.targets,
+            "segments": row.segments,
+            "ends": [self._tokens],
+            "source_lengths": [] if row.source_length is None else [row.source_length],
+            "counts": [count],
+            "labels": row.labels,
+            "places": place,
+        }
         for array, kind in _ARRAYS.items():
-            content = np.asarray(values[array], kind).tobytes()
+            numbers = np.asarray(values[array], kind)
+            self._sizes[array] += len(numbers)
+            content = numbers.tobytes()
             self._arrays[array].write(content)
-            if array in ("ids", "trained", "ends", "labels"):
+            if array in _FINGERPRINTED:
                 self._hash.update(content)
 
-    def close(self) -> Stored:
+    def close(self) -> SplitInfo:
         for file in self._arrays.values():
             file.flush()
-        fingerprint = self._hash.hexdigest()
         counts = self._rows, self._tokens, self._trained
-        return Stored(*counts, fingerprint, self._files, self._stops, self._shape, self._labels)
+        fingerprint = self._hash.hexdigest()
+        return SplitInfo(*counts, fingerprint, self._files, self._stops, self._sizes, self._labels_per_token)
 
 
 def _file(folder: Path, name: str, array: str) -> Path:

@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
-import numpy as np
-import torch
+from torch import nn
 
 from microplane.config.knobs import EvalKnobs, GenerateKnobs
-from microplane.data.batch_plan import pack
 from microplane.data.progress import Progress
-from microplane.data.rendering.labelled import label_words
+from microplane.data.store import Dataset
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.evaluation import label_metrics
 from microplane.evaluation import text_metrics as metrics
 from microplane.inference.generate import generate
-from microplane.models.heads import predicted, task_scores
-from microplane.objectives.batch import LabelBatch, make_batch
-from microplane.objectives.losses import loss_sum
-
-if TYPE_CHECKING:
-    from microplane.data.preparing.load_splits import Dataset
-    from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.models.contract import Model, in_eval_mode
+from microplane.objectives.base import AnyObjective, B, Measured, Objective
+from microplane.objectives.collate import for_each_batch
 
 
-@torch.no_grad()
-def evaluate_loss(model: Any, dataset: Dataset, budget: int, progress: Progress | None = None) -> float:
-    """The mean of -log p over all trained tokens of `dataset`, or of the head's loss over all its labels; always in the
-    same order, so always the same bits."""
-    was_training = model.training
-    model.eval()
-    order = np.argsort(-dataset.lengths, kind="stable").tolist()
-    total, tokens, done = 0.0, 0, 0
-    for indices in pack(order, dataset.lengths, budget):
-        batch = make_batch(dataset, indices)
-        total += loss_sum(model, batch).item()
-        tokens += batch.count
-        done += len(indices)
-        if progress:
-            progress(done, len(order))
-    model.train(was_training)
-    return total / tokens
+def evaluate_loss(
+    objective: Objective[B], model: nn.Module, dataset: Dataset, batch_tokens: int, progress: Progress | None = None
+) -> float:
+    """The mean loss of all items that the objective counts in `dataset` (target tokens, rows, labelled tokens); always
+    in the same order, so always the same bits.
 
+    Args:
+        batch_tokens: tokens computed at once.
+    """
+    total, count, ours = 0.0, 0, cast(Model, model)
 
-def perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+    def add(indices: list[int], batch: B) -> None:
+        nonlocal total, count
+        total += objective.loss(ours, batch).item()
+        count += batch.count
+
+    for_each_batch(objective, ours, dataset, batch_tokens, add, progress)
+    return total / count
 
 
 def without_frame(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
@@ -97,77 +88,64 @@ def evaluate_answers(
     limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
     if (context := model.max_row_tokens) and model.KIND == "decoder":  # prompt and answer share it
         limit = max(1, min(limit, context - max(len(prompt) for prompt, _ in pairs)))
-    was_training = model.training
-    model.eval()
-    generation = GenerateKnobs(max_new_tokens=limit)
     prompts = [prompt for prompt, _ in pairs]
-    answers = generate(model, tokenizer.for_targets, prompts, generation, stop_ids, progress=progress)
-    model.train(was_training)
+    with in_eval_mode(model):
+        generation = GenerateKnobs(max_new_tokens=limit)
+        answers = generate(model, tokenizer.for_targets, prompts, generation, stop_ids, progress=progress)
     texts = [answer.text for answer in answers]
-    shown = [tokenizer.decode(own) for own in without_frame(prompts)]
+    shown = [tokenizer.decode(prompt) for prompt in without_frame(prompts)]
     return Answers(list(indices), shown, targets, texts, metrics.score(knobs.metrics, texts, targets))
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """See `objectives.base.Judge`."""
+
+    tokenizer: Tokenizer
+    knobs: EvalKnobs
+    stop_ids: Sequence[int]
+    watch: Callable[[], Progress]  # of the answers
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.knobs.batch_tokens
+
+    def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
+        answers = evaluate_answers(model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch())
+        return {
+            "scores": answers.scores,
+            "prompts": answers.prompts,
+            "targets": answers.targets,
+            "texts": answers.texts,
+        }
+
+    def label_scores(self, task: str, predictions: Sequence[Any], truths: Sequence[Any]) -> dict[str, float]:
+        return label_metrics.score(task, predictions, truths)
+
+
 def measure(
-    model: Any,
+    objective: AnyObjective,
+    model: Model,
     tokenizer: Tokenizer,
     dataset: Dataset,
     rows: Sequence[int],
     knobs: EvalKnobs,
-    stop_ids: Sequence[int],
+    template: str,
     whose: str,
     progress: Callable[[str], Progress],
-) -> dict[str, Any]:
+) -> Measured:
     """Loss on all rows of `dataset` and metrics of the answers to some of them: scores, prompts, targets, texts.
 
     Where a task head answers, which costs no more than the loss, the metrics are of all rows too.
+
+    Args:
+        template: of the answers, as the knob `data.template`.
+        whose: what is measured, as the progress calls it.
     """
-    loss = evaluate_loss(model, dataset, knobs.batch_tokens, progress(f"loss of the {whose}"))
-    if dataset.shape.kind == "labels":
-        found = evaluate_labels(model, tokenizer, dataset, rows, knobs.batch_tokens)
-        return found | {"scores": {"loss": loss, **found["scores"]}}
-    scores = {"loss": loss, "perplexity": perplexity(loss)}
-    if not rows:
-        return {"scores": scores, "prompts": [], "targets": [], "texts": []}
-    watch = progress(f"answers of the {whose}")
-    answers = evaluate_answers(model, tokenizer, dataset, rows, knobs, stop_ids, watch)
-    return {
-        "scores": scores | answers.scores,
-        "prompts": answers.prompts,
-        "targets": answers.targets,
-        "texts": answers.texts,
-    }
-
-
-@torch.no_grad()
-def evaluate_labels(
-    model: Any, tokenizer: Tokenizer, dataset: Dataset, rows: Sequence[int], budget: int
-) -> dict[str, Any]:
-    """Metrics of the task head on all rows of `dataset`, and what it says of some of them."""
-    was_training = model.training
-    model.eval()
-    order = np.argsort(-dataset.lengths, kind="stable").tolist()
-    said: dict[int, Any] = {}
-    head = model.task_head.config
-    for indices in pack(order, dataset.lengths, budget):
-        batch = make_batch(dataset, indices)
-        assert isinstance(batch, LabelBatch)
-        words = predicted(task_scores(model, batch.rows, batch.kept), head)
-        if head.task == "tokens":
-            ends = np.cumsum(dataset.lengths[indices])
-            said |= {index: words[end - dataset.lengths[index] : end] for index, end in zip(indices, ends, strict=True)}
-        else:
-            said |= dict(zip(indices, words, strict=True))
-    model.train(was_training)
-    truths = {index: label_words(dataset.labels(index), head.task, head.labels) for index in range(len(dataset))}
-    scores = label_metrics.score(head.task, [said[i] for i in truths], list(truths.values()))
-    shown = list(rows)
-    return {
-        "scores": scores,
-        "prompts": [tokenizer.decode(dataset[row][0].tolist()) for row in shown],
-        "targets": [label_metrics.text(truths[row], truths[row], head.task) for row in shown],
-        "texts": [label_metrics.text(said[row], truths[row], head.task) for row in shown],
-    }
+    loss = evaluate_loss(objective, model, dataset, knobs.batch_tokens, progress(f"loss of the {whose}"))
+    stop_ids = objective.stop_ids(tokenizer, template)
+    judge = _Judge(tokenizer, knobs, stop_ids, lambda: progress(f"answers of the {whose}"))
+    return objective.measure(model, dataset, rows, loss, judge)
 
 
 def describe_scores(scores: dict[str, float]) -> str:

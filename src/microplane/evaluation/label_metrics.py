@@ -63,14 +63,3 @@ TASKS: dict[str, Callable[[Any, Any], Scores]] = {
     "regression": regression,
     "tokens": tokens,
 }
-
-
-def text(said: Any, truth: Any, task: str) -> str:
-    """One row's answer as one line."""
-    if task == "classification":
-        return said
-    if task == "tokens":
-        return " ".join(one for one, other in zip(said, truth, strict=True) if other is not None)
-    if task == "regression":
-        return ", ".join(f"{value:.3g}" for value in said)
-    return ", ".join(said) or "(none)"

@@ -4,61 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from microplane.checkpoints.tensors import read_tensors, save_tensors
+from microplane.data.store import Dataset
 from microplane.errors import CheckpointError
 from microplane.evaluation.evaluate import choose_rows
-from microplane.models.heads import task_scores
-from microplane.nn.rows import Pairs, Rows
+from microplane.models.contract import Model, in_eval_mode
+from microplane.objectives.base import AnyObjective, ProbeRow
 
-if TYPE_CHECKING:
-    from microplane.data.preparing.load_splits import Dataset
-
-ROWS, TOKENS, POSITIONS = 4, 256, 64
+ROWS = 4
 
 
-class ProbeRow(NamedTuple):
-    ids: list[int]
-    cut: int = 0  # of a pair: where its target begins
-
-
-def probe_rows(dataset: Dataset) -> list[ProbeRow]:
+def probe_rows(objective: AnyObjective, dataset: Dataset) -> list[ProbeRow]:
     """A few rows, spread over the data set."""
-    return [_probe_row(dataset, row) for row in choose_rows(dataset, ROWS)]
-
-
-def _probe_row(dataset: Dataset, row: int) -> ProbeRow:
-    ids, trained = dataset[row]
-    if dataset.shape.kind != "pairs":
-        return ProbeRow(ids[:TOKENS].tolist())
-    cut = int(np.argmax(trained))
-    source, target = ids[:cut][:TOKENS].tolist(), ids[cut:][:TOKENS].tolist()
-    return ProbeRow(source + target, len(source))
+    return [objective.probe_row(dataset, row) for row in choose_rows(dataset, ROWS)]
 
 
 @torch.no_grad()
-def probe_logits(model: Any, rows: Sequence[ProbeRow]) -> list[Tensor]:
+def probe_logits(objective: AnyObjective, model: Model, rows: Sequence[ProbeRow]) -> list[Tensor]:
     """Logits (up to 64, V) at the last positions of each row, or what the task head says, one row at a time."""
-    was_training = model.training
-    model.eval()
-    logits = [_logits(model, row) for row in rows]
-    model.train(was_training)
-    return logits
-
-
-def _logits(model: Any, row: ProbeRow) -> Tensor:
-    if model.task_head is not None:
-        return task_scores(model, Rows.of([row.ids]))
-    if model.KIND != "encoder-decoder":
-        return model.logits(model(Rows.of([row.ids]))[-POSITIONS:])
-    cut = row.cut or len(row.ids)
-    target = [model.config.decoder_start, *row.ids[cut:]]
-    return model.logits(model(Pairs(Rows.of([row.ids[:cut]]), Rows.of([target])))[-POSITIONS:])
+    with in_eval_mode(model):
+        return [objective.probe(model, row) for row in rows]
 
 
 def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -13,14 +13,12 @@ from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of, trained_on
 from microplane.config.build import build, shown
 from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
-from microplane.data.preparing.tokenise import layout_for
 from microplane.data.reading.formats import Message
-from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, DataError
 from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate
-from microplane.inference.predict import Said, Text, classify, embed_texts
+from microplane.inference.predict import classify, embed_texts
 from microplane.methods import Method
 from microplane.methods.base_format import base_format, number_format
 from microplane.models.configs.head import POOLINGS
@@ -29,7 +27,9 @@ from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, open_checkpoint
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED
-from microplane.objectives.select import row_shape
+from microplane.objectives import AnyObjective
+from microplane.objectives.head import Prediction, Text
+from microplane.objectives.select import objective_of
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Loaded:
         for part in [self.system or "", *(message.content for message in messages)]:
             if not is_utf8(part):
                 raise DataError(f"the prompt {shown(part)} holds bytes that are not UTF-8; give it in that encoding")
-        ids = layout_for(self.tokenizer, self.template, self.system, self.shape).prompt(messages)
+        ids = self.objective.prompt(messages, self.tokenizer, self.template, self.system)
         check_ids(self.model, self.tokenizer, ids)
         return ids
 
@@ -60,13 +60,13 @@ class Loaded:
         return Message("user", text if text.startswith(self.prefix) else self.prefix + text)
 
     @property
-    def shape(self) -> Shape:
-        """What rows the model takes."""
-        return row_shape(self.model)
+    def objective(self) -> AnyObjective:
+        """What the model answers by: its task head, else its text."""
+        return objective_of(self.model)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        return layout_for(self.tokenizer, self.template, None, self.shape).stops
+        return self.objective.stop_ids(self.tokenizer, self.template)
 
     def answers(
         self,
@@ -82,7 +82,7 @@ class Loaded:
         """The answer to one prompt; knobs are those of `GenerateKnobs` (temperature, max_new_tokens, ...)."""
         return self.answers([prompt], build(GenerateKnobs, knobs))[0].text
 
-    def classify(self, texts: Sequence[Text]) -> list[Said]:
+    def classify(self, texts: Sequence[Text]) -> list[Prediction]:
         """What the task head says of each text (or pair of texts): labels with their probabilities, or numbers.
 
         Raises:

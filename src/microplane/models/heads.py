@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from microplane.models.configs.head import TASKS, HeadConfig, check_labels, form_for, shaped
+from microplane.models.configs.head import PER_TOKEN, TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.models.contract import Model
 from microplane.models.task_head import TaskHead, pooled
 from microplane.nn.rows import Pairs, Rows
 
-IGNORED = -100  # the label of a token that has none
 DEFAULT_POOLING = {"encoder": "mean", "decoder": "last", "encoder-decoder": "last"}
 
 
@@ -40,42 +39,26 @@ def features(model: Model, rows: Rows, pooling: str) -> Tensor:
     return model(Pairs(rows, Rows(shifted, rows.positions, rows.lengths)))
 
 
-def keeps_pooled(model: Model) -> bool:
+def caches_pooled(model: Model) -> bool:
     """Whether all below the head computes the same in every step, and each row's vector is all that it needs of it."""
     head = model.task_head
-    return head is not None and head.config.task != "tokens" and model.frozen == model.config.num_layers
+    return head is not None and not head.config.per_token and model.frozen == model.config.num_layers
 
 
-def task_scores(model: Model, rows: Rows, kept: Tensor | None = None) -> Tensor:
+def task_scores(model: Model, rows: Rows, cached_features: Tensor | None = None) -> Tensor:
     """What a model with a task head says of rows: (B, C), or (T, C) for tokens.
 
     Args:
-        kept: what was computed of the rows before, up to the lowest block that trains: (T, D), or pooled (B, D).
+        cached_features: what was computed of the rows before, up to the lowest block that trains: (T, D), or pooled
+            (B, D).
     """
     head = model.task_head
-    assert head is not None, "the model has a task head"
-    if kept is not None:
-        return head.predict(kept) if keeps_pooled(model) else head.scores(model.upper(kept, rows, model.frozen), rows)
+    assert head is not None, "rows with labels need a task head"
+    if cached_features is not None:
+        if caches_pooled(model):
+            return head.predict(cached_features)
+        return head.scores(model.upper(cached_features, rows, model.frozen), rows)
     return head.scores(features(model, rows, head.config.pooling), rows)
-
-
-def head_loss(scores: Tensor, labels: Tensor, task: str) -> Tensor:
-    """The loss, summed over rows (or over the tokens that have a label), as transformers' problem_type defines it; its
-    mean there is this sum, divided by the number of rows (or of those tokens).
-
-    Args:
-        scores: (B, C), of tokens (T, C).
-        labels: numbers of classes (B,); for `multilabel` 0 or 1 (B, C); for `regression` (B, C), or (B,) where C is 1;
-            for `tokens` (T,) with -100 where there is no label.
-    """
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if task in ("classification", "tokens"):
-        return F.cross_entropy(wide, labels.long(), ignore_index=IGNORED, reduction="sum")
-    targets = labels.to(wide.dtype).view_as(wide)
-    if task == "multilabel":
-        return F.binary_cross_entropy_with_logits(wide, targets, reduction="sum") / wide.shape[1]
-    assert task == "regression", task
-    return F.mse_loss(wide, targets, reduction="sum") / wide.shape[1]
 
 
 def embed(model: Model, rows: Rows, pooling: str = "mean") -> Tensor:
@@ -104,17 +87,17 @@ def add_head(
     """
     assert task in TASKS, task
     check_labels(task, labels)
-    pooling = "mean" if task == "tokens" else pooling or DEFAULT_POOLING[model.KIND]  # of no use to tokens
+    pooling = "mean" if task == PER_TOKEN else pooling or DEFAULT_POOLING[model.KIND]  # of no use to tokens
     config, width = model.config, model.config.hidden_size
     form = form_for(config.architecture, task, pooling)
     if form is None:
         share = getattr(config, "hidden_dropout", 0.0) if dropout is None else dropout
-        made = HeadConfig(task, tuple(labels), width, pooling, dropout=share)
+        head_config = HeadConfig(task, tuple(labels), width, pooling, dropout=share)
     else:
         fields = {**(model.source_config or {}), **config.to_hf()}
-        made = shaped(form, task, tuple(labels), width, pooling, fields, dropout)
+        head_config = shaped(form, task, tuple(labels), width, pooling, fields, dropout)
     spare = model.extra_weights | (model.task_head.hidden_layer() if model.task_head else {})
-    head = TaskHead(made).init_weights(getattr(config, "init_std", 0.02), seed, spare)
+    head = TaskHead(head_config).init_weights(getattr(config, "init_std", 0.02), seed, spare)
     put_head(model, head)
     return head
 
@@ -129,15 +112,28 @@ def put_head(model: Model, head: TaskHead) -> None:
     head.train(model.training)
 
 
-def predicted(scores: Tensor, config: HeadConfig) -> list[str] | list[list[str]] | list[list[float]]:
-    """In words: the name of the likeliest class of each row (or token); the names of those with a probability above
-    one half; or the values."""
-    if config.task == "regression":
-        return scores.tolist()
-    if config.task == "multilabel":
-        chosen = (scores > 0).tolist()
-        return [[name for name, yes in zip(config.labels, row, strict=True) if yes] for row in chosen]
-    return [config.labels[number] for number in scores.argmax(-1).tolist()]
+def ensure_head(model: Model, task: str | None, labels: Sequence[str], pooling: str, seed: int) -> str | None:
+    """Put a new head on a model that has none for these labels.
+
+    Args:
+        task: None where no head is asked for.
+        pooling: cls, mean or last, or "auto".
+        seed: of its weights.
+
+    Returns:
+        What is to be told of it; None where no head is asked for.
+
+    Raises:
+        ModelError: for labels of which no head can be made.
+    """
+    if task is None:
+        return None
+    names = tuple(labels) or ("value",)
+    old = model.task_head.config if model.task_head is not None else None
+    if old is not None and (old.task, old.labels) == (task, names) and pooling in ("auto", old.pooling):
+        return f"head      the model's own: {old.task}, {len(names)} labels"
+    head = add_head(model, task, names, None if pooling == "auto" else pooling, seed=seed)
+    return f"head      new: {head.config.task}, {len(names)} labels, pooling {head.config.pooling}"
 
 
 def label_names_of(model: Model) -> tuple[str, ...]:
@@ -145,15 +141,16 @@ def label_names_of(model: Model) -> tuple[str, ...]:
     return model.task_head.config.labels if model.task_head is not None else ()
 
 
-def twin_of(model: Model) -> Model:
-    """A model of the same shapes, with its head, made on the device of the context."""
-    twin = type(model)(model.config)
-    if model.task_head is not None:
-        put_head(twin, TaskHead(model.task_head.config))
-    return twin
+def meta_copy(model: Model) -> Model:
+    """A model of the same shapes, with its head, whose tensors are on the meta device: they have no memory."""
+    with torch.device("meta"):
+        copy = type(model)(model.config)
+        if model.task_head is not None:
+            put_head(copy, TaskHead(model.task_head.config))
+    return copy
 
 
-def about_head(model: Model) -> dict[str, Any]:
+def head_metadata(model: Model) -> dict[str, Any]:
     """What an adapter says of the head that was trained with it."""
     if model.task_head is None:
         return {}
@@ -163,6 +160,6 @@ def about_head(model: Model) -> dict[str, Any]:
 
 def head_from(model: Model, about: Mapping[str, Any]) -> None:
     """Put the head on a model that an adapter was trained with; its weights come with the adapter."""
-    told = about.get("head")
-    if told and told != about_head(model).get("head"):  # else the model has it already, perhaps of another form
-        add_head(model, told["task"], tuple(told["labels"]), told["pooling"])
+    head = about.get("head")
+    if head and head != head_metadata(model).get("head"):  # else the model has it already, perhaps of another form
+        add_head(model, head["task"], tuple(head["labels"]), head["pooling"])

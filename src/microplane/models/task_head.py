@@ -28,7 +28,7 @@ class TaskHead(nn.Module):
     @property
     def reads_decoder(self) -> bool:
         """On an encoder-decoder: whether it looks at the decoder's states, and not at the encoder's alone."""
-        return self.config.pooling == "last" and self.config.task != "tokens"
+        return self.config.pooling == "last" and not self.config.per_token
 
     def pool(self, hidden: Tensor, rows: Rows) -> Tensor:
         """(T, D) -> (B, D)."""
@@ -36,7 +36,7 @@ class TaskHead(nn.Module):
 
     def scores(self, hidden: Tensor, rows: Rows) -> Tensor:
         """(T, D) -> (B, C), or (T, C) for tokens; at least float32."""
-        return self.predict(hidden if self.config.task == "tokens" else self.pool(hidden, rows))
+        return self.predict(hidden if self.config.per_token else self.pool(hidden, rows))
 
     def predict(self, x: Tensor) -> Tensor:
         """Of vectors that are pooled already, or of single tokens: (B, D) -> (B, C); at least float32."""

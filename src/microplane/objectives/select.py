@@ -1,69 +1,127 @@
-"""What a run trains for: answers in text, or labels of a task head. Decides what its rows look like."""
+"""Which objective it is. The only place that decides: by the model's family and head, the knobs, and the data's format.
+
+family            format of the rows     objective
+decoder           any                    next_token
+encoder-decoder   conversations          seq2seq
+encoder-decoder   plain text             data.objective, else span_corruption
+encoder           labels                 by the labels, or data.task
+any with a head   labels                 the head's task, or data.task
+"""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, cast
 
-from microplane.config.knobs import RunKnobs
-from microplane.data.preparing.summary import DataSummary
-from microplane.data.progress import Watcher
-from microplane.data.row_kind import TEXT, Shape, Task
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.load_splits import Splits
+from microplane.data.reading.formats import recognise
+from microplane.data.rendering.interface import RowFormat
+from microplane.data.rendering.labelled import LabelFormat
 from microplane.errors import ConfigError
-from microplane.models.configs.head import plain_of
+from microplane.models.configs.head import TASKS, Task
 from microplane.models.contract import Model
-from microplane.models.families import context_of
-from microplane.models.files.checkpoint import Checkpoint
-from microplane.models.heads import add_head
+from microplane.models.heads import label_names_of
+from microplane.objectives import HEAD_OBJECTIVES, OBJECTIVES, AnyObjective
+from microplane.objectives.next_token import NextToken
+
+TEXT = "text"  # the format of rows that are no conversations
+WRITES = {"decoder": ("next_token", "next_token"), "encoder-decoder": ("seq2seq", "span_corruption")}
+"""Families that write text: what conversations are trained for, and what plain text is."""
 
 
-def row_shape(model: Model, task: str = "auto") -> Shape:
-    """The rows that a model takes, by its family, the head that it has, and the knob `data.task`.
+@dataclass(frozen=True)
+class TextCandidates:
+    """What a model that writes may be trained for."""
+
+    conversations: AnyObjective
+    plain_text: AnyObjective
+    denoising: str = "auto"  # as the user set data.objective
+    classes: tuple[str, ...] = ()
+    needs_head: ClassVar[bool] = False
+
+    def key(self) -> list[str | None]:
+        return [self.conversations.name, self.plain_text.name]
+
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+        return recognise(rows, file, wanted)
+
+    def objective(self, format_name: str) -> AnyObjective:
+        """Raises: ConfigError, if `data.objective` is set and these rows are no plain text."""
+        if format_name == TEXT:
+            return self.plain_text
+        if self.denoising != "auto":
+            raise ConfigError(
+                f"data.objective = {self.denoising} says how plain text becomes pairs, and these rows are "
+                f"{format_name}, which are pairs already; leave data.objective at auto, or read them with "
+                "data.format=text"
+            )
+        return self.conversations
+
+
+@dataclass(frozen=True)
+class LabelCandidates:
+    """What a model with a task head may be trained for."""
+
+    task: Task | None  # None: the labels decide
+    classes: tuple[str, ...] = ()  # that its head knows already
+    needs_head: ClassVar[bool] = True
+
+    def key(self) -> list[str | None]:
+        return ["labels", self.task]
+
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+        return LabelFormat(rows, file, self.task)
+
+    def objective(self, format_name: str) -> AnyObjective:
+        return HEAD_OBJECTIVES[format_name]
+
+
+AnyCandidates = TextCandidates | LabelCandidates
+AnySplits: TypeAlias = Splits[AnyObjective]
+NEXT_TOKEN = TextCandidates(NextToken(), NextToken())
+
+
+def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
+    """What `model` may be trained for, or is measured by. The format of the rows decides among it.
+
+    Args:
+        knobs: `task` and `objective` of them count.
 
     Raises:
-        ConfigError: for answers of a model that cannot write.
+        ConfigError: for answers of a model that cannot write, or a `data.objective` that does not apply to the model.
     """
-    if task == "answers" and model.KIND == "encoder":
+    task, denoising = (knobs.task, knobs.objective) if knobs else ("auto", "auto")
+    head = model.task_head
+    if task == "answers" and model.KIND not in WRITES:
         raise ConfigError(
             f"data.task = answers: {model.config.architecture} reads and cannot write; leave data.task at auto for "
             "labels (text/label, premise/hypothesis/label, tokens/tags), or choose a decoder or an encoder-decoder"
         )
-    if task not in ("auto", "answers"):
-        return Shape("labels", task=cast(Task, task))
-    if task == "auto" and model.task_head is not None:
-        return Shape("labels", task=cast(Task, model.task_head.config.task))
-    if model.KIND == "encoder":
-        return Shape("labels")
-    return Shape("pairs", start=model.config.decoder_start) if model.KIND == "encoder-decoder" else TEXT
+    if task in TASKS or (task == "auto" and (head is not None or model.KIND not in WRITES)):
+        _refuse_denoising(denoising, "rows with labels are trained with a task head")
+        chosen = task if task in TASKS else head.config.task if head is not None else None
+        return LabelCandidates(cast("Task | None", chosen), label_names_of(model))
+    conversations, plain_text = WRITES[model.KIND]
+    if conversations == plain_text:
+        _refuse_denoising(denoising, f"{model.config.architecture} learns the next token of plain text")
+    elif denoising != "auto":
+        plain_text = denoising
+    return TextCandidates(OBJECTIVES[conversations](model), OBJECTIVES[plain_text](model), denoising)
 
 
-def within_context(knobs: RunKnobs, checkpoint: Checkpoint, taken: int, watch: Watcher) -> RunKnobs:
-    """Rows must fit the model's context, of which the method has taken some places; max_length is a bound, so it is
-    lowered without asking, but said.
-
-    Raises:
-        ConfigError: if nothing is left for the rows.
-    """
-    context = context_of(plain_of(checkpoint.config))
-    if context is None or knobs.data.max_length <= context - taken:
-        return knobs
-    if taken >= context:
+def _refuse_denoising(denoising: str, reason: str) -> None:
+    if denoising != "auto":
         raise ConfigError(
-            f"the method puts {taken} vectors before each row, and the context of this model is {context}: no room is "
-            "left for the rows. Set method.length lower"
+            f"data.objective = {denoising} says what an encoder-decoder (T5) learns from plain text, and {reason}; "
+            "leave data.objective at auto, or choose an encoder-decoder"
         )
-    context -= taken
-    beside = f" beside the {taken} vectors of the method" if taken else ""
-    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model{beside}")
-    return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
 
 
-def give_head(model: Model, summary: DataSummary, pooling: str, seed: int) -> str | None:
-    """Put a new head on a model that has none for these labels; returns what is to be said of it."""
-    if summary.task is None:
-        return None
-    labels = tuple(summary.labels) or ("value",)
-    old = model.task_head.config if model.task_head is not None else None
-    if old is not None and (old.task, old.labels) == (summary.task, labels) and pooling in ("auto", old.pooling):
-        return f"head      the model's own: {old.task}, {len(labels)} labels"
-    head = add_head(model, summary.task, labels, None if pooling == "auto" else pooling, seed=seed)
-    return f"head      new: {head.config.task}, {len(labels)} labels, pooling {head.config.pooling}"
+def objective_of(model: Model) -> AnyObjective:
+    """What a model answers by when it is used: its task head, else its text."""
+    if model.task_head is not None:
+        return HEAD_OBJECTIVES[model.task_head.config.task]
+    conversations, _ = WRITES.get(model.KIND, WRITES["decoder"])  # an encoder reads one row, too
+    return OBJECTIVES[conversations](model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.load_splits import load_rows
@@ -14,12 +13,11 @@ from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
 from microplane.inference.pipeline import load
-from microplane.models.heads import label_names_of
-from microplane.objectives.select import row_shape
-from microplane.runs.check_knobs import check_knobs_for_eval
+from microplane.objectives.base import Measured
+from microplane.objectives.select import candidates
 
 
-def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> dict[str, Any]:
+def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> Measured:
     """Scores, prompts, targets and texts of `knobs.model.name` on the rows of `knobs.data.train`.
 
     A run is asked as it was trained: with its own template and system prompt.
@@ -38,15 +36,14 @@ def _measure_file(knobs: RunKnobs, watch: Watcher) -> dict[str, Any]:
         data = data.model_copy(
             update={"template": loaded.template, "system": loaded.system if data.system is None else data.system}
         )
-    names = label_names_of(loaded.model)
-    shape = row_shape(loaded.model, "auto" if names else data.task)
-    if shape.kind == "labels" and not names:
+    if loaded.model.task_head is not None:
+        data = data.model_copy(update={"task": "auto"})  # it is asked for the labels that it has
+    possible = candidates(loaded.model, data)
+    if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
-    rows = load_rows(data, loaded.tokenizer, counting(watch), shape, names)
-    chosen = choose_rows(rows, knobs.eval.rows)
-    loaded.template = data.template
-    stops = () if names else loaded.stop_ids
-    return measure(loaded.model, loaded.tokenizer, rows, chosen, knobs.eval, stops, "model", watch.progress)
+    rows, objective = load_rows(data, loaded.tokenizer, possible, counting(watch))
+    chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress)
+    return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
 
 
 def check_out(out: Path, knobs: RunKnobs) -> None:
@@ -65,7 +62,7 @@ def check_out(out: Path, knobs: RunKnobs) -> None:
         raise ConfigError(f"--out {out} would overwrite the data that is measured on; choose another file")
 
 
-def write_answers(out: Path, measured: dict[str, Any]) -> None:
+def write_answers(out: Path, measured: Measured) -> None:
     """One line of JSON per answer: prompt, target, answer."""
     rows = zip(measured["prompts"], measured["targets"], measured["texts"], strict=True)
     lines = [json.dumps({"prompt": p, "target": t, "answer": a}, ensure_ascii=False) for p, t, a in rows]

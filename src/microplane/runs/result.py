@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from microplane.data.preparing.load_splits import Splits
-from microplane.evaluation.evaluate import perplexity
+from microplane.objectives.select import AnySplits
+from microplane.objectives.text import perplexity
 from microplane.training.loop import Outcome, read_lines
 
 RATES = ("tokens_per_second", "trained_tokens_per_second")
 
 
-def data_figures(splits: Splits) -> dict[str, Any]:
+def data_figures(splits: AnySplits) -> dict[str, Any]:
     summary = splits.summary.to_dict()
     rows = {f"{name}_rows": summary["rows"].get(name, 0) for name in ("train", "validation", "test")}
     totals = {
@@ -29,7 +29,7 @@ def data_figures(splits: Splits) -> dict[str, Any]:
     return summary | rows | totals
 
 
-def train_figures(outcome: Outcome, splits: Splits, speed: Path) -> dict[str, Any]:
+def train_figures(outcome: Outcome, splits: AnySplits, speed: Path) -> dict[str, Any]:
     clock = [line for line in read_lines(speed) if line.keys() >= {"seconds", *RATES}]  # it may have been tampered with
     totals = outcome.totals
     return {

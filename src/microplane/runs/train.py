@@ -10,7 +10,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,9 +19,9 @@ from microplane.checkpoints.attach_saved import attach_saved_adapter, fingerprin
 from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
-from microplane.data.preparing.load_splits import Dataset, Splits, load_splits
-from microplane.data.preparing.tokenise import layout_for
+from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Silent, Watcher, counting
+from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from microplane.errors import ConfigError, MicroplaneError, TrainingError, notices_to
 from microplane.evaluation.evaluate import choose_rows, describe_scores, evaluate_loss, measure
@@ -35,21 +35,21 @@ from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
-from microplane.models.files.load import build_on_meta, load_model, new_model, open_checkpoint, open_config
-from microplane.models.heads import about_head, label_names_of, twin_of
+from microplane.models.files.load import load_model, new_model, open_checkpoint, open_config, build_on_meta
+from microplane.models.heads import ensure_head, head_metadata, meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import native
 from microplane.nn.quantised import bytes_held, weight_count
-from microplane.objectives.select import give_head, row_shape, within_context
+from microplane.objectives.base import Measured
+from microplane.objectives.select import AnySplits, candidates
 from microplane.report.page import write_report
 from microplane.runs import provenance
-from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
-from microplane.runs.folder import find_run, run_folder
+from microplane.runs.max_length import cap_max_length
 from microplane.runs.prepare import inferred, shared_prefix
 from microplane.runs.result import data_figures, finite, moved_check, train_figures
 from microplane.runs.verify import merge_checks
-from microplane.training.feature_cache import keep_features
-from microplane.training.init_from_data import init_from_data
+from microplane.training.feature_cache import cache_features
+from microplane.training.init_from_data import prepare
 from microplane.training.loop import Outcome, fit, passes
 from microplane.training.optim import peak_lr
 from microplane.training.resume import check_resumable, checkpoints
@@ -130,19 +130,17 @@ class _Job:
         tokenizer = load_tokenizer(path)
         self.method = self.method.with_tokens(lambda text: tokenizer.encode(text, special=False))
         form = base_format(knobs.model, self.method, checkpoint.stored)
-        self.knobs = knobs = within_context(knobs, checkpoint, self.method.num_virtual_tokens, watch)
+        self.knobs = knobs = cap_max_length(knobs, checkpoint, self.method.places, watch)
         plain = build_on_meta(checkpoint)
-        watch.say(plain.load_notice) if plain.load_notice else None
-        self.shape = row_shape(plain, knobs.data.task)
-        names = label_names_of(plain)
-        splits = load_splits(knobs.data, tokenizer, counting(watch), self.shape, names)
-        check_knobs_for_data(knobs, self.shape.kind, splits.summary)
+        watch.say(plain.note) if plain.note else None
+        splits = load_splits(knobs.data, tokenizer, candidates(plain, knobs.data), counting(watch), knobs.train.seed)
+        self.objective = splits.objective
         self.knobs = knobs = self._resolve(form, splits)
         model = self._open(path, form)
-        said = give_head(model, splits.summary, knobs.model.pooling, knobs.train.seed)
+        note = ensure_head(model, splits.summary.task, splits.summary.labels, knobs.model.pooling, knobs.train.seed)
         self._try(model, tokenizer, splits)
         self._describe(path, checkpoint, model, form, splits)
-        watch.say(said) if said else None
+        watch.say(note) if note else None
         if self.resume:
             check_resumable(self.folder, self._identity(splits, tokenizer))
         write_aside(self.folder / "run.yaml", to_yaml(knobs).encode())
@@ -152,7 +150,7 @@ class _Job:
         torch.manual_seed(knobs.train.seed)
         attach_method(self.method, model)
         if not (self.resume and checkpoints(self.folder / "resume")):  # which holds what the run started from
-            init_from_data(model, self.method, splits.train, knobs.train, checkpoint.tensors, watch.say)
+            prepare(self.objective, model, self.method, splits.train, knobs.train, checkpoint.tensors, watch.say)
         self.result["method"]["trainable_parameters"] = trainable_parameters(model)
         outcome = self._fit(model, tokenizer, path, splits)
         self.result["method"]["trainable_parameters"] = trainable_parameters(model)  # a checkpoint can have other ranks
@@ -164,7 +162,7 @@ class _Job:
             return self._finish()
         self.result["status"] = "success"
         del model
-        self._after(path, form, tokenizer, held_out, rows, before, splits)
+        self._after(path, form, tokenizer, rows, before, splits)
         return self._finish()
 
     def _open(self, path: Path, form: NumberFormat) -> Model:
@@ -172,7 +170,7 @@ class _Job:
             return new_model(path, self.knobs.train.seed, form)
         return load_model(path, form)
 
-    def _resolve(self, form: NumberFormat, splits: Splits) -> RunKnobs:
+    def _resolve(self, form: NumberFormat, splits: AnySplits) -> RunKnobs:
         """The knobs with everything that was inferred filled in, so that run.yaml says what was done.
 
         But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
@@ -190,16 +188,17 @@ class _Job:
             }
         )
 
-    def _try(self, model: Model, tokenizer: Tokenizer, splits: Splits) -> None:
+    def _try(self, model: Model, tokenizer: Tokenizer, splits: AnySplits) -> None:
         """Refuse at once what would be refused minutes later, when the untouched model has been measured."""
         with torch.device("meta"):
-            attach_method(self.method, twin := twin_of(model))
-        check_knobs_for_model(self.knobs, self.method, twin)
+            attach_method(self.method, meta_copy(model))
         for data in (splits.train, splits.validation):
             for row in range(min(len(data), 100)):
                 check_ids(model, tokenizer, data[row][0].tolist())
 
-    def _describe(self, path: Path, checkpoint: Checkpoint, model: Model, form: NumberFormat, splits: Splits) -> None:
+    def _describe(
+        self, path: Path, checkpoint: Checkpoint, model: Model, form: NumberFormat, splits: AnySplits
+    ) -> None:
         total = weight_count(model)
         self.result |= {
             "run": self.knobs.model_dump(mode="json"),
@@ -228,15 +227,15 @@ class _Job:
             self.watch.say(line)
 
     def _before(
-        self, model: Model, tokenizer: Tokenizer, splits: Splits, held_out: Dataset, rows: list[int]
-    ) -> dict[str, Any]:
+        self, model: Model, tokenizer: Tokenizer, splits: AnySplits, held_out: Dataset, rows: list[int]
+    ) -> Measured:
         """What the untouched model does; remembered, so that a resumed run need not ask again."""
         place = self.folder / "resume" / "before.json"
         key = {"data": held_out.fingerprint, "model": self.result["model"]["fingerprint"], "rows": rows}
         with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measure again
             saved = json.loads(place.read_text(encoding="utf-8"))
             if saved["key"] == key:
-                return saved
+                return cast(Measured, saved)
         measured = self._measure(model, tokenizer, held_out, rows, "untouched model")
         if not math.isfinite(loss := measured["scores"]["loss"]):
             raise TrainingError(
@@ -246,26 +245,23 @@ class _Job:
         write_aside(place, json.dumps({"key": key, **measured}, ensure_ascii=False).encode())
         return measured
 
-    def _measure(
-        self, model: Model, tokenizer: Tokenizer, held_out: Dataset, rows: list[int], whose: str
-    ) -> dict[str, Any]:
-        labels = self.shape.kind == "labels"
-        stops = () if labels else layout_for(tokenizer, self.knobs.data.template, None, self.shape).stops
-        measured = measure(model, tokenizer, held_out, rows, self.knobs.eval, stops, whose, self.watch.progress)
+    def _measure(self, model: Model, tokenizer: Tokenizer, held_out: Dataset, rows: list[int], whose: str) -> Measured:
+        how = self.knobs.eval, self.knobs.data.template, whose, self.watch.progress
+        measured = measure(self.objective, model, tokenizer, held_out, rows, *how)
         self.watch.say(f"{whose}: {describe_scores(measured['scores'])}")
         return measured
 
-    def _fit(self, model: Model, tokenizer: Tokenizer, path: Path, splits: Splits) -> Outcome:
+    def _fit(self, model: Model, tokenizer: Tokenizer, path: Path, splits: AnySplits) -> Outcome:
         knobs = self.knobs
-        about, rows = self._about(path, tokenizer, splits, model), probe_rows(splits.validation)
+        about, rows = self._about(path, tokenizer, splits, model), probe_rows(self.objective, splits.validation)
         sets = {"training": splits.train, "validation": splits.validation}
         off, often = knobs.train.feature_cache == "off", passes(splits.train, knobs.train)
-        read, self.kept = keep_features(model, sets, often, self.watch, off)
+        read, self.kept = cache_features(self.objective, model, sets, often, self.watch, off)
 
         def save_best(step: int, loss: float) -> None:
             size = save_adapter(self.folder / "adapter", model, self.method, {**about, "step": step})
             self.result["method"]["adapter_bytes"] = size
-            save_probe(self.folder, rows, probe_logits(model, rows))
+            save_probe(self.folder, rows, probe_logits(self.objective, model, rows))
 
         if self.method.whole_model:
             (self.folder / "adapter").mkdir(parents=True, exist_ok=True)
@@ -276,7 +272,8 @@ class _Job:
             read["training"],
             knobs.train,
             self.folder,
-            validate=lambda m: evaluate_loss(m, read["validation"], knobs.eval.batch_tokens),
+            objective=self.objective,
+            validate=lambda m: evaluate_loss(self.objective, m, read["validation"], knobs.eval.batch_tokens),
             save_best=save_best,
             identity=self._identity(splits, tokenizer) | {"features kept": self.kept is not None},
             resume=self.resume,
@@ -287,7 +284,7 @@ class _Job:
         self.begun = True
         self.watch.record(record)
 
-    def _about(self, path: Path, tokenizer: Tokenizer, splits: Splits, model: Model) -> dict[str, Any]:
+    def _about(self, path: Path, tokenizer: Tokenizer, splits: AnySplits, model: Model) -> dict[str, Any]:
         data = self.knobs.data
         asked = [splits.train.prompt_and_target(row)[0] for row in choose_rows(splits.train, 100)]
         prompts = [tokenizer.decode(ids, skip_special=False) for ids in asked]
@@ -302,11 +299,11 @@ class _Job:
             "base_compute": self.result["model"]["compute"],
             "template": data.template,
             "system": data.system,
-            "prefix": shared_prefix(prompts, tokenizer, data.template, data.system, self.shape),
-            **about_head(model),
+            "prefix": shared_prefix(self.objective, prompts, tokenizer, data.template, data.system),
+            **head_metadata(model),
         }
 
-    def _identity(self, splits: Splits, tokenizer: Tokenizer) -> dict[str, Any]:
+    def _identity(self, splits: AnySplits, tokenizer: Tokenizer) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
         return {
             "train rows": splits.train.fingerprint,
@@ -322,24 +319,17 @@ class _Job:
         }
 
     def _after(
-        self,
-        path: Path,
-        form: NumberFormat,
-        tokenizer: Tokenizer,
-        held_out: Dataset,
-        rows: list[int],
-        before: dict[str, Any],
-        splits: Splits,
+        self, path: Path, form: NumberFormat, tokenizer: Tokenizer, rows: list[int], before: Measured, splits: AnySplits
     ) -> None:
         """Open what was saved as a stranger would, compare it with what was trained, and measure it."""
-        folder = self.folder / "adapter"
+        folder, held_out = self.folder / "adapter", splits.test or splits.validation
         if self.method.whole_model:
             model = load_model(folder, form)
         else:
             model = self._open(path, form)
             attach_saved_adapter(model, self.method, folder, read_method(folder)[1])
         probes, trained = read_probe(self.folder)
-        saved = probe_logits(model, probes)
+        saved = probe_logits(self.objective, model, probes)
         after = self._measure(model, tokenizer, held_out, rows, "tuned model")
         del model
         self.result["metrics"] = {
@@ -356,7 +346,9 @@ class _Job:
         ][:SAMPLES]
         self.result["checks"] += [
             difference_check("saved = trained", trained, saved, 0.0),
-            *merge_checks(path, self.method, self.folder, form, self.result["model"]["parameters"], probes, saved),
+            *merge_checks(
+                self.objective, path, self.method, self.folder, form, self.result["model"]["parameters"], probes, saved
+            ),
         ]
 
     def _finish(self) -> Run:

@@ -25,27 +25,24 @@ from torch import Tensor
 
 from microplane.cache.entries import hold
 from microplane.cache.eviction import new_entry
-from microplane.data.batch_plan import pack
-from microplane.data.preparing.load_splits import TokenDataset
 from microplane.data.progress import Watcher
-from microplane.data.store import Features
+from microplane.data.store import Dataset, Features, TokenDataset
 from microplane.errors import DataError
 from microplane.files import cache_dir, file_sha256
 from microplane.models.contract import Model
-from microplane.models.heads import keeps_pooled
-from microplane.models.task_head import pooled
-from microplane.nn.rows import Rows
-from microplane.objectives.batch import make_batch
+from microplane.models.heads import caches_pooled
+from microplane.nn.rows import Pairs, Rows
+from microplane.objectives.base import AnyObjective, Batch
+from microplane.objectives.collate import for_each_batch
 
-VERSION = 1  # of what is kept; raise it when the code that decides it changes
+VERSION = 1  # of what is stored; raise it when the code that decides it changes
 LIMIT = 8 << 30  # bytes that one run may keep; and never more than a quarter of the free disk
 BUDGET = 8192  # tokens computed at once
 KINDS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.bfloat16: np.int16}
-CHUNK = 1 << 20
 
 
 @dataclass
-class Kept:
+class FeatureCacheInfo:
     """What result.json says of the features that a run used."""
 
     blocks: int  # lowest blocks that were computed once
@@ -56,9 +53,14 @@ class Kept:
     folders: tuple[str, ...] = ()
 
 
-def keep_features(
-    model: Model, sets: dict[str, Any], passes: float, watch: Watcher, off: bool = False
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def cache_features(
+    objective: AnyObjective,
+    model: Model,
+    sets: dict[str, Dataset],
+    passes: float,
+    watch: Watcher,
+    off: bool = False,
+) -> tuple[dict[str, Dataset], dict[str, Any] | None]:
     """The rows with what lies below the boundary computed, or as they are where that does not pay or is not possible.
 
     Args:
@@ -66,31 +68,33 @@ def keep_features(
         passes: over the training rows; a single one pays only if the features are there.
     """
     blocks = model.frozen
-    if off or not blocks or not all(isinstance(rows, TokenDataset) for rows in sets.values()):
+    stored = {name: rows for name, rows in sets.items() if isinstance(rows, TokenDataset)}
+    if off or not blocks or len(stored) < len(sets):  # what is drawn anew in each epoch cannot be cached
         return sets, None
-    started, keeper = time.perf_counter(), Keeper(model)
-    found = {name: keeper.open(rows, watch.say) for name, rows in sets.items()}
+    started, cache = time.perf_counter(), FeatureCache(objective, model)
+    found = {name: cache.open(rows, watch.say) for name, rows in stored.items()}
     whole = all(features is not None for features in found.values())
-    kept = Kept(blocks, keeper.pooled, sum(map(keeper.bytes, sets.values())), whole)
-    what = "the pooled vectors" if kept.pooled else f"what leaves the {blocks} frozen blocks"
+    info = FeatureCacheInfo(blocks, cache.pooled, sum(map(cache.bytes, stored.values())), whole)
+    content = "the pooled vectors" if info.pooled else f"what leaves the {blocks} frozen blocks"
     if not whole:
         if passes <= 1:
             return sets, None
-        if kept.bytes > (limit := _limit()):
-            size = f"{kept.bytes / 1e9:.1f} GB of features would exceed {limit / 1e9:.1f} GB"
+        if info.bytes > (limit := _limit()):
+            size = f"{info.bytes / 1e9:.1f} GB of features would exceed {limit / 1e9:.1f} GB"
             watch.say(f"cache     off: {size} (8.6 GB, or a quarter of the free disk); computed anew in every step")
             return sets, None
-        watch.say(f"cache     {what} of all rows are computed once: {kept.bytes / 1e6:.0f} MB in {keeper.place}")
+        watch.say(f"cache     {content} of all rows are computed once: {info.bytes / 1e6:.0f} MB in {cache.place}")
         try:
-            for name, rows in sets.items():
-                found[name] = found[name] or keeper.fill(rows, watch.progress(f"features of the {name} rows"))
+            for name, rows in stored.items():
+                found[name] = found[name] or cache.fill(rows, watch.progress(f"features of the {name} rows"))
         except DataError as error:
             watch.say(f"cache     off: {error}")
             return sets, None
     else:
-        watch.say(f"cache     {what} of all rows are there from an earlier run: {kept.bytes / 1e6:.0f} MB")
-    kept.seconds, kept.folders = time.perf_counter() - started, tuple(keeper.key(rows) for rows in sets.values())
-    return {name: rows.with_features(found[name]) for name, rows in sets.items()}, asdict(kept)
+        watch.say(f"cache     {content} of all rows are there from an earlier run: {info.bytes / 1e6:.0f} MB")
+    info.seconds, info.folders = time.perf_counter() - started, tuple(cache.key(rows) for rows in stored.values())
+    cached = {name: stored[name].with_features(features) for name, features in found.items() if features is not None}
+    return dict(cached), asdict(info)
 
 
 def _limit() -> int:
@@ -98,11 +102,11 @@ def _limit() -> int:
     return min(LIMIT, shutil.disk_usage(above).free // 4)
 
 
-class Keeper:
+class FeatureCache:
     """Computes, stores and opens the features of one model."""
 
-    def __init__(self, model: Model):
-        self.model, self.pooled = model, keeps_pooled(model)
+    def __init__(self, objective: AnyObjective, model: Model):
+        self.objective, self.model, self.pooled = objective, model, caches_pooled(model)
         self.dtype = model.compute or next(model.embed.parameters()).dtype
         self.width = model.config.hidden_size
         self.place = cache_dir() / "features"
@@ -117,8 +121,8 @@ class Keeper:
     def key(self, rows: TokenDataset) -> str:
         head = self.model.task_head
         pooling = head.config.pooling if self.pooled and head is not None else None
-        told = [VERSION, self.weights, rows.fingerprint, self.model.frozen, str(self.dtype), pooling]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        parts = [VERSION, self.weights, rows.fingerprint, self.model.frozen, str(self.dtype), pooling]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def open(self, rows: TokenDataset, say: Callable[[str], None]) -> Features | None:
         """What is there, if it is whole; what is damaged is deleted."""
@@ -149,29 +153,23 @@ class Keeper:
         folder = self.place / self.key(rows)
         with new_entry(folder, "the features", f"{len(rows):,} rows as features") as temporary:
             features = self._map(temporary, rows, "w+")
-            done = 0
-            for indices in pack(np.argsort(-rows.lengths, kind="stable").tolist(), rows.lengths, BUDGET):
-                self._put(features, indices, as_numbers(self._compute(rows, indices)), rows.lengths)
-                done += len(indices)
-                progress(done, len(rows))
+
+            def put(indices: list[int], batch: Batch) -> None:
+                self._put(features, indices, as_numbers(self._compute(batch.rows)), rows.lengths)
+
+            for_each_batch(self.objective, self.model, rows, BUDGET, put, progress)
             features.numbers.flush()  # type: ignore[attr-defined]
             about = {"sha256": file_sha256(temporary / "numbers"), "shape": self.shape(rows), "dtype": str(self.dtype)}
             (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
         return self._map(folder, rows)
 
-    @torch.no_grad()
-    def _compute(self, rows: TokenDataset, indices: list[int]) -> Tensor:
+    def _compute(self, rows: Rows | Pairs) -> Tensor:
         """Vectors of rows (B, D), or states of their tokens (T, D)."""
-        model, batch = self.model, make_batch(rows, indices).rows
-        assert isinstance(batch, Rows), "of pairs nothing is kept"
-        was_training = model.training
-        model.eval()
-        try:
-            if self.pooled and model.task_head is not None:
-                return pooled(model(batch), batch, model.task_head.config.pooling)
-            return model.lower(batch, model.frozen)
-        finally:
-            model.train(was_training)
+        assert isinstance(rows, Rows), "of pairs nothing is cached"
+        head = self.model.task_head
+        if self.pooled and head is not None:
+            return head.pool(self.model(rows), rows)
+        return self.model.lower(rows, self.model.frozen)
 
     def _put(self, features: Features, indices: list[int], numbers: np.ndarray, lengths: np.ndarray) -> None:
         if features.ends is None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import micro_batches
+from microplane.data.store import Dataset
 from microplane.errors import ConfigError
 from microplane.methods import Method
 from microplane.models.contract import Model, hf_names, module_map_of
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
-
-if TYPE_CHECKING:
-    from microplane.data.preparing.load_splits import Dataset
+from microplane.objectives.base import AnyObjective
 
 
 def init_from_data(
+    objective: AnyObjective,
     model: nn.Module,
     method: Method,
     train: Dataset,
@@ -37,7 +35,7 @@ def init_from_data(
     rows, names = method.init_rows, hf_names(model)
     if rows:
         say(f"choosing what to start from by {min(rows, len(train))} training rows")
-    losses = sample_losses(model, train, rows, knobs.seed, knobs.micro_tokens)
+    losses = sample_losses(objective, model, train, rows, knobs.seed, knobs.micro_tokens)
 
     def weight(site: str) -> Tensor:
         if module_map_of(model) is not None:
@@ -51,13 +49,13 @@ def init_from_data(
 
 
 def sample_losses(
-    model: nn.Module, dataset: Dataset, rows: int, seed: int, micro_tokens: int
+    objective: AnyObjective, model: nn.Module, dataset: Dataset, rows: int, seed: int, micro_tokens: int
 ) -> list[Callable[[], Tensor]]:
     """Mean losses of `rows` rows drawn with `seed`, each of at most `micro_tokens` tokens, computed when called."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(dataset.trained_counts))[:rows]
 
     def loss(indices: Sequence[int]) -> Tensor:
-        batch = make_batch(dataset, indices)
-        return loss_sum(cast(Model, model), batch) / batch.count
+        batch = objective.collate(dataset, indices)
+        return objective.loss(cast(Model, model), batch) / batch.count
 
     return [partial(loss, indices) for indices in micro_batches(order, dataset.lengths, micro_tokens)]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -24,20 +24,17 @@ from torch import nn
 
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan, micro_batches
+from microplane.data.store import Dataset
 from microplane.errors import TrainingError
 from microplane.files import write_aside
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import Model
-from microplane.objectives.batch import make_batch
-from microplane.objectives.losses import loss_sum
+from microplane.objectives.base import AnyObjective
 from microplane.training import resume as checkpoint
 from microplane.training.activation_checkpointing import recompute
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
-
-if TYPE_CHECKING:
-    from microplane.data.preparing.load_splits import Dataset
 
 Record = dict[str, Any]
 
@@ -93,6 +90,7 @@ class Heap:
 class Job:
     """What a run trains with; fixed from its first step to its last."""
 
+    objective: AnyObjective
     model: nn.Module
     method: Method
     train: Dataset
@@ -103,12 +101,12 @@ class Job:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs) -> Job:
+    def of(cls, objective: AnyObjective, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs) -> Job:
         plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
         total = knobs.steps or plan.total_steps(knobs.epochs)
         warmup = warmup_steps(knobs.warmup, total)
         recompute(model, knobs.recompute)
-        return cls(model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
+        return cls(objective, model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
 
     def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
         """What gradual unfreezing has not reached in the step of this number, counted from 0."""
@@ -136,6 +134,7 @@ def fit(
     knobs: TrainKnobs,
     folder: Path,
     *,
+    objective: AnyObjective,
     validate: Callable[[nn.Module], float],
     save_best: Callable[[int, float], None],
     identity: Record,
@@ -146,6 +145,7 @@ def fit(
 
     Args:
         folder: of the run; gets metrics.jsonl, speed.jsonl and resume/.
+        objective: what is learnt from the rows.
         validate: the mean loss on held-out rows.
         save_best: writes `adapter/` for (step, validation loss).
         identity: what must be the same for a resume: fingerprints of data and model, the method, the knobs.
@@ -156,7 +156,7 @@ def fit(
         TrainingError: loss or gradient not finite; a tensor that does not move; nothing to train on.
         CheckpointError: a checkpoint of another run, or damaged.
     """
-    job = Job.of(model, method, train, knobs)
+    job = Job.of(objective, model, method, train, knobs)
     totals, monitor, movement = Totals(), Monitor(knobs.patience), Movement.of(model)
     log = Log(folder, on_record)
     if resume:
@@ -174,8 +174,7 @@ def fit(
         checkpoint.save_checkpoint(folder / "resume", totals.step, model, method, job.optimizer, state)
 
     def check() -> None:
-        losses = totals.losses
-        loss = validate(model)
+        losses, loss = totals.losses, validate(model)
         give_back_memory()
         train_loss = sum(losses) / len(losses) if losses else math.inf
         best = monitor.add(totals.step, loss, train_loss, method.can_be_result(totals.step, job.total))
@@ -248,7 +247,7 @@ def _step(job: Job, totals: Totals) -> Record:
     epoch, rows = job.plan.at(totals.step)
     train = job.train.at(epoch)
     parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
-    batches = [make_batch(train, indices) for indices in parts]
+    batches = [job.objective.collate(train, indices) for indices in parts]
     tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
@@ -256,7 +255,7 @@ def _step(job: Job, totals: Totals) -> Record:
     with temporarily_frozen(job.still_frozen(totals.step).values()):
         for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
             torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-            share = loss_sum(cast(Model, model), batch, knobs.label_smoothing) / trained
+            share = job.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
             if not math.isfinite(share.item()):
                 raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
             loss += share.item()

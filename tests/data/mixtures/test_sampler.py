@@ -20,9 +20,9 @@ from microplane.data.mixtures.sampler import open_mixture
 from microplane.data.mixtures.spec import READY
 from microplane.data.mixtures.task_templates import family
 from microplane.data.preparing.first_pass import files_of
-from microplane.data.preparing.load_splits import load_rows, load_splits
 from microplane.errors import DataError
 from tests.data.mixtures.kit import FLAN, NEWS, REVIEWS, SUMS, one, write, write_mixture, write_sources
+from tests.tiny import text_rows, text_splits
 
 DRAWN = 100_000
 PINNED_SOURCES = [0, 1, 1, 2, 1, 3, 3, 1, 3, 0, 2, 1, 2, 1, 2, 0]
@@ -240,7 +240,7 @@ def test_held_out_rows_are_neither_trained_on_nor_shown(place):
 def test_training_reads_a_mixture_and_holds_source_rows_out(place, make_tiny):
     knobs = DataKnobs(train=str(place / "flan.yaml"), max_length=4096, template="plain")
     told = []
-    splits = load_splits(knobs, make_tiny(), lambda *what: told.append(what))
+    splits = text_splits(knobs, make_tiny(), lambda *what: told.append(what))
     assert told[:3] == [
         ("rendering flan.yaml", 200, 400),
         ("rendering flan.yaml", 400, 400),
@@ -250,9 +250,9 @@ def test_training_reads_a_mixture_and_holds_source_rows_out(place, make_tiny):
     assert splits.summary.format.startswith("inputs/targets (inputs -> targets")
     texts = [json.loads(line) for line in files_of(knobs)["train"][0].read_text().splitlines()]
     assert texts == list(open_mixture(place / "flan.yaml", 0.1).rows(0, 400))
-    again = load_splits(knobs, make_tiny())
+    again = text_splits(knobs, make_tiny())
     assert again.summary.fingerprint == splits.summary.fingerprint
-    assert len(load_rows(knobs, make_tiny())) == 40
+    assert len(text_rows(knobs, make_tiny())) == 40
 
 
 def test_a_changed_source_is_read_again(tmp_path, make_tiny):

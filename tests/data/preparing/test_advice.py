@@ -10,7 +10,9 @@ from microplane.data.preparing.summary import DataSummary
 
 def summary(rows, counts=None, task="classification"):
     counts = counts or {}
-    made = DataSummary("x", "none", None, 64, {}, "file", rows={"train": rows}, task=task, labels=list(counts))
+    made = DataSummary(
+        "x", "none", None, 64, {}, "file", "x", "x", rows={"train": rows}, task=task, labels=list(counts)
+    )
     made.label_counts = {"train": counts}
     return made
 

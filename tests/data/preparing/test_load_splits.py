@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from microplane.config.knobs import DataKnobs
 from microplane.data import store
 from microplane.data.preparing import load_splits as dataset
-from microplane.data.preparing import tokenise as build
+from microplane.data.preparing import tokenise
 from microplane.data.preparing.first_pass import files_of, split_off
-from microplane.data.preparing.load_splits import DataSummary, load_rows, load_splits
-from microplane.data.rendering.causal import Layout
-from microplane.data.row_kind import Shape
+from microplane.data.preparing.load_splits import DataSummary, load_splits
+from microplane.data.rendering.causal import CausalRenderer
+from microplane.files import folder_aside
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import DataError
-from microplane.files import folder_aside
-from tests.tiny import save_byte_tokenizer
+from tests.tiny import PAIRS, save_byte_tokenizer, text_rows, text_splits
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,7 @@ def write(path: Path, rows) -> str:
 
 def refused(tokenizer, **knobs) -> str:
     with pytest.raises(DataError) as caught:
-        load_splits(DataKnobs(**knobs), tokenizer)
+        text_splits(DataKnobs(**knobs), tokenizer)
     return str(caught.value)
 
 
@@ -60,7 +59,7 @@ def prompts(tokenizer, rows) -> list[str]:
 
 def test_rows_are_what_was_rendered_in_their_order(tmp_path, smol):
     file = write(tmp_path / "x.jsonl", ["", *map(pair, range(40))])
-    splits = load_splits(DataKnobs(train=file), smol)
+    splits = text_splits(DataKnobs(train=file), smol)
     assert (len(splits.train), len(splits.validation), splits.test) == (36, 4, None)
     lines = [int(splits.train.where(row).removeprefix("x.jsonl:")) for row in range(36)]
     assert lines == sorted(lines)
@@ -83,7 +82,7 @@ def test_rows_are_what_was_rendered_in_their_order(tmp_path, smol):
 def test_the_summary_tells_all_numbers(tmp_path, plain):
     file = write(tmp_path / "x.jsonl", [*map(pair, range(20)), pair(3)])
     test = write(tmp_path / "t.csv", ["question,answer", "question 3,answer 3", "question x,y"])
-    splits = load_splits(DataKnobs(train=file, test=test, system="S"), plain)
+    splits = text_splits(DataKnobs(train=file, test=test, system="S"), plain)
     summary = splits.summary
     assert summary.format == "prompt/completion (prompt -> completion)"
     assert (summary.template, summary.system, summary.max_length) == ("plain", "S", 1024)
@@ -108,7 +107,7 @@ def test_the_summary_tells_all_numbers(tmp_path, plain):
 def test_progress_is_told_for_both_passes(tmp_path, plain):
     said = []
     file = write(tmp_path / "x.jsonl", map(pair, range(450)))
-    load_splits(DataKnobs(train=file), plain, lambda *said_now: said.append(said_now))
+    text_splits(DataKnobs(train=file), plain, lambda *said_now: said.append(said_now))
     assert said[:2] == [("checking x.jsonl", 200, None), ("checking x.jsonl", 400, None)]
     assert said[2:] == [("tokenising x.jsonl", done, 450) for done in (0, 200, 400, 450)]
 
@@ -118,9 +117,9 @@ def test_progress_is_told_for_both_passes(tmp_path, plain):
 
 def test_a_second_call_finds_the_first_ones_tokens(tmp_path, plain, monkeypatch):
     knobs = DataKnobs(train=write(tmp_path / "x.jsonl", map(pair, range(9))))
-    first = load_splits(knobs, plain)
-    monkeypatch.setattr(dataset, "build", None)
-    second = load_splits(knobs, plain)
+    first = text_splits(knobs, plain)
+    monkeypatch.setattr(dataset, "tokenise_files", None)
+    second = text_splits(knobs, plain)
     assert first.summary == second.summary
     assert all((a == b).all() for row in range(8) for a, b in zip(first.train[row], second.train[row], strict=True))
     assert first.train.where(7) == second.train.where(7)
@@ -129,7 +128,7 @@ def test_a_second_call_finds_the_first_ones_tokens(tmp_path, plain, monkeypatch)
 def test_whatever_decides_the_tokens_is_part_of_the_key(tmp_path, plain, make_tiny, cache):
     file = tmp_path / "x.jsonl"
     knobs = DataKnobs(train=write(file, map(pair, range(9))))
-    prints = [load_splits(knobs, plain).summary.fingerprint]
+    prints = [text_splits(knobs, plain).summary.fingerprint]
     for change in (
         {"system": "S"},
         {"max_length": 12},
@@ -138,41 +137,41 @@ def test_whatever_decides_the_tokens_is_part_of_the_key(tmp_path, plain, make_ti
         {"validation_rows": 2},
     ):
         prints.append(
-            load_splits(knobs.model_copy(update={"validation_share": 0.4, **change}), plain).summary.fingerprint
+            text_splits(knobs.model_copy(update={"validation_share": 0.4, **change}), plain).summary.fingerprint
         )
-    prints.append(load_splits(knobs, replace(plain, eos_ids=(5,))).summary.fingerprint)
-    prints.append(load_splits(knobs, make_tiny(("<s>", "</s>"), eos="</s>", merges=[("a", "n")])).summary.fingerprint)
+    prints.append(text_splits(knobs, replace(plain, eos_ids=(5,))).summary.fingerprint)
+    prints.append(text_splits(knobs, make_tiny(("<s>", "</s>"), eos="</s>", merges=[("a", "n")])).summary.fingerprint)
     prints.append(
-        load_splits(
+        text_splits(
             knobs, replace(plain, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
         ).summary.fingerprint
     )
     write(file, map(pair, range(1, 10)))
     os.utime(file, ns=(1, 1))
-    prints.append(load_splits(knobs, plain).summary.fingerprint)
+    prints.append(text_splits(knobs, plain).summary.fingerprint)
     assert len(set(prints)) == len(prints) == len(list(cache.iterdir()))
 
 
 def test_equal_data_has_an_equal_fingerprint_elsewhere(tmp_path, plain):
     rows = list(map(pair, range(9)))
-    one = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain)
-    other = load_splits(DataKnobs(train=write(tmp_path / "y.jsonl", ["", *rows])), plain)
+    one = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain)
+    other = text_splits(DataKnobs(train=write(tmp_path / "y.jsonl", ["", *rows])), plain)
     assert one.summary.fingerprint == other.summary.fingerprint
     assert one.train.fingerprint == other.train.fingerprint != one.validation.fingerprint
 
 
-@pytest.mark.parametrize("name", ["train.ids", "train.ends", "validation.trained", "summary.json"])
+@pytest.mark.parametrize("name", ["train.ids", "train.ends", "validation.targets", "summary.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "junk"])
 def test_a_damaged_cache_is_made_anew(tmp_path, plain, cache, name, damage):
     knobs = DataKnobs(train=write(tmp_path / "x.jsonl", map(pair, range(9))))
-    first = load_splits(knobs, plain).summary
+    first = text_splits(knobs, plain).summary
     (folder,) = cache.iterdir()
     content = (folder / name).read_bytes()
     if damage == "gone":
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content[:-3] if damage == "cut" else b"junk")
-    assert load_splits(knobs, plain).summary == first
+    assert text_splits(knobs, plain).summary == first
     assert (folder / name).read_bytes() == content
 
 
@@ -215,10 +214,10 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, plain, monkeypat
     write(file, map(pair, range(9)))
 
     def slow(*arguments):
-        build.build(*arguments)
+        tokenise.tokenise_files(*arguments)
         write(file, map(pair, range(10)))
 
-    monkeypatch.setattr(dataset, "build", slow)
+    monkeypatch.setattr(dataset, "tokenise_files", slow)
     assert refused(plain, train=str(file)) == f"{file} changed while it was read; run again"
     assert list(cache.iterdir()) == []
 
@@ -247,9 +246,9 @@ def test_equal_rows_stay_together_and_the_order_does_not_matter(rows, share, mos
 
 def test_splits_do_not_depend_on_order_and_barely_on_more_rows(tmp_path, plain):
     rows = list(map(pair, range(200)))
-    one = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain)
+    one = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain)
     random.Random(0).shuffle(rows)
-    other = load_splits(DataKnobs(train=write(tmp_path / "y.jsonl", [*rows, *map(pair, range(200, 220))])), plain)
+    other = text_splits(DataKnobs(train=write(tmp_path / "y.jsonl", [*rows, *map(pair, range(200, 220))])), plain)
     old, new = set(prompts(plain, one.validation)), set(prompts(plain, other.validation))
     assert (len(old), len(new)) == (20, 22)
     assert len(old & new) >= 18
@@ -262,7 +261,7 @@ def test_files_and_folders_name_their_splits(tmp_path, plain):
     write(folder / "train-0001-of-0002.jsonl", [pair(3)])
     write(folder / "dev.jsonl", [pair(4)])
     write(folder / "test.jsonl", [{"question": "q", "answer": "a"}])
-    splits = load_splits(DataKnobs(train=str(folder)), plain)
+    splits = text_splits(DataKnobs(train=str(folder)), plain)
     assert [splits.train.where(row) for row in range(3)] == [
         "train-0000-of-0002.jsonl:1",
         "train-0000-of-0002.jsonl:2",
@@ -271,7 +270,7 @@ def test_files_and_folders_name_their_splits(tmp_path, plain):
     assert (splits.validation.where(0), splits.test.where(0)) == ("dev.jsonl:1", "test.jsonl:1")
     assert splits.summary.validation_from == "file"
     other = write(tmp_path / "other.jsonl", [pair(5), pair(6)])
-    splits = load_splits(DataKnobs(train=str(folder), validation=other, test=str(folder)), plain)
+    splits = text_splits(DataKnobs(train=str(folder), validation=other, test=str(folder)), plain)
     assert (len(splits.validation), len(splits.test)) == (2, 1)
 
 
@@ -279,17 +278,17 @@ def test_all_rows_of_a_file_can_be_loaded_to_measure_on(tmp_path, plain):
     folder = tmp_path / "data"
     folder.mkdir()
     file = DataKnobs(train=write(folder / "train.jsonl", map(pair, range(9))))
-    assert len(load_splits(file, plain).train) == 8
-    assert len(load_rows(file, plain)) == 9
+    assert len(text_splits(file, plain).train) == 8
+    assert len(text_rows(file, plain)) == 9
     write(folder / "dev.jsonl", [pair(1)])
-    assert len(load_rows(DataKnobs(train=str(folder)), plain)) == 1
+    assert len(text_rows(DataKnobs(train=str(folder)), plain)) == 1
     write(folder / "test.jsonl", [pair(1), pair(2)])
-    assert len(load_rows(DataKnobs(train=str(folder)), plain)) == 2
+    assert len(text_rows(DataKnobs(train=str(folder)), plain)) == 2
 
 
 def test_one_row_is_enough_to_train_on_where_validation_is_given(tmp_path, plain):
     one, other = write(tmp_path / "a.jsonl", [pair(1)]), write(tmp_path / "b.jsonl", [pair(2)])
-    assert len(load_splits(DataKnobs(train=one, validation=other), plain).train) == 1
+    assert len(text_splits(DataKnobs(train=one, validation=other), plain).train) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,7 +316,7 @@ def test_no_data_at_all():
 
 def test_only_the_first_rows_of_the_training_file_are_read(tmp_path, plain):
     file = write(tmp_path / "x.jsonl", [*map(pair, range(10)), "broken"])
-    splits = load_splits(DataKnobs(train=file, test=write(tmp_path / "t.jsonl", map(pair, range(12))), limit=10), plain)
+    splits = text_splits(DataKnobs(train=file, test=write(tmp_path / "t.jsonl", map(pair, range(12))), limit=10), plain)
     assert (len(splits.train) + len(splits.validation), len(splits.test)) == (10, 12)
 
 
@@ -327,7 +326,7 @@ def test_rows_on_both_sides_are_found(tmp_path, plain):
     test = write(
         tmp_path / "test.csv", ["input,output", "question 30,a", *(f"question {n},answer {n}" for n in range(7))]
     )
-    summary = load_splits(DataKnobs(train=train, validation=validation, test=test), plain).summary
+    summary = text_splits(DataKnobs(train=train, validation=validation, test=test), plain).summary
     assert summary.overlap == {"validation": 0, "test": 7}
     assert summary.overlap_examples[:2] == ["train.jsonl:1 = test.csv:3", "train.jsonl:2 = test.csv:4"]
     assert len(summary.overlap_examples) == 5
@@ -358,7 +357,7 @@ def test_bad_rows_are_refused_all_at_once(tmp_path, plain, cache):
 
 def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, plain):
     file = write(tmp_path / "x.jsonl", BAD)
-    splits = load_splits(DataKnobs(train=file, skip_bad_rows=True), plain)
+    splits = text_splits(DataKnobs(train=file, skip_bad_rows=True), plain)
     assert len(splits.train) + len(splits.validation) == 4
     assert splits.summary.bad == {"not text": 1, "broken JSON": 1, "missing key": 1}
     assert splits.summary.bad_examples[0] == "x.jsonl:2: key 'completion' is the number 3, expected text"
@@ -373,7 +372,7 @@ def test_rows_that_the_template_refuses_are_bad_rows(tmp_path, make_tiny, cache)
     text = refused(tokenizer, train=file)
     assert "x.jsonl: 1 of 10 rows cannot be used:\n  x.jsonl:10: the model's chat template refuses" in text
     assert list(cache.iterdir()) == []
-    assert load_splits(DataKnobs(train=file, skip_bad_rows=True), tokenizer).summary.bad == {
+    assert text_splits(DataKnobs(train=file, skip_bad_rows=True), tokenizer).summary.bad == {
         "refused by the template": 1
     }
     every = write(tmp_path / "y.jsonl", [{"system": "S", **pair(n)} for n in range(99)])
@@ -387,7 +386,7 @@ def test_rows_that_the_template_refuses_are_bad_rows(tmp_path, make_tiny, cache)
 def test_cut_rows_are_counted_and_warned_of(tmp_path, plain):
     rows = [{"prompt": "p" * 20, "completion": "a"}, {"prompt": "q", "completion": "b" * 20}, *map(pair, range(4))]
     test = write(tmp_path / "t.jsonl", rows)
-    summary = load_splits(
+    summary = text_splits(
         DataKnobs(train=write(tmp_path / "x.jsonl", map(pair, range(9))), test=test, max_length=16), plain
     ).summary
     assert (summary.truncated["test"], summary.answers_cut["test"]) == (5, 1)
@@ -404,7 +403,7 @@ def test_cut_pairs_are_warned_of_by_the_knobs_that_cut_them(tmp_path):
     rows = [{"inputs": f"{n}" + "q" * 30, "targets": "b"} for n in range(9)]
     rows += [{"inputs": f"{n}", "targets": "b" * 20} for n in range(7)]
     knobs = DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_length=16, max_target_length=8)
-    splits = load_splits(knobs, load_tokenizer(tmp_path / "model"), None, Shape("pairs", 0))
+    splits = load_splits(knobs, load_tokenizer(tmp_path / "model"), PAIRS)
     assert splits.summary.warnings[:2] == [
         "9 rows above 16 tokens (data.max_length) lost the end of their prompt",
         "7 answers above 8 tokens (data.max_target_length) lost their end",
@@ -413,7 +412,7 @@ def test_cut_pairs_are_warned_of_by_the_knobs_that_cut_them(tmp_path):
 
 def test_a_cut_answer_keeps_all_of_its_target(tmp_path, plain):
     rows = [{"prompt": "q", "completion": f"{n}" + "b" * 20} for n in range(3)]
-    train = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_length=16), plain).train
+    train = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_length=16), plain).train
     prompt, target = train.prompt_and_target(0)
     assert (plain.decode(prompt, False), len(target)) == ("<s>", 15)
 
@@ -421,18 +420,18 @@ def test_a_cut_answer_keeps_all_of_its_target(tmp_path, plain):
 @pytest.fixture
 def untrained(monkeypatch):
     """Rows that have nothing to train on, which no template here makes."""
-    render = Layout.render
+    render = CausalRenderer.render
 
     def render_some(self, example):
         ids, trained = render(self, example)
         return ids, [False] * len(ids) if "untrained" in example.messages[0].content else trained
 
-    monkeypatch.setattr(Layout, "render", render_some)
+    monkeypatch.setattr(CausalRenderer, "render", render_some)
 
 
 def test_rows_with_nothing_to_train_on_are_dropped(tmp_path, plain, untrained):
     rows = [*map(pair, range(195)), *({"prompt": f"untrained {n}", "completion": "a"} for n in range(5))]
-    summary = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain).summary
+    summary = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain).summary
     assert sum(summary.dropped.values()) == 5
     assert sum(summary.rows.values()) == 195
     dropped = summary.dropped["train"]
@@ -451,7 +450,7 @@ def test_data_with_nothing_to_train_on_is_refused(tmp_path, plain, untrained, ca
 
 def test_unknown_tokens_are_counted_and_warned_of(tmp_path, make_spaced):
     rows = [{"prompt": "abc", "completion": f"é{letter}"} for letter in "abcdefghij"]
-    summary = load_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_unknown=0.4), make_spaced()).summary
+    summary = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_unknown=0.4), make_spaced()).summary
     # <unk> is one of the trained tokens: <unk>, the letter, <eos>
     assert summary.trained_unk_rate == pytest.approx(1 / 3)
     assert 0 < summary.unk_rate < summary.trained_unk_rate
@@ -468,13 +467,13 @@ def test_text_that_the_vocabulary_does_not_know_is_refused(tmp_path, make_spaced
 def test_a_generation_prompt_that_differs_is_warned_of(tmp_path, make_tiny):
     template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<eos>{% endfor %}{{ 'go' if add_generation_prompt }}"
     file = write(tmp_path / "x.jsonl", map(pair, range(9)))
-    (warning,) = load_splits(DataKnobs(train=file), make_tiny(template=template)).summary.warnings
+    (warning,) = text_splits(DataKnobs(train=file), make_tiny(template=template)).summary.warnings
     assert warning.startswith("the chat template begins answers in another way for generation than in these rows")
-    assert not load_splits(DataKnobs(train=file, template="plain"), make_tiny(template=template)).summary.warnings
+    assert not text_splits(DataKnobs(train=file, template="plain"), make_tiny(template=template)).summary.warnings
 
 
 def test_plain_text_is_trained_whole_without_a_template(tmp_path, smol):
     file = write(tmp_path / "x.jsonl", [{"text": f"Text number {n}."} for n in range(9)])
-    splits = load_splits(DataKnobs(train=file), smol)
+    splits = text_splits(DataKnobs(train=file), smol)
     assert splits.summary.template == "none"
     assert (splits.train.lengths - splits.train.trained_counts == 1).all()

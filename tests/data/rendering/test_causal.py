@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microplane.data.reading.formats import Example, Message, recognise
-from microplane.data.rendering.causal import fit, last_run, layout, prompt_ids, render, stop_ids
+from microplane.data.rendering.causal import causal_renderer, truncate
 from microplane.data.rendering.chat_template import ChatTemplate
+from microplane.data.store import last_run
 from microplane.errors import DataError
 
 MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -15,6 +16,18 @@ DEFAULT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\n"
 )
+
+
+def render(example, tokenizer, template="auto", system=None):
+    return causal_renderer(tokenizer, template, system).render(example)
+
+
+def prompt_ids(messages, tokenizer, template="auto", system=None):
+    return causal_renderer(tokenizer, template, system).prompt(messages)
+
+
+def stop_ids(tokenizer, template="auto"):
+    return causal_renderer(tokenizer, template).stops
 
 
 def talk(*contents: str, system: str | None = None) -> Example:
@@ -187,7 +200,7 @@ def test_special_tokens_in_contents_are_ordinary_text(smol, template):
 
 def test_special_tokens_in_contents_are_refused_where_text_cannot_be_cut(make_spaced):
     tokenizer = make_spaced()
-    assert not layout(tokenizer).joins
+    assert not causal_renderer(tokenizer).joins
     with pytest.raises(DataError, match="the text '<eos>' is a special token of the model; expected text without it"):
         render(talk("a <eos> b", "c"), tokenizer)
     assert marked(tokenizer, talk("é", "c")).count("<unk>") == 1  # no special token that somebody wrote
@@ -334,9 +347,9 @@ def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
 
 
 def test_a_generation_prompt_that_training_rows_do_not_have_is_noticed(make_tiny):
-    assert not layout(make_tiny(SPECIAL, OPENS_THOUGHT)).continues
+    assert not causal_renderer(make_tiny(SPECIAL, OPENS_THOUGHT)).continues
     for template in (TRIMS, INST, NO_SYSTEM, THINKS, WORDS_ONLY, CAPITAL, None):
-        assert layout(make_tiny(SPECIAL, template, bos="<s>")).continues
+        assert causal_renderer(make_tiny(SPECIAL, template, bos="<s>")).continues
 
 
 def test_a_template_that_drops_the_answer_is_refused(make_tiny):
@@ -377,8 +390,8 @@ def test_choosing_a_chat_template_that_is_not_there(make_tiny):
         DataError, match=r"template 'chat': the model has no chat template; possible: --set data.template"
     ):
         render(talk("q", "a"), make_tiny(), "chat")
-    assert layout(make_tiny()).kind == "plain"
-    assert layout(make_tiny(template=TRIMS), "plain").kind == "plain"
+    assert causal_renderer(make_tiny()).kind == "plain"
+    assert causal_renderer(make_tiny(template=TRIMS), "plain").kind == "plain"
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(make_tiny):
@@ -459,7 +472,7 @@ def test_an_earlier_answer_may_go_and_what_follows_the_last_goes_first(make_tiny
 def test_what_is_fitted_is_short_enough_and_keeps_the_answer(prompt, answer, rest, bos, length):
     ids = list(range(prompt + answer + rest))
     trained = [prompt <= place < prompt + answer for place in ids]
-    kept, targets, cut = fit(ids, trained, length, 0 if bos else None)
+    kept, targets, cut = truncate(ids, trained, length, 0 if bos else None)
     assert len(kept) == len(targets) <= length
     assert sum(targets) == min(answer, length - 1)
     assert not any(targets[:1])
@@ -470,7 +483,7 @@ def test_what_is_fitted_is_short_enough_and_keeps_the_answer(prompt, answer, res
 
 
 def _fitted(tokenizer, example: Example, length: int) -> tuple[str, str]:
-    ids, trained, cut = fit(*render(example, tokenizer), length, layout(tokenizer).bos)
+    ids, trained, cut = truncate(*render(example, tokenizer), length, causal_renderer(tokenizer).bos)
     assert len(ids) <= length
     text = "".join(
         ("⟦" if target and not before else "") + ("⟧" if before and not target else "") + tokenizer.piece(token)

@@ -11,11 +11,11 @@ from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.rendering.denoising_dataset import DenoisedDataset, sentinels_of
 from microplane.data.rendering.span_corruption import restore
-from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import DataError
-from microplane.objectives.batch import make_batch
-from tests.tiny import save_byte_tokenizer
+from microplane.objectives.select import candidates
+from microplane.objectives.seq2seq import Seq2Seq
+from tests.tiny import save_byte_tokenizer, tiny_pairs
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,10 @@ def file(tmp_path):
     return path
 
 
-def splits(file, tokenizer, **knobs):
-    return load_splits(DataKnobs(train=str(file), max_length=40, **knobs), tokenizer, shape=Shape("pairs", start=0))
+def splits(file, tokenizer, seed=0, **knobs):
+    model = tiny_pairs("t5")
+    data = DataKnobs(train=str(file), max_length=40, **knobs)
+    return load_splits(data, tokenizer, candidates(model, data), seed=seed)
 
 
 def sides(dataset, row):
@@ -73,7 +75,7 @@ def test_prefix_language_modelling_cuts_without_sentinels(file, tokenizer):
     source, target = sides(train, 0)
     assert np.array_equal(np.concatenate([source[:-1], target[:-1]]), train.texts.flat_ids[:40])
     assert source[-1] == target[-1] == 1
-    assert make_batch(train, [0, 1]).count == sum(len(sides(train, row)[1]) for row in (0, 1))
+    assert Seq2Seq().collate(train, [0, 1]).count == sum(len(sides(train, row)[1]) for row in (0, 1))
 
 
 def test_where_a_piece_begins_is_told_by_the_text_that_it_begins_in(file, tokenizer):
@@ -87,6 +89,6 @@ def test_too_little_text_and_no_sentinels_are_refused(file, tokenizer, tmp_path,
     texts = splits(file, tokenizer).train.texts
     short = type("Short", (), {"flat_ids": texts.flat_ids[:5], "fingerprint": "", "where": texts.where})()
     with pytest.raises(DataError, match="the text has 5 tokens, too few for one piece of data.max_length = 40"):
-        DenoisedDataset(short, "span_corruption", 40, sentinels_of(tokenizer), 1, 0)
+        DenoisedDataset(short, "span_corruption", 40, sentinels_of(tokenizer), 1)
     with pytest.raises(DataError, match="this vocabulary has no <extra_id_0>; choose data.objective=prefix_lm"):
         sentinels_of(make_tiny())

@@ -9,9 +9,9 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.row_kind import Shape
 from microplane.data.tokenizers.tokenizer import load_tokenizer, shares
-from microplane.objectives.batch import make_batch
+from microplane.objectives.classification import Classification
+from microplane.objectives.select import LabelCandidates
 from tests import labels as rows
 from tests.labels import save_wordpiece, write
 
@@ -58,9 +58,9 @@ def test_shares_fill_the_room_and_take_from_the_longer():
 def test_a_batch_knows_the_second_text(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
     data = write(tmp_path / "data.jsonl", rows.pairs(40))
-    splits = load_splits(DataKnobs(train=str(data)), tokenizer, None, Shape("labels"))
-    batch = make_batch(splits.train, [0, 3])
-    wanted = np.concatenate([splits.train[row][1] for row in (0, 3)])
+    splits = load_splits(DataKnobs(train=str(data)), tokenizer, LabelCandidates(None))
+    batch = Classification().collate(splits.train, [0, 3])
+    wanted = np.concatenate([splits.train.segments(row) for row in (0, 3)])
     assert batch.rows.types.tolist() == wanted.astype(int).tolist()
     assert 0 < wanted.sum() < len(wanted)
     assert batch.count == 2
@@ -70,5 +70,5 @@ def test_a_batch_knows_the_second_text(tokenizer, tmp_path, monkeypatch):
 def test_rows_of_one_text_have_no_segments(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
     data = write(tmp_path / "data.jsonl", rows.reviews(40))
-    splits = load_splits(DataKnobs(train=str(data)), tokenizer, None, Shape("labels"))
-    assert make_batch(splits.train, [0, 3]).rows.types is None
+    splits = load_splits(DataKnobs(train=str(data)), tokenizer, LabelCandidates(None))
+    assert Classification().collate(splits.train, [0, 3]).rows.types is None

@@ -10,13 +10,10 @@ import pytest
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.reading.formats import Example, Message
-from microplane.data.rendering.seq2seq import PairLayout, source_text
-from microplane.data.row_kind import Shape
+from microplane.data.rendering.seq2seq import Seq2SeqRenderer, source_text
 from microplane.data.tokenizers.tokenizer import load_tokenizer
-from microplane.objectives.batch import make_batch
-from tests.tiny import save_byte_tokenizer
-
-PAIRS = Shape("pairs", start=0)
+from microplane.objectives.seq2seq import Seq2Seq
+from tests.tiny import PAIRS, save_byte_tokenizer, text_splits
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +28,17 @@ def example(*said: tuple[str, str]) -> Example:
 
 
 def test_both_sides_end_with_the_end_token_and_only_the_target_is_trained(tokenizer):
-    row = PairLayout(tokenizer).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
+    row = Seq2SeqRenderer(tokenizer).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
     source, target = tokenizer.encode("ab"), tokenizer.encode("c")
     assert source[-1] == target[-1] == 1
     assert row.ids == source + target
-    assert row.trained == [False] * len(source) + [True] * len(target)
-    assert (row.cut, row.count) == ("", len(target))
+    assert row.targets == [False] * len(source) + [True] * len(target)
+    assert (row.lost, row.count) == ("", len(target))
 
 
 def test_a_tokenizer_that_adds_no_end_token_gets_one(tmp_path):
     save_byte_tokenizer(tmp_path, ends=False)
-    row = PairLayout(load_tokenizer(tmp_path)).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
+    row = Seq2SeqRenderer(load_tokenizer(tmp_path)).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
     assert [row.ids[2], row.ids[-1]] == [1, 1]
 
 
@@ -50,11 +47,11 @@ def test_a_tokenizer_that_adds_no_end_token_gets_one(tmp_path):
     [(4, 9, "prompt", "abc</s>", "xyz</s>"), (9, 3, "answer", "abcdef</s>", "xyz"), (4, 2, "answer", "abc</s>", "xy")],
 )
 def test_what_is_too_long_loses_its_end(tokenizer, most, most_target, cut, source, target):
-    row = PairLayout(tokenizer).row(example(("user", "abcdef"), ("assistant", "xyz")), most, most_target)
-    first = row.trained.index(True)
+    row = Seq2SeqRenderer(tokenizer).row(example(("user", "abcdef"), ("assistant", "xyz")), most, most_target)
+    first = row.source_length
     assert tokenizer.decode(row.ids[:first], False) == source
     assert tokenizer.decode(row.ids[first:], False) == target
-    assert row.cut == cut
+    assert row.lost == cut
 
 
 def test_a_conversation_becomes_lines_and_the_system_prompt_comes_first():
@@ -69,9 +66,8 @@ def test_from_file_to_batch(tokenizer, tmp_path):
     rows = [{"inputs": f"in{n}", "targets": "t" * (1 + n % 3)} for n in range(20)]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train = load_splits(DataKnobs(train=str(file), validation_share=0.1), tokenizer, shape=PAIRS).train
-    assert train.shape == PAIRS
-    batch = make_batch(train, [0, 5, 2])
+    train = load_splits(DataKnobs(train=str(file), validation_share=0.1), tokenizer, PAIRS).train
+    batch = Seq2Seq().collate(train, [0, 5, 2])
     for number, row in enumerate([0, 5, 2]):
         prompt, target = train.prompt_and_target(row)
         source = batch.rows.source.ids.split(batch.rows.source.lengths)[number].tolist()
@@ -87,6 +83,6 @@ def test_from_file_to_batch(tokenizer, tmp_path):
 def test_the_same_file_for_a_decoder_is_another_entry_of_the_cache(tokenizer, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps({"inputs": f"in{n}", "targets": "t"}) + "\n" for n in range(9)))
-    pairs = load_splits(DataKnobs(train=str(file)), tokenizer, shape=PAIRS).train
-    rows = load_splits(DataKnobs(train=str(file)), tokenizer).train
+    pairs = load_splits(DataKnobs(train=str(file)), tokenizer, PAIRS).train
+    rows = text_splits(DataKnobs(train=str(file)), tokenizer).train
     assert pairs.fingerprint != rows.fingerprint

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,16 @@ from microplane.data.mixtures.render import EVERY, Progress, mixture_splits
 from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.holdout import split_off
 from microplane.data.reading.bad_rows import Problems, RowError
-from microplane.data.reading.formats import Example, Format, recognise
+from microplane.data.reading.formats import Example, recognise
 from microplane.data.reading.read import find_splits, read_rows
-from microplane.data.rendering.labelled import LabelFormat
-from microplane.data.row_kind import TEXT, Shape
+from microplane.data.rendering.interface import RowFormat
 from microplane.errors import DataError
 
 FIRST = 100  # rows whose keys decide the format
 REPORTED = 5  # pairs of equal rows that are named
+
+ReadFormat = Callable[[Sequence[Mapping[str, Any]], str, str], RowFormat]
+"""First rows of a file, its name for errors, and `data.format` -> how its rows are read."""
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Split:
 
     name: str
     files: list[Path]
-    format: Format | LabelFormat
+    format: RowFormat
     problems: Problems = field(default_factory=Problems)
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
     sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
@@ -76,8 +79,8 @@ def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bo
     return mixture_splits(path, knobs, hold_out, progress) if is_mixture(path) else find_splits(path)
 
 
-def survey(
-    name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None = None, shape: Shape = TEXT
+def check_split(
+    name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None, read_format: ReadFormat
 ) -> Split:
     """Read and check all rows of one split.
 
@@ -85,7 +88,7 @@ def survey(
         DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
             `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
     """
-    split = Split(name, files, _format(files, knobs, shape))
+    split = Split(name, files, _format(files, knobs, read_format))
     hashes, sizes, places = array("Q"), array("q"), array("q")
     for count, (file, line, example) in enumerate(examples(split, knobs), 1):
         hashes.append(example.hash())
@@ -102,12 +105,27 @@ def survey(
     return split
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Held-out rows that stand in the training rows too."""
+
+    rows: int
+    pairs: tuple[str, ...]  # "train.jsonl:17 = test.jsonl:3"
+
+
 @dataclass
-class Survey:
+class FirstPass:
     """All splits. Where validation rows are split off, `held_out` says which rows of the training files they are."""
 
     splits: dict[str, Split]
     held_out: np.ndarray | None
+    overlap: dict[str, Overlap]  # of each split but the training rows, with these
+
+    @classmethod
+    def of(cls, splits: dict[str, Split], held_out: np.ndarray | None = None) -> FirstPass:
+        """With the overlap looked for."""
+        train, others = splits["train"], {name: split for name, split in splits.items() if name != "train"}
+        return cls(splits, held_out, {name: overlap(train, split) for name, split in others.items()})
 
     @property
     def problems(self) -> Problems:
@@ -119,29 +137,29 @@ class Survey:
         return found
 
 
-def survey_all(
+def first_pass(
     files: dict[str, list[Path]],
     knobs: DataKnobs,
     progress: Progress | None = None,
     hold_out: bool = True,
-    shape: Shape = TEXT,
-) -> Survey:
+    read_format: ReadFormat = recognise,
+) -> FirstPass:
     """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
 
     Raises:
-        DataError: see `survey`; also for too few rows.
+        DataError: see `check_split`; also for too few rows.
     """
-    splits = {name: survey(name, paths, knobs, progress, shape) for name, paths in files.items()}
+    splits = {name: check_split(name, paths, knobs, progress, read_format) for name, paths in files.items()}
     for split in splits.values():
         if not len(split.hashes):
             raise split.problems.error(split.label, split.problems.total)
     if "validation" in splits or not hold_out:
-        return Survey(splits, None)
+        return FirstPass.of(splits)
     whole = splits["train"]
     held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)
     splits["train"] = _part(whole, "train", ~held_out, whole.problems)
     splits["validation"] = _part(whole, "validation", held_out, Problems())
-    return Survey(splits, held_out)
+    return FirstPass.of(splits, held_out)
 
 
 def _part(split: Split, name: str, rows: np.ndarray, problems: Problems) -> Split:
@@ -171,7 +189,7 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
             yield number, row.line, example
 
 
-def _format(files: list[Path], knobs: DataKnobs, shape: Shape = TEXT) -> Format | LabelFormat:
+def _format(files: list[Path], knobs: DataKnobs, read_format: ReadFormat) -> RowFormat:
     """The format of the first file. Rows of others that differ are bad rows.
 
     Raises:
@@ -190,17 +208,7 @@ def _format(files: list[Path], knobs: DataKnobs, shape: Shape = TEXT) -> Format 
         if problems.total:
             raise problems.error(files[0].name, problems.total)
         raise DataError(f"{files[0]} holds no rows")
-    if shape.kind == "labels":
-        return LabelFormat(first, files[0].name, shape.task)
-    return recognise(first, files[0].name, knobs.format)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Held-out rows that stand in the training rows too."""
-
-    rows: int
-    pairs: tuple[str, ...]  # "train.jsonl:17 = test.jsonl:3"
+    return read_format(first, files[0].name, knobs.format)
 
 
 def overlap(train: Split, other: Split) -> Overlap:

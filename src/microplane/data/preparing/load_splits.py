@@ -4,80 +4,78 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from microplane.cache.entries import hold
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.first_pass import Progress, files_of
 from microplane.data.preparing.summary import DataSummary
-from microplane.data.preparing.tokenise import build
-from microplane.data.rendering.denoising_dataset import DenoisedDataset, denoised
-from microplane.data.row_kind import TEXT, Shape
-from microplane.data.store import Stored, TokenDataset
+from microplane.data.preparing.tokenise import tokenise_files
+from microplane.data.rendering.interface import Candidates, DataObjective
+from microplane.data.store import Dataset, SplitInfo, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.files import cache_dir
 
-__all__ = ["DataSummary", "Splits", "TokenDataset", "load_rows", "load_splits"]
-
-Dataset = TokenDataset | DenoisedDataset
-VERSION = 3  # of what is stored and of all code that decides it; raise it when either changes
+O = TypeVar("O", bound=DataObjective)  # noqa: E741 - what is learnt from the rows
+VERSION = 4  # of what is stored and of all code that decides it; raise it when either changes
 
 
 @dataclass
-class Splits:
+class Splits(Generic[O]):
     """All that a run trains on and measures with."""
 
     train: Dataset
     validation: Dataset
     test: Dataset | None
     summary: DataSummary
+    objective: O
 
 
 def load_splits(
     knobs: DataKnobs,
     tokenizer: Tokenizer,
+    candidates: Candidates[O],
     progress: Progress | None = None,
-    shape: Shape = TEXT,
-    names: tuple[str, ...] = (),
-) -> Splits:
+    seed: int = 0,
+) -> Splits[O]:
     """Read, check, render and tokenise the data, or find it in the cache.
 
     Args:
-        shape: what rows the model takes.
-        names: of the classes, where a task head has them already.
+        candidates: what the model may be trained for; the format of the rows decides.
         progress: is called with what is being done, rows done, and rows in all (None if not known yet).
+        seed: of what is drawn anew from the training rows in each epoch. Rows that are measured on are drawn with
+            seed 0 always, so that runs of different seeds are measured on the same.
 
     Raises:
         DataError: for files that cannot be read, bad rows (see `knobs.skip_bad_rows`), too few rows, rows without
             anything to train on, or a cache that cannot be written.
+        ConfigError: if the user asked for an objective that does not fit these rows.
     """
-    sets, summary = _load(files_of(knobs, progress), knobs, tokenizer, progress, shape=shape, names=names)
+    sets, summary = _load(files_of(knobs, progress), knobs, tokenizer, progress, candidates)
     _refuse_unknown(summary, knobs)
-    if shape.kind == "pairs" and summary.format.split()[0] == "text":
-        seen = {name: denoised(rows, knobs, tokenizer, shape.start or 0) for name, rows in sets.items()}
-        return Splits(seen["train"], seen["validation"], seen.get("test"), summary)
-    return Splits(sets["train"], sets["validation"], sets.get("test"), summary)
+    objective = candidates.objective(summary.format_name)
+    seen = {name: objective.view(rows, knobs, tokenizer, seed if name == "train" else 0) for name, rows in sets.items()}
+    return Splits(seen["train"], seen["validation"], seen.get("test"), summary, objective)
 
 
 def load_rows(
-    knobs: DataKnobs,
-    tokenizer: Tokenizer,
-    progress: Progress | None = None,
-    shape: Shape = TEXT,
-    names: tuple[str, ...] = (),
-) -> TokenDataset:
-    """All rows of a file, to measure on; of a folder with splits, its test rows or else its validation rows.
+    knobs: DataKnobs, tokenizer: Tokenizer, candidates: Candidates[O], progress: Progress | None = None
+) -> tuple[Dataset, O]:
+    """All rows of a file, to measure on, and what is measured; of a folder with splits, its test rows or else its
+    validation rows.
 
     Raises:
         DataError: see `load_splits`.
     """
     files = files_of(knobs, progress)
     name = next(name for name in ("test", "validation", "train") if name in files)
-    only = {"train": files[name]}
-    return _load(only, knobs, tokenizer, progress, hold_out=False, shape=shape, names=names)[0]["train"]
+    sets, summary = _load({"train": files[name]}, knobs, tokenizer, progress, candidates, hold_out=False)
+    objective = candidates.objective(summary.format_name)
+    return objective.view(sets["train"], knobs, tokenizer, 0), objective
 
 
 def _load(
@@ -85,11 +83,10 @@ def _load(
     knobs: DataKnobs,
     tokenizer: Tokenizer,
     progress: Progress | None,
+    candidates: Candidates[DataObjective],
     hold_out: bool = True,
-    shape: Shape = TEXT,
-    names: tuple[str, ...] = (),
 ) -> tuple[dict[str, TokenDataset], DataSummary]:
-    key = _key(files, knobs, tokenizer, hold_out, shape, names)
+    key = _key(files, knobs, tokenizer, hold_out, candidates)
     folder = cache_dir() / "data" / key
     _held = [hold(path.parent) for paths in files.values() for path in paths]  # a mixture stays while it is read
     found = _open(folder)
@@ -97,14 +94,14 @@ def _load(
         return found
     if not found:
         shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
-    build(files, knobs, tokenizer, folder, progress, hold_out, shape, names)
-    if key != _key(files, knobs, tokenizer, hold_out, shape, names):
+    tokenise_files(files, knobs, tokenizer, folder, progress, candidates, hold_out)
+    if key != _key(files, knobs, tokenizer, hold_out, candidates):
         shutil.rmtree(folder, ignore_errors=True)
         raise DataError(f"{knobs.train} changed while it was read; run again")
-    made = _open(folder)
-    if made is None:
+    found = _open(folder)
+    if found is None:
         raise DataError(f"the tokenised data in {folder} cannot be read back; is the disk damaged?")
-    return made
+    return found
 
 
 def _refuse_unknown(summary: DataSummary, knobs: DataKnobs) -> None:
@@ -112,10 +109,10 @@ def _refuse_unknown(summary: DataSummary, knobs: DataKnobs) -> None:
     rates = {"input": summary.input_unk_rate, "answer": summary.trained_unk_rate}
     if summary.task:
         rates = {"input": summary.unk_rate}
-    told = [f"{rate:.1%} of the {what} tokens" for what, rate in rates.items() if rate > knobs.max_unknown]
-    if told:
+    above = [f"{rate:.1%} of the {side} tokens" for side, rate in rates.items() if rate > knobs.max_unknown]
+    if above:
         raise DataError(
-            f"{knobs.train}: {' and '.join(told)} are unknown to the model's tokenizer (<unk>), more than "
+            f"{knobs.train}: {' and '.join(above)} are unknown to the model's tokenizer (<unk>), more than "
             f"data.max_unknown = {knobs.max_unknown:g}. The model can neither read nor write what they stand for. "
             "Choose a model whose vocabulary knows this text (bytes do, as in ByT5), or raise data.max_unknown"
         )
@@ -126,8 +123,7 @@ def _key(
     knobs: DataKnobs,
     tokenizer: Tokenizer,
     hold_out: bool,
-    shape: Shape,
-    names: tuple[str, ...],
+    candidates: Candidates[DataObjective],
 ) -> str:
     """Of all that decides the tokens: files by path, size and time, knobs, tokenizer, and the version of this code."""
     identity = {
@@ -138,8 +134,8 @@ def _key(
     parts = [
         VERSION,
         hold_out,
-        asdict(shape),
-        names,
+        candidates.key(),
+        candidates.classes,
         identity,
         chosen,
         tokenizer.fingerprint,
@@ -154,10 +150,9 @@ def _open(folder: Path) -> tuple[dict[str, TokenDataset], DataSummary] | None:
     try:
         content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         sets = {}
-        for name, values in content["stored"].items():
+        for name, values in content["splits"].items():
             tuples = {"files": tuple(values["files"]), "stops": tuple(values["stops"])}
-            stored = Stored(**(values | tuples | {"shape": Shape(**values["shape"])}))
-            sets[name] = TokenDataset(folder, name, stored)
+            sets[name] = TokenDataset(folder, name, SplitInfo(**(values | tuples)))
         return sets, DataSummary(**content["summary"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

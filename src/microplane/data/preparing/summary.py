@@ -21,6 +21,8 @@ class DataSummary:
     max_length: int
     files: dict[str, list[str]]
     validation_from: str  # "split off" or "file"
+    format_name: str  # "prompt/completion"; of rows with labels the task
+    objective: str  # of `microplane.objectives.OBJECTIVES`
     max_target_length: int | None = None  # of an encoder-decoder's answers
     loses: str = "start"  # the side that a prompt beyond max_length loses
     bad: dict[str, int] = field(default_factory=dict)  # rows left out, by kind
@@ -41,6 +43,7 @@ class DataSummary:
     input_unk_rate: float = 0.0  # the same among the others
     task: str | None = None  # of a task head
     labels: list[str] = field(default_factory=list)  # names of its classes
+    counted: str = "tokens"  # what the loss is a sum over, and `trained_tokens` counts: tokens, rows or words
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # rows (or words) of each class
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -60,8 +63,7 @@ class DataSummary:
             f"tokens    {tokens:,}, of which {trained:,} are trained",
         ]
         if self.task:
-            counted = "words" if self.task == "tokens" else "rows"
-            lines[-1] = f"tokens    {tokens:,}; {trained:,} labelled {counted}"
+            lines[-1] = f"tokens    {tokens:,}; {trained:,} labelled {self.counted}"
             lines += self._class_lines()
         if not self.knows_all:
             shares = f"{self.input_unk_rate:.1%} of the inputs' tokens, {self.trained_unk_rate:.1%} of the answers'"

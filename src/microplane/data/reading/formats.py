@@ -30,17 +30,19 @@ class Example:
     where: str  # "file.jsonl:17"
     labels: tuple[str | float, ...] = ()  # of a text, where a task head is trained: classes, a number, or one per word
     words: tuple[str, ...] = ()  # of a text whose words have labels
-    pair: str = ""  # a second text that belongs to the first
+    second_text: str = ""  # one that belongs to the first
 
     @property
     def characters(self) -> int:
-        return len(self.text or "") + len(self.pair) + sum(len(message.content) for message in self.messages or ())
+        return (
+            len(self.text or "") + len(self.second_text) + sum(len(message.content) for message in self.messages or ())
+        )
 
     def hash(self) -> int:
         """64 bits of the content, whatever file, line or format it comes from."""
-        told = [("pair", self.pair), *(("label", str(label)) for label in self.labels)] if self.labels else []
+        labels = [("pair", self.second_text), *(("label", str(label)) for label in self.labels)] if self.labels else []
         parts = (
-            [("text", self.text or ""), *told]
+            [("text", self.text or ""), *labels]
             if self.messages is None
             else [(m.role, m.content) for m in self.messages]
         )
@@ -66,8 +68,8 @@ _PAIRS = {
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
 _CLASSES = ("label", "labels", "category", "class", "sentiment")
 
-_Layout = tuple[str, dict[str, str]]  # the format's name; part -> column
-_TIERS: tuple[list[_Layout], ...] = (
+_ColumnLayout = tuple[str, dict[str, str]]  # the format's name; part -> column
+_TIERS: tuple[list[_ColumnLayout], ...] = (
     [("conversations" if name.startswith("conv") else "messages", {"messages": name}) for name in _CHATS],
     [("instruction/input/output", {"instruction": "instruction", "answer": answer}) for answer in _ANSWERS],
     [
@@ -170,13 +172,13 @@ def recognise(rows: Iterable[Mapping[str, Any]], name: str, wanted: str = "auto"
     raise _unknown(name, seen, wanted)
 
 
-def _fits(layout: _Layout, spelled: Mapping[str, str], wanted: str) -> bool:
+def _fits(layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str) -> bool:
     name, columns = layout
     named_so = wanted in ("auto", name) or {wanted, name} == {"messages", "conversations"}
     return named_so and all(column in spelled for column in columns.values())
 
 
-def _format(layout: _Layout, spelled: Mapping[str, str], seen: list[str]) -> Format:
+def _format(layout: _ColumnLayout, spelled: Mapping[str, str], seen: list[str]) -> Format:
     name, columns = layout
     found = {part: spelled[column] for part, column in columns.items()}
     for part, aliases in _OPTIONAL.items():
@@ -188,7 +190,7 @@ def _format(layout: _Layout, spelled: Mapping[str, str], seen: list[str]) -> For
     return Format(name, found, tuple(key for key in seen if key not in found.values()))
 
 
-def _ambiguous(name: str, seen: list[str], fitting: list[_Layout]) -> DataError:
+def _ambiguous(name: str, seen: list[str], fitting: list[_ColumnLayout]) -> DataError:
     readings = ", or ".join(str(Format(layout, columns)) for layout, columns in fitting)
     choose = ", or choose with --set data.format=..." if len({layout for layout, _ in fitting}) > 1 else ""
     return DataError(
@@ -291,10 +293,10 @@ def _message(item: Any, place: str) -> Message:
     if not isinstance(item, dict):
         raise RowError("not a message", f"{place} is {show(item)}, expected {{role, content}}")
     name = "role" if "role" in item else "from"
-    said = _get(item, name, f"the role of {place}")
-    role = _ROLES.get(said.lower()) if isinstance(said, str) else None
+    spelled = _get(item, name, f"the role of {place}")
+    role = _ROLES.get(spelled.lower()) if isinstance(spelled, str) else None
     if role is None:
-        raise RowError("unknown role", f"{place}.{name} is {show(said)}, expected {', '.join(_ROLES)}")
+        raise RowError("unknown role", f"{place}.{name} is {show(spelled)}, expected {', '.join(_ROLES)}")
     key = "content" if "content" in item else "value"
     content = _get(item, key, f"the text of {place}")
     text = _joined(content, f"{place}.{key}") if isinstance(content, list) else _text(content, f"{place}.{key}")

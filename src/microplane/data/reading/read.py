@@ -28,7 +28,7 @@ _MAGIC = {b"PAR1": "a Parquet file", b"\x1f\x8b": "a gzip file", b"BZh": "a bzip
 
 
 @dataclass(frozen=True)
-class Row:
+class RawRow:
     """One row: its values, or the complaint about it. `line` counts lines from 1 (rows in JSON and Parquet)."""
 
     line: int
@@ -54,7 +54,7 @@ def file_type(path: Path) -> str:
     raise DataError(f"{path}: {has}.{nearest(found, SUFFIXES)} Possible: {', '.join(SUFFIXES)}, also with .gz or .bz2")
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[RawRow]:
     """All rows of a file, in order, in bounded memory (except JSON lists, which must be below 1 GB).
 
     Raises:
@@ -139,18 +139,18 @@ class _Lines:
 # JSONL and JSON
 
 
-def _jsonl(path: Path, lines: _Lines) -> Iterator[Row]:
+def _jsonl(path: Path, lines: _Lines) -> Iterator[RawRow]:
     while True:
         try:
             line = next(lines, None)
             if line is None:
                 return
             if line.strip():
-                yield Row(lines.number, parse_object(line, lines.start))
+                yield RawRow(lines.number, parse_object(line, lines.start))
         except _LongLineError:
-            yield Row(lines.number, problem=lines.too_long())
+            yield RawRow(lines.number, problem=lines.too_long())
         except RowError as error:
-            yield Row(lines.number, problem=error.problem)
+            yield RawRow(lines.number, problem=error.problem)
 
 
 def parse_object(line: bytes, start: int = 0) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _broken(error: json.JSONDecodeError) -> str:
     return f"{error.msg} at column {error.colno}, near {near!r}; expected one whole JSON object on the line"
 
 
-def _json(path: Path, lines: _Lines) -> Iterator[Row]:
+def _json(path: Path, lines: _Lines) -> Iterator[RawRow]:
     if _is_jsonl(path):
         yield from _jsonl(path, lines)
         return
@@ -187,9 +187,9 @@ def _json(path: Path, lines: _Lines) -> Iterator[Row]:
         raise DataError(f"{path} is above 1 GB, and a JSON list is read whole; save it as JSONL, one object on a line")
     for number, value in enumerate(_rows_in(path, _load_json(path, content)), 1):
         if isinstance(value, dict):
-            yield Row(number, value)
+            yield RawRow(number, value)
         else:
-            yield Row(number, problem=Problem("not an object", f"the item is {show(value)}, expected an object"))
+            yield RawRow(number, problem=Problem("not an object", f"the item is {show(value)}, expected an object"))
 
 
 def _is_jsonl(path: Path) -> bool:
@@ -233,7 +233,7 @@ def _rows_in(path: Path, value: Any) -> list[Any]:
 # CSV
 
 
-def _csv(path: Path, lines: _Lines) -> Iterator[Row]:
+def _csv(path: Path, lines: _Lines) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_LINE)
     try:
         header, delimiter = _header(path, lines)
@@ -247,16 +247,16 @@ def _csv(path: Path, lines: _Lines) -> Iterator[Row]:
             if cells is None:
                 return
             if cells:
-                yield Row(line, _named(cells, header))
+                yield RawRow(line, _named(cells, header))
         except _LongLineError:
-            yield Row(line, problem=lines.too_long())
+            yield RawRow(line, problem=lines.too_long())
             reader = csv.reader(
                 _texts(lines), delimiter=delimiter, strict=True
             )  # the generator ended with the exception
         except csv.Error as error:
-            yield Row(line, problem=Problem("broken CSV", f"{error}; is a quote left open, or a line end stray?"))
+            yield RawRow(line, problem=Problem("broken CSV", f"{error}; is a quote left open, or a line end stray?"))
         except RowError as error:
-            yield Row(line, problem=error.problem)
+            yield RawRow(line, problem=error.problem)
 
 
 def _texts(lines: _Lines) -> Iterator[str]:
@@ -297,7 +297,7 @@ def _named(cells: list[str], header: list[str]) -> dict[str, Any]:
 # Parquet
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[RawRow]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -312,14 +312,14 @@ def _parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=256):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(number, values)
+                    yield RawRow(number, values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())[:200]
         place = f" behind row {number:,}" if number else ""
         raise DataError(f"{path} is no readable Parquet file{place}: {what}") from None
 
 
-_READERS: dict[str, Callable[[Path, _Lines], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, _Lines], Iterator[RawRow]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,

@@ -1,7 +1,8 @@
 """Examples -> token ids, and which of them are trained, from one rendering.
 
 Trained are the tokens of every assistant turn and the stop token behind each: exactly what generation has to produce
-after `prompt_ids`. Nothing is found by searching for token sequences; the places come from `chat.py` as characters.
+after `CausalRenderer.prompt`. Nothing is found by searching for token sequences; the places come from
+`chat_template.py` as characters.
 
 What people wrote never becomes a special token: a `<|im_end|>` in a user's text is tokenised as the ten characters it
 is. Only plain-text examples keep theirs, since such data often holds conversations that are rendered already.
@@ -11,36 +12,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
 from microplane.data.reading.formats import Example, Message
 from microplane.data.rendering.chat_template import ChatTemplate, PlainTemplate, Span, Traced
+from microplane.data.rendering.interface import RowTraits
+from microplane.data.store import TokenRow, last_run
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
 Tokens = tuple[list[int], list[bool]]  # ids, and for each whether it is a target
 
 
-@dataclass(frozen=True)
-class Row:
-    """An example as it is stored."""
-
-    ids: list[int]
-    trained: list[bool]
-    cut: str = ""  # what was lost to the greatest length: "", "prompt" or "answer"
-    labels: list[float] = field(default_factory=list)
-    labelled: int = 0  # labelled tokens, or 1 for a row that has labels as a whole
-
-    @property
-    def count(self) -> int:
-        """What the loss of this row is a sum over: trained tokens, labelled tokens, or the row itself."""
-        return self.labelled if self.labels else sum(self.trained)
-
-
-def render(example: Example, tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> Tokens:
-    """Ids of an example, and for each whether it is trained. The first is never trained, since nothing predicts it.
+@lru_cache(maxsize=8)
+def causal_renderer(tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> CausalRenderer:
+    """The renderer for a tokenizer, made once.
 
     Args:
         template: "chat" for the model's chat template, "plain" for prompt and answer on two lines, "auto" for chat
@@ -49,35 +36,17 @@ def render(example: Example, tokenizer: Tokenizer, template: str = "auto", syste
             default off.
 
     Raises:
-        DataError: if the template refuses the conversation, or an answer cannot be found in what it makes of it.
+        DataError: for "chat" without a chat template, or a tokenizer without an end token.
     """
-    return layout(tokenizer, template, system).render(example)
+    return CausalRenderer(tokenizer, template, system)
 
 
-def prompt_ids(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str = "auto", system: str | None = None
-) -> list[int]:
-    """What generation starts from: the conversation so far and the template's generation prompt."""
-    return layout(tokenizer, template, system).prompt(messages)
-
-
-def stop_ids(tokenizer: Tokenizer, template: str = "auto") -> tuple[int, ...]:
-    """Tokens that end an answer: the model's end tokens, and the one with which the template closes an answer."""
-    return layout(tokenizer, template, None).stops
-
-
-@lru_cache(maxsize=8)
-def layout(tokenizer: Tokenizer, template: str = "auto", system: str | None = None) -> Layout:
-    """The layout for a tokenizer, made once."""
-    return Layout(tokenizer, template, system)
-
-
-class Layout:
+class CausalRenderer:
     """How conversations become tokens, for one tokenizer, template and system prompt.
 
     Attributes:
         kind: "chat" or "plain".
-        stops: see `stop_ids`.
+        stops: tokens that end an answer: the model's end tokens, and the one with which the template closes an answer.
         continues: whether training rows begin as generation does. Some templates open a thought only for generation.
         bos: the token that the tokenizer puts before every text, if it does.
     """
@@ -107,8 +76,16 @@ class Layout:
             return ChatTemplate(self.tokenizer.chat_template or "", special)
         return PlainTemplate(self.tokenizer.decode(list(self.stops[:1]), skip_special=False))
 
+    @property
+    def traits(self) -> RowTraits:
+        return RowTraits(self.kind, self.stops, continues=self.continues)
+
     def render(self, example: Example) -> Tokens:
-        """See `render`."""
+        """Ids of an example, and for each whether it is a target. The first never is, since nothing predicts it.
+
+        Raises:
+            DataError: if the template refuses the conversation, or an answer cannot be found in what it makes of it.
+        """
         if example.messages is None:
             return self._text(example.text or "")
         traced = self.template.trace(self._with_system(example.messages))
@@ -119,12 +96,12 @@ class Layout:
             trained.append(True)
         return self._begin(ids, trained)
 
-    def row(self, example: Example, max_length: int, max_target: int) -> Row:
-        """See `render` and `fit`. The answer's own length is not bounded, for it stands in the same row."""
-        return Row(*fit(*self.render(example), max_length, self.bos))
+    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
+        """See `render` and `truncate`. The answer's own length is not bounded, for it stands in the same row."""
+        return TokenRow(*truncate(*self.render(example), max_length, self.bos))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """See `prompt_ids`."""
+        """What generation starts from: the conversation so far and the template's generation prompt."""
         traced = self.template.trace(self._with_system(messages), generation_prompt=True)
         ids, _ = self._encode(traced)
         return self._begin(ids, [False] * len(ids))[0]
@@ -237,19 +214,10 @@ class Layout:
 # Length
 
 
-def last_run(trained: Sequence[bool]) -> Span:
-    """The last unbroken run of trained tokens: the last answer with its stop token. (0, 0) if there is none."""
-    end = len(trained)
-    while end and not trained[end - 1]:
-        end -= 1
-    start = end
-    while start and trained[start - 1]:
-        start -= 1
-    return start, end
-
-
-def fit(ids: list[int], trained: list[bool], max_length: int, bos: int | None) -> tuple[list[int], list[bool], str]:
-    """Cut a row to its length, and say what was cut: "", "prompt" or "answer".
+def truncate(
+    ids: list[int], trained: list[bool], max_length: int, bos: int | None
+) -> tuple[list[int], list[bool], str]:
+    """Cut a row to its length, and say what was lost: "", "prompt" or "answer".
 
     What follows the last trained token goes, as nothing depends on it. Then the start of the prompt goes, except
     `bos`; only of an answer that is too long by itself, the end goes too.

@@ -10,14 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from microplane.config.knobs import DataKnobs
 from microplane.data.rendering.span_corruption import corrupt_spans, corrupted_lengths, prefix_lm, spans_input_length
-from microplane.data.row_kind import Shape
 from microplane.data.store import Features, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
-Objective = Literal["span_corruption", "prefix_lm"]
+Denoising = Literal["span_corruption", "prefix_lm"]
 
 
 class DenoisedDataset:
@@ -39,17 +37,15 @@ class DenoisedDataset:
     def __init__(
         self,
         texts: TokenDataset,
-        objective: Objective,
+        objective: Denoising,
         inputs: int,
         sentinels: tuple[int, ...],
         eos: int,
-        start: int,
         seed: int = 0,
         epoch: int = 0,
     ):
         self.texts, self.objective, self.sentinels, self.eos = texts, objective, sentinels, eos
         self.inputs, self.seed, self.epoch = inputs, seed, epoch
-        self.shape = Shape("pairs", start)
         self.piece = spans_input_length(inputs)[0] if objective == "span_corruption" else inputs
         self.fingerprint = f"{texts.fingerprint} {objective} {inputs} {seed}"
         stream = len(texts.flat_ids)
@@ -76,25 +72,29 @@ class DenoisedDataset:
         """The same pieces as they are drawn in another epoch."""
         if epoch == self.epoch:
             return self
-        how = self.texts, self.objective, self.inputs, self.sentinels, self.eos, self.shape.start or 0
-        return DenoisedDataset(*how, self.seed, epoch)
+        return DenoisedDataset(self.texts, self.objective, self.inputs, self.sentinels, self.eos, self.seed, epoch)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of source and target side by side, (length,) int32, and which of them are the target."""
+        source, target = self.pair(row)
+        ids = np.concatenate([source, target])
+        return ids, np.arange(len(ids)) >= len(source)
+
+    def pair(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of source and target, int32, as they are drawn in this epoch."""
         row %= len(self)
         start = row * self.piece
         ids = np.array(self.texts.flat_ids[start : start + int(self.sizes[row])])
         rng = np.random.default_rng([self.seed, self.epoch, row])
         if self.objective == "span_corruption":
-            source, target = corrupt_spans(ids, self.sentinels, self.eos, rng)
-        else:
-            source, target = prefix_lm(ids, self.eos, rng)
-        trained = np.zeros(len(source) + len(target), np.bool_)
-        trained[len(source) :] = True
-        return np.concatenate([source, target]), trained
+            return corrupt_spans(ids, self.sentinels, self.eos, rng)
+        return prefix_lm(ids, self.eos, rng)
+
+    def segments(self, row: int) -> np.ndarray:
+        return np.empty(0, np.bool_)
 
     def labels(self, row: int) -> np.ndarray:
         return np.empty(0, np.float32)
@@ -104,16 +104,8 @@ class DenoisedDataset:
         return self.texts.where(self.texts.row_at(row * self.piece))
 
     def prompt_and_target(self, row: int) -> tuple[list[int], list[int]]:
-        ids, trained = self[row]
-        cut = int(np.argmax(trained))
-        return ids[:cut].tolist(), ids[cut:-1].tolist()
-
-
-def denoised(texts: TokenDataset, knobs: DataKnobs, tokenizer: Tokenizer, start: int) -> DenoisedDataset:
-    """Texts as the pairs that `data.objective` asks for, span corruption where it is silent."""
-    objective: Objective = "prefix_lm" if knobs.objective == "prefix_lm" else "span_corruption"
-    sentinels = sentinels_of(tokenizer) if objective == "span_corruption" else ()
-    return DenoisedDataset(texts, objective, knobs.max_length, sentinels, tokenizer.eos_ids[0], start)
+        source, target = self.pair(row)
+        return source.tolist(), target[:-1].tolist()
 
 
 def sentinels_of(tokenizer: Tokenizer) -> tuple[int, ...]:

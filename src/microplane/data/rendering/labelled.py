@@ -1,22 +1,23 @@
-"""Examples -> rows with labels, for models with a task head: one class, several, a number, or a class for each word."""
+"""Examples -> rows with labels, for models with a task head: one class, several, a number, or a class for each word.
+
+What is different for each task is a small renderer of its own; the rest is shared.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.formats import Example
-from microplane.data.rendering.causal import Row
-from microplane.data.row_kind import Task
+from microplane.data.rendering.interface import RowTraits
+from microplane.data.store import TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
-
-IGNORED = -100.0  # the label of a token that has none: special tokens, and all of a word but its first
+from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
 
 TEXTS = ("text", "sentence", "sentence1", "premise", "question", "content", "review")
 SECONDS = ("sentence2", "hypothesis", "text_pair", "text2", "answer")
@@ -25,9 +26,7 @@ WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 
 
 class LabelFormat:
-    """How rows become labelled examples. Stands in for `formats.Format` where a task head is trained."""
-
-    name = "labels"
+    """How rows become labelled examples: the `RowFormat` where a task head is trained."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], file: str, task: Task | None = None):
         """Look at the first rows of a file.
@@ -41,7 +40,7 @@ class LabelFormat:
         keys = Counter(key for row in rows for key in row)
         seen = [key for key, count in keys.items() if 2 * count >= len(rows)]
         words = _first(WORDS, seen)
-        self.per_word = task == "tokens" or (task is None and words is not None)
+        self.per_word = words is not None if task is None else task == PER_TOKEN
         texts = words if self.per_word else _first(TEXTS, seen)
         label = _first(TAGS if self.per_word else LABELS, seen)
         if texts is None or label is None:
@@ -57,11 +56,16 @@ class LabelFormat:
 
     def _look(self, values: Iterable[Any]) -> Task:
         if self.per_word:
-            return "tokens"
+            return PER_TOKEN
         some = [value for value in values if value is not None]
         if any(isinstance(value, list) for value in some):
             return "multilabel"
         return "regression" if any(isinstance(value, float) for value in some) else "classification"
+
+    @property
+    def name(self) -> str:
+        """The task, which the labels decide where the user does not."""
+        return self.task
 
     def __str__(self) -> str:
         text = f"{self.text_key} + {self.pair_key}" if self.pair_key else self.text_key
@@ -78,7 +82,7 @@ class LabelFormat:
             return Example(None, " ".join(words), where, labels=tuple(tags), words=tuple(words))
         text = self._text(values, self.text_key)
         pair = self._text(values, self.pair_key) if self.pair_key else ""
-        return Example(None, text, where, labels=self._labels(values), pair=pair)
+        return Example(None, text, where, labels=self._labels(values), second_text=pair)
 
     def _text(self, values: Mapping[str, Any], key: str) -> str:
         text = values.get(key)
@@ -94,20 +98,34 @@ class LabelFormat:
 
     def _labels(self, values: Mapping[str, Any]) -> tuple[str | float, ...]:
         value = values.get(self.label_key)
-        place = f"key {self.label_key!r} is {show(value)}, expected"
-        if self.task == "multilabel":
-            if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
-                raise RowError("wrong label", f"{place} a list of labels")
-            return tuple(dict.fromkeys(str(item) for item in value))
-        if self.task == "regression":
-            if type(value) not in (int, float):
-                raise RowError("wrong label", f"{place} a number")
-            return (float(value or 0),)
-        if isinstance(value, bool):
-            return (str(value).lower(),)
-        if type(value) not in (str, int) or not str(value).strip():
-            raise RowError("wrong label", f"{place} a label")
-        return (str(value),)
+        return _READERS[self.task](value, f"key {self.label_key!r} is {show(value)}, expected")
+
+
+def _one_class(value: Any, place: str) -> tuple[str]:
+    if isinstance(value, bool):
+        return (str(value).lower(),)
+    if type(value) not in (str, int) or not str(value).strip():
+        raise RowError("wrong label", f"{place} a label")
+    return (str(value),)
+
+
+def _some_classes(value: Any, place: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
+        raise RowError("wrong label", f"{place} a list of labels")
+    return tuple(dict.fromkeys(str(item) for item in value))
+
+
+def _number(value: Any, place: str) -> tuple[float]:
+    if type(value) not in (int, float):
+        raise RowError("wrong label", f"{place} a number")
+    return (float(value),)
+
+
+_READERS: dict[Task, Callable[[Any, str], tuple[str | float, ...]]] = {
+    "classification": _one_class,
+    "multilabel": _some_classes,
+    "regression": _number,
+}
 
 
 def _first(wanted: Iterable[str], keys: Sequence[str]) -> str | None:
@@ -121,53 +139,101 @@ def label_names(counts: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
 
 
-def label_words(labels: np.ndarray, task: Task | str, names: Sequence[str]) -> Any:
-    """A row's stored labels in words: a class, some classes, values; of tokens a list, None where there is none."""
-    if task == "classification":
-        return names[int(labels[0])]
-    if task == "multilabel":
-        return [name for name, yes in zip(names, labels, strict=True) if yes]
-    if task == "regression":
-        return labels.tolist()
-    return [None if label == IGNORED else names[int(label)] for label in labels]
+def class_names(found: Mapping[str, int], known: Sequence[str], strictly: bool) -> tuple[str, ...]:
+    """Of the classes: those that the model knows, where the rows have no others, or none may be added."""
+    return tuple(known) if known and (strictly or set(found) <= set(known)) else tuple(label_names(found))
 
 
-class LabelLayout:
-    """How labelled examples become rows."""
+class LabelRenderer(ABC):
+    """How labelled examples become rows.
 
-    kind = "none"
-    continues = True
-    stops: tuple[int, ...] = ()
+    Args:
+        classes: their names, by number.
+    """
 
-    def __init__(self, tokenizer: Tokenizer, task: Task, names: Sequence[str]):
-        self.tokenizer, self.task, self.names = tokenizer, task, list(names)
-        self.numbers = {name: number for number, name in enumerate(names)}
+    counted: Literal["rows", "words"] = "rows"
+    labels_per_token = False
 
-    def row(self, example: Example, max_length: int, max_target: int) -> Row:
+    def __init__(self, tokenizer: Tokenizer, classes: Sequence[str]):
+        self.tokenizer, self.classes = tokenizer, tuple(classes)
+        self.numbers = {name: number for number, name in enumerate(classes)}
+
+    @property
+    def traits(self) -> RowTraits:
+        return RowTraits(
+            "none",
+            classes=self.classes,
+            loses="end",
+            counted=self.counted,
+            labels_per_token=self.labels_per_token,
+        )
+
+    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
         """Ids with the model's special tokens, and numbers of classes, values, or a number for each token.
 
-        A text longer than `max_length` loses its end. In the place of what is trained stands which tokens belong to a
-        second text, where the tokenizer tells the two apart.
+        A text longer than `max_length` loses its end. The segments are of use where the tokenizer tells the two texts
+        apart.
 
         Raises:
             DataError: for a class that the training rows do not have.
         """
-        ids, offsets, types, cut = self.tokenizer.encode_pair(example.text or "", example.pair, max_length)
-        labels = self._of_tokens(example, offsets) if self.task == "tokens" else self._of_row(example)
-        labelled = sum(label != IGNORED for label in labels) if self.task == "tokens" else 1
-        return Row(ids, [kind == 1 for kind in types], "prompt" if cut else "", labels, labelled)
+        ids, offsets, types, cut = self.tokenizer.encode_pair(example.text or "", example.second_text, max_length)
+        labels = self.labels(example, offsets)
+        segments = [kind == 1 for kind in types]
+        return TokenRow(
+            ids, lost="prompt" if cut else "", segments=segments, labels=labels, labelled=self.labelled(labels)
+        )
 
-    def _of_row(self, example: Example) -> list[float]:
-        if self.task == "regression":
-            return [float(label) for label in example.labels]
-        chosen = [self._number(str(label)) for label in example.labels]
-        if self.task == "classification":
-            return [float(number) for number in chosen]
-        return [float(number in chosen) for number in range(len(self.names))]
+    @abstractmethod
+    def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
+        """As they are stored; `offsets` are the places of the tokens in the text, empty of special tokens."""
 
-    def _of_tokens(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
-        """The label of a word stands at the first token that reaches into it."""
-        labels = [IGNORED] * len(offsets)
+    def labelled(self, labels: Sequence[float]) -> int:
+        """What the loss of the row is a sum over."""
+        return 1
+
+    def number(self, name: str) -> int:
+        """Raises: DataError, for a class that the training rows do not have."""
+        if name not in self.numbers:
+            raise DataError(
+                f"the label {name!r} is in none of the training rows, which have {', '.join(self.classes[:20])}"
+            )
+        return self.numbers[name]
+
+
+class OneClassRenderer(LabelRenderer):
+    """The number of the class."""
+
+    def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
+        return [float(self.number(str(label))) for label in example.labels]
+
+
+class SomeClassesRenderer(LabelRenderer):
+    """0 or 1 for each class."""
+
+    def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
+        chosen = [self.number(str(label)) for label in example.labels]
+        return [float(number in chosen) for number in range(len(self.classes))]
+
+
+class NumberRenderer(LabelRenderer):
+    """The values themselves; there are no classes."""
+
+    def __init__(self, tokenizer: Tokenizer, classes: Sequence[str] = ()):
+        super().__init__(tokenizer, ())
+
+    def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
+        return [float(label) for label in example.labels]
+
+
+class WordClassRenderer(LabelRenderer):
+    """The number of a word's class at the first token that reaches into it, and `IGNORED` at all others."""
+
+    counted = "words"
+    labels_per_token = True
+
+    def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
+        labels = [float(IGNORED)] * len(offsets)
         starts = [0]
         for word in example.words:
             starts.append(starts[-1] + len(word) + 1)
@@ -179,13 +245,10 @@ class LabelLayout:
             while place is not None and place[1][1] - 1 <= start:  # a word that no token of its own stands for
                 place = next(places, None)
             if place is not None and end > place[1][0]:
-                labels[token] = float(self._number(str(example.labels[place[0]])))
+                labels[token] = float(self.number(str(example.labels[place[0]])))
                 place = next(places, None)
         return labels
 
-    def _number(self, name: str) -> int:
-        if name not in self.numbers:
-            raise DataError(
-                f"the label {name!r} is in none of the training rows, which have {', '.join(self.names[:20])}"
-            )
-        return self.numbers[name]
+    def labelled(self, labels: Sequence[float]) -> int:
+        """The words that have a token."""
+        return sum(label != IGNORED for label in labels)

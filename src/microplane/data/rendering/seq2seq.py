@@ -1,7 +1,7 @@
 """Examples -> pairs of rows for an encoder-decoder: what is read, and what is written.
 
-A pair is stored as one row, the source and behind it the target, which is all that is trained; so it is cut where the
-first trained token stands. Both end with the model's end token, put there by its tokenizer.
+A pair is stored as one row, the source and behind it the target, with the length of the source beside it. Both end with
+the model's end token, put there by its tokenizer.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from microplane.data.reading.formats import Example, Message
-from microplane.data.rendering.causal import Row
+from microplane.data.rendering.interface import RowTraits
+from microplane.data.store import TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
 
-class PairLayout:
+class Seq2SeqRenderer:
     """How conversations become pairs, for one tokenizer and system prompt.
 
     The last answer is the target. All before it is the source: one user's text as it stands, a longer conversation as
     lines that begin with who speaks.
     """
-
-    kind = "plain"
-    continues = True
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None):
         self.tokenizer, self.system = tokenizer, system
@@ -30,16 +28,21 @@ class PairLayout:
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
 
-    def row(self, example: Example, max_length: int, max_target: int) -> Row:
+    @property
+    def traits(self) -> RowTraits:
+        return RowTraits("plain", self.stops, loses="end", bounds_target=True)
+
+    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
         """A source longer than `max_length` loses its end, and so does a target longer than `max_target`."""
-        if example.messages is None:  # plain text: its tokens are what objectives are made of (data/denoised.py)
+        if example.messages is None:  # plain text, which is cut into pairs later (denoising_dataset.py)
             ids = self._ended(self.tokenizer.encode(example.text or "", special=True))
-            return Row(ids, [True] * len(ids))
+            return TokenRow(ids, [True] * len(ids))
         source = self.prompt(example.messages[:-1])
         target = self._ended(self.tokenizer.encode_target(example.messages[-1].content))
-        cut = "answer" if len(target) > max_target else "prompt" if len(source) > max_length else ""
+        lost = "answer" if len(target) > max_target else "prompt" if len(source) > max_length else ""
         source, target = _shorten(source, max_length, self.stops), target[:max_target]
-        return Row(source + target, [False] * len(source) + [True] * len(target), cut)
+        targets = [False] * len(source) + [True] * len(target)
+        return TokenRow(source + target, targets, lost, source_length=len(source))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from microplane.errors import ModelError
 from microplane.models.configs import decoder as decoder_config
@@ -16,12 +16,15 @@ from microplane.models.configs import encoder as encoder_config
 from microplane.models.configs import t5 as t5_config
 from microplane.nn.layers import ACTIVATIONS
 
-PROBLEMS = {  # task -> Hugging Face's problem_type
+Task = Literal["classification", "multilabel", "regression", "tokens"]
+TASKS: tuple[Task, ...] = get_args(Task)
+PER_TOKEN: Task = "tokens"  # the one that says something of each token, and not of a row as a whole
+PROBLEMS: dict[str, str] = {  # task -> Hugging Face's problem_type
     "classification": "single_label_classification",
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
-TASKS = (*PROBLEMS, "tokens")
+IGNORED = -100  # the label of a token that has none: special tokens, and all of a word but its first
 POOLINGS = ("cls", "mean", "last")
 OWN = "task_head"  # our entry in config.json, and what the names of its tensors begin with
 HIDDEN_ACTIVATIONS = ("tanh", *ACTIVATIONS)  # of a head's hidden layer
@@ -98,6 +101,11 @@ class HeadConfig:
     norm_bias: bool = True
     norm_eps: float = 1e-5
 
+    @property
+    def per_token(self) -> bool:
+        """One prediction for each token, and none for the row as a whole."""
+        return self.task == PER_TOKEN
+
     def __post_init__(self) -> None:
         assert self.task in TASKS, self.task
         assert self.pooling in POOLINGS, self.pooling
@@ -143,14 +151,14 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
     labels = _labels(config)
     if form is None:
         return _own(config[OWN], labels, width)
-    shape = FORMS[form]
-    task = "tokens" if shape.tokens else _task(config, len(labels))
-    pooling = config.get("classifier_pooling", "cls") if len(shape.poolings) > 1 else shape.poolings[0]
-    if pooling not in shape.poolings:
+    layout = FORMS[form]
+    task = PER_TOKEN if layout.tokens else _task(config, len(labels))
+    pooling = config.get("classifier_pooling", "cls") if len(layout.poolings) > 1 else layout.poolings[0]
+    if pooling not in layout.poolings:
         raise ModelError(
-            f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(shape.poolings)} for {form}"
+            f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(layout.poolings)} for {form}"
         )
-    return shaped(form, task, labels, width, "mean" if shape.tokens else pooling, config)
+    return shaped(form, task, labels, width, "mean" if layout.tokens else pooling, config)
 
 
 def shaped(
@@ -253,7 +261,7 @@ def form_for(architecture: str, task: str, pooling: str) -> str | None:
 
 
 def _suits(form: Form, architecture: str, task: str, pooling: str) -> bool:
-    if form.plain != architecture or form.tokens != (task == "tokens"):
+    if form.plain != architecture or form.tokens != (task == PER_TOKEN):
         return False
     return form.tokens or pooling in form.poolings
 

@@ -1,0 +1,62 @@
+"""Rows side by side, as a model takes them: what all objectives collate with, and the loop over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microplane.data.batch_plan import packed_by_length
+from microplane.data.progress import Progress
+from microplane.data.store import Dataset
+from microplane.models.contract import Model, in_eval_mode
+from microplane.nn.rows import Rows
+from microplane.objectives.base import B, Objective
+
+
+def rows_of(rows: Sequence[np.ndarray], segments: Sequence[np.ndarray] = ()) -> Rows:
+    """Rows of token ids, side by side.
+
+    Args:
+        segments: of each row, which of its tokens belong to a second text; noted only if one does.
+    """
+    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    lengths = tuple(len(row) for row in rows)
+    packed = Rows(ids, torch.cat([torch.arange(length) for length in lengths]), lengths)
+    second = np.concatenate(segments) if segments else np.empty(0, np.bool_)
+    return replace(packed, types=torch.from_numpy(second.astype(np.int64))) if second.any() else packed
+
+
+def features_of(dataset: Dataset, indices: Sequence[int]) -> Tensor | None:
+    """What was computed of these rows before: of their tokens (T, D), or pooled (B, D); None if nothing was."""
+    if dataset.features is None:
+        return None
+    tensor = torch.from_numpy(dataset.features.of(indices))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor  # numpy has no bfloat16
+
+
+@torch.no_grad()
+def for_each_batch(
+    objective: Objective[B],
+    model: Model,
+    dataset: Dataset,
+    batch_tokens: int,
+    visit: Callable[[list[int], B], None],
+    progress: Progress | None = None,
+) -> None:
+    """Call `visit` with the row numbers and the batch of all rows of a data set, the longest first, without dropout and
+    gradients. The order is always the same, so sums over it have always the same bits.
+
+    Args:
+        batch_tokens: tokens in a batch; a longer row makes one alone.
+    """
+    done = 0
+    with in_eval_mode(model):
+        for indices in packed_by_length(dataset.lengths, batch_tokens):
+            visit(indices, objective.collate(dataset, indices))
+            done += len(indices)
+            if progress:
+                progress(done, len(dataset))
