@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from microplane.data.row_kind import TEXT
 from microplane.models.configs.decoder import DecoderConfig
@@ -17,6 +16,7 @@ from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
 from microplane.models.families import family_of
 from microplane.models.files.load import save_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

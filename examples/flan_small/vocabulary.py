@@ -7,9 +7,8 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
 from microplane.files import write_aside
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
 NAMED = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

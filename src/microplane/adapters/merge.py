@@ -21,7 +21,7 @@ from microplane.evaluation.probe import (
     probe_logits,
     read_probe,
 )
-from microplane.inference.pipeline import Loaded, load
+from microplane.inference.pipeline import Pipeline, load
 from microplane.models.files.load import open_checkpoint, save_model
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
@@ -97,12 +97,12 @@ def check_free(folder: Path, verb: str) -> None:
         raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to {verb} into")
 
 
-def probe_texts(run: Path, loaded: Loaded) -> list[ProbeRow]:
+def probe_texts(run: Path, loaded: Pipeline) -> list[ProbeRow]:
     """What to compare logits on: the run's stored rows, else a few sentences."""
     return _probe_rows(run) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
 
 
-def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
+def _write(loaded: Pipeline, folder: Path, dtype: torch.dtype) -> None:
     """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model."""
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -6,7 +6,8 @@ third more time. What is cheap to compute (nn/remake.py) is half of what a block
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,20 +19,31 @@ from microplane.models.contract import view_of
 from microplane.nn.selective_recompute import remaking
 
 
-def recompute(model: nn.Module, what: str) -> None:
-    """Let `what` (none, cheap or blocks) be computed again in backward while `model` trains.
+@contextmanager
+def recomputed_in_backward(model: nn.Module, what: str) -> Iterator[None]:
+    """Within the context, `what` (none, cheap or blocks) is computed again in backward while `model` trains.
 
     Raises:
         ConfigError: if a model that is not ours has no such parts under the names that they have in ours.
     """
     if what == "none":
+        yield
         return
     stacks = (getattr(module, "layers", None) for module in model.modules())
     blocks = [block for layers in stacks if isinstance(layers, nn.ModuleList) for block in layers]
     if not blocks or (what == "cheap" and view_of(model) is not None):
         raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
+    before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = _again(block, block.forward, what)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.forward  # the class's own is found again
+            else:
+                block.forward = forward
 
 
 def _again(block: nn.Module, forward: Callable[..., Any], what: str) -> Callable[..., Any]:

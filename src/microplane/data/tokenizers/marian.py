@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders
-
 from microplane.data.tokenizers.config_files import CONFIG, read_json
 from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
 from microplane.errors import ModelError
+from tokenizers import Tokenizer, decoders
 
 SOURCE, TARGET, VOCAB, TARGET_VOCAB = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 OTHER_SIDE = "\x01"  # before the spelling of a piece that this side's SentencePiece does not make; no text holds it

@@ -1,8 +1,9 @@
 """Tokenizers for tests: tiny ones with any special tokens and any template."""
 
-from microplane.data.tokenizers.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+
+from microplane.data.tokenizers.tokenizer import Tokenizer
 
 
 def tiny(special=("<eos>",), template=None, eos="<eos>", bos=None, adds_bos=False, merges=(), unk=None) -> Tokenizer:
