@@ -16,6 +16,7 @@ import torch
 
 import microplane
 from microplane.config.build import assemble
+from microplane.errors import ConfigError
 from microplane.files import cache_dir
 from microplane.models.files import load
 from microplane.runs import train as train_module
@@ -87,8 +88,7 @@ def test_a_base_that_was_changed_behind_the_runs_back_is_not_what_saved_weights_
 
     def spoiling(prepared, model, *more, **named):
         fitted = original(prepared, model, *more, **named)
-        with torch.no_grad():
-            model.embed.weight.add_(0.1)
+        model.embed.weight.data.add_(0.1)  # which counts no version up
         return fitted
 
     monkeypatch.setattr(train_module, "fit", spoiling)
@@ -149,6 +149,25 @@ def test_a_damaged_memory_of_the_untouched_model_is_made_again(place, monkeypatc
     assert whose == ["untouched model", "tuned model"]
     assert again.metrics == done.metrics
     assert file.read_bytes() == before
+
+
+def test_a_base_of_other_weights_is_measured_also_if_its_files_look_alike(place, monkeypatch):
+    """Same names and sizes, same beginning and end of the file: which is all that a fingerprint of files looks at."""
+    train(place)
+    file = place / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(4)
+    file.write_bytes(content)
+    monkeypatch.setattr("microplane.runs.prepare.fingerprint", lambda path: "the same")
+    whose = measured(monkeypatch)
+    train(place)
+    assert whose == ["untouched model", "tuned model"]
+
+
+def test_new_weights_are_not_quantised(place):
+    with pytest.raises(ConfigError, match=r"model.init = random with a base in nf4"):
+        train(place, "qlora", model__init="random", model__dtype="auto")
 
 
 def test_a_run_leaves_threads_and_random_numbers_as_they_were(place):

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
-from microplane.config.knobs import EvalKnobs
 from microplane.data.progress import Watcher
 from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
 from microplane.files import cache_dir, write_aside
+from microplane.hardware import processor
 from microplane.models.contract import Model
+from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import about_head
+from microplane.nn.ops import native
 from microplane.runs.prepare import Prepared
 
 VERSION = 1  # of what is kept, and of all code that decides it; raise it when either changes
@@ -27,20 +29,20 @@ Measured = dict[str, Any]  # scores, prompts, targets, texts: see `evaluation.ev
 Measure = Callable[[Model, str], Measured]  # of a model, and whose it is
 
 
-def measure_base(prepared: Prepared, model: Model, measure: Measure, watch: Watcher) -> Measured:
-    """The figures of `model`, which nothing is attached to yet; those of an earlier run where there are any.
+def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: Watcher) -> Measured:
+    """The figures of the base, which nothing is attached to yet; those of an earlier run where there are any.
 
     Raises:
         TrainingError: if its loss is not a finite number.
     """
-    place = _place(prepared, model)
+    place = _place(prepared, base)
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measure again
         found: Measured = json.loads(place.read_text(encoding="utf-8"))
         shape = (len(found["prompts"]), len(found["targets"]), len(found["texts"]))
         if len(set(shape)) == 1 and math.isfinite(found["scores"]["loss"]):
             watch.say(f"untouched model: {describe_scores(found['scores'])} (measured by an earlier run)")
             return found
-    measured = measure(model, "untouched model")
+    measured = measure(base.model, "untouched model")
     if not math.isfinite(loss := measured["scores"]["loss"]):
         name, dtype = prepared.config.model.name, prepared.config.model.dtype
         raise TrainingError(
@@ -51,31 +53,24 @@ def measure_base(prepared: Prepared, model: Model, measure: Measure, watch: Watc
     return measured
 
 
-def _place(prepared: Prepared, model: Model) -> Path:
-    return cache_dir() / "baseline" / f"{_key(prepared, model)}.json"
+def _place(prepared: Prepared, base: OpenedBase) -> Path:
+    return cache_dir() / "baseline" / f"{_key(prepared, base)}.json"
 
 
-def _key(prepared: Prepared, model: Model) -> str:
-    """Of all that decides the figures: rows, weights, number format, head, template, threads and measuring itself."""
+def _key(prepared: Prepared, base: OpenedBase) -> str:
+    """Of all that decides the figures: rows, weights, head, how both are multiplied, and how answers are measured."""
     config = prepared.config
-    new_head = model.task_head is not None or config.model.init == "random"
     parts = [
         VERSION,
         prepared.held_out.fingerprint,
         prepared.answer_rows,
         prepared.tokenizer.fingerprint,
-        prepared.fingerprint,
-        [prepared.form.name, prepared.form.compute, str(prepared.form.stored), prepared.form.cached],
-        about_head(model),
-        config.train.seed if new_head else None,  # what is drawn anew: the head, or all weights
-        config.model.init,
+        base.digest,
+        about_head(base.model),
+        config.train.seed if base.model.task_head is not None else None,  # from which a new head is drawn
+        [prepared.form.name, prepared.form.compute, prepared.form.cached],
         [config.data.template, config.data.system],
-        _measuring(config.eval),
-        torch.get_num_threads(),
-        torch.__version__,
+        config.eval.model_dump(mode="json"),
+        [torch.get_num_threads(), torch.__version__, processor(), native.library() is not None],
     ]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _measuring(knobs: EvalKnobs) -> dict[str, Any]:
-    return knobs.model_dump(mode="json")

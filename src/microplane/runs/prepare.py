@@ -134,9 +134,15 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher) -> Prepared:
     tokenizer = load_tokenizer(path)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
     form = base_format(config.model, method, checkpoint.stored)
+    if form.quantised and config.model.init == "random":
+        raise ConfigError(
+            f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
+            "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
+        )
     config = within_context(config, checkpoint, method.places, watch)
     plain = shape_of(checkpoint)
-    watch.say(plain.note) if plain.note else None
+    if plain.note:
+        watch.say(plain.note)
     shape = row_shape(plain, config.data.task)
     splits = load_splits(config.data, tokenizer, counting(watch), shape, label_names_of(plain))
     held_out = splits.test or splits.validation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     base, head_notice = open_base(prepared)
     model = base.model
     _describe(result, prepared, model, watch)
-    watch.say(head_notice) if head_notice else None
+    if head_notice:
+        watch.say(head_notice)
     if job.resume:
         check_resumable(folder, prepared.identity())
     write_aside(folder / "run.yaml", to_yaml(prepared.config).encode())
@@ -134,7 +135,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     def measured(model: Model, whose: str) -> Measured:
         return _measure(prepared, model, whose, watch)
 
-    before = measure_base(prepared, model, measured, watch)
+    before = measure_base(prepared, base, measured, watch)
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
@@ -210,7 +211,7 @@ class _Lifetime:
         self.result = Result(folder.name)
         self.started, self.begun = time.time(), False
 
-    def on_record(self, watch: Watcher) -> Any:
+    def on_record(self, watch: Watcher) -> Callable[[Record], None]:
         def record(line: Record) -> None:
             self.begun = True
             watch.record(line)
@@ -226,7 +227,8 @@ class _Lifetime:
         if self.resume and not self.begun:
             return  # what stands there is of more worth than that it could not be continued
         if not (self.folder / "run.yaml").is_file():
-            shutil.rmtree(self.folder, ignore_errors=True) if not any(self.folder.glob("*")) else None
+            if not any(self.folder.glob("*")):
+                shutil.rmtree(self.folder, ignore_errors=True)
             return
         known = isinstance(error, MicroplaneError)
         self.result.error = str(error) if known else "".join(traceback.format_exception_only(error)).strip()

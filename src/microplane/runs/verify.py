@@ -58,7 +58,7 @@ def _merge(
     if quantised:  # the weights before they were quantised are in the files alone
         model = build_model(prepared.checkpoint, torch.float32)
         _attach_saved(prepared, model, folder)
-    else:
+    else:  # whose numbers are those of the run's format; `microplane merge` starts from the files
         model = saved.float()
         model.compute = None
     unmerged = probe_logits(model, rows)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import zlib
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from microplane.models.contract import Model
@@ -27,7 +31,7 @@ class OpenedBase:
         self.path, self.checkpoint, self.form, self.seed = path, checkpoint, form, seed
         self._model: Model | None = self._make()
         self._bare = share(self._model)
-        self._versions = {name: tensor._version for name, tensor in tensors_of(self._bare)}
+        self._sums = {name: checksum(tensor) for name, tensor in tensors_of(self._bare)}
 
     @property
     def model(self) -> Model:
@@ -37,6 +41,11 @@ class OpenedBase:
     def let_go(self) -> None:
         """Free what was attached to `model`, once it has been trained and saved."""
         self._model = None
+
+    @property
+    def digest(self) -> str:
+        """Of every weight as it was read."""
+        return sha256(json.dumps(self._sums, sort_keys=True).encode()).hexdigest()
 
     def _make(self) -> Model:
         if self.seed is None:
@@ -48,7 +57,7 @@ class OpenedBase:
         return {
             name
             for name, tensor in tensors_of(self._bare)
-            if tensor.requires_grad or tensor._version != self._versions[name]
+            if tensor.requires_grad or checksum(tensor) != self._sums[name]
         }
 
     def untouched(self) -> Model:
@@ -80,6 +89,11 @@ def share(model: Model) -> Model:
     memo |= {id(tensor): tensor for tensor in model.spare.values()}
     twin: Model = copy.deepcopy(model, memo)
     return twin
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes. Tensors count no version for what is written through `.data` or numpy."""
+    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
