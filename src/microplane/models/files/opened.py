@@ -93,7 +93,7 @@ def share(model: Model) -> Model:
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes. Tensors count no version for what is written through `.data` or numpy."""
-    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
