@@ -18,19 +18,15 @@ from typing import Any
 from common import environment
 from microplane.cli.demo import demo_knobs, recipe
 from microplane.cli.terminal import Terminal, make_console
-from microplane.config.build import build, set_value
-from microplane.config.knobs import RunKnobs
+from microplane.config.build import assemble
 from microplane.runs.train import train
 
 HERE = Path(__file__).parent
 
 
 def one(folder: Path, seed: int, assignments: list[str]) -> dict[str, Any]:
-    values = demo_knobs(folder / "data") | {"runs": str(folder / "runs"), "name": f"seed-{seed}"}
-    set_value(values, f"train.seed={seed}")
-    for assignment in assignments:
-        set_value(values, assignment)
-    result = train(knobs=build(RunKnobs, values), watch=Terminal(make_console())).result
+    given = demo_knobs(folder / "data") | {"runs": str(folder / "runs"), "name": f"seed-{seed}", "train.seed": seed}
+    result = train(knobs=assemble(given=given, assignments=assignments), watch=Terminal(make_console())).result
     return summary(seed, result)
 
 

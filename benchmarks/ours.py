@@ -27,7 +27,8 @@ from microplane.nn.ops import native
 from microplane.objectives import AnyObjective
 from microplane.objectives.select import objective_of
 from microplane.training import loop
-from microplane.training.loop import fit, read_lines
+from microplane.training.log import read_lines
+from microplane.training.loop import fit
 
 
 class Rows:

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common import environment, spread
 from debian_pairs import Pair, fetch, held_out, read_pairs
 from microplane.data.batch_plan import BatchPlan
 from microplane.models.families import family_of
 from microplane.models.files.load import save_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HERE = Path(__file__).parent
 PAD, END = 0, 1

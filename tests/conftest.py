@@ -70,7 +70,7 @@ def minilm():
 @pytest.fixture(scope="session")
 def make_tiny():
     """Makes byte-level tokenizers with any special tokens and any template."""
-    from tests.tokenizers import tiny
+    from tests.tiny_tokenizers import tiny
 
     return tiny
 
@@ -78,6 +78,6 @@ def make_tiny():
 @pytest.fixture(scope="session")
 def make_spaced():
     """Makes tokenizers that put a space before every text."""
-    from tests.tokenizers import spaced
+    from tests.tiny_tokenizers import spaced
 
     return spaced

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
 from microplane.models.encoder import Encoder
 from microplane.models.files.load import save_model
 from tests.tiny import ENCODER_CONFIGS
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 WORDS = "red green blue one two three four film plot actor is was a the it not good bad fine poor".split()
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

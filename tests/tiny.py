@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_rows, load_splits
@@ -21,7 +22,6 @@ from microplane.models.files.load import save_model
 from microplane.objectives.denoising import SpanCorruption
 from microplane.objectives.select import NEXT_TOKEN, AnySplits, TextCandidates
 from microplane.objectives.seq2seq import Seq2Seq
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -7,8 +7,9 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from microplane.files import write_aside
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from microplane.files import write_aside
 
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
 NAMED = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

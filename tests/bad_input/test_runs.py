@@ -153,15 +153,6 @@ def test_a_damaged_checkpoint_deleted_as_advised_gives_the_same_run(microplane, 
     assert (here / BASE / "metrics.jsonl").read_bytes() == metrics
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff"])
-def test_a_damaged_memory_of_the_untouched_model_is_made_again(microplane, here, content):
-    before = (here / BASE / "resume" / "before.json").read_bytes()
-    (here / BASE / "resume" / "before.json").write_bytes(content)
-    code, _, err = microplane.run(*RESUME)
-    assert code == 0, err
-    assert (here / BASE / "resume" / "before.json").read_bytes() == before
-
-
 def test_a_run_is_continued_from_within_its_own_folder(microplane, here, monkeypatch):
     for name in ("model", "rows.jsonl"):  # the run names them as they were named then
         (here / BASE / name).symlink_to(here / name)

@@ -18,7 +18,7 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.disable import disabled
-from microplane.methods.method import attach, load_state, state_of, trainable
+from microplane.methods.method import attach_method, load_state, state_of, trainable
 from microplane.objectives.next_token import NextToken
 from microplane.training.init_from_data import sample_losses
 from microplane.training.optim import make_optimizer

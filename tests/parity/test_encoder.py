@@ -14,7 +14,7 @@ import transformers
 from microplane.models.configs.head import FORMS
 from microplane.models.contract import hf_names
 from microplane.models.files.checkpoint import Checkpoint
-from microplane.models.files.load import load_model, save_model, build_on_meta
+from microplane.models.files.load import build_on_meta, load_model, save_model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES

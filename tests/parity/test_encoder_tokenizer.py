@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import transformers
+from tokenizers import pre_tokenizers
 
 from microplane.data.tokenizers.tokenizer import load_tokenizer
 from microplane.errors import ModelError
-from tokenizers import pre_tokenizers
 
 TEXTS = [
     "A man is eating food.",

@@ -7,6 +7,8 @@ import random
 import unicodedata
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
 
@@ -23,8 +25,6 @@ from tests.data.tokenizers.test_tokenizer import (
     train_sentencepiece,
 )
 from tests.gguf_files import write_gguf
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 SCRIPTS = {
     "Latin": [

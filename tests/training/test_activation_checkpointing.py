@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -12,7 +14,7 @@ from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.selective_recompute import recomputed, selective_recompute
 from microplane.objectives.next_token import NextToken
-from microplane.training.activation_checkpointing import recompute
+from microplane.training.activation_checkpointing import recomputed_in_backward
 from tests.contract.families import FAMILIES
 from tests.tiny import copy_task, logits, tiny
 
@@ -42,15 +44,15 @@ def kept_and_gradients(what, kind, dropout, monkeypatch):
     quantise_linears(model, NumberFormat(torch.float32, kind))
     torch.manual_seed(0)
     make_method({"name": "lora", "rank": 2, "dropout": dropout}).attach(model)
-    recompute(model, what)
-    before = logits(model.eval(), DATA)
-    model.train()
-    torch.manual_seed(1)
-    with Counting(lambda t: t, lambda t: t):
-        loss = NextToken().loss(model, NextToken().collate(DATA, range(8)))
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept = sum(tensor.untyped_storage().nbytes() for place, tensor in KEPT.items() if place not in own)
-    loss.backward()
+    with recomputed_in_backward(model, what):
+        before = logits(model.eval(), DATA)
+        model.train()
+        torch.manual_seed(1)
+        with Counting(lambda t: t, lambda t: t):
+            loss = NextToken().loss(model, NextToken().collate(DATA, range(8)))
+        own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+        kept = sum(tensor.untyped_storage().nbytes() for place, tensor in KEPT.items() if place not in own)
+        loss.backward()
     return kept, {name: tensor.grad for name, tensor in trainable(model).items()}, loss, before
 
 
@@ -72,13 +74,22 @@ def test_every_family_gives_the_same_bits_where_all_weights_train(family, what):
     def gradients(what):
         model = FAMILIES[family].build()
         make_method("full").attach(model)
-        recompute(model, what)
-        torch.manual_seed(1)
         objective = FAMILIES[family].objective
-        objective.loss(model.train(), objective.collate(FAMILIES[family].data, range(8))).backward()
+        with recomputed_in_backward(model, what):
+            torch.manual_seed(1)
+            objective.loss(model.train(), objective.collate(FAMILIES[family].data, range(8))).backward()
         return [tensor.grad for tensor in trainable(model).values()]
 
     assert all(map(torch.equal, gradients(what), gradients("none")))
+
+
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+def test_afterwards_the_blocks_are_as_they_were(what):
+    model = tiny()
+    with contextlib.suppress(ZeroDivisionError), recomputed_in_backward(model, what):
+        assert any("forward" in vars(module) for module in model.modules())
+        raise ZeroDivisionError
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_result_that_was_changed_in_place_is_kept_as_it_is():

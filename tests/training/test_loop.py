@@ -233,12 +233,12 @@ def test_full_fine_tuning_resumes_too(tmp_path, changes):
 def test_freed_memory_is_given_back_once_it_has_piled_up(monkeypatch):
     given = []
     monkeypatch.setattr(loop, "give_back_memory", lambda: given.append(len(held)))
-    heap, held = loop.Heap(), []
+    trimmer, held = loop.MemoryTrimmer(), []
 
     def steps(count, size):
         for _ in range(count):
             held.append(size)
-            heap.after(size)
+            trimmer.update(size)
 
     steps(10, 100)
     steps(5, 130)

@@ -15,7 +15,7 @@ from microplane.checkpoints.adapter import save_adapter
 from microplane.checkpoints.attach_saved import base_of
 from microplane.errors import AdapterError, ConfigError
 from microplane.evaluation.probe import largest_difference, probe_logits
-from microplane.inference.pipeline import Loaded, load
+from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import LoRA, Method
 from microplane.methods.adapted_linear import AdaptedLinear, hf_paths
 from microplane.methods.method import PREFIX, head_state, load_state
@@ -111,7 +111,7 @@ class _Change:
 
 
 @torch.no_grad()
-def _changes(loaded: Loaded, base: nn.Module, rank: int | None) -> Iterator[tuple[str, _Change]]:
+def _changes(loaded: Pipeline, base: nn.Module, rank: int | None) -> Iterator[tuple[str, _Change]]:
     """The change of each linear layer, by its dotted name."""
     originals = linears(base)
     for path, site in linears(loaded.model).items():

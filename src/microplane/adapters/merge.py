@@ -13,7 +13,7 @@ from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, CheckpointError
 from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, read_probe
 from microplane.files import folder_aside
-from microplane.inference.pipeline import Loaded, load
+from microplane.inference.pipeline import Pipeline, load
 from microplane.models.files.load import open_checkpoint, save_model
 from microplane.objectives.base import ProbeRow
 
@@ -90,12 +90,12 @@ def check_free(folder: Path, verb: str) -> None:
         raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to {verb} into")
 
 
-def probe_texts(run: Path, loaded: Loaded) -> list[ProbeRow]:
+def probe_texts(run: Path, loaded: Pipeline) -> list[ProbeRow]:
     """What to compare logits on: the run's stored rows, else a few sentences."""
     return _probe_rows(run) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
 
 
-def _write(loaded: Loaded, folder: Path, dtype: torch.dtype) -> None:
+def _write(loaded: Pipeline, folder: Path, dtype: torch.dtype) -> None:
     """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model."""
     with folder_aside(folder) as temporary, disk_errors(folder):  # an empty folder gives way
         save_model(loaded.model, temporary, dtype)

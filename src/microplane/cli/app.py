@@ -99,22 +99,6 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def collect(config: Path | None, assignments: list[str] | None, given: dict[str, Any]) -> Any:
-    """All knobs of a run: the file first, then what was given by name, then --set."""
-    from microplane.config.build import build, place, read_yaml, set_value
-    from microplane.config.knobs import RunKnobs
-
-    values = read_yaml(config) if config else {}
-    for name, value in given.items():
-        if value is not None:
-            place(values, name, value)
-    for assignment in assignments or []:
-        set_value(values, assignment)
-    if isinstance(values.get("method"), str):
-        values["method"] = {"name": values["method"]}
-    return build(RunKnobs, values, where=str(config or ""))
-
-
 @app.command(epilog="Example:  microplane train smollm2 commands.jsonl --set method.rank=8 --set train.epochs=2")
 def train(
     model: Annotated[
@@ -139,6 +123,7 @@ def train(
 ) -> None:
     """Adapt MODEL to DATA. Everything not said is inferred, printed, and written to run.yaml."""
     from microplane.cli.terminal import Terminal, make_console, tell
+    from microplane.config.build import assemble
     from microplane.runs import train as run
 
     terminal = Terminal(make_console())
@@ -150,7 +135,7 @@ def train(
         else:
             given: dict[str, Any] = {"model.name": model, "data.train": data, "method.name": method, "name": name}
             given["data.skip_bad_rows"] = skip_bad_rows or None
-            done = run.train(knobs=collect(config, set, given), watch=terminal)
+            done = run.train(knobs=assemble(config, given, set or ()), watch=terminal)
     finally:
         terminal.close()
     tell(done)
@@ -171,11 +156,12 @@ def evaluate(
     """Measure a model or a run on DATA: the loss of all rows, and metrics of the answers to 100 of them
     (--set eval.rows=N; 0 for none), or of a task head on all."""
     from microplane.cli.terminal import Terminal, make_console
+    from microplane.config.build import assemble
     from microplane.evaluation.evaluate import describe_scores
     from microplane.runs.evaluate import check_out, measure_file, write_answers
 
     given = {"model.name": model, "data.train": data, "data.skip_bad_rows": skip_bad_rows or None}
-    knobs = collect(config, set, given)
+    knobs = assemble(config, given, set or ())
     if out:
         check_out(out, knobs)
     terminal = Terminal(make_console(stderr=True))
@@ -251,15 +237,18 @@ def data(
     """Show what was understood of FILE: format, rendered rows with the trained tokens marked, lengths, duplicates."""
     from microplane.cli.show_data import describe
     from microplane.cli.terminal import make_console
+    from microplane.config.build import assemble
     from microplane.data.tokenizers.tokenizer import load_tokenizer
     from microplane.models.files.hub import resolve
-    from microplane.models.files.load import open_checkpoint, build_on_meta
+    from microplane.models.files.load import build_on_meta, open_checkpoint
     from microplane.objectives.select import candidates
 
-    knobs = collect(config, set, {"data.train": file})
+    knobs = assemble(config, {"data.train": file}, set or ())
     if model:
         path = resolve(model)
-        described = describe(knobs.data, load_tokenizer(path), candidates(build_on_meta(open_checkpoint(path)), knobs.data))
+        described = describe(
+            knobs.data, load_tokenizer(path), candidates(build_on_meta(open_checkpoint(path)), knobs.data)
+        )
     else:
         described = describe(knobs.data)
     if json_:

@@ -10,10 +10,10 @@ from typing import TextIO
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.reading.formats import Message
 from microplane.errors import ConfigError, MicroplaneError
-from microplane.inference.pipeline import Loaded
+from microplane.inference.pipeline import Pipeline
 
 
-def ask_as_told(loaded: Loaded, knobs: GenerateKnobs, system: str | None, no_prefix: bool) -> None:
+def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_prefix: bool) -> None:
     """Give a model the system prompt and the prefix that the command line asks for.
 
     Raises:
@@ -34,7 +34,7 @@ def ask_as_told(loaded: Loaded, knobs: GenerateKnobs, system: str | None, no_pre
         loaded.prefix = ""
 
 
-def answer_prompts(loaded: Loaded, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
+def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
     """One prompt streams its answer; several are answered together, each under its prompt.
 
     A model with a task head says its labels instead; a tab parts two texts that belong together.
@@ -64,13 +64,13 @@ def read_lines() -> list[str]:
 
 
 def _stdin() -> TextIO:
-    """Bytes that are not UTF-8 become lone surrogates, which `Loaded.prompt` refuses with their place."""
+    """Bytes that are not UTF-8 become lone surrogates, which `Pipeline.prompt` refuses with their place."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     return sys.stdin
 
 
-def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
+def chat(loaded: Pipeline, knobs: GenerateKnobs) -> None:
     """A conversation until /quit or the end of input. /new begins another; Ctrl-C cuts an answer short."""
     labels = loaded.objective.needs_head
     if not labels:
@@ -94,7 +94,7 @@ def chat(loaded: Loaded, knobs: GenerateKnobs) -> None:
             messages = _turn(loaded, messages, text, knobs)
 
 
-def _turn(loaded: Loaded, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
+def _turn(loaded: Pipeline, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
     asked = [*messages, loaded.asked(text)]
     pieces: list[str] = []
 

@@ -10,8 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from microplane.cli.terminal import Terminal, make_console
-from microplane.config.build import build, set_value
-from microplane.config.knobs import RunKnobs
+from microplane.config.build import assemble
 from microplane.errors import ConfigError, DataError
 from microplane.runs.train import Run, train
 
@@ -27,11 +26,8 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
     folder = Path("runs") / "data" / f"home-commands-{lang}"
     summary = recipe().build(folder, lang=lang, train_rows=rows, test_rows=300)
     terminal.say(f"{summary['train_rows']} commands to train on, {summary['test_rows']} held out, in {folder}")
-    values = demo_knobs(folder)
-    for assignment in assignments:
-        set_value(values, assignment)
     try:
-        done = train(knobs=build(RunKnobs, values), watch=terminal)
+        done = train(knobs=assemble(given=demo_knobs(folder), assignments=assignments), watch=terminal)
     finally:
         terminal.close()
     show_samples(terminal, done.result["samples"][:5])
@@ -41,10 +37,12 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
 def demo_knobs(folder: Path) -> dict[str, Any]:
     """What the demo sets; everything else is a default."""
     return {
-        "model": {"name": "smollm2"},
-        "method": {"name": "lora"},
-        "data": {"train": str(folder), "system": "", "validation_rows": 120},
-        "eval": {"rows": 300},
+        "model.name": "smollm2",
+        "method.name": "lora",
+        "data.train": str(folder),
+        "data.system": "",
+        "data.validation_rows": 120,
+        "eval.rows": 300,
     }
 
 

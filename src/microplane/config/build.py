@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from microplane.config import yaml_text
+from microplane.config.knobs import RunKnobs
 from microplane.errors import ConfigError, nearest
 
 K = TypeVar("K", bound=BaseModel)
@@ -41,6 +42,31 @@ def build(model: type[K], values: Mapping[str, Any], where: str = "", section: s
         raise ConfigError(
             f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)
         ) from None
+
+
+def assemble(
+    file: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> RunKnobs:
+    """The configuration of a run: the file first, then what is given by name, then assignments.
+
+    Args:
+        given: values by dotted name, as `{"train.lr": 5e-4}`; None stands for what was not given.
+        assignments: as `--set` takes them, `train.lr=5e-4`.
+
+    Raises:
+        ConfigError: naming every bad knob, its value and what is possible.
+    """
+    values = read_yaml(file) if file else {}
+    for name, value in (given or {}).items():
+        if value is not None:
+            place(values, name, value)
+    for assignment in assignments:
+        set_value(values, assignment)
+    if isinstance(values.get("method"), str):
+        values["method"] = {"name": values["method"]}
+    return build(RunKnobs, values, where=str(file or ""))
 
 
 _SHOWN = reprlib.Repr()

@@ -26,7 +26,6 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from microplane.cache.entries import hold
-from microplane.errors import DataError
 from microplane.files import Lock
 
 _ARRAYS: dict[str, Any] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,13 +55,24 @@ def read_probe(run: Path) -> tuple[list[ProbeRow], list[Tensor]]:
     return rows, [tensors[f"logits/{i}"] for i in range(len(cuts))]
 
 
-def difference_check(name: str, one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Check:
+    """A question that a run answers about itself."""
+
+    name: str
+    passed: bool | None  # None: not checked, or for information
+    value: float | str | None
+    detail: str
+
+
+def difference_check(name: str, one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> Check:
+    """Whether two models give the same logits of the same rows, up to `tolerance`."""
     difference = largest_difference(one, other)
     detail = f"largest logit difference on {len(one)} stored rows; at most {tolerance:g} passes"
-    return {"name": name, "passed": difference <= tolerance, "value": difference, "detail": detail}
+    return Check(name, difference <= tolerance, difference, detail)
 
 
-def difference_note(name: str, one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[str, Any]:
+def difference_note(name: str, one: Sequence[Tensor], other: Sequence[Tensor]) -> Check:
     """A difference that is to be known, not to pass or fail."""
     detail = f"largest logit difference on {len(one)} stored rows, for information"
-    return {"name": name, "passed": None, "value": largest_difference(one, other), "detail": detail}
+    return Check(name, None, largest_difference(one, other), detail)

@@ -33,7 +33,7 @@ from microplane.objectives.select import objective_of
 
 
 @dataclass
-class Loaded:
+class Pipeline:
     """What `microplane.load` gives."""
 
     model: Model
@@ -101,7 +101,7 @@ class Loaded:
         return embed_texts(self.model, self.tokenizer, texts, pooling)
 
 
-def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Loaded:
+def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Pipeline:
     """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
 
     Args:
@@ -115,14 +115,14 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         path = resolve(str(name), revision)
         stored = open_checkpoint(path).stored
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
-        return Loaded(load_model(path, number_format(dtype)), load_tokenizer(path), path)
+        return Pipeline(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
     model = load_model(path, _opened_as(method, about, dtype))
     if not method.whole_model:
         attach_saved_adapter(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
-    return Loaded(model, load_tokenizer(path), path, template, system, method, about, prefix)
+    return Pipeline(model, load_tokenizer(path), path, template, system, method, about, prefix)
 
 
 def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:

@@ -19,12 +19,13 @@ from microplane.config.build import fields, shown
 from microplane.config.knobs import RunKnobs
 from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.summary import DataSummary
-from microplane.data.row_kind import Kind
 from microplane.errors import ConfigError
 from microplane.evaluation import text_metrics
-from microplane.inference.pipeline import Loaded
+from microplane.inference.pipeline import Pipeline
 from microplane.methods import Method, trainable
 from microplane.models.contract import levels, module_map_of
+from microplane.objectives.base import AnyObjective
+from microplane.objectives.seq2seq import Seq2Seq
 from microplane.training.optim import peak_lr
 
 Idle = Iterable[tuple[str, str]]  # a knob's dotted name; why it would change nothing, and the way round
@@ -50,18 +51,20 @@ def check_knobs(knobs: RunKnobs, method: Method) -> list[str]:
     return _overridden(values_set(knobs))
 
 
-def check_knobs_for_data(knobs: RunKnobs, kind: Kind, summary: DataSummary) -> None:
+def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: DataSummary) -> None:
     """Check what depends on the rows and on what is trained for.
 
     Args:
-        kind: what a row is for the model: one text, a pair of texts, or a text with labels.
+        objective: what is learnt from the rows.
 
     Raises:
         ConfigError: for knobs that would change nothing, all of them at once.
     """
     plain_text = not summary.task and summary.template == "none"
     idle = (
-        [*_idle_with_labels(knobs, summary.task)] if summary.task else [*_idle_without_labels(knobs, kind, plain_text)]
+        [*_idle_with_labels(knobs, summary.task)]
+        if summary.task
+        else [*_idle_without_labels(knobs, objective, plain_text)]
     )
     if summary.validation_from == "file" and not is_mixture(Path(knobs.data.train).expanduser()):
         idle += _no_split_off(f"{knobs.data.train} comes with validation rows")
@@ -80,7 +83,7 @@ def check_knobs_for_model(knobs: RunKnobs, method: Method, model: nn.Module) -> 
     _refuse(_idle_by_parameters(knobs, method, model), values_set(knobs))
 
 
-def check_knobs_for_eval(knobs: RunKnobs, loaded: Loaded) -> list[str]:
+def check_knobs_for_eval(knobs: RunKnobs, loaded: Pipeline) -> list[str]:
     """Check the knobs of a measurement of `loaded`, which trains nothing.
 
     Returns:
@@ -96,7 +99,7 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Loaded) -> list[str]:
     head = loaded.model.task_head
     task = None if head is None else head.config.task
     if task is None:
-        idle = list(_idle_without_labels(knobs, loaded.shape.kind, plain_text=False))
+        idle = list(_idle_without_labels(knobs, loaded.objective, plain_text=False))
     else:
         idle = list(_idle_with_labels(knobs, task))
         if knobs.data.task not in ("auto", task):
@@ -186,7 +189,6 @@ def _idle_by_configuration(knobs: RunKnobs) -> Idle:
 def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
     """For rows with labels, which a task head learns."""
     head = f"the rows have labels, which a task head learns ({task})"
-    yield "data.objective", f"{head}; it is for plain text that an encoder-decoder learns. Leave it out"
     yield "data.format", f"{head}, and these are recognised by their keys. Leave it at auto"
     yield "data.max_target_length", f"{head}, so there is no answer to cut. Leave it out; data.max_length cuts texts"
     if knobs.data.template != "plain":
@@ -200,22 +202,15 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
     yield "eval.max_new_tokens", f"{head}, and none is generated. Leave it out"
 
 
-def _idle_without_labels(knobs: RunKnobs, kind: Kind, plain_text: bool) -> Idle:
+def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: bool) -> Idle:
     """For rows of text, which the model learns to write."""
     yield "model.pooling", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
-    if kind != "pairs":
+    pairs = isinstance(objective, Seq2Seq)
+    if not pairs:
         yield "data.max_target_length", "prompt and answer are one row here. Leave it out, and set data.max_length"
-        yield "data.objective", "it is for an encoder-decoder, and this model has no encoder. Leave it out"
     elif plain_text:
         yield "data.max_target_length", "of plain text, data.objective makes the targets. Set data.max_length"
-        if knobs.data.objective == "answers":
-            yield "data.objective", "the rows are plain text, without answers. Choose span_corruption or prefix_lm"
-    elif knobs.data.objective != "answers":
-        yield (
-            "data.objective",
-            "it is for plain text, and these rows have answers. Leave it out",
-        )
-    if (plain_text or kind == "pairs") and knobs.data.template == "chat":
+    if (plain_text or pairs) and knobs.data.template == "chat":
         what = "plain text has" if plain_text else "an encoder-decoder reads"
         yield "data.template", f"{what} no chat template. Leave it at auto"
     if plain_text and knobs.data.system:

@@ -9,12 +9,12 @@ from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.errors import ConfigError, notices_to
-from microplane.evaluation import text_metrics as metrics
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
 from microplane.inference.pipeline import load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import candidates
+from microplane.runs.check_knobs import check_knobs_for_eval
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> Measured:
@@ -26,8 +26,7 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> Measured:
         return _measure_file(knobs, watch or Silent())
 
 
-def _measure_file(knobs: RunKnobs, watch: Watcher) -> dict[str, Any]:
-    metrics.check(knobs.eval.metrics)
+def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)

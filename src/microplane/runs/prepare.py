@@ -1,15 +1,200 @@
-"""What a run works on, made ready from its configuration before the first step."""
+"""What a run works on, made ready from its configuration before any weight is read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from microplane.checkpoints.attach_saved import fingerprint
+from microplane.config.knobs import RunKnobs
+from microplane.data.preparing.load_splits import load_splits
+from microplane.data.progress import Watcher, counting
 from microplane.data.reading.formats import Message
-from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.objectives import AnyObjective
-from microplane.objectives.select import AnySplits
+from microplane.data.store import Dataset
+from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from microplane.errors import ConfigError
+from microplane.evaluation.evaluate import choose_rows
+from microplane.inference.check_ids import check_ids
+from microplane.methods import Method, make_method
+from microplane.methods.base_format import base_format
+from microplane.methods.method import attach_method
+from microplane.models.files.checkpoint import Checkpoint
+from microplane.models.files.hub import resolve
+from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
+from microplane.models.files.opened import OpenedBase
+from microplane.models.heads import ensure_head, meta_copy
+from microplane.nn.number_format import NumberFormat
+from microplane.objectives.base import AnyObjective
+from microplane.objectives.select import AnySplits, candidates
+from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
+from microplane.runs.max_length import cap_max_length
+from microplane.training.optim import peak_lr
+
+PROBED_PROMPTS = 100  # training prompts that are looked at for what all of them begin with
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is decided before the first weight is read.
+
+    Args:
+        config: with all that was inferred filled in, so that run.yaml says what was done.
+        checkpoint: the base's opened files; its config alone where the weights are new.
+        form: in which format the base is held and multiplied.
+        held_out: rows that are measured on: the test rows, or else the validation rows.
+        answer_rows: numbers of those for which answers are generated.
+    """
+
+    config: RunKnobs
+    method: Method
+    path: Path
+    checkpoint: Checkpoint
+    form: NumberFormat
+    tokenizer: Tokenizer
+    splits: AnySplits
+    held_out: Dataset
+    answer_rows: tuple[int, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the base's files."""
+        return fingerprint(self.path)
+
+    @property
+    def objective(self) -> AnyObjective:
+        """What is learnt from the rows."""
+        return self.splits.objective
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that it continues."""
+        return {
+            "train rows": self.splits.train.fingerprint,
+            "validation rows": self.splits.validation.fingerprint,
+            "model": self.fingerprint,
+            "model.dtype": self.form.name,
+            "model.compute": self.form.compute,
+            "tokenizer": self.tokenizer.fingerprint,
+            "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
+            "train": self.config.train.model_dump(mode="json"),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def adapter_metadata(self) -> dict[str, Any]:
+        """What an adapter says of its making, but for the head."""
+        name, data = self.config.model.name, self.config.data
+        # A local model is found again from any folder; a short name or a Hub name stays what it is.
+        base = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+        train = self.splits.train
+        asked = [train.prompt_and_target(row)[0] for row in choose_rows(train, PROBED_PROMPTS)]
+        prompts = [self.tokenizer.decode(ids, skip_special=False) for ids in asked]
+        return {
+            "base": base,
+            "revision": self.config.model.revision,
+            "base_fingerprint": self.fingerprint,
+            "base_dtype": self.form.name,
+            "base_compute": self.form.compute,
+            "template": data.template,
+            "system": data.system,
+            "prefix": shared_prefix(self.objective, prompts, self.tokenizer, data.template, data.system),
+        }
+
+
+def check_config(config: RunKnobs, watch: Watcher) -> Method:
+    """The method of a run, once all is checked that needs no file.
+
+    Raises:
+        ConfigError: for knobs that do not go together, or no data.
+    """
+    method = make_method(config.method)
+    for line in check_knobs(config, method):
+        watch.say(line)
+    if not config.data.train:
+        raise ConfigError("data.train is not set: give the rows to train on, as in microplane train MODEL DATA")
+    return method
+
+
+def prepare(config: RunKnobs, method: Method, watch: Watcher) -> Prepared:
+    """Find the model, read the data, and decide everything that `config` leaves open.
+
+    Raises:
+        MicroplaneError: for a model or data that cannot be used, saying why.
+    """
+    watch.say(f"opening {config.model.name}, reading {config.data.train}")
+    path = resolve(config.model.name, config.model.revision)
+    checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
+    tokenizer = load_tokenizer(path)
+    method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
+    form = base_format(config.model, method, checkpoint.stored)
+    if form.quantised and config.model.init == "random":
+        raise ConfigError(
+            f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
+            "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
+        )
+    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
+    plain = build_on_meta(checkpoint)
+    if plain.load_notice:
+        watch.say(plain.load_notice)
+    possible = candidates(plain, config.data)
+    splits = load_splits(config.data, tokenizer, possible, counting(watch), config.train.seed)
+    check_knobs_for_data(config, splits.objective, splits.summary)
+    held_out = splits.test or splits.validation
+    return Prepared(
+        config=_resolved(config, method, form, splits),
+        method=method,
+        path=path,
+        checkpoint=checkpoint,
+        form=form,
+        tokenizer=tokenizer,
+        splits=splits,
+        held_out=held_out,
+        answer_rows=tuple(choose_rows(held_out, config.eval.rows)),
+    )
+
+
+def open_base(prepared: Prepared) -> tuple[OpenedBase, str | None]:
+    """The base in memory, with a task head where labels are learnt; and what is to be said of that head.
+
+    Raises:
+        MicroplaneError: for what would be refused minutes later: a method that does not fit, rows with tokens that the
+            model does not have.
+    """
+    config = prepared.config
+    seed = config.train.seed if config.model.init == "random" else None
+    base = OpenedBase(prepared.path, prepared.checkpoint, prepared.form, seed)
+    summary = prepared.splits.summary
+    notice = ensure_head(base.model, summary.task, summary.labels, config.model.pooling, config.train.seed)
+    with torch.device("meta"):
+        attach_method(prepared.method, shapes := meta_copy(base.model))
+    check_knobs_for_model(config, prepared.method, shapes)
+    for rows in (prepared.splits.train, prepared.splits.validation):
+        for row in range(min(len(rows), 100)):
+            check_ids(base.model, prepared.tokenizer, rows[row][0].tolist())
+    return base, notice
+
+
+def _resolved(config: RunKnobs, method: Method, form: NumberFormat, splits: AnySplits) -> RunKnobs:
+    """The configuration with everything that was inferred filled in.
+
+    But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
+    """
+    compute = {"compute": form.compute} if form.quantised else {}
+    return config.model_copy(
+        update={
+            "name": None,
+            "method": {"name": method.name, **method.model_dump(mode="json")},
+            "model": config.model.model_copy(update={"dtype": form.name, **compute}),
+            "train": config.train.model_copy(update={"lr": peak_lr(method, config.train)}),
+            "data": config.data.model_copy(update=inferred(splits)),
+        }
+    )
+
 
 MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
 
@@ -17,7 +202,8 @@ MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
 def shared_prefix(
     objective: AnyObjective, prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None
 ) -> str:
-    """The whole lines with which what the user says begins in every one of these rendered prompts."""
+    """The longest common beginning, in whole lines, of the user messages of rendered training prompts: a fixed
+    instruction, such as "Convert the command to JSON."; empty where there is none."""
     if objective.needs_head:
         return ""
     asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
@@ -25,11 +211,12 @@ def shared_prefix(
     frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
     if len(prompts) < 2 or not common.startswith(frame):
         return ""
-    said = common[len(frame) :]
-    return said[: said.rfind("\n") + 1]
+    shared = common[len(frame) :]
+    return shared[: shared.rfind("\n") + 1]
 
 
 def inferred(splits: AnySplits) -> dict[str, Any]:
+    """The knobs of the data that were left open, as the data decided them."""
     summary = splits.summary
     form = {"task": summary.task} if summary.task else {"format": summary.format_name}
     return {

@@ -1,19 +1,118 @@
-"""What result.json says: the parts of it that need no model."""
+"""What result.json says of a run, as types. It is written at the end of a run, well or not.
+
+Sections that a run has not come to are left out. JSON has no NaN and no infinity: they become null.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import resource
 import statistics
-import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from microplane.evaluation.probe import Check
+from microplane.files import write_aside
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
-from microplane.training.loop import Outcome, read_lines
+from microplane.training.log import Record, read_lines
+from microplane.training.loop import Outcome
 
 RATES = ("tokens_per_second", "trained_tokens_per_second")
+
+
+@dataclass
+class MethodSection:
+    name: str
+    facts: dict[str, Any]  # `Method.facts`: what it needs and can do
+    total_parameters: int  # of the base
+    trainable_parameters: int | None = None
+    adapter_bytes: int | None = None  # of the weights file in adapter/
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    name: str  # as it was asked for
+    path: str
+    architecture: str  # Hugging Face's name
+    parameters: int
+    stored: str  # the number format of its files
+    dtype: str  # of the base in this run; int8 and nf4 for a quantised one
+    compute: str  # what is multiplied
+    base_bytes: int  # held in memory
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """Losses are means of -log p over trained tokens, in nats; or of a task head's loss over the labels."""
+
+    steps: int
+    steps_planned: int
+    best_step: int  # whose weights are in adapter/
+    epochs: float
+    stopped_early: bool
+    overfitting: str | None  # said in words
+    decisions: list[Record]  # of a method that decides during the run: step, validation_loss, decision
+    seconds: float  # of the steps alone
+    tokens: int
+    trained_tokens: int
+    tokens_per_second: float | None  # medians over the steps
+    trained_tokens_per_second: float | None
+    peak_memory_bytes: int  # of the process, from the run's start to the end of training
+    train_loss: float
+    validation_loss: float
+    validation_perplexity: float
+    feature_cache: dict[str, Any] | None  # what was computed once and kept, if anything
+
+
+@dataclass(frozen=True)
+class MetricsSection:
+    rows: int  # for which answers were generated
+    split: str  # test or validation
+    before: dict[str, float]  # scores of the untouched model
+    after: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out row, and what the untouched and the tuned model answer."""
+
+    prompt: str
+    target: str
+    before: str
+    after: str
+    where: str  # file and line
+
+
+@dataclass
+class Result:
+    name: str
+    schema: int = 1
+    status: str = "running"  # then success, stopped or failed
+    error: str | None = None
+    run: dict[str, Any] | None = None  # the whole configuration, with all that was inferred
+    method: MethodSection | None = None
+    model: ModelSection | None = None
+    data: dict[str, Any] | None = None  # `DataSummary` and totals over it
+    environment: dict[str, Any] | None = None
+    advice: list[str] | None = None
+    train: TrainSection | None = None
+    checks: list[Check] | None = None
+    metrics: MetricsSection | None = None
+    samples: list[Sample] | None = None
+    seconds: float | None = field(default=None)  # of the whole run
+
+    def to_dict(self) -> dict[str, Any]:
+        """As result.json has it."""
+        sections = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: _plain(value) for name, value in sections.items() if value is not None or name == "error"}
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_aside(folder / "result.json", text.encode() + b"\n")
 
 
 def data_figures(splits: AnySplits) -> dict[str, Any]:
@@ -29,51 +128,56 @@ def data_figures(splits: AnySplits) -> dict[str, Any]:
     return summary | rows | totals
 
 
-def train_figures(outcome: Outcome, splits: AnySplits, speed: Path) -> dict[str, Any]:
-    clock = [line for line in read_lines(speed) if line.keys() >= {"seconds", *RATES}]  # it may have been tampered with
+def train_section(
+    outcome: Outcome, row_tokens: int, speed: Path, peak_memory: int, feature_cache: dict[str, Any] | None
+) -> TrainSection:
+    """
+    Args:
+        row_tokens: of all training rows.
+        speed: the file with the clock's figures of each step, which may have been tampered with.
+    """
+    clock = [line for line in read_lines(speed) if line.keys() >= {"seconds", *RATES}]
     totals = outcome.totals
-    return {
-        "steps": totals.step,
-        "steps_planned": outcome.steps_planned,
-        "best_step": outcome.best_step,
-        "epochs": round(totals.tokens / int(splits.train.lengths.sum()), 3),
-        "stopped_early": outcome.stopped_early,
-        "overfitting": outcome.overfitting,
-        "decisions": outcome.decisions,
-        "seconds": sum(line["seconds"] for line in clock),
-        "tokens": totals.tokens,
-        "trained_tokens": totals.trained_tokens,
-        **{name: _median(clock, name) for name in RATES},
-        "peak_memory_bytes": peak_memory(),
-        "train_loss": outcome.train_loss,
-        "validation_loss": outcome.validation_loss,
-        "validation_perplexity": perplexity(outcome.validation_loss),
-    }
+    tokens_per_second, trained_per_second = (_median(clock, name) for name in RATES)
+    return TrainSection(
+        steps=totals.step,
+        steps_planned=outcome.steps_planned,
+        best_step=outcome.best_step,
+        epochs=round(totals.tokens / row_tokens, 3),
+        stopped_early=outcome.stopped_early,
+        overfitting=outcome.overfitting,
+        decisions=outcome.decisions,
+        seconds=sum(line["seconds"] for line in clock),
+        tokens=totals.tokens,
+        trained_tokens=totals.trained_tokens,
+        tokens_per_second=tokens_per_second,
+        trained_tokens_per_second=trained_per_second,
+        peak_memory_bytes=peak_memory,
+        train_loss=outcome.train_loss,
+        validation_loss=outcome.validation_loss,
+        validation_perplexity=perplexity(outcome.validation_loss),
+        feature_cache=feature_cache,
+    )
 
 
-def _median(records: list[dict[str, Any]], name: str) -> float | None:
+def _median(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return statistics.median(record[name] for record in records) if records else None
 
 
-def peak_memory() -> int:
-    """Bytes of memory that this process has held at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def moved_check(outcome: Outcome) -> dict[str, Any]:
+def moved_check(outcome: Outcome) -> Check:
     name = "every trainable tensor moved"
     if outcome.moved is None:
-        return {"name": name, "passed": None, "value": None, "detail": "not checked: too few steps to tell"}
+        return Check(name, None, None, "not checked: too few steps to tell")
     value = f"{outcome.moved} of {outcome.tensors}"
-    detail = "checksums of all trainable tensors, start against end"
-    return {"name": name, "passed": outcome.moved == outcome.tensors, "value": value, "detail": detail}
+    return Check(name, outcome.moved == outcome.tensors, value, "checksums of all trainable tensors, start against end")
 
 
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

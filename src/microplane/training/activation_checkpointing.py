@@ -6,7 +6,8 @@ a third more time. `cheap` computes again only what is cheap (nn/selective_recom
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,20 +19,31 @@ from microplane.models.contract import module_map_of
 from microplane.nn.selective_recompute import selective_recompute
 
 
-def recompute(model: nn.Module, what: str) -> None:
-    """Make the blocks of `model` compute `what` (none, cheap or blocks) again in backward, when it trains.
+@contextmanager
+def recomputed_in_backward(model: nn.Module, what: str) -> Iterator[None]:
+    """Within the context, `what` (none, cheap or blocks) is computed again in backward while `model` trains.
 
     Raises:
         ConfigError: if the model has no list of blocks called `layers`, or is not ours and `what` is cheap.
     """
     if what == "none":
+        yield
         return
     stacks = (getattr(module, "layers", None) for module in model.modules())
     blocks = [block for layers in stacks if isinstance(layers, nn.ModuleList) for block in layers]
     if not blocks or (what == "cheap" and module_map_of(model) is not None):
         raise ConfigError(f"train.recompute = {what}: this model has none that are known here; set it to none")
+    before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = _recomputing(block, block.forward, what)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.forward  # the class's own is found again
+            else:
+                block.forward = forward
 
 
 def _recomputing(block: nn.Module, forward: Callable[..., Any], what: str) -> Callable[..., Any]:

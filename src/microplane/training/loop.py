@@ -6,13 +6,9 @@ rate), so a run that is continued from a checkpoint repeats the bits of one that
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,17 +22,16 @@ from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan, micro_batches
 from microplane.data.store import Dataset
 from microplane.errors import TrainingError
-from microplane.files import write_aside
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import Model
 from microplane.objectives.base import AnyObjective
 from microplane.training import resume as checkpoint
-from microplane.training.activation_checkpointing import recompute
+from microplane.training.activation_checkpointing import recomputed_in_backward
+from microplane.training.context import interruptible
+from microplane.training.log import Log, Record
 from microplane.training.monitor import CHECK_STEP, Monitor, Movement
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
-
-Record = dict[str, Any]
 
 TRIM_EVERY = 10  # steps
 
@@ -69,25 +64,25 @@ class Outcome:
 
 
 @dataclass
-class Heap:
-    """Gives freed memory back, but only once it has piled up: the step after touches its memory anew, which costs it
-    about a sixth."""
+class MemoryTrimmer:
+    """Gives freed memory back to the system, but only once it has piled up: the step after touches its memory anew,
+    which costs it about a sixth."""
 
-    usual: int = 0  # the most bytes held after one of the first TRIM_EVERY steps since the last time
+    baseline: int = 0  # the most bytes held after one of the first TRIM_EVERY steps since the last trim
     steps: int = 0  # since then
 
-    def after(self, held: int) -> None:
-        """A step, with `held` bytes in memory."""
+    def update(self, held: int) -> None:
+        """Call after each step, with the bytes that the process holds in memory."""
         self.steps += 1
         if self.steps <= TRIM_EVERY:
-            self.usual = max(self.usual, held)
-        elif self.steps % TRIM_EVERY == 0 and held > 1.1 * self.usual:
+            self.baseline = max(self.baseline, held)
+        elif self.steps % TRIM_EVERY == 0 and held > 1.1 * self.baseline:
             give_back_memory()
-            self.usual = self.steps = 0
+            self.baseline = self.steps = 0
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainState:
     """What a run trains with; fixed from its first step to its last."""
 
     objective: AnyObjective
@@ -101,11 +96,12 @@ class Job:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, objective: AnyObjective, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs) -> Job:
+    def of(
+        cls, objective: AnyObjective, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs
+    ) -> TrainState:
         plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
         total = knobs.steps or plan.total_steps(knobs.epochs)
         warmup = warmup_steps(knobs.warmup, total)
-        recompute(model, knobs.recompute)
         return cls(objective, model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
 
     def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
@@ -156,82 +152,131 @@ def fit(
         TrainingError: loss or gradient not finite; a tensor that does not move; nothing to train on.
         CheckpointError: a checkpoint of another run, or damaged.
     """
-    job = Job.of(objective, model, method, train, knobs)
-    totals, monitor, movement = Totals(), Monitor(knobs.patience), Movement.of(model)
-    log = Log(folder, on_record)
-    if resume:
-        checkpoint.check_resumable(folder, identity)
-    saved = checkpoint.checkpoints(folder / "resume") if resume else []
-    if saved:
+    state = TrainState.of(objective, model, method, train, knobs)
+    training = Training(state, folder, validate, save_best, identity, Log(folder, on_record))
+    with recomputed_in_backward(model, knobs.recompute):
+        training.begin(resume)
+        model.train()
+        trimmer = MemoryTrimmer()
+        with interruptible() as interrupted:
+            while training.goes_on and not interrupted():
+                training.step()
+                trimmer.update(psutil.Process().memory_info().rss)
+                training.after_step(interrupted())
+            cut_short = interrupted() and training.goes_on
+    return training.outcome(cut_short) if cut_short or not method.finishes else training.finish()
+
+
+@dataclass
+class Training:
+    """A run of the loop: what it trains with, where it stands, and how it validates and saves."""
+
+    state: TrainState
+    folder: Path
+    validate: Callable[[nn.Module], float]
+    save_best: Callable[[int, float], None]
+    identity: Record
+    log: Log
+    totals: Totals = field(init=False)
+    monitor: Monitor = field(init=False)
+    movement: Movement = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.totals, self.monitor = Totals(), Monitor(self.state.knobs.patience)
+        self.movement = Movement.of(self.state.model)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.totals.step < self.state.total and not self.monitor.exhausted
+
+    @property
+    def resume_folder(self) -> Path:
+        return self.folder / "resume"
+
+    def begin(self, resume: bool) -> None:
+        """Take up the last checkpoint, if one is asked for and there; else measure and save where the run starts."""
+        if resume:
+            checkpoint.check_resumable(self.folder, self.identity)
+        saved = checkpoint.checkpoints(self.resume_folder) if resume else []
+        if not saved:
+            self.log.rewind(0, 0)
+            return self.check()
         state = checkpoint.read_state(saved[-1])
-        checkpoint.load_checkpoint(saved[-1], model, method, job.optimizer)
-        totals, monitor.checks, movement.start = Totals(**state["totals"]), state["checks"], state["movement"]
-    log.rewind(state["log_bytes"] if saved else 0, totals.step)
+        checkpoint.load_checkpoint(saved[-1], self.state.model, self.state.method, self.state.optimizer)
+        self.totals, self.monitor.checks = Totals(**state["totals"]), state["checks"]
+        self.movement.start = state["movement"]
+        return self.log.rewind(state["log_bytes"], self.totals.step)
 
-    def save() -> None:
-        state: Record = {"identity": identity, "totals": asdict(totals), "checks": monitor.checks}
-        state |= {"movement": movement.start, "log_bytes": log.bytes}
-        checkpoint.save_checkpoint(folder / "resume", totals.step, model, method, job.optimizer, state)
+    def step(self) -> None:
+        started, state = time.perf_counter(), self.state
+        record = _step(state, self.totals)
+        self.log.write(record, _clock(record, time.perf_counter() - started, state.total))
+        if self.totals.step == CHECK_STEP:
+            self.movement.check(state.model, self.totals.step, state.may_not_move(self.totals.step))
 
-    def check() -> None:
-        losses, loss = totals.losses, validate(model)
+    def after_step(self, interrupted: bool) -> None:
+        """What is due now: a validation, which saves too, or a checkpoint alone."""
+        step, knobs = self.totals.step, self.state.knobs
+        if step % self.state.eval_every == 0 or step == self.state.total:
+            self.check()
+        elif (knobs.save_every and step % knobs.save_every == 0) or interrupted:
+            self.save()
+
+    def check(self) -> None:
+        """Validate; keep the weights if they are the best so far; let the method decide; save."""
+        state, totals, method = self.state, self.totals, self.state.method
+        losses = totals.losses
+        loss = self.validate(state.model)
         give_back_memory()
         train_loss = sum(losses) / len(losses) if losses else math.inf
-        best = monitor.add(totals.step, loss, train_loss, method.can_be_result(totals.step, job.total))
+        best = self.monitor.add(totals.step, loss, train_loss, method.can_be_result(totals.step, state.total))
         totals.losses = []
         if best:
-            save_best(totals.step, loss)
+            self.save_best(totals.step, loss)
             if method.finishes:
-                checkpoint.save_best(folder / "resume", model, method)
+                checkpoint.save_best(self.resume_folder, state.model, method)
         record: Record = {"step": totals.step, "validation_loss": loss, "best": best}
-        if decision := method.after_validation(model, job.optimizer, monitor.checks, job.total):
-            monitor.decide(decision)
-            movement.extend(model)
+        if decision := method.after_validation(state.model, state.optimizer, self.monitor.checks, state.total):
+            self.monitor.decide(decision)
+            self.movement.extend(state.model)
             record["decision"] = decision
-        log.write(record, {"verdict": monitor.verdict()})
-        save()
+        self.log.write(record, {"verdict": self.monitor.verdict()})
+        self.save()
 
-    if not saved:
-        check()
-    model.train()
-    heap = Heap()
-    with interruptible() as interrupted:
-        while totals.step < job.total and not monitor.exhausted and not interrupted():
-            started = time.perf_counter()
-            record = _step(job, totals)
-            heap.after(psutil.Process().memory_info().rss)
-            log.write(record, _clock(record, time.perf_counter() - started, job.total))
-            if totals.step == CHECK_STEP:
-                movement.check(model, totals.step, job.may_not_move(totals.step))
-            if totals.step % job.eval_every == 0 or totals.step == job.total:
-                check()
-            elif (knobs.save_every and totals.step % knobs.save_every == 0) or interrupted():
-                save()
-        cut_short = interrupted() and totals.step < job.total and not monitor.exhausted
-    outcome = _outcome(job, totals, monitor, movement, cut_short)
-    if cut_short or not method.finishes:
-        return outcome
-    checkpoint.load_best(folder / "resume", model, method)
-    said = method.finish(model, lambda: validate(model))
-    loss = validate(model)
-    save_best(outcome.best_step, loss)
-    last = [{"step": outcome.best_step, "validation_loss": loss, "decision": said}] if said else []
-    return replace(outcome, validation_loss=loss, decisions=outcome.decisions + last)
+    def save(self) -> None:
+        """A checkpoint: all that is needed to go on as if nothing had happened."""
+        state: Record = {"identity": self.identity, "totals": asdict(self.totals), "checks": self.monitor.checks}
+        state |= {"movement": self.movement.start, "log_bytes": self.log.bytes}
+        model, method, optimizer = self.state.model, self.state.method, self.state.optimizer
+        checkpoint.save_checkpoint(self.resume_folder, self.totals.step, model, method, optimizer, state)
+
+    def outcome(self, cut_short: bool) -> Outcome:
+        return _outcome(self.state, self.totals, self.monitor, self.movement, cut_short)
+
+    def finish(self) -> Outcome:
+        """Let the method change the best weights once more, and measure and save what comes of it."""
+        outcome, model, method = self.outcome(cut_short=False), self.state.model, self.state.method
+        checkpoint.load_best(self.resume_folder, model, method)
+        decision = method.finish(model, lambda: self.validate(model))
+        loss = self.validate(model)
+        self.save_best(outcome.best_step, loss)
+        last = [{"step": outcome.best_step, "validation_loss": loss, "decision": decision}] if decision else []
+        return replace(outcome, validation_loss=loss, decisions=outcome.decisions + last)
 
 
-def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut_short: bool) -> Outcome:
-    best, begun = monitor.best, set(movement.start) - job.may_not_move(totals.step)
+def _outcome(state: TrainState, totals: Totals, monitor: Monitor, movement: Movement, cut_short: bool) -> Outcome:
+    best, begun = monitor.best, set(movement.start) - state.may_not_move(totals.step)
     assert best is not None
     return Outcome(
         totals=totals,
-        steps_planned=job.total,
+        steps_planned=state.total,
         best_step=int(best["step"]),
         validation_loss=best["validation_loss"],
         train_loss=monitor.checks[-1]["train_loss"],
-        stopped_early=monitor.exhausted and totals.step < job.total,
+        stopped_early=monitor.exhausted and totals.step < state.total,
         interrupted=cut_short,
         overfitting=monitor.verdict(),
-        moved=len(begun - set(movement.still(job.model))) if totals.step >= CHECK_STEP else None,
+        moved=len(begun - set(movement.still(state.model))) if totals.step >= CHECK_STEP else None,
         tensors=len(begun),
         decisions=[
             {name: check[name] for name in ("step", "validation_loss", "decision")}
@@ -241,35 +286,35 @@ def _outcome(job: Job, totals: Totals, monitor: Monitor, movement: Movement, cut
     )
 
 
-def _step(job: Job, totals: Totals) -> Record:
+def _step(state: TrainState, totals: Totals) -> Record:
     """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
-    model, knobs, number = job.model, job.knobs, totals.step + 1
-    epoch, rows = job.plan.at(totals.step)
-    train = job.train.at(epoch)
+    model, knobs, number = state.model, state.knobs, totals.step + 1
+    epoch, rows = state.plan.at(totals.step)
+    train = state.train.at(epoch)
     parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
-    batches = [job.objective.collate(train, indices) for indices in parts]
+    batches = [state.objective.collate(train, indices) for indices in parts]
     tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
     loss = 0.0
-    with temporarily_frozen(job.still_frozen(totals.step).values()):
+    with temporarily_frozen(state.still_frozen(totals.step).values()):
         for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
             torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-            share = job.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
+            share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
             if not math.isfinite(share.item()):
                 raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
             loss += share.item()
             share.backward()
-    penalty = job.method.penalty(model)
+    penalty = state.method.penalty(model)
     if isinstance(penalty, torch.Tensor):
         penalty.backward()
-    parameters = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     norm = _clipped(parameters, knobs.clip or math.inf)
     if not math.isfinite(norm):
         raise TrainingError(_not_finite("gradient norm", norm, number, train, rows.tolist()))
-    lr = set_lr(job.optimizer, schedule(knobs.schedule, totals.step, job.total, job.warmup))
-    job.method.step(model, job.optimizer, totals.step, job.total)
-    job.optimizer.zero_grad(set_to_none=True)
+    lr = set_lr(state.optimizer, schedule(knobs.schedule, totals.step, state.total, state.warmup))
+    state.method.step(model, state.optimizer, totals.step, state.total)
+    state.optimizer.zero_grad(set_to_none=True)
     totals.step = number
     totals.tokens += tokens
     totals.trained_tokens += trained
@@ -319,67 +364,3 @@ def _clock(record: Record, seconds: float, total: int) -> Record:
         "trained_tokens_per_second": record["trained_tokens"] / seconds,
         "memory_bytes": psutil.Process().memory_info().rss,
     }
-
-
-class Log:
-    """metrics.jsonl holds what the configuration decides, speed.jsonl what the clock says."""
-
-    def __init__(self, folder: Path, on_record: Callable[[Record], None]):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.metrics, self.speed = folder / "metrics.jsonl", folder / "speed.jsonl"
-        self.on_record = on_record
-        self.bytes = 0
-
-    def rewind(self, size: int, step: int) -> None:
-        """Forget what was written after a checkpoint: it will be written again."""
-        self.metrics.touch()
-        os.truncate(self.metrics, size)
-        self.bytes = size
-        kept = read_lines(self.speed) if step and self.speed.exists() else []
-        lines = [json.dumps(record) + "\n" for record in kept if record.get("step", step + 1) <= step]
-        write_aside(self.speed, "".join(lines).encode())
-
-    def write(self, record: Record, clock: Record) -> None:
-        line = json.dumps(record) + "\n"
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line)
-        self.bytes += len(line.encode())
-        if "seconds" in clock:
-            with self.speed.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clock) + "\n")
-        self.on_record(record | clock)
-
-
-def read_lines(path: Path) -> list[Record]:
-    """The whole lines of a JSONL file of ours; a last line cut off by a kill is left out."""
-    records = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks for an orderly end after the step; the second one ends at once."""
-    asked = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: leave signals alone
-        previous = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from microplane.errors import TrainingError
 from microplane.methods import trainable
+from microplane.models.files.opened import checksum
 
 Check = dict[str, Any]  # step, validation_loss, train_loss; settled where false; decision where there was one
 
@@ -98,8 +97,3 @@ class Movement:
                 "They get no gradient, or the learning rate is too small to change a float32. "
                 "Try a larger train.lr, or fewer method.targets."
             )
-
-
-def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)

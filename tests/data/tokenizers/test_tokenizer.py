@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-import tokenizers
 from microplane.data.tokenizers.sentencepiece import read_model
 from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer, load_tokenizer
 from microplane.errors import ModelError
 from tests.gguf_files import write_gguf
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 WORDS = "the cat sat on mat über größe мир привет 你好 世界 print(x) = 42 café naïve :-) hello world नमस्ते 😀".split()
 TEXTS = [

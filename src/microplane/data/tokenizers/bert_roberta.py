@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from microplane.data.tokenizers.config_files import CONFIG, read_json
-from microplane.errors import ModelError
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+
+from microplane.data.tokenizers.config_files import CONFIG, read_json
+from microplane.errors import ModelError
 
 BERT = {name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
 ROBERTA = {

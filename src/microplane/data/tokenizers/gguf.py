@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from microplane.data.tokenizers.sentencepiece import (
@@ -21,7 +22,6 @@ from microplane.data.tokenizers.sentencepiece import (
 )
 from microplane.errors import ModelError
 from microplane.models.files.gguf_format import GgufFile
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
 KEY = "tokenizer.ggml."
 MODELS = ("gpt2", "llama")  # byte-level BPE, SentencePiece

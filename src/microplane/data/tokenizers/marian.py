@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, decoders
+
 from microplane.data.tokenizers.config_files import CONFIG, read_json
 from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
 from microplane.errors import ModelError
-from tokenizers import Tokenizer, decoders
 
 SOURCE, TARGET, VOCAB, TARGET_VOCAB = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 UNMATCHABLE = "\x01"  # prefix of a piece that only the other side's SentencePiece makes: no text contains it

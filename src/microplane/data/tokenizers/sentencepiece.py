@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
 from microplane.errors import ModelError
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces, in both kinds of files
 UNIGRAM_MODEL, BPE_MODEL = 1, 2  # trainer_spec.model_type

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from microplane.data.tokenizers.config_files import CONFIG, special_tokens
 from microplane.data.tokenizers.gguf import byte_spelling
 from microplane.data.tokenizers.sentencepiece import SPACE, build, read_model
 from microplane.errors import ModelError
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 
 SPIECE = "spiece.model"
 CLASSES = ("T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "MT5TokenizerFast")  # whose spiece.model is T5's

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers import AddedToken, Encoding
+from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.bert_roberta import build_from_files
@@ -29,8 +31,6 @@ from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spie
 from microplane.errors import ModelError
 from microplane.files import write_aside
 from microplane.models.files.gguf_format import read_header
-from tokenizers import AddedToken, Encoding
-from tokenizers import Tokenizer as Backend
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference

@@ -196,14 +196,18 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
     Raises:
         ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
     """
-    checkpoint = open_checkpoint(path)
+    return build_model(open_checkpoint(path), dtype)
+
+
+def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Model:
+    """As `load_model`, of files that are opened already."""
     try:
         model = build_on_meta(checkpoint)
         form = dtype if isinstance(dtype, NumberFormat) else NumberFormat(dtype)
         model.refuse_format(form.dtype)
         model.refuse_format(form.stored)
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{checkpoint.path}: {error}") from None
     if isinstance(model, TransformersModel):
         model.load_weights(checkpoint.path, form.stored, checkpoint.stored)
         quantise_linears(model, form)
@@ -216,6 +220,22 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
     return model.eval().requires_grad_(False)
+
+
+def read_parameters(model: Model, checkpoint: Checkpoint, dtype: torch.dtype, names: set[str]) -> dict[str, Tensor]:
+    """Those of `names` that the files have, once more; what belongs to a quantised layer is quantised again.
+
+    Args:
+        names: of parameters and buffers as `model` has them.
+    """
+    found: dict[str, Tensor] = {}
+    for ours, theirs in _stored_names(model, set(checkpoint.tensors)).items():
+        site = ours.rpartition(".")[0]
+        quantised = isinstance(model.get_submodule(site), QuantisedLinear)
+        if ours in names or (quantised and any(name.rpartition(".")[0] == site for name in names)):
+            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
+            found |= _parts(model, ours, checkpoint.tensors[theirs], packed.parts if packed else None, dtype)
+    return {name: tensor for name, tensor in found.items() if name in names}
 
 
 def open_config(path: Path) -> Checkpoint:

@@ -1,0 +1,91 @@
+"""Attach the method, choose what it starts from, train, and keep the best weights in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from microplane.checkpoints.adapter import save_adapter
+from microplane.data.progress import Watcher
+from microplane.evaluation.evaluate import evaluate_loss
+from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
+from microplane.methods import trainable_parameters
+from microplane.methods.method import attach_method
+from microplane.models.contract import Model
+from microplane.models.heads import head_metadata
+from microplane.runs.prepare import Prepared
+from microplane.training import loop
+from microplane.training.feature_cache import cache_features
+from microplane.training.init_from_data import init_from_data
+from microplane.training.log import Record
+from microplane.training.loop import Outcome, passes
+from microplane.training.resume import checkpoints
+
+
+@dataclass
+class Fitted:
+    """What training came to; the best weights are in `adapter/`."""
+
+    outcome: Outcome
+    trainable_parameters: int
+    adapter_bytes: int | None
+    feature_cache: dict[str, Any] | None
+
+
+def attach(prepared: Prepared, model: Model, folder: Path, resume: bool, say: Callable[[str], None]) -> None:
+    """Put the method on the base, as it starts. A checkpoint holds what the run started from already."""
+    config, method = prepared.config, prepared.method
+    torch.manual_seed(config.train.seed)
+    attach_method(method, model)
+    if not (resume and checkpoints(folder / "resume")):
+        init_from_data(
+            prepared.objective, model, method, prepared.splits.train, config.train, prepared.checkpoint.tensors, say
+        )
+
+
+def fit(
+    prepared: Prepared,
+    model: Model,
+    folder: Path,
+    watch: Watcher,
+    on_record: Callable[[Record], None],
+    resume: bool = False,
+) -> Fitted:
+    """Train `model`, to which the method is attached.
+
+    Raises:
+        TrainingError, CheckpointError: see `training.loop.fit`.
+    """
+    train, validation = prepared.splits.train, prepared.splits.validation
+    objective, method = prepared.objective, prepared.method
+    knobs = prepared.config.train
+    metadata = prepared.adapter_metadata() | head_metadata(model)
+    rows, sizes = probe_rows(objective, validation), [0]
+    off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
+    read, kept = cache_features(objective, model, sets, passes(train, knobs), watch, off)
+
+    def save_best(step: int, loss: float) -> None:
+        sizes.append(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}))
+        save_probe(folder, rows, probe_logits(objective, model, rows))
+
+    if method.whole_model:
+        (folder / "adapter").mkdir(parents=True, exist_ok=True)
+        prepared.tokenizer.save(folder / "adapter")
+    outcome = loop.fit(
+        model,
+        method,
+        read["training"],
+        knobs,
+        folder,
+        objective=objective,
+        validate=lambda tuned: evaluate_loss(objective, tuned, read["validation"], prepared.config.eval.batch_tokens),
+        save_best=save_best,
+        identity=prepared.identity() | {"features kept": kept is not None},
+        resume=resume,
+        on_record=on_record,
+    )
+    return Fitted(outcome, trainable_parameters(model), sizes[-1] or None, kept)
