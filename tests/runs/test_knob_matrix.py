@@ -159,7 +159,8 @@ class Place:
     def __init__(self, folder: Path):
         self.folder = folder
         self.numbers, self.calls = count(), Counter[str]()
-        self.left: dict[str, Any] = {}
+        self.left: dict[str, dict[str, Any]] = {}
+        self.folders: dict[str, Path] = {}
         save_tiny_folder(folder / "model", max_position_embeddings=64)
         save_tiny_folder(folder / "other-model", intermediate_size=40)
         pair_folder(folder / "pair-model")
@@ -194,6 +195,7 @@ class Place:
         sets = sets | {"runs": str(runs / sets.get("runs", "runs"))}
         self.calls.clear()
         done = microplane.train(knobs=self.knobs(where, sets))
+        self.last = done.folder
         result, adapter = done.result, sorted((done.folder / "adapter").glob("*.safetensors"))
         clock = ("seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes", "feature_cache")
         facts = ("rows", "tokens", "trained_tokens", "bad")
@@ -211,11 +213,20 @@ class Place:
             "calls": dict(self.calls),
         }
 
+    @staticmethod
+    def key(where: str, sets: dict[str, Any]) -> str:
+        return json.dumps([where, sets], sort_keys=True)
+
     def once(self, where: str, sets: dict[str, Any]) -> dict[str, Any]:
-        key = json.dumps([where, sets], sort_keys=True)
+        key = self.key(where, sets)
         if key not in self.left:
             self.left[key] = self.run(where, sets)
+            self.folders[key] = self.last
         return self.left[key]
+
+    def folder_of(self, where: str, sets: dict[str, Any]) -> Path:
+        self.once(where, sets)
+        return self.folders[self.key(where, sets)]
 
 
 @pytest.fixture(scope="module")
@@ -358,9 +369,8 @@ def test_a_value_that_says_what_is_so_anyway_is_fine(there):
 @pytest.mark.parametrize("where", [where for where in RUNS if where != "bad rows"])
 def test_run_yaml_runs_again_as_it_is(where, there):
     """It holds all knobs, with what was inferred."""
-    there.run(where, without_knob("", where, {}))
-    last = max(there.folder.glob("runs-*/runs/run/run.yaml"), key=lambda file: file.stat().st_mtime_ns)
-    knobs = build(RunKnobs, read_yaml(last)).model_copy(update={"runs": str(there.folder / f"again-{where[:4]}")})
+    written = there.folder_of(where, without_knob("", where, {})) / "run.yaml"
+    knobs = build(RunKnobs, read_yaml(written)).model_copy(update={"runs": str(there.folder / f"again-{where[:4]}")})
     assert microplane.train(knobs=knobs).result["status"] == "success"
 
 
