@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import microplane
+from microplane.cache.eviction import prune
+from microplane.data.progress import Silent
 from microplane.files import cache_dir
 from microplane.models.families import family_of
 from microplane.models.files.load import save_model
@@ -105,3 +109,24 @@ def test_layer_wise_rates_and_gradual_unfreezing_are_bitwise_on_resume(tmp_path)
     shutil.rmtree(sorted((run.folder / "resume").glob("step-*"))[-1])
     microplane.runs.train.resume(run.folder)
     assert (run.folder / "metrics.jsonl").read_bytes() == log
+
+
+def test_what_a_live_run_reads_stays_in_the_cache(tmp_path):
+    """Rows and features are in use in every step; after the run they may go."""
+    model = folder_of(tmp_path / "model", MODELS["bert"])
+    told = []
+
+    class Watch(Silent):
+        def record(self, record: dict[str, Any]) -> None:
+            told.extend((kind, prune(kind)) for kind in ("data", "features"))
+
+    knobs = {"train.epochs": 4, "model.dtype": "float32", "runs": str(tmp_path / "runs")}
+    run = microplane.train(model, reviews(tmp_path), method="head-only", set=knobs, watch=Watch())
+    assert run.result["train"]["feature_cache"]
+    assert {(kind, len(pruned.in_use), len(pruned.deleted)) for kind, pruned in told} == {
+        ("data", 1, 0),
+        ("features", 2, 0),
+    }
+    gc.collect()
+    assert len(prune("features").deleted) == 2
+    assert len(prune("data").deleted) == 1

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microplane.config.build import read_yaml
+from microplane.cache.eviction import prune
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import materialise
 from microplane.data.mixtures.sampler import open_mixture
@@ -253,6 +254,21 @@ def test_training_reads_a_mixture_and_holds_source_rows_out(place, make_tiny):
     again = text_splits(knobs, make_tiny())
     assert again.summary.fingerprint == splits.summary.fingerprint
     assert len(text_rows(knobs, make_tiny())) == 40
+
+
+def test_a_mixture_that_is_being_read_stays_in_the_cache(tmp_path, monkeypatch, make_tiny):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    write_sources(tmp_path)
+    knobs = DataKnobs(train=str(write_mixture(tmp_path, one(rows=50))), max_length=4096)
+    told = []
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        if what.startswith("tokenising"):
+            told.append(prune("mixtures"))
+
+    load_splits(knobs, make_tiny(), progress)
+    assert {(len(pruned.in_use), len(pruned.deleted)) for pruned in told} == {(1, 0)}
+    assert len(prune("mixtures").deleted) == 1
 
 
 def test_a_changed_source_is_read_again(tmp_path, make_tiny):
