@@ -133,7 +133,12 @@ class TrainKnobs(Knobs):
         0.0, ge=0, lt=1, description="share of the target that is spread over all tokens, in training only"
     )
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 switches clipping off")
-    seed: int = Field(0, ge=0, le=2**31, description="of the order of rows, new weights and dropout")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**31,
+        description="of the order of rows, new weights, dropout and span corruption",
+    )
     threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")
     eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
     patience: int = Field(3, ge=0, description="validations without gain before an early stop; 0 never stops early")

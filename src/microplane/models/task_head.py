@@ -52,8 +52,8 @@ class TaskHead(nn.Module):
         """Our parameter name -> Hugging Face's, of the model beneath, whose plain names are given, and of this head."""
         form = FORMS[self.config.form] if self.config.form else None
         names = {ours: (form.prefix if form else "") + theirs for ours, theirs in beneath.items()}
-        own: dict[str, str | None] = {"out": f"{OWN}.out"}
-        called = {"out": form.out, "dense": form.dense, "norm": form.norm} if form else own
+        plain: dict[str, str | None] = {"out": f"{OWN}.out"}
+        called = {"out": form.out, "dense": form.dense, "norm": form.norm} if form else plain
         for name, _ in self.named_parameters():
             module, kind = name.split(".")
             names[f"{OWN}.{name}"] = f"{called[module]}.{kind}"

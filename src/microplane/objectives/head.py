@@ -118,20 +118,20 @@ class HeadObjective(ABC):
     def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], loss: float, judge: Judge) -> Measured:
         """Metrics of the head on all rows, which costs no more than the loss, and what it says of `rows`."""
         classes = head_classes(model)
-        said: dict[int, Any] = {}
+        predicted: dict[int, Any] = {}
 
         def predict(indices: list[int], batch: LabelBatch) -> None:
             scores = task_scores(model, batch.rows, batch.cached_features)
-            said.update(zip(indices, self.by_row(self.words(scores, classes), batch.rows.lengths), strict=True))
+            predicted.update(zip(indices, self.by_row(self.words(scores, classes), batch.rows.lengths), strict=True))
 
         for_each_batch(self, model, dataset, judge.batch_tokens, predict)
         truths = [self.truth(dataset.labels(row), classes) for row in range(len(dataset))]
-        scores = judge.label_scores(self.name, [said[row] for row in range(len(dataset))], truths)
+        scores = judge.label_scores(self.name, [predicted[row] for row in range(len(dataset))], truths)
         return {
             "scores": {"loss": loss, **scores},
             "prompts": [judge.tokenizer.decode(dataset[row][0].tolist()) for row in rows],
             "targets": [self.line(truths[row], truths[row]) for row in rows],
-            "texts": [self.line(said[row], truths[row]) for row in rows],
+            "texts": [self.line(predicted[row], truths[row]) for row in rows],
         }
 
     @abstractmethod

@@ -92,3 +92,14 @@ def test_too_little_text_and_no_sentinels_are_refused(file, tokenizer, tmp_path,
         DenoisedDataset(short, "span_corruption", 40, sentinels_of(tokenizer), 1)
     with pytest.raises(DataError, match="this vocabulary has no <extra_id_0>; choose data.objective=prefix_lm"):
         sentinels_of(make_tiny())
+
+
+@pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
+def test_the_seed_draws_the_training_rows_and_not_those_to_measure_on(file, tokenizer, objective):
+    one, again, other = (splits(file, tokenizer, seed, objective=objective) for seed in (1, 1, 2))
+    rows = range(len(one.train))
+    drawn = [[side.tolist() for row in rows for side in made.train.pair(row)] for made in (one, again, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({made.train.fingerprint for made in (one, other)}) == 2
+    assert one.validation.fingerprint == other.validation.fingerprint
+    assert all(np.array_equal(*pair) for pair in zip(one.validation.pair(0), other.validation.pair(0), strict=True))

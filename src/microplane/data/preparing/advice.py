@@ -22,8 +22,8 @@ def advise(summary: DataSummary, method: str) -> list[str]:
     """
     rows = summary.rows["train"]
     fits, why = _fitting(rows, summary)
-    said = f"{rows:,} training rows: {fits} fits, for {why}"
-    lines = [said if method == fits else f"{said}; {method} was chosen"]
+    advice = f"{rows:,} training rows: {fits} fits, for {why}"
+    lines = [advice if method == fits else f"{advice}; {method} was chosen"]
     return lines + _balance(summary)
 
 
@@ -55,6 +55,6 @@ def _balance(summary: DataSummary) -> list[str]:
         )
     if rare := sorted(name for name, count in counts.items() if count < RARE):
         shown = ", ".join(rare[:6]) + (f" and {len(rare) - 6} more" if len(rare) > 6 else "")
-        what = "class has" if len(rare) == 1 else "classes have"
-        lines.append(f"{len(rare)} {what} fewer than {RARE} training rows, too few to learn or to measure: {shown}")
+        subject = "class has" if len(rare) == 1 else "classes have"
+        lines.append(f"{len(rare)} {subject} fewer than {RARE} training rows, too few to learn or to measure: {shown}")
     return lines

@@ -102,9 +102,9 @@ class ChatTemplate:
             return self.template.render(add_generation_prompt=generation_prompt, **values)
         except Exception as error:  # the template is a program of others; whatever it raises is its message
             roles = ", ".join(message.role for message in messages)
-            what = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
-                f"the model's chat template refuses a conversation of {roles}: {what}; possible: other roles, or "
+                f"the model's chat template refuses a conversation of {roles}: {reason}; possible: other roles, or "
                 "--set data.template=plain"
             ) from None
 
@@ -214,8 +214,8 @@ class PlainTemplate:
     def trace(self, messages: Sequence[Message], generation_prompt: bool = False) -> Traced:
         """Messages stand on lines of their own; an answer is followed by the end token."""
         traced = Traced("")
-        said = [message for message in messages if message.content]
-        for number, message in enumerate(said):
+        spoken = [message for message in messages if message.content]
+        for number, message in enumerate(spoken):
             start = len(traced.text)
             span = (start, start + len(message.content))
             traced.contents.append(span)
@@ -223,6 +223,6 @@ class PlainTemplate:
             if message.role == "assistant":
                 traced.answers.append(span)
                 traced.text += self.end
-            if number + 1 < len(said) or message.role != "assistant":
+            if number + 1 < len(spoken) or message.role != "assistant":
                 traced.text += "\n"
         return traced

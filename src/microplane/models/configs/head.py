@@ -119,8 +119,8 @@ class HeadConfig:
             "problem_type": PROBLEMS.get(self.task),
         }
         if self.form is None:
-            told = asdict(self)
-            return fields | {OWN: {name: told[name] for name in ("task", "pooling", "dropout")}}
+            settings = asdict(self)
+            return fields | {OWN: {name: settings[name] for name in ("task", "pooling", "dropout")}}
         fields |= {"architectures": [self.form], "classifier_dropout": self.dropout}
         if FORMS[self.form].norm:
             fields |= {"classifier_bias": self.dense_bias, "classifier_activation": self.activation}
@@ -201,21 +201,21 @@ def _form_of(config: Mapping[str, Any]) -> str | None:
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """By number, from `id2label`, or by their count alone, of which two is the default."""
-    told = config.get("id2label")
-    if told is None:
+    names = config.get("id2label")
+    if names is None:
         count = config.get("num_labels", 2)
         if type(count) is not int or count < 1:
             raise ModelError(f"num_labels = {count!r} in config.json: expected a whole number above 0")
         return tuple(f"LABEL_{number}" for number in range(count))
     try:
-        named = {int(number): str(label) for number, label in told.items()}
+        by_number = {int(number): str(label) for number, label in names.items()}
     except (AttributeError, TypeError, ValueError):
-        named = {}
-    if not named or sorted(named) != list(range(len(named))):
+        by_number = {}
+    if not by_number or sorted(by_number) != list(range(len(by_number))):
         raise ModelError(
-            f"id2label = {str(told)[:80]} in config.json: expected the number of each class from 0 on, and its name"
+            f"id2label = {str(names)[:80]} in config.json: expected the number of each class from 0 on, and its name"
         )
-    return tuple(named[number] for number in range(len(named)))
+    return tuple(by_number[number] for number in range(len(by_number)))
 
 
 def _task(config: Mapping[str, Any], labels: int) -> str:
@@ -244,15 +244,15 @@ def _share(share: Any, name: str) -> float:
     return float(share)
 
 
-def _own(told: Any, labels: tuple[str, ...], width: int) -> HeadConfig:
-    told = told if isinstance(told, dict) else {}
-    task, pooling = told.get("task"), told.get("pooling")
+def _own(settings: Any, labels: tuple[str, ...], width: int) -> HeadConfig:
+    fields = settings if isinstance(settings, dict) else {}
+    task, pooling = fields.get("task"), fields.get("pooling")
     if task not in TASKS or pooling not in POOLINGS:
         raise ModelError(
             f"{OWN} in config.json has task = {task!r} and pooling = {pooling!r}: expected one of {', '.join(TASKS)},"
             f" and one of {', '.join(POOLINGS)}"
         )
-    return HeadConfig(task, labels, width, pooling, dropout=_share(told.get("dropout", 0.0), f"{OWN}.dropout"))
+    return HeadConfig(task, labels, width, pooling, dropout=_share(fields.get("dropout", 0.0), f"{OWN}.dropout"))
 
 
 def form_for(architecture: str, task: str, pooling: str) -> str | None:

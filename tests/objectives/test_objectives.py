@@ -1,0 +1,114 @@
+"""What every objective keeps: sums and counts fit each other, modes come back, and one that is not ours trains too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from microplane.config.knobs import TrainKnobs
+from microplane.errors import ConfigError
+from microplane.evaluation.evaluate import evaluate_loss
+from microplane.evaluation.probe import probe_logits, probe_rows
+from microplane.methods import make_method
+from microplane.nn.rows import Rows
+from microplane.objectives import HEAD_OBJECTIVES
+from microplane.objectives.collate import for_each_batch, rows_of
+from microplane.objectives.next_token import NextToken
+from microplane.objectives.text import TokenBatch
+from microplane.training.loop import fit
+from tests.contract.families import FAMILIES
+from tests.tiny import copy_task, tiny
+
+EVERY = pytest.mark.parametrize("family", list(FAMILIES))
+
+
+@EVERY
+def test_the_loss_of_a_batch_is_the_sum_of_its_rows(family):
+    family = FAMILIES[family]
+    objective, model = family.objective, family.build()
+    whole = objective.collate(family.data, range(6))
+    alone = [objective.collate(family.data, [row]) for row in range(6)]
+    assert whole.count == sum(batch.count for batch in alone) == family.data.trained_counts[:6].sum()
+    total = sum(objective.loss(model, batch) for batch in alone)
+    torch.testing.assert_close(objective.loss(model, whole), total, rtol=1e-4, atol=1e-4)
+
+
+@EVERY
+def test_every_row_is_visited_once_without_dropout_and_gradients(family):
+    family = FAMILIES[family]
+    model, seen, progress = family.build().train(), [], []
+
+    def visit(indices, batch):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        seen.extend(indices)
+
+    for_each_batch(family.objective, model, family.data, 30, visit, lambda done, total: progress.append((done, total)))
+    assert sorted(seen) == list(range(len(family.data)))
+    assert progress[-1] == (len(seen), len(seen))
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+def broken(*given):
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_left_as_it_was_when_measuring_fails(training, monkeypatch):
+    model, data = tiny().train(training), copy_task(8)
+    monkeypatch.setattr(NextToken, "loss", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        evaluate_loss(NextToken(), model, data, 64)
+    assert model.training is training
+    monkeypatch.setattr(NextToken, "probe", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        probe_logits(NextToken(), model, probe_rows(NextToken(), data))
+    assert model.training is training
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("task", HEAD_OBJECTIVES)
+def test_what_has_a_head_writes_nothing(task):
+    objective = HEAD_OBJECTIVES[task]
+    assert objective.stop_ids(None, "auto") == ()
+    with pytest.raises(ConfigError, match=f"a task head for {task}: it gives labels and writes no text"):
+        objective.prompt([], None, "auto", None)
+
+
+@dataclass(frozen=True)
+class TwoTowers(NextToken):
+    """A contrastive objective that is not ours: each row's halves find each other among the batch's (InfoNCE)."""
+
+    def collate(self, dataset, indices):
+        halves = [np.array_split(dataset[index][0], 2) for index in indices]
+        rows = rows_of([half[side] for side in (0, 1) for half in halves])
+        return TokenBatch(rows, rows.last, torch.arange(len(indices)))
+
+    def loss(self, model, batch, label_smoothing=0.0) -> Tensor:
+        assert isinstance(batch.rows, Rows)
+        vectors = torch.nn.functional.normalize(model(batch.rows)[batch.positions].float(), dim=-1)
+        left, right = vectors.chunk(2)
+        return torch.nn.functional.cross_entropy(left @ right.t() / 0.1, batch.targets, reduction="sum")
+
+
+def test_an_objective_that_is_not_ours_trains(tmp_path):
+    torch.manual_seed(0)
+    model, method, data = tiny(), make_method({"name": "lora"}), copy_task(32)
+    method.attach(model)
+    losses = []
+
+    def validate(model):
+        losses.append(evaluate_loss(TwoTowers(), model, data, 400))
+        return losses[-1]
+
+    knobs = TrainKnobs(steps=30, lr=1e-2, eval_every=30)
+    fit(
+        model, method, data, knobs, tmp_path,
+        objective=TwoTowers(), validate=validate, save_best=lambda *_: None, identity={},
+    )  # fmt: skip
+    assert losses[-1] < 0.7 * losses[0]
