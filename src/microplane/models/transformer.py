@@ -237,7 +237,7 @@ class Transformer(Model):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Transformer:
-        """As the paper's own code (tensor2tensor) begins: Xavier uniform, embeddings normal with deviation 1/sqrt(D).
+        """New random weights as in the paper's code (tensor2tensor): Xavier uniform, embeddings normal with std D^-0.5.
 
         The pad's embedding is 0, biases are 0 and norms neutral.
         """
@@ -261,7 +261,7 @@ class Transformer(Model):
         return (SHARED if self.config.shared else TARGET), HEAD
 
     def is_unused_weight(self, name: str) -> bool:
-        """Also tables of positions, which follow from config.json, and further copies of the embedding."""
+        """Also position tables, which are computed from config.json, and copies of the embedding."""
         spare = (*POSITIONS, SHARED) if not self.config.shared else (*POSITIONS, SOURCE, TARGET)
         return super().is_unused_weight(name) or name in spare
 

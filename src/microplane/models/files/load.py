@@ -1,4 +1,4 @@
-"""Weights in and out: folders in Hugging Face layout (safetensors), and GGUF files through models/files/gguf.py.
+"""Reading and writing models: folders in Hugging Face layout (safetensors); reading GGUF files (models/files/gguf.py).
 
 Never a pickle. One tensor at a time is held beside the model, so that loading peaks at the size of the model.
 """
@@ -91,7 +91,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _text_part(config: dict[str, Any], places: Places) -> tuple[dict[str, Any], Places]:
-    """Of a Gemma 3 that also sees images, the language model alone; anything else as it is."""
+    """The language model of a Gemma 3 that also takes images; any other model unchanged."""
     if config.get("architectures") != ["Gemma3ForConditionalGeneration"]:
         return config, places
     text = config.get("text_config") or {}
@@ -192,7 +192,7 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
 
 
 def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) -> Model:
-    """A model in eval mode, with nothing that trains, its weights converted to `dtype`, or quantised as it says.
+    """A model in eval mode whose parameters are frozen, with weights in `dtype`, or quantised as a NumberFormat says.
 
     Raises:
         ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
@@ -220,7 +220,7 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
 
 
 def open_config(path: Path) -> Checkpoint:
-    """A folder's config.json alone, as the shape of a model that is yet to be trained.
+    """A folder's config.json as a checkpoint without tensors, for a model that is trained from new weights.
 
     Raises:
         ModelError: if there is none.
@@ -231,7 +231,7 @@ def open_config(path: Path) -> Checkpoint:
 
 
 def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
-    """A model of the shape that a folder's config.json describes, with new random weights in float32, in eval mode.
+    """A model as a folder's config.json describes it, with new random float32 weights, in eval mode.
 
     Raises:
         ModelError: if there is no config.json, or it is not supported.
@@ -243,7 +243,7 @@ def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
 
 
 def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
-    """Put quantised linears in the place of those of the blocks, if `form` asks for it; the head stays as it is."""
+    """Replace the linears of the blocks by quantised ones, if `form` asks for it; the head is not quantised."""
     for site in linears(model).values():
         if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
             plain, kind = site.module, QUANTISED[form.quantised]
@@ -251,7 +251,7 @@ def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
 
 
 def build_on_meta(checkpoint: Checkpoint) -> Model:
-    """The model of a checkpoint on the meta device, with its task head: shapes without weights."""
+    """A model on the meta device (shapes without memory) as the checkpoint describes it, with its task head."""
     fields = plain_of(checkpoint.config)
     kind = family_of(fields)
     with torch.device("meta"):
@@ -265,7 +265,8 @@ def build_on_meta(checkpoint: Checkpoint) -> Model:
 
 
 def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
+    """True if the embedding serves as head: no other is stored, or an equal one. Some files claim tied weights and yet
+    hold another head."""
     embedding, head = model.tied_names
     copies = [name for name in (embedding, *model.aliases().get(embedding, ())) if name in tensors and name != head]
     return head not in tensors or not copies or torch.equal(tensors[head], tensors[copies[0]])
@@ -274,7 +275,7 @@ def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
 def _convert(
     model: Model, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The model's state. What it wants quantised is quantised from the format in which it is stored."""
+    """The model's state_dict. Weights are quantised directly from the format in which they are stored."""
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     names = _stored_names(model, stored)
     missing = [theirs for theirs in names.values() if theirs not in stored]
@@ -316,7 +317,10 @@ def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str
 
 
 def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A tensor of the plain model as the tensors of this one; `packed` is what it was dequantised from, if it was."""
+    """The tensors of this model for a tensor of the plain one: itself, or the parts of a quantised weight.
+
+    `packed` is the stored nf4 form that `tensor` was dequantised from, if there is one.
+    """
     site, _, kind = name.rpartition(".")
     owner = model.get_submodule(site)
     if isinstance(owner, QuantisedLinear) and kind == "weight":
