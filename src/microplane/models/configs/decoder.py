@@ -226,8 +226,8 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         raise ModelError(
             f"in config.json, num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
         )
-    if (told := fields.get("no_rope_layers")) and len(told) < layers:
-        raise ModelError(f"no_rope_layers in config.json has {len(told)} entries for num_hidden_layers = {layers}")
+    if (no_rope := fields.get("no_rope_layers")) and len(no_rope) < layers:
+        raise ModelError(f"no_rope_layers in config.json has {len(no_rope)} entries for num_hidden_layers = {layers}")
     if fields.get("use_bidirectional_attention"):
         raise ModelError("use_bidirectional_attention = true in config.json is not supported; attention is causal here")
 

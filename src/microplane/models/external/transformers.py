@@ -168,10 +168,10 @@ class TransformersModel(Model):
             return self._decoded(rows, None)
         assert isinstance(cache, TokenCache)
         whole, new = cache.extend(rows), torch.tensor(rows.lengths)
-        made = self._decoded(whole, None if cache.memory is None else cache.memory)
+        output = self._decoded(whole, None if cache.memory is None else cache.memory)
         ends = torch.repeat_interleave(whole.last + 1, new)
         back = torch.cat([torch.arange(count, 0, -1) for count in rows.lengths])
-        return made.index_select(0, ends - back)
+        return output.index_select(0, ends - back)
 
     def encode(self, source: Rows) -> Tensor:
         return torch.cat(self._encoded(source))
@@ -180,8 +180,8 @@ class TransformersModel(Model):
         """The encoder's output for each row, (tokens, D)."""
         ids, mask = _rectangle(source)
         with self._compute_format():
-            made = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return list(torch.split(from_grid(made, source), list(source.lengths)))
+            output = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return list(torch.split(from_grid(output, source), list(source.lengths)))
 
     def _decoded(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         ids, mask = _rectangle(rows)
@@ -199,8 +199,8 @@ class TransformersModel(Model):
             }
         with self._compute_format():
             body = self.net.base_model if self.head_is_separable else self.net
-            made = body(**given, use_cache=False, return_dict=True)
-        return from_grid(made.last_hidden_state if self.head_is_separable else made.logits, rows)
+            output = body(**given, use_cache=False, return_dict=True)
+        return from_grid(output.last_hidden_state if self.head_is_separable else output.logits, rows)
 
     @contextmanager
     def _compute_format(self) -> Iterator[None]:
@@ -332,7 +332,7 @@ def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        net, told = _class(config).from_pretrained(
+        net, info = _class(config).from_pretrained(
             folder,
             config=_hf_config(config.fields),
             dtype=dtype,
@@ -345,7 +345,11 @@ def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> 
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    wrong = {"missing": told["missing_keys"], "unexpected": told["unexpected_keys"], "wrong": told["mismatched_keys"]}
+    wrong = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "wrong": info["mismatched_keys"],
+    }
     if any(wrong.values()):
         lines = [
             f"  {len(names)} {what}: {', '.join(map(str, sorted(names)[:8]))}" for what, names in wrong.items() if names

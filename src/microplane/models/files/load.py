@@ -40,7 +40,7 @@ TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that doe
     "lm_head.": "lm_head.",
 }
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
-# Not saved: what names code of the model's repository, which is not needed, and what told of a head that is gone.
+# Not saved: names of code in the model's repository, which is not needed here, and settings of a head that is gone.
 DROPPED = ("auto_map", OWN)
 
 
@@ -157,18 +157,18 @@ def _scan(folder: Path) -> tuple[Places, Counter[str]]:
 
 
 def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
-    told = read_object(folder / INDEX, ModelError).get("weight_map")
-    if not isinstance(told, dict) or not told:
+    weight_map = read_object(folder / INDEX, ModelError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
-    if odd := [file for file in told.values() if not isinstance(file, str)]:
+    if odd := [file for file in weight_map.values() if not isinstance(file, str)]:
         raise ModelError(f"{folder / INDEX}: weight_map says {odd[0]!r} where the name of a file should be")
-    names = sorted(set(told.values()))
+    names = sorted(set(weight_map.values()))
     if astray := [name for name in names if Path(name).name != name]:
         raise ModelError(f"{folder / INDEX} names files outside of the folder: {_listed(astray)}")
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {_listed(absent)}")
     places, formats = _scan_files([folder / name for name in names])
-    if lost := [name for name, file in told.items() if places.get(name) != (folder / file, name)]:
+    if lost := [name for name, file in weight_map.items() if places.get(name) != (folder / file, name)]:
         raise ModelError(f"{folder / INDEX} names tensors that are not in the file it says: {_listed(lost)}")
     return places, formats
 
@@ -213,7 +213,7 @@ def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) ->
         quantise_linears(model, form)
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
     model.source_config, model.compute = checkpoint.config, form.multiplied
-    model.extra_weights = _spare(model, checkpoint, form.stored)
+    model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
     return model.eval().requires_grad_(False)
@@ -301,19 +301,19 @@ def _convert(
 
 def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:
     """Our parameter name -> the name under which a checkpoint holds it."""
-    called, aliases = {model.canonical_name(name): name for name in stored}, model.aliases()
+    by_name, aliases = {model.canonical_name(name): name for name in stored}, model.aliases()
     names = {}
     for ours, theirs in hf_names(model).items():
         spellings = [model.canonical_name(name) for name in (theirs, *aliases.get(theirs, ()))]
-        names[ours] = next((called[name] for name in spellings if name in called), theirs)
+        names[ours] = next((by_name[name] for name in spellings if name in by_name), theirs)
     return names
 
 
-def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def _extra_weights(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     used = {model.canonical_name(name) for name in hf_names(model).values()}
-    called = {model.canonical_name(name): name for name in checkpoint.tensors}
-    kept = {name: stored for name, stored in called.items() if name not in used and model.is_head_weight(name)}
-    return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
+    by_name = {model.canonical_name(name): name for name in checkpoint.tensors}
+    extra = {name: stored for name, stored in by_name.items() if name not in used and model.is_head_weight(name)}
+    return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in extra.items()}
 
 
 def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
