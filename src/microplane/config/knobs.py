@@ -34,23 +34,25 @@ class ModelKnobs(Knobs):
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
     dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
         "auto",
-        description="number format of the base, and of what is multiplied where the base itself trains (its weights "
-        "are float32 then); auto takes what measures fastest here, or what the method needs; int8 and nf4 (4 bits) "
-        "store the linear layers of the blocks small, and the rest as it is",
+        description="number format of the frozen base: float32, bfloat16, int8 or nf4 (4 bits); int8 and nf4 are for "
+        "the linear layers of the blocks only. If the base itself trains, its weights are float32 and this is the "
+        "format that they are multiplied in. auto: the fastest on this machine, or what the method needs",
     )
     compute: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="number format in which an int8 or nf4 base is multiplied; auto takes the faster of the first two; "
-        "int8 rounds what comes in to 8 bits a row, which is twice as fast on processors that have such products",
+        description="number format in which an int8 or nf4 base is multiplied; auto: the faster of float32 and "
+        "bfloat16; int8 rounds the inputs to 8 bits too, twice as fast on processors with 8-bit products",
     )
     cache_dequantised: bool = Field(
-        False, description="keep an int8 or nf4 base dequantised: faster, but as much memory as without quantising"
+        False, description="keep the weights of an int8 or nf4 base dequantised: faster, but no memory is saved"
     )
     init: Literal["pretrained", "random"] = Field(
-        "pretrained", description="random: begin with new weights of the shape that the folder's config.json describes"
+        "pretrained", description="random: train from new random weights; only the folder's config.json is read"
     )
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
-        "auto", description="how a row becomes one vector for a new task head; auto: an encoder's mean, else the last"
+        "auto",
+        description="the vector of a row that a new task head gets: of its first token (cls), of its last, or the mean "
+        "of all; auto: mean for an encoder, else last",
     )
 
 
@@ -72,7 +74,7 @@ class DataKnobs(Knobs):
         "text",
     ] = Field("auto", description="how rows are read; auto recognises it by looking at the keys")
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the model's chat template; plain: prompt and answer side by side; auto: chat if any"
+        "auto", description="chat: the model's chat template; plain: prompt, then answer; auto: chat if there is one"
     )
     system: str | None = Field(
         None, description="system prompt for rows without one; '' switches a template's default off"
@@ -98,8 +100,8 @@ class DataKnobs(Knobs):
         0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
     )
     validation_rows: int = Field(200, ge=1, description="at most this many rows are split off")
-    skip_bad_rows: bool = Field(False, description="count bad rows and go on, instead of refusing the file")
-    limit: int | None = Field(None, ge=1, description="use only the first so many rows of the training file")
+    skip_bad_rows: bool = Field(False, description="skip bad rows and count them, instead of refusing the file")
+    limit: int | None = Field(None, ge=1, description="use only this many rows from the start of the training file")
 
 
 class TrainKnobs(Knobs):
@@ -107,11 +109,12 @@ class TrainKnobs(Knobs):
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
-    micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step is accumulated")
+    micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step adds up gradients")
     recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",
-        description="activations that are computed again in backward instead of kept: those that are cheap to compute "
-        "are half of all, for a few percent more time; of whole blocks nearly all, for a third more",
+        description="activation checkpointing: cheap computes norms, activations and attention scores again in "
+        "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
+        "third more time)",
     )
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
@@ -119,40 +122,39 @@ class TrainKnobs(Knobs):
     )
     warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
     optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="AdamW, or T5's Adafactor, whose state takes next to no memory"
+        "adamw", description="AdamW, or Adafactor as T5 uses it, whose state needs very little memory"
     )
     scale_parameter: bool = Field(
         False,
-        description="Adafactor's steps relative to each tensor's size, train.lr being 1e-3 if not set; off for "
-        "adapters, whose zero tensors would get lr x 1e-3",
+        description="Adafactor: steps are relative to each tensor's size (train.lr is 1e-3 if not set); not for "
+        "adapters, whose tensors start at zero and would hardly move",
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled: a step takes lr x this share off the weights")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging of gradients and their squares")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled: each step takes lr x this share off the weights")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW: decay of its two running averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target that is spread over all tokens, in training only"
     )
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 switches clipping off")
+    clip: float = Field(1.0, ge=0, description="gradients are scaled down to at most this norm; 0: no clipping")
     seed: int = Field(
-        0,
-        ge=0,
-        le=2**31,
-        description="of the order of rows, new weights, dropout and span corruption",
+        0, ge=0, le=2**31, description="seed of the order of rows, of new weights, of dropout and of span corruption"
     )
     threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")
     eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
-    patience: int = Field(3, ge=0, description="validations without gain before an early stop; 0 never stops early")
+    patience: int = Field(3, ge=0, description="validations without improvement before training stops early; 0: never")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; at each validation otherwise")
     feature_cache: Literal["auto", "off"] = Field(
-        "auto", description="where a method leaves the lowest blocks as they are, compute them once and keep the result"
+        "auto",
+        description="compute the output of the lowest blocks once and keep it on disk, if the method freezes them",
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="each block's learning rate is that of the one above times this; the head has lr"
+        1.0, gt=0, le=1, description="learning rate of a block, as a share of that of the block above; the head has lr"
     )
     unfreeze_every: int | None = Field(
         None,
         ge=1,
-        description="begin with the head alone; from the top, one block more trains every so many steps",
+        description="gradual unfreezing: the head trains alone at first, then from the top one block more every so "
+        "many steps",
     )
 
     @field_validator("feature_cache", mode="before")
@@ -173,14 +175,14 @@ class GenerateKnobs(Knobs):
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher is more random")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0 for all")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that make up this probability")
-    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest one's probability")
+    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the highest probability")
     repetition_penalty: float = Field(
-        1.0, gt=0, description="above 1 makes tokens that already stand there less likely"
+        1.0, gt=0, description="above 1: tokens that already occur in the text become less likely"
     )
     beams: int = Field(1, ge=1, le=256, description="width of the beam search; 1 for none")
     length_penalty: float = Field(1.0, description="beam scores are divided by length to this power")
     stop: tuple[str, ...] = Field((), description="texts that end the answer, besides the model's stop tokens")
-    seed: int = Field(0, ge=0, description="of the sampling")
+    seed: int = Field(0, ge=0, description="seed of sampling")
 
     @field_validator("temperature")
     @classmethod
@@ -192,17 +194,21 @@ class GenerateKnobs(Knobs):
 
 class EvalKnobs(Knobs):
     metrics: tuple[str, ...] = Field(
-        ("auto",), description="exact_match, json_valid, json_equal, accuracy, macro_f1, rouge, bleu, chrf; auto looks"
+        ("auto",),
+        description="exact_match, json_valid, json_equal, accuracy, macro_f1, rouge, bleu, chrf; auto: chosen by the "
+        "answers in the data",
     )
     rows: int = Field(100, ge=0, description="held-out rows to generate answers for, before and after; 0 for none")
     batch_tokens: int = Field(8192, ge=16, description="tokens computed at once during validation")
-    max_new_tokens: int | None = Field(None, ge=1, description="cut of an answer; twice the longest target otherwise")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="most tokens of an answer; twice the longest target otherwise"
+    )
 
 
 class RunKnobs(Knobs):
     """One run. A run is a pure function of this."""
 
-    name: str | None = Field(None, description="of the run's folder; made of model, method and data otherwise")
+    name: str | None = Field(None, description="name of the run's folder; made of model, method and data otherwise")
     runs: str = Field("runs", description="the folder that holds the runs")
     model: ModelKnobs = ModelKnobs()
     method: dict[str, Any] = Field({"name": "lora"}, description="the method's name and its own knobs")

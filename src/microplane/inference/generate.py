@@ -1,6 +1,6 @@
-"""Answers to prompts: greedy, sampled or by beam search, in batches and with a key-value cache.
+"""Text generation: greedy, sampled or by beam search, in batches and with a key-value cache.
 
-Shapes: B rows being written (beams of one prompt stand side by side), V vocabulary.
+Shapes: B rows that are written (the beams of one prompt are adjacent), V vocabulary.
 
 The order of operations and the formulas are those of transformers, so that results can be compared: repetition
 penalty, temperature, top-k, top-p, min-p; beam search with its `early_stopping=False`. All of it in float32.
@@ -44,15 +44,15 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     batch_tokens: int = 8192,
 ) -> list[Answer]:
-    """Continue each prompt: one answer each, in their order. Rounding aside, it does not depend on those beside it.
+    """One answer for each prompt, in their order. Apart from rounding it does not depend on the other prompts.
 
     Args:
         model: a `Decoder` or an encoder-decoder, in eval mode.
         stop_ids: tokens that end an answer.
         on_text: called with a prompt's number and the next piece of its answer's text, in whole characters; the pieces
-            joined are `Answer.text`. Beam search tells each answer in one piece.
+            joined are `Answer.text`. Beam search gives each answer in one piece.
         progress: called with the numbers of finished answers and of prompts.
-        batch_tokens: room for cached tokens; prompts are computed together up to this, but always one.
+        batch_tokens: most tokens in the cache; prompts are computed together up to this, and at least one.
 
     Raises:
         ConfigError: for settings that exclude each other, or more tokens than the model's context holds.
@@ -68,14 +68,14 @@ def generate(
         for row, answer in written:
             answers[row.number] = answer
             if on_text:
-                row.tell(answer.text, on_text)
+                row.send(answer.text, on_text)
             if progress:
                 progress(len(answers), len(prompts))
     return [answers[number] for number in range(len(prompts))]
 
 
 def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
-    """Refuse before the first step what cannot work, or would be ignored."""
+    """Refuse settings that cannot work or would be ignored, before the first step."""
     context, written = model.max_row_tokens, model.config.context
     if knobs.beams > 1 and knobs.temperature > 0:
         both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
@@ -101,7 +101,7 @@ def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -
 
 
 def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int, written: int) -> None:
-    """What is read and what is written have the whole context each."""
+    """In an encoder-decoder the prompt and the answer have the whole context each."""
     if length > context:
         over = f"prompt {number + 1} has {length} tokens: more than the {context} that the model reads"
         raise ConfigError(f"{over}. Shorten the prompt")
@@ -111,7 +111,7 @@ def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int, wr
 
 
 def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
-    """Numbers of prompts to answer together: the longest first, as many as the budget has room for in the end."""
+    """Numbers of prompts to answer together, the longest first: as many as fit the budget with their whole answers."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
         size = max(1, min(MOST_ROWS, budget // (lengths[order[0]] + knobs.max_new_tokens)) // knobs.beams)
@@ -125,17 +125,17 @@ class GenerationRow:
     def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int):
         self.number = number
         self.prompt = list(prompt)
-        self.begun: list[int] = []  # tokens before those of the answer in its row
+        self.first_tokens: list[int] = []  # the tokens of its row before the answer's: prompt, or decoder's start token
         self.ids: list[int] = []
-        self.text = ""  # of `ids`, but for an unfinished character at the end
+        self.text = ""  # of `ids`, without an unfinished character at the end
         self.stream = TextStream(tokenizer)
-        self.chance = random.Random(f"{seed}/{number}")
-        self.told = 0  # characters that on_text has been given
+        self.random = random.Random(f"{seed}/{number}")
+        self.sent = 0  # number of characters that on_text has got
 
-    def tell(self, text: str, on_text: Callable[[int, str], None]) -> None:
-        if len(text) > self.told:
-            on_text(self.number, text[self.told :])
-            self.told = len(text)
+    def send(self, text: str, on_text: Callable[[int, str], None]) -> None:
+        if len(text) > self.sent:
+            on_text(self.number, text[self.sent :])
+            self.sent = len(text)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _End:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, stop_ids: Sequence[int], knobs: GenerateKnobs) -> _End:
-        """A stop text that is a special token never shows up in the text, so it becomes a stop token."""
+        """Special tokens do not appear in decoded text, so a stop text that is one becomes a stop token."""
         written = [tokenizer.encode(text, special=False) for text in knobs.stop]
         hidden = [ids[0] for ids in written if len(ids) == 1 and not tokenizer.decode(ids)]
         return cls(tokenizer, frozenset([*stop_ids, *hidden]), knobs.stop, knobs.max_new_tokens)
@@ -169,13 +169,13 @@ class _End:
         return Answer(ids, text, True)
 
     def _cut(self, text: str) -> int | None:
-        """Where the first stop text begins; asked after every token, so that is the one that was complete first."""
+        """Where the first stop text begins in `text`. Called after every token, so it is the one completed first."""
         return min((text.index(stop) for stop in self.texts if stop in text), default=None)
 
-    def settled(self, text: str) -> str:
-        """The text without what may turn out to begin a stop text."""
-        held = (n for stop in self.texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        return text[: len(text) - max(held, default=0)]
+    def without_stop_start(self, text: str) -> str:
+        """The text without an end that may be the start of a stop text."""
+        lengths = (n for stop in self.texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        return text[: len(text) - max(lengths, default=0)]
 
 
 def _write(
@@ -194,7 +194,7 @@ def _write(
                 continue
             going.append(place)
             if on_text:
-                row.tell(end.settled(row.text), on_text)
+                row.send(end.without_stop_start(row.text), on_text)
         rows = [rows[place] for place in going]
         cache.select(going)
         tokens = [row.ids[-1:] for row in rows]
@@ -202,23 +202,23 @@ def _write(
 
 def _start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[int]]]:
     cache, tokens = model.start_generation([row.prompt for row in rows])
-    for row, begun in zip(rows, tokens, strict=True):
-        row.begun = begun
+    for row, first in zip(rows, tokens, strict=True):
+        row.first_tokens = first
     return cache, tokens
 
 
 def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
-    """Append tokens to the cached rows, and score what follows each: (B, V) float32."""
+    """Append tokens to the cached rows and compute the logits of the next token: (B, V) float32."""
     rows = Rows.of(tokens, starts=cache.lengths)
     return model.logits(model(rows, cache)[rows.last]).float()
 
 
 def _pick(scores: Tensor, rows: Sequence[GenerationRow], knobs: GenerateKnobs, rules: GenerationRules) -> list[int]:
-    scores = penalise(scores, [row.begun + row.ids for row in rows], knobs.repetition_penalty)
+    scores = penalise(scores, [row.first_tokens + row.ids for row in rows], knobs.repetition_penalty)
     scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, rules)
     if knobs.temperature == 0:
         return scores.argmax(-1).tolist()
-    return draw(narrow(scores, knobs), [row.chance.random() for row in rows])
+    return draw(narrow(scores, knobs), [row.random.random() for row in rows])
 
 
 def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
@@ -232,7 +232,7 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
 
 
 def confine(scores: Tensor, written: Sequence[int], limit: int, rules: GenerationRules) -> Tensor:
-    """Scores (B, V) with minus infinity for what is never written, and for all but the last token at a row's end."""
+    """Scores (B, V) with minus infinity for bad tokens, and for all but the forced eos at a row's last token."""
     if rules.bad_tokens:
         scores = scores.index_fill(1, torch.tensor(rules.bad_tokens, device=scores.device), -torch.inf)
     if rules.forced_eos is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
@@ -243,7 +243,7 @@ def confine(scores: Tensor, written: Sequence[int], limit: int, rules: Generatio
 
 
 def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
-    """Scores (B, V) after temperature, top-k, top-p and min-p; what is not to be drawn is minus infinity."""
+    """Scores (B, V) after temperature, top-k, top-p and min-p; excluded tokens have minus infinity."""
     scores = scores / knobs.temperature
     if knobs.top_k:
         least = scores.topk(min(knobs.top_k, scores.shape[-1])).values[:, -1:]
@@ -260,7 +260,7 @@ def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
 
 
 def draw(scores: Tensor, chances: Sequence[float]) -> list[int]:
-    """One token per row: where the row's own number from [0, 1) falls on the summed-up probabilities."""
+    """One token per row: the one at which the cumulative probability passes the row's random number from [0, 1)."""
     # in float64, for a sum of 50,000 float32 numbers is off by more than the last ones are worth
     heights = scores.double().softmax(-1).cumsum(-1)
     marks = torch.tensor(chances, dtype=heights.dtype, device=heights.device)[:, None] * heights[:, -1:]
@@ -282,7 +282,7 @@ class _Beams:
     ended: list[_Beam] = field(default_factory=list)  # best first
 
     def grow(self, log_probs: Tensor, knobs: GenerateKnobs, end: _End) -> list[int]:
-        """One token more, by the log p (beams, V) of each next token. Returns the beam that each new one comes from.
+        """Extend the beams by one token, given log p (beams, V). Returns for each new beam the index of its parent.
 
         So many candidates are looked at that some go on even if the best all end here. Of those that end, the ones
         among the best `knobs.beams` count.
@@ -305,7 +305,7 @@ class _Beams:
         return parents
 
     def over(self, knobs: GenerateKnobs) -> bool:
-        """No beam grows, or the best one, if it ended now, would not be among those that are kept."""
+        """True if no beam grows, or the best one, ended now, would not be better than the worst that is kept."""
         if not self.growing or len(self.ended) < knobs.beams:
             return not self.growing
         best = self.growing[0]
@@ -319,7 +319,7 @@ def _search(
     searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
     cache, tokens = _start(model, rows)
     while searches:
-        seen = [search.row.begun + beam.ids for search in searches for beam in search.growing]
+        seen = [search.row.first_tokens + beam.ids for search in searches for beam in search.growing]
         written = [len(beam.ids) for search in searches for beam in search.growing]
         log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
         log_probs = confine(log_probs, written, knobs.max_new_tokens, model.generation_rules)

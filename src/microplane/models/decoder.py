@@ -132,7 +132,7 @@ class Decoder(Model):
         return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
 
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
-        """Through the blocks `first` to `end`, the last not included: (T, D) -> (T, D)."""
+        """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config, starts = self.config, cache.lengths if cache is not None else None
         mask_specs = {window: MaskSpec(rows, starts, window) for window in set(config.windows)}
         angles = {
@@ -178,7 +178,7 @@ class Decoder(Model):
         return self
 
     def is_unused_weight(self, name: str) -> bool:
-        """Also rotary tables, which older versions of transformers stored, though they follow from config.json."""
+        """Also rotary tables: old versions of transformers stored them, and they are computed from config.json."""
         return super().is_unused_weight(name) or name.endswith(".rotary_emb.inv_freq")
 
     def hf_names(self) -> dict[str, str]:

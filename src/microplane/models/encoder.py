@@ -4,9 +4,9 @@
     H   heads                                  M   width of the feed-forward layer (intermediate_size)
     Dh  width of a head                        P   length of a prefix
 
-Two kinds of blocks: BERT's, with the norm behind each sum, and ModernBERT's, with the norm before each sub-layer.
-Every token sees its whole row, or a window around itself. There is no head of its own: what is predicted from the
-hidden states is a `TaskHead` (models/heads.py).
+Two kinds of blocks: BERT's, with the norm after each sum, and ModernBERT's, with the norm before each sub-layer.
+Every token attends to its whole row, or to a window around itself. An encoder has no head for words: labels are
+predicted by a `TaskHead` (models/heads.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Angles = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Of all heads. `prefix`, where a method sets it, gives keys and values (H, P, Dh) that every token sees too."""
+    """Self-attention. `prefix`, if a method sets it, gives keys and values (H, P, Dh) that every token attends to."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -84,7 +84,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """BERT's: the norm stands behind the sum."""
+    """BERT's block: the norm is applied after the sum."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -104,8 +104,8 @@ class Block(nn.Module):
 
 
 class ModernBlock(nn.Module):
-    """ModernBERT's: the norm stands before the sub-layer, and the first block has none before its attention, for the
-    embeddings have just been normed."""
+    """ModernBERT's block: the norm is applied before the sub-layer. The first block has none before its attention, as
+    the embeddings have been normed already."""
 
     def __init__(self, config: EncoderConfig, layer: int):
         super().__init__()
@@ -131,8 +131,8 @@ def norm_of(config: EncoderConfig) -> LayerNorm:
 class Encoder(Model):
     """A model that reads in both directions; see models/contract.py for what its parts are called.
 
-    `prompt_socket` sees the words' embeddings alone, before positions and segments are added and all is normed: there a
-    prompt [P; E(x)] (arXiv 2104.08691) is put in front, and has positions as the words have.
+    `prompt_socket` gets the word embeddings alone, before positions and segments are added and the sum is normed. There
+    a prompt [P; E(x)] (arXiv 2104.08691) is prepended, whose vectors then get positions like words.
     """
 
     ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
@@ -173,12 +173,12 @@ class Encoder(Model):
         return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
 
     def _entry(self, words: Tensor, rows: Rows) -> Tensor:
-        """What the first block sees: (T, D)."""
+        """The input of the first block: (T, D)."""
         x = self.embed_norm(self._summed(words, rows))
         return dropout(x, self.config.embed_dropout, self.training and not self.frozen)
 
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int) -> Tensor:
-        """Through the blocks `first` to `end`, the last not included: (T, D) -> (T, D)."""
+        """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config = self.config
         mask_specs = {window: MaskSpec(rows, window=window, causal=False) for window in set(config.windows)}
         width = config.hidden_size // config.num_heads
@@ -191,7 +191,7 @@ class Encoder(Model):
         return x
 
     def _summed(self, words: Tensor, rows: Rows) -> Tensor:
-        """Words, segments and positions: (T, D)."""
+        """The sum of word, segment and position embeddings: (T, D)."""
         x = words
         if self.types is not None:
             types = torch.zeros_like(rows.ids) if rows.types is None else rows.types
@@ -232,7 +232,7 @@ class Encoder(Model):
         return self
 
     def canonical_name(self, name: str) -> str:
-        """Without what stands before it in a model with a head, and the norms' weights by their newer names."""
+        """Without the prefix that names have in a model with a head, and old names of norm weights as new ones."""
         name = name.removeprefix(SPECS[self.config.architecture].prefix)
         for old, new in OLD_NAMES.items():
             if name.endswith(old):
@@ -240,7 +240,7 @@ class Encoder(Model):
         return name
 
     def is_unused_weight(self, name: str) -> bool:
-        """The heads of pre-training, the pooler where no task head has it, and stored counters of positions."""
+        """Heads of pre-training (BERT's pooler is one of them), and stored position indices."""
         called = self.canonical_name(name)
         return called.split(".")[0] in UNUSED[self.config.modern] or called == "embeddings.position_ids"
 
@@ -248,7 +248,7 @@ class Encoder(Model):
         return name.rsplit(".", 1)[0] in KEPT[self.config.modern]
 
     def extra_weights_to_save(self) -> dict[str, Tensor]:
-        """The pooler, which Hugging Face counts to the model without a head."""
+        """BERT's pooler: Hugging Face's model without a head contains it."""
         return {} if self.config.modern else self.extra_weights
 
     def hf_names(self) -> dict[str, str]:

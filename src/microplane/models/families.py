@@ -1,4 +1,4 @@
-"""All model families. Adding one: its file, and its place in `MODELS`. What none of them is, transformers may be."""
+"""All model families. A new one is its file and an entry in `MODELS`. Other architectures run through transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_TYPES: dict[str, str] = {name: kind for model in MODELS for name, kind in 
 
 
 def family_of(fields: Mapping[str, Any]) -> type[Model]:
-    """Which of our models a config.json describes, or else the one that transformers stands in for.
+    """The model class for a config.json: one of ours, or else `TransformersModel`.
 
     Raises:
         ModelError: if none, naming it and those that are supported.
@@ -38,7 +38,7 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
 
 
 def context_of(fields: Mapping[str, Any]) -> int | None:
-    """The context that a config.json names, in tokens, if rows are to be cut to it.
+    """The context in a config.json, in tokens, to which rows are cut; None if it names none.
 
     Raises:
         ModelError: as `family_of`.

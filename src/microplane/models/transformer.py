@@ -220,14 +220,14 @@ class Transformer(Model):
     @property
     def generation_rules(self) -> GenerationRules:
         """From generation_config.json, or else config.json. The pad is never written either: it has no meaning."""
-        told = self.generation_config or self.source_config or {}
-        words, last = told.get("bad_words_ids") or [], told.get("forced_eos_token_id")
+        settings = self.generation_config or self.source_config or {}
+        words, forced_eos = settings.get("bad_words_ids") or [], settings.get("forced_eos_token_id")
         if not isinstance(words, list) or not all(_is_token(word) for word in words):
             raise ModelError(f"bad_words_ids = {words!r} is not supported; only single tokens are, as in [[5]]")
-        if last is not None and type(last) is not int:
-            raise ModelError(f"forced_eos_token_id = {last!r} is not supported; only a single token is")
-        never = dict.fromkeys([self.config.pad, *(word[0] for word in words)])
-        return GenerationRules(tuple(never), last, bool(told.get("renormalize_logits")))
+        if forced_eos is not None and type(forced_eos) is not int:
+            raise ModelError(f"forced_eos_token_id = {forced_eos!r} is not supported; only a single token is")
+        bad_tokens = dict.fromkeys([self.config.pad, *(word[0] for word in words)])
+        return GenerationRules(tuple(bad_tokens), forced_eos, bool(settings.get("renormalize_logits")))
 
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         lengths, memory = self._encoded_source(Rows.of(prompts))
@@ -237,7 +237,7 @@ class Transformer(Model):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Transformer:
-        """As the paper's own code (tensor2tensor) begins: Xavier uniform, embeddings normal with deviation 1/sqrt(D).
+        """New random weights as in the paper's code (tensor2tensor): Xavier uniform, embeddings normal with std D^-0.5.
 
         The pad's embedding is 0, biases are 0 and norms neutral.
         """
@@ -261,7 +261,7 @@ class Transformer(Model):
         return (SHARED if self.config.shared else TARGET), HEAD
 
     def is_unused_weight(self, name: str) -> bool:
-        """Also tables of positions, which follow from config.json, and further copies of the embedding."""
+        """Also position tables, which are computed from config.json, and copies of the embedding."""
         spare = (*POSITIONS, SHARED) if not self.config.shared else (*POSITIONS, SOURCE, TARGET)
         return super().is_unused_weight(name) or name in spare
 

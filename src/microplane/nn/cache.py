@@ -1,4 +1,4 @@
-"""What attention remembers of the tokens it has seen, so that generation computes only new ones.
+"""Key-value caches: keys and values of the tokens so far, so that each step of generation computes new tokens only.
 
 Shapes: B rows, KV heads of keys and values, C capacity, L longest row so far, Dh width of a head, T new tokens.
 """
@@ -14,9 +14,14 @@ from microplane.nn.rows import Rows
 
 
 class Cache:
-    """Keys and values of every layer. Row b's tokens stand at 0 .. lengths[b] - 1; what lies behind is zeros or stale.
+    """Keys and values of every layer. Row b's tokens are at 0 .. lengths[b] - 1; later cells hold zeros or old data.
 
-    For use without gradients: cells are written in place.
+    Only for use without gradients, as cells are written in place.
+
+    Args:
+        layers: number of layers.
+        batch: B.
+        capacity: tokens to make room for at once; it grows when needed.
     """
 
     def __init__(self, layers: int, batch: int, capacity: int = 0):
@@ -26,51 +31,51 @@ class Cache:
         self.values: list[Tensor | None] = [None] * layers
 
     def append(self, layer: int, k: Tensor, v: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Write new tokens (T, KV, Dh) of one layer behind those of their rows.
+        """Append the keys and values of new tokens (T, KV, Dh) of one layer to their rows.
 
-        Returns everything that layer holds now, two views of (B, KV, L, Dh). `lengths` moves only with `advance`,
-        once all layers have written.
+        Returns all keys and values of that layer, two views (B, KV, L, Dh). `lengths` stays until `advance` is called,
+        after all layers have appended.
         """
         longest = max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
         batch = torch.repeat_interleave(torch.arange(len(rows.lengths)), torch.tensor(rows.lengths)).to(k.device)
-        keys = self.keys[layer] = self._room(self.keys[layer], k, longest)
-        values = self.values[layer] = self._room(self.values[layer], v, longest)
+        keys = self.keys[layer] = self._grow(self.keys[layer], k, longest)
+        values = self.values[layer] = self._grow(self.values[layer], v, longest)
         keys[batch, :, rows.positions] = k
         values[batch, :, rows.positions] = v
         return keys[:, :, :longest], values[:, :, :longest]
 
     def advance(self, rows: Rows) -> None:
-        """Count the tokens that every layer has appended."""
+        """Add the new tokens to `lengths`, once every layer has appended them."""
         self.lengths = [start + new for start, new in zip(self.lengths, rows.lengths, strict=True)]
 
     def select(self, indices: Sequence[int]) -> None:
-        """Keep the rows `indices`, in that order; a row named twice is doubled."""
+        """Keep the rows `indices`, in that order. An index may occur several times: its row is copied."""
         if list(indices) == list(range(len(self.lengths))):
             return
         self.lengths = [self.lengths[index] for index in indices]
         chosen = torch.tensor(list(indices), dtype=torch.long)
-        for held in (self.keys, self.values):
-            held[:] = [None if x is None else x.index_select(0, chosen.to(x.device)) for x in held]
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if x is None else x.index_select(0, chosen.to(x.device)) for x in tensors]
 
-    def _room(self, held: Tensor | None, new: Tensor, longest: int) -> Tensor:
-        """The buffer, doubled until `longest` tokens fit. Zeros, for masked cells must not hold a NaN."""
-        if held is not None and held.shape[2] >= longest:
-            return held
+    def _grow(self, buffer: Tensor | None, new: Tensor, longest: int) -> Tensor:
+        """The buffer, doubled until `longest` tokens fit; filled with zeros, as masked cells must not be NaN."""
+        if buffer is not None and buffer.shape[2] >= longest:
+            return buffer
         while self.capacity < longest:
             self.capacity = max(2 * self.capacity, 64)
         grown = new.new_zeros(len(self.lengths), new.shape[1], self.capacity, new.shape[2])
-        if held is not None:
-            grown[:, :, : held.shape[2]] = held
+        if buffer is not None:
+            grown[:, :, : buffer.shape[2]] = buffer
         return grown
 
 
 class PairCache(Cache):
-    """A decoder's cache, and beside it the keys and values of the rows that its encoder has read."""
+    """A decoder's cache, and for each layer the keys and values of the encoder's output."""
 
     def __init__(self, layers: int, source_lengths: tuple[int, ...], capacity: int = 0):
         super().__init__(layers, len(source_lengths), capacity)
         self.source_lengths = source_lengths
-        self.memory: list[tuple[Tensor, Tensor]] = []  # of each layer: keys and values (B, KV, L, Dh), never appended
+        self.memory: list[tuple[Tensor, Tensor]] = []  # per layer: keys, values (B, KV, L, Dh)
 
     def select(self, indices: Sequence[int]) -> None:
         if list(indices) == list(range(len(self.lengths))):

@@ -26,9 +26,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weights may be wider than what it multiplies: they are rounded to the format of x.
+    """A linear layer that rounds its weight to the number format of its input: (..., in) -> (..., out).
 
-    So weights that train are kept in float32, where small updates are not lost, and multiplied in bfloat16.
+    So a weight that trains can be stored in float32, where small updates are not lost, and multiplied in bfloat16.
     """
 
     __call__: Callable[..., Tensor]
@@ -38,7 +38,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm (arXiv 1607.06450), whatever the format of its weights; torch computes it in float32 inside."""
+    """Layer norm (arXiv 1607.06450): computed in float32 inside, with weights of any number format."""
 
     __call__: Callable[..., Tensor]
 
@@ -62,7 +62,7 @@ class RMSNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Make it a plain division by the root mean square."""
+        """The weight that changes nothing: plain division by the root mean square."""
         nn.init.constant_(self.weight, 0.0 if self.around_one else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
@@ -77,7 +77,7 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(act(up(x))) (arXiv 1706.03762, equation 2), with dropout between."""
+    """down(dropout(act(up(x)))) (arXiv 1706.03762, equation 2)."""
 
     __call__: Callable[..., Tensor]
 

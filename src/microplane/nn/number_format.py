@@ -1,6 +1,7 @@
-"""The number formats of a base; and which multiplies fastest here: measured once on this machine, then remembered.
+"""The number format of a base model, and which of float32 and bfloat16 multiplies faster on this machine.
 
-No processor list decides: some multiply bfloat16 four times faster than float32, some forty times slower.
+It is measured once and then remembered, not looked up by the processor's name: some multiply bfloat16 four times faster
+than float32, some forty times slower.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ CANDIDATES = (torch.float32, torch.bfloat16)
 
 
 class NumberFormat(NamedTuple):
-    """How a base is stored and multiplied."""
+    """In which number formats a base model is stored and multiplied."""
 
     dtype: torch.dtype  # of the products and activations, of the embedding, the norms and the head
     quantised: str | None = None  # "int8" or "nf4": how the linears of the blocks are stored, nn/quantised.py
-    cached: bool = False  # keep what was dequantised
-    in_8_bits: bool = False  # the products of what is quantised, nn/ops/int8.py; in `dtype` otherwise
-    weights: torch.dtype | None = None  # of weights that train, which are wider than what is multiplied
+    cached: bool = False  # keep weights dequantised after their first use
+    in_8_bits: bool = False  # multiply quantised weights in 8 bits (nn/ops/int8.py), not in `dtype`
+    weights: torch.dtype | None = None  # format of weights that train, if it is wider than `dtype`
 
     @property
     def stored(self) -> torch.dtype:
-        """Of the weights that are not quantised."""
+        """The format in which weights that are not quantised are stored."""
         return self.weights or self.dtype
 
     @property

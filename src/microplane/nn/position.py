@@ -20,7 +20,7 @@ from microplane.nn.ops.scratch import persistent
 
 @dataclass(frozen=True)
 class Rope:
-    """How fast each pair of a head turns with the position."""
+    """Settings of rotary positions: how fast each pair of dimensions turns with the position."""
 
     base: float
     kind: str = "default"  # or "linear", "llama3"
@@ -101,7 +101,7 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     Of angles a_i = position / 10000^(2i/D), the paper puts sin a_0, cos a_0, sin a_1, cos a_1, ...; Marian puts all
     sines and then all cosines, which to a model trained so is the same but for the names of its dimensions.
     """
-    size = 1 << max(9, int(positions.max()).bit_length())  # few sizes, so that the table is seldom made
+    size = 1 << max(9, int(positions.max()).bit_length())  # a power of two, so that the table is seldom made again
     return _sinusoid_table(size, width).to(positions.device)[positions]
 
 

@@ -1,7 +1,7 @@
-"""Linear layers whose frozen weight is stored in 8 or 4 bits and multiplied in a floating format, or in 8 bits.
+"""Linear layers whose frozen weight is stored in 8 or 4 bits and multiplied in a floating-point format, or in 8 bits.
 
-The weight is dequantised for a product and again for its backward pass; in between nothing of it is kept but its codes,
-so that at any time at most one layer of a model exists in full. Shapes: x (..., in), weight (out, in), y (..., out).
+The weight is dequantised for the product and once more for the backward pass. Between them only its codes are kept, so
+at any time at most one layer of a model exists dequantised. Shapes: x (..., in), weight (out, in), y (..., out).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from microplane.nn.ops.scratch import persistent, scratch_buffer
 
 
 class QuantisedLinear(nn.Module):
-    """A frozen linear layer. What its weight is made of are buffers: they neither train nor get a gradient.
+    """A frozen linear layer. The parts of its quantised weight are buffers: they do not train and get no gradient.
 
     Args:
-        dtype: of what comes in and goes out, and of `weight`.
-        cached: keep what is multiplied from its first use on: faster, for as much memory as without quantising.
-        in_8_bits: the products, by nn/ops/int8.py; in `dtype` otherwise.
+        dtype: number format of inputs, outputs and of `weight`.
+        cached: keep the dequantised weight after its first use: faster, and as much memory as without quantising.
+        in_8_bits: multiply in 8 bits (nn/ops/int8.py) instead of in `dtype`.
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it
@@ -49,7 +49,7 @@ class QuantisedLinear(nn.Module):
         cached: bool = False,
         in_8_bits: bool = False,
     ) -> QuantisedLinear:
-        """Quantise `weight` (out, in); on the meta device, make room for its parts."""
+        """Quantise `weight` (out, in). On the meta device only the shapes of the parts are made."""
         linear = cls(weight.shape[1], weight.shape[0], dtype, cached, in_8_bits)
         linear.set_parts(cls.parts_of(weight))
         linear.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
@@ -61,19 +61,21 @@ class QuantisedLinear(nn.Module):
         raise NotImplementedError
 
     def set_parts(self, parts: Any) -> None:
+        """Take over what `parts_of` returned."""
         for name, tensor in parts._asdict().items():
             self.register_buffer(name, tensor)
 
     def dequantise(self, out: Tensor | None = None) -> Tensor:
+        """The weight (out, in) in `dtype`; in the memory of `out` if given."""
         raise NotImplementedError
 
     def in_int8(self, out: Tensor | None = None) -> int8.Int8:
-        """The weight in 8 bits; `out` (out, in) int8 may be filled with the codes."""
+        """The weight in 8 bits. `out` (out, in) int8, if given, may be used for the codes."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """(out, in) in `dtype`, made anew each time it is asked for."""
+        """(out, in) in `dtype`: dequantised at each access, unless it is cached."""
         return self._cached_weight if isinstance(self._cached_weight, Tensor) else self.dequantise()
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -104,7 +106,7 @@ class QuantisedLinear(nn.Module):
         return torch.unflatten(apply(_QuantisedProduct, x.flatten(0, -2), self, bias), 0, x.shape[:-1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantisedLinear:
-        """What `.to(dtype)` changes is the format of the products; the scales stay as precise as they are."""
+        """`.to(dtype)` changes the format of the products; the scales keep their precision."""
         exact = {name: part for name, part in self.named_buffers() if part.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, part in exact.items():
@@ -169,14 +171,14 @@ class Int8Linear(QuantisedLinear):
 
 
 def weight_count(model: nn.Module) -> int:
-    """The numbers that the model's weights stand for, also where they are stored quantised."""
+    """How many weights the model has; a quantised layer counts with the size of its full weight."""
     quantised = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
     stored = sum(module.in_features * module.out_features for module in quantised)
     return stored + sum(parameter.numel() for parameter in model.parameters())
 
 
 def bytes_held(model: nn.Module) -> int:
-    """The memory of the model's parameters and buffers."""
+    """Memory of the model's parameters and buffers, in bytes."""
     return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 

@@ -1,7 +1,7 @@
 """Relative position biases of T5 (arXiv 1910.10683, 2.1): a learned number per head and distance, added to the scores.
 
-Near distances have a bucket each; farther ones share buckets whose width grows by the logarithm; all that are far share
-the last. Shapes: B rows, H heads, S longest row of queries, L longest row of keys.
+Small distances have a bucket each. Larger ones share buckets that become wider with the logarithm of the distance, and
+all beyond `max_distance` share the last. Shapes: B rows, H heads, S longest row of queries, L longest row of keys.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from microplane.nn.ops.autograd import apply
 
 
 def bucket_of(distance: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
-    """The bucket of each distance (place of the key - place of the query), both int64 and of any shape.
+    """The bucket of each distance (position of the key - position of the query): int64 to int64, of any shape.
 
-    Causal: only what lies behind is told apart. Otherwise keys ahead have the upper half of the buckets.
+    Causal: all keys after the query share bucket 0. Otherwise they have the upper half of the buckets.
     """
     first: Tensor | int = 0
     if causal:
@@ -36,7 +36,7 @@ def bucket_of(distance: Tensor, buckets: int, max_distance: int, causal: bool) -
 
 
 class RelativeBias(nn.Module):
-    """The table (buckets, H), and the bias that it makes for a forward pass."""
+    """The trained table (buckets, H); calling it gives the bias of a forward pass."""
 
     def __init__(self, buckets: int, max_distance: int, heads: int, causal: bool):
         super().__init__()

@@ -1,9 +1,9 @@
-"""Rows of tokens side by side, without padding: what every model takes.
+"""Rows of tokens laid end to end, without padding: the input of every model.
 
 Shapes: T tokens in all, B rows, S the longest row.
 
-There is no padding token anywhere in training or generation. Linears, norms and the head see (T, D); only attention
-needs a rectangle, of each head apart, and gets it by one gather (`to_heads`) whose backward is a gather too.
+There is no padding token anywhere in training or generation. Linears, norms and the head get (T, D). Only attention
+needs a rectangle, one for each head, and gets it by a single gather (`to_heads`) whose backward is a gather too.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Rows:
     """B rows of unequal length, laid end to end."""
 
     ids: Tensor  # (T,) int64
-    positions: Tensor  # (T,) int64, the place of each token in its row, counting tokens that a cache already holds
+    positions: Tensor  # (T,) int64, position of each token in its row, counted with tokens that a cache already holds
     lengths: tuple[int, ...]  # B numbers, each at least 1, that add up to T
-    types: Tensor | None = None  # (T,) int64, which segment of its row a token is in; None: all in the first
+    types: Tensor | None = None  # (T,) int64, segment of each token (0, or 1 for a second text); None: all 0
 
     @classmethod
     def of(
@@ -36,7 +36,12 @@ class Rows:
         starts: Sequence[int] | None = None,
         types: Sequence[Sequence[int]] | None = None,
     ) -> Rows:
-        """Lay rows end to end; `starts[b]` tokens of row b are already in a cache."""
+        """From lists of token ids, one list per row.
+
+        Args:
+            starts: how many tokens of each row are in a cache already; they count as positions.
+            types: the segment of each token.
+        """
         lengths = tuple(len(row) for row in rows)
         assert min(lengths, default=0) > 0, "there is a row, and each row has a token"
         first = starts if starts is not None else [0] * len(rows)
@@ -55,7 +60,7 @@ class Rows:
         return max(self.lengths)
 
     def with_prefix_positions(self, count: int) -> Rows:
-        """With `count` places more before each row, which are no tokens: id 0, in the first segment."""
+        """The rows with `count` more positions at the start of each: no tokens, with id 0 and segment 0."""
         none = self.ids.new_zeros(count)
         ids = prepend_to_each_row(none, self.ids, self.lengths)
         positions = prepend_to_each_row(torch.arange(count), self.positions + count, self.lengths)
@@ -64,7 +69,7 @@ class Rows:
 
     @cached_property
     def grid(self) -> Tensor:
-        """(B, S) int64: the index in T of each cell of the rectangle; cells past a row's end repeat its last token."""
+        """(B, S) int64: for each cell of the rectangle its index in T. Cells past a row's end repeat its last token."""
         with persistent():
             lengths = torch.tensor(self.lengths)
             ends = lengths.cumsum(0)
@@ -73,7 +78,7 @@ class Rows:
 
     @cached_property
     def cells(self) -> Tensor:
-        """(T,) int64: the index of each token in the flattened rectangle (B * S)."""
+        """(T,) int64: for each token its index in the flattened rectangle (B * S)."""
         with persistent():
             lengths = torch.tensor(self.lengths)
             starts = torch.arange(len(self.lengths)) * self.longest
@@ -81,8 +86,8 @@ class Rows:
             return torch.repeat_interleave(starts, lengths) + within
 
     def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
-        """`grid` and `cells` where each token is `heads` vectors: int64 (B * H * S,) into (T, H), (T * H,) into
-        (B, H, S)."""
+        """`grid` and `cells` for tensors of `heads` vectors per token: int64 (B * H * S,), indices into the flattened
+        (T, H); and int64 (T * H,), indices into the flattened (B, H, S)."""
         if heads not in self._of_heads:
             with persistent():
                 head, S = torch.arange(heads), self.longest
@@ -104,17 +109,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What an encoder-decoder takes: B rows that are read, and B rows that are written, pair by pair.
+    """The input of an encoder-decoder: B source rows, and the B target rows that belong to them.
 
-    Many short pairs lie in one batch without padding, and no pair sees another: this is what packing is for.
+    Many short pairs share a batch without padding, and no pair attends to another.
     """
 
     source: Rows
-    target: Rows  # begins with the start token of the decoder
+    target: Rows  # each begins with the decoder's start token
 
 
 def prepend_to_each_row(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """`first` (P, ...) before each of the rows in x (T, ...): (T + B P, ...)."""
+    """Put `first` (P, ...) before each of the B rows of x (T, ...): (T + B P, ...)."""
     return torch.cat([part for row in torch.split(x, list(lengths)) for part in (first, row)])
 
 
@@ -137,7 +142,7 @@ def from_heads(x: Tensor, rows: Rows) -> Tensor:
 
 
 def from_grid(x: Tensor, rows: Rows) -> Tensor:
-    """(B, S, ...) -> (T, ...), the tokens of a padded rectangle."""
+    """(B, S, ...) -> (T, ...): the tokens of a padded rectangle, without its padding."""
     flat = x.reshape(-1, *x.shape[2:])
     return flat if _even(rows) else apply(_Scatter, flat, rows.cells)
 
@@ -147,7 +152,7 @@ def _even(rows: Rows) -> bool:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows to rectangle. Backward reads the real cells back, instead of index_add's serial sum."""
+    """Rows to rectangle. Backward gathers the cells of tokens, where index_add would sum one by one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, grid: Tensor, cells: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class TransposedLinear(nn.Linear):
-    """A frozen linear layer over the weight of a Conv1D, whose memory it shares: methods see (out, in) as always."""
+    """A frozen linear layer that shares the weight of a Conv1D, so that methods get (out, in) as from any other."""
 
     def __init__(self, stored: nn.Module):
         weight, bias = stored.get_parameter("weight").detach().t(), stored.get_parameter("bias")
@@ -32,6 +32,6 @@ class TransposedLinear(nn.Linear):
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether it is a Conv1D. Whoever has one has imported transformers, which therefore need not be imported here."""
+    """True for a Conv1D. Whoever has one has imported transformers, so it need not be imported here."""
     kind = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return kind is not None and isinstance(module, kind)

@@ -20,18 +20,18 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What an architecture means by its config.json beyond what stands there."""
+    """Properties of an architecture that its config.json does not say."""
 
     model_type: str
     defaults: dict[str, Any] = field(default_factory=dict)  # of fields that config.json may leave out
-    slides: Callable[[Mapping[str, Any], int], bool] | None = None  # which layers have a window; layer_types overrides
+    slides: Callable[[Mapping[str, Any], int], bool] | None = None  # has a layer a window?
     layer_types: bool = False  # whether its config.json has layer_types
     switch: bool = False  # a window is in force only with use_sliding_window
     qkv_bias: bool = False  # always; attention_bias decides otherwise
     qk_norm: bool = False
     gemma: bool = False
-    local_rope: bool = False  # layers with a window turn at a rate of their own
-    no_rope: bool = False  # some layers know no positions
+    local_rope: bool = False  # layers with a window have their own rotary base
+    no_rope: bool = False  # some layers have no rotary positions
 
 
 GEMMA = {
@@ -106,7 +106,7 @@ WANTED: Wanted = {
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """All that a `Decoder` is made of."""
+    """The hyperparameters of a `Decoder`."""
 
     architecture: str  # Hugging Face's class name
     vocab_size: int
@@ -174,7 +174,7 @@ class DecoderConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The fields of a config.json. Rotary settings are written in the way of transformers 4 and in that of 5."""
+        """The fields of a config.json. Rotary settings are written as transformers 4 and as 5 read them."""
         spec = SPECS[self.architecture]
         window = next((window for window in self.windows if window), None)
         fields: dict[str, Any] = {
@@ -226,8 +226,8 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         raise ModelError(
             f"in config.json, num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
         )
-    if (told := fields.get("no_rope_layers")) and len(told) < layers:
-        raise ModelError(f"no_rope_layers in config.json has {len(told)} entries for num_hidden_layers = {layers}")
+    if (no_rope := fields.get("no_rope_layers")) and len(no_rope) < layers:
+        raise ModelError(f"no_rope_layers in config.json has {len(no_rope)} entries for num_hidden_layers = {layers}")
     if fields.get("use_bidirectional_attention"):
         raise ModelError("use_bidirectional_attention = true in config.json is not supported; attention is causal here")
 
@@ -265,7 +265,7 @@ def _has_rope(fields: Mapping[str, Any], layer: int) -> bool:
 
 
 def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """Of rotary settings per type of layer, those of one type."""
+    """The rotary settings of one type of layer, where config.json has them per type."""
     entry = written.get(kind) or otherwise
     if not isinstance(entry, dict):
         raise ModelError(f"rope_parameters in config.json has {kind} = {entry!r}: expected an object")

@@ -19,7 +19,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an architecture means by its config.json beyond what stands there."""
+    """Properties of an architecture that its config.json does not say."""
 
     model_type: str
     prefix: str  # what stands before the names of its tensors in a model with a head
@@ -99,7 +99,7 @@ WANTED: Wanted = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """All that an `Encoder` is made of."""
+    """The hyperparameters of an `Encoder`."""
 
     architecture: str  # Hugging Face's class name of the model without a head
     vocab_size: int
@@ -183,7 +183,7 @@ class EncoderConfig:
         }
 
     def _modern_to_hf(self) -> dict[str, Any]:
-        """Windows and rotary settings in the way of transformers 4 and in that of 5."""
+        """Fields for windows and rotary settings, as transformers 4 and as 5 read them."""
         ropes = dict(zip(self.windows, self.ropes, strict=True))
         window = next((window for window in self.windows if window), None)
         far = ropes.get(None) or Rope(MODERNBERT["global_rope_theta"])

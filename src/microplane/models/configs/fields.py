@@ -1,4 +1,4 @@
-"""What reading a config.json is alike in for all families: the architecture it names, and fields of the right kind."""
+"""Reading a config.json, the part that all families share: the architecture it names, and the types of its fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SWITCH: tuple[str, Callable[[Any], bool]] = ("true or false", lambda x: isinstan
 
 
 def architecture_of(config: Mapping[str, Any], known: Mapping[str, str]) -> str:
-    """Which of the `known` architectures (name -> model_type) a config.json is of, also by its type alone.
+    """Which of the `known` architectures (name -> model_type) a config.json names, by its class or by its model_type.
 
     Raises:
         ModelError: if none, naming it and those that are supported.
@@ -41,7 +41,7 @@ def architecture_of(config: Mapping[str, Any], known: Mapping[str, str]) -> str:
 
 
 def check_types(fields: Mapping[str, Any], wanted: Wanted, required: tuple[str, ...]) -> None:
-    """All wrong fields in one complaint.
+    """Check the types of fields; the error lists all wrong ones.
 
     Raises:
         ModelError: listing them.

@@ -53,7 +53,7 @@ WANTED: Wanted = {
 
 @dataclass(frozen=True)
 class T5Config:
-    """All that a `T5` is made of."""
+    """The hyperparameters of a `T5`."""
 
     # Relative positions know no limit, and whatever is far counts as equally far; memory bounds a row, not the model.
     context: ClassVar[int] = 1 << 20

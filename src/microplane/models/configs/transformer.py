@@ -35,7 +35,7 @@ FIXED = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """All that a `Transformer` is made of."""
+    """The hyperparameters of a `Transformer`."""
 
     architecture: str  # Hugging Face's class name
     vocab_size: int  # of what is written, and of what is read where embeddings are shared

@@ -63,13 +63,13 @@ def _check_parts(model: nn.Module, modules_to_save: Sequence[str]) -> None:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    """What the model itself calls its head, if it is of transformers."""
+    """The output layer that a model of transformers names as such; None for other models."""
     ask = getattr(model, "get_output_embeddings", None)
     return cast("nn.Module | None", ask()) if callable(ask) else None
 
 
 def _weights(model: nn.Module) -> Iterable[int]:
-    """The id of each parameter, as often as a module has it, or as a module that has it is used in several places."""
+    """The id of each parameter, once for every place where it is used: shared ones come several times."""
     for _, module in model.named_modules(remove_duplicate=False):
         yield from (id(parameter) for parameter in module.parameters(recurse=False))
 

@@ -1,4 +1,4 @@
-"""Models that we have no code of our own for, through transformers: decoders and encoder-decoders that write text.
+"""Models without an implementation here, run by transformers: decoders and encoder-decoders that write text.
 
     T  tokens of all rows, side by side      B, S  rows and the longest of them, as a padded rectangle
     D  width of what goes into the head      K     positions whose logits are wanted
@@ -45,7 +45,7 @@ class TransformersModelConfig:
     context: int
     decoder_start: int | None
     fields: dict[str, Any] = field(hash=False)  # of config.json
-    tied: bool = False  # whether the head is the embedding is transformers' affair
+    tied: bool = False  # transformers ties the head to the embedding itself
     final_logit_softcapping: None = None
 
     def to_hf(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class TransformersModelConfig:
 
 
 class TokenCache(Cache):
-    """In place of keys and values the rows themselves; of an encoder-decoder also what its encoder read."""
+    """A cache of the rows' tokens instead of keys and values; of an encoder-decoder also the encoder's output."""
 
     def __init__(self, batch: int, memory: list[Tensor] | None = None):
         super().__init__(0, batch)
@@ -76,7 +76,7 @@ class TokenCache(Cache):
         self.memory = memory  # (tokens of the source, width) of each row
 
     def extend(self, rows: Rows) -> Rows:
-        """Append new tokens; returns the whole rows."""
+        """Append new tokens. Returns the rows from their start."""
         for held, new in zip(self.rows, torch.split(rows.ids, list(rows.lengths)), strict=True):
             held.extend(new.tolist())
         self.advance(rows)
@@ -89,7 +89,7 @@ class TokenCache(Cache):
 
 
 class TransformersModel(Model):
-    """A model of transformers that keeps to our contract, but for the sockets and roles that only our own have."""
+    """A model of transformers behind our contract, without the sockets and roles that only our own models have."""
 
     ARCHITECTURES: ClassVar[dict[str, str]] = {}
     net: Any
@@ -98,12 +98,12 @@ class TransformersModel(Model):
     def __init__(self, config: TransformersModelConfig):
         super().__init__(config)
         self.head_is_separable = True  # the head alone gives the logits
-        self.prompt_socket = PromptSocket()  # which nothing is put into: `sockets` are refused
+        self.prompt_socket = PromptSocket()  # stays empty: methods that need sockets are refused
         self.set_net(_new(config))
 
     @property
     def load_notice(self) -> str:  # type: ignore[override]
-        """What is said when it is loaded."""
+        """Tells users that it is slower than a model with an implementation here."""
         return f"{self.config.architecture} has no implementation here: loaded through transformers, slower"
 
     @property
@@ -119,7 +119,7 @@ class TransformersModel(Model):
         return TransformersModelConfig.from_hf(fields).context
 
     def set_net(self, net: nn.Module) -> None:
-        """Make `net` the model inside."""
+        """Use `net`, a model of transformers, and map its modules."""
         self.net = net
         map_modules(self, prefix="net.")
         head = self.net.get_output_embeddings()
@@ -128,7 +128,7 @@ class TransformersModel(Model):
         self.head_is_separable = self.head_name is not None and (on_meta or self._head_gives_logits())
 
     def load_weights(self, folder: Path, dtype: torch.dtype, stored: str) -> None:
-        """Weights from a folder that holds them in the format `stored`, as transformers reads it.
+        """Load a folder's weights with transformers, in `dtype`; `stored` is the format in which the folder has them.
 
         Raises:
             ModelError: if they are not all there, or some are of no use; if they are quantised.
@@ -142,7 +142,7 @@ class TransformersModel(Model):
 
     @property
     def head(self) -> nn.Module:
-        """What makes logits of what `forward` gives: the head, or nothing where the model did that itself."""
+        """The module that makes logits of the output of `forward`; Identity if `forward` gives logits itself."""
         return self.get_submodule(self.head_name) if self.head_is_separable and self.head_name else nn.Identity()
 
     @head.setter
@@ -161,27 +161,27 @@ class TransformersModel(Model):
         return getattr(self.head, "bias", None)
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
-        """What `logits` takes, of every token: (T, D), or (T, V) where the head does not stand alone."""
+        """The input of `logits` for every token: (T, D), or (T, V) if the head cannot be separated."""
         if isinstance(rows, Pairs):
             return self._decoded(rows.target, self._encoded(rows.source))
         if cache is None:
             return self._decoded(rows, None)
         assert isinstance(cache, TokenCache)
         whole, new = cache.extend(rows), torch.tensor(rows.lengths)
-        made = self._decoded(whole, None if cache.memory is None else cache.memory)
+        output = self._decoded(whole, None if cache.memory is None else cache.memory)
         ends = torch.repeat_interleave(whole.last + 1, new)
         back = torch.cat([torch.arange(count, 0, -1) for count in rows.lengths])
-        return made.index_select(0, ends - back)
+        return output.index_select(0, ends - back)
 
     def encode(self, source: Rows) -> Tensor:
         return torch.cat(self._encoded(source))
 
     def _encoded(self, source: Rows) -> list[Tensor]:
-        """What the encoder makes of each row, (its tokens, width)."""
+        """The encoder's output for each row, (tokens, D)."""
         ids, mask = _rectangle(source)
         with self._compute_format():
-            made = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return list(torch.split(from_grid(made, source), list(source.lengths)))
+            output = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return list(torch.split(from_grid(output, source), list(source.lengths)))
 
     def _decoded(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         ids, mask = _rectangle(rows)
@@ -199,12 +199,12 @@ class TransformersModel(Model):
             }
         with self._compute_format():
             body = self.net.base_model if self.head_is_separable else self.net
-            made = body(**given, use_cache=False, return_dict=True)
-        return from_grid(made.last_hidden_state if self.head_is_separable else made.logits, rows)
+            output = body(**given, use_cache=False, return_dict=True)
+        return from_grid(output.last_hidden_state if self.head_is_separable else output.logits, rows)
 
     @contextmanager
     def _compute_format(self) -> Iterator[None]:
-        """In the format of the activations, where the weights that train are wider."""
+        """Compute in the format of the activations (autocast), if weights that train are wider."""
         with torch.autocast("cpu", self.compute or torch.bfloat16, enabled=self.compute is not None):
             yield
 
@@ -220,7 +220,7 @@ class TransformersModel(Model):
 
     @torch.no_grad()
     def _head_gives_logits(self) -> bool:
-        """Whether the head makes the model's logits of the last hidden state, with nothing between or behind."""
+        """True if the model's logits are head(last hidden state), with no operation between or after."""
         was_training = self.net.training
         self.net.eval()
         ids = [number % self.config.vocab_size for number in (3, 1, 4, 1, 5)]
@@ -239,13 +239,13 @@ class TransformersModel(Model):
         return whole.shape == alone.shape and bool((whole - alone).abs().max() <= rounding)
 
     def hf_names(self) -> dict[str, str]:
-        """Its own names."""
+        """transformers' own names on both sides."""
         module_map = module_map_of(self)
         assert module_map is not None
         return module_map.names(self)
 
     def plain_tensors(self) -> dict[str, Tensor]:
-        """Parameters, each once, and buffers that are stored with them."""
+        """Parameters, shared ones once, and the buffers that are saved with them."""
         own, module_map = dict(self.named_parameters()), module_map_of(self)
         assert module_map is not None
         assert all(f"{path}.weight" in own for path in module_map.linears), (
@@ -256,7 +256,7 @@ class TransformersModel(Model):
         return parameters | {name: stored[name] for name in buffers if name in stored}
 
     def init_weights(self, seed: int = 0) -> TransformersModel:
-        """As transformers begins the family's training."""
+        """New random weights, as transformers initialises the model."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.set_net(_new(self.config))
@@ -264,7 +264,7 @@ class TransformersModel(Model):
 
 
 def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (B, S): padded behind, with copies of the last token."""
+    """(ids, attention mask), both (B, S): padded on the right with copies of the last token."""
     lengths = torch.tensor(rows.lengths)
     return rows.ids[rows.grid], (torch.arange(rows.longest) < lengths[:, None]).long()
 
@@ -273,7 +273,7 @@ def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def find_transformers_class(fields: Mapping[str, Any]) -> tuple[str, str]:
-    """(architecture, kind) of a config.json that transformers can stand in for.
+    """(architecture, kind) of a config.json whose model transformers has; kind is decoder or encoder-decoder.
 
     Raises:
         ModelError: if transformers is not installed, or has no model of that name that writes text.
@@ -332,7 +332,7 @@ def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        net, told = _class(config).from_pretrained(
+        net, info = _class(config).from_pretrained(
             folder,
             config=_hf_config(config.fields),
             dtype=dtype,
@@ -345,7 +345,11 @@ def _read(config: TransformersModelConfig, folder: Path, dtype: torch.dtype) -> 
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    wrong = {"missing": told["missing_keys"], "unexpected": told["unexpected_keys"], "wrong": told["mismatched_keys"]}
+    wrong = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "wrong": info["mismatched_keys"],
+    }
     if any(wrong.values()):
         lines = [
             f"  {len(names)} {what}: {', '.join(map(str, sorted(names)[:8]))}" for what, names in wrong.items() if names

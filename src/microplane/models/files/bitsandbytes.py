@@ -21,7 +21,7 @@ PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 
 
 def readable(scheme: Any) -> bool:
-    """Whether a config.json's quantization_config is one that can be read here."""
+    """True if this quantization_config of a config.json is bitsandbytes' nf4, the only kind that is read here."""
     return (
         isinstance(scheme, dict)
         and scheme.get("quant_method", "bitsandbytes") == "bitsandbytes"
@@ -31,16 +31,16 @@ def readable(scheme: Any) -> bool:
 
 
 class Packed(NamedTuple):
-    """A weight as it is stored."""
+    """A weight as the file stores it."""
 
     codes: Tensor  # (P,) uint8
     scales: Tensor  # (N,) float32
     shape: tuple[int, ...]
-    parts: nf4.NF4 | None  # with double quantisation: the same, to be taken over as it is
+    parts: nf4.NF4 | None  # with double quantisation: the same weight, usable without quantising again
 
 
 class NF4Shards(Mapping[str, Tensor]):
-    """The tensors of a checkpoint under their plain names; what is packed comes dequantised to float32."""
+    """The tensors of a checkpoint under their plain names; quantised weights are dequantised to float32."""
 
     def __init__(self, stored: Mapping[str, Tensor], where: str):
         self.stored, self.where = stored, where
@@ -53,7 +53,7 @@ class NF4Shards(Mapping[str, Tensor]):
         return self.stored[name] if packed is None else nf4.expand(packed.codes, packed.scales, packed.shape)
 
     def packed(self, name: str) -> Packed | None:
-        """The weight as it is stored, None if it is not packed.
+        """The weight as the file stores it; None if it is not quantised.
 
         Raises:
             ModelError: if a part is missing, or the blocks or levels are others than bitsandbytes' own.

@@ -1,4 +1,4 @@
-"""What a model's files hold, whatever their format."""
+"""The content of a model's files, independent of their format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Places = dict[str, tuple[Path, str]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model file or folder holds."""
+    """The content of a model file or folder."""
 
     config: dict[str, Any]  # the fields of Hugging Face's config.json, also when it came from GGUF
     tensors: Mapping[str, Tensor]  # Hugging Face's names; each is read when asked for

@@ -159,23 +159,23 @@ def _unpermute(weight: Tensor, heads: int) -> Tensor:
 
 
 def _config(file: GgufFile, name: str, spec: GgufSpec) -> dict[str, Any]:
-    told = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
-    _check(file, name, told)
-    heads, width = told["attention.head_count"], told["embedding_length"]
+    values = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
+    _check(file, name, values)
+    heads, width = values["attention.head_count"], values["embedding_length"]
     config = {
         "architectures": [spec.architecture],
         "model_type": spec.model_type,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
-        "intermediate_size": told["feed_forward_length"],
-        "num_hidden_layers": told["block_count"],
+        "intermediate_size": values["feed_forward_length"],
+        "num_hidden_layers": values["block_count"],
         "num_attention_heads": heads,
-        "num_key_value_heads": told.get("attention.head_count_kv", heads),
-        "head_dim": _head_dim(file, told),
-        "max_position_embeddings": told.get("context_length", 2048),
-        "rms_norm_eps": told.get("attention.layer_norm_rms_epsilon", 1e-6),
-        "rope_theta": told.get("rope.freq_base", 10_000.0),
-        "rope_scaling": _rope_scaling(file, told),
+        "num_key_value_heads": values.get("attention.head_count_kv", heads),
+        "head_dim": _head_dim(file, values),
+        "max_position_embeddings": values.get("context_length", 2048),
+        "rms_norm_eps": values.get("attention.layer_norm_rms_epsilon", 1e-6),
+        "rope_theta": values.get("rope.freq_base", 10_000.0),
+        "rope_scaling": _rope_scaling(file, values),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
@@ -183,12 +183,12 @@ def _config(file: GgufFile, name: str, spec: GgufSpec) -> dict[str, Any]:
     for which, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         if (token := file.metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             config[f"{which}_token_id"] = token
-    return config | _particulars(name, config, told)
+    return config | _particulars(name, config, values)
 
 
-def _check(file: GgufFile, name: str, told: Mapping[str, Any]) -> None:
+def _check(file: GgufFile, name: str, values: Mapping[str, Any]) -> None:
     for key in (*REQUIRED, *WHOLE_NUMBERS, *NUMBERS):
-        value = told.get(key)
+        value = values.get(key)
         if value is None and key not in REQUIRED:
             continue
         whole = key not in NUMBERS
@@ -197,24 +197,28 @@ def _check(file: GgufFile, name: str, told: Mapping[str, Any]) -> None:
             expected = "a whole number above 0" if whole else "a number above 0"
             raise ModelError(f"the metadata of {file.path} have {shown} for {name}.{key}: expected {expected}")
     found = {stem.split(".")[1] for stem in file.tensors if stem.startswith("blk.")}
-    if told["block_count"] != len(found):
-        raise ModelError(f"the metadata of {file.path} promise {told['block_count']} layers, and it holds {len(found)}")
-    if told.get("expert_count"):
-        raise ModelError(f"{file.path} is a mixture of {told['expert_count']} experts, which is not supported")
-
-
-def _head_dim(file: GgufFile, told: Mapping[str, Any]) -> int:
-    turned = told.get("rope.dimension_count")
-    width: int = told.get("attention.key_length") or turned or told["embedding_length"] // told["attention.head_count"]
-    if told.get("attention.value_length", width) != width or (turned or width) != width:
+    if values["block_count"] != len(found):
         raise ModelError(
-            f"{file.path} has heads of {width} for keys, {told.get('attention.value_length', width)} for values and"
+            f"the metadata of {file.path} promise {values['block_count']} layers, and it holds {len(found)}"
+        )
+    if values.get("expert_count"):
+        raise ModelError(f"{file.path} is a mixture of {values['expert_count']} experts, which is not supported")
+
+
+def _head_dim(file: GgufFile, values: Mapping[str, Any]) -> int:
+    turned = values.get("rope.dimension_count")
+    width: int = (
+        values.get("attention.key_length") or turned or values["embedding_length"] // values["attention.head_count"]
+    )
+    if values.get("attention.value_length", width) != width or (turned or width) != width:
+        raise ModelError(
+            f"{file.path} has heads of {width} for keys, {values.get('attention.value_length', width)} for values and"
             f" {turned or width} that turn with the position; only equal widths are supported"
         )
     return width
 
 
-def _particulars(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+def _particulars(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of this architecture alone, with those that the file does not hold because llama.cpp knows them."""
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     if name == "smollm3":
@@ -227,28 +231,28 @@ def _particulars(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) 
     period = 2 if name == "gemma2" else 6
     fields = {
         "query_pre_attn_scalar": config["hidden_size"] // heads if wide else config["head_dim"],
-        "sliding_window": told.get("attention.sliding_window", 4096),
+        "sliding_window": values.get("attention.sliding_window", 4096),
         "layer_types": ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)],
-        "attn_logit_softcapping": told.get("attn_logit_softcapping"),
-        "final_logit_softcapping": told.get("final_logit_softcapping"),
+        "attn_logit_softcapping": values.get("attn_logit_softcapping"),
+        "final_logit_softcapping": values.get("final_logit_softcapping"),
         "hidden_activation": "gelu_pytorch_tanh",
     }
     if name == "gemma2":
         capped = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
         return fields | {key: fields[key] or usual for key, usual in capped.items()}
-    theta = told.get("rope.freq_base", 1_000_000.0)
-    return fields | {"rope_theta": theta, "rope_local_base_freq": told.get("rope.freq_base_swa", 10_000.0)}
+    theta = values.get("rope.freq_base", 1_000_000.0)
+    return fields | {"rope_theta": theta, "rope_local_base_freq": values.get("rope.freq_base_swa", 10_000.0)}
 
 
-def _rope_scaling(file: GgufFile, told: Mapping[str, Any]) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, values: Mapping[str, Any]) -> dict[str, Any] | None:
     if ROPE_FACTORS in file.tensors:
         factors = file.read(ROPE_FACTORS).astype(np.float64)
-        return _llama3_scaling(file, factors, told.get("rope.freq_base", 10_000.0))
-    kind = told.get("rope.scaling.type", "linear" if "rope.scale_linear" in told else "none")
+        return _llama3_scaling(file, factors, values.get("rope.freq_base", 10_000.0))
+    kind = values.get("rope.scaling.type", "linear" if "rope.scale_linear" in values else "none")
     if kind == "none":
         return None
-    scaling = {"rope_type": kind, "factor": told.get("rope.scaling.factor", told.get("rope.scale_linear", 1.0))}
-    if original := told.get("rope.scaling.original_context_length"):
+    scaling = {"rope_type": kind, "factor": values.get("rope.scaling.factor", values.get("rope.scale_linear", 1.0))}
+    if original := values.get("rope.scaling.original_context_length"):
         scaling["original_max_position_embeddings"] = original
     return scaling
 
@@ -279,8 +283,8 @@ def _llama3_scaling(file: GgufFile, factors: np.ndarray, theta: float) -> dict[s
             else math.prod(bounds) ** (1 / len(bounds))
         )
     high, original = round(float(high), 3), round(float(np.mean(original)))
-    told = np.clip((original * turns - 1) / (high - 1), 0, 1)
-    if not np.allclose(1 / (told + (1 - told) / slowest), factors, rtol=1e-3):
+    expected = np.clip((original * turns - 1) / (high - 1), 0, 1)
+    if not np.allclose(1 / (expected + (1 - expected) / slowest), factors, rtol=1e-3):
         raise ModelError(
             f"the rotary factors ({ROPE_FACTORS}) of {file.path} are not Llama 3's scaling; no other is supported"
         )

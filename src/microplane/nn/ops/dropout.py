@@ -30,12 +30,12 @@ def keep_steps(p: float) -> int:
 
 
 def draw_seed() -> int:
-    """Of one mask: the next number of torch's generator."""
+    """The seed of one mask: the next number of torch's generator."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
 def dropout_mask(shape: torch.Size, p: float, seed: int) -> Tensor:
-    """Which elements stay: bool of `shape`, each True with probability `keep_steps(p) / 65536`.
+    """Which elements are kept: bool of `shape`, each True with probability `keep_steps(p) / 65536`.
 
     Of n elements, word j < half = ceil(n / 2) decides on element j (its low bits) and element half + j (its high bits).
     """

@@ -1,4 +1,4 @@
-"""Chains of point-wise operations with a backward of their own, which keep their inputs and nothing in between.
+"""Norms, softmax and gated activations with their own backward pass, which keeps their inputs and no intermediates.
 
 Autograd would keep every intermediate: for a norm two float32 copies of its input, for a gated activation one copy
 more. Here the backward pass computes them again, which costs less than storing and reading them. Where nn/ops/native is
@@ -222,7 +222,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
-    """How many rows of which width."""
+    """(number of rows, width of a row) along the last dimension."""
     return x.numel() // max(1, x.shape[-1]), x.shape[-1]
 
 

@@ -1,7 +1,7 @@
-"""Attention of each row by itself, compiled (nn/ops/native/attention.cpp): no rectangle, no mask, no copy of the heads.
+"""Attention row by row, compiled (nn/ops/native/attention.cpp): no rectangle, no mask, no copy of the heads.
 
-It takes the common case, bfloat16 without biases, windows, soft-capping, dropout, prefixes or a cache, on processors
-that multiply pairs of bfloat16; nn/attention.py has all the others, and what this must agree with.
+It handles the common case: bfloat16 without biases, windows, soft-capping, dropout, prefixes or a cache, on processors
+with products of bfloat16 pairs. nn/attention.py handles all others, and has the reference that this must agree with.
 Shapes: T tokens of queries, U of keys, B rows, H heads, KV heads of keys and values, L longest row of keys, Dh width.
 """
 
@@ -20,7 +20,7 @@ UNIT = 16  # the width of a head must be a multiple of this
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether these can be attended to so; how it is masked is for the caller to look at."""
+    """True if the formats, widths and processor allow it. The caller checks the mask (`MaskSpec.can_run_per_row`)."""
     alike = q.dtype == k.dtype == v.dtype == torch.bfloat16 and q.shape[-1] % UNIT == 0
     return alike and q.device.type == "cpu" and native.has("has_attention")
 
