@@ -57,7 +57,8 @@ class AdaptedLinear(AddedModule, nn.Module):
         return ()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + F.linear(x, self.delta().to(x.dtype))
+        y: Tensor = self.base(x)
+        return y + F.linear(x, self.delta().to(x.dtype))
 
     def forward_low_rank(self, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
         """The base's output plus scale B (A dropout(x)), with A (r, in) and B (out, r); dropout in training only."""

@@ -50,7 +50,8 @@ class Adapter(nn.Module):
                 nn.init.trunc_normal_(linear.weight, std=SMALL, a=-2 * SMALL, b=2 * SMALL)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up_proj(self.dropout(self.activation(self.down_proj(x))))
+        y: Tensor = self.up_proj(self.dropout(self.activation(self.down_proj(x))))
+        return y
 
 
 class Serial(AddedModule, Adapter):
@@ -71,7 +72,8 @@ class Parallel(AddedModule, nn.Module):
         self.base, self.adapter, self.scale = base, adapter, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scale * self.adapter(x)
+        y: Tensor = self.base(x) + self.scale * self.adapter(x)
+        return y
 
     def replaced(self) -> nn.Module:
         return self.base

@@ -59,9 +59,10 @@ class DoRALinear(LoRALinear):
             changed = self.forward_low_rank(dropped, A, B, self.scale)  # W x~ + s B A x~ + bias
             if self.base.bias is not None:
                 changed = changed - self.base.bias
-            return self.base(x - dropped) + gain * changed
-        y = gain * self.forward_low_rank(x, A, B, self.scale)
-        return y if self.base.bias is None else y + (1 - gain) * self.base.bias
+            rest: Tensor = self.base(x - dropped)
+            return rest + gain * changed
+        y, bias = gain * self.forward_low_rank(x, A, B, self.scale), self.base.bias
+        return y if bias is None else y + (1 - gain) * bias
 
     @torch.no_grad()
     def delta(self) -> Tensor:

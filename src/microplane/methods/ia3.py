@@ -32,7 +32,8 @@ class IA3Linear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.ia3_l.flatten().to(x.dtype)
-        return self.base(x * scale) if self.on_input else self.base(x) * scale
+        y: Tensor = self.base(x * scale) if self.on_input else self.base(x) * scale
+        return y
 
     def delta(self) -> Tensor:
         return self.base.weight.to(self.ia3_l.dtype) * (self.ia3_l - 1)

@@ -45,7 +45,8 @@ class PaCALinear(AdaptedLinear):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _ColumnProduct.apply(x.reshape(-1, self.in_features), self.paca_change, self)
+        rows = x.reshape(-1, self.in_features)
+        y: Tensor = _ColumnProduct.apply(rows, self.paca_change, self)
         return y.view(*x.shape[:-1], self.out_features)
 
     @contextmanager
@@ -133,4 +134,4 @@ class PaCA(LinearMethod):
 def _are_columns(found: Tensor, inputs: int) -> bool:
     if found.dtype != torch.int64:
         return False
-    return len(found.unique()) == found.numel() and bool(((found >= 0) & (found < inputs)).all())
+    return len(set(found.tolist())) == found.numel() and bool(((found >= 0) & (found < inputs)).all())

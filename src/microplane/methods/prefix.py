@@ -242,7 +242,8 @@ class PrefixTuning(Method):
 def _keys_width(attention: nn.Module) -> int:
     """KV * Dh, also where q, k and v are one matrix."""
     k = getattr(attention, "k", None)
-    return k.out_features if k is not None else cast(Any, attention).qkv.out_features // 3
+    width: int = k.out_features if k is not None else cast(Any, attention).qkv.out_features // 3
+    return width
 
 
 def _one_stack(model: nn.Module) -> bool:

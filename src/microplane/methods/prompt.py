@@ -151,4 +151,5 @@ def length_of_peft(config: Mapping[str, Any]) -> int:
         raise AdapterError(
             f"peft's num_transformer_submodules = {config['num_transformer_submodules']!r} is not supported; only 1 is"
         )
-    return config["num_virtual_tokens"]
+    length: int = config["num_virtual_tokens"]  # make_method checks that it is one
+    return length

@@ -49,7 +49,8 @@ class VeRALinear(AdaptedLinear):
         A, B = (part.to(x.dtype) for part in self.projections())
         dropped = dropout(x, self.dropout, self.training)
         low = F.linear(dropped, A) * self.vera_lambda_d.to(x.dtype)  # (T, r)
-        return self.base(x) + F.linear(low, B) * self.vera_lambda_b.to(x.dtype)
+        y: Tensor = self.base(x)
+        return y + F.linear(low, B) * self.vera_lambda_b.to(x.dtype)
 
     def projections(self) -> tuple[Tensor, Tensor]:
         return self.shared.A[:, : self.in_features], self.shared.B[: self.out_features]

@@ -49,18 +49,19 @@ def _groups(modules: Mapping[str, nn.Module]) -> Iterator[list[str]]:
 
 
 def _tap(module: nn.Module, args: Any, y: Tensor, gradients: dict[str, Tensor], name: str) -> Tensor:
-    return _Tap.apply(y, args[0].detach(), gradients, name)
+    tapped: Tensor = _Tap.apply(y, args[0].detach(), gradients, name)
+    return tapped
 
 
 class _Tap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y: Tensor, x: Tensor, gradients: dict[str, Tensor], name: str) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, gradients: dict[str, Tensor], name: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.gradients, ctx.name = gradients, name
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         exact = torch.promote_types(grad.dtype, torch.float32)
         product = grad.flatten(0, -2).t().to(exact) @ x.flatten(0, -2).to(exact)
