@@ -68,7 +68,7 @@ TASKS: dict[str, Callable[[Any, Any], Scores]] = {
 def text(said: Any, truth: Any, task: str) -> str:
     """One row's answer as one line."""
     if task == "classification":
-        return said
+        return str(said)
     if task == "tokens":
         return " ".join(one for one, other in zip(said, truth, strict=True) if other is not None)
     if task == "regression":
