@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first.
-.PHONY: help demo flan-small test test-all mutants lint bench clean
+.PHONY: help demo flan-small test test-all mutants some-mutants lint bench clean
 LANGUAGE ?= en
 
 help:
@@ -8,6 +8,7 @@ help:
 	@echo "make test      all tests but the slow ones"
 	@echo "make test-all  the slow ones too"
 	@echo "make mutants   put bugs into the methods one by one, and see that the tests catch each"
+	@echo "make some-mutants  twelve of them, others every day, three minutes at most"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     all benchmarks, one after the other; leave the machine alone meanwhile"
 
@@ -32,6 +33,10 @@ test-all:
 mutants:
 	@tools/venv.sh test
 	.venv/bin/python tools/mutants.py
+
+some-mutants:
+	@tools/venv.sh test
+	.venv/bin/python tools/mutants.py --sample 12 --minutes 3
 
 lint:
 	@tools/venv.sh lint
