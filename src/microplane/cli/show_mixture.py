@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 
 def _inverted(row: dict[str, Any]) -> bool:
-    return row["template"].split("/")[1] == "inverted"
+    return str(row["template"]).split("/")[1] == "inverted"
 
 
 def describe_mixture(mixture: Mixture, rows: int | None = None) -> MixtureDescription:

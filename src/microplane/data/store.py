@@ -278,6 +278,7 @@ class Features:
     def of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Those of some rows, side by side."""
         if self.ends is None:
-            return self.numbers[np.asarray(rows)]
+            chosen: np.ndarray = self.numbers[np.asarray(rows)]
+            return chosen
         starts = [int(self.ends[row - 1]) if row else 0 for row in rows]
         return np.concatenate([self.numbers[start : self.ends[row]] for start, row in zip(starts, rows, strict=True)])

@@ -210,7 +210,8 @@ def _start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[
 def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     """Append tokens to the cached rows and compute the logits of the next token: (B, V) float32."""
     rows = Rows.of(tokens, starts=cache.lengths)
-    return model.logits(model(rows, cache)[rows.last]).float()
+    logits: Tensor = model.logits(model(rows, cache)[rows.last])
+    return logits.float()
 
 
 def _pick(scores: Tensor, rows: Sequence[GenerationRow], knobs: GenerateKnobs, rules: GenerationRules) -> list[int]:
@@ -309,7 +310,7 @@ class _Beams:
         if not self.growing or len(self.ended) < knobs.beams:
             return not self.growing
         best = self.growing[0]
-        return best.score / len(best.ids) ** knobs.length_penalty <= self.ended[-1].score
+        return bool(best.score / len(best.ids) ** knobs.length_penalty <= self.ended[-1].score)
 
 
 def _search(
@@ -328,7 +329,7 @@ def _search(
         going: list[_Beams] = []
         kept: list[int] = []  # rows of the cache, one for each beam that grows on
         first = 0  # row of the search's first beam
-        for search, part in zip(searches, log_probs.split([len(s.growing) for s in searches]), strict=True):
+        for search, part in zip(searches, torch.split(log_probs, [len(s.growing) for s in searches]), strict=True):
             parents = search.grow(part, knobs, end)
             if search.over(knobs):
                 yield search.row, end.answer(search.ended[0].ids)

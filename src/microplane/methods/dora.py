@@ -68,7 +68,8 @@ class DoRALinear(LoRALinear):
     def delta(self) -> Tensor:
         weight = self.base.weight.to(self.squares.dtype)
         changed = weight + super().delta()
-        return (self.lora_magnitude_vector / changed.norm(dim=1)).unsqueeze(1) * changed - weight
+        change: Tensor = (self.lora_magnitude_vector / changed.norm(dim=1)).unsqueeze(1) * changed - weight
+        return change
 
     def low_rank(self) -> None:
         """The lengths change every row of W, so there is none."""

@@ -26,6 +26,7 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.methods.adapted_linear import AdaptedLinear, saved_sites
 from microplane.methods.linear_method import LinearMethod
 from microplane.methods.method import PREFIX
+from microplane.nn.ops.autograd import apply
 from microplane.nn.quantised import QuantisedLinear
 
 
@@ -46,7 +47,7 @@ class PaCALinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        y: Tensor = _ColumnProduct.apply(rows, self.paca_change, self)
+        y = apply(_ColumnProduct, rows, self.paca_change, self)
         return y.view(*x.shape[:-1], self.out_features)
 
     @contextmanager

@@ -103,4 +103,4 @@ def _average(state: dict[str, Tensor], name: str, new: Tensor, share: float) -> 
 
 
 def _rms(x: Tensor) -> float:
-    return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
+    return float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())

@@ -116,7 +116,7 @@ class FeatureCache:
         return (len(rows) if self.pooled else int(rows.lengths.sum()), self.width)
 
     def bytes(self, rows: TokenDataset) -> int:
-        return self.shape(rows)[0] * self.width * self.dtype.itemsize
+        return int(self.shape(rows)[0] * self.width * self.dtype.itemsize)
 
     def key(self, rows: TokenDataset) -> str:
         head = self.model.task_head

@@ -56,6 +56,7 @@ def sample_losses(
 
     def loss(indices: Sequence[int]) -> Tensor:
         batch = objective.collate(dataset, indices)
-        return objective.loss(cast(Model, model), batch) / batch.count
+        mean: Tensor = objective.loss(cast(Model, model), batch) / batch.count
+        return mean
 
     return [partial(loss, indices) for indices in micro_batches(order, dataset.lengths, micro_tokens)]

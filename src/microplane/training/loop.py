@@ -304,10 +304,10 @@ def _step(state: TrainState, totals: Totals) -> Record:
             if not math.isfinite(share.item()):
                 raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
             loss += share.item()
-            share.backward()
+            torch.autograd.backward(share)
     penalty = state.method.penalty(model)
     if isinstance(penalty, torch.Tensor):
-        penalty.backward()
+        torch.autograd.backward(penalty)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     norm = _clipped(parameters, knobs.clip or math.inf)
     if not math.isfinite(norm):

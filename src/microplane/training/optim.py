@@ -123,4 +123,4 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
     """Set all groups to `factor` of their peak; returns the first group's rate, for the log."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
+    return float(optimizer.param_groups[0]["lr"])

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microplane.config.build import read_yaml
 from microplane.cache.eviction import prune
+from microplane.config.build import read_yaml
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import materialise
 from microplane.data.mixtures.sampler import open_mixture
@@ -266,7 +266,7 @@ def test_a_mixture_that_is_being_read_stays_in_the_cache(tmp_path, monkeypatch, 
         if what.startswith("tokenising"):
             told.append(prune("mixtures"))
 
-    load_splits(knobs, make_tiny(), progress)
+    text_splits(knobs, make_tiny(), progress)
     assert {(len(pruned.in_use), len(pruned.deleted)) for pruned in told} == {(1, 0)}
     assert len(prune("mixtures").deleted) == 1
 

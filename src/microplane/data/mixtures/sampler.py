@@ -77,7 +77,8 @@ class Mixture:
                 f"{self.plan.path}: no source has two different rows, so none can be held out to validate on; "
                 "give data.validation"
             )
-        return shares / shares.sum()
+        normalised: np.ndarray = shares / shares.sum()
+        return normalised
 
     def style_shares(self) -> dict[str, float]:
         """The share of rows that the rules make few-shot, with options and inverted."""

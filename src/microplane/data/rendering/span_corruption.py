@@ -132,7 +132,8 @@ def _replaced(ids: np.ndarray, gone: np.ndarray, sentinels: Sequence[int]) -> np
     starts = gone & ~np.concatenate([[False], gone[:-1]])
     marked = ids.copy()
     marked[starts] = sentinels
-    return marked[starts | ~gone]
+    kept: np.ndarray = marked[starts | ~gone]
+    return kept
 
 
 def _ended(ids: np.ndarray, eos: int | None) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from microplane.models.contract import in_eval_mode
+from microplane.nn.ops.autograd import apply
 
 AT_ONCE = 1 << 30  # bytes of gradients that are held at a time; where there are more, the rows are gone through again
 
@@ -26,7 +27,7 @@ def weight_gradients(
         try:
             with in_eval_mode(model):
                 for loss in losses:
-                    loss().backward()
+                    torch.autograd.backward(loss())
         finally:
             model.zero_grad(set_to_none=True)
             for hook in hooks:
@@ -49,8 +50,7 @@ def _groups(modules: Mapping[str, nn.Module]) -> Iterator[list[str]]:
 
 
 def _tap(module: nn.Module, args: Any, y: Tensor, gradients: dict[str, Tensor], name: str) -> Tensor:
-    tapped: Tensor = _Tap.apply(y, args[0].detach(), gradients, name)
-    return tapped
+    return apply(_Tap, y, args[0].detach(), gradients, name)
 
 
 class _Tap(torch.autograd.Function):
