@@ -63,7 +63,7 @@ def rank(model: T5, rows: Sequence[Choice], data: OptionRows, budget: int = 8192
     lengths = np.array([len(ids) for ids in data.sources], np.int32)
     scores = np.zeros((len(rows), len(data.options[0])))
     for indices in pack(np.argsort(-lengths, kind="stable").tolist(), lengths, budget):
-        read, _ = model.open([data.sources[index] for index in indices])
+        read, _ = model.start_generation([data.sources[index] for index in indices])
         assert isinstance(read, PairCache)
         for number in range(scores.shape[1]):
             cache = PairCache(model.config.num_decoder_layers, read.source_lengths)

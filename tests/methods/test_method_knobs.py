@@ -18,7 +18,7 @@ from microplane.config.knobs import RunKnobs, TrainKnobs
 from microplane.errors import ConfigError
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.methods import METHODS, make_method
-from microplane.methods.method import attach, state_of
+from microplane.methods.method import attach_method, state_of
 from microplane.runs.check_knobs import check_knobs
 from microplane.training import resume
 from microplane.training.init_from_data import sample_losses
@@ -107,7 +107,7 @@ def left(folder: Path, family: str, knobs: dict[str, Any]) -> dict[str, Any]:
     method = method.with_tokens(lambda text: [ord(letter) % 90 for letter in text])
     model, data = FAMILIES[family].build(), FAMILIES[family].data
     torch.manual_seed(0)
-    attach(method, model)
+    attach_method(method, model)
     method.prepare(model, sample_losses(model, data, method.prepare_rows, 0, 64))
     saved: dict[str, Any] = {}
 

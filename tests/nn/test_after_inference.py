@@ -10,7 +10,7 @@ import torch
 from microplane.config.knobs import GenerateKnobs, TrainKnobs
 from microplane.inference.generate import generate
 from microplane.methods import make_method
-from microplane.methods.method import attach, trainable
+from microplane.methods.method import attach_method, trainable
 from microplane.models.files.load import load_model, save_model
 from microplane.nn import position
 from microplane.nn.number_format import NumberFormat
@@ -71,7 +71,7 @@ def trained(model, name):
     """The losses and the trained numbers of three steps."""
     method = make_method(name)
     torch.manual_seed(0)
-    attach(method, model)
+    attach_method(method, model)
     losses = steps(model, method, make_optimizer(method, model, TrainKnobs(lr=1e-2)), 3)
     return losses, {name: tensor.detach().clone() for name, tensor in trainable(model).items()}
 
@@ -103,7 +103,7 @@ def test_so_does_an_encoder_decoder(way, name):
                 model.encode(rows)
         method = make_method("lora")
         torch.manual_seed(0)
-        attach(method, model)
+        attach_method(method, model)
         model.encode(rows).pow(3).sum().backward()  # the same rows, whose indices are computed once
         return [parameter.grad for parameter in trainable(model).values() if parameter.grad is not None]
 

@@ -24,7 +24,7 @@ from microplane.config.build import build, fields, place, read_yaml
 from microplane.config.knobs import EvalKnobs, GenerateKnobs, RunKnobs, TrainKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError, DataError, ModelError
-from microplane.inference.pipeline import Loaded
+from microplane.inference.pipeline import Pipeline
 from microplane.nn.ops import native
 from microplane.nn.quantised import Int8Linear
 from microplane.runs import train as run_module
@@ -392,7 +392,7 @@ PROMPTS = ["say aa", "say bb", "say cc, and then all others"]
 
 
 @pytest.fixture(scope="module")
-def writer(there) -> Loaded:
+def writer(there) -> Pipeline:
     return microplane.load(there.folder / "model", "float32")
 
 

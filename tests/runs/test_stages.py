@@ -102,7 +102,7 @@ def measured(monkeypatch) -> list[str]:
     original = train_module.measure
 
     def measure(*arguments):
-        whose.append(arguments[6])
+        whose.append(arguments[7])
         return original(*arguments)
 
     monkeypatch.setattr(train_module, "measure", measure)

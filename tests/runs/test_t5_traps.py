@@ -111,7 +111,7 @@ def test_answers_begin_with_the_start_token_of_the_config(start):
     config = T5Config.from_hf(fields)
     assert config.decoder_start == config.to_hf()["decoder_start_token_id"] == start
     model = type(tiny_pairs()).from_hf(fields).init_weights(0).eval()
-    assert model.open([[4, 1], [7, 8, 1]])[1] == [[start]] * 2
+    assert model.start_generation([[4, 1], [7, 8, 1]])[1] == [[start]] * 2
 
 
 def test_without_a_start_token_it_is_the_pad():
@@ -195,7 +195,7 @@ def test_a_prefix_reaches_encoder_decoder_and_the_attention_between_them(place):
     assert all(parameter.grad.abs().max() > 0 for parameter in trained)
 
     with torch.no_grad():
-        cache, tokens = model.open([read for read, _ in rows])
+        cache, tokens = model.start_generation([read for read, _ in rows])
         steps = [model(Rows.of(tokens, starts=cache.lengths), cache)]
         steps.append(model(Rows.of([row[1][:1] for row in rows], starts=cache.lengths), cache))
     lengths = [len(written) for _, written in rows]

@@ -110,10 +110,11 @@ def train(
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
     given = {"model.name": model, "data.train": data, "method.name": method, **(set or {})}
-    config, watch = knobs or assemble(given=given), watch or Silent()
+    config, say = knobs or assemble(given=given), watch.say if watch else None
+    watch = watch or Silent()
     checked = check_config(config, watch)
     job = _Lifetime(_folder(config, checked, resume), resume)
-    with run_context(config.train.threads), notices_to(None if isinstance(watch, Silent) else watch.say):
+    with run_context(config.train.threads), notices_to(say):
         try:
             _run(job, config, checked, watch)
         except BaseException as error:
