@@ -105,10 +105,10 @@ def left(folder: Path, family: str, knobs: dict[str, Any]) -> dict[str, Any]:
     method = make_method(knobs)
     check_knobs(RunKnobs(method=knobs), method)
     method = method.with_tokens(lambda text: [ord(letter) % 90 for letter in text])
-    model, data = FAMILIES[family].build(), FAMILIES[family].data
+    model, data, objective = FAMILIES[family].build(), FAMILIES[family].data, FAMILIES[family].objective
     torch.manual_seed(0)
     attach_method(method, model)
-    method.prepare(model, sample_losses(model, data, method.prepare_rows, 0, 64))
+    method.init_from_data(model, sample_losses(objective, model, data, method.init_rows, 0, 64))
     saved: dict[str, Any] = {}
 
     def save(step: int, loss: float) -> None:
@@ -122,7 +122,8 @@ def left(folder: Path, family: str, knobs: dict[str, Any]) -> dict[str, Any]:
         data,
         settings,
         folder,
-        validate=lambda m: evaluate_loss(m, data, 512),
+        objective=objective,
+        validate=lambda m: evaluate_loss(objective, m, data, 512),
         save_best=save,
         identity={},
     )

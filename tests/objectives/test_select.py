@@ -126,7 +126,7 @@ def texts(folder):
 def test_each_seed_of_a_run_trains_on_masks_of_its_own_and_is_measured_on_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
     drawn = {}
-    from microplane.runs import train as runs
+    from microplane.runs import prepare as runs
 
     real = runs.load_splits
 

@@ -8,6 +8,7 @@ with the checks taken out, too: then the run must come out the same, or the refu
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from microplane.config.build import build, fields, place, read_yaml
 from microplane.config.knobs import EvalKnobs, GenerateKnobs, RunKnobs, TrainKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError, DataError, ModelError
+from microplane.files import cache_dir
 from microplane.inference.pipeline import Pipeline
 from microplane.nn.ops import native
 from microplane.nn.quantised import Int8Linear
+from microplane.runs import prepare as prepare_module
 from microplane.runs import train as run_module
 from microplane.runs.evaluate import measure_file
 from microplane.training import activation_checkpointing
@@ -104,7 +107,6 @@ MORE = [  # the other choices of a knob of which the first is in the table
 
 REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set beside, the knob, its value
     ("decoder", {}, "model.pooling", "mean"),
-    ("decoder", {}, "data.objective", "prefix_lm"),
     ("decoder", {}, "data.max_target_length", 2),
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_share", 0.5),
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_rows", 1),
@@ -114,12 +116,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("decoder", {"data.format": "text"}, "data.system", "Be brief."),
     ("decoder", {"data.format": "text"}, "data.template", "chat"),
     ("folder", {}, "data.validation_share", 0.5),
-    ("pairs", {}, "data.objective", "span_corruption"),
     ("pairs", {}, "data.template", "chat"),
-    ("denoising", {"data.max_length": 40}, "data.objective", "answers"),
     ("denoising", {"data.max_length": 40}, "data.max_target_length", 4),
     ("denoising", {"data.max_length": 40}, "data.system", "Be brief."),
-    ("encoder", {}, "data.objective", "prefix_lm"),
     ("encoder", {}, "data.format", "text"),
     ("encoder", {}, "data.max_target_length", 2),
     ("encoder", {}, "data.template", "chat"),
@@ -193,6 +192,7 @@ class Place:
         """
         runs = self.folder / f"runs-{next(self.numbers)}"
         sets = sets | {"runs": str(runs / sets.get("runs", "runs"))}
+        shutil.rmtree(cache_dir() / "baseline", ignore_errors=True)  # or the untouched model would not be measured
         self.calls.clear()
         done = microplane.train(knobs=self.knobs(where, sets))
         self.last = done.folder
@@ -237,10 +237,10 @@ def there(tmp_path_factory) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MICROPLANE_CACHE", str(folder / "cache"))
         patch.setattr(run_module, "write_report", lambda folder: None)  # these three see no knob, and take their time
-        patch.setattr(run_module, "merge_checks", lambda *given: [])
+        patch.setattr("microplane.runs.verify._merge", lambda *given: [])
         patch.setattr("os.fsync", lambda file: None)
         patch.setattr(torch, "set_num_threads", lambda count: made.calls.update([f"{count} threads"]))
-        for owner, name in ((Int8Linear, "dequantise"), (activation_checkpointing, "remaking")):
+        for owner, name in ((Int8Linear, "dequantise"), (activation_checkpointing, "selective_recompute")):
             patch.setattr(owner, name, counted(made.calls, getattr(owner, name)))
         hook = torch.nn.modules.module.register_module_forward_pre_hook(
             lambda module, given: made.calls.update([type(module).__name__])
@@ -309,8 +309,8 @@ def test_a_knob_that_would_change_nothing_is_refused(where, beside, name, value,
     with pytest.raises(ConfigError, match=rf"would change nothing in this run:\n  {name} = "):
         there.run(where, beside | {name: value})
     for check in ("check_knobs_for_data", "check_knobs_for_model"):
-        monkeypatch.setattr(run_module, check, lambda *given: None)
-    monkeypatch.setattr(run_module, "check_knobs", lambda *given: [])
+        monkeypatch.setattr(prepare_module, check, lambda *given: None)
+    monkeypatch.setattr(prepare_module, "check_knobs", lambda *given: [])
     with_it, without = there.run(where, beside | {name: value}), there.once(where, beside)
     if name == "train.recompute":  # it is tried, but nothing of a block is kept, so nothing is won
         with_it = with_it | {"calls": without["calls"]}
@@ -345,15 +345,27 @@ def test_it_is_said_which_of_two_knobs_decides(sets, line, there):
     assert line in watch.said
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "why"),
+    [
+        ("decoder", "prefix_lm", "LlamaForCausalLM learns the next token of plain text"),
+        ("pairs", "span_corruption", "these rows are inputs/targets, which are pairs already"),
+        ("encoder", "prefix_lm", "rows with labels are trained with a task head"),
+    ],
+)
+def test_an_objective_that_does_not_apply_is_refused(where, value, why, there):
+    with pytest.raises(ConfigError, match=rf"data.objective = {value} says .* and {why}"):
+        there.run(where, without_knob("data.objective", where, {}) | {"data.objective": value})
+
+
 def test_all_that_is_wrong_is_said_at_once(there):
-    wrong = {"data.objective": "prefix_lm", "eval.metrics": ("chrf",), "train.label_smoothing": 0.5}
+    wrong = {"eval.metrics": ("chrf",), "train.label_smoothing": 0.5}
     with pytest.raises(ConfigError) as caught:
         there.run("encoder", without_knob("", "encoder", wrong))
     first, *rest = str(caught.value).splitlines()
     assert first == "These knobs would change nothing in this run:"
     head = "the rows have labels, which a task head learns (classification)"
     assert rest == [
-        f"  data.objective = 'prefix_lm': {head}; it is for plain text that an encoder-decoder learns. Leave it out",
         f"  train.label_smoothing = 0.5: {head}; only the loss of tokens is smoothed. Leave it out",
         f"  eval.metrics = ['chrf']: {head}, and it is measured by all metrics of its task. Leave it at auto",
     ]

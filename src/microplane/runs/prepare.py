@@ -36,6 +36,7 @@ from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check
 from microplane.runs.max_length import cap_max_length
 from microplane.training.optim import peak_lr
 
+DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 PROBED_PROMPTS = 100  # training prompts that are looked at for what all of them begin with
 
 
@@ -73,6 +74,7 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
+        dropout = getattr(self.method, "dropout", 0.0)
         return {
             "train rows": self.splits.train.fingerprint,
             "validation rows": self.splits.validation.fingerprint,
@@ -84,7 +86,7 @@ class Prepared:
             "train": self.config.train.model_dump(mode="json"),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-        }
+        } | ({"masks of method.dropout": DROPOUT_MASKS} if dropout else {})
 
     def adapter_metadata(self) -> dict[str, Any]:
         """What an adapter says of its making, but for the head."""
@@ -106,22 +108,29 @@ class Prepared:
         }
 
 
-def check_config(config: RunKnobs, watch: Watcher) -> Method:
+def check_config(config: RunKnobs, watch: Watcher, begun: bool = False) -> Method:
     """The method of a run, once all is checked that needs no file.
+
+    Args:
+        begun: it goes on with what an earlier version may have begun: knobs without effect stay so.
 
     Raises:
         ConfigError: for knobs that do not go together, or no data.
     """
     method = make_method(config.method)
-    for line in check_knobs(config, method):
-        watch.say(line)
+    if not begun:
+        for line in check_knobs(config, method):
+            watch.say(line)
     if not config.data.train:
         raise ConfigError("data.train is not set: give the rows to train on, as in microplane train MODEL DATA")
     return method
 
 
-def prepare(config: RunKnobs, method: Method, watch: Watcher) -> Prepared:
+def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = False) -> Prepared:
     """Find the model, read the data, and decide everything that `config` leaves open.
+
+    Args:
+        begun: see `check_config`.
 
     Raises:
         MicroplaneError: for a model or data that cannot be used, saying why.
@@ -143,7 +152,8 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher) -> Prepared:
         watch.say(plain.load_notice)
     possible = candidates(plain, config.data)
     splits = load_splits(config.data, tokenizer, possible, counting(watch), config.train.seed)
-    check_knobs_for_data(config, splits.objective, splits.summary)
+    if not begun:
+        check_knobs_for_data(config, splits.objective, splits.summary)
     held_out = splits.test or splits.validation
     return Prepared(
         config=_resolved(config, method, form, splits),
@@ -158,7 +168,7 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher) -> Prepared:
     )
 
 
-def open_base(prepared: Prepared) -> tuple[OpenedBase, str | None]:
+def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str | None]:
     """The base in memory, with a task head where labels are learnt; and what is to be said of that head.
 
     Raises:
@@ -172,7 +182,8 @@ def open_base(prepared: Prepared) -> tuple[OpenedBase, str | None]:
     notice = ensure_head(base.model, summary.task, summary.labels, config.model.pooling, config.train.seed)
     with torch.device("meta"):
         attach_method(prepared.method, shapes := meta_copy(base.model))
-    check_knobs_for_model(config, prepared.method, shapes)
+    if not begun:
+        check_knobs_for_model(config, prepared.method, shapes)
     for rows in (prepared.splits.train, prepared.splits.validation):
         for row in range(min(len(rows), 100)):
             check_ids(base.model, prepared.tokenizer, rows[row][0].tolist())

@@ -112,7 +112,7 @@ def train(
     given = {"model.name": model, "data.train": data, "method.name": method, **(set or {})}
     config, say = knobs or assemble(given=given), watch.say if watch else None
     watch = watch or Silent()
-    checked = check_config(config, watch)
+    checked = check_config(config, watch, begun=resume)
     job = _Lifetime(_folder(config, checked, resume), resume)
     with run_context(config.train.threads), notices_to(say):
         try:
@@ -125,8 +125,8 @@ def train(
 
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
     memory, result, folder = PeakMemory(), job.result, job.folder
-    prepared = prepare(config, method, watch)
-    base, head_notice = open_base(prepared)
+    prepared = prepare(config, method, watch, job.resume)
+    base, head_notice = open_base(prepared, job.resume)
     model = base.model
     _describe(result, prepared, model, watch)
     if head_notice:
