@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microplane.config.build import read_yaml
 from microplane.cache.eviction import prune
+from microplane.config.build import read_yaml
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import materialise
 from microplane.data.mixtures.sampler import open_mixture
