@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from microplane.checkpoints.tensors import save_tensors
 from microplane.errors import CheckpointError
+from microplane.training import resume
 from microplane.training.adafactor import Adafactor
 from microplane.training.resume import load_optimizer, optimizer_tensors
 
@@ -45,6 +49,22 @@ def test_state_goes_to_the_device_of_its_parameter(kind, options, step):
             on_first = parameter.device.type == "cpu"
             assert value.device.type == ("cpu" if on_first else step if key == "step" else "meta"), (name, key)
             assert not on_first or torch.equal(value, saved[f"{name}/{key}"])
+
+
+def test_state_of_the_method_goes_to_the_device_of_what_trains(tmp_path, monkeypatch):
+    for name in ("weights", "method", "optimizer"):
+        save_tensors(tmp_path / f"{name}.safetensors", {"site.average": torch.ones(2)})
+    for name in ("load_state", "add_groups", "load_optimizer"):
+        monkeypatch.setattr(resume, name, lambda *arguments: None)
+
+    class Averaging:
+        def load_training_state(self, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+            self.state = state
+
+    method: Any = Averaging()
+    model = nn.Linear(2, 2, device="meta")
+    resume.load_checkpoint(tmp_path, model, method, torch.optim.AdamW(model.parameters()))
+    assert method.state["site.average"].device.type == "meta"
 
 
 def test_state_of_what_does_not_train_is_refused():

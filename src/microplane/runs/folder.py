@@ -75,7 +75,9 @@ def _named_folder(folder: Path) -> Path:
 def _claim(folder: Path) -> bool:
     """Take an empty folder for this process, until it has a run.yaml. Whoever locks it first has it."""
     with _beginning:
-        _begun[:] = [(place, held) for place, held in _begun if place.is_dir() and not (place / "run.yaml").is_file()]
+        _begun[:] = [
+            (place, held) for place, held in _begun if held.holds(place) and not (place / "run.yaml").is_file()
+        ]
         held = lock(folder)
         if held is None or not held.holds(folder) or not _is_free(folder):
             return False
