@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import FirstPass, Progress, Split, examples, files_of, first_pass
+from microplane.data.mixtures.render import Progress
+from microplane.data.preparing.first_pass import FirstPass, Split, examples, files_of, first_pass
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import Progress, files_of
+from microplane.data.mixtures.render import Progress
+from microplane.data.preparing.first_pass import files_of
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.preparing.tokenise import tokenise_files
 from microplane.data.rendering.interface import Candidates, DataObjective

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import EVERY, FirstPass, Progress, Split, examples, first_pass
+from microplane.data.mixtures.render import EVERY, Progress
+from microplane.data.preparing.first_pass import FirstPass, Split, examples, first_pass
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.formats import Example
