@@ -112,3 +112,9 @@ def test_an_objective_that_is_not_ours_trains(tmp_path):
         objective=TwoTowers(), validate=validate, save_best=lambda *_: None, identity={},
     )  # fmt: skip
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_labels_stand_in_the_order_of_their_rows():
+    data, rows = FAMILIES["bert"].data, [5, 0, 3, 4, 1, 7, 2]
+    labels = FAMILIES["bert"].objective.collate(data, rows).labels.tolist()
+    assert labels == [float(data.labels(row)[0]) for row in rows] != labels[::-1]

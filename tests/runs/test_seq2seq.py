@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import microplane
+from microplane.config.knobs import RunKnobs
 from microplane.models.families import family_of
 from microplane.models.files.load import save_model
 from tests.tiny import PAIR_CONFIGS, save_byte_tokenizer
@@ -66,6 +67,20 @@ def test_text_becomes_span_corruption_from_random_weights(tmp_path):
     knobs = SET | {"runs": str(tmp_path / "runs"), "model.init": "random", "data.max_length": 40}
     run = microplane.train(str(model), str(tmp_path / "text.jsonl"), method="full", set=knobs)
     assert run.metrics["after"]["loss"] < run.metrics["before"]["loss"]
+
+
+def test_plain_text_is_measured_as_it_is_trained(tmp_path):
+    """Each piece of it is a pair with a source, from which spans were taken out."""
+    model = pair_folder(tmp_path / "model")
+    lines = [{"text": f"the quick brown fox number {n} jumps over {n * n} dogs"} for n in range(30)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"train": str(tmp_path / "text.jsonl"), "max_length": 40}
+    knobs = RunKnobs.model_validate({"model": {"name": str(model)}, "data": data, "eval": {"rows": 3}})
+    measured = microplane.evaluate(knobs)
+    assert measured["scores"]["loss"] > 0
+    assert measured["prompts"][0].startswith("the quick brown fox number 0 ju")
+    for prompt, target in zip(measured["prompts"], measured["targets"], strict=True):
+        assert 0 < len(target) < len(prompt) < 40  # of 40 tokens some are sentinels, and one is the end
 
 
 @pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])

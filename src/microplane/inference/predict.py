@@ -5,8 +5,7 @@ B   texts       C   classes, or values of a regression       T   tokens of all t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ BUDGET = 8192  # tokens computed at once
 MAX_LENGTH = 8192  # of a text, where the model itself knows no bound
 
 
+@torch.no_grad()
 def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Prediction]:
     """What the model's task head says of each text.
 
@@ -42,13 +42,15 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[
     head = model.task_head.config
     objective, encoded = HEAD_OBJECTIVES[head.task], encode_all(model, tokenizer, texts)
     found: dict[int, Prediction] = {}
-    for indices, rows in batches(encoded):
-        scores = in_eval(model, partial(task_scores, model, rows))
-        own_texts, own_encoded = [texts[index] for index in indices], [encoded[index] for index in indices]
-        found |= zip(indices, objective.predictions(scores, own_texts, own_encoded, head.labels), strict=True)
+    with in_eval_mode(model):
+        for indices, rows in batches(encoded):
+            own_texts, own_encoded = [texts[index] for index in indices], [encoded[index] for index in indices]
+            predictions = objective.predictions(task_scores(model, rows), own_texts, own_encoded, head.labels)
+            found |= zip(indices, predictions, strict=True)
     return [found[index] for index in range(len(texts))]
 
 
+@torch.no_grad()
 def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooling: str | None = None) -> Tensor:
     """Sentence embeddings of length 1: (B, D) float32. The product of two is their cosine.
 
@@ -57,8 +59,9 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
     """
     chosen = pooling or DEFAULT_POOLING[model.KIND]
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for indices, rows in batches(encode_all(model, tokenizer, texts)):
-        embeddings[indices] = in_eval(model, partial(embed, model, rows, chosen))
+    with in_eval_mode(model):
+        for indices, rows in batches(encode_all(model, tokenizer, texts)):
+            embeddings[indices] = embed(model, rows, chosen)
     return embeddings
 
 
@@ -78,10 +81,3 @@ def batches(encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], Rows]]:
     for indices in packed_by_length(np.array([len(one.ids) for one in encoded]), BUDGET):
         types = [encoded[index].types for index in indices]
         yield indices, Rows.of([encoded[index].ids for index in indices], types=types if any(map(any, types)) else None)
-
-
-@torch.no_grad()
-def in_eval(model: Model, compute: Callable[[], Tensor]) -> Tensor:
-    """Without dropout and gradients."""
-    with in_eval_mode(model):
-        return compute()

@@ -6,7 +6,6 @@ Shapes: T tokens of all rows side by side, K target tokens, B rows, C classes, V
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 from torch import Tensor
@@ -18,6 +17,8 @@ from microplane.data.store import Dataset, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.models.contract import Model
 from microplane.nn.rows import Pairs, Rows
+
+PROBE_TOKENS, PROBE_POSITIONS = 256, 64  # of a row that two models are compared on: what is read, what is compared
 
 
 class Batch(Protocol):
@@ -128,14 +129,3 @@ class Objective(Protocol[B]):
 
 AnyObjective: TypeAlias = Objective[Any]
 """Where it does not matter what its batches look like."""
-
-
-@dataclass(frozen=True)
-class ProbeSize:
-    """How much of a row is compared."""
-
-    tokens: int = 256
-    positions: int = 64
-
-
-PROBE = ProbeSize()

@@ -24,7 +24,7 @@ from microplane.models.configs.head import Task
 from microplane.models.contract import Model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
-from microplane.objectives.base import PROBE, Judge, Measured, ProbeRow
+from microplane.objectives.base import PROBE_TOKENS, Judge, Measured, ProbeRow
 from microplane.objectives.collate import features_of, for_each_batch, rows_of
 
 Text = str | tuple[str, str]  # one text, or two that belong together
@@ -152,7 +152,7 @@ class HeadObjective(ABC):
 
     def probe_row(self, dataset: Dataset, row: int) -> ProbeRow:
         """Its first tokens."""
-        return ProbeRow(dataset[row][0][: PROBE.tokens].tolist())
+        return ProbeRow(dataset[row][0][:PROBE_TOKENS].tolist())
 
     def probe(self, model: Model, row: ProbeRow) -> Tensor:
         """Scores (1, C), of tokens (T, C)."""

@@ -15,7 +15,7 @@ from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.models.contract import Model
 from microplane.nn.rows import Rows
-from microplane.objectives.base import PROBE, ProbeRow
+from microplane.objectives.base import PROBE_POSITIONS, PROBE_TOKENS, ProbeRow
 from microplane.objectives.collate import features_of, rows_of
 from microplane.objectives.text import TextObjective, TokenBatch
 
@@ -46,8 +46,8 @@ class NextToken(TextObjective):
 
     def probe_row(self, dataset: Dataset, row: int) -> ProbeRow:
         """Its first tokens."""
-        return ProbeRow(dataset[row][0][: PROBE.tokens].tolist())
+        return ProbeRow(dataset[row][0][:PROBE_TOKENS].tolist())
 
     def probe(self, model: Model, row: ProbeRow) -> Tensor:
         """Logits (up to 64, V) at its last positions."""
-        return model.logits(model(Rows.of([row.ids]))[-PROBE.positions :])
+        return model.logits(model(Rows.of([row.ids]))[-PROBE_POSITIONS:])

@@ -42,9 +42,11 @@ class TextCandidates:
     needs_head: ClassVar[bool] = False
 
     def key(self) -> list[str | None]:
+        """See `Candidates`; which of the two it is follows from the files."""
         return [self.conversations.name, self.plain_text.name]
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+        """See `formats.recognise`."""
         return recognise(rows, file, wanted)
 
     def objective(self, format_name: str) -> AnyObjective:
@@ -69,12 +71,15 @@ class LabelCandidates:
     needs_head: ClassVar[bool] = True
 
     def key(self) -> list[str | None]:
+        """See `Candidates`; without a task, it follows from the files."""
         return ["labels", self.task]
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+        """See `LabelFormat`."""
         return LabelFormat(rows, file, self.task)
 
     def objective(self, format_name: str) -> AnyObjective:
+        """That of the task, after which the format of labels is called."""
         return HEAD_OBJECTIVES[format_name]
 
 

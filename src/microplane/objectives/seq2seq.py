@@ -15,7 +15,7 @@ from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.models.contract import Model
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.base import PROBE, ProbeRow
+from microplane.objectives.base import PROBE_POSITIONS, PROBE_TOKENS, ProbeRow
 from microplane.objectives.collate import rows_of
 from microplane.objectives.text import TextObjective, TokenBatch
 
@@ -51,11 +51,11 @@ class Seq2Seq(TextObjective):
 
     def probe_row(self, dataset: Dataset, row: int) -> ProbeRow:
         """The first tokens of source and target."""
-        source, target = (side[: PROBE.tokens].tolist() for side in dataset.pair(row))
+        source, target = (side[:PROBE_TOKENS].tolist() for side in dataset.pair(row))
         return ProbeRow(source + target, len(source))
 
     def probe(self, model: Model, row: ProbeRow) -> Tensor:
         """Logits (up to 64, V) at the target's last positions; of a text without a target, what would begin it."""
         cut = row.cut or len(row.ids)
         target = [self.decoder_start, *row.ids[cut:]]
-        return model.logits(model(Pairs(Rows.of([row.ids[:cut]]), Rows.of([target])))[-PROBE.positions :])
+        return model.logits(model(Pairs(Rows.of([row.ids[:cut]]), Rows.of([target])))[-PROBE_POSITIONS:])

@@ -6,15 +6,13 @@ The objectives (`microplane.objectives`) stand above the data; they give these p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.reading.formats import Example
 from microplane.data.store import Dataset, TokenDataset, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
-
-__all__ = ["Candidates", "DataObjective", "Renderer", "RowFormat", "RowTraits", "TokenRow"]
 
 
 class RowFormat(Protocol):
@@ -39,7 +37,7 @@ class RowTraits:
     bounds_target: bool = False  # the answer has a greatest length of its own
     continues: bool = True  # rows begin as generation does; some templates open a thought only for generation
     counted: Literal["tokens", "rows", "words"] = "tokens"  # what the loss is a sum over
-    labels_per_token: bool = field(default=False)  # of the stored labels: one for each token, or for the row as a whole
+    labels_per_token: bool = False  # of the stored labels: one for each token, or for the row as a whole
 
 
 class Renderer(Protocol):
