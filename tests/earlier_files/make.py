@@ -198,24 +198,26 @@ SETS = {
     "eval.rows": 1,
     "eval.max_new_tokens": 2,
 }
+# Scales are no powers of two, with which a product taken in another order would have the same bits.
 ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora": {"method.rank": 2, "method.dropout": 0.1},
-    "rslora": {"method.rank": 2},
-    "lora+": {"method.rank": 2, "train.lr": 0.002},
-    "lora-fa": {"method.rank": 2},
-    "qlora": {"method.rank": 2, "model.dtype": "auto", "model.compute": "float32"},
-    "dora": {"method.rank": 2},
+    "lora": {"method.rank": 3, "method.dropout": 0.1},
+    "rslora": {"method.rank": 3},
+    "lora+": {"method.rank": 3, "train.lr": 0.002},
+    "lora-fa": {"method.rank": 3},
+    "qlora": {"method.rank": 3, "model.dtype": "auto", "model.compute": "float32"},
+    "dora": {"method.rank": 3},
     "lora-auto": {
         "method.start_rank": 1,
         "method.max_rank": 4,
         "method.gain": 0.9,
         "method.warmup": 1,
         "method.energy": 1.0,
+        "method.scale": 1.7,
         "train.lr": 0.01,
     },
-    "adalora": {"method.rank": 1, "method.initial_rank": 2, "method.interval": 1, "train.lr": 0.1},
-    "scalora": {"method.rank": 2, "method.interval": 2},
-    "nb-lora": {"method.rank": 2},
+    "adalora": {"method.rank": 1, "method.initial_rank": 3, "method.interval": 1, "train.lr": 0.1},
+    "scalora": {"method.rank": 3, "method.interval": 2},
+    "nb-lora": {"method.rank": 3, "method.delta": 3.0},
     "ia3": {"train.lr": 0.1},
     "vera": {"method.rank": 4},
     "bottleneck": {"method.width": 4},
@@ -230,17 +232,17 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 assert list(ADAPTERS) == list(METHODS)
 # Knobs that change what lies in the files, or how they are read; on the decoder alone.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lora-pissa": ("lora", {"method.rank": 2, "method.start": "pissa"}),
-    "lora-olora": ("lora", {"method.rank": 2, "method.start": "olora"}),
-    "lora-eva": ("lora", {"method.rank": 2, "method.start": "eva", "method.start_rows": 8}),
-    "lora-ga": ("lora", {"method.rank": 2, "method.start": "lora_ga", "method.start_rows": 8}),
-    "lora-targets": ("lora", {"method.rank": 2, "method.targets": ["q", "v", "head"]}),
-    "lora-int8": ("lora", {"method.rank": 2, "model.dtype": "int8", "model.compute": "float32"}),
+    "lora-pissa": ("lora", {"method.rank": 3, "method.start": "pissa"}),
+    "lora-olora": ("lora", {"method.rank": 3, "method.start": "olora"}),
+    "lora-eva": ("lora", {"method.rank": 3, "method.start": "eva", "method.start_rows": 8}),
+    "lora-ga": ("lora", {"method.rank": 3, "method.start": "lora_ga", "method.start_rows": 8}),
+    "lora-targets": ("lora", {"method.rank": 3, "method.targets": ["q", "v", "head"]}),
+    "lora-int8": ("lora", {"method.rank": 3, "model.dtype": "int8", "model.compute": "float32"}),
     "qlora-loftq": ("qlora", ADAPTERS["qlora"] | {"method.start": "loftq"}),
-    "nb-lora-fixed": ("nb-lora", {"method.rank": 2, "method.bounds": "fixed", "method.p": 1.0}),
+    "nb-lora-fixed": ("nb-lora", {"method.rank": 3, "method.bounds": "fixed", "method.p": 1.0}),
     "vera-by-seed": ("vera", {"method.rank": 4, "method.save_projections": False, "method.seed": 3}),
     "bottleneck-houlsby": ("bottleneck", {"method.width": 4, "method.kind": "houlsby"}),
-    "bottleneck-parallel": ("bottleneck", {"method.width": 4, "method.kind": "parallel"}),
+    "bottleneck-parallel": ("bottleneck", {"method.width": 4, "method.kind": "parallel", "method.scale": 3.0}),
     "prompt-text": ("prompt", {"method.length": 3, "method.start": "text", "method.text": "say it"}),
     "prefix-mlp": ("prefix", {"method.length": 3, "method.mlp": True, "method.mlp_width": 8}),
 }
@@ -316,9 +318,10 @@ def distance(tensors: dict[str, torch.Tensor], name: str) -> float:
 
 STEPS, STOP = 8, 5  # of six steps is an epoch
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "lora": ("llama", "lora", {"method.rank": 2, "method.dropout": 0.1}),
+    "lora": ("llama", "lora", {"method.rank": 3}),
+    "lora-dropout": ("llama", "lora", {"method.rank": 3, "method.dropout": 0.1}),
     "adalora": ("llama", "adalora", ADAPTERS["adalora"]),
-    "adafactor": ("t5", "lora", {"method.rank": 2, "train.optimizer": "adafactor"}),
+    "adafactor": ("t5", "lora", {"method.rank": 3, "train.optimizer": "adafactor"}),
     "last-n": ("bert", "last-n", {"method.n": 1}),
 }
 
