@@ -59,6 +59,7 @@ def check(folder: Path, kills: int, seed: int) -> int:
     save_tiny_folder(folder / "model")
     rows = [{"prompt": f"repeat {i} {i * 7 % 13}", "completion": f"{i} {i * 7 % 13}"} for i in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not kill_after(begin(folder, "first"), 300)  # which has more to do: it measures the untouched model
     started = time.monotonic()
     assert not kill_after(begin(folder, "straight"), 300)
     whole = time.monotonic() - started
