@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from microplane.cache.entries import touch
 from microplane.data.progress import Watcher
 from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
@@ -39,6 +40,7 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
         found: Measured = json.loads(place.read_text(encoding="utf-8"))
         shape = (len(found["prompts"]), len(found["targets"]), len(found["texts"]))
         if len(set(shape)) == 1 and math.isfinite(found["scores"]["loss"]):
+            touch(place)  # the cache gives up first what was not used for longest
             watch.say(f"untouched model: {describe_scores(found['scores'])} (measured by an earlier run)")
             return found
     measured = measure(base.model, "untouched model")
