@@ -39,7 +39,7 @@ some-mutants:
 	.venv/bin/python tools/mutants.py --sample 12 --minutes 3
 
 lint:
-	@tools/venv.sh lint
+	@tools/venv.sh test lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
