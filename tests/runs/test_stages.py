@@ -16,6 +16,7 @@ import torch
 
 import microplane
 from microplane.config.build import assemble
+from microplane.data.progress import Silent
 from microplane.errors import ConfigError
 from microplane.files import cache_dir
 from microplane.models.files import load
@@ -167,6 +168,30 @@ def test_a_base_of_other_weights_is_measured_also_if_its_files_look_alike(place,
     whose = measured(monkeypatch)
     train(place)
     assert whose == ["untouched model", "tuned model"]
+
+
+def test_a_base_of_another_configuration_is_measured_also_if_its_weights_are_the_same(place, monkeypatch):
+    train(place)
+    file = place / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.1}))
+    whose = measured(monkeypatch)
+    train(place)
+    assert whose == ["untouched model", "tuned model"]
+
+
+def test_a_run_that_fails_tells_the_size_of_what_it_had_saved(place):
+    class Failing(Silent):
+        def record(self, record: dict[str, Any]) -> None:
+            if record["step"] == 4:
+                raise ZeroDivisionError
+
+    values = SETS | {"runs": str(place / "runs"), "name": "failing"}
+    with pytest.raises(ZeroDivisionError):
+        microplane.train(str(place / "model"), str(place / "rows.jsonl"), set=values, watch=Failing())
+    folder = place / "runs" / "failing"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["method"]["adapter_bytes"] == (folder / "adapter" / "adapter_model.safetensors").stat().st_size
 
 
 def test_new_weights_are_not_quantised(place):

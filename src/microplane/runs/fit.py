@@ -32,7 +32,6 @@ class Fitted:
 
     outcome: Outcome
     trainable_parameters: int
-    adapter_bytes: int | None
     feature_cache: dict[str, Any] | None
 
 
@@ -53,9 +52,14 @@ def fit(
     folder: Path,
     watch: Watcher,
     on_record: Callable[[Record], None],
+    on_saved: Callable[[int], None],
     resume: bool = False,
 ) -> Fitted:
     """Train `model`, to which the method is attached.
+
+    Args:
+        on_record: sees each line of metrics.jsonl, with the clock's figures.
+        on_saved: is told the bytes of the weights file in `adapter/` whenever that is written.
 
     Raises:
         TrainingError, CheckpointError: see `training.loop.fit`.
@@ -64,12 +68,12 @@ def fit(
     objective, method = prepared.objective, prepared.method
     knobs = prepared.config.train
     metadata = prepared.adapter_metadata() | head_metadata(model)
-    rows, sizes = probe_rows(objective, validation), [0]
+    rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     read, kept = cache_features(objective, model, sets, passes(train, knobs), watch, off)
 
     def save_best(step: int, loss: float) -> None:
-        sizes.append(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}))
+        on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}))
         save_probe(folder, rows, probe_logits(objective, model, rows))
 
     if method.whole_model:
@@ -88,4 +92,4 @@ def fit(
         resume=resume,
         on_record=on_record,
     )
-    return Fitted(outcome, trainable_parameters(model), sizes[-1] or None, kept)
+    return Fitted(outcome, trainable_parameters(model), kept)

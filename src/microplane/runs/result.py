@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Result:
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None
     samples: list[Sample] | None = None
-    seconds: float | None = field(default=None)  # of the whole run
+    seconds: float | None = None  # of the whole run
 
     def to_dict(self) -> dict[str, Any]:
         """As result.json has it."""
@@ -131,7 +131,8 @@ def data_figures(splits: AnySplits) -> dict[str, Any]:
 def train_section(
     outcome: Outcome, row_tokens: int, speed: Path, peak_memory: int, feature_cache: dict[str, Any] | None
 ) -> TrainSection:
-    """
+    """What came of training.
+
     Args:
         row_tokens: of all training rows.
         speed: the file with the clock's figures of each step, which may have been tampered with.

@@ -142,10 +142,9 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.resume)
+    fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.on_saved, job.resume)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
-    result.method.adapter_bytes = fitted.adapter_bytes
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", memory.bytes(), fitted.feature_cache)
     result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
@@ -219,6 +218,11 @@ class _Lifetime:
             watch.record(line)
 
         return record
+
+    def on_saved(self, adapter_bytes: int) -> None:
+        """Noted at once, so that a run that fails later has it too."""
+        assert self.result.method is not None
+        self.result.method.adapter_bytes = adapter_bytes
 
     def finish(self, status: str) -> None:
         self._end(status)

@@ -44,8 +44,10 @@ class OpenedBase:
 
     @property
     def digest(self) -> str:
-        """Of every weight as it was read."""
-        return sha256(json.dumps(self._sums, sort_keys=True).encode()).hexdigest()
+        """Of the configuration, and of every weight as it was read: all that decides what the base computes."""
+        extra = {name: checksum(tensor) for name, tensor in self._bare.extra_weights.items()}
+        parts = [repr(self._bare.config), self._sums, extra]
+        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _make(self) -> Model:
         if self.seed is None:
@@ -73,14 +75,8 @@ class OpenedBase:
         read = read_parameters(self._bare, self.checkpoint, self.form.stored, changed)
         if changed - read.keys():  # what follows from other weights, or is not in the files by itself
             return self._make()
-        for name, tensor in read.items():
-            owner, _, own = name.rpartition(".")
-            module = self._bare.get_submodule(owner)
-            if own in module._parameters:
-                module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
-            else:
-                module._buffers[own] = tensor
-        return self._bare
+        self._bare.load_state_dict(read, strict=False, assign=True)
+        return self._bare.requires_grad_(False)
 
 
 def share(model: Model) -> Model:
