@@ -18,7 +18,7 @@ OURS = """
 import time; start = time.perf_counter()
 import json, sys
 from pathlib import Path
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.models.files.load import load_model
 imported = time.perf_counter()
 path = Path(sys.argv[1])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from common import environment, spread
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, save_model
 

@@ -24,7 +24,7 @@ from microplane.config.knobs import DataKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.store import Dataset
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, save_model
 from microplane.objectives.select import NEXT_TOKEN

@@ -38,7 +38,7 @@ def smollm2():
 @pytest.fixture(scope="session")
 def smol(smollm2):
     """The tokenizer of SmolLM2."""
-    from microplane.data.tokenizers.tokenizer import load_tokenizer
+    from microplane.data.tokenizers.load import load_tokenizer
 
     return load_tokenizer(smollm2)
 

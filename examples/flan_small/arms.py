@@ -19,7 +19,7 @@ from microplane.checkpoints.adapter import save_adapter
 from microplane.checkpoints.attach_saved import fingerprint
 from microplane.config.knobs import DataKnobs, TrainKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.files import write_aside
 from microplane.methods import make_method
 from microplane.methods.method import attach_method

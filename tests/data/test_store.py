@@ -9,7 +9,7 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
 from tests import labels
 from tests.labels import save_wordpiece, write

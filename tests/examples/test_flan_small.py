@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from microplane.data.mixtures.spec import read_mixture
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
 from microplane.models.families import family_of
 from microplane.nn.rows import Pairs, Rows

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from microplane.config.knobs import GenerateKnobs
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ConfigError, ModelError
 from microplane.inference.generate import generate
 from microplane.models.external.transformers import TransformersModel

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ModelError
 from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model

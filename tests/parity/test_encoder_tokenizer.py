@@ -9,7 +9,7 @@ import pytest
 import transformers
 from tokenizers import pre_tokenizers
 
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ModelError
 
 TEXTS = [

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from transformers import MarianTokenizer
 
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ModelError
 
 ENGLISH = """the cat sat on the mat and looked at the small bird in the tall tree

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
 
 from microplane.data.tokenizers.gguf import CUTS
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.sentencepiece import read_model
-from microplane.data.tokenizers.tokenizer import load_tokenizer
 from tests.data.tokenizers.test_tokenizer import (
     NOTHING,
     TEMPLATE,

@@ -238,7 +238,7 @@ def data(
     from microplane.cli.show_data import describe
     from microplane.cli.terminal import make_console
     from microplane.config.build import assemble
-    from microplane.data.tokenizers.tokenizer import load_tokenizer
+    from microplane.data.tokenizers.load import load_tokenizer
     from microplane.models.files.hub import resolve
     from microplane.models.files.load import build_on_meta, open_checkpoint
     from microplane.objectives.select import candidates

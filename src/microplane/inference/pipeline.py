@@ -14,7 +14,8 @@ from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_ada
 from microplane.config.build import build, shown
 from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
 from microplane.data.reading.formats import Message
-from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ConfigError, DataError
 from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate

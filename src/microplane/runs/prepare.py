@@ -17,7 +17,8 @@ from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
-from microplane.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ConfigError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.inference.check_ids import check_ids

@@ -16,7 +16,7 @@ from microplane.data.preparing import tokenise
 from microplane.data.preparing.first_pass import files_of, split_off
 from microplane.data.preparing.load_splits import DataSummary, load_splits
 from microplane.data.rendering.causal import CausalRenderer
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
 from microplane.files import folder_aside
 from tests.tiny import PAIRS, save_byte_tokenizer, text_rows, text_splits

@@ -11,7 +11,7 @@ from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.rendering.denoising_dataset import DenoisedDataset, sentinels_of
 from microplane.data.rendering.span_corruption import restore
-from microplane.data.tokenizers.tokenizer import load_tokenizer
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
 from microplane.objectives.select import candidates
 from microplane.objectives.seq2seq import Seq2Seq

@@ -9,7 +9,8 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.tokenizers.tokenizer import load_tokenizer, shares
+from microplane.data.tokenizers.load import load_tokenizer
+from microplane.data.tokenizers.tokenizer import shares
 from microplane.objectives.classification import Classification
 from microplane.objectives.select import LabelCandidates
 from tests import labels as rows

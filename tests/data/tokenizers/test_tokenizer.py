@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.sentencepiece import read_model
-from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer, load_tokenizer
+from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
 from microplane.errors import ModelError
 from tests.gguf_files import write_gguf
 

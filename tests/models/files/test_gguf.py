@@ -311,7 +311,7 @@ def intact(tmp_path_factory):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_header_ends_in_one_clear_error_or_loads(intact, tmp_path, data):
-    from microplane.data.tokenizers.tokenizer import load_tokenizer
+    from microplane.data.tokenizers.load import load_tokenizer
 
     content = bytearray(intact.read_bytes())
     end = min(stored.start for stored in read_header(intact).tensors.values())

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from microplane.data.tokenizers.config_files import CONFIG, read_json
+from microplane.data.tokenizers.folder import TokenizerFolder
 from microplane.errors import ModelError
 
 BERT = {name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
@@ -27,19 +27,18 @@ ROBERTA = {
 }
 
 
-def build_from_files(folder: Path) -> tuple[Backend, dict[str, str]] | None:
+def build_from_files(folder: TokenizerFolder) -> tuple[Backend, dict[str, str]] | None:
     """The tokenizer of a folder, and the names of its special tokens; None if it has no such files, or they are of
     another model, whose way to split a text they do not tell.
 
     Raises:
         ModelError: if the files are damaged, or lack a special token.
     """
-    kind = read_json(folder / "config.json").get("model_type")
-    config = read_json(folder / CONFIG)
-    if kind == "bert" and (folder / "vocab.txt").is_file():
-        return _word_piece(folder / "vocab.txt", BERT | _told(config, BERT), config)
-    if kind == "roberta" and all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        return _byte_pairs(folder / "vocab.json", ROBERTA | _told(config, ROBERTA), config)
+    kind, config = folder.model_config.get("model_type"), folder.config
+    if kind == "bert" and folder.has("vocab.txt"):
+        return _word_piece(folder.path / "vocab.txt", BERT | _told(config, BERT), config)
+    if kind == "roberta" and folder.has("vocab.json", "merges.txt"):
+        return _byte_pairs(folder.path / "vocab.json", ROBERTA | _told(config, ROBERTA), config)
     return None
 
 

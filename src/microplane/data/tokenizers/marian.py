@@ -14,9 +14,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders
 
-from microplane.data.tokenizers.config_files import CONFIG, read_json
+from microplane.data.tokenizers.folder import CONFIG, SPECIAL_TOKENS, TokenizerFolder
 from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
 from microplane.errors import ModelError
+from microplane.files import read_object
 
 SOURCE, TARGET, VOCAB, TARGET_VOCAB = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 UNMATCHABLE = "\x01"  # prefix of a piece that only the other side's SentencePiece makes: no text contains it
@@ -30,7 +31,7 @@ class Sides:
     files: dict[str, bytes]  # that they were made of, by name
 
 
-def build_marian(folder: Path, special: Mapping[str, str | None]) -> Sides:
+def build_marian(folder: TokenizerFolder, special: Mapping[str, str | None]) -> Sides:
     """Both sides of the folder of a MarianTokenizer; `special` has its unk, eos and pad tokens.
 
     A piece that the table lacks is not made, so that its text is cut finer; transformers would make it unknown.
@@ -38,20 +39,20 @@ def build_marian(folder: Path, special: Mapping[str, str | None]) -> Sides:
     Raises:
         ModelError: if a file is missing or damaged, or does not fit the others.
     """
-    apart = bool(read_json(folder / CONFIG).get("separate_vocabs"))
+    path, apart = folder.path, bool(folder.config.get("separate_vocabs"))
     names = (SOURCE, TARGET, VOCAB, *[TARGET_VOCAB] * apart)
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ModelError(f"{folder} lacks {', '.join(missing)}: a translation model's tokenizer is {', '.join(names)}")
+    if missing := [name for name in names if not folder.has(name)]:
+        raise ModelError(f"{path} lacks {', '.join(missing)}: a translation model's tokenizer is {', '.join(names)}")
     texts = [text for text in special.values() if text]
-    source = _side(folder / SOURCE, _table(folder / VOCAB, special), texts)
-    target = _side(folder / TARGET, _table(folder / (TARGET_VOCAB if apart else VOCAB), special), texts)
-    kept = [*names, *(name for name in (CONFIG, "special_tokens_map.json") if (folder / name).is_file())]
-    return Sides(source, target, {name: (folder / name).read_bytes() for name in kept})
+    source = _side(path / SOURCE, _table(path / VOCAB, special), texts)
+    target = _side(path / TARGET, _table(path / (TARGET_VOCAB if apart else VOCAB), special), texts)
+    kept = [*names, *(name for name in (CONFIG, SPECIAL_TOKENS) if folder.has(name))]
+    return Sides(source, target, {name: (path / name).read_bytes() for name in kept})
 
 
 def _table(file: Path, special: Mapping[str, str | None]) -> list[str]:
     """Pieces by id."""
-    ids = read_json(file)
+    ids = read_object(file, ModelError)
     if sorted(ids.values(), key=str) != sorted(range(len(ids)), key=str):
         raise ModelError(f"{file} must give its {len(ids)} pieces the ids 0 to {len(ids) - 1}, each once")
     for name in ("unk_token", "eos_token"):

@@ -5,15 +5,13 @@ Sentinels (<extra_id_0> ...) mark the gaps of span corruption (arXiv 1910.10683,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from microplane.data.tokenizers.config_files import CONFIG, special_tokens
+from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
 from microplane.data.tokenizers.sentencepiece import SPACE, build, read_model
 from microplane.errors import ModelError
@@ -25,31 +23,31 @@ SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 in all of them
 SENTINELS, BYTE_SENTINELS = 100, 125  # where a file does not say how many
 
 
-def build_spiece(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
+def build_spiece(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str]]:
     """The backend of a `spiece.model`, and its special tokens by their names.
 
     Raises:
         ModelError: if it is of another family than T5's, or is damaged.
     """
-    kind = config.get("tokenizer_class") or CLASSES[0]
+    kind = folder.config.get("tokenizer_class") or CLASSES[0]
     if kind not in CLASSES:
         raise ModelError(
-            f"{folder / SPIECE} is of the {kind} kind, which is not supported without a tokenizer.json; supported are"
-            f" {', '.join(CLASSES)}"
+            f"{folder.path / SPIECE} is of the {kind} kind, which is not supported without a tokenizer.json; supported"
+            f" are {', '.join(CLASSES)}"
         )
-    pieces, ids = read_model(folder / SPIECE)
+    pieces, ids = read_model(folder.path / SPIECE)
     # mT5's sentinels are pieces that swallow the space before them
     texts = [text[1:] if text.startswith(SPACE) and _is_sentinel(text[1:]) else text for text in pieces.texts]
     swallow = [new for new, text in zip(texts, pieces.texts, strict=True) if new != text]
     types = [0 if text in swallow else kind for text, kind in zip(texts, pieces.types, strict=True)]
     backend = build(replace(pieces, texts=texts, types=types))
     backend.add_special_tokens([AddedToken(text, lstrip=True, normalized=False, special=True) for text in swallow])
-    count = 0 if swallow else _count(folder, config, SENTINELS)
+    count = 0 if swallow else _count(folder, SENTINELS)
     _add(backend, [f"<extra_id_{number}>" for number in reversed(range(count))])  # the first has the highest id
     return backend, {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
 
 
-def build_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
+def build_bytes(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str]]:
     """ByT5's (arXiv 2105.13626): a token for each byte, its number plus 3, and sentinels behind them."""
     vocab = {text: token for token, text in enumerate((*SPECIAL, *byte_spelling()))}
     backend = Tokenizer(BPE(vocab, []))
@@ -58,16 +56,16 @@ def build_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, dic
     # spaces around them are theirs, as in transformers
     marks = [AddedToken(text, lstrip=True, rstrip=True, normalized=False, special=True) for text in SPECIAL]
     backend.add_special_tokens(marks)
-    _add(backend, [f"<extra_id_{number}>" for number in range(_count(folder, config, BYTE_SENTINELS))])
+    _add(backend, [f"<extra_id_{number}>" for number in range(_count(folder, BYTE_SENTINELS))])
     return backend, dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
 
 
-def _count(folder: Path, config: Mapping[str, Any], usual: int) -> int:
+def _count(folder: TokenizerFolder, usual: int) -> int:
     """How many sentinels: as told, or as many as are listed, which transformers 5 does and tells 0."""
-    listed = sum(map(_is_sentinel, special_tokens(folder, config, ())[1]))
-    told = config.get("extra_ids", usual)
+    listed = sum(map(_is_sentinel, folder.special_tokens(())[1]))
+    told = folder.config.get("extra_ids", usual)
     if type(told) is not int or told < 0:
-        raise ModelError(f"{folder / CONFIG} has extra_ids = {told!r}: expected how many sentinels there are")
+        raise ModelError(f"{folder.path / CONFIG} has extra_ids = {told!r}: expected how many sentinels there are")
     return listed or told
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +15,10 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
-from microplane.data.tokenizers.bert_roberta import build_from_files
-from microplane.data.tokenizers.config_files import (
-    CONFIG,
-    added_tokens,
-    chat_template,
-    read_json,
-    special_tokens,
-    stop_ids_of_model,
-)
-from microplane.data.tokenizers.gguf import KEY, build_from_gguf, byte_spelling
-from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
-from microplane.data.tokenizers.sentencepiece import SPACE, build, read_model
-from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
-from microplane.errors import ModelError
+from microplane.data.tokenizers.folder import CONFIG
+from microplane.data.tokenizers.gguf import byte_spelling
+from microplane.data.tokenizers.sentencepiece import SPACE
 from microplane.files import write_aside
-from microplane.models.files.gguf_format import read_header
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
@@ -75,7 +63,7 @@ class Tokenizer:
         named = {
             name: text if text and self.backend.token_to_id(text) is not None else None for name, text in named.items()
         }
-        _mark_special(self.backend, [text for text in named.values() if text])
+        mark_special(self.backend, [text for text in named.values() if text])
         named["pad_token"] = self._pad(named["pad_token"], named["eos_token"])
         object.__setattr__(self, "special_tokens", named)
 
@@ -207,7 +195,7 @@ class Tokenizer:
 _BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}
 
 
-def _mark_special(backend: Backend, texts: Iterable[str]) -> None:
+def mark_special(backend: Backend, texts: Iterable[str]) -> None:
     """Have tokens that are in the vocabulary recognised whole in a text, and skipped by decoding."""
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     wanted = [text for text in dict.fromkeys(texts) if text not in known and backend.token_to_id(text) is not None]
@@ -215,7 +203,7 @@ def _mark_special(backend: Backend, texts: Iterable[str]) -> None:
         backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in wanted])
 
 
-def _surround(backend: Backend, before: str | None, behind: str | None) -> None:
+def surround(backend: Backend, before: str | None, behind: str | None) -> None:
     """Put BOS before and EOS behind every text, where given and in the vocabulary."""
     ids = {text: backend.token_to_id(text) for text in (before, behind) if text}
     known = {text: token for text, token in ids.items() if token is not None}
@@ -253,126 +241,3 @@ class TextStream:
         # the last tokens that are out are decoded once more: the first token of a text loses its space in some
         before = self.tokenizer.decode(self.ids[self.start : self.done], self.skip_special)
         return self.tokenizer.decode(self.ids[self.start :], self.skip_special)[len(before) :]
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
-
-    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, the plain vocabulary of BERT or RoBERTa, or
-    Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
-
-    Raises:
-        ModelError: if there is none, or it is damaged or not supported.
-    """
-    path = Path(path)
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return _load_gguf(path)
-    if not path.is_dir():
-        raise ModelError(f"there is no tokenizer at {path}: give a model folder or a .gguf file")
-    if (path / SOURCE).is_file():
-        return _load_marian(path)
-    if (path / "tokenizer.json").is_file():
-        return _load_json(path)
-    if (path / "tokenizer.model").is_file():
-        return _load_sentencepiece(path)
-    config = read_json(path / CONFIG)
-    if (path / SPIECE).is_file():
-        return _load_t5(path, config, *build_spiece(path, config))
-    if (config.get("tokenizer_class") or read_json(path / "config.json").get("tokenizer_class")) in BYTES:
-        return _load_t5(path, config, *build_bytes(path, config))
-    if built := build_from_files(path):
-        backend, named = built
-        return _with_config(backend, path, named | config)
-    raise ModelError(
-        f"{path} has no tokenizer: expected tokenizer.json, tokenizer.model or {SPIECE} beside the weights, or"
-        f" tokenizer_class = {BYTES[0]} in {CONFIG}"
-    )
-
-
-def _load_gguf(path: Path) -> Tokenizer:
-    file = read_header(path)
-    backend = build_from_gguf(file)
-    texts, told = file.metadata[f"{KEY}tokens"], file.metadata
-    numbers = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: told.get(f"{KEY}{key}_token_id") for name, key in numbers.items()}
-    stops = [told.get(f"{KEY}{key}_token_id") for key in ("eos", "eot", "eom")]
-    for token in [*ids.values(), *stops]:
-        if token is not None and (type(token) is not int or not 0 <= token < len(texts)):
-            raise ModelError(
-                f"{path} is damaged: it names {token!r} as a special token, and has the tokens 0 to {len(texts) - 1}"
-            )
-    named = {name: None if token is None else texts[token] for name, token in ids.items()}
-    _mark_special(backend, [text for text in named.values() if text])
-    # older SentencePiece files do not say that they want BOS, but do
-    bos = named["bos_token"] if told.get(f"{KEY}add_bos_token", told[f"{KEY}model"] == "llama") else None
-    _surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
-    eos_ids = tuple(dict.fromkeys(token for token in stops if token is not None))
-    template = told.get("tokenizer.chat_template")
-    return Tokenizer(backend, named, eos_ids, template if isinstance(template, str) else None)
-
-
-def _load_json(folder: Path) -> Tokenizer:
-    file = folder / "tokenizer.json"
-    try:
-        backend = Backend.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"{file} is damaged or not a tokenizer.json ({error}). Fetch it again") from None
-    # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
-    return _with_config(backend, folder, read_json(folder / CONFIG))
-
-
-def _load_sentencepiece(folder: Path) -> Tokenizer:
-    pieces, ids = read_model(folder / "tokenizer.model")
-    config = read_json(folder / CONFIG)
-    backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
-    _add_tokens(backend, folder, config)
-    own = {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
-    tokenizer = _with_config(backend, folder, own | config)
-    named = tokenizer.special_tokens
-    bos = named["bos_token"] if config.get("add_bos_token") else None
-    _surround(backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
-    return tokenizer
-
-
-def _load_marian(folder: Path) -> Tokenizer:
-    config = SPECIAL | read_json(folder / CONFIG)
-    named, _ = special_tokens(folder, config, NAMED)
-    sides = build_marian(folder, {name: named[name] for name in SPECIAL})
-    for backend in (sides.source, sides.target):
-        _surround(backend, None, named["eos_token"])
-    target = replace(_with_config(sides.target, folder, config), unmatchable_prefix=UNMATCHABLE)
-    source = _with_config(sides.source, folder, config)
-    return replace(source, eos_ids=target.eos_ids, target=target, unmatchable_prefix=UNMATCHABLE, files=sides.files)
-
-
-def _load_t5(folder: Path, config: Mapping[str, Any], backend: Backend, own: Mapping[str, str]) -> Tokenizer:
-    tokenizer = _with_config(backend, folder, {**own, **config})
-    _surround(backend, None, tokenizer.special_tokens["eos_token"])
-    return tokenizer
-
-
-def _prefix(own: str, config: Mapping[str, Any]) -> str:
-    """Where a space is put, by the switches of transformers' LlamaTokenizer; as the model itself says without them."""
-    if not config.get("add_prefix_space", own != "never"):
-        return "never"
-    return "always" if config.get("legacy") or own == "always" else "first"
-
-
-def _add_tokens(backend: Backend, folder: Path, config: Mapping[str, Any]) -> None:
-    """Tokens that fine-tuning added behind the vocabulary of a tokenizer.model."""
-    for token, told in added_tokens(folder, config):
-        flags = {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
-        backend.add_tokens([AddedToken(told["content"], **flags)])
-        if (got := backend.token_to_id(told["content"])) != token:
-            raise ModelError(
-                f"{folder / CONFIG} gives {told['content']!r} the id {token}, but behind the pieces of tokenizer.model"
-                f" it is {got}: they do not belong together"
-            )
-
-
-def _with_config(backend: Backend, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    named, extra = special_tokens(folder, config, NAMED)
-    _mark_special(backend, extra)
-    eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
-    stops = [token for token in (eos, *stop_ids_of_model(folder)) if token is not None]
-    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), chat_template(folder, config))

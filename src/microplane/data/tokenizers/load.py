@@ -1,0 +1,147 @@
+"""The tokenizer of a model folder or a GGUF file, by the files that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from microplane.data.tokenizers.bert_roberta import build_from_files
+from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
+from microplane.data.tokenizers.gguf import KEY, build_from_gguf
+from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
+from microplane.data.tokenizers.sentencepiece import build, read_model
+from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
+from microplane.data.tokenizers.tokenizer import NAMED, Tokenizer, mark_special, surround
+from microplane.errors import ModelError
+from microplane.models.files.gguf_format import read_header
+
+JSON, MODEL = "tokenizer.json", "tokenizer.model"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
+
+    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, the plain vocabulary of BERT or RoBERTa, or
+    Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
+
+    Raises:
+        ModelError: if there is none, or it is damaged or not supported.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _load_gguf(path)
+    if not path.is_dir():
+        raise ModelError(f"there is no tokenizer at {path}: give a model folder or a .gguf file")
+    return _load_folder(TokenizerFolder.read(path))
+
+
+def _load_folder(folder: TokenizerFolder) -> Tokenizer:
+    if folder.has(SOURCE):
+        return _load_marian(folder)
+    if folder.has(JSON):
+        return _load_json(folder)
+    if folder.has(MODEL):
+        return _load_sentencepiece(folder)
+    if folder.has(SPIECE):
+        return _load_t5(folder, *build_spiece(folder))
+    if (folder.config.get("tokenizer_class") or folder.model_config.get("tokenizer_class")) in BYTES:
+        return _load_t5(folder, *build_bytes(folder))
+    if built := build_from_files(folder):
+        return _tokenizer(*built, folder)
+    raise ModelError(
+        f"{folder.path} has no tokenizer: expected {JSON}, {MODEL} or {SPIECE} beside the weights, or"
+        f" tokenizer_class = {BYTES[0]} in {CONFIG}"
+    )
+
+
+def _load_gguf(path: Path) -> Tokenizer:
+    file = read_header(path)
+    backend = build_from_gguf(file)
+    texts, told = file.metadata[f"{KEY}tokens"], file.metadata
+    numbers = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: told.get(f"{KEY}{key}_token_id") for name, key in numbers.items()}
+    stops = [told.get(f"{KEY}{key}_token_id") for key in ("eos", "eot", "eom")]
+    for token in [*ids.values(), *stops]:
+        if token is not None and (type(token) is not int or not 0 <= token < len(texts)):
+            raise ModelError(
+                f"{path} is damaged: it names {token!r} as a special token, and has the tokens 0 to {len(texts) - 1}"
+            )
+    named = {name: None if token is None else texts[token] for name, token in ids.items()}
+    mark_special(backend, [text for text in named.values() if text])
+    # older SentencePiece files do not say that they want BOS, but do
+    bos = named["bos_token"] if told.get(f"{KEY}add_bos_token", told[f"{KEY}model"] == "llama") else None
+    surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
+    eos_ids = tuple(dict.fromkeys(token for token in stops if token is not None))
+    template = told.get("tokenizer.chat_template")
+    return Tokenizer(backend, named, eos_ids, template if isinstance(template, str) else None)
+
+
+def _load_json(folder: TokenizerFolder) -> Tokenizer:
+    file = folder.path / JSON
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"{file} is damaged or not a {JSON} ({error}). Fetch it again") from None
+    # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
+    return _tokenizer(backend, {}, folder)
+
+
+def _load_sentencepiece(folder: TokenizerFolder) -> Tokenizer:
+    pieces, ids = read_model(folder.path / MODEL)
+    config = folder.config
+    backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
+    _add_tokens(backend, folder)
+    tokenizer = _tokenizer(backend, {f"{name}_token": pieces.texts[token] for name, token in ids.items()}, folder)
+    named = tokenizer.special_tokens
+    bos = named["bos_token"] if config.get("add_bos_token") else None
+    surround(backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
+    return tokenizer
+
+
+def _load_marian(folder: TokenizerFolder) -> Tokenizer:
+    named, _ = folder.special_tokens(NAMED, SPECIAL)
+    sides = build_marian(folder, {name: named[name] for name in SPECIAL})
+    for backend in (sides.source, sides.target):
+        surround(backend, None, named["eos_token"])
+    target = replace(_tokenizer(sides.target, SPECIAL, folder), unmatchable_prefix=UNMATCHABLE)
+    source = _tokenizer(sides.source, SPECIAL, folder)
+    return replace(source, eos_ids=target.eos_ids, target=target, unmatchable_prefix=UNMATCHABLE, files=sides.files)
+
+
+def _load_t5(folder: TokenizerFolder, backend: Backend, own: Mapping[str, str]) -> Tokenizer:
+    tokenizer = _tokenizer(backend, own, folder)
+    surround(backend, None, tokenizer.special_tokens["eos_token"])
+    return tokenizer
+
+
+def _prefix(own: str, config: Mapping[str, Any]) -> str:
+    """Where a space is put, by the switches of transformers' LlamaTokenizer; as the model itself says without them."""
+    if not config.get("add_prefix_space", own != "never"):
+        return "never"
+    return "always" if config.get("legacy") or own == "always" else "first"
+
+
+def _add_tokens(backend: Backend, folder: TokenizerFolder) -> None:
+    """Tokens that fine-tuning added behind the vocabulary of a tokenizer.model."""
+    for token, told in folder.added_tokens():
+        flags = {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        backend.add_tokens([AddedToken(told["content"], **flags)])
+        if (got := backend.token_to_id(told["content"])) != token:
+            raise ModelError(
+                f"{folder.path / CONFIG} gives {told['content']!r} the id {token}, but behind the pieces of {MODEL}"
+                f" it is {got}: they do not belong together"
+            )
+
+
+def _tokenizer(backend: Backend, own: Mapping[str, str], folder: TokenizerFolder) -> Tokenizer:
+    """With what the folder's JSON files say of special tokens and the template; `own` is what the vocabulary says."""
+    named, extra = folder.special_tokens(NAMED, own)
+    mark_special(backend, extra)
+    eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
+    stops = [token for token in (eos, *folder.stop_ids()) if token is not None]
+    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), folder.chat_template())
