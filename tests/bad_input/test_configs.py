@@ -25,7 +25,7 @@ CASES = [
     knob("a knob like no other", "foo.bar=1", "foo: there is no such knob", "microplane knobs"),
     knob("text for a number", "train.epochs=many", "train.epochs = 'many'", "number"),
     knob("a list for a number", "train.lr=[1, 2]", "train.lr = [1, 2]", "number"),
-    knob("null for a number", "train.epochs=null", "train.epochs = null", "number"),
+    knob("null for a number", "train.batch_size=null", "train.batch_size = null", "integer"),
     knob("text for a list", "eval.metrics=rouge", "eval.metrics = 'rouge'", "a list, as in [a, b]"),
     knob("a date for text", "name=2020-01-01", "name", "must be text"),
     knob("below its bound", "train.lr=-1", "train.lr = -1", "greater than 0"),

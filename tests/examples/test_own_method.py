@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.examples.packages import install, microplane
 from tests.tiny import save_tiny_folder
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method"
 SETS = {
     "method.rank": 4,
     "train.steps": 8,
@@ -28,27 +22,12 @@ SETS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a model and rows, and `site` with the package."""
-    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
-        pytest.skip("pip and setuptools are needed to install the example without a network")
-    folder = tmp_path_factory.mktemp("own")
-    shutil.copytree(EXAMPLE, folder / "source")  # a build leaves its files beside the source
-    options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--target", str(folder / "site")]
-    built = subprocess.run([sys.executable, "-m", "pip", "install", *options, str(folder / "source")], **QUIET)
-    assert built.returncode == 0, built.stderr
+    """A folder with a model and rows, and the package."""
+    folder = install("own_method", tmp_path_factory.mktemp("own"))
     save_tiny_folder(folder / "model")
     rows = [{"prompt": f"say {'abcdefg'[i % 7] * 2}", "completion": "abcdefg"[i % 7]} for i in range(7)] * 6
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
-
-
-QUIET = {"capture_output": True, "text": True, "timeout": 300}
-
-
-def microplane(place, *arguments):
-    paths = [str(place / "site"), str(EXAMPLE.parents[1] / "src")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-m", "microplane.cli.app", *arguments], **QUIET, env=environment, cwd=place)
 
 
 def test_it_is_listed_with_its_package_its_facts_and_its_knobs(place):
@@ -84,12 +63,6 @@ def test_a_wrong_knob_is_told_of_as_for_any_method(place):
 
 
 def test_without_the_package_its_adapter_says_that_the_method_is_unknown(place):
-    bare = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src")}
-    told = subprocess.run(
-        [sys.executable, "-m", "microplane.cli.app", "train", "model", "rows.jsonl", "--method", "lora-xs"],
-        **QUIET,
-        env=bare,
-        cwd=place,
-    )
+    told = microplane(place, "train", "model", "rows.jsonl", "--method", "lora-xs", installed=False)
     assert told.returncode != 0
     assert "method.name = 'lora-xs': there is no such method" in " ".join(told.stderr.split())

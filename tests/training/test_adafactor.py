@@ -17,7 +17,7 @@ from microplane.runs.check_knobs import check_knobs
 from microplane.training.adafactor import Adafactor, factored_dims
 from microplane.training.optim import make_optimizer, peak_lr
 from microplane.training.resume import load_optimizer, optimizer_tensors
-from tests.tiny import tiny
+from tests.tiny import tiny, tiny_encoder
 
 SHAPES = [(6, 9), (9, 4), (7,), (1, 5)]
 
@@ -180,8 +180,16 @@ def test_the_knob_chooses_the_optimizer():
     assert group["scale_parameter"]
     assert group["weight_decay"] == 0.2
     assert group["lr"] == group["peak_lr"] == 1e-3  # T5's
-    assert peak_lr(method, TrainKnobs(optimizer="adafactor")) == Full.default_lr
-    assert peak_lr(method, TrainKnobs(optimizer="adafactor", scale_parameter=True, lr=0.5)) == 0.5
+    model = tiny()
+    assert peak_lr(method, model, TrainKnobs(optimizer="adafactor")) == Full.default_lr
+    assert peak_lr(method, model, TrainKnobs(optimizer="adafactor", scale_parameter=True, lr=0.5)) == 0.5
+
+
+def test_a_post_norm_model_takes_a_quarter_of_the_rate_but_for_a_head_alone():
+    full, head, knobs = make_method("full"), make_method("head-only"), TrainKnobs()
+    assert peak_lr(full, tiny_encoder("bert"), knobs) == Full.default_lr / 4
+    assert peak_lr(full, tiny_encoder("modernbert"), knobs) == peak_lr(full, tiny(), knobs) == Full.default_lr
+    assert peak_lr(head, tiny_encoder("bert"), knobs) == peak_lr(head, tiny(), knobs)
 
 
 def test_scaled_parameters_are_refused_for_adapters_and_for_adamw():

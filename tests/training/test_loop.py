@@ -11,7 +11,7 @@ import torch
 from microplane.checkpoints.adapter import save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import CheckpointError, TrainingError
-from microplane.evaluation.evaluate import evaluate_loss
+from microplane.evaluation.evaluate import validation_loss
 from microplane.methods import make_method
 from microplane.objectives.next_token import NextToken
 from microplane.training import loop
@@ -45,7 +45,7 @@ def run(folder, knobs=KNOBS, data=TRAIN, kill_at=None, identity=IDENTITY, resume
         knobs,
         folder,
         objective=NextToken(),
-        validate=lambda m: evaluate_loss(NextToken(), m, HELD_OUT, 64),
+        validate=lambda m: validation_loss(NextToken(), m, HELD_OUT, 64),
         save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
         identity=identity,
         resume=resume,
@@ -134,15 +134,15 @@ def test_early_stop_and_the_sentence_on_overfitting(tmp_path):
     outcome = run(tmp_path, knobs, data=few, dropout=0.0)
     assert outcome.stopped_early
     assert outcome.totals.step < outcome.steps_planned
-    assert outcome.overfitting is not None
-    assert f"overfitting since step {outcome.best_step}" in outcome.overfitting
+    assert outcome.verdict is not None
+    assert str(outcome.verdict) == f"overfitting since step {outcome.best_step}"
 
 
 def test_an_interrupt_finishes_the_step_and_saves(tmp_path, straight, monkeypatch):
     import os
     import signal
 
-    real = loop._step
+    real = loop.train_step
 
     def step(job, totals):
         record = real(job, totals)
@@ -150,12 +150,12 @@ def test_an_interrupt_finishes_the_step_and_saves(tmp_path, straight, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         return record
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     outcome = run(tmp_path)
     assert outcome.interrupted
     assert outcome.totals.step == 7
     assert checkpoints(tmp_path / "resume")[-1].name == "step-00000007"
-    monkeypatch.setattr(loop, "_step", real)
+    monkeypatch.setattr(loop, "train_step", real)
     run(tmp_path, resume=True)
     assert result_bytes(tmp_path) == result_bytes(straight[0])
 

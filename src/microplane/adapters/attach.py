@@ -59,7 +59,7 @@ class Attached:
 
     def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """The groups for an optimizer; the method's own learning rate is the default."""
-        return self.method.param_groups(self.model, self.method.default_lr if lr is None else lr)
+        return self.method.param_groups(self.model, self.method.rate(self.model) if lr is None else lr)
 
     def penalty(self) -> Tensor | float:
         """What the method adds to the loss of a step: of AdaLoRA, for one."""

@@ -51,12 +51,13 @@ class Terminal:
         """One step or validation of the training loop."""
         if "validation_loss" in record:
             self.validation = record["validation_loss"]
-            best = " (best so far)" if record["best"] else ""
-            self._above(f"step {record['step']}: validation loss {self.validation:.4f}{best}")
+            note = "best so far" if record["best"] else record.get("verdict")
+            self._above(f"step {record['step']}: validation loss {self.validation:.4f}{f' ({note})' if note else ''}")
             if record.get("decision"):
                 self._above(record["decision"])
-            if record.get("verdict"):
-                self._above(record["verdict"])
+            return
+        if event := record.get("retreat"):
+            self._above(f"{event['why']}\nback to step {event['step']}, and on at {event['lr_factor']:.2g} of the rate")
             return
         rate, trained = record["tokens_per_second"], record["trained_tokens_per_second"]
         facts = f"loss {record['loss']:.3f}  {trained:,.0f} trained of {rate:,.0f} tokens/s  "
@@ -115,8 +116,12 @@ def tell(done: Run) -> None:
         print(f"go on:    microplane train --resume {done.folder}")
         print(f"report:   {done.folder / 'report.html'}")
         return
-    if figures["overfitting"]:
-        print(figures["overfitting"])
+    if beaten := done.metrics.get("beaten"):
+        print(f"not worth it: {beaten}")
+    if figures["stopped_early"]:
+        print(f"stopped early, after step {figures['steps']} of {figures['steps_planned']}")
+    if figures["verdict"]:
+        print(figures["verdict"]["text"])
     for line in decision_table(figures.get("decisions") or []):
         print(line)
     print(f"before:   {describe_scores(done.metrics['before'])}")

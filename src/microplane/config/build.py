@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from microplane.config import yaml_text
+from microplane.config.extensions import Choice
 from microplane.config.knobs import RunKnobs
 from microplane.errors import ConfigError, nearest
 
@@ -166,7 +167,10 @@ def to_yaml(knobs: BaseModel) -> str:
 
 
 def choices(field: FieldInfo) -> Sequence[Any]:
-    """The values a `Literal` knob can take, else nothing."""
+    """The values that a knob can take where it names one of a few, else nothing."""
+    for mark in field.metadata:
+        if isinstance(mark, AfterValidator) and isinstance(mark.func, Choice):
+            return mark.func.names()
     return get_args(field.annotation) if getattr(field.annotation, "__origin__", None) is Literal else ()
 
 

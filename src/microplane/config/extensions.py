@@ -1,4 +1,5 @@
-"""What other installed packages add: methods and metrics, declared as entry points in a package's pyproject.toml.
+"""What other installed packages add: methods, objectives, formats of rows and metrics, declared as entry points in a
+package's pyproject.toml.
 
 [project.entry-points."microplane.methods"]
 diagonal = "microplane_diagonal:Diagonal"
@@ -9,11 +10,12 @@ The names are read when a registry is first asked for one that is not built in; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -54,6 +56,11 @@ class Registry(Mapping[str, T]):
         """The package that has added `name`; None for what is built in."""
         return None if name in self.built_in else _package(self._entries[name])
 
+    def version_of(self, name: str) -> str | None:
+        """The package that has added `name`, and its version; None for what is built in."""
+        dist = None if name in self.built_in else self._entries[name].dist
+        return None if dist is None else f"{dist.name} {dist.version}"
+
     @cached_property
     def _entries(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
@@ -82,6 +89,29 @@ class Registry(Mapping[str, T]):
             return self._check(entry.name, loaded)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}, {error}. {way_out}") from None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Checks a knob that takes one of these names, or one that an installed package adds to `group`."""
+
+    built_in: tuple[str, ...]
+    group: str
+
+    def names(self) -> tuple[str, ...]:
+        """All that can be chosen."""
+        return *self.built_in, *(name for name in Registry(self.group, {}, _anything) if name not in self.built_in)
+
+    def __call__(self, name: str) -> str:
+        """Raises: ValueError, for a name that there isn't."""
+        if name in self.built_in or name in (names := self.names()):
+            return name
+        expected = ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
+        raise ValueError(f"must be {expected}.{nearest(name, names)}")
+
+
+def _anything(name: str, found: object) -> object:
+    return found
 
 
 def _package(entry: EntryPoint) -> str:

@@ -6,9 +6,11 @@ The method's own knobs (`method.rank`, ...) are the fields of the method itself,
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from microplane.config.extensions import Choice
 
 
 class Knobs(BaseModel):
@@ -56,6 +58,13 @@ class ModelKnobs(Knobs):
     )
 
 
+_FORMATS = (
+    *("auto", "prompt/completion", "instruction/input/output", "inputs/targets"),
+    *("messages", "conversations", "text/label", "text"),
+)
+_DENOISING = ("auto", "span_corruption", "prefix_lm")
+
+
 class DataKnobs(Knobs):
     train: str = Field(
         "",
@@ -63,16 +72,9 @@ class DataKnobs(Knobs):
     )
     validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
     test: str | None = Field(None, description="a file that is only measured before and after training")
-    format: Literal[
-        "auto",
-        "prompt/completion",
-        "instruction/input/output",
-        "inputs/targets",
-        "messages",
-        "conversations",
-        "text/label",
-        "text",
-    ] = Field("auto", description="how rows are read; auto recognises it by looking at the keys")
+    format: Annotated[str, AfterValidator(Choice(_FORMATS, "microplane.formats"))] = Field(
+        "auto", description="how rows are read; auto recognises it by looking at the keys"
+    )
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the model's chat template; plain: prompt, then answer; auto: chat if there is one"
     )
@@ -93,8 +95,10 @@ class DataKnobs(Knobs):
     task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
         "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
     )
-    objective: Literal["auto", "span_corruption", "prefix_lm"] = Field(
-        "auto", description="what an encoder-decoder learns from plain text; auto: span corruption"
+    objective: Annotated[str, AfterValidator(Choice(_DENOISING, "microplane.objectives"))] = Field(
+        "auto",
+        description="what an encoder-decoder learns from plain text, or an installed package's objective for any rows; "
+        "auto: span corruption",
     )
     validation_share: float = Field(
         0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
@@ -105,7 +109,13 @@ class DataKnobs(Knobs):
 
 
 class TrainKnobs(Knobs):
-    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training rows")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="passes over the training rows; if not set 1, or where a head alone trains on kept features up to "
+        "30, until validation is best",
+    )
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
@@ -117,6 +127,11 @@ class TrainKnobs(Knobs):
         "third more time)",
     )
     lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
+    on_divergence: Literal["auto", "lower_lr", "go_on"] = Field(
+        "auto",
+        description="lower_lr: a run whose loss leaves its course goes back to its best weights and on at a third of "
+        "the rate; auto: so where train.lr is not set",
+    )
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"
     )

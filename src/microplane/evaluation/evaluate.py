@@ -18,26 +18,36 @@ from microplane.inference.generate import generate
 from microplane.models.contract import Model, in_eval_mode
 from microplane.objectives.base import AnyObjective, B, Measured, Objective
 from microplane.objectives.collate import for_each_batch
+from microplane.training.monitor import ValidationLoss
+
+LEAST_BATCHES = 10
+
+
+def validation_loss(
+    objective: Objective[B], model: nn.Module, dataset: Dataset, batch_tokens: int, progress: Progress | None = None
+) -> ValidationLoss:
+    """The mean loss of all items that the objective counts in `dataset` (target tokens, rows, labelled tokens); always
+    in the same order, so always the same bits. In `LEAST_BATCHES` batches at least, so that groups of rows can be
+    compared.
+
+    Args:
+        batch_tokens: tokens computed at once, at most.
+    """
+    sums, ours = [], cast(Model, model)
+
+    def add(indices: list[int], batch: B) -> None:
+        sums.append((objective.loss(ours, batch).item(), batch.count))
+
+    room = min(batch_tokens, -(-int(dataset.lengths.sum()) // LEAST_BATCHES))
+    for_each_batch(objective, ours, dataset, room, add, progress)
+    return ValidationLoss.of(sums)
 
 
 def evaluate_loss(
     objective: Objective[B], model: nn.Module, dataset: Dataset, batch_tokens: int, progress: Progress | None = None
 ) -> float:
-    """The mean loss of all items that the objective counts in `dataset` (target tokens, rows, labelled tokens); always
-    in the same order, so always the same bits.
-
-    Args:
-        batch_tokens: tokens computed at once.
-    """
-    total, count, ours = 0.0, 0, cast(Model, model)
-
-    def add(indices: list[int], batch: B) -> None:
-        nonlocal total, count
-        total += objective.loss(ours, batch).item()
-        count += batch.count
-
-    for_each_batch(objective, ours, dataset, batch_tokens, add, progress)
-    return total / count
+    """The mean of `validation_loss`, to the same bits."""
+    return validation_loss(objective, model, dataset, batch_tokens, progress).mean
 
 
 def without_frame(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:

@@ -18,8 +18,12 @@ from microplane.models.contract import Model
 class HeadOnly(Selecting):
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "the model stays as it is and only a head on it trains; seconds, for few rows"
-    default_lr: ClassVar[float] = 1e-2
+    default_lr: ClassVar[float] = 1e-3
     needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
+
+    def rate(self, model: nn.Module) -> float:
+        """Of any model the same: the head stands behind its last norm."""
+        return self.default_lr
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:
         if getattr(model, "task_head", None) is not None:

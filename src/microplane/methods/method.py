@@ -19,6 +19,11 @@ from microplane.models.contract import hf_names, module_map_of, unused
 PREFIX = "base_model.model."  # what peft's names begin with
 
 
+POST_NORM = 0.25
+"""A norm behind each sum scales what the blocks below pass on, and the gradients near the output are large (arXiv
+2002.04745), so rates that a pre-norm model takes make it collapse: docs/methods/README.md, "Learning rates"."""
+
+
 class Method(BaseModel):
     """A way to adapt a model. Only `attach` is obligatory."""
 
@@ -46,6 +51,10 @@ class Method(BaseModel):
     def idle_knobs(self) -> dict[str, str]:
         """Its knobs that would change nothing beside the others, and for each why and what to do about it."""
         return {}
+
+    def rate(self, model: nn.Module) -> float:
+        """The learning rate where none is set: `default_lr`, of a post-norm model (BERT) `POST_NORM` of it."""
+        return self.default_lr * (POST_NORM if getattr(model, "post_norm", False) else 1)
 
     def frozen_below(self, model: nn.Module) -> int:
         """How many of the lowest blocks compute the same in every step; as many as there are: the last norm, too."""

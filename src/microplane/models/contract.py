@@ -69,6 +69,7 @@ class Model(nn.Module):
     TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
     TIE_BY_WEIGHTS: ClassVar[bool] = False  # the checkpoint's tensors decide whether the two are one, not config.json
     UNSUPPORTED_DTYPES: ClassVar[Mapping[torch.dtype, str]] = {}  # number formats in which the family fails -> why
+    post_norm: bool = False  # whether the norms stand behind the sums of its blocks, as in the Transformer of 2017
     source_config: dict[str, Any] | None = None  # the config.json it came from, with fields that are not used here
     generation_config: dict[str, Any] | None = None  # its generation_config.json, kept for saving
     config: Any  # frozen; has architecture, vocab_size, hidden_size, num_layers, context, tied, to_hf()

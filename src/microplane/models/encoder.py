@@ -153,6 +153,7 @@ class Encoder(Model):
         self.layers = nn.ModuleList(blocks)
         self.norm = norm_of(config) if config.modern else nn.Identity()
         self.head = None
+        self.post_norm = not config.modern
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Encoder:

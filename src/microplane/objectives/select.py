@@ -6,6 +6,7 @@ encoder-decoder   conversations          seq2seq
 encoder-decoder   plain text             data.objective, else span_corruption
 encoder           labels                 by the labels, or data.task
 any with a head   labels                 the head's task, or data.task
+any               any                    an installed package's objective, where data.objective names one
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, cast
 
+from microplane.config.extensions import Registry
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import Splits
 from microplane.data.reading.formats import recognise
+from microplane.data.reading.installed import FORMATS, InstalledFormat
 from microplane.data.rendering.interface import RowFormat
 from microplane.data.rendering.labelled import LabelFormat
 from microplane.errors import ConfigError
@@ -39,15 +42,16 @@ class TextCandidates:
     plain_text: AnyObjective
     denoising: str = "auto"  # as the user set data.objective
     classes: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # with their versions, whose objective or format it is
     needs_head: ClassVar[bool] = False
 
     def key(self) -> list[str | None]:
         """See `Candidates`; which of the two it is follows from the files."""
-        return [self.conversations.name, self.plain_text.name]
+        return [self.conversations.name, self.plain_text.name, *self.packages]
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
-        """See `formats.recognise`."""
-        return recognise(rows, file, wanted)
+        """See `formats.recognise`; a format that a package adds is taken where it is `wanted` only."""
+        return InstalledFormat(wanted, FORMATS[wanted]) if wanted in FORMATS else recognise(rows, file, wanted)
 
     def objective(self, format_name: str) -> AnyObjective:
         """Raises: ConfigError, if `data.objective` is set and these rows are no plain text."""
@@ -98,6 +102,10 @@ def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
         ConfigError: for answers of a model that cannot write, or a `data.objective` that does not apply to the model.
     """
     task, denoising = (knobs.task, knobs.objective) if knobs else ("auto", "auto")
+    packages = _packages(knobs) if knobs else ()
+    if denoising in OBJECTIVES and OBJECTIVES.package_of(denoising):
+        installed = OBJECTIVES[denoising](model)
+        return TextCandidates(installed, installed, packages=packages)
     head = model.task_head
     if task == "answers" and model.KIND not in WRITES:
         raise ConfigError(
@@ -113,7 +121,15 @@ def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
         _refuse_denoising(denoising, f"{model.config.architecture} learns the next token of plain text")
     elif denoising != "auto":
         plain_text = denoising
-    return TextCandidates(OBJECTIVES[conversations](model), OBJECTIVES[plain_text](model), denoising)
+    made = OBJECTIVES[conversations](model), OBJECTIVES[plain_text](model)
+    return TextCandidates(*made, denoising, packages=packages)
+
+
+def _packages(knobs: DataKnobs) -> tuple[str, ...]:
+    """With their versions: those whose code decides the tokens."""
+    chosen: tuple[tuple[Registry[Any], str], ...] = ((FORMATS, knobs.format), (OBJECTIVES, knobs.objective))
+    versions = (registry.version_of(name) for registry, name in chosen if name in registry)
+    return tuple(version for version in versions if version)
 
 
 def _refuse_denoising(denoising: str, reason: str) -> None:

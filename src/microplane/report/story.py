@@ -101,7 +101,11 @@ def outcome(record: RunRecord) -> str:
     told = _achievement(record)
     time = record.result["train"].get("seconds")
     told += f" in {say(time, 'seconds')}" if is_finite(time) else ""
-    return f"{title} {told}" + (f", stopped by hand after {made or 'no step'}." if status == "stopped" else ".")
+    if status == "stopped":
+        told += f", stopped by hand after {made or 'no step'}"
+    elif record.result["train"].get("stopped_early"):
+        told += f", stopped early after {made}" + (f": {kind['kind']}" if (kind := verdict(record)) else "")
+    return f"{title} {told}."
 
 
 def _achievement(record: RunRecord) -> str:
@@ -133,8 +137,19 @@ def warnings(record: RunRecord) -> list[str]:
     """What must not be overlooked."""
     failed = [str(check.get("name")) for check in record.result["checks"] if check.get("passed") is False]
     found = [f"{len(failed)} check{'' if len(failed) == 1 else 's'} failed: {', '.join(failed)}."] if failed else []
+    if isinstance(beaten := record.result["metrics"].get("beaten"), str):
+        found.insert(0, f"{beaten}.")
     data = record.result["data"].get("warnings")
     return found + [f"{text}." for text in data if isinstance(text, str)] if isinstance(data, list) else found
+
+
+def verdict(record: RunRecord) -> Mapping[str, Any] | None:
+    """What went wrong with training: its kind and a text. Runs of version 0.1 have a text on overfitting alone."""
+    train = record.result["train"]
+    found, earlier = train.get("verdict"), train.get("overfitting")
+    if isinstance(found, dict):
+        return found
+    return {"kind": "overfitting", "text": earlier} if isinstance(earlier, str) else None
 
 
 def cards(record: RunRecord) -> list[Card]:
@@ -264,7 +279,7 @@ def loss_summary(record: RunRecord) -> str:
 def parts(record: RunRecord) -> list[tuple[str, list[Fact]]]:
     """What was run, by part: every field that result.json has, once, and the method's own knobs."""
     result = record.result
-    told = {"overfitting"}  # in full, beside the curves
+    told = {"overfitting", "verdict", "retreats"}  # in full, beside the curves
     told.update(*(shares for whole, shares in SAID_BY.items() if result["data"].get(whole)))
 
     def part(section: str) -> list[Fact]:

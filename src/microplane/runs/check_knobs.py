@@ -218,7 +218,7 @@ def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: b
 
 
 def _idle_by_parameters(knobs: RunKnobs, method: Method, model: nn.Module) -> Idle:
-    groups = [group for group in method.param_groups(model, peak_lr(method, knobs.train)) if group["params"]]
+    groups = [group for group in method.param_groups(model, peak_lr(method, model, knobs.train)) if group["params"]]
     if groups and all("weight_decay" in group for group in groups):
         yield "train.weight_decay", f"what {method.name} trains is never decayed towards 0. Leave it out"
     if module_map_of(model) is None and _trains_the_top_alone(model):

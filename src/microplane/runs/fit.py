@@ -11,7 +11,7 @@ import torch
 
 from microplane.checkpoints.adapter import save_adapter
 from microplane.data.progress import Watcher
-from microplane.evaluation.evaluate import evaluate_loss
+from microplane.evaluation.evaluate import validation_loss
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
 from microplane.methods import trainable_parameters
 from microplane.methods.method import attach_method
@@ -24,6 +24,8 @@ from microplane.training.init_from_data import init_from_data
 from microplane.training.log import Record
 from microplane.training.loop import Outcome, passes
 from microplane.training.resume import checkpoints
+
+KEPT_PASSES = 30.0
 
 
 @dataclass
@@ -67,10 +69,15 @@ def fit(
     train, validation = prepared.splits.train, prepared.splits.validation
     objective, method = prepared.objective, prepared.method
     knobs = prepared.config.train
+    alone = knobs.feature_cache != "off" and model.task_head is not None and model.frozen == model.config.num_layers
+    if knobs.epochs is None and not knobs.steps and alone:  # a pass over kept vectors costs next to nothing
+        knobs = knobs.model_copy(update={"epochs": KEPT_PASSES})
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     read, kept = cache_features(objective, model, sets, passes(train, knobs), watch, off)
+    if not kept:
+        knobs = prepared.config.train
 
     def save_best(step: int, loss: float) -> None:
         on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}))
@@ -86,7 +93,7 @@ def fit(
         knobs,
         folder,
         objective=objective,
-        validate=lambda tuned: evaluate_loss(objective, tuned, read["validation"], prepared.config.eval.batch_tokens),
+        validate=lambda tuned: validation_loss(objective, tuned, read["validation"], prepared.config.eval.batch_tokens),
         save_best=save_best,
         identity=prepared.identity() | {"features kept": kept is not None},
         resume=resume,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from microplane.checkpoints.attach_saved import fingerprint
-from microplane.config.knobs import RunKnobs
+from microplane.config.knobs import RunKnobs, TrainKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.reading.formats import Message
@@ -25,6 +25,7 @@ from microplane.inference.check_ids import check_ids
 from microplane.methods import Method, make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
+from microplane.models.contract import Model
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
@@ -157,7 +158,7 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         check_knobs_for_data(config, splits.objective, splits.summary)
     held_out = splits.test or splits.validation
     return Prepared(
-        config=_resolved(config, method, form, splits),
+        config=_resolved(config, method, plain, form, splits),
         method=method,
         path=path,
         checkpoint=checkpoint,
@@ -191,7 +192,7 @@ def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str 
     return base, notice
 
 
-def _resolved(config: RunKnobs, method: Method, form: NumberFormat, splits: AnySplits) -> RunKnobs:
+def _resolved(config: RunKnobs, method: Method, model: Model, form: NumberFormat, splits: AnySplits) -> RunKnobs:
     """The configuration with everything that was inferred filled in.
 
     But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
@@ -202,7 +203,7 @@ def _resolved(config: RunKnobs, method: Method, form: NumberFormat, splits: AnyS
             "name": None,
             "method": {"name": method.name, **method.model_dump(mode="json")},
             "model": config.model.model_copy(update={"dtype": form.name, **compute}),
-            "train": config.train.model_copy(update={"lr": peak_lr(method, config.train)}),
+            "train": config.train.model_copy(update=_inferred_training(method, model, config.train)),
             "data": config.data.model_copy(update=inferred(splits)),
         }
     )
@@ -225,6 +226,14 @@ def shared_prefix(
         return ""
     shared = common[len(frame) :]
     return shared[: shared.rfind("\n") + 1]
+
+
+def _inferred_training(method: Method, model: Model, knobs: TrainKnobs) -> dict[str, Any]:
+    """The rate, and whether it may be lowered, which a rate that was asked for may not."""
+    chosen = knobs.on_divergence
+    if chosen == "auto":
+        chosen = "lower_lr" if knobs.lr is None else "go_on"
+    return {"lr": peak_lr(method, model, knobs), "on_divergence": chosen}
 
 
 def inferred(splits: AnySplits) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ class TrainSection:
     best_step: int  # whose weights are in adapter/
     epochs: float
     stopped_early: bool
-    overfitting: str | None  # said in words
+    verdict: dict[str, Any] | None  # what went wrong: kind, since (a step), text; see `monitor.Verdict`
+    retreats: list[Record]  # after divergence, to the best weights: step, from_step, lr_factor, why, checks
     decisions: list[Record]  # of a method that decides during the run: step, validation_loss, decision
     seconds: float  # of the steps alone
     tokens: int
@@ -74,6 +75,8 @@ class MetricsSection:
     split: str  # test or validation
     before: dict[str, float]  # scores of the untouched model
     after: dict[str, float]
+    trivial: dict[str, dict[str, float]] = field(default_factory=dict)  # of predictors without a pretrained model
+    beaten: str | None = None  # said in words: by which of them, if by one
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def train_section(
         best_step=outcome.best_step,
         epochs=round(totals.tokens / row_tokens, 3),
         stopped_early=outcome.stopped_early,
-        overfitting=outcome.overfitting,
+        verdict=outcome.verdict._asdict() if outcome.verdict else None,
+        retreats=outcome.retreats,
         decisions=outcome.decisions,
         seconds=sum(line["seconds"] for line in clock),
         tokens=totals.tokens,
@@ -165,7 +169,21 @@ def _median(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return statistics.median(record[name] for record in records) if records else None
 
 
-def moved_check(outcome: Outcome) -> Check:
+def training_checks(outcome: Outcome) -> list[Check]:
+    """What training came to: whether all trained, whether it made the model better, whether it made all its steps."""
+    made, planned, best = outcome.totals.step, outcome.steps_planned, outcome.best_step
+    checks = [_moved(outcome)]
+    if made and not outcome.interrupted:
+        told = "no validation was better than the one before the first step, so the weights are those of the start"
+        better = f"the best of all validations, of {outcome.validation_loss:.4g}, is that of step {best}"
+        checks.append(Check("validation improved", best > 0, f"step {best}", better if best else told))
+    if outcome.stopped_early:
+        why = f"stopped early: {outcome.verdict}" if outcome.verdict else "stopped early: train.patience"
+        checks.append(Check("all steps made", None, f"{made} of {planned}", why))
+    return checks
+
+
+def _moved(outcome: Outcome) -> Check:
     name = "every trainable tensor moved"
     if outcome.moved is None:
         return Check(name, None, None, "not checked: too few steps to tell")

@@ -17,6 +17,7 @@ from microplane.data.preparing.advice import advise
 from microplane.data.progress import Silent, Watcher
 from microplane.errors import MicroplaneError, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
+from microplane.evaluation.trivial import beaten_by, trivial_scores
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import Method, trainable_parameters
@@ -37,8 +38,8 @@ from microplane.runs.result import (
     Result,
     Sample,
     data_figures,
-    moved_check,
     train_section,
+    training_checks,
 )
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
@@ -146,14 +147,14 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", memory.bytes(), fitted.feature_cache)
-    result.checks = [moved_check(outcome)]
+    result.checks = training_checks(outcome)
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
     base.let_go()
     del model
     saved = reopen(prepared, base, folder)
     after = measured(saved, "tuned model")
-    result.metrics, result.samples = _compared(prepared, before, after)
+    result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch))
     result.checks += verify(prepared, saved, folder)
     return job.finish("success")
 
@@ -166,12 +167,28 @@ def _measure(prepared: Prepared, model: Model, whose: str, watch: Watcher) -> Me
     return found
 
 
-def _compared(prepared: Prepared, before: Measured, after: Measured) -> tuple[MetricsSection, list[Sample]]:
+def _trivial(prepared: Prepared, watch: Watcher) -> dict[str, dict[str, float]]:
+    splits, metrics = prepared.splits, prepared.config.eval.metrics
+    sets, rows = (splits.train, prepared.held_out), prepared.answer_rows
+    found = trivial_scores(prepared.objective, *sets, rows, prepared.tokenizer, splits.summary.labels, metrics)
+    for name, scores in found.items():
+        watch.say(f"{name}: {describe_scores(scores)}")
+    return found
+
+
+def _compared(
+    prepared: Prepared, before: Measured, after: Measured, trivial: dict[str, dict[str, float]]
+) -> tuple[MetricsSection, list[Sample]]:
     rows, where = prepared.answer_rows, prepared.held_out.where
     answers = zip(before["prompts"], before["targets"], before["texts"], after["texts"], rows, strict=True)
     samples = [Sample(prompt, target, old, new, where(row)) for prompt, target, old, new, row in answers]
     split = "test" if prepared.splits.test else "validation"
-    return MetricsSection(len(rows), split, before["scores"], after["scores"]), samples[:SAMPLES]
+    beaten = None
+    if found := beaten_by(after["scores"], trivial):
+        name, metric, best = found
+        own, theirs = (describe_scores({metric: value}) for value in (after["scores"][metric], best))
+        beaten = f"{name} does better on the same rows: {theirs}, the tuned model {own}"
+    return MetricsSection(len(rows), split, before["scores"], after["scores"], trivial, beaten), samples[:SAMPLES]
 
 
 def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:

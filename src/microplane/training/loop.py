@@ -11,39 +11,26 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import psutil
-import torch
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
-from microplane.data.batch_plan import BatchPlan, micro_batches
+from microplane.data.batch_plan import BatchPlan
 from microplane.data.store import Dataset
-from microplane.errors import TrainingError
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
-from microplane.models.contract import Model
 from microplane.objectives.base import AnyObjective
 from microplane.training import resume as checkpoint
 from microplane.training.activation_checkpointing import recomputed_in_backward
 from microplane.training.context import interruptible
 from microplane.training.log import Log, Record
-from microplane.training.monitor import CHECK_STEP, Monitor, Movement
-from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
+from microplane.training.monitor import CHECK_STEP, Check, Monitor, Movement, ValidationLoss, Verdict
+from microplane.training.step import RETREAT, RETREATS, NotFiniteError, Totals, TrainState, train_step
 
 TRIM_EVERY = 10  # steps
-
-
-@dataclass
-class Totals:
-    """What a run has done so far; part of a checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    losses: list[float] = field(default_factory=list)  # since the last validation
+BEFORE = {"train_error": 0.0, "end_loss": math.inf, "end_error": 0.0, "passes": 0.0, "groups": []}
+"""What a check of version 0.1 doesn't have."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,8 @@ class Outcome:
     train_loss: float
     stopped_early: bool
     interrupted: bool
-    overfitting: str | None
+    verdict: Verdict | None  # what went wrong at the end, if anything did
+    retreats: list[Record]  # after divergence: step, from_step, lr_factor, why, checks
     moved: int | None  # trainable tensors that moved; None if there were too few steps to tell
     tensors: int  # trainable tensors whose training had begun
     decisions: list[Record]  # of the method: step, validation_loss, decision
@@ -81,46 +69,10 @@ class MemoryTrimmer:
             self.baseline = self.steps = 0
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """What a run trains with; fixed from its first step to its last."""
-
-    objective: AnyObjective
-    model: nn.Module
-    method: Method
-    train: Dataset
-    knobs: TrainKnobs
-    plan: BatchPlan
-    total: int  # optimizer steps
-    warmup: int  # of them
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def of(
-        cls, objective: AnyObjective, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs
-    ) -> TrainState:
-        plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
-        total = knobs.steps or plan.total_steps(knobs.epochs)
-        warmup = warmup_steps(knobs.warmup, total)
-        return cls(objective, model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
-
-    def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
-        """What gradual unfreezing has not reached in the step of this number, counted from 0."""
-        return still_frozen(self.model, self.knobs.unfreeze_every, step)
-
-    def may_not_move(self, steps: int) -> set[str]:
-        """What has had too few steps to have moved for certain, after so many of them."""
-        return {*self.still_frozen(steps - CHECK_STEP), *self.method.may_not_move(self.model)}
-
-    @property
-    def eval_every(self) -> int:
-        return self.knobs.eval_every or max(1, math.ceil(self.total / 10))
-
-
 def passes(train: Dataset, knobs: TrainKnobs) -> float:
     """How often a run reads the training rows."""
     plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
-    return knobs.steps / plan.total_steps(1) if knobs.steps else knobs.epochs
+    return knobs.steps / plan.total_steps(1) if knobs.steps else knobs.epochs or 1
 
 
 def fit(
@@ -131,7 +83,7 @@ def fit(
     folder: Path,
     *,
     objective: AnyObjective,
-    validate: Callable[[nn.Module], float],
+    validate: Callable[[nn.Module], ValidationLoss | float],
     save_best: Callable[[int, float], None],
     identity: Record,
     resume: bool = False,
@@ -142,7 +94,7 @@ def fit(
     Args:
         folder: of the run; gets metrics.jsonl, speed.jsonl and resume/.
         objective: what is learnt from the rows.
-        validate: the mean loss on held-out rows.
+        validate: the loss on held-out rows, the same ones each time; a bare number says nothing of chance.
         save_best: writes `adapter/` for (step, validation loss).
         identity: what must be the same for a resume: fingerprints of data and model, the method, the knobs.
         resume: continue from the last checkpoint, if there is one.
@@ -173,7 +125,7 @@ class Training:
 
     state: TrainState
     folder: Path
-    validate: Callable[[nn.Module], float]
+    validate: Callable[[nn.Module], ValidationLoss | float]
     save_best: Callable[[int, float], None]
     identity: Record
     log: Log
@@ -203,13 +155,21 @@ class Training:
             return self.check()
         state = checkpoint.read_state(saved[-1])
         checkpoint.load_checkpoint(saved[-1], self.state.model, self.state.method, self.state.optimizer)
-        self.totals, self.monitor.checks = Totals(**state["totals"]), state["checks"]
+        self.totals, self.monitor.checks = Totals(**state["totals"]), [BEFORE | check for check in state["checks"]]
         self.movement.start = state["movement"]
-        return self.log.rewind(state["log_bytes"], self.totals.step)
+        self._rewind_log(state["log_bytes"])
+        if (verdict := self.monitor.verdict()) and verdict.kind == "divergence":
+            self.retreat(verdict.text)  # killed before it could
+        return None
 
     def step(self) -> None:
         started, state = time.perf_counter(), self.state
-        record = _step(state, self.totals)
+        try:
+            record = train_step(state, self.totals)
+        except NotFiniteError as error:
+            if not self.retreat(str(error).splitlines()[0]):
+                raise
+            return
         self.log.write(record, _clock(record, time.perf_counter() - started, state.total))
         if self.totals.step == CHECK_STEP:
             self.movement.check(state.model, self.totals.step, state.may_not_move(self.totals.step))
@@ -225,30 +185,90 @@ class Training:
     def check(self) -> None:
         """Validate; keep the weights if they are the best so far; let the method decide; save."""
         state, totals, method = self.state, self.totals, self.state.method
-        losses = totals.losses
-        loss = self.validate(state.model)
+        loss = self._validation()
         give_back_memory()
-        train_loss = sum(losses) / len(losses) if losses else math.inf
-        best = self.monitor.add(totals.step, loss, train_loss, method.can_be_result(totals.step, state.total))
+        passes = totals.tokens / int(state.train.lengths.sum())
+        settled = method.can_be_result(totals.step, state.total)
+        best = self.monitor.add(totals.step, loss, totals.losses, passes, settled)
         totals.losses = []
         if best:
-            self.save_best(totals.step, loss)
+            self.save_best(totals.step, loss.mean)
             if method.finishes:
                 checkpoint.save_best(self.resume_folder, state.model, method)
-        record: Record = {"step": totals.step, "validation_loss": loss, "best": best}
-        if decision := method.after_validation(state.model, state.optimizer, self.monitor.checks, state.total):
+        record: Record = {"step": totals.step, "validation_loss": loss.mean, "best": best}
+        verdict = self.monitor.verdict()
+        retreats = verdict is not None and verdict.kind == "divergence" and self.can_retreat
+        if not retreats and (decision := self._decision()):
+            record["decision"] = decision
+        self.log.write(record, {"verdict": str(verdict) if verdict else None})
+        self.save()
+        if verdict and retreats:
+            self.retreat(verdict.text)
+
+    def _validation(self) -> ValidationLoss:
+        found = self.validate(self.state.model)
+        return found if isinstance(found, ValidationLoss) else ValidationLoss(found)
+
+    def _decision(self) -> str | None:
+        """What the method decides after a validation, carried out and noted."""
+        method, state = self.state.method, self.state
+        decision = method.after_validation(state.model, state.optimizer, self.monitor.checks, state.total)
+        if decision:
             self.monitor.decide(decision)
             self.movement.extend(state.model)
-            record["decision"] = decision
-        self.log.write(record, {"verdict": self.monitor.verdict()})
+        return decision
+
+    @property
+    def can_retreat(self) -> bool:
+        """Whether the run may go back to its best check, and has gone on from there without a decision of the method,
+        which can't be taken back."""
+        best = self.monitor.best
+        if best is None or not self.state.retreats or len(self.totals.retreats) >= RETREATS:
+            return False
+        since = [check for check in self.monitor.checks if check["step"] >= best["step"]]
+        there = checkpoint.of_step(self.resume_folder, int(best["step"])).is_dir()  # not of a run begun by 0.1
+        return there and self.totals.step > best["step"] and not any("decision" in check for check in since)
+
+    def retreat(self, why: str) -> bool:
+        """Go back to the best check and on from there at a third of the rate; false where that can't be done.
+
+        The steps since are taken back, in the log too. What is left to do is in a checkpoint before anything is
+        deleted, so a kill at any moment leaves a run that resumes to the same bits.
+        """
+        best, then = self.monitor.best, self.totals
+        if best is None or not self.can_retreat:
+            return False
+        folder = checkpoint.of_step(self.resume_folder, int(best["step"]))
+        state = checkpoint.read_state(folder)
+        checkpoint.load_checkpoint(folder, self.state.model, self.state.method, self.state.optimizer)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        left = [_brief(check) for check in self.monitor.checks if check["step"] > best["step"]]
+        self.totals, self.monitor.checks = Totals(**state["totals"]), state["checks"]
+        self.movement.start = state["movement"]
+        event: Record = {"step": self.totals.step, "from_step": then.step, "why": why, "checks": left}
+        event["lr_factor"] = then.lr_factor * RETREAT
+        self.totals.retreats = [*then.retreats, event]
+        self.log.bytes = state["log_bytes"]
         self.save()
+        checkpoint.forget_after(self.resume_folder, self.totals.step)
+        self._rewind_log(state["log_bytes"])
+        return True
+
+    def _rewind_log(self, size: int) -> None:
+        """Take the log back to a checkpoint, behind which the retreats to that step are written."""
+        self.log.rewind(size, self.totals.step)
+        for event in self.totals.retreats:
+            if event["step"] == self.totals.step:
+                self.log.write({"step": event["step"], "retreat": event}, {})
 
     def save(self) -> None:
         """A checkpoint: all that is needed to go on as if nothing had happened."""
         state: Record = {"identity": self.identity, "totals": asdict(self.totals), "checks": self.monitor.checks}
         state |= {"movement": self.movement.start, "log_bytes": self.log.bytes}
         model, method, optimizer = self.state.model, self.state.method, self.state.optimizer
-        checkpoint.save_checkpoint(self.resume_folder, self.totals.step, model, method, optimizer, state)
+        best = self.monitor.best if self.state.retreats else None
+        keep = {int(best["step"])} if best else set()
+        checkpoint.save_checkpoint(self.resume_folder, self.totals.step, model, method, optimizer, state, keep)
 
     def outcome(self, cut_short: bool) -> Outcome:
         return _outcome(self.state, self.totals, self.monitor, self.movement, cut_short)
@@ -257,8 +277,8 @@ class Training:
         """Let the method change the best weights once more, and measure and save what comes of it."""
         outcome, model, method = self.outcome(cut_short=False), self.state.model, self.state.method
         checkpoint.load_best(self.resume_folder, model, method)
-        decision = method.finish(model, lambda: self.validate(model))
-        loss = self.validate(model)
+        decision = method.finish(model, lambda: self._validation().mean)
+        loss = self._validation().mean
         self.save_best(outcome.best_step, loss)
         last = [{"step": outcome.best_step, "validation_loss": loss, "decision": decision}] if decision else []
         return replace(outcome, validation_loss=loss, decisions=outcome.decisions + last)
@@ -275,7 +295,8 @@ def _outcome(state: TrainState, totals: Totals, monitor: Monitor, movement: Move
         train_loss=monitor.checks[-1]["train_loss"],
         stopped_early=monitor.exhausted and totals.step < state.total,
         interrupted=cut_short,
-        overfitting=monitor.verdict(),
+        verdict=monitor.verdict() if cut_short else monitor.at_end(),
+        retreats=totals.retreats,
         moved=len(begun - set(movement.still(state.model))) if totals.step >= CHECK_STEP else None,
         tensors=len(begun),
         decisions=[
@@ -286,73 +307,8 @@ def _outcome(state: TrainState, totals: Totals, monitor: Monitor, movement: Move
     )
 
 
-def _step(state: TrainState, totals: Totals) -> Record:
-    """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
-    model, knobs, number = state.model, state.knobs, totals.step + 1
-    epoch, rows = state.plan.at(totals.step)
-    train = state.train.at(epoch)
-    parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
-    batches = [state.objective.collate(train, indices) for indices in parts]
-    tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
-    if not trained:
-        raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
-    loss = 0.0
-    with temporarily_frozen(state.still_frozen(totals.step).values()):
-        for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
-            torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
-            share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
-            if not math.isfinite(share.item()):
-                raise TrainingError(_not_finite("loss", share.item(), number, train, indices))
-            loss += share.item()
-            torch.autograd.backward(share)
-    penalty = state.method.penalty(model)
-    if isinstance(penalty, torch.Tensor):
-        torch.autograd.backward(penalty)
-    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    norm = _clipped(parameters, knobs.clip or math.inf)
-    if not math.isfinite(norm):
-        raise TrainingError(_not_finite("gradient norm", norm, number, train, rows.tolist()))
-    lr = set_lr(state.optimizer, schedule(knobs.schedule, totals.step, state.total, state.warmup))
-    state.method.step(model, state.optimizer, totals.step, state.total)
-    state.optimizer.zero_grad(set_to_none=True)
-    totals.step = number
-    totals.tokens += tokens
-    totals.trained_tokens += trained
-    totals.losses.append(loss)
-    return {
-        "step": number,
-        "epoch": round(totals.tokens / int(train.lengths.sum()), 4),
-        "loss": loss,
-        "lr": lr,
-        "grad_norm": norm,
-        "tokens": tokens,
-        "trained_tokens": trained,
-    }
-
-
-def _clipped(parameters: list[torch.nn.Parameter], most: float) -> float:
-    """The norm of the gradients; they are scaled down to `most` if it is above, and else not touched."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    if not norm.item() <= most:
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
-    return norm.item()
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _places(train: Dataset, rows: Any) -> str:
-    places = [train.where(int(row)) for row in rows]
-    return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
-
-
-def _not_finite(what: str, value: float, step: int, train: Dataset, rows: list[int]) -> str:
-    return (
-        f"the {what} became {value} in step {step}, in the rows {_places(train, rows)}. Nothing was changed by this "
-        "step; the best adapter so far is kept.\nTry a smaller train.lr, a longer train.warmup, "
-        "train.clip=0.3, or model.dtype=float32."
-    )
+def _brief(check: Check) -> Record:
+    return {name: check[name] for name in ("step", "validation_loss", "train_loss")}
 
 
 def _clock(record: Record, seconds: float, total: int) -> Record:

@@ -19,9 +19,9 @@ from microplane.training.adafactor import Adafactor
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
 
 
-def peak_lr(method: Method, knobs: TrainKnobs) -> float:
-    """train.lr, or else the method's default rate; with train.scale_parameter T5's, as steps are relative there."""
-    return knobs.lr or (RELATIVE_LR if knobs.scale_parameter else method.default_lr)
+def peak_lr(method: Method, model: nn.Module, knobs: TrainKnobs) -> float:
+    """train.lr, else the method's rate for the model; with train.scale_parameter T5's, as steps are relative there."""
+    return knobs.lr or (RELATIVE_LR if knobs.scale_parameter else method.rate(model))
 
 
 def by_level(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
     Raises:
         ConfigError: if nothing trains.
     """
-    groups = [group for group in method.param_groups(model, peak_lr(method, knobs)) if group["params"]]
+    groups = [group for group in method.param_groups(model, peak_lr(method, model, knobs)) if group["params"]]
     groups = by_level(model, groups, knobs.layer_decay)
     if not groups:
         raise ConfigError(f"method {method.name}: nothing trains with these knobs")

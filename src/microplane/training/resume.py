@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from microplane.training.optim import add_groups
 
 KEEP = 2  # checkpoints kept in resume/
 BEST = "best.safetensors"
+EARLIER = {"train.on_divergence": "go_on"}
+"""What runs did that were begun before there was a knob for it."""
 TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
 
 
@@ -38,10 +40,12 @@ def save_checkpoint(
     method: Method,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
+    keep: Collection[int] = (),
 ) -> None:
-    """Write everything that step `step` needs to be continued exactly, then drop all but the newest checkpoints."""
+    """Write everything that step `step` needs to be continued exactly, then drop all but the newest checkpoints and
+    those of the steps `keep`."""
     # The same step comes again after a resume from an earlier one; then the bytes are the same.
-    with folder_aside(folder / f"step-{step:08d}", there="replace") as temporary:
+    with folder_aside(of_step(folder, step), there="replace") as temporary:
         save_tensors(temporary / "weights.safetensors", state_of(method, model))
         save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
         save_tensors(temporary / "method.safetensors", method.training_state(model))
@@ -49,7 +53,25 @@ def save_checkpoint(
         whole = {**state, "step": step, "sha256": sums}
         write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
     for old in checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        if step_of(old) not in keep:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def of_step(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps."""
+    for later in checkpoints(folder):
+        if step_of(later) > step:
+            shutil.rmtree(later)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -94,7 +116,7 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> None:
     if not saved:
         return
     state = read_state(saved[-1])
-    then = _flat(state["identity"])
+    then = EARLIER | _flat(state["identity"])
     differences = [
         f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
         for name, value in _flat(identity).items()

@@ -1,0 +1,155 @@
+"""One optimizer step, and what it follows from: everything is decided by the configuration and the step's number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from microplane.config.knobs import TrainKnobs
+from microplane.data.batch_plan import BatchPlan, micro_batches
+from microplane.data.store import Dataset
+from microplane.errors import TrainingError
+from microplane.methods import Method
+from microplane.models.contract import Model
+from microplane.objectives.base import AnyObjective
+from microplane.training.log import Record
+from microplane.training.monitor import CHECK_STEP
+from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
+
+RETREAT, RETREATS = 1 / 3, 3  # of the rate after a divergence, and how often
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a gradient that is no number."""
+
+
+@dataclass
+class Totals:
+    """What a run has done so far; part of a checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last validation
+    retreats: list[Record] = field(default_factory=list)  # after divergence: see `Training.retreat`
+
+    @property
+    def lr_factor(self) -> float:
+        """What is left of the learning rate."""
+        return float(RETREAT ** len(self.retreats))
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a run trains with; fixed from its first step to its last."""
+
+    objective: AnyObjective
+    model: nn.Module
+    method: Method
+    train: Dataset
+    knobs: TrainKnobs
+    plan: BatchPlan
+    total: int  # optimizer steps
+    warmup: int  # of them
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def of(
+        cls, objective: AnyObjective, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs
+    ) -> TrainState:
+        plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
+        total = knobs.steps or plan.total_steps(knobs.epochs or 1)
+        warmup = warmup_steps(knobs.warmup, total)
+        return cls(objective, model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
+
+    def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
+        """What gradual unfreezing has not reached in the step of this number, counted from 0."""
+        return still_frozen(self.model, self.knobs.unfreeze_every, step)
+
+    def may_not_move(self, steps: int) -> set[str]:
+        """What has had too few steps to have moved for certain, after so many of them."""
+        return {*self.still_frozen(steps - CHECK_STEP), *self.method.may_not_move(self.model)}
+
+    @property
+    def retreats(self) -> bool:
+        """Whether a run that diverges goes back to its best weights and on at a smaller rate."""
+        chosen = self.knobs.on_divergence
+        return self.knobs.lr is None if chosen == "auto" else chosen == "lower_lr"
+
+    @property
+    def eval_every(self) -> int:
+        return self.knobs.eval_every or max(1, math.ceil(self.total / 10))
+
+
+def train_step(state: TrainState, totals: Totals) -> Record:
+    """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
+    model, knobs, number = state.model, state.knobs, totals.step + 1
+    epoch, rows = state.plan.at(totals.step)
+    train = state.train.at(epoch)
+    parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
+    batches = [state.objective.collate(train, indices) for indices in parts]
+    tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
+    if not trained:
+        raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
+    loss = 0.0
+    with temporarily_frozen(state.still_frozen(totals.step).values()):
+        for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
+            torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
+            share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
+            if not math.isfinite(share.item()):
+                raise NotFiniteError(_not_finite("loss", share.item(), number, train, indices))
+            loss += share.item()
+            torch.autograd.backward(share)
+    penalty = state.method.penalty(model)
+    if isinstance(penalty, torch.Tensor):
+        torch.autograd.backward(penalty)
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    norm = _clipped(parameters, knobs.clip or math.inf)
+    if not math.isfinite(norm):
+        raise NotFiniteError(_not_finite("gradient norm", norm, number, train, rows.tolist()))
+    lr = set_lr(state.optimizer, schedule(knobs.schedule, totals.step, state.total, state.warmup) * totals.lr_factor)
+    state.method.step(model, state.optimizer, totals.step, state.total)
+    state.optimizer.zero_grad(set_to_none=True)
+    totals.step = number
+    totals.tokens += tokens
+    totals.trained_tokens += trained
+    totals.losses.append(loss)
+    return {
+        "step": number,
+        "epoch": round(totals.tokens / int(train.lengths.sum()), 4),
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": norm,
+        "tokens": tokens,
+        "trained_tokens": trained,
+    }
+
+
+def _clipped(parameters: list[torch.nn.Parameter], most: float) -> float:
+    """The norm of the gradients; they are scaled down to `most` if it is above, and else not touched."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if not norm.item() <= most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
+    return norm.item()
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _places(train: Dataset, rows: Any) -> str:
+    places = [train.where(int(row)) for row in rows]
+    return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+
+
+def _not_finite(what: str, value: float, step: int, train: Dataset, rows: list[int]) -> str:
+    return (
+        f"the {what} became {value} in step {step}, in the rows {_places(train, rows)}. Nothing was changed by this "
+        "step; the best adapter so far is kept.\nTry a smaller train.lr, a longer train.warmup, "
+        "train.clip=0.3, or model.dtype=float32."
+    )

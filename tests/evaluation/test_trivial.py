@@ -1,0 +1,169 @@
+"""Predictors that need no model, against scikit-learn's and by hand; and who beats whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from microplane.evaluation import trivial
+from microplane.evaluation.trivial import TfIdf, beaten_by, trivial_scores
+from microplane.objectives.classification import Classification
+from microplane.objectives.multilabel import MultiLabel
+from microplane.objectives.next_token import NextToken
+from microplane.objectives.regression import Regression
+from microplane.objectives.token_classification import TokenClassification
+
+WORDS = "the film was good bad fine poor red green blue and not at all never again".split()
+RANDOM = np.random.default_rng(0)
+
+
+class Words:
+    """A tokenizer with a token for each word."""
+
+    def decode(self, ids):
+        return " ".join(WORDS[token] for token in ids)
+
+    @property
+    def for_targets(self):
+        return self
+
+
+@dataclass
+class Rows:
+    """A data set in memory."""
+
+    ids: list
+    own: list = field(default_factory=list)
+    targets: list = field(default_factory=list)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, row):
+        return np.array(self.ids[row]), None
+
+    def labels(self, row):
+        return np.atleast_1d(np.array(self.own[row], np.float32))
+
+    def prompt_and_target(self, row):
+        return self.ids[row], self.targets[row]
+
+    @property
+    def lengths(self):
+        return np.array([len(row) for row in self.ids])
+
+
+def texts(count):
+    return [RANDOM.integers(0, len(WORDS), RANDOM.integers(3, 12)).tolist() for _ in range(count)]
+
+
+def labelled(count, label):
+    ids = texts(count)
+    return Rows(ids, [label(row) for row in ids])
+
+
+def scores(objective, train, held_out, classes=()):
+    return trivial_scores(objective, train, held_out, [], Words(), classes, [])
+
+
+def dense(bags, terms):
+    ends = [*bags.starts.tolist(), len(bags.terms)]
+    found = np.zeros((len(bags.starts), terms))
+    for row, (start, end) in enumerate(pairwise(ends)):
+        found[row, bags.terms[start:end]] = bags.weights[start:end]
+    return found
+
+
+def test_the_bag_of_words_is_scikit_learns():
+    written = [Words().decode(row) for row in texts(200)]
+    bag = TfIdf.of(written)
+    theirs = TfidfVectorizer(ngram_range=(1, 2), min_df=2, token_pattern=r"\w+")
+    matrix = theirs.fit_transform(written).toarray()
+    order = [theirs.vocabulary_[term] for term in bag.terms]
+    np.testing.assert_allclose(dense(bag.rows(written), len(order)), matrix[:, order], atol=1e-6)
+    assert dense(bag.rows(["nothing that is known"]), len(order)).sum() == 0
+
+
+def test_the_logistic_regression_is_scikit_learns():
+    rows = labelled(300, lambda row: row[0] % 3)
+    written = [Words().decode(row) for row in rows.ids]
+    bag = TfIdf.of(written)
+    bags, labels = bag.rows(written), torch.tensor(rows.own, dtype=torch.float32)
+    start = trivial._Linear.zeros(len(bag.terms), 3)
+    ours = trivial._fit(Classification(), bags, labels, start, 1e-2).scores(bags).softmax(1)
+    theirs = LogisticRegression(C=1 / (1e-2 * 300), max_iter=1000).fit(dense(bags, len(bag.terms)), rows.own)
+    np.testing.assert_allclose(ours, theirs.predict_proba(dense(bags, len(bag.terms))), atol=5e-3)
+
+
+def test_the_ridge_is_scikit_learns():
+    rows = labelled(300, lambda row: float(len(row)))
+    written = [Words().decode(row) for row in rows.ids]
+    bag = TfIdf.of(written)
+    bags, labels = bag.rows(written), torch.tensor(rows.own)[:, None]
+    ours = trivial._fit(Regression(), bags, labels, trivial._Linear.zeros(len(bag.terms), 1), 1e-2).scores(bags)
+    theirs = Ridge(alpha=1e-2 * 300 / 2).fit(dense(bags, len(bag.terms)), rows.own)  # their loss has no half
+    np.testing.assert_allclose(ours[:, 0], theirs.predict(dense(bags, len(bag.terms))), atol=2e-2)
+
+
+def test_classes():
+    good = WORDS.index("good")
+    train, held_out = (labelled(count, lambda row: int(good in row)) for count in (400, 100))
+    found = scores(Classification(), train, held_out, ("no", "yes"))
+    common = max(set(held_out.own), key=train.own.count)
+    assert found["majority"]["accuracy"] == held_out.own.count(common) / 100
+    assert found["TF-IDF + logistic regression"]["accuracy"] > 0.9
+
+
+def test_several_classes_and_numbers():
+    def both(row):
+        return [float(WORDS.index("red") in row), float(WORDS.index("blue") in row)]
+
+    found = scores(MultiLabel(), labelled(400, both), labelled(100, both), ("red", "blue"))
+    assert found["TF-IDF + logistic regression"]["micro_f1"] > 0.7
+    assert found["majority"]["micro_f1"] == 0  # most rows have neither
+    large = [labelled(count, lambda row: 1e6 * (WORDS.index("red") in row)) for count in (400, 100)]
+    found = scores(Regression(), *large)
+    assert found["TF-IDF + ridge"]["pearson"] > 0.8
+    assert found["mean"]["rmse"] == pytest.approx(np.std(large[1].own), rel=0.02)
+
+
+def test_tokens_take_their_own_commonest_label():
+    train, held_out = (labelled(count, lambda row: [token % 3 for token in row]) for count in (50, 10))
+    train.own[0][0] = -100  # has no label
+    found = scores(TokenClassification(), train, held_out, ("a", "b", "c"))
+    assert found["each token's commonest label"]["accuracy"] == 1
+    assert 0.2 < found["majority"]["accuracy"] < 0.5
+
+
+def test_answers_of_the_nearest_row_and_the_commonest_one():
+    ids = texts(60)
+    train = Rows(ids, targets=[[row[0]] for row in ids])
+    held_out = Rows([[*row, 0] for row in ids[:20]], targets=[[row[0]] for row in ids[:20]])
+    found = trivial_scores(NextToken(), train, held_out, range(20), Words(), (), ["exact_match"])
+    assert found["nearest training row"]["exact_match"] > 0.8
+    assert found["commonest answer"]["exact_match"] < 0.5
+
+
+def test_plain_text_has_no_trivial_predictor():
+    rows = Rows(texts(10), targets=[[]] * 10)
+    assert trivial_scores(NextToken(), rows, rows, range(5), Words(), (), ["auto"]) == {}
+
+
+def test_rows_without_a_common_word_leave_the_constant_alone():
+    rows = Rows([[0], [1], [2]], [0, 1, 1])
+    assert list(scores(Classification(), rows, rows, ("a", "b"))) == ["majority"]
+
+
+def test_who_is_beaten():
+    one = {"majority": {"accuracy": 0.5}, "TF-IDF": {"accuracy": 0.8}}
+    assert beaten_by({"loss": 1.0, "accuracy": 0.7}, one) == ("TF-IDF", "accuracy", 0.8)
+    assert beaten_by({"accuracy": 0.8}, one) is None
+    assert beaten_by({"rmse": 2.0}, {"mean": {"rmse": 1.0}}) == ("mean", "rmse", 1.0)
+    assert beaten_by({"rmse": 0.5}, {"mean": {"rmse": 1.0}}) is None
+    assert beaten_by({"loss": 1.0}, {}) is None
