@@ -125,17 +125,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
     model = encoder_folder(tmp_path / "model", hidden_dropout_prob=0.2)
     data = write(tmp_path / "data.jsonl", rows.reviews())
     straight = train(model, data, method, name="straight")
-    step = loop._step
+    step = loop.train_step
 
     def dying(job, totals):
         if totals.step == 13:
             raise KeyboardInterrupt
         return step(job, totals)
 
-    monkeypatch.setattr(loop, "_step", dying)
+    monkeypatch.setattr(loop, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(model, data, method, name="killed")
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     again = microplane.resume(tmp_path / "runs" / "killed")
     weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
     for name in ("metrics.jsonl", f"adapter/{weights}"):
