@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype) -> tuple[st
     Returns:
         What users are to be told of it.
     """
-    tokenizer, tokens = finished(loaded)
+    stops = loaded.stop_ids if loaded.model.KIND != "encoder" else ()
+    tokenizer, tokens = finished(loaded.model, loaded.tokenizer, stops)
     with folder_aside(folder) as temporary, disk_errors(folder):  # an empty folder gives way
         save_model(loaded.model, temporary, dtype, tokens)
         tokenizer.save(temporary)
@@ -82,17 +83,19 @@ def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype) -> tuple[st
     return tuple(_notices(loaded.model, tokenizer))
 
 
-def finished(loaded: Pipeline) -> tuple[Tokenizer, dict[str, Any]]:
+def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer as other tools need it to stop and pad where the model here does, and the fields of config.json and
-    generation_config.json that tell of it."""
-    model, tokenizer = loaded.model, loaded.tokenizer
+    generation_config.json that tell of it.
+
+    Args:
+        stops: tokens that end an answer, first the one that answers are trained to end with; none of labels.
+    """
     rows = model.config.vocab_size
     source = {**(model.source_config or {}), **(model.generation_config or {})}
     tokens: dict[str, Any] = {}
-    if model.KIND != "encoder" and model.task_head is None:
-        stops = [token for token in loaded.stop_ids if token < rows]
-        tokens["eos_token_id"] = stops[0] if len(stops) == 1 else stops
-        tokenizer = tokenizer.ending_with(stops[0])
+    if known := [token for token in stops if token < rows]:
+        tokens["eos_token_id"] = known[0] if len(known) == 1 else known
+        tokenizer = tokenizer.ending_with(known[0])
     if model.KIND == "decoder":
         if model.task_head is not None:  # whose class looks for the last token that is no pad
             tokenizer = tokenizer.padded_apart()

@@ -23,11 +23,18 @@ from microplane.models.files.load import save_model
 from microplane.models.files.packaged import hub_name
 
 
-def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[str, Any]) -> int:
+def save_adapter(
+    folder: Path,
+    model: nn.Module,
+    method: Method,
+    about: Mapping[str, Any],
+    tokens: Mapping[str, Any] | None = None,
+) -> int:
     """Write the method's state; returns the bytes of its weights file.
 
     Args:
         about: what else method.json says: the base's name and fingerprint, the template, the step.
+        tokens: of a whole model, see `save_model`.
     """
     config = method.peft_config(model)
     if config is not None:
@@ -39,7 +46,7 @@ def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[
     weights = folder / weights_name(method)
     if method.whole_model:
         with disk_errors(weights):
-            save_model(model, folder)
+            save_model(model, folder, tokens=tokens)
         return weights.stat().st_size
     # The weights come last: they are what a new best replaces, and a reader that finds them finds the rest.
     save_tensors(weights, state_of(method, model), {"format": "pt"})

@@ -78,10 +78,10 @@ def settle(
     Raises:
         AdapterError: for what has no place on this model.
     """
+    _check_saved(config, state)
     rest = _without_images(model, {n: t for n, t in state.items() if ".original_module." not in n})  # the base's own
     if config.get("task_type") in HEADS:
         rest = _put_head(model, config, rest)
-    _check_saved(config, rest)
     beside = [name for name in rest if not PAIR.search(name)]
     names = {theirs: ours for ours, theirs in hf_names(model).items() if not ours.startswith("task_head.")}
     _, head = model.tied_names
@@ -162,7 +162,8 @@ def _put_head(model: Model, config: Mapping[str, Any], state: Mapping[str, Tenso
     per_token, fields = HEADS[config["task_type"]], model.source_config or {}
     architecture = model.config.architecture
     form = next((form for form in FORMS.values() if form.plain == architecture and form.tokens == per_token), None)
-    out = form and next((len(t) for n, t in state.items() if f".{plain_name(n)}".endswith(f".{form.out}.weight")), None)
+    end = f".{form.out}.weight" if form is not None else ""
+    out = next((len(tensor) for name, tensor in state.items() if f".{plain_name(name)}".endswith(end)), None)
     if form is None or out is None:
         raise AdapterError(
             f"task_type = {config['task_type']!r}: the file has no head's weights for a {architecture}, or there is no "
@@ -174,7 +175,7 @@ def _put_head(model: Model, config: Mapping[str, Any], state: Mapping[str, Tenso
         multilabel = fields.get("problem_type") == PROBLEMS["multilabel"]
         task = PER_TOKEN if per_token else "regression" if out == 1 else "classification"
         pooling = fields.get("classifier_pooling", "cls") if len(form.poolings) > 1 else form.poolings[0]
-        labels = [f"LABEL_{number}" for number in range(int(out))]
+        labels = [f"LABEL_{number}" for number in range(out)]
         add_head(model, "multilabel" if multilabel and not per_token else task, labels, pooling)
     own = head_state(model)
     found = renamed(state, own)
