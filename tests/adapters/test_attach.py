@@ -257,3 +257,12 @@ def test_peft_opens_what_is_saved_and_the_other_way_round(tmp_path):
     assert torch.equal(again.model(images).logits, attached.model(images).logits)
     with pytest.raises(AdapterError, match="does not fit this model"):
         microplane.attach_saved(gpt2(), tmp_path / "theirs")
+
+
+def test_pefts_targets_may_be_a_pattern_of_another_model_too(tmp_path):
+    images = digits()[0][:8]
+    config = peft.LoraConfig(r=4, target_modules=r".*layers\.1\..*(q_proj|fc1)", init_lora_weights=False)
+    theirs = peft.get_peft_model(vit(), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = microplane.attach_saved(vit(), tmp_path / "theirs")
+    torch.testing.assert_close(again.model(images).logits, theirs(images).logits, atol=1e-5, rtol=1e-5)

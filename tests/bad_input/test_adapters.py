@@ -49,7 +49,7 @@ def unnoticed(here):
     import json
 
     told = json.loads((here / METHOD).read_text())
-    del told["about"]["base_fingerprint"]
+    del told["about"]["base_weights"]
     (here / METHOD).write_text(json.dumps(told))
 
 
@@ -110,14 +110,14 @@ CASES = [
     peft("DoRA of peft without magnitudes", "missing", "lora_magnitude_vector", use_dora=True),
     peft("another type of peft", "'LOHA'", "IA3, LORA, PREFIX_TUNING", peft_type="LOHA"),
     peft("trained biases of peft", "bias = 'all'", "only 'none'", bias="all"),
-    peft("whole modules of peft", "modules_to_save = ['lm_head']", modules_to_save=["lm_head"]),
+    peft("whole modules of peft", "modules_to_save = 'lm_head'", "no such weights", modules_to_save=["lm_head"]),
     peft("several ranks of peft", "rank_pattern", rank_pattern={"q_proj": 3}),
     peft("a damaged table of ranks of peft", "rank_pattern", rank_pattern=[3]),
     peft("activated LoRA of peft", "alora_invocation_tokens = [1, 2]", alora_invocation_tokens=[1, 2]),
     peft("a start that changed the base", "'pissa' changed the base", "path_initial_model", init_lora_weights="pissa"),
     peft("no rank of peft", f"{PEFT}: damaged", "does not say r", without=("r",)),
     peft("a rank of peft that is text", PEFT, "method.rank = 'x'", r="x"),
-    peft("targets of peft that are a pattern", "target_modules = 'all-linear'", "a list", target_modules="all-linear"),
+    peft("tokens of peft", "trainable_token_indices = [3]", "only None", trainable_token_indices=[3]),
     peft("targets of peft that are numbers", "target_modules = [3]", "a list", target_modules=[3]),
     peft("targets of peft that the model has not", ADAPTER, "'c_attn'", "down, gate, k", target_modules=["c_attn"]),
     peft("no base of peft", "does not name the model", base_model_name_or_path=None),

@@ -132,7 +132,7 @@ def test_what_of_peft_cannot_be_read_is_named(tmp_path):
     for knobs, message in (
         ({"lora_bias": True}, "lora_bias = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern = {'q_proj': 3} .* must have one scale in common"),
+        ({"trainable_token_indices": [3, 4]}, r"trainable_token_indices = \[3, 4\] is not supported"),
     ):
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **knobs)
         adapted_reference(base, config).save_pretrained(tmp_path / "adapter")

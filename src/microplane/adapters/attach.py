@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microplane.checkpoints.adapter import load_adapter, read_method, save_adapter, weights_name
+from microplane.checkpoints.adapter import load_adapter, read_method, read_state, save_adapter, weights_name
 from microplane.checkpoints.attach_saved import trained_on
+from microplane.checkpoints.peft_files import as_stored
 from microplane.checkpoints.tensors import save_tensors
 from microplane.errors import AdapterError, ConfigError
 from microplane.files import write_aside
@@ -174,6 +175,8 @@ def attach_saved(model: nn.Module, folder: str | Path, base: str = "auto") -> At
     """
     folder = Path(folder)
     method, about = read_method(folder, beside=True)
+    if (config := about.get("peft")) is not None:
+        method = as_stored(method, config, read_state(folder, method))
     told = trained_on(method, about)[0]
     try:
         _attach(model, method, about.get("train") or [], _kind(base, method, None if told == "auto" else told))

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from microplane.adapters.merge import check_free, probe_texts, source_of
+from microplane.adapters.export import check_free
+from microplane.adapters.merge import probe_texts, source_of
 from microplane.checkpoints.adapter import save_adapter
 from microplane.checkpoints.attach_saved import base_of
 from microplane.errors import AdapterError, ConfigError
@@ -51,13 +52,14 @@ class Converted:
         yield f"largest logit difference, before against after: {self.difference:.2e}"
 
 
-def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Converted:
+def convert(name: str | Path, out: str | Path, rank: int | None = None, base: str | Path | None = None) -> Converted:
     """Write the adapter of `name` as a LoRA in peft's format.
 
     Args:
         name: a run's folder, or an adapter's.
         out: the new folder; must not exist, or be empty.
         rank: of the LoRA. Otherwise the adapter's own where it has one, else 16.
+        base: where the base is, if not where the adapter says.
 
     Raises:
         AdapterError: no adapter there, or `out` is taken, or a method that no LoRA can stand for.
@@ -66,31 +68,36 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None) -> Conve
     check_free(folder, "convert")
     if rank is not None and rank < 1:
         raise ConfigError(f"--rank {rank}: must be at least 1")
-    loaded = load(name, dtype="float32")
+    loaded = load(name, dtype="float32", base=base)
     assert loaded.method is not None
     _refuse(loaded.method)
     about = dict(loaded.about or {})
-    base = load_model(base_of(source, about) if loaded.method.whole_model else loaded.path)
+    about.pop("peft", None)
+    if replaced := about.pop("replaced", None):
+        raise AdapterError(
+            f"a LoRA cannot carry {', '.join(replaced)}, which {name} holds as a whole: merge it instead"
+        )
+    original = load_model(base_of(source, about, base) if loaded.method.whole_model else loaded.path)
     rows = probe_texts(Path(name), loaded)
     before = probe_logits(loaded.objective, loaded.model, rows)
-    changes = dict(_changes(loaded, base, rank))
+    changes = dict(_changes(loaded, original, rank))
     width = max(len(change.A) for change in changes.values())
     lora = LoRA(rank=width, alpha=float(width), targets=_targets(loaded.model, changes))
-    lost = _lost(loaded.model, base) if loaded.method.whole_model else 0.0
-    prefixes = dict(zip(changes, hf_paths(base, changes), strict=True))
-    head_from(base, about)
-    lora.attach(base)
+    lost = _lost(loaded.model, original) if loaded.method.whole_model else 0.0
+    prefixes = dict(zip(changes, hf_paths(original, changes), strict=True))
+    head_from(original, about)
+    lora.attach(original)
     state: dict[str, Tensor] = {}
     for path, change in changes.items():
         prefix = PREFIX + prefixes[path]
         state[f"{prefix}.lora_A.weight"] = _padded(change.A, width)
         state[f"{prefix}.lora_B.weight"] = _padded(change.B.t(), width).t()
-    load_state(lora, base, state | head_state(loaded.model))
+    load_state(lora, original, state | head_state(loaded.model))
     about |= {"converted_from": loaded.method.name, "base": about.get("base")}
-    save_adapter(folder, base, lora, about)
+    save_adapter(folder, original, lora, about)
     wrong, size = (math.sqrt(sum(getattr(c, n) ** 2 for c in changes.values())) for n in ("wrong", "size"))
     worst = max((c.wrong / c.size if c.size else 0.0, path) for path, c in changes.items())
-    difference = largest_difference(before, probe_logits(loaded.objective, base, rows))
+    difference = largest_difference(before, probe_logits(loaded.objective, original, rows))
     return Converted(folder, loaded.method.name, width, wrong / size if size else 0.0, worst, lost, difference)
 
 

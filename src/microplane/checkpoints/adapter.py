@@ -11,25 +11,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from microplane.checkpoints.peft_files import renamed
 from microplane.checkpoints.tensors import disk_errors, read_tensors, save_tensors
 from microplane.errors import AdapterError, ConfigError
 from microplane.files import read_object, write_json
 from microplane.methods import METHODS, Method, make_method
 from microplane.methods.method import load_state, state_of
 from microplane.models.files.load import save_model
+from microplane.models.files.packaged import hub_name
 
 
-def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[str, Any]) -> int:
+def save_adapter(
+    folder: Path,
+    model: nn.Module,
+    method: Method,
+    about: Mapping[str, Any],
+    tokens: Mapping[str, Any] | None = None,
+) -> int:
     """Write the method's state; returns the bytes of its weights file.
 
     Args:
         about: what else method.json says: the base's name and fingerprint, the template, the step.
+        tokens: of a whole model, see `save_model`.
     """
     config = method.peft_config(model)
     if config is not None:
-        config["base_model_name_or_path"] = about.get("base")
+        config["base_model_name_or_path"] = hub_name(base) if isinstance(base := about.get("base"), str) else base
         write_json(folder / "adapter_config.json", config)
     else:  # what a method cannot be any more, as lora-auto after it has grown
         (folder / "adapter_config.json").unlink(missing_ok=True)
@@ -37,7 +46,7 @@ def save_adapter(folder: Path, model: nn.Module, method: Method, about: Mapping[
     weights = folder / weights_name(method)
     if method.whole_model:
         with disk_errors(weights):
-            save_model(model, folder)
+            save_model(model, folder, tokens=tokens)
         return weights.stat().st_size
     # The weights come last: they are what a new best replaces, and a reader that finds them finds the rest.
     save_tensors(weights, state_of(method, model), {"format": "pt"})
@@ -65,17 +74,26 @@ def read_method(folder: Path, beside: bool = False) -> tuple[Method, dict[str, A
         return _method(file, values), about
     if (file := folder / "adapter_config.json").is_file():
         config = read_object(file, AdapterError)
-        about = {"base": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+        about = {
+            "base": config.get("base_model_name_or_path"),
+            "revision": config.get("revision"),
+            "peft": dict(config),
+        }
+        train = config.pop("modules_to_save", None)
         if beside:
-            about["train"] = config.pop("modules_to_save", None)
+            about["train"] = train
         return _method(file, _of_peft(folder, config)), about
     raise AdapterError(
         f"{folder} is not an adapter: it has neither method.json (Microplane) nor adapter_config.json (peft)"
     )
 
 
-def load_adapter(folder: Path, model: nn.Module, method: Method) -> None:
-    """Fill a model to which `method` is attached from an adapter folder."""
+def read_state(folder: Path, method: Method) -> dict[str, Tensor]:
+    """The tensors of an adapter folder.
+
+    Raises:
+        AdapterError: if there are none, or they are damaged.
+    """
     path = folder / weights_name(method)
     if not path.is_file():
         raise AdapterError(f"{folder} has no {path.name}; the adapter is not whole")
@@ -85,10 +103,23 @@ def load_adapter(folder: Path, model: nn.Module, method: Method) -> None:
             f"{path} is damaged: {len(broken)} of {len(state)} tensors hold NaN or infinity, such as {broken[0]}. "
             "Fetch it again, or train again"
         )
+    return state
+
+
+def load_adapter(folder: Path, model: nn.Module, method: Method, state: Mapping[str, Tensor] | None = None) -> None:
+    """Fill a model to which `method` is attached from an adapter folder.
+
+    Args:
+        state: what of its tensors is to be loaded; all of them otherwise.
+    """
+    state = read_state(folder, method) if state is None else state
     try:
+        if not (folder / "method.json").is_file():
+            config = read_object(folder / "adapter_config.json", AdapterError)
+            state = renamed(method.state_of_peft(config, state), state_of(method, model))
         load_state(method, model, state)
     except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from None
+        raise AdapterError(f"{folder / weights_name(method)}: {error}") from None
 
 
 def _method(file: Path, values: Mapping[str, Any]) -> Method:

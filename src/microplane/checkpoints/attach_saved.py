@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from microplane.checkpoints.adapter import load_adapter
+import torch
+from safetensors import safe_open
+
+from microplane.checkpoints.adapter import load_adapter, read_state
+from microplane.checkpoints.peft_files import settle
 from microplane.errors import AdapterError, ConfigError, ModelError
+from microplane.files import cache_dir, file_sha256, write_aside
 from microplane.methods import Method
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
@@ -19,15 +25,27 @@ from microplane.nn.quantised import QUANTISED
 MEBIBYTE = 1 << 20
 
 
-def attach_saved_adapter(model: Model, method: Method, folder: Path, about: Mapping[str, Any]) -> None:
-    """Put the adapter of `folder` on an untouched base, ready for use, and with it the head that `about` tells of."""
-    head_from(model, about)
+def attach_saved_adapter(model: Model, method: Method, folder: Path, about: Mapping[str, Any]) -> list[str]:
+    """Put the adapter of `folder` on an untouched base, ready for use, and with it the head that `about` tells of.
+
+    Returns:
+        Which weights of the base an adapter of peft replaced as a whole, by Hugging Face's names.
+    """
+    state, replaced = read_state(folder, method), list[str]()
+    if (config := about.get("peft")) is not None:
+        try:
+            method, state, replaced = settle(model, method, config, state)
+        except AdapterError as error:
+            raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
+    else:
+        head_from(model, about)
     try:
         attach_method(method, model)
     except ConfigError as error:
         raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
-    load_adapter(folder, model, method)
+    load_adapter(folder, model, method, state)
     model.requires_grad_(False).eval()
+    return replaced
 
 
 def adapter_folder(path: Path) -> Path | None:
@@ -63,24 +81,76 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def base_of(folder: Path, about: dict[str, Any]) -> Path:
+def weights_fingerprint(path: Path) -> str:
+    """What a model's weights are: a hash of every tensor's name, format, shape and bytes, in whatever files they lie.
+
+    It is remembered for files that did not change since.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return f"{sum(int(_remembered_sum(file), 16) for file in files) % (1 << 256):064x}"
+
+
+def _remembered_sum(file: Path) -> str:
+    """`_sum` of a file, kept in the cache under what tells that the file is still the same."""
+    at = file.resolve()
+    told = at.stat()
+    known = f"{at}:{told.st_size}:{told.st_mtime_ns}:{told.st_ino}"
+    note = cache_dir() / "sums" / hashlib.sha256(known.encode()).hexdigest()
+    with suppress(OSError, ValueError):
+        kept = note.read_text().strip()
+        return f"{int(kept, 16):x}"
+    found = _sum(file)
+    with suppress(OSError):  # a cache that cannot be written costs time alone
+        write_aside(note, found.encode())
+    return found
+
+
+def _sum(file: Path) -> str:
+    """The sum of a hash of each tensor, so that it does not matter how they are spread over files; hexadecimal."""
+    if file.suffix != ".safetensors":
+        return file_sha256(file)
+    total = 0
+    with safe_open(file, framework="pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 (not a dictionary)
+            tensor = stored.get_tensor(name)
+            digest = hashlib.sha256(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            total += int(digest.hexdigest(), 16)
+    return f"{total:x}"
+
+
+def base_of(folder: Path, about: Mapping[str, Any], instead: str | Path | None = None) -> Path:
     """The base model of an adapter.
 
+    Args:
+        instead: where it is now, if not where the adapter says.
+
     Raises:
-        AdapterError: if the adapter does not name it, or its files are not those that the adapter was trained on.
+        AdapterError: if the adapter does not name it, or its weights are not those that the adapter was trained on.
     """
-    name = about.get("base")
+    name = about.get("base") if instead is None else str(instead)
     if not name or not isinstance(name, str):
-        raise AdapterError(f"the adapter {folder} does not name the model that it belongs to")
+        raise AdapterError(
+            f"the adapter {folder} does not name the model that it belongs to (base_model_name_or_path in "
+            "adapter_config.json): name it with --base"
+        )
     try:
-        path = resolve(name, about.get("revision"))
+        path = resolve(name, about.get("revision") if instead is None else None)
     except ModelError as error:
-        raise AdapterError(f"the base of the adapter {folder} is not to be had: {error}") from None
-    wanted = about.get("base_fingerprint")
-    if wanted and fingerprint(path) != wanted:
+        where = "" if instead is not None else ". If it lies elsewhere now, name that place with --base"
+        raise AdapterError(f"the base of the adapter {folder} is not to be had: {error}{where}") from None
+    if not _is_base(path, about):
         place = f"{path} ({name})" if name != str(path) else name
         raise AdapterError(
-            f"the adapter {folder} was trained on other files than those now at {place}: "
-            "their contents differ. Give the original model its place back, or train again."
+            f"the adapter {folder} was trained on other files than those now at {place}: their contents differ. Name "
+            "the model that it was trained on with --base, or train again."
         )
     return path
+
+
+def _is_base(path: Path, about: Mapping[str, Any]) -> bool:
+    """By the weights alone: files beside them may have come and gone."""
+    if wanted := about.get("base_weights"):
+        return bool(weights_fingerprint(path) == wanted)
+    earlier = about.get("base_fingerprint")  # as earlier versions noted it
+    return not earlier or bool(fingerprint(path) == earlier)

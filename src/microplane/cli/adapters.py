@@ -1,11 +1,17 @@
-"""The commands `microplane merge` and `microplane convert`, as `cli.py` has the others: parse, call, print."""
+"""The commands `microplane merge`, `export` and `convert`, as `cli.py` has the others: parse, call, print."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
+
+
+Base = Annotated[str | None, typer.Option("--base", help="Where the adapter's base is, if not where the adapter says.")]
 
 
 def merge(
@@ -16,17 +22,12 @@ def merge(
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, bfloat16 or float16; auto: as the base is stored.")
     ] = "auto",
+    base: Base = None,
 ) -> None:
     """Write base + adapter as one plain Hugging Face folder, and state how far its logits are from unmerged."""
-    import torch
-
     from microplane.adapters.merge import merge as merge_adapter
-    from microplane.errors import ConfigError
 
-    kinds = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise ConfigError(f"--dtype {dtype}: possible are {', '.join(kinds)}")
-    merged = merge_adapter(run, out, kinds[dtype])
+    merged = merge_adapter(run, out, _dtype(dtype), base)
     name = str(merged.dtype).removeprefix("torch.")
     typer.echo(f"merged into {merged.folder} as {name}")
     typer.echo(
@@ -39,6 +40,35 @@ def merge(
             f"the adapter was trained on the base in {merged.trained_base} and is merged into the original one: "
             f"largest logit difference {merged.from_trained:.2e} to what was trained"
         )
+    for line in merged.notices:
+        typer.echo(line)
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A short name, a .gguf file, a folder, or a Hub name.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16 or float16; auto: as the model is stored.")
+    ] = "auto",
+) -> None:
+    """Write a base model as one plain Hugging Face folder, which other tools open and adapters can name."""
+    from microplane.adapters.export import export as export_model
+
+    exported = export_model(model, out, _dtype(dtype))
+    typer.echo(f"wrote {exported.folder} as {str(exported.dtype).removeprefix('torch.')}")
+    for line in exported.notices:
+        typer.echo(line)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    import torch
+
+    from microplane.errors import ConfigError
+
+    kinds = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in kinds:
+        raise ConfigError(f"--dtype {name}: possible are {', '.join(kinds)}")
+    return kinds[name]
 
 
 def convert(
@@ -46,6 +76,7 @@ def convert(
     out: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="The new adapter; RUN-lora otherwise.")] = None,
     to: Annotated[str, typer.Option("--to", help="What to write: lora, in peft's format.")] = "lora",
     rank: Annotated[int | None, typer.Option("--rank", help="Of the LoRA; the adapter's own otherwise, or 16.")] = None,
+    base: Base = None,
 ) -> None:
     """Write an adapter of another method as plain LoRA: exactly where it is one, else the nearest, with its error."""
     from microplane.adapters.convert import convert as convert_adapter
@@ -55,5 +86,5 @@ def convert(
     if to != "lora":
         raise ConfigError(f"--to {to}: possible is lora")
     run = named(run)
-    for line in convert_adapter(run, out or run.with_name(f"{run.name}-lora"), rank).lines():
+    for line in convert_adapter(run, out or run.with_name(f"{run.name}-lora"), rank, base).lines():
         typer.echo(line)

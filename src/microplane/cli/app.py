@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from microplane.cli.adapters import convert, merge
+from microplane.cli.adapters import Base, convert, export, merge
 from microplane.cli.cache import cache
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
@@ -151,6 +151,7 @@ def evaluate(
     set: Set = None,
     skip_bad_rows: SkipBadRows = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to this JSONL file.")] = None,
+    base: Base = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Measure a model or a run on DATA: the loss of all rows, and metrics of the answers to 100 of them
@@ -166,7 +167,7 @@ def evaluate(
         check_out(out, knobs)
     terminal = Terminal(make_console(stderr=True))
     try:
-        measured = measure_file(knobs, terminal)
+        measured = measure_file(knobs, terminal, base)
     finally:
         terminal.close()
     if out:
@@ -193,6 +194,7 @@ def generate(
         bool, typer.Option("--no-prefix", help="Do not begin prompts with what all training prompts began with.")
     ] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8 or nf4.")] = "auto",
+    base: Base = None,
     set: Set = None,
 ) -> None:
     """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts).
@@ -211,7 +213,7 @@ def generate(
         raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8 and nf4")
     if interactive and prompts:
         raise ConfigError("--interactive asks for its prompts itself; leave them out")
-    loaded = load(model, dtype)
+    loaded = load(model, dtype, base=base)
     ask_as_told(loaded, knobs, system, no_prefix)
     if loaded.prefix:
         typer.echo(
@@ -258,6 +260,7 @@ def data(
 
 
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
+app.command(epilog="Example:  microplane export smollm2 smollm2-folder --dtype bfloat16")(export)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from microplane.cli.adapters import Base
+
 
 def embed(
     model: Annotated[
@@ -18,9 +20,13 @@ def embed(
     ] = None,
     pooling: Annotated[
         str | None,
-        typer.Option("--pooling", help="mean, cls or last; by default an encoder's mean, else the last token."),
+        typer.Option(
+            "--pooling",
+            help="mean, cls or last; by default as the model's folder says, else an encoder's mean, or the last token.",
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
+    base: Base = None,
 ) -> None:
     """Embed texts: a line of JSON for each, with a vector of length 1. The product of two vectors is their cosine."""
     from microplane.cli.chat import read_lines, texts_of
@@ -32,6 +38,6 @@ def embed(
     given = texts or read_lines()
     if not given:
         raise ConfigError("there is no text: give some, or lines on standard input")
-    vectors = load(model, dtype).embed([texts_of(text) for text in given], pooling)
+    vectors = load(model, dtype, base=base).embed([texts_of(text) for text in given], pooling)
     for text, vector in zip(given, vectors.tolist(), strict=True):
         typer.echo(json.dumps({"text": text, "embedding": [round(x, 7) for x in vector]}, ensure_ascii=False))

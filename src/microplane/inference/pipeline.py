@@ -102,28 +102,34 @@ class Pipeline:
         return embed_texts(self.model, self.tokenizer, texts, pooling)
 
 
-def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> Pipeline:
+def load(
+    name: str | Path, dtype: str = "auto", revision: str | None = None, base: str | Path | None = None
+) -> Pipeline:
     """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
 
     Args:
         dtype: as the knob `model.dtype`; auto quantises the base of an adapter as it was when the adapter was trained.
+        base: of an adapter: where its base is now, if not where the adapter says.
 
     Raises:
         ModelError, AdapterError: saying what is not there or does not fit.
     """
     folder = adapter_folder(Path(name).expanduser())
     if folder is None:
+        if base is not None:
+            raise ConfigError(f"base = {str(base)!r}: {name} is no adapter, which alone has a base of its own")
         path = resolve(str(name), revision)
         stored = open_checkpoint(path).stored
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
         return Pipeline(load_model(path, number_format(dtype)), load_tokenizer(path), path)
     method, about = read_method(folder)
-    path = folder if method.whole_model else base_of(folder, about)
+    path = folder if method.whole_model else base_of(folder, about, base)
     model = load_model(path, _opened_as(method, about, dtype))
     if not method.whole_model:
-        attach_saved_adapter(model, method, folder, about)
+        about["replaced"] = attach_saved_adapter(model, method, folder, about)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
-    return Pipeline(model, load_tokenizer(path), path, template, system, method, about, prefix)
+    tokenizer = load_tokenizer(path, None if method.whole_model else folder)
+    return Pipeline(model, tokenizer, path, template, system, method, about, prefix)
 
 
 def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:

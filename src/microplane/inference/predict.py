@@ -16,6 +16,7 @@ from microplane.config.knobs import is_utf8
 from microplane.data.batch_plan import packed_by_length
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
 from microplane.errors import ConfigError, DataError
+from microplane.models.configs.head import POOLINGS
 from microplane.models.contract import Model, in_eval_mode
 from microplane.models.heads import DEFAULT_POOLING, embed, task_scores
 from microplane.nn.rows import Rows
@@ -55,9 +56,18 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
     """Sentence embeddings of length 1: (B, D) float32. The product of two is their cosine.
 
     Args:
-        pooling: mean, cls or last; by default the mean of an encoder's tokens, the last token of other models.
+        pooling: mean, cls or last; by default as the model's folder says (1_Pooling of sentence-transformers), else the
+            mean of an encoder's tokens, the last token of other models.
+
+    Raises:
+        ConfigError: if the folder asks for another pooling, and none is given.
     """
-    chosen = pooling or DEFAULT_POOLING[model.KIND]
+    chosen = pooling or model.sentence_pooling or DEFAULT_POOLING[model.KIND]
+    if chosen not in POOLINGS:
+        raise ConfigError(
+            f"the model's 1_Pooling/config.json asks for {chosen!r}, which is not supported: give --pooling "
+            f"{' or '.join(POOLINGS)}, though the embeddings will be others than the model was trained for"
+        )
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     with in_eval_mode(model):
         for indices, rows in batches(encode_all(model, tokenizer, texts)):

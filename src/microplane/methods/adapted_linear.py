@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from microplane.errors import AdapterError
 from microplane.methods.disable import AddedModule
 from microplane.methods.method import copy_strictly, forget_method
-from microplane.models.contract import hf_names, linears
+from microplane.models.contract import adapter_names, linears
 from microplane.nn.ops.low_rank import low_rank_linear
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.transposed import TransposedLinear
@@ -113,7 +113,7 @@ def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
 
 def hf_paths(model: nn.Module, sites: Iterable[str]) -> list[str]:
     """The dotted names of linear layers as Hugging Face's model has them, from those that ours has."""
-    names = hf_names(model)
+    names = adapter_names(model)
     return [names[f"{site}.weight"].removesuffix(".weight") for site in sites]
 
 

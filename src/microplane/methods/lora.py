@@ -9,6 +9,7 @@ on the original base, it is what is saved, and it is zero to the bit when traini
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from microplane.errors import AdapterError
 from microplane.methods import peft_format
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, saved_sites, set_parameter_
 from microplane.methods.init.low_rank_method import LowRankMethod
+from microplane.methods.method import PREFIX
 
 
 class LoRALinear(AdaptedLinear):
@@ -171,38 +173,48 @@ class LoRA(LowRankMethod):
                 "Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
             )
         peft_format.need(config, "r", "lora_alpha")
-        uneven = bool(config.get("rank_pattern") or config.get("alpha_pattern"))
-        if uneven:
-            cls._refuse_several_scales(config)
+        pattern = isinstance(config.get("target_modules"), str)  # then the names in the file decide
         return {
             "rank": config["r"],
             "alpha": config["lora_alpha"],
             "dropout": config.get("lora_dropout", 0.0),
-            "targets": peft_format.roles_of(config),
-            "start": "eva" if uneven else "zero",
+            "targets": ["all"] if pattern else peft_format.roles_of(config),
+            "start": "eva" if config.get("rank_pattern") else "zero",
         }
 
-    @classmethod
-    def _refuse_several_scales(cls, config: Mapping[str, Any]) -> None:
-        """Ranks of their own are read where the scale is one for all, which is how the start eva leaves them."""
+    def state_of_peft(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A layer with a scale t of its own (rank_pattern, alpha_pattern) gets it into its B: t B A = s (t/s B) A, with
+        the scale s of this method."""
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-        rank, alpha = config["r"], config["lora_alpha"]
+        if not ranks and not alphas:
+            return state
+        root = 0.5 if config.get("use_rslora") else 1.0
+        scaled = dict(state)
         try:
-            scales = [cls.scale_of(ranks.get(p, rank), alphas.get(p, alpha)) for p in {**ranks, **alphas}]
-            even = all(math.isclose(scale, cls.scale_of(rank, alpha), rel_tol=1e-6) for scale in scales)
-        except (TypeError, ArithmeticError, ValueError, AttributeError):  # not what peft writes
-            even = False
-        if not even:
-            raise AdapterError(
-                f"peft's rank_pattern = {ranks!r} with alpha_pattern = {alphas!r} is not supported: "
-                "all layers must have one scale in common"
-            )
+            for name, tensor in state.items():
+                path, is_B, _ = name.removeprefix(PREFIX).partition(".lora_B.")
+                if is_B:
+                    rank, alpha = _by_pattern(ranks, path, config["r"]), _by_pattern(alphas, path, config["lora_alpha"])
+                    if rank != tensor.shape[1]:
+                        raise ValueError(f"{path} has the rank {tensor.shape[1]}")
+                    scaled[name] = tensor * (alpha / rank**root / self.scale)
+        except (TypeError, ArithmeticError, ValueError, AttributeError, re.error) as error:
+            raise AdapterError(f"peft's rank_pattern = {ranks!r} with alpha_pattern = {alphas!r}: {error}") from None
+        return scaled
+
+
+def _by_pattern(values: Mapping[str, float], path: str, otherwise: float) -> float:
+    """The value of the first pattern that a layer's name, or an end of it behind a dot, is; as peft matches them."""
+    return next((value for pattern, value in values.items() if re.match(rf"(.*\.)?({pattern})$", path)), otherwise)
 
 
 _CHANGING_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # these take their start out of the base's weights
 _UNSUPPORTED = {
     "lora_bias": False,
     "use_qalora": False,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "layer_replication": None,
     "use_bdlora": None,
     "alora_invocation_tokens": None,
     "arrow_config": None,

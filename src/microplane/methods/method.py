@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from microplane.errors import AdapterError, ConfigError
-from microplane.models.contract import hf_names, module_map_of, unused
+from microplane.models.contract import adapter_names, module_map_of, unused
 
 PREFIX = "base_model.model."  # what peft's names begin with
 
@@ -165,6 +165,10 @@ class Method(BaseModel):
         """
         return None
 
+    def state_of_peft(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of a file of peft's, with what the knobs that `of_peft` gave cannot say put into them."""
+        return state
+
     @property
     def trains_base(self) -> bool:
         """Whether any of the model's own weights train."""
@@ -268,7 +272,7 @@ def head_state(model: nn.Module) -> dict[str, Tensor]:
     head, module_map = getattr(model, "task_head", None), module_map_of(model)
     parts = [] if head is None else [("task_head", head)]
     parts += [(name, model.get_submodule(name)) for name in (module_map.modules_to_save if module_map else ())]
-    names = hf_names(model) if parts else {}
+    names = adapter_names(model) if parts else {}
     own = ((f"{at}.{name}", tensor) for at, part in parts for name, tensor in part.named_parameters())
     return {f"{PREFIX}{names[name]}": tensor for name, tensor in own}
 

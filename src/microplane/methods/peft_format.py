@@ -14,10 +14,12 @@ from microplane.errors import AdapterError
 from microplane.methods.adapted_linear import hf_paths
 from microplane.methods.method import Method
 from microplane.methods.targets import ROLES
+from microplane.models.configs.head import FORMS
 from microplane.models.contract import linears, module_map_of
 from microplane.nn.transposed import TransposedLinear
 
 TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
+LABELS = {False: "SEQ_CLS", True: "TOKEN_CLS"}  # one prediction for each token -> what peft calls such a task
 # Fields of several types. (fan_in_fan_out is none of them: peft asks the layers too how their weight lies.)
 WHOLE = {"modules_to_save": None, "bias": "none"}
 
@@ -31,6 +33,12 @@ def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> d
     """What stands in every adapter_config.json; `adapted` are the adapted layers by Hugging Face's dotted names."""
     module_map = module_map_of(model)
     task = TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM" if module_map is None else None)
+    beside = list(module_map.modules_to_save) if module_map is not None else []
+    if (head := getattr(model, "task_head", None)) is not None and head.config.form is not None:
+        form = FORMS[head.config.form]
+        task = LABELS[head.config.per_token]
+        parts = (name.removeprefix(form.prefix) for name in (form.out, form.dense, form.norm) if name)
+        beside = sorted({part.split(".")[0] for part in parts})
     transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
     return {
         "peft_type": method.peft_type,
@@ -38,11 +46,7 @@ def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> d
         "target_modules": shortest(model, adapted),
         "fan_in_fan_out": transposed,
         "inference_mode": True,
-        **(
-            {"modules_to_save": list(module_map.modules_to_save)}
-            if module_map is not None and module_map.modules_to_save
-            else {}
-        ),
+        **({"modules_to_save": beside} if beside else {}),
     }
 
 
@@ -53,6 +57,8 @@ def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:
     every |= (
         {name.removeprefix(module_map.prefix) for name in module_map.not_adaptable} if module_map is not None else set()
     )
+    inside = getattr(model, "inside", None)
+    every |= set(inside.others) if inside is not None else set()
     other = set(leaves(every - chosen))
     return sorted({leaf if (leaf := path.rsplit(".", 1)[-1]) not in other else path for path in chosen})
 
@@ -60,7 +66,7 @@ def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:
 def refuse_unsupported(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     """Raise an AdapterError at the first field that says something else than what is understood."""
     for name, value in plain.items():
-        if config.get(name, value) not in (value, None):
+        if config.get(name, value) not in (value, None, [], {}):
             raise AdapterError(f"peft's {name} = {config[name]!r} is not supported; only {value!r} is")
 
 

@@ -54,6 +54,18 @@ class GenerationRules(NamedTuple):
     renormalize: bool = False  # beam search sums log p over the allowed tokens only
 
 
+class Inside(NamedTuple):
+    """What a model that is a part of a larger one knows of the whole: the language model of one that also sees."""
+
+    prefixes: Mapping[str, str]  # beginnings of Hugging Face's names -> how they begin in the whole model
+    others: tuple[str, ...]  # modules of the whole that are not in this part
+
+    def name(self, theirs: str) -> str:
+        """What a tensor or module of this part is called in the whole."""
+        prefix = next((prefix for prefix in self.prefixes if theirs.startswith(prefix)), "")
+        return self.prefixes.get(prefix, "") + theirs.removeprefix(prefix)
+
+
 class Model(nn.Module):
     """Base class of all model families.
 
@@ -80,6 +92,8 @@ class Model(nn.Module):
     embed: nn.Module
     head: nn.Module | None
     task_head: TaskHead | None  # predicts labels instead of text, and is trained whole beside any method
+    inside: Inside | None = None  # where its files are those of a larger model
+    sentence_pooling: str | None = None  # how its folder says that sentences are embedded
     extra_weights: dict[str, Tensor]  # tensors of the checkpoint that may initialise a task head; Hugging Face's names
 
     def __init__(self, config: Any = None):
@@ -228,10 +242,16 @@ def hf_names(model: nn.Module) -> dict[str, str]:
     return names if model.task_head is None else model.task_head.hf_names(names)
 
 
+def adapter_names(model: nn.Module) -> dict[str, str]:
+    """As `hf_names`, but as the model is called whose files these are, which may be larger: adapters are of that."""
+    names, inside = hf_names(model), getattr(model, "inside", None)
+    return names if inside is None else {ours: inside.name(theirs) for ours, theirs in names.items()}
+
+
 def unused(model: nn.Module) -> list[nn.Module]:
     """The decoder's parts of an encoder-decoder whose task head reads the encoder alone: nothing in them can train."""
     head = getattr(model, "task_head", None)
-    if head is None or cast(Model, model).KIND != "encoder-decoder" or head.reads_decoder:
+    if head is None or cast(Model, model).KIND != "encoder-decoder" or head.config.reads_decoder:
         return []
     parts = (getattr(model, name, None) for name in ("decoder", "target_embed"))
     return [part for part in parts if part is not None]

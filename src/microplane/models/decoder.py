@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microplane.models.configs.decoder import SPECS, DecoderConfig
+from microplane.models.configs.decoder import ARCHITECTURES, HEADLESS, SPECS, DecoderConfig
+from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
@@ -93,7 +94,7 @@ class Block(nn.Module):
 class Decoder(Model):
     """A causal language model; see models/contract.py for what its parts are called."""
 
-    ARCHITECTURES: ClassVar[dict[str, str]] = {name: spec.model_type for name, spec in SPECS.items()}
+    ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
     KIND: ClassVar[str] = "decoder"
     TIED: ClassVar[tuple[str, str]] = ("model.embed_tokens.weight", "lm_head.weight")
     config: DecoderConfig
@@ -110,7 +111,10 @@ class Decoder(Model):
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Decoder:
-        return cls(DecoderConfig.from_hf(fields))
+        model = cls(DecoderConfig.from_hf(fields))
+        if (named := architecture_of(fields, ARCHITECTURES)) in HEADLESS:
+            model.load_notice = f"{named} has no head for words: it embeds, and learns labels; what it writes is no use"
+        return model
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm: (T, D). With a cache, the rows continue those in it and are
@@ -176,6 +180,10 @@ class Decoder(Model):
             if isinstance(module, RMSNorm):
                 module.reset_parameters()
         return self
+
+    def canonical_name(self, name: str) -> str:
+        """Without the prefix that the files of some models without a head leave out, as those that embed texts."""
+        return name.removeprefix("model.")
 
     def is_unused_weight(self, name: str) -> bool:
         """Also rotary tables: old versions of transformers stored them, and they are computed from config.json."""

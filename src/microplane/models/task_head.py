@@ -25,11 +25,6 @@ class TaskHead(nn.Module):
         self.out = Linear(D, len(config.labels), bias=form.out_bias if form else True)
         self.dropout_first = bool(form and form.dropout_first)
 
-    @property
-    def reads_decoder(self) -> bool:
-        """On an encoder-decoder: whether it looks at the decoder's states, and not at the encoder's alone."""
-        return self.config.pooling == "last" and not self.config.per_token
-
     def pool(self, hidden: Tensor, rows: Rows) -> Tensor:
         """(T, D) -> (B, D)."""
         return pooled(hidden, rows, self.config.pooling)

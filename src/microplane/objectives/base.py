@@ -121,7 +121,8 @@ class Objective(Protocol[B]):
         """Token ids that generation starts from."""
 
     def stop_ids(self, tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
-        """Tokens that end an answer; none where nothing is written."""
+        """Tokens that end an answer, first the one that answers are trained to end with; none where nothing is
+        written."""
 
     def parts(self, dataset: Dataset, row: int, tokenizer: Tokenizer, classes: Sequence[str]) -> list[tuple[str, bool]]:
         """A row to be looked at: its text in parts, and whether each of them is to be predicted."""

@@ -91,8 +91,9 @@ class TextObjective:
         return self.renderer(tokenizer, template, system).prompt(messages)
 
     def stop_ids(self, tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
-        """The model's end tokens, and the one with which a chat template closes an answer."""
-        return self.renderer(tokenizer, template, None).stops
+        """The token with which the template closes an answer, and the model's end tokens."""
+        renderer = self.renderer(tokenizer, template, None)
+        return tuple(dict.fromkeys([renderer.end, *renderer.stops]))
 
     def parts(self, dataset: Dataset, row: int, tokenizer: Tokenizer, classes: Sequence[str]) -> list[tuple[str, bool]]:
         """Runs of tokens that are targets, and of those that are not."""

@@ -17,17 +17,20 @@ from microplane.objectives.select import candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
 
 
-def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> Measured:
+def measure_file(knobs: RunKnobs, watch: Watcher | None = None, base: str | None = None) -> Measured:
     """Scores, prompts, targets and texts of `knobs.model.name` on the rows of `knobs.data.train`.
 
     A run is asked as it was trained: with its own template and system prompt.
+
+    Args:
+        base: where the base of an adapter is, if not where the adapter says.
     """
     with notices_to(watch.say if watch else None):
-        return _measure_file(knobs, watch or Silent())
+        return _measure_file(knobs, watch or Silent(), base)
 
 
-def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
-    loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
+def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured:
+    loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision, base)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
     data = knobs.data

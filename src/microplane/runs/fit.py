@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from microplane.adapters.export import finished
 from microplane.checkpoints.adapter import save_adapter
 from microplane.data.progress import Watcher
 from microplane.evaluation.evaluate import validation_loss
@@ -79,13 +80,16 @@ def fit(
     if not kept:
         knobs = prepared.config.train
 
+    stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
+    tokenizer, tokens = finished(model, prepared.tokenizer, stops)
+
     def save_best(step: int, loss: float) -> None:
-        on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}))
+        on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}, tokens))
         save_probe(folder, rows, probe_logits(objective, model, rows))
 
     if method.whole_model:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
-        prepared.tokenizer.save(folder / "adapter")
+        tokenizer.save(folder / "adapter")
     outcome = loop.fit(
         model,
         method,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from microplane.checkpoints.attach_saved import fingerprint
+from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
 from microplane.config.knobs import RunKnobs, TrainKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
@@ -101,7 +101,7 @@ class Prepared:
         return {
             "base": base,
             "revision": self.config.model.revision,
-            "base_fingerprint": self.fingerprint,
+            "base_weights": weights_fingerprint(self.path) if self.checkpoint.tensors else None,
             "base_dtype": self.form.name,
             "base_compute": self.form.compute,
             "template": data.template,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +130,12 @@ def test_where_the_chat_template_stands(folder):
 
 
 def test_special_tokens_that_only_the_config_names(folder):
-    write(
-        folder, "tokenizer_config.json", {"eos_token": "hello", "pad_token": "[none]", "extra_special_tokens": ["Ġcat"]}
-    )
-    write(folder, "special_tokens_map.json", {"bos_token": "<s>", "eos_token": "</s>"})
+    told = {"eos_token": "hello", "pad_token": "[none]", "extra_special_tokens": ["Ġcat"], "added_tokens_decoder": {}}
+    write(folder, "tokenizer_config.json", told)
+    write(folder, "special_tokens_map.json", {"bos_token": "<s>", "eos_token": "</s>"})  # is of older folders
+    write(folder, "config.json", {"vocab_size": 360})  # no row for another token
     tokenizer = load_tokenizer(folder)
-    named = {"bos_token": "<s>", "eos_token": "hello", "unk_token": None, "pad_token": None}
+    named = {"bos_token": None, "eos_token": "hello", "unk_token": None, "pad_token": None}
     assert tokenizer.special_tokens == named
     hello = tokenizer.eos_ids[0]
     assert tokenizer.encode("xhellox", special=False)[1] == hello
@@ -192,9 +194,70 @@ def same_in_transformers(ours: Tokenizer, saved: Path) -> None:
 
 def test_a_saved_tokenizer_opens_in_transformers_with_equal_ids_and_template(folder, tmp_path):
     same_in_transformers(load_tokenizer(folder), tmp_path / "saved")
-    bare = load_tokenizer(folder)
+    bare = replace(load_tokenizer(folder), source=None)  # as that of a GGUF file
     bare.backend.post_processor = processors.ByteLevel()
     same_in_transformers(bare, tmp_path / "bare")
+
+
+def test_a_saved_tokenizer_keeps_every_file_and_setting_but_those_that_were_chosen(folder, tmp_path):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"model_max_length": 77, "padding_side": "left", "cls_token": "<s>", "mask_token": "cat"}
+    config |= {"model_input_names": ["input_ids"], "tokenizer_class": "GPT2Tokenizer", "pad_token": "</s>"}
+    write(folder, "tokenizer_config.json", config)
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "additional_chat_templates").mkdir()
+    write(folder, "additional_chat_templates/tool_use.jinja", "TOOLS")
+    write(folder, "notes.txt", "not the tokenizer's")
+    load_tokenizer(folder).save(tmp_path / "saved")
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    saved = {
+        str(f.relative_to(tmp_path / "saved")): f.read_bytes() for f in (tmp_path / "saved").rglob("*.*") if f.is_file()
+    }
+    assert files.pop("notes.txt")
+    assert saved == files
+    ended = load_tokenizer(folder).ending_with(2)
+    ended.save(tmp_path / "ended")  # <s> is put before a text, and no end token behind it
+    told = json.loads((tmp_path / "ended" / "tokenizer_config.json").read_text())
+    assert told == config  # the template writes the old one
+
+
+def behind_special(library: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    """llama.cpp's ids: a space is put before a text, and before what follows a special token."""
+    special = {name: library.piece_to_id(name) for name in ("<s>", "</s>", "<unk>", "<tool>", "<|end|>")}
+    parts = [part for part in re.split("(" + "|".join(map(re.escape, special)) + ")", text) if part]
+    return [token for part in parts for token in ([special[part]] if part in special else library.encode(part))]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"added_tokens_decoder": {"360": {"content": "<tool>", "special": True}}}},
+        {"tokenizer_config.json": {"added_tokens_decoder": {"360": {"content": "<tool>", "special": False}}}},
+        {"tokenizer_config.json": {"added_tokens_decoder": {"0": {"content": "<s>", "special": True, "lstrip": True}}}},
+        {"tokenizer_config.json": {"extra_special_tokens": ["<tool>", "cat"]}},
+        {"tokenizer_config.json": {"extra_special_tokens": {"tool_token": "<tool>"}}},
+        {"tokenizer_config.json": {"eos_token": "<tool>"}},
+        {"tokenizer_config.json": {"mask_token": "<tool>"}},
+        {"special_tokens_map.json": {"additional_special_tokens": ["<tool>"]}},
+        {"special_tokens_map.json": {"eos_token": "<tool>"}, "tokenizer_config.json": {"eos_token": "cat"}},
+        {"special_tokens_map.json": {"eos_token": "<tool>"}, "added_tokens.json": {"<tool>": 360}},
+        {"added_tokens.json": {"<tool>": 360}},
+        {"added_tokens.json": {"<no>": 360}, "tokenizer_config.json": {"added_tokens_decoder": {}}},
+    ],
+    ids=str,
+)
+def test_tokens_that_only_the_json_files_know_are_those_of_transformers(files, folder):
+    base = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
+    write(folder, "tokenizer_config.json", base)
+    for name, told in files.items():
+        write(folder, name, base | told if name == "tokenizer_config.json" else told)
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("hello<tool>cat", "cat <s> hello", "a<no>b", " <tool> "):
+        ids = theirs(text).input_ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.vocab_size == len(theirs)
+    assert ours.special_tokens["eos_token"] == theirs.eos_token
 
 
 def test_saving_beside_a_model_of_a_known_type_keeps_the_ids(folder, tmp_path):
@@ -314,14 +377,16 @@ def test_switches_and_added_tokens_of_a_sentencepiece_folder(tmp_path):
     write(tmp_path, "tokenizer_config.json", {"add_prefix_space": False})
     assert load_tokenizer(tmp_path).encode("the cat") != plain
     added = {"420": {"content": "<pad>", "special": True}, "421": {"content": "<think>", "special": False}}
+    added |= {"422": {"content": "<more>"}}
     write(tmp_path, "tokenizer_config.json", {"added_tokens_decoder": added, "pad_token": "<pad>"})
-    write(tmp_path, "added_tokens.json", {"<pad>": 420, "<more>": 422})
+    write(tmp_path, "added_tokens.json", {"<other>": 422})  # is of older folders
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("<pad><think><more>") == [420, 421, 422]
     assert tokenizer.special_tokens["pad_token"] == "<pad>"
-    write(tmp_path, "added_tokens.json", {"<more>": 500})
+    added = {"420": {"content": "<pad>"}, "500": {"content": "<more>"}}
+    write(tmp_path, "tokenizer_config.json", {"added_tokens_decoder": added})
     with pytest.raises(
-        ModelError, match=r"gives '<more>' the id 500, but behind the pieces of tokenizer.model it is 422"
+        ModelError, match=r"gives '<more>' the id 500, but behind the pieces of tokenizer.model it is 421"
     ):
         load_tokenizer(tmp_path)
 
@@ -403,13 +468,30 @@ def sentencepiece_fields(folder: Path, **changes: Any) -> dict[str, Any]:
 def test_a_sentencepiece_vocabulary_out_of_gguf(tmp_path):
     fields = sentencepiece_fields(tmp_path / "model")
     original = load_tokenizer(tmp_path / "model")
+    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model" / "tokenizer.model"))
     ours = load_tokenizer(gguf_vocabulary(tmp_path, **fields))
-    for text in TEXTS + sentences(100, seed=1):
-        assert ours.encode(text, special=False) == original.encode(text), text
+    joined = ["<s>a cat</s> the<tool>dog<|end|>  two", "</s>\n", " <s> ", "<s><s>the"]
+    for text in PLAIN + sentences(100, seed=1) + joined:
+        assert ours.encode(text, special=False) == behind_special(library, text), text
     assert ours.encode("the")[0] == 1  # without a word about BOS it wants one
     bare = load_tokenizer(gguf_vocabulary(tmp_path, **fields, ggml__add_bos_token=False, ggml__add_space_prefix=False))
     assert bare.encode("the cat")[0] != original.encode("the cat")[0]
     assert bare.decode(bare.encode(" the")) == " the"
+
+
+@pytest.mark.parametrize("cut", ["llama-bpe", "llama3", "falcon3", "tekken", "pixtral", "qwen2", "smollm", "smaug-bpe"])
+def test_whole_words_and_bos_of_a_gguf_are_as_llama_cpp_has_them(cut, tmp_path):
+    fields = byte_level_fields()
+    fields["ggml__tokens"] = [*fields["ggml__tokens"], "Ġunmerged"]  # no merge leads there
+    fields["ggml__token_type"] = [*fields["ggml__token_type"], 1]
+    fields |= {"ggml__pre": cut, "ggml__bos_token_id": 0}
+    ours = load_tokenizer(gguf_vocabulary(tmp_path, **fields))
+    whole = cut not in ("qwen2", "smollm", "smaug-bpe")
+    word = len(fields["ggml__tokens"]) - 1
+    assert (word in ours.encode("a unmerged b")) == whole
+    assert (ours.encode("a")[0] == 0) == whole
+    told = load_tokenizer(gguf_vocabulary(tmp_path, **fields, ggml__add_bos_token=not whole))
+    assert (told.encode("a")[0] == 0) != whole
 
 
 def test_a_gemma_vocabulary_out_of_gguf(tmp_path):

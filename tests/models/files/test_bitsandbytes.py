@@ -81,3 +81,36 @@ def test_other_schemes_and_blocks_are_refused(theirs, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="not supported, bitsandbytes' nf4 is"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("seeing", [False, True])
+def test_linears_that_the_folder_left_in_full_precision_stay_so(seeing, tmp_path):
+    torch.manual_seed(0)
+    stack = "model.language_model" if seeing else "model"
+    skipped = {"llm_int8_skip_modules": ["lm_head", "up_proj", f"{stack}.layers.1.self_attn"]}
+    form = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, **skipped
+    )
+    if seeing:
+        text = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+        text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": 8}
+        vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"image_size": 28, "patch_size": 14}
+        tokens = {"image_token_index": 96, "boi_token_index": 95, "eoi_token_index": 94, "mm_tokens_per_image": 4}
+        config = transformers.Gemma3Config(text_config=text, vision_config=vision, **tokens)
+        transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "plain")
+    else:
+        config = CONFIGS["llama-untied"] | {"hidden_size": 64, "intermediate_size": 128}
+        save_model(Decoder(DecoderConfig.from_hf(config)).init_weights(0), tmp_path / "plain")
+    kind = transformers.Gemma3ForConditionalGeneration if seeing else transformers.AutoModelForCausalLM
+    kind.from_pretrained(
+        tmp_path / "plain", quantization_config=form, dtype=torch.float32, device_map="cpu"
+    ).save_pretrained(tmp_path / "nf4")
+    ours, plain = load_model(tmp_path / "nf4", NumberFormat(torch.float32, "nf4")), load_model(tmp_path / "plain")
+    wide = {name for name, module in ours.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name for name in wide if name.startswith("layers.")} == {
+        *(f"layers.{layer}.mlp.up" for layer in (0, 1)),
+        *(f"layers.1.attention.{role}" for role in ("q", "k", "v", "o")),
+    }
+    assert all(torch.equal(ours.get_submodule(n).weight, plain.get_submodule(n).weight) for n in wide)
+    assert isinstance(ours.layers[0].attention.q, NF4Linear)

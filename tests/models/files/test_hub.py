@@ -309,6 +309,8 @@ FILES = {
     "chat_template.jinja": b"{{ messages }}",
     "consolidated.safetensors": b"the same weights in another layout",
     "onnx/model.safetensors": b"another format",
+    "1_Pooling/config.json": b"{}",
+    "1_Pooling/model.safetensors": b"of no use",
     "README.md": b"read me",
 }
 REPOSITORIES: dict[str, dict[str, Any]] = {
@@ -428,7 +430,8 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles_and_kept(server, tmp_
     )
     assert first == again == str(tmp_path / "hub" / "hub" / "models--org--model" / "snapshots" / FIRST)
     files = sorted(str(file.relative_to(first)) for file in Path(first).rglob("*"))
-    assert files == ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    pooling = ["1_Pooling", "1_Pooling/config.json"]
+    assert files == [*pooling, "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
     assert (Path(first) / "model.safetensors").read_bytes() == b"weights"
     fetched = [line for line in server.seen if line == f"GET /org/model/resolve/{FIRST}/model.safetensors"]
     assert len(fetched) == 1
@@ -436,6 +439,12 @@ def test_a_model_of_the_hub_is_fetched_without_its_pickles_and_kept(server, tmp_
     assert second.endswith(SECOND)
     assert (Path(second) / "model.safetensors").read_bytes() == b"weights two"
     assert ask(tmp_path, "http://127.0.0.1:9", ("org/model", None, {})) == [first]  # the network is gone
+
+
+def test_the_cache_may_be_named_by_a_variable(server, tmp_path):
+    named = {"HF_HOME": "$HERE/hub", "HERE": str(tmp_path)}
+    [found] = ask(tmp_path, address(server), ("org/model", None, {}), **named)
+    assert found == str(tmp_path / "hub" / "hub" / "models--org--model" / "snapshots" / FIRST)
 
 
 def test_offline(server, tmp_path):

@@ -143,6 +143,57 @@ def test_a_head_that_repeats_the_embedding_is_tied(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_tied_model_that_is_stored_under_the_heads_name_alone(noted, tmp_path):
+    model = fresh(tie_word_embeddings=True)
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    told = {"model.embed_tokens.weight": "lm_head.weight"} if noted else {}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"} | told)
+    assert torch.equal(logits(load_model(tmp_path)), logits(model))
+
+
+def test_other_shared_tensors_are_found_by_what_safetensors_notes(folder):
+    expected = load_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    one, other = (f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1))
+    assert torch.equal(tensors[one], tensors.pop(other))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt", other: one})
+    assert torch.equal(logits(load_model(folder)), logits(expected))
+
+
+@pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForCausalLM"])
+def test_a_model_that_embeds_is_stored_without_prefix_and_head(architecture, tmp_path):
+    model = fresh(tie_word_embeddings=True)
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    configure(tmp_path, architectures=[architecture], tie_word_embeddings=architecture != "LlamaModel")
+    opened = load_model(tmp_path)
+    assert torch.equal(opened(ROWS), model(ROWS))
+    assert (opened.load_notice is not None) == (architecture == "LlamaModel")
+
+
+@pytest.mark.parametrize(
+    ("told", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_lasttoken": True, "include_prompt": True}, "last"),
+        ({"pooling_mode": "mean", "embedding_dimension": 16}, "mean"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean"),
+        ({"pooling_mode_max_tokens": True}, "max_tokens"),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_how_a_folder_says_that_sentences_are_embedded(told, pooling, folder):
+    if told is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    assert load_model(folder).sentence_pooling == pooling
+
+
 def test_a_head_of_its_own_is_kept_though_the_config_says_tied(folder):
     configure(folder, tie_word_embeddings=True)
     loaded = load_model(folder)

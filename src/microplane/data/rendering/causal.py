@@ -47,6 +47,7 @@ class CausalRenderer:
     Attributes:
         kind: "chat" or "plain".
         stops: tokens that end an answer: the model's end tokens, and the one with which the template closes an answer.
+        end: the one of them that answers are trained to end with.
         continues: whether training rows begin as generation does. Some templates open a thought only for generation.
         bos: the token that the tokenizer puts before every text, if it does.
     """
@@ -69,6 +70,7 @@ class CausalRenderer:
         self.stops = tuple(dict.fromkeys([*self.stops, *closing]))
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
+        self.end = (closing or self.stops)[0]
 
     def _template(self) -> ChatTemplate | PlainTemplate:
         if self.kind == "chat":

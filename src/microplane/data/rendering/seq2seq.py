@@ -27,6 +27,7 @@ class Seq2SeqRenderer:
         self.stops = tuple(dict.fromkeys(tokenizer.eos_ids))
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
+        self.end = self.stops[0]
 
     @property
     def traits(self) -> RowTraits:

@@ -6,16 +6,22 @@ Each file is read once. Every value is checked for its type, since these files c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from microplane.errors import ModelError
-from microplane.files import read_object
+from microplane.files import read_object, write_aside, write_json
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
 STOPS = ("generation_config.json", "config.json")  # the model's files that name its stop tokens
+EVERY_NAME = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model*", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+    *("*.spm", "vocab.*", "merges.txt", "target_vocab.json"),
+)
+FILES = (*VOCABULARIES, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE, "additional_chat_templates/*.jinja")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class TokenizerFolder:
     generation_config: Mapping[str, Any]
     special_tokens_map: Mapping[str, Any]
     added_tokens_json: Mapping[str, Any]
+    own: Mapping[str, Any] = field(default_factory=dict)  # special tokens by name, as the vocabulary's own file says
 
     @classmethod
     def read(cls, path: Path) -> TokenizerFolder:
@@ -39,20 +46,61 @@ class TokenizerFolder:
         """Whether all of these files are there."""
         return all((self.path / name).is_file() for name in names)
 
-    def special_tokens(
-        self, names: tuple[str, ...], own: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, str | None], list[str]]:
-        """The tokens of `names`, and further ones without a name.
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether any file is there that a tokenizer is made of, and not settings alone."""
+        return any(any(self.path.glob(pattern)) for pattern in VOCABULARIES)
 
-        tokenizer_config.json goes before special_tokens_map.json, and that before `own`, which the vocabulary's own
-        file says.
+    @property
+    def has_sentencepiece_alone(self) -> bool:
+        """Whether the vocabulary is a SentencePiece model, of one side, without a tokenizer.json."""
+        return not self.has("tokenizer.json") and (self.has("tokenizer.model") or self.has("spiece.model"))
+
+    @property
+    def tells(self) -> bool:
+        """Whether anything of a tokenizer is there."""
+        return self.has_vocabulary or self.has(TEMPLATE) or bool(self.config or self.special_tokens_map)
+
+    def copy(self, to: Path, changes: Mapping[str, Any]) -> None:
+        """Write the tokenizer's files as they are into another folder, but for `changes` of its settings.
+
+        Args:
+            changes: fields of tokenizer_config.json; a `chat_template` among them replaces every other one.
         """
-        told = {**(own or {}), **self.special_tokens_map, **self.config}
+        for file in sorted(file for pattern in FILES for file in self.path.glob(pattern)):
+            if not ("chat_template" in changes and file.suffix == ".jinja"):
+                write_aside(to / file.relative_to(self.path), file.read_bytes())
+        if changes:
+            write_json(to / CONFIG, {**self.config, **changes})
+        if stale := {name: changes[name] for name in self.special_tokens_map if name in changes}:
+            write_json(to / SPECIAL_TOKENS, {**self.special_tokens_map, **stale})
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What is said of special tokens, in the order of transformers: special_tokens_map.json is of folders that were
+        written before tokenizer_config.json had an added_tokens_decoder."""
+        older = {} if "added_tokens_decoder" in self.config else self.special_tokens_map
+        return {**self.own, **self.config, **older}
+
+    def special_tokens(self, names: tuple[str, ...]) -> tuple[dict[str, str | None], list[str]]:
+        """The tokens of `names`, and further ones without a name."""
+        told = self._told
         named = {name: self._content(name, told.get(name)) for name in names}
+        key, extra = self._extra()
+        return named, [text for token in extra if (text := self._content(key, token))]
+
+    def _extra(self) -> tuple[str, list[Any]]:
+        told = self._told
         key = "additional_special_tokens" if told.get("additional_special_tokens") else "extra_special_tokens"
         extra = told.get(key) or []
-        listed = extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else [extra]
-        return named, [text for token in listed if (text := self._content(key, token))]
+        return key, list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else [extra]
+
+    def all_special_tokens(self) -> dict[str, dict[str, Any]]:
+        """Every special token, with a name or without: its text, and its flags where they are given."""
+        told, (key, extra) = self._told, self._extra()
+        found = [(name, told.get(name)) for name in EVERY_NAME] + [(key, token) for token in extra]
+        given = [(self._content(name, token), token) for name, token in found]
+        return {text: {**(token if isinstance(token, dict) else {}), "special": True} for text, token in given if text}
 
     def _content(self, key: str, token: Any) -> str | None:
         """A special token may stand as text or with its flags."""
@@ -90,17 +138,33 @@ class TokenizerFolder:
         raise self._wrong(CONFIG, "chat_template", told, "a template, or a list of them by name")
 
     def added_tokens(self) -> list[tuple[int, dict[str, Any]]]:
-        """Tokens behind the vocabulary of a tokenizer.model: (id, its content and flags), by id."""
-        told = self.config.get("added_tokens_decoder") or {}
+        """Tokens that were added to the vocabulary, of tokenizer_config.json or, in folders from before that
+        had them, of added_tokens.json: (id, its content and flags), by id."""
+        if "added_tokens_decoder" not in self.config:
+            return self._older_added_tokens()
+        told = self.config["added_tokens_decoder"] or {}
         try:
             added = {int(token): {**fields, "content": str(fields["content"])} for token, fields in told.items()}
         except (AttributeError, KeyError, TypeError, ValueError):
             raise self._wrong(CONFIG, "added_tokens_decoder", told, "ids, and the content of each") from None
-        more = self.added_tokens_json
-        if not all(type(token) is int for token in more.values()):
-            raise ModelError(f"{self.path / ADDED_TOKENS} must hold tokens and their ids, but has {str(more)[:60]}")
-        added |= {token: {"content": text} for text, token in more.items() if token not in added}
         return sorted(added.items(), key=lambda item: item[0])
+
+    def _older_added_tokens(self) -> list[tuple[int, dict[str, Any]]]:
+        told = self.added_tokens_json
+        if not all(type(token) is int for token in told.values()):
+            raise ModelError(f"{self.path / ADDED_TOKENS} must hold tokens and their ids, but has {str(told)[:60]}")
+        special = self.all_special_tokens()
+        flags = {
+            text: {"content": text, "special": text in special, "normalized": text not in special} for text in told
+        }
+        return sorted(((token, flags[text]) for text, token in told.items()), key=lambda item: item[0])
+
+    @property
+    def rows(self) -> int | None:
+        """How many tokens the model has an embedding for, where config.json says it."""
+        inner = self.model_config.get("text_config")
+        told = self.model_config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+        return told if type(told) is int else None
 
     def _wrong(self, file: str, key: str, value: Any, expected: str) -> ModelError:
         return ModelError(f"{self.path / file} has {key} = {str(value)[:60]}: expected {expected}")

@@ -1,7 +1,8 @@
-"""The tokenizer that GGUF metadata describe, rebuilt for the `tokenizers` library with the ids of transformers.
+"""The tokenizer that GGUF metadata describe, rebuilt for the `tokenizers` library with the ids of llama.cpp.
 
 A GGUF file has the tokens, and either the merges of a byte-level BPE or the scores of SentencePiece. How text is cut
-before merging is only named (tokenizer.ggml.pre).
+before merging is only named (tokenizer.ggml.pre), and what else follows from that name is in llama.cpp's
+src/llama-vocab.cpp alone.
 """
 
 from __future__ import annotations
@@ -57,6 +58,15 @@ CUTS = {
     "tekken": TEKKEN,
 }
 
+# Whole words that are in the vocabulary are tokens, whether merges lead there or not; and a text begins with BOS.
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
+
+
+def puts_bos(file: GgufFile) -> bool:
+    """Whether a text begins with BOS. Where a file does not say, the kind of its vocabulary decides."""
+    usual = file.metadata[f"{KEY}model"] == "llama" or file.metadata.get(f"{KEY}pre") in WHOLE_WORDS
+    return bool(file.metadata.get(f"{KEY}add_bos_token", usual))
+
 
 def build_from_gguf(file: GgufFile) -> Tokenizer:
     """The tokenizer of the file, without anything that is put before or behind a text.
@@ -78,7 +88,7 @@ def build_from_gguf(file: GgufFile) -> Tokenizer:
     scores = _list(file, "scores", float)
     if len(scores) != len(texts):
         raise ModelError(f"{file.path} is damaged: it has {len(texts)} tokens and {len(scores)} scores")
-    prefix = "first" if file.metadata.get(f"{KEY}add_space_prefix", True) else "never"
+    prefix = "behind special" if file.metadata.get(f"{KEY}add_space_prefix", True) else "never"
     merges = bpe_merges(texts, [-score for score in scores])
     return build(Pieces(texts, scores, types, prefix=prefix), merges)
 
@@ -107,7 +117,7 @@ def _byte_level(file: GgufFile, texts: list[str], types: list[int]) -> Tokenizer
         ids[text] = token
     merges = [tuple(merge.split(" ")) for merge in _list(file, "merges", str)]
     try:
-        tokenizer = Tokenizer(BPE(ids, merges))
+        tokenizer = Tokenizer(BPE(ids, merges, ignore_merges=name in WHOLE_WORDS))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"{file.path} is damaged: its merges do not fit its tokens ({error})") from None
     tokenizer.pre_tokenizer = _cut(CUTS[name])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from microplane.data.tokenizers.bert_roberta import build_from_files
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
-from microplane.data.tokenizers.gguf import KEY, build_from_gguf
+from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
 from microplane.data.tokenizers.sentencepiece import build, read_model
 from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
@@ -23,21 +24,46 @@ from microplane.models.files.gguf_format import read_header
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, adapter: Path | None = None) -> Tokenizer:
     """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
 
     In a folder it is a tokenizer.json, tokenizer.model or spiece.model, the plain vocabulary of BERT or RoBERTa, or
     Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
+
+    Args:
+        adapter: a folder whose own tokenizer, template or end token go before the base's: what was trained with it.
 
     Raises:
         ModelError: if there is none, or it is damaged or not supported.
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() == ".gguf":
-        return _load_gguf(path)
-    if not path.is_dir():
+        base = partial(_load_gguf, path)
+    elif path.is_dir():
+        base = partial(_load_folder, TokenizerFolder.read(path))
+    else:
         raise ModelError(f"there is no tokenizer at {path}: give a model folder or a .gguf file")
-    return _load_folder(TokenizerFolder.read(path))
+    own = TokenizerFolder.read(adapter) if adapter is not None else None
+    return base() if own is None or not own.tells else _of_adapter(own, base)
+
+
+def _of_adapter(own: TokenizerFolder, base: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer that was saved beside an adapter, or the base's with the settings that were. An answer may also end
+    as those of the base do, whose files say it."""
+    tokenizer = base()
+    if not own.has_vocabulary:
+        named, _ = own.special_tokens(NAMED)
+        special = {**tokenizer.special_tokens, **{name: text for name, text in named.items() if text}}
+        template = own.chat_template() or tokenizer.chat_template
+        changed = replace(tokenizer, special_tokens=special, chat_template=template)
+        end = changed.id_of(special["eos_token"] or "")
+        stops = [*([] if end is None else [end]), *own.stop_ids(), *tokenizer.eos_ids]
+        return replace(changed, eos_ids=tuple(dict.fromkeys(stops)))
+    source = tokenizer.source
+    model_config = own.model_config or (source.model_config if source else {})
+    loaded = _load_folder(replace(own, model_config={**model_config, "eos_token_id": None}))
+    stops = [stop for stop in (*loaded.eos_ids, *own.stop_ids(), *tokenizer.eos_ids) if stop < loaded.vocab_size]
+    return replace(loaded, eos_ids=tuple(dict.fromkeys(stops)))
 
 
 def _load_folder(folder: TokenizerFolder) -> Tokenizer:
@@ -73,8 +99,7 @@ def _load_gguf(path: Path) -> Tokenizer:
             )
     named = {name: None if token is None else texts[token] for name, token in ids.items()}
     mark_special(backend, [text for text in named.values() if text])
-    # older SentencePiece files do not say that they want BOS, but do
-    bos = named["bos_token"] if told.get(f"{KEY}add_bos_token", told[f"{KEY}model"] == "llama") else None
+    bos = named["bos_token"] if puts_bos(file) else None
     surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
     eos_ids = tuple(dict.fromkeys(token for token in stops if token is not None))
     template = told.get("tokenizer.chat_template")
@@ -87,6 +112,9 @@ def _load_json(folder: TokenizerFolder) -> Tokenizer:
         backend = Backend.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"{file} is damaged or not a {JSON} ({error}). Fetch it again") from None
+    for _, told in folder.added_tokens():
+        _add(backend, told["content"], told, folder)
+    _add_special(backend, folder)
     # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
     return _tokenizer(backend, {}, folder)
 
@@ -96,6 +124,7 @@ def _load_sentencepiece(folder: TokenizerFolder) -> Tokenizer:
     config = folder.config
     backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
     _add_tokens(backend, folder)
+    _add_special(backend, folder)
     tokenizer = _tokenizer(backend, {f"{name}_token": pieces.texts[token] for name, token in ids.items()}, folder)
     named = tokenizer.special_tokens
     bos = named["bos_token"] if config.get("add_bos_token") else None
@@ -104,13 +133,13 @@ def _load_sentencepiece(folder: TokenizerFolder) -> Tokenizer:
 
 
 def _load_marian(folder: TokenizerFolder) -> Tokenizer:
-    named, _ = folder.special_tokens(NAMED, SPECIAL)
+    named, _ = replace(folder, own=SPECIAL).special_tokens(NAMED)
     sides = build_marian(folder, {name: named[name] for name in SPECIAL})
     for backend in (sides.source, sides.target):
         surround(backend, None, named["eos_token"])
     target = replace(_tokenizer(sides.target, SPECIAL, folder), unmatchable_prefix=UNMATCHABLE)
     source = _tokenizer(sides.source, SPECIAL, folder)
-    return replace(source, eos_ids=target.eos_ids, target=target, unmatchable_prefix=UNMATCHABLE, files=sides.files)
+    return replace(source, eos_ids=target.eos_ids, target=target, unmatchable_prefix=UNMATCHABLE)
 
 
 def _load_t5(folder: TokenizerFolder, backend: Backend, own: Mapping[str, str]) -> Tokenizer:
@@ -129,8 +158,7 @@ def _prefix(own: str, config: Mapping[str, Any]) -> str:
 def _add_tokens(backend: Backend, folder: TokenizerFolder) -> None:
     """Tokens that fine-tuning added behind the vocabulary of a tokenizer.model."""
     for token, told in folder.added_tokens():
-        flags = {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
-        backend.add_tokens([AddedToken(told["content"], **flags)])
+        backend.add_tokens([AddedToken(told["content"], **_flags(told))])
         if (got := backend.token_to_id(told["content"])) != token:
             raise ModelError(
                 f"{folder.path / CONFIG} gives {told['content']!r} the id {token}, but behind the pieces of {MODEL}"
@@ -138,10 +166,29 @@ def _add_tokens(backend: Backend, folder: TokenizerFolder) -> None:
             )
 
 
+def _add_special(backend: Backend, folder: TokenizerFolder) -> None:
+    """Special tokens that only the JSON files know; what the vocabulary has as a plain token becomes one."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for text, told in folder.all_special_tokens().items():
+        if text not in known:
+            _add(backend, text, told, folder)
+
+
+def _add(backend: Backend, text: str, told: Mapping[str, Any], folder: TokenizerFolder) -> None:
+    """As transformers adds a token: one that the vocabulary has keeps its id. None for which the model has no row."""
+    if backend.token_to_id(text) is not None or folder.rows is None or backend.get_vocab_size() < folder.rows:
+        backend.add_tokens([AddedToken(text, **_flags(told))])
+
+
+def _flags(told: Mapping[str, Any]) -> dict[str, bool]:
+    return {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+
+
 def _tokenizer(backend: Backend, own: Mapping[str, str], folder: TokenizerFolder) -> Tokenizer:
     """With what the folder's JSON files say of special tokens and the template; `own` is what the vocabulary says."""
-    named, extra = folder.special_tokens(NAMED, own)
+    folder = replace(folder, own=own)
+    named, extra = folder.special_tokens(NAMED)
     mark_special(backend, extra)
     eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
     stops = [token for token in (eos, *folder.stop_ids()) if token is not None]
-    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), folder.chat_template())
+    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), folder.chat_template(), source=folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders
 
-from microplane.data.tokenizers.folder import CONFIG, SPECIAL_TOKENS, TokenizerFolder
+from microplane.data.tokenizers.folder import TokenizerFolder
 from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
 from microplane.errors import ModelError
 from microplane.files import read_object
@@ -28,7 +28,6 @@ SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}  # u
 class Sides:
     source: Tokenizer
     target: Tokenizer
-    files: dict[str, bytes]  # that they were made of, by name
 
 
 def build_marian(folder: TokenizerFolder, special: Mapping[str, str | None]) -> Sides:
@@ -46,8 +45,7 @@ def build_marian(folder: TokenizerFolder, special: Mapping[str, str | None]) -> 
     texts = [text for text in special.values() if text]
     source = _side(path / SOURCE, _table(path / VOCAB, special), texts)
     target = _side(path / TARGET, _table(path / (TARGET_VOCAB if apart else VOCAB), special), texts)
-    kept = [*names, *(name for name in (CONFIG, SPECIAL_TOKENS) if folder.has(name))]
-    return Sides(source, target, {name: (path / name).read_bytes() for name in kept})
+    return Sides(source, target)
 
 
 def _table(file: Path, special: Mapping[str, str | None]) -> list[str]:

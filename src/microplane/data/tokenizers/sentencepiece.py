@@ -22,6 +22,14 @@ UNIGRAM_MODEL, BPE_MODEL = 1, 2  # trainer_spec.model_type
 SPACE = "▁"
 
 
+PREFIXES = {  # where a space is put -> how the `tokenizers` library says so; None: by a normaliser
+    "first": "first",  # before the text
+    "always": "always",  # before the text and behind special tokens, unless there is one
+    "behind special": None,  # the same, beside one that is there: llama.cpp
+    "never": "never",
+}
+
+
 @dataclass(frozen=True)
 class Pieces:
     """A vocabulary, and how text is prepared for it. Lists go by token id."""
@@ -30,7 +38,7 @@ class Pieces:
     scores: list[float]
     types: list[int]
     unigram: bool = False
-    prefix: str = "first"  # where a space is put: before the text; "always": also behind special tokens; "never"
+    prefix: str = "first"  # where a space is put, a key of `PREFIXES`
     squeeze: bool = False  # runs of spaces count as one
     charsmap: bytes = b""  # SentencePiece's compiled normalisation; none if empty
 
@@ -62,7 +70,8 @@ def build(pieces: Pieces, merges: list[tuple[str, str]] | None = None) -> Tokeni
         tokenizer = Tokenizer(BPE(ids, merges, unk_token=unk_text, fuse_unk=True, byte_fallback=True))
     if steps := _normalizers(pieces):
         tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=pieces.prefix, split=pieces.unigram)
+    if (scheme := PREFIXES[pieces.prefix]) is not None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=pieces.unigram)
     tokenizer.decoder = _decoder(pieces.prefix != "never")
     add_special(tokenizer, pieces.texts, pieces.types)
     return tokenizer
@@ -74,6 +83,8 @@ def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
         steps.append(normalizers.Precompiled(pieces.charsmap))
     if pieces.squeeze:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if PREFIXES[pieces.prefix] is None:
+        steps += [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     return steps
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
-from microplane.data.tokenizers.folder import CONFIG
+from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
 from microplane.data.tokenizers.sentencepiece import SPACE
-from microplane.files import write_aside
+from microplane.files import write_aside, write_json
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
@@ -54,7 +54,7 @@ class Tokenizer:
     chat_template: str | None = None  # Jinja
     target: Tokenizer | None = None  # of what is written, where it differs from that of what is read
     unmatchable_prefix: str = ""  # Marian: prefix of pieces that only the other language's vocabulary makes
-    files: Mapping[str, bytes] = field(default_factory=dict)  # saved as they are, in place of a tokenizer.json
+    source: TokenizerFolder | None = None  # the folder that it was read from, whose files are saved as they are
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
@@ -89,6 +89,31 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text, None if it is not in the vocabulary."""
         return self.backend.token_to_id(token)
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._id("pad_token")
+
+    def ending_with(self, token: int) -> Tokenizer:
+        """With another end token, where nothing else than stopping follows from it: a tokenizer that puts its end token
+        behind every text, or into a template, keeps it."""
+        old, new = self.special_tokens["eos_token"], self.backend.id_to_token(token)
+        puts_it = old is not None and self.backend.token_to_id(old) in self.encode("a")
+        if new is None or new == old or puts_it or "eos_token" in (self.chat_template or ""):
+            return self
+        ends = tuple(dict.fromkeys([token, *self.eos_ids]))
+        return replace(self, special_tokens={**self.special_tokens, "eos_token": new}, eos_ids=ends)
+
+    def padded_apart(self) -> Tokenizer:
+        """With a token for padding that no text ends with; with none, where the vocabulary has no such token."""
+        last = self.encode("a")[-1:]
+        named = [self.special_tokens[name] for name in ("pad_token", "unk_token", "bos_token", "eos_token")]
+        others = [
+            token.content for _, token in sorted(self.backend.get_added_tokens_decoder().items()) if token.special
+        ]
+        texts = [text for text in (named[0], *PADS, *named[1:], *others) if text]
+        pad = next((text for text in texts if self.backend.token_to_id(text) not in (None, *last)), None)
+        return replace(self, special_tokens={**self.special_tokens, "pad_token": pad})
 
     def _id(self, name: str) -> int | None:
         text = self.special_tokens[name]
@@ -177,19 +202,32 @@ class Tokenizer:
         return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers opens with equal ids and template; or the
-        files that it was made of, where no tokenizer.json can say what they do."""
-        if self.files:
-            for name, data in self.files.items():
-                write_aside(folder / name, data)
+        """Write files that transformers opens with equal ids, settings and template.
+
+        What was read from a folder is written as it lay there, and only what was chosen otherwise since is changed: the
+        token for padding, the end token, the chat template. Of a GGUF file a tokenizer.json is made.
+        """
+        if self.source is not None:
+            changes = self._changes(self.source)
+            if self.source.has_sentencepiece_alone:  # which not everybody can read
+                write_aside(folder / "tokenizer.json", self._description.encode())
+                changes |= {name: text for name, text in self.special_tokens.items() if text} | changes
+            self.source.copy(folder, changes)
             return
         config: dict[str, Any] = {name: text for name, text in self.special_tokens.items() if text}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         write_aside(folder / "tokenizer.json", self._description.encode())
-        write_aside(folder / CONFIG, text.encode())
+        write_json(folder / CONFIG, config)
+
+    def _changes(self, source: TokenizerFolder) -> dict[str, Any]:
+        told, _ = source.special_tokens(NAMED)
+        chosen = {name: self.special_tokens[name] for name in ("eos_token", "pad_token")}
+        changes: dict[str, Any] = {name: text for name, text in chosen.items() if text and text != told[name]}
+        if self.chat_template != source.chat_template():
+            changes["chat_template"] = self.chat_template
+        return changes
 
 
 _BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}

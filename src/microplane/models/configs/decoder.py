@@ -84,6 +84,12 @@ SPECS = {
         local_rope=True,
     ),
 }
+HEADLESS = {  # a model without a head for words -> the same with one, which is its embedding here
+    ("Gemma3TextModel" if name.startswith("Gemma3") else f"{name.removesuffix('ForCausalLM')}Model"): name
+    for name in SPECS
+}
+ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
+ARCHITECTURES |= {name: SPECS[whole].model_type for name, whole in HEADLESS.items()}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -139,7 +145,8 @@ class DecoderConfig:
         Raises:
             ModelError: for an architecture or a setting that is not supported, and for missing or wrong fields.
         """
-        architecture = architecture_of(config, {name: spec.model_type for name, spec in SPECS.items()})
+        named = architecture_of(config, ARCHITECTURES)
+        architecture = HEADLESS.get(named, named)
         spec = SPECS[architecture]
         fields = spec.defaults | {name: x for name, x in config.items() if x is not None or name in NULLABLE}
         check_types(fields, WANTED, SIZES)
@@ -168,7 +175,7 @@ class DecoderConfig:
             mlp_bias=bool(fields.get("mlp_bias")),
             qk_norm=spec.qk_norm,
             gemma=spec.gemma,
-            tied=fields.get("tie_word_embeddings", False),
+            tied=named in HEADLESS or fields.get("tie_word_embeddings", False),
             context=fields.get("max_position_embeddings", 2048),
             init_std=fields.get("initializer_range", 0.02),
         )

@@ -106,6 +106,11 @@ class HeadConfig:
         """One prediction for each token, and none for the row as a whole."""
         return self.task == PER_TOKEN
 
+    @property
+    def reads_decoder(self) -> bool:
+        """On an encoder-decoder: whether it looks at the decoder's states, and not at the encoder's alone."""
+        return self.pooling == "last" and not self.per_token
+
     def __post_init__(self) -> None:
         assert self.task in TASKS, self.task
         assert self.pooling in POOLINGS, self.pooling

@@ -20,3 +20,4 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]  # Hugging Face's names; each is read when asked for
     path: Path
     stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
+    around: tuple[str, ...] = ()  # tensors beside those of `tensors`, where these are a part of a larger model

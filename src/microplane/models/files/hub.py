@@ -26,8 +26,9 @@ HUB_FILES = [
     "*.spm",
     "*.jinja",
     "*.txt",
+    "1_Pooling/config.json",
 ]  # never a pickle
-HUB_NOT = ["*/*", "consolidated*"]  # folders of other formats, and copies of the weights in other layouts
+HUB_NOT = ["[!1]*/*", "1_Pooling/*.safetensors", "consolidated*"]  # other formats, the weights in other layouts
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -151,8 +152,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _hub_cache() -> str | None:
-    home = os.environ.get("HF_HOME")
-    return os.environ.get("HF_HUB_CACHE") or (str(Path(home) / "hub") if home else None)
+    home, cache = (os.path.expandvars(os.environ.get(name, "")) for name in ("HF_HOME", "HF_HUB_CACHE"))
+    found = cache or (f"{home}/hub" if home else None)
+    return found and str(Path(found).expanduser())
 
 
 def _offline() -> bool:

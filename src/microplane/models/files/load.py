@@ -6,7 +6,7 @@ Never a pickle. One tensor at a time is held beside the model, so that loading p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from microplane.models.external.transformers import TransformersModel
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
 from microplane.models.files.checkpoint import Checkpoint, Places
+from microplane.models.files.sentence_transformers import sentence_pooling
+from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
 from microplane.models.task_head import TaskHead
 from microplane.nn.number_format import NumberFormat
@@ -33,11 +35,6 @@ from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-TEXT_PREFIXES = {  # names in a Gemma 3 that also sees images -> in one that does not; the rest is for images
-    "language_model.": "",
-    "model.language_model.": "model.",
-    "lm_head.": "lm_head.",
-}
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
 # Not saved: names of code in the model's repository, which is not needed here, and settings of a head that is gone.
 DROPPED = ("auto_map", OWN)
@@ -83,27 +80,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"there is no model at {path}: give a folder with config.json and {WEIGHTS}, or a .gguf file")
     config = _read_config(path)
     places, formats = _scan(path)
-    config, places = _text_part(config, places)
-    if config.pop("quantization_config", None):
-        return Checkpoint(config, NF4Shards(Shards(places), str(path)), path, "nf4")
-    return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0])
-
-
-def _text_part(config: dict[str, Any], places: Places) -> tuple[dict[str, Any], Places]:
-    """The language model of a Gemma 3 that also takes images; any other model unchanged."""
-    if config.get("architectures") != ["Gemma3ForConditionalGeneration"]:
-        return config, places
-    text = config.get("text_config") or {}
-    text = {**text, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
-    for name in ("bos_token_id", "eos_token_id"):
-        if name in config:
-            text.setdefault(name, config[name])
-    renamed = {}
-    for name, place in places.items():
-        for theirs, ours in TEXT_PREFIXES.items():
-            if name.startswith(theirs):
-                renamed[ours + name.removeprefix(theirs)] = place
-    return text, renamed
+    quantised = config.pop("quantization_config", None)
+    config, places, around = text_part(config, places)
+    if quantised:
+        return Checkpoint(config, NF4Shards(Shards(places), str(path)), path, "nf4", around)
+    return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0], around)
 
 
 def _not_a_model_file(path: Path) -> ModelError:
@@ -178,10 +159,15 @@ def _scan_files(paths: list[Path]) -> tuple[Places, Counter[str]]:
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
+                stored = set(file.keys())
                 for name in file.keys():  # noqa: SIM118 (not a dictionary)
                     part = file.get_slice(name)
                     formats[STORED.get(part.get_dtype(), part.get_dtype())] += torch.Size(part.get_shape()).numel()
                     places[name] = path, name
+                # safetensors stores shared tensors once, and notes the other names of each
+                for name, kept in (file.metadata() or {}).items():
+                    if kept in stored and name not in stored:
+                        places.setdefault(name, (path, kept))
         except (SafetensorError, OSError) as error:
             size = f"{path.stat().st_size:,} bytes"
             raise ModelError(f"{path} ({size}) is truncated or is not safetensors: {error}. Fetch it again") from None
@@ -213,12 +199,14 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
         quantise_linears(model, form)
     else:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        quantise_linears(model, form)
+        quantise_linears(model, form, _left_wide(model, checkpoint))
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
     model.source_config, model.compute = checkpoint.config, form.multiplied
+    note_whole(model, checkpoint)
     model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
+    model.sentence_pooling = sentence_pooling(checkpoint.path)
     return model.eval().requires_grad_(False)
 
 
@@ -261,12 +249,23 @@ def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def quantise_linears(model: nn.Module, form: NumberFormat) -> None:
-    """Replace the linears of the blocks by quantised ones, if `form` asks for it; the head is not quantised."""
-    for site in linears(model).values():
-        if form.quantised and site.layer is not None and isinstance(site.module, nn.Linear):
+def quantise_linears(model: nn.Module, form: NumberFormat, left: Collection[str] = ()) -> None:
+    """Replace the linears of the blocks by quantised ones, if `form` asks for it, but for those of `left`, by dotted
+    name; the head is not quantised."""
+    for path, site in linears(model).items():
+        if not form.quantised or path in left:
+            continue
+        if site.layer is not None and isinstance(site.module, nn.Linear):
             plain, kind = site.module, QUANTISED[form.quantised]
             site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached, form.in_8_bits))
+
+
+def _left_wide(model: Model, checkpoint: Checkpoint) -> set[str]:
+    """Linear layers that a 4-bit folder holds in full precision, on purpose."""
+    if not isinstance(checkpoint.tensors, NF4Shards):
+        return set()
+    names = _stored_names(model, set(checkpoint.tensors))
+    return {path for path in linears(model) if names[f"{path}.weight"] not in checkpoint.tensors.packed_names}
 
 
 def build_on_meta(checkpoint: Checkpoint) -> Model:
@@ -321,9 +320,11 @@ def _convert(
 def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:
     """Our parameter name -> the name under which a checkpoint holds it."""
     by_name, aliases = {model.canonical_name(name): name for name in stored}, model.aliases()
+    embedding, head = model.tied_names
     names = {}
     for ours, theirs in hf_names(model).items():
-        spellings = [model.canonical_name(name) for name in (theirs, *aliases.get(theirs, ()))]
+        others = [*aliases.get(theirs, ()), *([head] if theirs == embedding and model.config.tied else [])]
+        spellings = [model.canonical_name(name) for name in (theirs, *others)]
         names[ours] = next((by_name[name] for name in spellings if name in by_name), theirs)
     return names
 
@@ -363,10 +364,15 @@ def _listed(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: nn.Module, folder: Path, dtype: torch.dtype | None = None, tokens: Mapping[str, Any] | None = None
+) -> None:
     """Write a model (adapters merged) with its task head in Hugging Face layout, in `dtype` or as it is.
 
     Each file is written aside and then renamed, so that none is ever half written.
+
+    Args:
+        tokens: eos_token_id and the like, for config.json and generation_config.json; what the base says, otherwise.
     """
     assert isinstance(model, Model)
     model.refuse_format(dtype or next(model.parameters()).dtype)
@@ -377,8 +383,9 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype | None = None)
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}
     config |= model.config.to_hf() | {"dtype": stored, "torch_dtype": stored} | (head.config.to_hf() if head else {})
+    config |= tokens or {}
     write_json(folder / "config.json", config)
-    if model.generation_config is not None:
-        write_json(folder / GENERATION, model.generation_config)
+    if model.generation_config is not None or (tokens and model.KIND == "decoder"):
+        write_json(folder / GENERATION, {**(model.generation_config or {}), **(tokens or {})})
     with aside(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

