@@ -15,6 +15,7 @@ from typing import Any
 
 from microplane.evaluation.probe import Check
 from microplane.files import write_aside
+from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
 from microplane.training.log import Record, read_lines
@@ -74,6 +75,7 @@ class MetricsSection:
     split: str  # test or validation
     before: dict[str, float]  # scores of the untouched model
     after: dict[str, float]
+    by_class: ByClass  # the tuned model's, of rows with classes: precision, recall and F1, confusion, entities
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _compared(prepared: Prepared, before: Measured, after: Measured) -> tuple[Me
     answers = zip(before["prompts"], before["targets"], before["texts"], after["texts"], rows, strict=True)
     samples = [Sample(prompt, target, old, new, where(row)) for prompt, target, old, new, row in answers]
     split = "test" if prepared.splits.test else "validation"
-    return MetricsSection(len(rows), split, before["scores"], after["scores"]), samples[:SAMPLES]
+    return MetricsSection(len(rows), split, before["scores"], after["scores"], after["by_class"]), samples[:SAMPLES]
 
 
 def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:
