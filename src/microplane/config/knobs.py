@@ -82,7 +82,8 @@ class DataKnobs(Knobs):
     max_length: int = Field(
         1024,
         ge=8,
-        description="the longest row in tokens; a longer one loses its start, or its end where an encoder reads it",
+        description="the longest row in tokens; a longer conversation loses its start, a text with labels or for an "
+        "encoder-decoder its end; plain text is cut into rows",
     )
     max_target_length: int | None = Field(
         None, ge=2, description="tokens of an encoder-decoder's answer; data.max_length otherwise"
@@ -93,15 +94,32 @@ class DataKnobs(Knobs):
     task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
         "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
     )
+    no_label: tuple[str, ...] = Field(
+        ("auto",),
+        description="labels that mean that there is none: such rows are left out, such words not trained; auto: -100, "
+        "and -1 beside the numbers of three classes or more; [] for none",
+    )
     objective: Literal["auto", "span_corruption", "prefix_lm"] = Field(
         "auto", description="what an encoder-decoder learns from plain text; auto: span corruption"
     )
     validation_share: float = Field(
-        0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
+        0.1,
+        gt=0,
+        lt=0.9,
+        description="share split off by a stable hash when none is given; of rows with classes the same of each class",
     )
-    validation_rows: int = Field(200, ge=1, description="at most this many rows are split off")
+    validation_rows: int = Field(
+        200, ge=1, description="at most this many rows are split off, or one of each class where these are more"
+    )
     skip_bad_rows: bool = Field(False, description="skip bad rows and count them, instead of refusing the file")
     limit: int | None = Field(None, ge=1, description="use only this many rows from the start of the training file")
+
+    @field_validator("no_label", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Numbers are names too, and one alone needs no brackets."""
+        items = value if isinstance(value, list | tuple) else [value]
+        return [str(item) if isinstance(item, int) else item for item in items]
 
 
 class TrainKnobs(Knobs):

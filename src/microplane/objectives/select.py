@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeAlias, cast
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import Splits
 from microplane.data.reading.formats import recognise
+from microplane.data.reading.label_values import AUTO
 from microplane.data.rendering.interface import RowFormat
 from microplane.data.rendering.labelled import LabelFormat
 from microplane.errors import ConfigError
@@ -68,6 +69,7 @@ class LabelCandidates:
 
     task: Task | None  # None: the labels decide
     classes: tuple[str, ...] = ()  # that its head knows already
+    no_label: tuple[str, ...] = AUTO  # as the user set data.no_label
     needs_head: ClassVar[bool] = True
 
     def key(self) -> list[str | None]:
@@ -76,7 +78,7 @@ class LabelCandidates:
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
         """See `LabelFormat`."""
-        return LabelFormat(rows, file, self.task)
+        return LabelFormat(rows, file, self.task, self.classes, self.no_label)
 
     def objective(self, format_name: str) -> AnyObjective:
         """That of the task, after which the format of labels is called."""
@@ -92,7 +94,7 @@ def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
     """What `model` may be trained for, or is measured by. The format of the rows decides among it.
 
     Args:
-        knobs: `task` and `objective` of them count.
+        knobs: `task`, `objective` and `no_label` of them count.
 
     Raises:
         ConfigError: for answers of a model that cannot write, or a `data.objective` that does not apply to the model.
@@ -107,7 +109,8 @@ def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
     if task in TASKS or (task == "auto" and (head is not None or model.KIND not in WRITES)):
         _refuse_denoising(denoising, "rows with labels are trained with a task head")
         chosen = task if task in TASKS else head.config.task if head is not None else None
-        return LabelCandidates(cast("Task | None", chosen), label_names_of(model))
+        no_label = knobs.no_label if knobs else AUTO
+        return LabelCandidates(cast("Task | None", chosen), label_names_of(model), no_label)
     conversations, plain_text = WRITES[model.KIND]
     if conversations == plain_text:
         _refuse_denoising(denoising, f"{model.config.architecture} learns the next token of plain text")

@@ -105,6 +105,8 @@ class Prepared:
             "base_compute": self.form.compute,
             "template": data.template,
             "system": data.system,
+            "max_length": data.max_length,
+            "max_target_length": data.max_target_length,
             "prefix": shared_prefix(self.objective, prompts, self.tokenizer, data.template, data.system),
         }
 
