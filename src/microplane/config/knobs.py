@@ -153,6 +153,12 @@ class TrainKnobs(Knobs):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target that is spread over all tokens, in training only"
     )
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="of rows with classes: what a class counts in the loss, in training and in the validation that "
+        "chooses the weights. balanced: all classes the same, however many rows they have; or a number for each, as in "
+        "{spam: 3}, 1 for others",
+    )
     clip: float = Field(1.0, ge=0, description="gradients are scaled down to at most this norm; 0: no clipping")
     seed: int = Field(
         0, ge=0, le=2**31, description="seed of the order of rows, of new weights, of dropout and of span corruption"
@@ -179,6 +185,18 @@ class TrainKnobs(Knobs):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return "off" if value is False else value  # as YAML reads a bare `off`
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights(cls, value: Any) -> Any:
+        if value is None or value in ("none", "balanced"):
+            return value or "none"
+        numbers = isinstance(value, dict) and all(
+            type(weight) in (int, float) and 0 < weight < 1e6 for weight in value.values()
+        )
+        if not numbers or not value:
+            raise ValueError("must be none, balanced, or a number above 0 for each class, as in {spam: 3}")
+        return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
 
     @field_validator("betas")
     @classmethod

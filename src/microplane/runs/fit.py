@@ -65,7 +65,7 @@ def fit(
         TrainingError, CheckpointError: see `training.loop.fit`.
     """
     train, validation = prepared.splits.train, prepared.splits.validation
-    objective, method = prepared.objective, prepared.method
+    objective, method = prepared.weighted_objective, prepared.method
     knobs = prepared.config.train
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
