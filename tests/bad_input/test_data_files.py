@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from microplane.data.reading import read
+from microplane.data.reading import lines
 from tests.bad_input.kit import ROWS, Case, both, evaluate, folder, jsonl, sets, train, write
 
 GOOD = jsonl(ROWS)
@@ -154,7 +154,7 @@ def test_bad_data(microplane, case):
 
 
 def test_a_line_that_is_far_too_long(microplane, here, monkeypatch):
-    monkeypatch.setattr(read, "MAX_LINE", 2**20)
+    monkeypatch.setattr(lines, "MAX_LINE", 2**20)
     with (here / "a.jsonl").open("w") as file:
         file.write(GOOD + '{"prompt": "')
         for _ in range(24):

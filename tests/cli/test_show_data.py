@@ -146,6 +146,16 @@ def test_a_histogram_holds_every_row_in_bins_of_a_round_width(lengths):
     assert all(one["to"] == other["from"] for one, other in pairwise(bins))
 
 
+def test_rows_of_which_none_can_be_held_out_are_shown_all_the_same(tmp_path, smol):
+    data = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": None, "completion": "b"}])
+    for found in (describe(DataKnobs(train=data)), describe(DataKnobs(train=data), smol)):
+        assert found.facts["rows"] == {"train": 1}
+        assert found.facts["warnings"][0].startswith(
+            "the training data has 1 row; at least 2 different ones are needed"
+        )
+        assert "a.jsonl:2: key 'prompt' is null" in printed(found)
+
+
 def test_rows_with_labels_and_pairs_are_shown_as_a_model_takes_them(tmp_path, make_tiny):
     rows = [{"text": f"film {n}", "label": ("good", "bad")[n % 2]} for n in range(9)]
     file = write(tmp_path / "x.jsonl", rows)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from microplane.evaluation import label_metrics, text_metrics
 from microplane.evaluation.correlation import pearson, spearman
 from microplane.evaluation.f1 import macro_f1, micro_f1
 from microplane.evaluation.rouge import longest_common_subsequence, rouge_l, rouge_n
+from microplane.evaluation.spans import are_span_tags, spans
 
 close = {"rel": 0, "abs": 1e-12}
 
@@ -107,3 +108,75 @@ def test_rouge_by_hand():
 def test_a_long_text_is_measured_at_once():
     words = [str(n % 997) for n in range(20_000)]
     assert rouge_l(words, words) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_scores_by_class_and_the_confusion_matrix_are_scikit_learns(seed):
+    draw, classes = random.Random(seed), list("abcde")
+    truths, guesses = (draw.choices(classes[: draw.randint(1, 5)], k=40) for _ in range(2))
+    found = label_metrics.by_class("classification", guesses, truths, classes)
+    expected = precision_recall_fscore_support(truths, guesses, labels=classes, zero_division=0)
+    for number, name in enumerate(classes):
+        given = [found["classes"][name][one] for one in ("precision", "recall", "f1", "rows")]
+        assert given == pytest.approx([column[number] for column in expected], **close)
+    assert found["confusion"] == confusion_matrix(truths, guesses, labels=classes).tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_by_class_of_several_classes_are_scikit_learns(seed):
+    draw, classes = random.Random(seed), list("abcd")
+    truths, guesses = ([draw.sample(classes, draw.randint(0, 4)) for _ in range(30)] for _ in range(2))
+    table = MultiLabelBinarizer(classes=classes)
+    expected = precision_recall_fscore_support(table.fit_transform(truths), table.transform(guesses), zero_division=0)
+    found = label_metrics.by_class("multilabel", guesses, truths, classes)
+    assert set(found) == {"classes"}
+    for number, name in enumerate(classes):
+        given = [found["classes"][name][one] for one in ("precision", "recall", "f1", "rows")]
+        assert given == pytest.approx([column[number] for column in expected], **close)
+
+
+def test_more_classes_than_can_be_read_have_no_matrix_and_numbers_have_no_classes():
+    many = [f"c{number}" for number in range(label_metrics.MATRIX + 1)]
+    assert set(label_metrics.by_class("classification", many, many, many)) == {"classes"}
+    assert label_metrics.by_class("regression", [[1.0]], [[2.0]], ["value"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("O O", []),
+        ("B-x I-x O", [("x", 0, 2)]),
+        ("B-x B-x", [("x", 0, 1), ("x", 1, 2)]),
+        ("I-x I-x", [("x", 0, 2)]),  # no beginning: it begins all the same
+        ("B-x I-y I-y", [("x", 0, 1), ("y", 1, 3)]),
+        ("O I-y O I-y", [("y", 1, 2), ("y", 3, 4)]),
+        ("B-x I-x E-x I-x", [("x", 0, 3), ("x", 3, 4)]),
+        ("S-x S-x U-y L-y", [("x", 0, 1), ("x", 1, 2), ("y", 2, 3), ("y", 3, 4)]),
+        ("B-new-york I-new-york", [("new-york", 0, 2)]),
+    ],
+)
+def test_entities_of_tags(tags, found):
+    assert spans(tags.split()) == set(found)
+
+
+@pytest.mark.parametrize(
+    ("tags", "are"), [("O B-x I-x", True), ("B-x", True), ("O", False), ("O B x", False), ("0 1", False), ("", False)]
+)
+def test_which_tags_mark_entities(tags, are):
+    assert are_span_tags(tags.split()) is are
+
+
+def test_an_entity_counts_as_a_whole_and_words_without_a_label_are_no_part_of_it():
+    truths = [["B-x", None, "I-x", "O", "B-y"], ["O", "B-x"]]
+    said = [["B-x", "O", "I-x", "O", "B-y"], ["O", "O"]]
+    scores = label_metrics.score("tokens", said, truths)
+    assert list(scores) == ["entity_f1", "entity_precision", "entity_recall", "accuracy", "macro_f1"]
+    assert (scores["entity_precision"], scores["entity_recall"]) == (1, pytest.approx(2 / 3))
+    cut_short = [["B-x", "O", "O", "O", "B-y"], ["O", "B-x"]]
+    assert label_metrics.score("tokens", cut_short, truths)["entity_f1"] == pytest.approx(2 / 3)
+    by_class = label_metrics.by_class("tokens", cut_short, truths, ["B-x", "B-y", "I-x", "O"])
+    assert by_class["entities"]["x"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "rows": 2}
+    assert by_class["entities"]["y"]["f1"] == 1
+    assert by_class["classes"]["I-x"]["rows"] == 1
+    plain = label_metrics.score("tokens", [["N", "V"]], [["N", "N"]])
+    assert list(plain) == ["accuracy", "macro_f1"]

@@ -395,3 +395,36 @@ def test_a_method_that_trains_the_whole_model_has_no_adapter(tmp_path):
     text = dom_of(make_run(tmp_path / "run", result)).text
     assert "Full fine-tuning took exact match" in text
     assert "model of 19.6 MB" in text
+
+
+BY_CLASS = {
+    "classes": {
+        "calm": {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "rows": 5},
+        "<b>loud": {"precision": 0.5, "recall": 2 / 3, "f1": 4 / 7, "rows": 3},
+    },
+    "confusion": [[3, 2], [1, 2]],
+    "entities": {"PER": {"precision": 1.0, "recall": 0.25, "f1": 0.4, "rows": 8}},
+}
+
+
+def test_scores_by_class_and_which_is_taken_for_which(tmp_path):
+    result = full_result()
+    result["metrics"]["by_class"] = BY_CLASS
+    made = dom_of(make_run(tmp_path / "run", result))
+    for section in ("classes", "entities"):
+        for name, scores in BY_CLASS[section].items():
+            for one, value in scores.items():
+                key = f"metrics.by_class.{section}.{name}.{one}"
+                assert {json.loads(text) for text in made.figures[key]} == {value}
+    text = " ".join(made.text.split())
+    assert "calm 75% 60% 66.7% 5" in text
+    assert "is, and was called calm <b>loud calm 3 2 <b>loud 1 2" in text
+
+
+@pytest.mark.parametrize("odd", [None, "text", [], {"a": 1}, [[1, "a"]], 3, float("nan")], ids=str)
+def test_odd_scores_by_class_still_make_a_page(tmp_path, monkeypatch, odd):
+    monkeypatch.setattr(page, "chart_library", lambda: "")
+    for changed in (odd, *({**BY_CLASS, name: odd} for name in BY_CLASS), {"classes": {"calm": odd}}):
+        result = full_result()
+        result["metrics"]["by_class"] = changed
+        assert "What was run" in page.render(read_run(make_run(tmp_path / "run", result)))

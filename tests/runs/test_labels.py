@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def test_an_encoder_learns_classes_and_is_opened_again(family, method, tmp_path)
     sound(run)
     assert set(run.metrics["after"]) == {"loss", "accuracy", "macro_f1"}
     assert run.metrics["after"]["accuracy"] > 0.9
+    by_class = run.metrics["by_class"]
+    assert list(by_class["classes"]) == ["negative", "positive"]
+    assert sum(map(sum, by_class["confusion"])) == run.result["data"]["validation_rows"]
+    assert all(scores["f1"] > 0.8 for scores in by_class["classes"].values())
     said = run.load().classify(["the red film is good", "the blue plot is bad"])
     assert [one.label for one in said] == ["positive", "negative"]
     for one in said:
@@ -142,6 +147,39 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
         assert (again.folder / name).read_bytes() == (straight.folder / name).read_bytes()
 
 
+def test_class_weights_train_and_choose_and_the_figures_are_without_them(tmp_path):
+    """Where the text says nothing, what is said follows the weights."""
+    draw = random.Random(0)
+    made = [{"text": f"the film {n}", "label": "rare" if draw.random() < 0.1 else "common"} for n in range(200)]
+    data, model = write(tmp_path / "data.jsonl", made), encoder_folder(tmp_path / "model")
+    said = {}
+    for name, weights in {"plain": "none", "weighted": {"rare": 30.0}, "balanced": "balanced"}.items():
+        changes = {"train.steps": 60, "train.batch_size": 40, "name": name, "train.class_weights": weights}
+        run = train(model, data, "head-only", **changes)
+        said[name] = run.load().classify(["the film 1"])[0].probabilities["rare"]
+        scores = run.metrics["after"]["loss"], run.result["train"]["validation_loss"]
+        assert (scores[0] == pytest.approx(scores[1])) == (name == "plain")
+    assert said["plain"] < 0.2 < said["balanced"] < said["weighted"]
+    assert said["balanced"] == pytest.approx(0.5, abs=0.15)
+    with pytest.raises(ConfigError, match=r"train\.class_weights: there is no class 'rar'\. Did you mean 'rare'\?"):
+        train(model, data, "head-only", **{"train.class_weights": {"rar": 2}})
+
+
+def test_gaps_and_rare_classes_from_the_file_to_the_figures(tmp_path):
+    """Multi-hot rows with names from nowhere, tags of entities with gaps, and a class of two rows."""
+    made = [row | {"label": "odd" if n in (3, 40) else row["label"]} for n, row in enumerate(rows.reviews())]
+    run = train(encoder_folder(tmp_path / "model"), write(tmp_path / "rare.jsonl", made), **{"train.steps": 2})
+    counts = run.result["data"]["label_counts"]
+    assert counts["train"]["odd"] == counts["validation"]["odd"] == 1
+    assert run.metrics["by_class"]["classes"]["odd"]["rows"] == 1
+    entities = {"O": "O", "COLOUR": "B-colour", "THING": "I-colour", "NUMBER": -100}
+    made = [row | {"tags": [entities[tag] for tag in row["tags"]]} for row in rows.tags()]
+    run = train(tmp_path / "model", write(tmp_path / "tags.jsonl", made), "full", name="tags", **{"train.steps": 60})
+    assert run.result["data"]["labels"] == ["B-colour", "I-colour", "O"]
+    assert run.metrics["after"]["entity_f1"] > 0.9
+    assert run.metrics["by_class"]["entities"]["colour"]["rows"] == run.result["data"]["validation_rows"]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
@@ -181,6 +219,23 @@ def test_eval_measures_labels(done, capsys, tmp_path):
     )
     assert json.loads(said)["accuracy"] > 0.9
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["answer"] in ("positive", "negative")
+
+
+def test_eval_cuts_rows_as_the_run_did_and_never_above_the_context(tmp_path):
+    from microplane.config.build import assemble
+    from microplane.runs.evaluate import measure_file
+
+    words = {"good": "the film is good " * 30, "bad": "the film is bad " * 30}
+    made = [{"text": f"{n} {words['good' if n % 2 else 'bad']}", "label": n % 2} for n in range(40)]
+    data, held = write(tmp_path / "a.jsonl", made[:30]), write(tmp_path / "b.jsonl", made[30:])
+    model = encoder_folder(tmp_path / "model", max_position_embeddings=64)
+    for length in (1024, 24):
+        sets = {"data.validation": str(held), "data.max_length": length, "name": f"of {length}", "train.steps": 8}
+        run = train(model, data, "full", **sets)
+        given = {"model.name": str(run.folder), "data.train": str(held), "model.dtype": "float32"}
+        assert measure_file(assemble(given=given))["scores"] == run.metrics["after"]
+    other = measure_file(assemble(given=given | {"data.max_length": 16}))["scores"]
+    assert other["loss"] != run.metrics["after"]["loss"]
 
 
 def test_embeddings_have_length_one_and_come_as_json_lines(done, capsys):

@@ -158,7 +158,7 @@ def evaluate(
     (--set eval.rows=N; 0 for none), or of a task head on all."""
     from microplane.cli.terminal import Terminal, make_console
     from microplane.config.build import assemble
-    from microplane.evaluation.evaluate import describe_scores
+    from microplane.evaluation.evaluate import class_lines, describe_scores
     from microplane.runs.evaluate import check_out, measure_file, write_answers
 
     given = {"model.name": model, "data.train": data, "data.skip_bad_rows": skip_bad_rows or None}
@@ -175,7 +175,13 @@ def evaluate(
     scores, answers = measured["scores"], len(measured["texts"])
     generated = answers and "perplexity" in scores  # a task head is measured on all rows
     told = describe_scores(scores) + (f"; metrics of the answers to {answers:,} rows" if generated else "")
-    typer.echo(json.dumps(scores) if json_ else told)
+    if json_:
+        classes = {"by_class": measured["by_class"]} if measured["by_class"] else {}
+        typer.echo(json.dumps(scores | classes))
+        return
+    typer.echo(told)
+    for line in class_lines(measured["by_class"]):
+        typer.echo(line)
 
 
 @app.command(epilog='Example:  microplane generate runs/home "turn on the kitchen light" --set temperature=0.7')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,15 @@ from rich.text import Text
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import Progress
 from microplane.data.preparing.first_pass import FirstPass, Split, examples, files_of, first_pass
-from microplane.data.preparing.load_splits import load_splits
+from microplane.data.preparing.holdout import TooFewRowsError
+from microplane.data.preparing.load_splits import load_rows, load_splits
 from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED
 from microplane.data.reading.formats import Example
+from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.objectives.select import NEXT_TOKEN, AnyCandidates, AnySplits
+from microplane.objectives.base import AnyObjective
+from microplane.objectives.select import NEXT_TOKEN, AnyCandidates
 
 SAMPLES = 3
 BINS = 12
@@ -47,20 +50,33 @@ def describe(
         DataError: for files of which nothing can be used.
     """
     knobs = knobs.model_copy(update={"skip_bad_rows": True, "max_unknown": 1.0})
+    too_few = []
     if tokenizer is None:
-        return Description(_of_first_pass(first_pass(files_of(knobs, progress), knobs, progress), knobs))
-    splits = load_splits(knobs, tokenizer, candidates, progress)
-    facts = {"unit": "tokens", **splits.summary.to_dict()}
-    facts["histogram"] = histogram(splits.train.lengths)
-    shown = range(min(SAMPLES, len(splits.train)))
-    facts["samples"] = [_sample(splits, row, tokenizer) for row in shown]
+        files = files_of(knobs, progress)
+        try:
+            found = first_pass(files, knobs, progress)
+        except TooFewRowsError as error:
+            found, too_few = first_pass(files, knobs, progress, hold_out=False), [str(error)]
+        facts = _of_first_pass(found, knobs)
+    else:
+        try:
+            splits = load_splits(knobs, tokenizer, candidates, progress)
+            rows, objective, summary = splits.train, splits.objective, splits.summary
+        except TooFewRowsError as error:
+            (rows, objective, summary), too_few = load_rows(knobs, tokenizer, candidates, progress), [str(error)]
+        facts = {"unit": "tokens", **summary.to_dict(), "histogram": histogram(rows.lengths)}
+        shown = range(min(SAMPLES, len(rows)))
+        facts["samples"] = [_sample(objective, rows, row, tokenizer, summary.labels) for row in shown]
+    facts["warnings"] = [*too_few, *facts["warnings"]]
     return Description(facts)
 
 
-def _sample(splits: AnySplits, row: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _sample(
+    objective: AnyObjective, rows: Dataset, row: int, tokenizer: Tokenizer, classes: Sequence[str]
+) -> dict[str, Any]:
     """One row as text, in parts that are trained and parts that are not; of a row with labels, the labels are."""
-    parts = splits.objective.parts(splits.train, row, tokenizer, splits.summary.labels)
-    return {"where": splits.train.where(row), "parts": [_part(text, trained) for text, trained in parts]}
+    parts = objective.parts(rows, row, tokenizer, classes)
+    return {"where": rows.where(row), "parts": [_part(text, trained) for text, trained in parts]}
 
 
 def _part(text: str, trained: bool) -> dict[str, Any]:
@@ -97,7 +113,7 @@ def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
         "overlap_examples": [pair for item in found.overlap.values() for pair in item.pairs],
         "histogram": histogram(train.sizes),
         "samples": samples,
-        "warnings": [],
+        "warnings": found.problems.notices,
     }
 
 
@@ -166,9 +182,12 @@ class Description:
         return f"{trained:,} of {tokens:,} tokens ({trained / tokens:.0%})"
 
     def _cut(self) -> str:
-        cut, answers, dropped = (sum(self.facts[key].values()) for key in ("truncated", "answers_cut", "dropped"))
+        cut, answers, pieces, dropped = (
+            sum(self.facts[key].values()) for key in ("truncated", "answers_cut", "in_pieces", "dropped")
+        )
         above = f"above {self.facts['max_length']:,} tokens"
-        return f"{cut:,} prompts and {answers:,} answers {above}; {dropped:,} rows dropped"
+        texts = f", {pieces:,} texts into rows" if pieces else ""
+        return f"{cut:,} prompts and {answers:,} answers {above}{texts}; {dropped:,} rows dropped"
 
     def _bad_rows(self) -> Iterator[Text]:
         bad = self.facts["bad"]

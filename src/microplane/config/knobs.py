@@ -84,7 +84,8 @@ class DataKnobs(Knobs):
     max_length: int = Field(
         1024,
         ge=8,
-        description="the longest row in tokens; a longer one loses its start, or its end where an encoder reads it",
+        description="the longest row in tokens; a longer conversation loses its start, a text with labels or for an "
+        "encoder-decoder its end; plain text is cut into rows",
     )
     max_target_length: int | None = Field(
         None, ge=2, description="tokens of an encoder-decoder's answer; data.max_length otherwise"
@@ -95,17 +96,34 @@ class DataKnobs(Knobs):
     task: Literal["auto", "answers", "classification", "multilabel", "regression", "tokens"] = Field(
         "auto", description="answers in text, or labels from a task head; auto: labels for encoders, else answers"
     )
+    no_label: tuple[str, ...] = Field(
+        ("auto",),
+        description="labels that mean that there is none: such rows are left out, such words not trained; auto: -100, "
+        "and -1 beside the numbers of three classes or more; [] for none",
+    )
     objective: Annotated[str, AfterValidator(Choice(_DENOISING, "microplane.objectives"))] = Field(
         "auto",
         description="what an encoder-decoder learns from plain text, or an installed package's objective for any rows; "
         "auto: span corruption",
     )
     validation_share: float = Field(
-        0.1, gt=0, lt=0.9, description="share split off by a stable hash when none is given"
+        0.1,
+        gt=0,
+        lt=0.9,
+        description="share split off by a stable hash when none is given; of rows with classes the same of each class",
     )
-    validation_rows: int = Field(200, ge=1, description="at most this many rows are split off")
+    validation_rows: int = Field(
+        200, ge=1, description="at most this many rows are split off, or one of each class where these are more"
+    )
     skip_bad_rows: bool = Field(False, description="skip bad rows and count them, instead of refusing the file")
     limit: int | None = Field(None, ge=1, description="use only this many rows from the start of the training file")
+
+    @field_validator("no_label", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Numbers are names too, and one alone needs no brackets."""
+        items = value if isinstance(value, list | tuple) else [value]
+        return [str(item) if isinstance(item, int) else item for item in items]
 
 
 class TrainKnobs(Knobs):
@@ -150,6 +168,12 @@ class TrainKnobs(Knobs):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target that is spread over all tokens, in training only"
     )
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none",
+        description="of rows with classes: what a class counts in the loss, in training and in the validation that "
+        "chooses the weights. balanced: all classes the same, however many rows they have; or a number for each, as in "
+        "{spam: 3}, 1 for others",
+    )
     clip: float = Field(1.0, ge=0, description="gradients are scaled down to at most this norm; 0: no clipping")
     seed: int = Field(
         0, ge=0, le=2**31, description="seed of the order of rows, of new weights, of dropout and of span corruption"
@@ -176,6 +200,18 @@ class TrainKnobs(Knobs):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return "off" if value is False else value  # as YAML reads a bare `off`
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _class_weights(cls, value: Any) -> Any:
+        if value is None or value in ("none", "balanced"):
+            return value or "none"
+        numbers = isinstance(value, dict) and all(
+            type(weight) in (int, float) and 0 < weight < 1e6 for weight in value.values()
+        )
+        if not numbers or not value:
+            raise ValueError("must be none, balanced, or a number above 0 for each class, as in {spam: 3}")
+        return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
 
     @field_validator("betas")
     @classmethod

@@ -21,7 +21,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 
@@ -38,6 +38,7 @@ _ARRAYS: dict[str, Any] = {
     "labels": np.float32,
     "places": np.int64,
 }
+Lost = Literal["", "start", "end", "answer"]  # of a row: the start of its prompt, the end of its text, of its answer
 _FINGERPRINTED = ("ids", "targets", "segments", "ends", "labels")
 
 
@@ -47,7 +48,7 @@ class TokenRow:
 
     ids: list[int]
     targets: list[bool] = field(default_factory=list)  # of each token: whether it is to be predicted
-    lost: str = ""  # what did not fit the greatest length: "", "prompt" or "answer"
+    lost: Lost = ""  # what did not fit the greatest length
     source_length: int | None = None  # of a pair: tokens before its target
     segments: list[bool] = field(default_factory=list)  # of each token: whether it belongs to a second text
     labels: list[float] = field(default_factory=list)  # class numbers or values, of the row or of each token

@@ -16,7 +16,7 @@ from microplane.evaluation import label_metrics
 from microplane.evaluation import text_metrics as metrics
 from microplane.inference.generate import generate
 from microplane.models.contract import Model, in_eval_mode
-from microplane.objectives.base import AnyObjective, B, Measured, Objective
+from microplane.objectives.base import AnyObjective, B, ByClass, Measured, Objective
 from microplane.objectives.collate import for_each_batch
 from microplane.training.monitor import ValidationLoss
 
@@ -124,6 +124,7 @@ class _Judge:
         answers = evaluate_answers(model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch())
         return {
             "scores": answers.scores,
+            "by_class": {},
             "prompts": answers.prompts,
             "targets": answers.targets,
             "texts": answers.texts,
@@ -131,6 +132,11 @@ class _Judge:
 
     def label_scores(self, task: str, predictions: Sequence[Any], truths: Sequence[Any]) -> dict[str, float]:
         return label_metrics.score(task, predictions, truths)
+
+    def label_classes(
+        self, task: str, predictions: Sequence[Any], truths: Sequence[Any], classes: Sequence[str]
+    ) -> ByClass:
+        return label_metrics.by_class(task, predictions, truths, classes)
 
 
 def measure(
@@ -156,6 +162,15 @@ def measure(
     stop_ids = objective.stop_ids(tokenizer, template)
     judge = _Judge(tokenizer, knobs, stop_ids, lambda: progress(f"answers of the {whose}"))
     return objective.measure(model, dataset, rows, loss, judge)
+
+
+def class_lines(found: ByClass) -> list[str]:
+    """A line for each class, and for each kind of entity."""
+    return [
+        f"  {name}: precision {one['precision']:.1%}, recall {one['recall']:.1%}, f1 {one['f1']:.1%} ({one['rows']:,})"
+        for scores in (found.get("classes", {}), found.get("entities", {}))
+        for name, one in scores.items()
+    ]
 
 
 def describe_scores(scores: dict[str, float]) -> str:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 
 from microplane.evaluation.correlation import pearson, spearman
 from microplane.evaluation.f1 import macro_f1, micro_f1
+from microplane.evaluation.spans import Span, are_span_tags, spans
+from microplane.objectives.base import ByClass, ClassScores
 
 Scores = dict[str, float]
+
+_SHARES: tuple[Literal["f1", "precision", "recall"], ...] = ("f1", "precision", "recall")
+MATRIX = 50  # classes up to which a confusion matrix can be read
 
 
 def score(task: str, said: Sequence[Any], truths: Sequence[Any]) -> Scores:
@@ -47,14 +54,83 @@ def regression(said: Sequence[list[float]], truths: Sequence[list[float]]) -> Sc
 
 
 def tokens(said: Sequence[list[str]], truths: Sequence[list[str | None]]) -> Scores:
-    """As classification, over all words that have a label."""
+    """As classification, over all words that have a label; first F1 of whole entities, where the tags are of that kind
+    (an entity counts where kind, first and last word are right, as in conlleval)."""
+    guesses, wanted = _labelled(said, truths)
+    scores = classification(list(chain(*guesses)), list(chain(*wanted)))
+    if are_span_tags({*chain(*guesses), *chain(*wanted)}):
+        guessed, true = _located(guesses), _located(wanted)
+        whole = _f1(len(guessed), len(true), len(guessed & true))
+        entities = {f"entity_{name}": whole[name] for name in _SHARES}
+        return entities | scores
+    return scores
+
+
+def by_class(task: str, said: Sequence[Any], truths: Sequence[Any], classes: Sequence[str]) -> ByClass:
+    """Precision, recall and F1 of each class, how often which is taken for which, and the same of entities by kind;
+    nothing of numbers.
+
+    Args:
+        said, truths: as of `score`.
+        classes: all names, in the order in which they are shown.
+    """
+    if task == "multilabel":
+        right = Counter(chain(*(set(one) & set(other) for one, other in zip(said, truths, strict=True))))
+        return {"classes": _scores(classes, Counter(chain(*said)), Counter(chain(*truths)), right)}
+    if task == "classification":
+        return _of_single(said, truths, classes)
+    if task == "tokens":
+        guesses, wanted = _labelled(said, truths)
+        found = _of_single(list(chain(*guesses)), list(chain(*wanted)), classes)
+        if are_span_tags(classes):
+            found["entities"] = _entities(guesses, wanted)
+        return found
+    return {}
+
+
+def _of_single(guesses: Sequence[str], truths: Sequence[str], classes: Sequence[str]) -> ByClass:
+    pairs = Counter(zip(truths, guesses, strict=True))
+    right = Counter({name: pairs[name, name] for name in classes})
+    found: ByClass = {"classes": _scores(classes, Counter(guesses), Counter(truths), right)}
+    if len(classes) <= MATRIX:
+        found["confusion"] = [[pairs[truth, guess] for guess in classes] for truth in classes]
+    return found
+
+
+def _labelled(said: Sequence[list[str]], truths: Sequence[list[str | None]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Of each row the classes of its words that have a label: what is said, and what is right."""
     pairs = [
-        (one, other)
+        [(one, other) for one, other in zip(row, wanted, strict=True) if other is not None]
         for row, wanted in zip(said, truths, strict=True)
-        for one, other in zip(row, wanted, strict=True)
-        if other is not None
     ]
-    return classification([one for one, _ in pairs], [other for _, other in pairs])
+    return [[one for one, _ in row] for row in pairs], [[other for _, other in row] for row in pairs]
+
+
+def _entities(guesses: Sequence[list[str]], truths: Sequence[list[str]]) -> dict[str, ClassScores]:
+    """Of each kind of entity."""
+    guessed, true = (_located(side) for side in (guesses, truths))
+    counts = [Counter(kind for _, (kind, _, _) in spans_) for spans_ in (guessed, true, guessed & true)]
+    return _scores(sorted({*counts[0], *counts[1]}), *counts)
+
+
+def _located(rows: Iterable[list[str]]) -> set[tuple[int, Span]]:
+    return {(number, span) for number, row in enumerate(rows) for span in spans(row)}
+
+
+def _scores(
+    names: Collection[str], guessed: Counter[str], true: Counter[str], right: Counter[str]
+) -> dict[str, ClassScores]:
+    return {name: _f1(guessed[name], true[name], right[name]) for name in names}
+
+
+def _f1(guessed: int, true: int, right: int) -> ClassScores:
+    """Shares in 0..1, 0 where there is nothing to divide by."""
+    return {
+        "precision": right / guessed if guessed else 0.0,
+        "recall": right / true if true else 0.0,
+        "f1": 2 * right / (guessed + true) if guessed + true else 0.0,
+        "rows": true,
+    }
 
 
 TASKS: dict[str, Callable[[Any, Any], Scores]] = {

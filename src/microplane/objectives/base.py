@@ -39,10 +39,28 @@ class ProbeRow(NamedTuple):
     cut: int = 0  # of a pair: where its target begins
 
 
+class ClassScores(TypedDict):
+    """Of one class, or one kind of entity: shares in 0..1, and how often it is the right one."""
+
+    precision: float
+    recall: float
+    f1: float
+    rows: int  # or words, or entities
+
+
+class ByClass(TypedDict, total=False):
+    """What a task head does with each class."""
+
+    classes: dict[str, ClassScores]  # in their order
+    confusion: list[list[int]]  # of each class, how often which class is said, in the order of `classes`
+    entities: dict[str, ClassScores]  # of tags that mark them
+
+
 class Measured(TypedDict):
     """What a model does on held-out rows; the lists are of the rows whose answers are shown."""
 
     scores: dict[str, float]
+    by_class: ByClass  # of a task head with classes, on all rows; else empty
     prompts: list[str]
     targets: list[str]
     texts: list[str]
@@ -63,6 +81,11 @@ class Judge(Protocol):
 
     def label_scores(self, task: str, predictions: Sequence[Any], truths: Sequence[Any]) -> dict[str, float]:
         """The metrics of a task head."""
+
+    def label_classes(
+        self, task: str, predictions: Sequence[Any], truths: Sequence[Any], classes: Sequence[str]
+    ) -> ByClass:
+        """The same by class."""
 
 
 B = TypeVar("B", bound=Batch)

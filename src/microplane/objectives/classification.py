@@ -17,14 +17,20 @@ from microplane.objectives.head import HeadObjective, Prediction
 
 @dataclass(frozen=True)
 class Classification(HeadObjective):
-    """Cross-entropy of the row's class."""
+    """Cross-entropy of the row's class.
 
+    Args:
+        class_weights: what the loss of a row of each class is multiplied by; empty for 1.
+    """
+
+    class_weights: tuple[float, ...] = ()
     name: ClassVar[Task] = "classification"
     rendered_by: ClassVar[type[LabelRenderer]] = OneClassRenderer
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Labels are numbers of classes, (B,)."""
-        return F.cross_entropy(scores, labels.long(), ignore_index=IGNORED, reduction="sum")
+        weights = scores.new_tensor(self.class_weights) if self.class_weights else None
+        return F.cross_entropy(scores, labels.long(), weights, ignore_index=IGNORED, reduction="sum")
 
     def words(self, scores: Tensor, classes: Sequence[str]) -> list[str]:
         """The likeliest class."""

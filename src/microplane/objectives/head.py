@@ -126,9 +126,10 @@ class HeadObjective(ABC):
 
         for_each_batch(self, model, dataset, judge.batch_tokens, predict)
         truths = [self.truth(dataset.labels(row), classes) for row in range(len(dataset))]
-        scores = judge.label_scores(self.name, [predicted[row] for row in range(len(dataset))], truths)
+        said = [predicted[row] for row in range(len(dataset))]
         return {
-            "scores": {"loss": loss, **scores},
+            "scores": {"loss": loss, **judge.label_scores(self.name, said, truths)},
+            "by_class": judge.label_classes(self.name, said, truths, classes),
             "prompts": [judge.tokenizer.decode(dataset[row][0].tolist()) for row in rows],
             "targets": [self.line(truths[row], truths[row]) for row in rows],
             "texts": [self.line(predicted[row], truths[row]) for row in rows],

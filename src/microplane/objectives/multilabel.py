@@ -17,8 +17,13 @@ from microplane.objectives.head import HeadObjective, Prediction
 
 @dataclass(frozen=True)
 class MultiLabel(HeadObjective):
-    """Binary cross-entropy of each class, the mean over the classes."""
+    """Binary cross-entropy of each class, the mean over the classes.
 
+    Args:
+        class_weights: what the loss of each class is multiplied by in the rows that have it; empty for 1.
+    """
+
+    class_weights: tuple[float, ...] = ()
     name: ClassVar[Task] = "multilabel"
     rendered_by: ClassVar[type[LabelRenderer]] = SomeClassesRenderer
 
@@ -29,7 +34,10 @@ class MultiLabel(HeadObjective):
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Labels are 0 or 1, (B, C)."""
         targets = labels.to(scores.dtype).view_as(scores)
-        return F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / scores.shape[1]
+        weights = scores.new_tensor(self.class_weights) if self.class_weights else None
+        return (
+            F.binary_cross_entropy_with_logits(scores, targets, reduction="sum", pos_weight=weights) / scores.shape[1]
+        )
 
     def words(self, scores: Tensor, classes: Sequence[str]) -> list[list[str]]:
         """The classes with a probability above one half."""

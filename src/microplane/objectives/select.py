@@ -20,6 +20,7 @@ from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import Splits
 from microplane.data.reading.formats import recognise
 from microplane.data.reading.installed import FORMATS, InstalledFormat
+from microplane.data.reading.label_values import AUTO
 from microplane.data.rendering.interface import RowFormat
 from microplane.data.rendering.labelled import LabelFormat
 from microplane.errors import ConfigError
@@ -51,7 +52,9 @@ class TextCandidates:
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
         """See `formats.recognise`; a format that a package adds is taken where it is `wanted` only."""
-        return InstalledFormat(wanted, FORMATS[wanted]) if wanted in FORMATS else recognise(rows, file, wanted)
+        if wanted not in FORMATS:
+            return recognise(rows, file, wanted)
+        return InstalledFormat(wanted, FORMATS[wanted], tuple(dict.fromkeys(key for row in rows for key in row)))
 
     def objective(self, format_name: str) -> AnyObjective:
         """Raises: ConfigError, if `data.objective` is set and these rows are no plain text."""
@@ -72,6 +75,7 @@ class LabelCandidates:
 
     task: Task | None  # None: the labels decide
     classes: tuple[str, ...] = ()  # that its head knows already
+    no_label: tuple[str, ...] = AUTO  # as the user set data.no_label
     needs_head: ClassVar[bool] = True
 
     def key(self) -> list[str | None]:
@@ -80,7 +84,7 @@ class LabelCandidates:
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
         """See `LabelFormat`."""
-        return LabelFormat(rows, file, self.task)
+        return LabelFormat(rows, file, self.task, self.classes, self.no_label)
 
     def objective(self, format_name: str) -> AnyObjective:
         """That of the task, after which the format of labels is called."""
@@ -96,7 +100,7 @@ def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
     """What `model` may be trained for, or is measured by. The format of the rows decides among it.
 
     Args:
-        knobs: `task` and `objective` of them count.
+        knobs: `task`, `objective` and `no_label` of them count.
 
     Raises:
         ConfigError: for answers of a model that cannot write, or a `data.objective` that does not apply to the model.
@@ -115,7 +119,8 @@ def candidates(model: Model, knobs: DataKnobs | None = None) -> AnyCandidates:
     if task in TASKS or (task == "auto" and (head is not None or model.KIND not in WRITES)):
         _refuse_denoising(denoising, "rows with labels are trained with a task head")
         chosen = task if task in TASKS else head.config.task if head is not None else None
-        return LabelCandidates(cast("Task | None", chosen), label_names_of(model))
+        no_label = knobs.no_label if knobs else AUTO
+        return LabelCandidates(cast("Task | None", chosen), label_names_of(model), no_label)
     conversations, plain_text = WRITES[model.KIND]
     if conversations == plain_text:
         _refuse_denoising(denoising, f"{model.config.architecture} learns the next token of plain text")

@@ -82,7 +82,7 @@ class TextObjective:
         """Loss and perplexity, and the metrics of answers to `rows`."""
         scores = {"loss": loss, "perplexity": perplexity(loss)}
         if not rows:
-            return {"scores": scores, "prompts": [], "targets": [], "texts": []}
+            return {"scores": scores, "by_class": {}, "prompts": [], "targets": [], "texts": []}
         answers = judge.generated(model, dataset, rows)
         return {**answers, "scores": scores | answers["scores"]}
 

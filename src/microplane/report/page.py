@@ -80,6 +80,8 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "metric_rows": metric_rows,
         "rows": Figure("metrics.rows", record.result["metrics"].get("rows")),
         "held_out": story.held_out(record),
+        "class_tables": story.class_tables(record),
+        "confusion": story.confusion(record),
         "samples": story.samples(record),
         "checks": story.checks(record),
         "parts": story.parts(record),

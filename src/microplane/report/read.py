@@ -41,6 +41,25 @@ class RunRecord:
         """The metrics `before` or `after`; empty where they were not measured."""
         return self.result["metrics"].get(side) or {}
 
+    def by_class(self, section: str) -> dict[str, dict[str, Any]]:
+        """What the tuned model does with each of the `classes`, or `entities`, by name; empty where there are none."""
+        found = self._by_class.get(section)
+        named = found.items() if isinstance(found, dict) else ()
+        return {name: scores for name, scores in named if isinstance(scores, dict)}
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """Of each class, how often which is said; empty where that was not measured."""
+        rows = self._by_class.get("confusion")
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            return []
+        return rows if all(type(count) is int for row in rows for count in row) else []
+
+    @property
+    def _by_class(self) -> dict[str, Any]:
+        found = self.result["metrics"].get("by_class")
+        return found if isinstance(found, dict) else {}
+
     @property
     def method_knobs(self) -> dict[str, Any]:
         knobs = self.result["run"].get("method")

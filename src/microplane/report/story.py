@@ -31,6 +31,7 @@ SAID_BY = {
     "tokens": ("train_tokens",),
     "warnings": ("warnings",),
 }
+BY_CLASS = ("precision", "recall", "f1", "rows")
 MAX_COMPARED = 4000  # characters; comparing longer texts word by word takes too long
 
 
@@ -49,6 +50,21 @@ class MetricRow:
     after: Figure
     change: str
     verdict: str
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    name: str
+    figures: list[Figure]  # of `BY_CLASS`
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How often rows of one class were given another, or their own."""
+
+    count: int
+    share: float  # of the rows of that class
+    right: bool
 
 
 @dataclass(frozen=True)
@@ -210,6 +226,27 @@ def metric_rows(record: RunRecord) -> list[MetricRow]:
     ]
 
 
+def class_tables(record: RunRecord) -> list[tuple[str, list[ClassRow]]]:
+    """Of the tuned model: precision, recall and F1 of each class, and of entities by kind."""
+    tables = []
+    for section, title in (("classes", "Class"), ("entities", "Entity")):
+        rows = [
+            ClassRow(name, [Figure(f"metrics.by_class.{section}.{name}.{one}", scores.get(one)) for one in BY_CLASS])
+            for name, scores in record.by_class(section).items()
+        ]
+        tables += [(title, rows)] if rows else []
+    return tables
+
+
+def confusion(record: RunRecord) -> list[tuple[str, list[Cell]]]:
+    """Of each class, which classes the tuned model said; empty where that was not measured."""
+    table = []
+    for number, (name, row) in enumerate(zip(record.by_class("classes"), record.confusion, strict=False)):
+        total = sum(row) or 1
+        table.append((name, [Cell(count, count / total, at == number) for at, count in enumerate(row)]))
+    return table
+
+
 def samples(record: RunRecord) -> list[Sample]:
     """The held-out rows with their outputs side by side."""
     return [_sample(row) for row in record.result["samples"]]
@@ -279,7 +316,7 @@ def loss_summary(record: RunRecord) -> str:
 def parts(record: RunRecord) -> list[tuple[str, list[Fact]]]:
     """What was run, by part: every field that result.json has, once, and the method's own knobs."""
     result = record.result
-    told = {"overfitting", "verdict", "retreats"}  # in full, beside the curves
+    told = {"overfitting", "verdict", "retreats", "notices"}  # in full, beside the curves and among the warnings
     told.update(*(shares for whole, shares in SAID_BY.items() if result["data"].get(whole)))
 
     def part(section: str) -> list[Fact]:

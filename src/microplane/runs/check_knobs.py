@@ -25,6 +25,7 @@ from microplane.inference.pipeline import Pipeline
 from microplane.methods import Method, trainable
 from microplane.models.contract import levels, module_map_of
 from microplane.objectives.base import AnyObjective
+from microplane.objectives.class_weights import with_class_weights
 from microplane.objectives.seq2seq import Seq2Seq
 from microplane.training.optim import peak_lr
 
@@ -69,6 +70,17 @@ def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: Data
     if summary.validation_from == "file" and not is_mixture(Path(knobs.data.train).expanduser()):
         idle += _no_split_off(f"{knobs.data.train} comes with validation rows")
     _refuse(idle, values_set(knobs))
+    class_weighted(objective, knobs, summary)
+
+
+def class_weighted(objective: AnyObjective, knobs: RunKnobs, summary: DataSummary) -> AnyObjective:
+    """What is learnt, with the weights of `train.class_weights`.
+
+    Raises:
+        ConfigError: for a class that the rows do not have.
+    """
+    counts, rows = summary.label_counts.get("train", {}), summary.rows["train"]
+    return with_class_weights(objective, knobs.train.class_weights, summary.labels, counts, rows)
 
 
 def check_knobs_for_model(knobs: RunKnobs, method: Method, model: nn.Module) -> None:
@@ -113,7 +125,7 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Pipeline) -> list[str]:
 _USED_BY_EVAL = {
     *("model.name", "model.revision", "model.dtype"),
     *("data.train", "data.format", "data.template", "data.system", "data.max_length", "data.max_target_length"),
-    *("data.task", "data.skip_bad_rows", "data.limit"),
+    *("data.task", "data.no_label", "data.skip_bad_rows", "data.limit"),
     *("eval.metrics", "eval.rows", "eval.batch_tokens", "eval.max_new_tokens"),
 }
 
@@ -197,6 +209,9 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
         yield "data.system", f"{head}, and texts are read without a system prompt. Put it into the rows' texts"
     if task == "tokens":
         yield "model.pooling", "each token has a label of its own, so nothing is pooled. Leave it at auto"
+    if task == "regression":
+        yield "data.no_label", f"{head}, and each of these numbers is one. Leave it out"
+        yield "train.class_weights", f"{head}, and numbers have no classes. Leave it out"
     yield "train.label_smoothing", f"{head}; only the loss of tokens is smoothed. Leave it out"
     yield "eval.metrics", f"{head}, and it is measured by all metrics of its task. Leave it at auto"
     yield "eval.max_new_tokens", f"{head}, and none is generated. Leave it out"
@@ -205,6 +220,8 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
 def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: bool) -> Idle:
     """For rows of text, which the model learns to write."""
     yield "model.pooling", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
+    yield "train.class_weights", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
+    yield "data.no_label", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
     pairs = isinstance(objective, Seq2Seq)
     if not pairs:
         yield "data.max_target_length", "prompt and answer are one row here. Leave it out, and set data.max_length"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from microplane.config.knobs import RunKnobs
+from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.errors import ConfigError, notices_to
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
-from microplane.inference.pipeline import load
+from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
@@ -20,7 +21,7 @@ from microplane.runs.check_knobs import check_knobs_for_eval
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None, base: str | None = None) -> Measured:
     """Scores, prompts, targets and texts of `knobs.model.name` on the rows of `knobs.data.train`.
 
-    A run is asked as it was trained: with its own template and system prompt.
+    A run is asked as it was trained: with its own template, system prompt and lengths.
 
     Args:
         base: where the base of an adapter is, if not where the adapter says.
@@ -33,19 +34,33 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision, base)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
-    data = knobs.data
-    if loaded.method is not None:
-        data = data.model_copy(
-            update={"template": loaded.template, "system": loaded.system if data.system is None else data.system}
-        )
-    if loaded.model.task_head is not None:
-        data = data.model_copy(update={"task": "auto"})  # it is asked for the labels that it has
+    data = _as_trained(knobs.data, loaded)
     possible = candidates(loaded.model, data)
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
-    rows, objective = load_rows(data, loaded.tokenizer, possible, counting(watch))
+    rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
+    for warning in summary.warnings:
+        watch.say(f"warning   {warning}")
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress)
     return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
+
+
+def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
+    """What was set of the data, and of a run what it was trained with where nothing was: its template, system prompt
+    and lengths. Rows are never longer than the model's context."""
+    given: dict[str, Any] = {}
+    if loaded.method is not None:
+        given["template"] = loaded.template
+        given["system"] = loaded.system if data.system is None else data.system
+    for name in ("max_length", "max_target_length"):
+        if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
+            given[name] = own
+    context, length = loaded.model.max_row_tokens, given.get("max_length", data.max_length)
+    if context and length > context:
+        given["max_length"] = context
+    if loaded.model.task_head is not None:
+        given["task"] = "auto"  # it is asked for the labels that it has
+    return data.model_copy(update=given)
 
 
 def check_out(out: Path, knobs: RunKnobs) -> None:

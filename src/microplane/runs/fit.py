@@ -68,7 +68,7 @@ def fit(
         TrainingError, CheckpointError: see `training.loop.fit`.
     """
     train, validation = prepared.splits.train, prepared.splits.validation
-    objective, method = prepared.objective, prepared.method
+    objective, method = prepared.weighted_objective, prepared.method
     knobs = prepared.config.train
     alone = knobs.feature_cache != "off" and model.task_head is not None and model.frozen == model.config.num_layers
     if knobs.epochs is None and not knobs.steps and alone:  # a pass over kept vectors costs next to nothing

@@ -34,7 +34,7 @@ from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnySplits, candidates
-from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
+from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
 from microplane.runs.max_length import cap_max_length
 from microplane.training.optim import peak_lr
 
@@ -74,9 +74,17 @@ class Prepared:
         """What is learnt from the rows."""
         return self.splits.objective
 
+    @property
+    def weighted_objective(self) -> AnyObjective:
+        """The same with the weights of `train.class_weights`, which train and choose."""
+        return class_weighted(self.objective, self.config, self.splits.summary)
+
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
         dropout = getattr(self.method, "dropout", 0.0)
+        train = self.config.train.model_dump(mode="json")
+        if train["class_weights"] == "none":  # runs of an earlier version do not have it
+            del train["class_weights"]
         return {
             "train rows": self.splits.train.fingerprint,
             "validation rows": self.splits.validation.fingerprint,
@@ -85,7 +93,7 @@ class Prepared:
             "model.compute": self.form.compute,
             "tokenizer": self.tokenizer.fingerprint,
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
-            "train": self.config.train.model_dump(mode="json"),
+            "train": train,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         } | ({"masks of method.dropout": DROPOUT_MASKS} if dropout else {})
@@ -106,6 +114,8 @@ class Prepared:
             "base_compute": self.form.compute,
             "template": data.template,
             "system": data.system,
+            "max_length": data.max_length,
+            "max_target_length": data.max_target_length,
             "prefix": shared_prefix(self.objective, prompts, self.tokenizer, data.template, data.system),
         }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from microplane.evaluation.probe import Check
 from microplane.files import write_aside
+from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
 from microplane.training.log import Record, read_lines
@@ -75,6 +76,7 @@ class MetricsSection:
     split: str  # test or validation
     before: dict[str, float]  # scores of the untouched model
     after: dict[str, float]
+    by_class: ByClass  # the tuned model's, of rows with classes: precision, recall and F1, confusion, entities
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)  # of predictors without a pretrained model
     beaten: str | None = None  # said in words: by which of them, if by one
 

@@ -188,7 +188,8 @@ def _compared(
         name, metric, best = found
         own, theirs = (describe_scores({metric: value}) for value in (after["scores"][metric], best))
         beaten = f"{name} does better on the same rows: {theirs}, the tuned model {own}"
-    return MetricsSection(len(rows), split, before["scores"], after["scores"], trivial, beaten), samples[:SAMPLES]
+    figures = len(rows), split, before["scores"], after["scores"], after["by_class"]
+    return MetricsSection(*figures, trivial, beaten), samples[:SAMPLES]
 
 
 def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:

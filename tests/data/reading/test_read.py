@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from microplane.data.reading import lines as lines_module
 from microplane.data.reading import read
 from microplane.data.reading.read import find_splits, read_rows
 from microplane.errors import DataError
@@ -71,12 +72,60 @@ def test_every_type_of_file_gives_the_same_rows(tmp_path):
         write(tmp_path / "lines.json", lines),
         write(tmp_path / "a.csv", as_csv(ROWS)),
         write(tmp_path / "semicolons.csv", as_csv(ROWS, ";")),
-        write(tmp_path / "a.tsv", as_csv(ROWS, "\t")),
         write(tmp_path / "a.csv.gz", gzip.compress(as_csv(ROWS).encode())),
     ]
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     for file in [*files, tmp_path / "a.parquet"]:
         assert good(file) == ROWS, file.name
+
+
+def test_in_a_tsv_file_a_quote_is_a_character_like_any_other(tmp_path):
+    content = 'prompt\tcompletion\n"a\tb\n\'c"\t"d"\n'
+    assert good(write(tmp_path / "a.tsv", content)) == [
+        {"prompt": '"a', "completion": "b"}, {"prompt": "'c\"", "completion": '"d"'},
+    ]  # fmt: skip
+
+
+def test_a_tsv_file_whose_header_is_quoted_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.tsv: the names of the columns stand in quotes, .* name the file \.csv"):
+        good(write(tmp_path / "a.tsv", '"prompt"\t"completion"\n"a"\t"b"\n'))
+    assert good(write(tmp_path / "a.csv", '"prompt"\t"completion"\n"a"\t"b"\n')) == [{"prompt": "a", "completion": "b"}]
+
+
+SWALLOWED = 'sentence,mood\nlate again,bad\n"so it began,good\nwe left,bad\nhome",bad\nfine,good\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (SWALLOWED, "of 3 lines"),
+        (SWALLOWED.replace("good", "3.5").replace("bad", "-1"), "of 3 lines"),
+        (SWALLOWED.replace("so it began,good", "so it began, said he").replace("we left,bad", "we left, or not"), None),
+        (SWALLOWED.replace("we left,bad", "we left"), None),
+        ('mood,sentence\nbad,"late again\ngood,so it began\nbad,home"\ngood,fine\nbad,we left\n', "of 3 lines"),
+        ('mood,sentence\nbad,"late again\ngood,so it began"\ngood,fine\nbad,we left\n', "of 2 lines"),
+        ('mood,sentence\nbad,"late again\nand so on"\ngood,fine\nbad,we left\n', None),
+        (SWALLOWED.replace(",good\nwe left,bad\nhome", ""), None),
+    ],
+)
+def test_a_quoted_cell_that_holds_what_looks_like_rows_is_told(tmp_path, content, told):
+    rows = list(read_rows(write(tmp_path / "a.csv", content)))
+    assert [row.problem for row in rows if row.problem] == []
+    notices = [(row.line, row.notice) for row in rows if row.notice]
+    assert [line for line, _ in notices] == ([3 - content.startswith("mood")] if told else [])
+    assert all(told in notice and 'written twice ("")' in notice for _, notice in notices)
+
+
+def test_of_parquet_only_the_columns_in_use_are_read_and_odd_types_do_no_harm(tmp_path):
+    far = pa.array([2**62, 5], pa.timestamp("us"))
+    table = pa.table({"prompt": ["a", "b"], "when": far, "took": pa.array([1, 2], pa.duration("ns"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [row.values for row in read_rows(tmp_path / "a.parquet", ["prompt", "absent"])] == [
+        {"prompt": "a"}, {"prompt": "b"},
+    ]  # fmt: skip
+    rows = good(tmp_path / "a.parquet")
+    assert [row["prompt"] for row in rows] == ["a", "b"]
+    assert all(set(row) == {"prompt", "when", "took"} for row in rows)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
@@ -135,7 +184,7 @@ def test_a_bad_line_is_told_with_its_place_and_the_others_are_read(tmp_path, lin
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_a_line_that_is_too_long_is_told_and_the_others_are_read(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(read, "MAX_LINE", 2**20)
+    monkeypatch.setattr(lines_module, "MAX_LINE", 2**20)
     content = {"jsonl": '{{"a": "{}"}}\n', "csv": "{}\n"}[suffix]
     lines = [content.format(text) for text in ("x", "y" * 3 * 2**20, "z" * 2**19, "w" * 2**21)]
     path = write(tmp_path / f"a.{suffix}", ("a\n" if suffix == "csv" else "") + "".join(lines))
@@ -220,7 +269,7 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
 
 
 def test_a_header_above_the_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "MAX_LINE", 100)
+    monkeypatch.setattr(lines_module, "MAX_LINE", 100)
     assert "expected the names of the columns" in refused(write(tmp_path / "a.csv", "x" * 200 + "\n1\n"))
 
 

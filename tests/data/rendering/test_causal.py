@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microplane.data.reading.formats import Example, Message, recognise
-from microplane.data.rendering.causal import causal_renderer, truncate
+from microplane.data.rendering.causal import causal_renderer, pieces, truncate
 from microplane.data.rendering.chat_template import ChatTemplate
 from microplane.data.store import last_run
 from microplane.errors import DataError
@@ -412,11 +412,11 @@ def test_tokens_never_merge_across_the_start_of_an_answer(make_tiny):
 
 def test_a_token_that_begins_with_the_space_before_an_answer_is_trained(make_spaced):
     template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %} {% else %}<eos>{% endif %}{% endfor %}"
-    for more, pieces in (((), [" ", "q", " ", "a", "<eos>"]), (["▁a"], [" ", "q", " a", "<eos>"])):
+    for more, shown in (((), [" ", "q", " ", "a", "<eos>"]), (["▁a"], [" ", "q", " a", "<eos>"])):
         tokenizer = make_spaced(template=template, more=more)
         ids, trained = render(talk("q", "a"), tokenizer)
-        assert [tokenizer.piece(token) for token in ids] == pieces
-        assert trained == [*[False] * (len(pieces) - 2), True, True]
+        assert [tokenizer.piece(token) for token in ids] == shown
+        assert trained == [*[False] * (len(shown) - 2), True, True]
 
 
 def test_the_first_token_is_never_trained(make_tiny):
@@ -432,9 +432,9 @@ def test_the_first_token_is_never_trained(make_tiny):
     [
         (99, "<s>qrst\n⟦abc</s>⟧", ""),
         (10, "<s>qrst\n⟦abc</s>⟧", ""),
-        (9, "<s>rst\n⟦abc</s>⟧", "prompt"),
-        (6, "<s>\n⟦abc</s>⟧", "prompt"),
-        (5, "<s>⟦abc</s>⟧", "prompt"),
+        (9, "<s>rst\n⟦abc</s>⟧", "start"),
+        (6, "<s>\n⟦abc</s>⟧", "start"),
+        (5, "<s>⟦abc</s>⟧", "start"),
         (4, "<s>⟦abc⟧", "answer"),
         (2, "<s>⟦a⟧", "answer"),
     ],
@@ -446,17 +446,39 @@ def test_a_long_row_loses_the_start_of_its_prompt(make_tiny, length, text, cut):
 
 @pytest.mark.parametrize(
     ("length", "text", "cut"),
-    [(9, "qrst\n⟦abc</s>⟧", ""), (6, "t\n⟦abc</s>⟧", "prompt"), (5, "\n⟦abc</s>⟧", "prompt"), (4, "\n⟦abc⟧", "answer")],
+    [(9, "qrst\n⟦abc</s>⟧", ""), (6, "t\n⟦abc</s>⟧", "start"), (5, "\n⟦abc</s>⟧", "start"), (4, "\n⟦abc⟧", "answer")],
 )
 def test_one_token_of_the_prompt_stays_where_there_is_no_bos(make_tiny, length, text, cut):
     assert _fitted(make_tiny(("</s>",), eos="</s>"), talk("qrst", "abc"), length) == (text, cut)
 
 
-def test_text_loses_its_end(make_tiny):
-    example = Example(None, "abcdef", "x:1")
-    assert _fitted(make_tiny(("</s>",), eos="</s>"), example, 4) == ("a⟦bcd⟧", "answer")
-    tokenizer = make_tiny(("<s>", "</s>"), eos="</s>", bos="<s>", adds_bos=True)
-    assert _fitted(tokenizer, example, 4) == ("<s>⟦abc⟧", "answer")
+@pytest.mark.parametrize(
+    ("length", "bos", "rows"),
+    [
+        (7, False, ["a⟦bcdef</s>⟧"]),
+        (6, False, ["a⟦bcdef⟧", "f⟦</s>⟧"]),
+        (3, False, ["a⟦bc⟧", "c⟦de⟧", "e⟦f</s>⟧"]),
+        (8, True, ["<s>⟦abcdef</s>⟧"]),
+        (4, True, ["<s>⟦abc⟧", "<s>c⟦de⟧", "<s>e⟦f</s>⟧"]),
+    ],
+)
+def test_long_text_is_cut_into_rows_of_which_each_token_is_trained_once(make_tiny, length, bos, rows):
+    tokenizer = make_tiny(("<s>", "</s>"), eos="</s>", bos="<s>" if bos else None, adds_bos=bos)
+    found = causal_renderer(tokenizer).rows(Example(None, "abcdef", "x:1"), length, length)
+    assert [_marked(tokenizer, row.ids, row.targets) for row in found] == rows
+    assert {row.lost for row in found} == {""}
+
+
+@MANY
+@given(st.integers(2, 300), st.integers(8, 40), st.booleans())
+def test_of_a_text_in_pieces_nothing_is_lost_and_nothing_is_trained_twice(count, length, bos):
+    ids = list(range(count))
+    found = list(pieces(ids, length, 0 if bos else None))
+    assert [token for piece, known in found for token in piece[known:]] == ids[1:]
+    for piece, known in found:
+        assert known < len(piece) <= length
+        assert piece[known - 1] == piece[known] - 1  # what is predicted follows what is read
+        assert not bos or piece[0] == 0
 
 
 def test_an_earlier_answer_may_go_and_what_follows_the_last_goes_first(make_tiny):
@@ -464,7 +486,7 @@ def test_an_earlier_answer_may_go_and_what_follows_the_last_goes_first(make_tiny
     example = talk("q", "a", "r", "b")
     assert len(render(example, tokenizer)[0]) == 38
     assert _fitted(tokenizer, example, 37)[1] == ""  # only the line end behind the last answer
-    assert _fitted(tokenizer, example, 21) == ("a⟦</t>⟧\n<t>user\nr</t>\n<t>model\n⟦b</t>⟧", "prompt")
+    assert _fitted(tokenizer, example, 21) == ("a⟦</t>⟧\n<t>user\nr</t>\n<t>model\n⟦b</t>⟧", "start")
 
 
 @MANY
@@ -485,8 +507,12 @@ def test_what_is_fitted_is_short_enough_and_keeps_the_answer(prompt, answer, res
 def _fitted(tokenizer, example: Example, length: int) -> tuple[str, str]:
     ids, trained, cut = truncate(*render(example, tokenizer), length, causal_renderer(tokenizer).bos)
     assert len(ids) <= length
+    return _marked(tokenizer, ids, trained), cut
+
+
+def _marked(tokenizer, ids: list[int], trained: list[bool]) -> str:
     text = "".join(
         ("⟦" if target and not before else "") + ("⟧" if before and not target else "") + tokenizer.piece(token)
         for token, target, before in zip(ids, trained, [False, *trained], strict=False)
     )
-    return text + ("⟧" if trained[-1] else ""), cut
+    return text + ("⟧" if trained[-1] else "")

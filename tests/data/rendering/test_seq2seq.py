@@ -28,7 +28,7 @@ def example(*said: tuple[str, str]) -> Example:
 
 
 def test_both_sides_end_with_the_end_token_and_only_the_target_is_trained(tokenizer):
-    row = Seq2SeqRenderer(tokenizer).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
+    (row,) = Seq2SeqRenderer(tokenizer).rows(example(("user", "ab"), ("assistant", "c")), 99, 99)
     source, target = tokenizer.encode("ab"), tokenizer.encode("c")
     assert source[-1] == target[-1] == 1
     assert row.ids == source + target
@@ -38,28 +38,51 @@ def test_both_sides_end_with_the_end_token_and_only_the_target_is_trained(tokeni
 
 def test_a_tokenizer_that_adds_no_end_token_gets_one(tmp_path):
     save_byte_tokenizer(tmp_path, ends=False)
-    row = Seq2SeqRenderer(load_tokenizer(tmp_path)).row(example(("user", "ab"), ("assistant", "c")), 99, 99)
+    (row,) = Seq2SeqRenderer(load_tokenizer(tmp_path)).rows(example(("user", "ab"), ("assistant", "c")), 99, 99)
     assert [row.ids[2], row.ids[-1]] == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("most", "most_target", "cut", "source", "target"),
-    [(4, 9, "prompt", "abc</s>", "xyz</s>"), (9, 3, "answer", "abcdef</s>", "xyz"), (4, 2, "answer", "abc</s>", "xy")],
+    [(4, 9, "end", "abc</s>", "xyz</s>"), (9, 3, "answer", "abcdef</s>", "xyz"), (4, 2, "answer", "abc</s>", "xy")],
 )
 def test_what_is_too_long_loses_its_end(tokenizer, most, most_target, cut, source, target):
-    row = Seq2SeqRenderer(tokenizer).row(example(("user", "abcdef"), ("assistant", "xyz")), most, most_target)
+    (row,) = Seq2SeqRenderer(tokenizer).rows(example(("user", "abcdef"), ("assistant", "xyz")), most, most_target)
     first = row.source_length
     assert tokenizer.decode(row.ids[:first], False) == source
     assert tokenizer.decode(row.ids[first:], False) == target
     assert row.lost == cut
 
 
+@pytest.mark.parametrize(
+    ("most", "source"),
+    [
+        (99, "be brief\n\nuser: old\nassistant: yes\nuser: new</s>"),
+        (24, "be brief\n\nyes\nuser: new</s>"),
+        (16, ": yes\nuser: new</s>"),
+    ],
+)
+def test_a_long_conversation_loses_its_start_behind_the_rules_and_never_its_last_question(tokenizer, most, source):
+    said = [("system", "be brief"), ("user", "old"), ("assistant", "yes"), ("user", "new"), ("assistant", "no")]
+    (row,) = Seq2SeqRenderer(tokenizer).rows(example(*said), most, 9)
+    assert tokenizer.decode(row.ids[: row.source_length], False) == source
+    assert row.source_length <= most
+    assert tokenizer.decode(row.ids[row.source_length :], False) == "no</s>"
+    assert row.lost == ("" if most == 99 else "start")
+
+
 def test_a_conversation_becomes_lines_and_the_system_prompt_comes_first():
-    one = [Message("user", "q")]
+    one, rules = [Message("user", "q")], Message("system", "own")
     assert source_text(one) == "q"
-    assert source_text(one, "S") == "S\n\nq"
-    talk = [Message("system", "own"), *one, Message("assistant", "a"), Message("user", "r")]
-    assert source_text(talk, "S") == "own\n\nuser: q\nassistant: a\nuser: r"
+    assert source_text([rules, *one]) == "own\n\nq"
+    talk = [rules, *one, Message("assistant", "a"), Message("user", "r")]
+    assert source_text(talk) == "own\n\nuser: q\nassistant: a\nuser: r"
+
+
+def test_a_system_prompt_of_the_run_is_for_conversations_without_one(tokenizer):
+    renderer = Seq2SeqRenderer(tokenizer, "S")
+    own = [Message("system", "own"), Message("user", "q")]
+    assert [tokenizer.decode(renderer.prompt(said)) for said in (own[1:], own)] == ["S\n\nq", "own\n\nq"]
 
 
 def test_from_file_to_batch(tokenizer, tmp_path):

@@ -51,7 +51,7 @@ def _balance(summary: DataSummary) -> list[str]:
     if (share := counts[common] / total) >= LOPSIDED:
         lines.append(
             f"always answering {common!r} would be right for {share:.0%} of the training rows: look at macro F1 rather "
-            "than at accuracy"
+            "than at accuracy; train.class_weights=balanced lets all classes count the same"
         )
     if rare := sorted(name for name, count in counts.items() if count < RARE):
         shown = ", ".join(rare[:6]) + (f" and {len(rare) - 6} more" if len(rare) > 6 else "")

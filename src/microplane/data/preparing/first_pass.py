@@ -5,7 +5,6 @@ and which stand on which side. It keeps eight bytes of each row's content and it
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,8 +16,8 @@ import numpy as np
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import EVERY, Progress, mixture_splits
 from microplane.data.mixtures.spec import is_mixture
-from microplane.data.preparing.holdout import split_off
-from microplane.data.reading.bad_rows import Problems, RowError
+from microplane.data.preparing.holdout import RowClasses, split_off
+from microplane.data.reading.bad_rows import NoLabel, Problems, RowError
 from microplane.data.reading.formats import Example, recognise
 from microplane.data.reading.read import find_splits, read_rows
 from microplane.data.rendering.interface import RowFormat
@@ -42,7 +41,8 @@ class Split:
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
     sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
-    labels: Counter[str] = field(default_factory=Counter)  # how many rows (or words) have each class
+    classes: RowClasses = field(default_factory=RowClasses)  # of rows with labels
+    unlabelled: int = 0  # rows that say that they have no label
 
     def where(self, row: int) -> str:
         file, line = self.places[row]
@@ -94,7 +94,7 @@ def check_split(
         hashes.append(example.hash())
         sizes.append(example.characters)
         places.extend((file, line))
-        split.labels.update(str(label) for label in example.labels)
+        split.classes.add(example.labels)
         if progress and count % EVERY == 0:
             progress(f"checking {split.label}", count, None)
     split.hashes = np.array(hashes, np.uint64)
@@ -134,6 +134,7 @@ class FirstPass:
         for split in self.splits.values():
             found.counts.update(split.problems.counts)
             found.first += split.problems.first
+            found.notices += split.problems.notices
         return found
 
 
@@ -151,30 +152,45 @@ def first_pass(
     """
     splits = {name: check_split(name, paths, knobs, progress, read_format) for name, paths in files.items()}
     for split in splits.values():
-        if not len(split.hashes):
-            raise split.problems.error(split.label, split.problems.total)
+        _refuse_empty(split)
     if "validation" in splits or not hold_out:
         return FirstPass.of(splits)
     whole = splits["train"]
-    held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows)
-    splits["train"] = _part(whole, "train", ~held_out, whole.problems)
-    splits["validation"] = _part(whole, "validation", held_out, Problems())
+    held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows, whole.classes)
+    splits["train"] = _part(whole, ~held_out)
+    splits["validation"] = replace(_part(whole, held_out), name="validation", problems=Problems(), unlabelled=0)
     return FirstPass.of(splits, held_out)
 
 
-def _part(split: Split, name: str, rows: np.ndarray, problems: Problems) -> Split:
+def _refuse_empty(split: Split) -> None:
+    """Raises: DataError, for a split without a row that can be used."""
+    if len(split.hashes):
+        return
+    if split.unlabelled and not split.problems.total:
+        raise DataError(
+            f"{split.label}: each of its {split.unlabelled:,} rows says that it has no label. Leave the file out, or "
+            "say what is a label with --set data.no_label=[...]"
+        )
+    raise split.problems.error(split.label, split.problems.total + split.unlabelled)
+
+
+def _part(split: Split, rows: np.ndarray) -> Split:
+    """Some rows of a split, by a mask."""
     hashes, sizes, places = split.hashes[rows], split.sizes[rows], split.places[rows]
-    return replace(split, name=name, problems=problems, hashes=hashes, sizes=sizes, places=places)
+    return replace(split, hashes=hashes, sizes=sizes, places=places, classes=split.classes.of(rows))
 
 
 def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example]]:
-    """File number, line and example of each good row, in order. Bad ones are added to `split.problems`."""
+    """File number, line and example of each good row, in order. Bad ones are added to `split.problems`, those without a
+    label counted in `split.unlabelled`."""
     left = knobs.limit if split.name == "train" and knobs.limit else None
     for number, file in enumerate(split.files):
-        for row in read_rows(file):
+        for row in read_rows(file, split.format.keys):
             if left == 0:
                 return
             where = f"{file.name}:{row.line}"
+            if row.notice:
+                split.problems.notice(where, row.notice)
             if row.values is None:
                 if row.problem:
                     split.problems.add(where, row.problem)
@@ -183,6 +199,9 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
                 example = split.format.example(row.values, where)
             except RowError as error:
                 split.problems.add(where, error.problem)
+                continue
+            except NoLabel:
+                split.unlabelled += 1
                 continue
             if left is not None:
                 left -= 1

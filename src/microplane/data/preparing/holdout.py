@@ -2,24 +2,102 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from microplane.errors import DataError
 
 
-def split_off(hashes: np.ndarray, share: float, most: int) -> np.ndarray:
-    """Which rows to validate on, (rows,) bool: those with the smallest hashes.
+class TooFewRowsError(DataError):
+    """Nothing can be held out of the training rows."""
 
-    Equal rows stay together, and the order of the rows does not matter. At least one row on either side.
+
+@dataclass
+class RowClasses:
+    """Which classes each row has: none, one, several, or one for each word."""
+
+    numbers: dict[str, int] = field(default_factory=dict)  # by name, in the order in which they came
+    flat: array[int] = field(default_factory=lambda: array("i"))  # of all rows end to end
+    sizes: array[int] = field(default_factory=lambda: array("i"))  # of each row
+
+    def add(self, labels: Iterable[str | float | None]) -> None:
+        """One more row. Values of a regression, and words without a class, are none."""
+        before = len(self.flat)
+        self.flat.extend(self.numbers.setdefault(name, len(self.numbers)) for name in labels if isinstance(name, str))
+        self.sizes.append(len(self.flat) - before)
+
+    def of(self, rows: np.ndarray) -> RowClasses:
+        """Those of the rows that a mask (rows,) bool chooses; the names stay all."""
+        sizes = np.asarray(self.sizes)
+        flat = np.asarray(self.flat)[np.repeat(rows, sizes)]
+        return RowClasses(self.numbers, array("i", flat.tolist()), array("i", sizes[rows].tolist()))
+
+    def counts(self) -> dict[str, int]:
+        """How many rows (or words) have each class; 0 of those that only other rows have."""
+        found = np.bincount(np.asarray(self.flat, np.int64), minlength=len(self.numbers)).tolist()
+        return {name: found[number] for name, number in self.numbers.items()}
+
+
+def split_off(hashes: np.ndarray, share: float, most: int, classes: RowClasses | None = None) -> np.ndarray:
+    """Which rows to validate on, (rows,) bool: those with the smallest hashes, of each class the same share.
+
+    Equal rows stay together, and the order of the rows does not matter. At least one row on either side; and of each
+    class that two different rows have, as far as rows of several classes allow it.
+
+    Args:
+        classes: of rows with classes, which each of them has.
 
     Raises:
-        DataError: if there are fewer than two different rows.
+        TooFewRowsError: if there are fewer than two different rows.
     """
-    different, counts = np.unique(hashes, return_counts=True)
+    different, groups, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     if len(different) < 2:
         has = "1 row" if len(hashes) == 1 else f"{len(hashes):,} rows that are all equal"
-        raise DataError(f"the training data has {has}; at least 2 different ones are needed to train and to validate")
+        need = "at least 2 different ones are needed to train and to validate"
+        raise TooFewRowsError(f"the training data has {has}; {need}")
     target = min(round(share * len(hashes)), most)
-    groups = int(np.searchsorted(np.cumsum(counts), target, side="right"))
-    groups = min(max(1, groups), len(different) - 1)
-    return np.isin(hashes, different[:groups])
+    if classes is not None and classes.numbers:
+        held = _stratified(_classes_of_groups(groups, classes), counts, target / len(hashes))
+        if held.any():  # else no class has two different rows
+            return held[groups]
+    first = int(np.searchsorted(np.cumsum(counts), target, side="right"))
+    first = min(max(1, first), len(different) - 1)
+    return groups < first
+
+
+def _classes_of_groups(groups: np.ndarray, classes: RowClasses) -> list[np.ndarray]:
+    """Of each class, the numbers of the groups of equal rows that have it, ascending; last, of those without any."""
+    sizes = np.asarray(classes.sizes)
+    pairs = np.stack([np.asarray(classes.flat, np.int64), np.repeat(groups, sizes)])
+    without = np.unique(groups[sizes == 0])
+    number, group = np.unique(pairs, axis=1)
+    bounds = np.searchsorted(number, np.arange(1, len(classes.numbers)))
+    return [*np.split(group, bounds), without]
+
+
+def _stratified(members: list[np.ndarray], counts: np.ndarray, share: float) -> np.ndarray:
+    """Which groups of equal rows are held out, (groups,) bool: the rarest class chooses first, among the groups that no
+    rarer one has placed (Sechidis et al. 2011, "On the stratification of multi-label data"). What rounding takes from
+    one class it gives to the next.
+
+    Args:
+        members: of each class, its groups.
+        counts: rows of each group.
+    """
+    held, placed = np.zeros(len(counts), bool), np.zeros(len(counts), bool)
+    carry = 0.0
+    for groups in sorted(members, key=lambda groups: (int(counts[groups].sum()), groups.tolist())):
+        free = groups[~placed[groups]]
+        wanted = share * int(counts[groups].sum()) + carry - int(counts[groups[held[groups]]].sum())
+        taken = int(np.searchsorted(np.cumsum(counts[free]), round(wanted), side="right"))
+        if not held[groups].any() and len(groups) > 1:
+            taken = max(taken, 1)
+        if len(free) == len(groups) - int(held[groups].sum()):  # none of them is in training yet
+            taken = min(taken, len(free) - 1)
+        chosen = free[: max(taken, 0)]
+        held[chosen], placed[free] = True, True
+        carry = wanted - int(counts[chosen].sum())
+    return held

@@ -22,7 +22,7 @@ from microplane.errors import DataError
 from microplane.files import cache_dir
 
 O = TypeVar("O", bound=DataObjective)  # noqa: E741 - what is learnt from the rows
-VERSION = 4  # of what is stored and of all code that decides it; raise it when either changes
+VERSION = 5  # of what is stored and of all code that decides it; raise it when either changes
 
 
 @dataclass
@@ -65,9 +65,9 @@ def load_splits(
 
 def load_rows(
     knobs: DataKnobs, tokenizer: Tokenizer, candidates: Candidates[O], progress: Progress | None = None
-) -> tuple[Dataset, O]:
-    """All rows of a file, to measure on, and what is measured; of a folder with splits, its test rows or else its
-    validation rows.
+) -> tuple[Dataset, O, DataSummary]:
+    """All rows of a file, to measure on, what is measured, and their facts; of a folder with splits, its test rows or
+    else its validation rows.
 
     Raises:
         DataError: see `load_splits`.
@@ -76,7 +76,7 @@ def load_rows(
     name = next(name for name in ("test", "validation", "train") if name in files)
     sets, summary = _load({"train": files[name]}, knobs, tokenizer, progress, candidates, hold_out=False)
     objective = candidates.objective(summary.format_name)
-    return objective.view(sets["train"], knobs, tokenizer, 0), objective
+    return objective.view(sets["train"], knobs, tokenizer, 0), objective, summary
 
 
 def _load(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 MANY = 0.01  # share of dropped rows, and of rows that stand on both sides, that deserves a warning
+MANY_NUMBERS = 20  # classes called by numbers, above which they may be meant as numbers
 UNKNOWN = 0.001  # share of unknown tokens that deserves one
 
 
@@ -24,14 +25,15 @@ class DataSummary:
     format_name: str  # "prompt/completion"; of rows with labels the task
     objective: str  # of `microplane.objectives.OBJECTIVES`
     max_target_length: int | None = None  # of an encoder-decoder's answers
-    loses: str = "start"  # the side that a prompt beyond max_length loses
     bad: dict[str, int] = field(default_factory=dict)  # rows left out, by kind
     bad_examples: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     trained_tokens: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)  # min, median, mean, p95, max in tokens
-    truncated: dict[str, int] = field(default_factory=dict)  # rows that lost the start of their prompt
+    truncated: dict[str, int] = field(default_factory=dict)  # rows that lost the start of their prompt, or the end
+    ends_cut: dict[str, int] = field(default_factory=dict)  # those of them that lost the end
+    in_pieces: dict[str, int] = field(default_factory=dict)  # texts that were cut into several rows
     answers_cut: dict[str, int] = field(default_factory=dict)  # rows that lost the end of their answer too
     dropped: dict[str, int] = field(default_factory=dict)  # rows in which nothing is trained
     duplicates: dict[str, int] = field(default_factory=dict)  # rows that repeat another of their split
@@ -45,6 +47,8 @@ class DataSummary:
     labels: list[str] = field(default_factory=list)  # names of its classes
     counted: str = "tokens"  # what the loss is a sum over, and `trained_tokens` counts: tokens, rows or words
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # rows (or words) of each class
+    unlabelled: dict[str, int] = field(default_factory=dict)  # rows left out that say that they have no label
+    notices: list[str] = field(default_factory=list)  # of rows that may not be what was meant
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -68,6 +72,8 @@ class DataSummary:
         if not self.knows_all:
             shares = f"{self.input_unk_rate:.1%} of the inputs' tokens, {self.trained_unk_rate:.1%} of the answers'"
             lines.append(f"unknown   {shares}" if not self.task else f"unknown   {self.unk_rate:.1%} of the tokens")
+        if pieces := sum(self.in_pieces.values()):
+            lines.append(f"cut       {_many(pieces, 'text')} above {self.max_length:,} tokens into rows of that length")
         if self.bad:
             lines.append("left out  " + ", ".join(f"{count:,} x {kind}" for kind, count in self.bad.items()))
         return lines + [f"warning   {warning}" for warning in self.warnings]
@@ -81,10 +87,18 @@ class DataSummary:
 
     def warn(self) -> None:
         """Fill in `warnings` from the numbers."""
-        self.warnings = [*self._left_out(), *self._cut(), *self._repeated(), *self._unknown()]
+        self.warnings = [
+            *self.notices,
+            *self._left_out(),
+            *self._cut(),
+            *self._of_classes(),
+            *self._repeated(),
+            *self._unknown(),
+        ]
 
     def _left_out(self) -> list[str]:
-        lines = []
+        left = sum(self.unlabelled.values())
+        lines = [f"{_many(left, 'row')} without a label left out (data.no_label)"] if left else []
         for name, count in self.dropped.items():
             total = count + self.rows[name]
             if count > MANY * total:
@@ -95,10 +109,30 @@ class DataSummary:
     def _cut(self) -> list[str]:
         cut, answers = sum(self.truncated.values()), sum(self.answers_cut.values())
         limit = f"{self.max_length:,} tokens (data.max_length)"
-        lines = [f"{_many(cut, 'row')} above {limit} lost the {self.loses} of their prompt"] if cut else []
+        ends = sum(self.ends_cut.values())
+        what = "text" if self.task else "prompt"
+        lines = [
+            f"{_many(count, 'row')} above {limit} lost the {side} of their {what}"
+            for side, count in (("start", cut - ends), ("end", ends))
+            if count
+        ]
         if self.max_target_length:
             limit = f"{self.max_target_length:,} tokens (data.max_target_length)"
         return [*lines, f"{_many(answers, 'answer')} above {limit} lost their end"] if answers else lines
+
+    def _of_classes(self) -> list[str]:
+        """Classes that a split lacks; a -1 that may be no class; numbers that may be no classes."""
+        lines = []
+        occur = [name for name in self.labels if any(counts.get(name) for counts in self.label_counts.values())]
+        for split, counts in self.label_counts.items():
+            if lacking := [name for name in occur if not counts.get(name)]:
+                shown = ", ".join(lacking[:6]) + (f" and {len(lacking) - 6} more" if len(lacking) > 6 else "")
+                lines.append(f"no {split} row has {'the class' if len(lacking) == 1 else 'one of the classes'} {shown}")
+        if "-1" in occur:
+            lines.append("-1 is a class like the others here; if it means that there is no label: data.no_label=-1")
+        if self.task == "classification" and len(occur) > MANY_NUMBERS and all(map(is_decimal, occur)):
+            lines.append(f"{len(occur):,} numbers are classes here; to learn them as numbers: data.task=regression")
+        return lines
 
     def _repeated(self) -> list[str]:
         lines = []
@@ -115,6 +149,15 @@ class DataSummary:
             return []
         where = f"{self.unk_rate:.1%} of the tokens and {self.trained_unk_rate:.1%} of the trained tokens"
         return [f"{where} are unknown to the tokenizer (<unk>): the model cannot read or write what they stand for"]
+
+
+def is_decimal(name: str) -> bool:
+    """Whether a class is called by a number."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _many(count: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -17,9 +18,10 @@ from microplane.data.preparing.first_pass import FirstPass, Split, examples, fir
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.formats import Example
+from microplane.data.reading.label_values import AUTO, means_none
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
 from microplane.data.rendering.labelled import class_names
-from microplane.data.store import SplitInfo, SplitWriter, TokenDataset, TokenRow
+from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
@@ -45,7 +47,10 @@ def tokenise_files(
     found = first_pass(files, knobs, progress, hold_out, candidates.read_format)
     train = found.splits["train"]
     objective = candidates.objective(train.format.name)
-    classes = class_names(train.labels, candidates.classes, strictly=not hold_out)
+    named = train.format.classes or train.classes.numbers
+    if knobs.no_label == AUTO:
+        _refuse_doubtful(train, set(named) - set(candidates.classes))
+    classes = class_names(named, candidates.classes, strictly=not hold_out)
     renderer = objective.renderer(tokenizer, knobs.template, knobs.system, classes)
     traits = renderer.traits
     with new_entry(folder, "the tokenised data", f"rows of {Path(knobs.train).name} as tokens") as temporary:
@@ -63,11 +68,22 @@ def tokenise_files(
         (temporary / "summary.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def _refuse_doubtful(train: Split, named: set[str]) -> None:
+    """Raises: DataError, for a label that was read as a class by the first rows, and by all rows seems to be none."""
+    if doubtful := named & means_none(named):
+        raise DataError(
+            f"{train.label}: the label {doubtful.pop()} stands beside the numbers of three classes or more, where it "
+            "often means that there is none; the first rows do not show that. Say so with --set "
+            "data.no_label=[-100, -1], or that it is a class with --set data.no_label=-100"
+        )
+
+
 @dataclass
 class Counts:
     """What happened to the rows of one split while they were tokenised."""
 
-    lost: dict[str, int] = field(default_factory=lambda: {"": 0, "prompt": 0, "answer": 0})
+    lost: Counter[Lost] = field(default_factory=Counter)
+    in_pieces: int = 0  # examples that became several rows
     dropped: int = 0
     targets: int = 0  # tokens to be predicted
     unknown: int = 0  # tokens that the tokenizer does not know
@@ -105,24 +121,26 @@ class SecondPass:
                 break  # the file grew; the second look at its identity tells
             if self.progress and row % EVERY == 0:
                 self.progress(f"tokenising {split.label}", row, total)
-            if tokens := self._render(split, example):
-                side = "validation" if held_out is not None and held_out[row] else name
+            side = "validation" if held_out is not None and held_out[row] else name
+            found = self._render(split, example)
+            self.counts[side].in_pieces += len(found) > 1
+            for tokens in found:
                 self._write(side, tokens, (file, line))
         if self.progress:
             self.progress(f"tokenising {split.label}", total, total)
         if split.problems.total and not self.knobs.skip_bad_rows:
             raise split.problems.error(split.label, total)
 
-    def _render(self, split: Split, example: Example) -> TokenRow | None:
-        """The tokens of a row, or None if the template refuses it; that makes it a bad row."""
+    def _render(self, split: Split, example: Example) -> list[TokenRow]:
+        """The tokens of an example, none if the template refuses it; that makes it a bad row."""
         most = self.knobs.max_length
         try:
-            return self.renderer.row(example, most, self.knobs.max_target_length or most)
+            return self.renderer.rows(example, most, self.knobs.max_target_length or most)
         except DataError as error:
             split.problems.add(example.where, Problem("refused by the template", str(error)))
         if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:  # often all rows: no need to see more
             raise split.problems.error(split.label, len(split.hashes))
-        return None
+        return []
 
     def _write(self, name: str, row: TokenRow, place: tuple[int, int]) -> None:
         counts = self.counts[name]
@@ -152,7 +170,9 @@ class SecondPass:
         train = counts["train"]
         summary = DataSummary(
             **self._rules(),
-            label_counts={name: dict(split.labels) for name, split in splits.items()},
+            label_counts={name: split.classes.counts() for name, split in splits.items()},
+            unlabelled={name: split.unlabelled for name, split in splits.items()},
+            notices=problems.notices,
             files={name: [str(path) for path in split.files] for name, split in splits.items()},
             validation_from="file" if self.found.held_out is None else "split off",
             bad=dict(problems.counts),
@@ -161,7 +181,9 @@ class SecondPass:
             tokens={name: info.tokens for name, info in infos.items()},
             trained_tokens={name: info.trained_tokens for name, info in infos.items()},
             lengths={name: length_facts(TokenDataset(folder, name, info).lengths) for name, info in infos.items()},
-            truncated={name: item.lost["prompt"] for name, item in counts.items()},
+            truncated={name: item.lost["start"] + item.lost["end"] for name, item in counts.items()},
+            ends_cut={name: item.lost["end"] for name, item in counts.items()},
+            in_pieces={name: item.in_pieces for name, item in counts.items()},
             answers_cut={name: item.lost["answer"] for name, item in counts.items()},
             dropped={name: item.dropped for name, item in counts.items()},
             duplicates={name: split.duplicates for name, split in splits.items()},
@@ -195,7 +217,6 @@ class SecondPass:
             "system": knobs.system,
             "max_length": knobs.max_length,
             "max_target_length": knobs.max_target_length if traits.bounds_target else None,
-            "loses": traits.loses,
         }
 
 

@@ -33,6 +33,10 @@ class RowError(Exception):
         self.problem = Problem(kind, message)
 
 
+class NoLabel(Exception):  # noqa: N818 - nothing is wrong with such a row
+    """Raised for a row that says of itself that it has no label: it is left out, and counted apart from bad rows."""
+
+
 def show(value: Any) -> str:
     """A value as a sentence can hold it, shortened: `null`, `the number 3`, `the text 'abc'`, `a list [1, 2]`."""
     if value is None:
@@ -56,11 +60,16 @@ class Problems:
 
     counts: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)  # the first of rows that are read and may not be what was meant
 
     def add(self, where: str, problem: Problem) -> None:
         self.counts[problem.kind] += 1
         if len(self.first) < LISTED:
             self.first.append(f"{where}: {problem.message}")
+
+    def notice(self, where: str, text: str) -> None:
+        if len(self.notices) < LISTED:
+            self.notices.append(f"{where}: {text}")
 
     @property
     def total(self) -> int:

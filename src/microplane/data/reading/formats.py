@@ -28,7 +28,7 @@ class Example:
     messages: tuple[Message, ...] | None
     text: str | None
     where: str  # "file.jsonl:17"
-    labels: tuple[str | float, ...] = ()  # of a text, where a task head is trained: classes, a number, or one per word
+    labels: tuple[str | float | None, ...] = ()  # for a task head: classes, a number, or a class or None for each word
     words: tuple[str, ...] = ()  # of a text whose words have labels
     second_text: str = ""  # one that belongs to the first
 
@@ -99,6 +99,16 @@ class Format:
     name: str
     columns: Mapping[str, str]  # part -> column as the file spells it
     unused: tuple[str, ...] = ()  # other columns
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(self.columns.values())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """None: these rows have no labels."""
+        return ()
 
     def __str__(self) -> str:
         """`instruction/input/output (instruction + input -> output; not used: id)`"""
@@ -231,13 +241,22 @@ def _text(value: Any, place: str) -> str:
         raise RowError("null", f"{place} is null, expected text")
     if not isinstance(value, str):
         raise RowError("not text", f"{place} is {show(value)}, expected text")
-    if not value.isascii():
+    return whole_text(value, place)
+
+
+def whole_text(text: str, place: str) -> str:
+    """The text itself.
+
+    Raises:
+        RowError: if half of a character stands in it (a lone surrogate), which no file can hold.
+    """
+    if not text.isascii():
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            half = f"\\u{ord(value[error.start]):04x}"
+            half = f"\\u{ord(text[error.start]):04x}"
             raise RowError("broken text", f"{place} holds half a character ({half}), expected whole ones") from None
-    return value
+    return text
 
 
 def _filled(values: Mapping[str, Any], key: str, part: str) -> str:

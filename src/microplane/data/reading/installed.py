@@ -20,6 +20,8 @@ class InstalledFormat:
 
     name: str
     read: ReadRow
+    keys: tuple[str, ...]  # all that the first rows have: which of them the function reads is not known
+    classes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name} (from the package {FORMATS.package_of(self.name)})"

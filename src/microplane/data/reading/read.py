@@ -5,57 +5,27 @@ Text files may be compressed (.gz, .bz2). Nothing here knows what the keys of a 
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from microplane.data.reading.bad_rows import Problem, RowError, show
+from microplane.data.reading.csv_rows import csv_rows
+from microplane.data.reading.lines import BOM, SUFFIXES, Lines, LongLineError, RawRow, file_type, open_file
 from microplane.errors import DataError, nearest
 
-MAX_LINE = 16 * 2**20  # bytes; a longer line is reported and never given to a parser
 MAX_JSON = 2**30  # bytes; a JSON list is read whole, JSONL is not
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-_BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"PAR1": "a Parquet file", b"\x1f\x8b": "a gzip file", b"BZh": "a bzip2 file", b"PK\x03\x04": "a zip file"}
 
 
-@dataclass(frozen=True)
-class RawRow:
-    """One row: its values, or the complaint about it. `line` counts lines from 1 (rows in JSON and Parquet)."""
-
-    line: int
-    values: dict[str, Any] | None = None
-    problem: Problem | None = None
-
-
-def file_type(path: Path) -> str:
-    """The suffix that says how a file is read, without a compression's.
-
-    Raises:
-        DataError: for a name that says nothing known.
-    """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-        if suffixes and suffixes[-1] == ".parquet":
-            raise DataError(f"{path}: Parquet is compressed inside; unpack the file first")
-    if suffixes and suffixes[-1] in SUFFIXES:
-        return suffixes[-1]
-    found = suffixes[-1] if suffixes else ""
-    has = f"files ending in {found!r} are not known" if found else "the name has no ending that tells its type"
-    raise DataError(f"{path}: {has}.{nearest(found, SUFFIXES)} Possible: {', '.join(SUFFIXES)}, also with .gz or .bz2")
-
-
-def read_rows(path: Path) -> Iterator[RawRow]:
+def read_rows(path: Path, keys: Collection[str] = ()) -> Iterator[RawRow]:
     """All rows of a file, in order, in bounded memory (except JSON lists, which must be below 1 GB).
+
+    Args:
+        keys: the columns that are of use, if known: of Parquet no others are read.
 
     Raises:
         DataError: for a file that cannot be read as a whole. What is wrong with single rows is in the rows.
@@ -64,11 +34,11 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     check_file(path)
     try:
         if kind == ".parquet":
-            yield from _parquet(path)
+            yield from _parquet(path, keys)
             return
         _refuse_binary(path)
-        with _open(path) as file:
-            yield from _READERS[kind](path, _Lines(file))
+        with open_file(path) as file:
+            yield from _READERS[kind](path, Lines(file))
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: the compressed file is damaged or cut off ({error})") from None
     except OSError as error:
@@ -86,12 +56,8 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} is empty")
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, _COMPRESSED.get(path.suffix.lower(), open)(path, "rb"))
-
-
 def _refuse_binary(path: Path) -> None:
-    with _open(path) as file:
+    with open_file(path) as file:
         head = file.read(4096)
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
@@ -102,44 +68,10 @@ def _refuse_binary(path: Path) -> None:
         raise DataError(f"{path} is a binary file (byte {head.index(0)} is zero), expected {file_type(path)} text")
 
 
-class _LongLineError(Exception):
-    """A line above the bound; the file stands behind it."""
-
-
-class _Lines:
-    """The lines of a file as bytes, bounded. Unlike a generator it goes on after a line that was too long."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.number = 0  # of the line that was given last, from 1
-        self.start = 0  # its first byte in the file
-        self._end = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self.file.readline(MAX_LINE + 1)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        self.start = self._end
-        self._end += len(line)
-        if len(line) > MAX_LINE:
-            while not line.endswith(b"\n") and (line := self.file.readline(MAX_LINE)):
-                self._end += len(line)
-            raise _LongLineError
-        return line.removeprefix(_BOM) if self.number == 1 else line
-
-    def too_long(self) -> Problem:
-        size = (self._end - self.start) / 2**20
-        return Problem("line too long", f"the line holds {size:,.0f} MB, at most {MAX_LINE // 2**20} MB are read")
-
-
 # JSONL and JSON
 
 
-def _jsonl(path: Path, lines: _Lines) -> Iterator[RawRow]:
+def _jsonl(path: Path, lines: Lines) -> Iterator[RawRow]:
     while True:
         try:
             line = next(lines, None)
@@ -147,7 +79,7 @@ def _jsonl(path: Path, lines: _Lines) -> Iterator[RawRow]:
                 return
             if line.strip():
                 yield RawRow(lines.number, parse_object(line, lines.start))
-        except _LongLineError:
+        except LongLineError:
             yield RawRow(lines.number, problem=lines.too_long())
         except RowError as error:
             yield RawRow(lines.number, problem=error.problem)
@@ -178,7 +110,7 @@ def _broken(error: json.JSONDecodeError) -> str:
     return f"{error.msg} at column {error.colno}, near {near!r}; expected one whole JSON object on the line"
 
 
-def _json(path: Path, lines: _Lines) -> Iterator[RawRow]:
+def _json(path: Path, lines: Lines) -> Iterator[RawRow]:
     if _is_jsonl(path):
         yield from _jsonl(path, lines)
         return
@@ -194,18 +126,18 @@ def _json(path: Path, lines: _Lines) -> Iterator[RawRow]:
 
 def _is_jsonl(path: Path) -> bool:
     """Whether a .json file holds one object per line, as many do."""
-    with _open(path) as file:
-        filled = (line for line in _Lines(file) if line.strip())
+    with open_file(path) as file:
+        filled = (line for line in Lines(file) if line.strip())
         try:
             parse_object(next(filled, b""))
             return next(filled, None) is not None
-        except (_LongLineError, RowError):
+        except (LongLineError, RowError):
             return False
 
 
 def _load_json(path: Path, content: bytes) -> Any:
     try:
-        return json.loads(content.removeprefix(_BOM).decode())
+        return json.loads(content.removeprefix(BOM).decode())
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise DataError(f"{path}: byte {error.start} is 0x{byte:02x}, expected UTF-8 text; save it as UTF-8") from None
@@ -230,74 +162,10 @@ def _rows_in(path: Path, value: Any) -> list[Any]:
     return next(iter(lists.values()))
 
 
-# CSV
-
-
-def _csv(path: Path, lines: _Lines) -> Iterator[RawRow]:
-    csv.field_size_limit(MAX_LINE)
-    try:
-        header, delimiter = _header(path, lines)
-    except _LongLineError:
-        raise DataError(f"{path}: {lines.too_long().message}; expected the names of the columns") from None
-    reader = csv.reader(_texts(lines), delimiter=delimiter, strict=True)
-    while True:
-        line = lines.number + 1
-        try:
-            cells = next(reader, None)
-            if cells is None:
-                return
-            if cells:
-                yield RawRow(line, _named(cells, header))
-        except _LongLineError:
-            yield RawRow(line, problem=lines.too_long())
-            reader = csv.reader(
-                _texts(lines), delimiter=delimiter, strict=True
-            )  # the generator ended with the exception
-        except csv.Error as error:
-            yield RawRow(line, problem=Problem("broken CSV", f"{error}; is a quote left open, or a line end stray?"))
-        except RowError as error:
-            yield RawRow(line, problem=error.problem)
-
-
-def _texts(lines: _Lines) -> Iterator[str]:
-    """Lines as text. Bytes that are not UTF-8 become lone surrogates, which the row's check finds."""
-    for line in lines:
-        yield line.decode(errors="surrogateescape")
-
-
-def _header(path: Path, lines: _Lines) -> tuple[list[str], str]:
-    """The columns' names and the character between them: a tab in .tsv, else the first of `,` `;` tab that occurs."""
-    first = next((line for line in _texts(lines) if line.strip()), "")
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
-    if file_type(path) == ".tsv":
-        delimiter = "\t"
-    try:
-        header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-    except csv.Error as error:
-        raise DataError(f"{path}: the header is broken ({error})") from None
-    named = [name for name in header if name]
-    twice = sorted({name for name in named if named.count(name) > 1})
-    if not named or twice:
-        what = f"names {twice[0]!r} twice" if twice else "names no column"
-        raise DataError(f"{path}: the first line {what}; it must name each column once")
-    return header, delimiter
-
-
-def _named(cells: list[str], header: list[str]) -> dict[str, Any]:
-    for cell in cells:
-        if not cell.isascii() and (bad := re.search("[\udc80-\udcff]", cell)):
-            byte = ord(bad[0]) - 0xDC00
-            raise RowError("invalid UTF-8", f"a cell holds the byte 0x{byte:02x}, expected UTF-8 text: {show(cell)}")
-    if len(cells) != len(header):
-        near = f"; it begins with {show(cells[0])}"
-        raise RowError("ragged row", f"the row has {len(cells)} cells, expected {len(header)} as in the header{near}")
-    return {name: cell for name, cell in zip(header, cells, strict=True) if name}
-
-
 # Parquet
 
 
-def _parquet(path: Path) -> Iterator[RawRow]:
+def _parquet(path: Path, keys: Collection[str]) -> Iterator[RawRow]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -309,22 +177,34 @@ def _parquet(path: Path) -> Iterator[RawRow]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for values in batch.to_pylist():
+            there = [name for name in file.schema_arrow.names if not keys or name in keys]
+            for batch in file.iter_batches(batch_size=256, columns=there):
+                columns = {name: _values(column) for name, column in zip(batch.schema.names, batch, strict=True)}
+                for row in range(batch.num_rows):
                     number += 1
-                    yield RawRow(number, values)
+                    yield RawRow(number, {name: values[row] for name, values in columns.items()})
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())[:200]
         place = f" behind row {number:,}" if number else ""
         raise DataError(f"{path} is no readable Parquet file{place}: {what}") from None
 
 
-_READERS: dict[str, Callable[[Path, _Lines], Iterator[RawRow]]] = {
+def _values(column: Any) -> Sequence[Any]:
+    """The values of a column (pyarrow.Array) as Python has them. Where it has none, as of a time in nanoseconds or of
+    the year 14000, they stay pyarrow's: no text, and no harm unless this column is of use."""
+    try:
+        values: Sequence[Any] = column.to_pylist()
+    except (ValueError, OverflowError):
+        return list(column)
+    return values
+
+
+_READERS: dict[str, Callable[[Path, Lines], Iterator[RawRow]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
-    ".csv": _csv,
-    ".tsv": _csv,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
 }
 
 # Folders

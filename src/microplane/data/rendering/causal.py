@@ -11,14 +11,14 @@ is. Only plain-text examples keep theirs, since such data often holds conversati
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 from microplane.data.reading.formats import Example, Message
 from microplane.data.rendering.chat_template import ChatTemplate, PlainTemplate, Span, Traced
 from microplane.data.rendering.interface import RowTraits
-from microplane.data.store import TokenRow, last_run
+from microplane.data.store import Lost, TokenRow, last_run
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
@@ -98,9 +98,16 @@ class CausalRenderer:
             trained.append(True)
         return self._begin(ids, trained)
 
-    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
-        """See `render` and `truncate`. The answer's own length is not bounded, for it stands in the same row."""
-        return TokenRow(*truncate(*self.render(example), max_length, self.bos))
+    def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
+        """See `render`, `pieces` and `truncate`. The answer's own length is not bounded, for it stands in the same
+        row."""
+        ids, trained = self.render(example)
+        if example.messages is None:
+            return [
+                TokenRow(piece, [place >= known for place in range(len(piece))])
+                for piece, known in pieces(ids, max_length, self.bos)
+            ]
+        return [TokenRow(*truncate(ids, trained, max_length, self.bos))]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What generation starts from: the conversation so far and the template's generation prompt."""
@@ -216,10 +223,22 @@ class CausalRenderer:
 # Length
 
 
+def pieces(ids: list[int], max_length: int, bos: int | None) -> Iterator[tuple[list[int], int]]:
+    """A text as rows of at most `max_length` tokens, each with the number of its tokens at the start that are not
+    trained. Of the whole text every token but the first is trained, once: a later piece begins with `bos`, if there is
+    one, and with the last token of the piece before it.
+    """
+    yield ids[:max_length], 1
+    head = ids[:1] if ids[0] == bos else []
+    room = max_length - len(head) - 1
+    for start in range(max_length, len(ids), room):
+        yield [*head, *ids[start - 1 : start + room]], len(head) + 1
+
+
 def truncate(
     ids: list[int], trained: list[bool], max_length: int, bos: int | None
-) -> tuple[list[int], list[bool], str]:
-    """Cut a row to its length, and say what was lost: "", "prompt" or "answer".
+) -> tuple[list[int], list[bool], Lost]:
+    """Cut a row of a conversation to its length, and say what was lost.
 
     What follows the last trained token goes, as nothing depends on it. Then the start of the prompt goes, except
     `bos`; only of an answer that is too long by itself, the end goes too.
@@ -229,7 +248,8 @@ def truncate(
     if end <= max_length:
         return ids, trained, ""
     head = 1 if ids[0] == bos else 0
-    begin, cut = end - (max_length - head), "prompt"
+    begin = end - (max_length - head)
+    cut: Lost = "start"
     if start < begin + 1 - head:  # a target needs one token before it
         begin, cut = start - 1 + head, "answer"
     stop = begin + max_length - head

@@ -22,8 +22,16 @@ class RowFormat(Protocol):
     def name(self) -> str:
         """Of the format, as in `data.format`; of rows with labels the kind of the labels, as in `data.task`."""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that are read; there may be others."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes where the format fixes them, as of multi-hot rows; else the rows name their own."""
+
     def example(self, values: Mapping[str, Any], where: str) -> Example:
-        """Raises: RowError, for a row that does not fit the format."""
+        """Raises: RowError, for a row that does not fit the format; NoLabel, for one that is not to be trained."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,6 @@ class RowTraits:
     template: str  # "chat", "plain" or "none"
     stops: tuple[int, ...] = ()  # tokens that end an answer
     classes: tuple[str, ...] = ()  # names of the labels
-    loses: Literal["start", "end"] = "start"  # the side that a prompt beyond max_length loses
     bounds_target: bool = False  # the answer has a greatest length of its own
     continues: bool = True  # rows begin as generation does; some templates open a thought only for generation
     counted: Literal["tokens", "rows", "words"] = "tokens"  # what the loss is a sum over
@@ -49,8 +56,12 @@ class Renderer(Protocol):
     @property
     def traits(self) -> RowTraits: ...
 
-    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
-        """Raises: DataError, for an example that the template refuses."""
+    def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
+        """One row, or several where an example is cut into them.
+
+        Raises:
+            DataError: for an example that the template refuses.
+        """
 
 
 class DataObjective(Protocol):

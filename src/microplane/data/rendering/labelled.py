@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 from microplane.data.reading.bad_rows import RowError, show
-from microplane.data.reading.formats import Example
+from microplane.data.reading.formats import Example, whole_text
+from microplane.data.reading.label_values import AUTO, label_names, look
 from microplane.data.rendering.interface import RowTraits
-from microplane.data.store import TokenRow
+from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
@@ -28,11 +29,20 @@ WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 class LabelFormat:
     """How rows become labelled examples: the `RowFormat` where a task head is trained."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], file: str, task: Task | None = None):
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        file: str,
+        task: Task | None = None,
+        known: Sequence[str] = (),
+        no_label: Sequence[str] = AUTO,
+    ):
         """Look at the first rows of a file.
 
         Args:
             task: what the user asked for; otherwise the kind of the labels decides.
+            known: class names of the model's head.
+            no_label: as the knob `data.no_label`.
 
         Raises:
             DataError: if there is no text, or no label.
@@ -52,15 +62,23 @@ class LabelFormat:
             )
         self.text_key, self.label_key = texts, label
         self.pair_key = None if self.per_word else _first(SECONDS, [key for key in seen if key not in (texts, label)])
-        self.task: Task = task or self._look(row.get(label) for row in rows)
+        values = (row.get(label) for row in rows)
+        self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label)
 
-    def _look(self, values: Iterable[Any]) -> Task:
-        if self.per_word:
-            return PER_TOKEN
-        some = [value for value in values if value is not None]
-        if any(isinstance(value, list) for value in some):
-            return "multilabel"
-        return "regression" if any(isinstance(value, float) for value in some) else "classification"
+    @property
+    def task(self) -> Task:
+        """What is learnt from the labels."""
+        return self.values.task
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(key for key in (self.text_key, self.pair_key, self.label_key) if key is not None)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of multi-hot rows; other rows name their own."""
+        return self.values.classes
 
     @property
     def name(self) -> str:
@@ -72,60 +90,29 @@ class LabelFormat:
         return f"{self.task} ({text} -> {self.label_key})"
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
-        """Raises: RowError, with the key, the offending value and what was expected."""
+        """Raises: RowError, with the key, the offending value and what was expected; NoLabel, for a row without one."""
+        labels = self.values.read(values.get(self.label_key), self.label_key)
         if self.per_word:
-            words = self._words(values, self.text_key, "a list of words")
-            tags = self._words(values, self.label_key, "a list of tags")
-            if len(words) != len(tags):
-                counts = f"{len(words)} words and {len(tags)} tags"
+            words = self._words(values, self.text_key)
+            if len(words) != len(labels):
+                counts = f"{len(words)} words and {len(labels)} tags"
                 raise RowError("words without tags", f"the row has {counts}, expected one tag for each word")
-            return Example(None, " ".join(words), where, labels=tuple(tags), words=tuple(words))
+            return Example(None, " ".join(words), where, labels=labels, words=tuple(words))
         text = self._text(values, self.text_key)
         pair = self._text(values, self.pair_key) if self.pair_key else ""
-        return Example(None, text, where, labels=self._labels(values), second_text=pair)
+        return Example(None, text, where, labels=labels, second_text=pair)
 
     def _text(self, values: Mapping[str, Any], key: str) -> str:
         text = values.get(key)
         if not isinstance(text, str) or not text.strip():
             raise RowError("no text", f"key {key!r} is {show(text)}, expected text")
-        return text
+        return whole_text(text, f"key {key!r}")
 
-    def _words(self, values: Mapping[str, Any], key: str, expected: str) -> list[str]:
+    def _words(self, values: Mapping[str, Any], key: str) -> list[str]:
         found = values.get(key)
         if not isinstance(found, list) or not found or not all(type(x) in (str, int) and str(x).strip() for x in found):
-            raise RowError("no list", f"key {key!r} is {show(found)}, expected {expected}")
-        return [str(x) for x in found]
-
-    def _labels(self, values: Mapping[str, Any]) -> tuple[str | float, ...]:
-        value = values.get(self.label_key)
-        return _READERS[self.task](value, f"key {self.label_key!r} is {show(value)}, expected")
-
-
-def _one_class(value: Any, place: str) -> tuple[str]:
-    if isinstance(value, bool):
-        return (str(value).lower(),)
-    if type(value) not in (str, int) or not str(value).strip():
-        raise RowError("wrong label", f"{place} a label")
-    return (str(value),)
-
-
-def _some_classes(value: Any, place: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
-        raise RowError("wrong label", f"{place} a list of labels")
-    return tuple(dict.fromkeys(str(item) for item in value))
-
-
-def _number(value: Any, place: str) -> tuple[float]:
-    if type(value) not in (int, float):
-        raise RowError("wrong label", f"{place} a number")
-    return (float(value),)
-
-
-_READERS: dict[Task, Callable[[Any, str], tuple[str | float, ...]]] = {
-    "classification": _one_class,
-    "multilabel": _some_classes,
-    "regression": _number,
-}
+            raise RowError("no list", f"key {key!r} is {show(found)}, expected a list of words")
+        return [whole_text(str(word), f"key {key!r}") for word in found]
 
 
 def _first(wanted: Iterable[str], keys: Sequence[str]) -> str | None:
@@ -133,13 +120,7 @@ def _first(wanted: Iterable[str], keys: Sequence[str]) -> str | None:
     return next((spelled[name] for name in wanted if name in spelled), None)
 
 
-def label_names(counts: Iterable[str]) -> list[str]:
-    """Class names in an order that does not depend on the rows': by number if all are numbers, else by text."""
-    names = list(counts)
-    return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
-
-
-def class_names(found: Mapping[str, int], known: Sequence[str], strictly: bool) -> tuple[str, ...]:
+def class_names(found: Collection[str], known: Sequence[str], strictly: bool) -> tuple[str, ...]:
     """Of the classes: those that the model knows, where the rows have no others, or none may be added."""
     return tuple(known) if known and (strictly or set(found) <= set(known)) else tuple(label_names(found))
 
@@ -163,12 +144,11 @@ class LabelRenderer(ABC):
         return RowTraits(
             "none",
             classes=self.classes,
-            loses="end",
             counted=self.counted,
             labels_per_token=self.labels_per_token,
         )
 
-    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
+    def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
         """Ids with the model's special tokens, and numbers of classes, values, or a number for each token.
 
         A text longer than `max_length` loses its end. The segments are of use where the tokenizer tells the two texts
@@ -180,9 +160,8 @@ class LabelRenderer(ABC):
         ids, offsets, types, cut = self.tokenizer.encode_pair(example.text or "", example.second_text, max_length)
         labels = self.labels(example, offsets)
         segments = [kind == 1 for kind in types]
-        return TokenRow(
-            ids, lost="prompt" if cut else "", segments=segments, labels=labels, labelled=self.labelled(labels)
-        )
+        lost: Lost = "end" if cut else ""
+        return [TokenRow(ids, lost=lost, segments=segments, labels=labels, labelled=self.labelled(labels))]
 
     @abstractmethod
     def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
@@ -195,8 +174,9 @@ class LabelRenderer(ABC):
     def number(self, name: str) -> int:
         """Raises: DataError, for a class that the training rows do not have."""
         if name not in self.numbers:
+            hint = "; if it means that there is none, add it to data.no_label" if name == "-1" else ""
             raise DataError(
-                f"the label {name!r} is in none of the training rows, which have {', '.join(self.classes[:20])}"
+                f"the label {name!r} is in none of the training rows, which have {', '.join(self.classes[:20])}{hint}"
             )
         return self.numbers[name]
 
@@ -223,11 +203,12 @@ class NumberRenderer(LabelRenderer):
         super().__init__(tokenizer, ())
 
     def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:
-        return [float(label) for label in example.labels]
+        return [float(label) for label in example.labels if label is not None]
 
 
 class WordClassRenderer(LabelRenderer):
-    """The number of a word's class at the first token that reaches into it, and `IGNORED` at all others."""
+    """The number of a word's class at the first token that reaches into it, and `IGNORED` at all others, and of a word
+    without a class."""
 
     counted = "words"
     labels_per_token = True
@@ -245,10 +226,11 @@ class WordClassRenderer(LabelRenderer):
             while place is not None and place[1][1] - 1 <= start:  # a word that no token of its own stands for
                 place = next(places, None)
             if place is not None and end > place[1][0]:
-                labels[token] = float(self.number(str(example.labels[place[0]])))
+                name = example.labels[place[0]]
+                labels[token] = float(IGNORED if name is None else self.number(str(name)))
                 place = next(places, None)
         return labels
 
     def labelled(self, labels: Sequence[float]) -> int:
-        """The words that have a token."""
+        """The words that have a class and a token."""
         return sum(label != IGNORED for label in labels)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from microplane.data.reading.formats import Example, Message
 from microplane.data.rendering.interface import RowTraits
-from microplane.data.store import TokenRow
+from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
@@ -31,40 +31,53 @@ class Seq2SeqRenderer:
 
     @property
     def traits(self) -> RowTraits:
-        return RowTraits("plain", self.stops, loses="end", bounds_target=True)
+        return RowTraits("plain", self.stops, bounds_target=True)
 
-    def row(self, example: Example, max_length: int, max_target: int) -> TokenRow:
-        """A source longer than `max_length` loses its end, and so does a target longer than `max_target`."""
+    def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
+        """A source longer than `max_length` loses its end, but a conversation its start, behind the system prompt, for
+        what is to be answered stands at its end. A target longer than `max_target` loses its end."""
         if example.messages is None:  # plain text, which is cut into pairs later (denoising_dataset.py)
             ids = self._ended(self.tokenizer.encode(example.text or "", special=True))
-            return TokenRow(ids, [True] * len(ids))
-        source = self.prompt(example.messages[:-1])
+            return [TokenRow(ids, [True] * len(ids))]
+        source, lost = self._source(example.messages[:-1], max_length)
         target = self._ended(self.tokenizer.encode_target(example.messages[-1].content))
-        lost = "answer" if len(target) > max_target else "prompt" if len(source) > max_length else ""
-        source, target = _shorten(source, max_length, self.stops), target[:max_target]
+        if len(target) > max_target:
+            target, lost = target[:max_target], "answer"
         targets = [False] * len(source) + [True] * len(target)
-        return TokenRow(source + target, targets, lost, source_length=len(source))
+        return [TokenRow(source + target, targets, lost, source_length=len(source))]
+
+    def _source(self, messages: Sequence[Message], most: int) -> tuple[list[int], Lost]:
+        """What the encoder reads, at most so many tokens of it, and which end was lost."""
+        ids = self.prompt(messages)
+        if len(ids) <= most:
+            return ids, ""
+        if sum(message.role != "system" for message in messages) == 1:
+            return [*ids[: most - 1], ids[-1]], "end"
+        rules, _ = self.tokenizer.encode_with_offsets(_rules(self._with_system(messages)), special=False)
+        kept = ids[: len(rules)] if 2 * len(rules) < most and ids[: len(rules)] == rules else []
+        return [*kept, *ids[len(kept) - most :]], "start"
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""
-        return self._ended(self.tokenizer.encode(source_text(messages, self.system), special=True))
+        return self._ended(self.tokenizer.encode(source_text(self._with_system(messages)), special=True))
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self.system and messages and messages[0].role != "system":
+            return [Message("system", self.system), *messages]
+        return messages
 
     def _ended(self, ids: list[int]) -> list[int]:
         return ids if ids[-1:] and ids[-1] in self.stops else [*ids, self.stops[0]]
 
 
-def source_text(messages: Sequence[Message], system: str | None = None) -> str:
+def source_text(messages: Sequence[Message]) -> str:
     """A conversation so far as one text."""
-    if system and messages and messages[0].role != "system":
-        messages = [Message("system", system), *messages]
     spoken = [message for message in messages if message.role != "system"]
-    rules = "".join(f"{message.content}\n\n" for message in messages if message.role == "system" and message.content)
     if len(spoken) == 1:
-        return rules + spoken[0].content
-    return rules + "\n".join(f"{message.role}: {message.content}" for message in spoken)
+        return _rules(messages) + spoken[0].content
+    return _rules(messages) + "\n".join(f"{message.role}: {message.content}" for message in spoken)
 
 
-def _shorten(ids: list[int], most: int, stops: Sequence[int]) -> list[int]:
-    if len(ids) <= most:
-        return ids
-    return [*ids[: most - 1], ids[-1]] if ids[-1] in stops else ids[:most]
+def _rules(messages: Sequence[Message]) -> str:
+    """The system prompt, as it stands before what is spoken."""
+    return "".join(f"{message.content}\n\n" for message in messages if message.role == "system" and message.content)

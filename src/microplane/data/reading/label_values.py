@@ -1,0 +1,222 @@
+"""What stands in a column of labels: a class, several, a number, a class for each word; or that there is none.
+
+The first rows of a file decide which of these it is, where the user does not. What does not fit then is a bad row.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain
+from typing import Any
+
+from microplane.config.knobs import is_utf8
+from microplane.data.reading.bad_rows import NoLabel, RowError, show
+from microplane.data.reading.formats import whole_text
+from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
+
+Labels = tuple[str | float | None, ...]
+
+LARGEST = 1e19  # of a number to be learnt: its square, which the loss is made of, is still a float32
+AUTO = ("auto",)  # data.no_label: see `means_none`
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)  # longer ones, and digits of other scripts, are names like any other
+_FLAGS = re.compile(r"\[?\s*[01](\.0*)?([\s,;|]+[01](\.0*)?)+\s*\]?")  # a multi-hot row as text
+_APART = re.compile(r"""['"]\s+['"]""")  # texts without a comma between them
+_FEW = 10  # numbers below which nothing follows from their being all different
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """How the values of one column are read.
+
+    Args:
+        task: what is learnt from them.
+        classes: of multi-hot rows, the names of the columns; else empty, for the rows name their classes.
+        no_label: names that mean that there is no label.
+        known: class names of the model's head, which are taken as they are spelled.
+    """
+
+    task: Task
+    classes: tuple[str, ...] = ()
+    no_label: frozenset[str] = frozenset()
+    known: tuple[str, ...] = ()
+
+    def read(self, value: Any, key: str) -> Labels:
+        """The labels of a row: one class, all classes that it has, a number, or one class for each word (None where a
+        word has none).
+
+        Raises:
+            RowError: with the key, the value and what was expected.
+            NoLabel: if the value says that the row has no label.
+        """
+        place = f"key {key!r} is {show(value)}, expected"
+        if self.task == "regression":
+            return (_number(value, place),)
+        if self.task == "classification":
+            name = self._name(value, key, f"{place} a label")
+            if name in self.no_label:
+                raise NoLabel
+            return (name,)
+        items = _unpacked(value)
+        if not isinstance(items, list):
+            raise RowError("wrong label", f"{place} a list of {'tags' if self.task == PER_TOKEN else 'labels'}")
+        if self.task == PER_TOKEN:
+            return self._tags(items, key, place)
+        return self._hot(items, place) if self.classes else self._several(items, key, place)
+
+    def _tags(self, items: list[Any], key: str, place: str) -> Labels:
+        if not items:
+            raise RowError("no list", f"{place} a list of tags")
+        names = [self._name(item, key, f"{place} a list of tags") for item in items]
+        return tuple(None if name in self.no_label else name for name in names)
+
+    def _several(self, items: list[Any], key: str, place: str) -> Labels:
+        names = [self._name(item, key, f"{place} a list of labels") for item in items]
+        if none := next((name for name in names if name in self.no_label), None):
+            raise RowError("wrong label", f"{place} a list of labels; {none} means that there is none: leave it out")
+        if len(set(names)) < len(names) and all(map(_WHOLE.fullmatch, names)):
+            raise RowError("wrong label", f"{place} each label once; multi-hot rows are lists of one length of 0 and 1")
+        return tuple(dict.fromkeys(names))
+
+    def _hot(self, items: list[Any], place: str) -> Labels:
+        if len(items) != len(self.classes) or not all(_is_flag(item) for item in items):
+            raise RowError("wrong label", f"{place} {len(self.classes)} numbers as in the first rows, each 0 or 1")
+        return tuple(name for name, item in zip(self.classes, items, strict=True) if float(item))
+
+    def _name(self, value: Any, key: str, expected: str) -> str:
+        """A class name. White space around it does not count, and neither does how much of it lies between words."""
+        if isinstance(value, str) and value in self.known:
+            return value
+        if (name := _plain_name(value)) is None:
+            asked = "; for numbers choose data.task=regression" if isinstance(value, float) else ""
+            raise RowError("wrong label", expected + asked)
+        return whole_text(name, f"key {key!r}")
+
+
+def look(
+    values: Iterable[Any], task: Task | None, known: Sequence[str] = (), no_label: Sequence[str] = AUTO
+) -> LabelValues:
+    """How a column is read, by its values in the first rows.
+
+    Args:
+        task: what the user asked for, or what the other columns say; None: the values decide.
+        known: class names of the model's head.
+        no_label: as the knob `data.no_label`.
+    """
+    some = [_unpacked(value) for value in values if value is not None and value != ""]
+    task = task or _task(some)
+    single = list(chain.from_iterable(value if isinstance(value, list) else [value] for value in some))
+    names = {name for item in single if (name := _plain_name(item)) is not None and is_utf8(name)}
+    given = means_none(names) - set(known) if tuple(no_label) == AUTO else frozenset(no_label)
+    return LabelValues(task, _hot_classes(some, known) if task == "multilabel" else (), given, tuple(known))
+
+
+def means_none(names: Iterable[str]) -> frozenset[str]:
+    """Which of these class names mean, in the files of the field, that there is no label: -100 always, -1 beside the
+    numbers of three classes or more (beside 0 and 1 it may be a class of its own, as in negative, neutral, positive).
+    """
+    others = {int(name) if _WHOLE.fullmatch(name) else None for name in names} - {-1, IGNORED}
+    numbers = {number for number in others if number is not None}
+    counts = None not in others and 0 in numbers and min(numbers) == 0 and max(numbers) >= 2
+    return frozenset({str(IGNORED), "-1"} if counts else {str(IGNORED)})
+
+
+def label_names(names: Iterable[str]) -> list[str]:
+    """Class names in an order that does not depend on the rows': by number if all are numbers, else by text."""
+    names = list(names)
+    if all(_WHOLE.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _task(some: list[Any]) -> Task:
+    """By the values of the first rows. Decimals (but for text) are numbers to be learnt, and so are others of which
+    more than two in three are new ones. A few values may be something else, which are bad rows then."""
+    if 2 * sum(isinstance(value, list) for value in some) > len(some):
+        return "multilabel"
+    decimals = sum(isinstance(value, float | Decimal) and math.isfinite(value) for value in some)
+    if decimals and 10 * decimals >= len(some):
+        return "regression"
+    numbers = [number for value in some if (number := _as_number(value)) is not None]
+    are_numbers = len(some) >= _FEW and 10 * len(numbers) >= 9 * len(some)
+    return "regression" if are_numbers and 3 * len(set(numbers)) > 2 * len(some) else "classification"
+
+
+def _hot_classes(some: list[Any], known: Sequence[str]) -> tuple[str, ...]:
+    """The classes of multi-hot rows: the names that the head has, or their numbers; none where the rows name them.
+
+    Multi-hot rows are lists of one length of 0 and 1; one list in ten may be another, which is a bad row then.
+    """
+    lists = [value for value in some if isinstance(value, list)]
+    lengths = Counter(len(value) for value in lists if all(map(_is_flag, value)))
+    size, count = max(lengths.items(), key=lambda item: item[1], default=(0, 0))
+    if size < 2 or 10 * count < 9 * len(lists):
+        return ()
+    return tuple(known) if len(known) == size else tuple(map(str, range(size)))
+
+
+def _is_flag(value: Any) -> bool:
+    """0 or 1, also as a decimal, a truth value or text."""
+    return isinstance(value, bool | int | float | str) and value in (0, 1, "0", "1")
+
+
+def _unpacked(value: Any) -> Any:
+    """The list that a text holds in the spelling of JSON, Python or NumPy, as cells of a CSV file do, or of 0 and 1
+    with something between them; others as they are."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if _FLAGS.fullmatch(text):
+        return [int(flag) for flag in re.findall(r"([01])(?:\.0*)?", text)]
+    if not text.startswith("["):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(_APART.sub("','", text))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list):
+            return found
+    return value
+
+
+def _plain_name(value: Any) -> str | None:
+    """A class name of text, a whole number or a truth value; None if it is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    if not isinstance(value, str | int):
+        return None
+    return " ".join(str(value).split()) or None
+
+
+def _number(value: Any, place: str) -> float:
+    number = _as_number(value)
+    if number is None:
+        raise RowError("wrong label", f"{place} a number")
+    if not abs(number) <= LARGEST:  # nor NaN
+        raise RowError(
+            "number out of range",
+            f"{place} a number between {-LARGEST:g} and {LARGEST:g}, whose square a float32 can hold; scale the column",
+        )
+    return number
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, or the text of one; None for anything else."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value.strip()) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
