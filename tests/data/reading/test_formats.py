@@ -1,5 +1,6 @@
 import pytest
 
+from microplane.config.build import choices
 from microplane.config.knobs import DataKnobs
 from microplane.data.reading.bad_rows import LISTED, Problem, Problems, RowError
 from microplane.data.reading.formats import FORMATS, Message, recognise
@@ -67,7 +68,7 @@ def test_what_rows_look_like_decides_their_format(row, printed):
 
 
 def test_every_format_that_can_be_chosen_is_listed_and_read():
-    choices = set(DataKnobs.model_fields["format"].annotation.__args__) - {"auto"}
+    choices = set(choices(DataKnobs.model_fields["format"])) - {"auto"}
     assert choices == set(FORMATS)
     row = {
         "prompt": "a",
