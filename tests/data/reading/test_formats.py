@@ -68,8 +68,8 @@ def test_what_rows_look_like_decides_their_format(row, printed):
 
 
 def test_every_format_that_can_be_chosen_is_listed_and_read():
-    choices = set(choices(DataKnobs.model_fields["format"])) - {"auto"}
-    assert choices == set(FORMATS)
+    named = set(choices(DataKnobs.model_fields["format"])) - {"auto"}
+    assert named == set(FORMATS)
     row = {
         "prompt": "a",
         "completion": "b",
