@@ -80,7 +80,7 @@ def test_every_format_that_can_be_chosen_is_listed_and_read():
         "label": "b",
     }
     assert recognise([row], "x").name == "messages"
-    for name in choices - {"text", "instruction/input/output"}:
+    for name in named - {"text", "instruction/input/output"}:
         assert recognise([row], "x", name).name == name.replace("conversations", "messages")
         assert read({**row, "text": "a"}, name).messages == (USER, BOT)
     assert read(row, "text").text == "t"
