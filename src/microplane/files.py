@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -289,6 +291,20 @@ def lock(path: Path, shared: bool = False) -> Lock | None:
     except OSError:
         return Lock(None)
     return held
+
+
+# JSON
+
+
+def json_value(value: Any) -> Any:
+    """As JSON has it, which has no NaN and no infinity: they become null; dataclasses become objects."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if is_dataclass(value):
+        return {one.name: json_value(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {name: json_value(item) for name, item in value.items()}
+    return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # Reading

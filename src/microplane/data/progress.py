@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from microplane.errors import ConfigError
+
 Progress = Callable[[int, int], None]  # (done, of)
 
 
@@ -28,6 +30,26 @@ class Silent:
 
     def record(self, record: dict[str, Any]) -> None:
         pass
+
+
+class Calling:
+    """Hands everything on to another watcher, and each step and validation to a function too."""
+
+    def __init__(self, watch: Watcher, callback: Callable[[dict[str, Any]], None] | None):
+        if callback is not None and not callable(callback):
+            raise ConfigError(f"callback must be a function of a record, and is {callback!r:.80}")
+        self._watch, self._callback = watch, callback
+
+    def say(self, text: str) -> None:
+        self._watch.say(text)
+
+    def progress(self, what: str) -> Progress:
+        return self._watch.progress(what)
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._watch.record(record)
+        if self._callback is not None:
+            self._callback(record)
 
 
 def counting(watch: Watcher) -> Callable[[str, int, int | None], None]:

@@ -104,14 +104,20 @@ class _Judge:
     tokenizer: Tokenizer
     knobs: EvalKnobs
     stop_ids: Sequence[int]
-    watch: Callable[[], Progress]  # of the answers
+    watch: Callable[[str], Progress]  # of "loss" or "answers"
 
-    @property
-    def batch_tokens(self) -> int:
-        return self.knobs.batch_tokens
+    def each_batch(
+        self, objective: Objective[B], model: Model, dataset: Dataset, visit: Callable[[list[int], B], None]
+    ) -> None:
+        for_each_batch(objective, model, dataset, self.knobs.batch_tokens, visit, self.watch("loss"))
+
+    def loss(self, objective: Objective[B], model: Model, dataset: Dataset) -> float:
+        return evaluate_loss(objective, model, dataset, self.knobs.batch_tokens, self.watch("loss"))
 
     def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
-        answers = evaluate_answers(model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch())
+        answers = evaluate_answers(
+            model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch("answers")
+        )
         return {
             "scores": answers.scores,
             "prompts": answers.prompts,
@@ -142,10 +148,9 @@ def measure(
         template: of the answers, as the knob `data.template`.
         whose: what is measured, as the progress calls it.
     """
-    loss = evaluate_loss(objective, model, dataset, knobs.batch_tokens, progress(f"loss of the {whose}"))
     stop_ids = objective.stop_ids(tokenizer, template)
-    judge = _Judge(tokenizer, knobs, stop_ids, lambda: progress(f"answers of the {whose}"))
-    return objective.measure(model, dataset, rows, loss, judge)
+    judge = _Judge(tokenizer, knobs, stop_ids, lambda what: progress(f"{what} of the {whose}"))
+    return objective.measure(model, dataset, rows, judge)
 
 
 def describe_scores(scores: dict[str, float]) -> str:

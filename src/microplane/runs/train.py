@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microplane.config.build import assemble, build, read_yaml, to_yaml
+from microplane.config.build import build, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
-from microplane.data.progress import Silent, Watcher
-from microplane.errors import MicroplaneError, notices_to
+from microplane.data.progress import Calling, Silent, Watcher
+from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
+from microplane.evaluation.text_metrics import lower_is_better
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import Method, trainable_parameters
@@ -29,6 +29,7 @@ from microplane.runs import provenance
 from microplane.runs.baseline import measure_base
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
+from microplane.runs.inline_data import STDIN, InlineData, configured, with_data
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
     MethodSection,
@@ -37,6 +38,7 @@ from microplane.runs.result import (
     Result,
     Sample,
     data_figures,
+    earlier_seconds,
     moved_check,
     train_section,
 )
@@ -45,7 +47,7 @@ from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
 from microplane.training.resume import check_resumable
 
-SAMPLES = 10  # held-out rows shown in the report
+SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,32 @@ class Run:
 
 
 def train(
-    model: str | None = None,
-    data: str | None = None,
+    model: str | Path | None = None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None = None,
     *,
     method: str | None = None,
     set: Mapping[str, Any] | None = None,
     knobs: RunKnobs | None = None,
     resume: bool = False,
     watch: Watcher | None = None,
+    callback: Callable[[Record], None] | None = None,
+    started: float | None = None,
 ) -> Run:
     """Adapt `model` to `data`: the whole job, from the names to the report.
 
     Args:
         model: a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name.
-        data: a file of rows, a folder with train/validation/test files, or a mixture.
+        data: a file of rows, a folder with train/validation/test files, or a mixture; or the rows themselves, as
+            `[{"prompt": ..., "completion": ...}]`, which the run's folder then holds as rows.jsonl; "-" for rows on
+            standard input.
         method: how to adapt; `microplane methods` lists them.
         set: more knobs by dotted name, as `{"train.lr": 5e-4}`; `microplane knobs` lists them.
         knobs: all of them at once, instead of the four above.
         resume: go on with the run of this name from its last checkpoint, bit for bit.
         watch: is told what happens; nothing is printed without one.
+        callback: is called with each step and each validation, as metrics.jsonl and speed.jsonl have them; what it
+            raises ends the run, as Ctrl-C twice.
+        started: when the run began, in seconds as `time.time` gives them, if that was before this call.
 
     Raises:
         MicroplaneError: anything that is wrong; what was done so far stays in the run's folder.
@@ -109,22 +118,47 @@ def train(
         >>> microplane.train("minilm", "reviews.csv", method="head-only", set={"train.epochs": 5}).metrics["after"]
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
-    given = {"model.name": model, "data.train": data, "method.name": method, **(set or {})}
-    config, say = knobs or assemble(given=given), watch.say if watch else None
-    watch = watch or Silent()
+    config, inline = _configuration(model, data, method, set, knobs)
+    say = watch.say if watch else None
+    watch = Calling(watch or Silent(), callback)
     checked = check_config(config, watch, begun=resume)
-    job = _Lifetime(_folder(config, checked, resume), resume)
-    with run_context(config.train.threads), notices_to(say):
-        try:
-            _run(job, config, checked, watch)
-        except BaseException as error:
-            job.fail(error)
-            raise
+    with _folder(config, checked, resume) as folder:
+        if inline is not None:
+            config = with_data(config, inline.write(folder))
+        job = _Lifetime(folder, resume, started or time.time())
+        with run_context(config.train.threads), notices_to(say):
+            try:
+                _run(job, config, checked, watch)
+            except BaseException as error:
+                job.fail(error)
+                raise
     return Run(job.folder, job.result.to_dict())
 
 
+def _configuration(
+    model: str | Path | None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None,
+    method: str | None,
+    set: Mapping[str, Any] | None,
+    knobs: RunKnobs | None,
+) -> tuple[RunKnobs, InlineData | None]:
+    """The configuration that the arguments of `train` give, and rows that lie in no file."""
+    inline = None
+    if knobs is not None:
+        check_type(knobs, "knobs", RunKnobs, "a RunKnobs")
+        if any(given is not None for given in (model, data, method, set)):
+            raise ConfigError("knobs are the whole configuration: leave out model, data, method and set")
+        config = knobs
+    else:
+        config, inline = configured(model, data, {"method.name": method}, set)
+    if config.data.train == STDIN:
+        inline = InlineData.of_stdin()
+        config = with_data(config, inline.name)
+    return config, inline
+
+
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
-    memory, result, folder = PeakMemory(), job.result, job.folder
+    result, folder = job.result, job.folder
     prepared = prepare(config, method, watch, job.resume)
     base, head_notice = open_base(prepared, job.resume)
     model = base.model
@@ -145,7 +179,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.on_saved, job.resume)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
-    result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", memory.bytes(), fitted.feature_cache)
+    result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
     result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
@@ -171,7 +205,10 @@ def _compared(prepared: Prepared, before: Measured, after: Measured) -> tuple[Me
     answers = zip(before["prompts"], before["targets"], before["texts"], after["texts"], rows, strict=True)
     samples = [Sample(prompt, target, old, new, where(row)) for prompt, target, old, new, row in answers]
     split = "test" if prepared.splits.test else "validation"
-    return MetricsSection(len(rows), split, before["scores"], after["scores"]), samples[:SAMPLES]
+    scores = before["scores"], after["scores"], lower_is_better([*before["scores"], *after["scores"]])
+    measured = len(rows) if rows and not prepared.objective.needs_head else len(prepared.held_out)
+    wrong_first = sorted(samples, key=lambda sample: sample.after.strip() == sample.target.strip())
+    return MetricsSection(measured, split, *scores), wrong_first[:SAMPLES]
 
 
 def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:
@@ -207,10 +244,10 @@ def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) 
 class _Lifetime:
     """A run's folder and result, from its first second to its last."""
 
-    def __init__(self, folder: Path, resume: bool):
-        self.folder, self.resume = folder, resume
-        self.result = Result(folder.name)
-        self.started, self.begun = time.time(), False
+    def __init__(self, folder: Path, resume: bool, started: float):
+        self.folder, self.resume, self.started = folder, resume, started
+        self.result, self.memory, self.begun = Result(folder.name), PeakMemory(), False
+        self.earlier = earlier_seconds(folder) if resume else 0.0
 
     def on_record(self, watch: Watcher) -> Callable[[Record], None]:
         def record(line: Record) -> None:
@@ -230,12 +267,12 @@ class _Lifetime:
 
     def fail(self, error: BaseException) -> None:
         """Keep what is known of a run that failed."""
+        if not (self.folder / "run.yaml").is_file():
+            return
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(f"go on with: microplane train --resume {self.folder}")
         if self.resume and not self.begun:
             return  # what stands there is of more worth than that it could not be continued
-        if not (self.folder / "run.yaml").is_file():
-            if not any(self.folder.glob("*")):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            return
         known = isinstance(error, MicroplaneError)
         self.result.error = str(error) if known else "".join(traceback.format_exception_only(error)).strip()
         with suppress(Exception):  # the first error is the one to be told
@@ -243,22 +280,24 @@ class _Lifetime:
             write_report(self.folder)
 
     def _end(self, status: str) -> None:
-        self.result.status, self.result.seconds = status, time.time() - self.started
+        self.result.status, self.result.seconds = status, self.earlier + time.time() - self.started
+        self.result.peak_memory_bytes = self.memory.bytes()
         self.result.write(self.folder)
 
 
-def resume(folder: str | Path, watch: Watcher | None = None) -> Run:
+def resume(folder: str | Path, watch: Watcher | None = None, started: float | None = None) -> Run:
     """Go on with a run from its last checkpoint, as if it had never been interrupted.
 
     Raises:
         CheckpointError: if the folder is not a run, or something it depends on has changed since.
     """
+    check_type(folder, "the run", (str, Path), "the path of its folder")
     path = find_run(Path(folder))
     config = build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml"))
     here = config.model_copy(update={"name": path.name, "runs": str(path.parent)})
-    return train(knobs=here, resume=True, watch=watch)
+    return train(knobs=here, resume=True, watch=watch, started=started)
 
 
-def _folder(config: RunKnobs, method: Method, again: bool) -> Path:
+def _folder(config: RunKnobs, method: Method, again: bool) -> AbstractContextManager[Path]:
     parts = config.model.name, method.name, config.data.train
     return run_folder(Path(config.runs), config.name or "", [Path(part).stem for part in parts], again=again)
