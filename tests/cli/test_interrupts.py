@@ -35,22 +35,29 @@ from microplane.__main__ import main
 main()
 """
 SETS = ["train.threads=1", "train.epochs=2", "eval.rows=2", "eval.max_new_tokens=2", "train.eval_every=4"]
+
+
+def slowly(*where: str):
+    """One of many alike: a process each, so it waits for `make test-all`."""
+    return pytest.param(where, marks=pytest.mark.slow, id=where[1])
+
+
 BEFORE = [  # no folder yet, or nothing in it worth keeping
-    ("microplane.config.build", "build"),
-    ("microplane.runs.train", "check_config"),
-    ("microplane.runs.prepare", "load_splits"),
-    ("microplane.runs.prepare", "build_on_meta"),
+    slowly("microplane.config.build", "build"),
+    slowly("microplane.runs.train", "check_config"),
+    slowly("microplane.runs.prepare", "load_splits"),
+    slowly("microplane.runs.prepare", "build_on_meta"),
     ("microplane.runs.train", "open_base"),
 ]
 BEGUN = [  # a folder that --resume goes on with
-    ("microplane.runs.train", "measure_base"),
-    ("microplane.runs.fit", "init_from_data"),
+    slowly("microplane.runs.train", "measure_base"),
+    slowly("microplane.runs.fit", "init_from_data"),
     ("microplane.training.loop", "Training.begin"),
-    ("microplane.runs.train", "reopen"),
+    slowly("microplane.runs.train", "reopen"),
     ("microplane.runs.train", "verify"),
-    ("microplane.runs.train", "write_report"),
+    slowly("microplane.runs.train", "write_report"),
 ]
-IN_ORDER = [("microplane.training.loop", "_step"), ("microplane.training.resume", "save_checkpoint")]
+IN_ORDER = [("microplane.training.loop", "_step"), slowly("microplane.training.resume", "save_checkpoint")]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,7 @@ def is_clean(place: Path) -> bool:
     return not [path for path in place.rglob("*") if path.name.endswith(".tmp") or path.name == ".running"]
 
 
-@pytest.mark.parametrize("where", BEFORE, ids=lambda where: where[1])
+@pytest.mark.parametrize("where", BEFORE)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_before_the_run_has_begun_no_folder_is_left(place, where, number):
     folder, ended = begin(place, where, number)
@@ -90,7 +97,7 @@ def test_before_the_run_has_begun_no_folder_is_left(place, where, number):
     assert is_clean(place)
 
 
-@pytest.mark.parametrize("where", BEGUN, ids=lambda where: where[1])
+@pytest.mark.parametrize("where", BEGUN)
 def test_a_run_that_has_begun_says_how_it_goes_on(place, where):
     folder, ended = begin(place, where)
     assert ended.returncode == 130, ended.stderr
@@ -99,7 +106,7 @@ def test_a_run_that_has_begun_says_how_it_goes_on(place, where):
     assert is_clean(place)
 
 
-@pytest.mark.parametrize("where", IN_ORDER, ids=lambda where: where[1])
+@pytest.mark.parametrize("where", IN_ORDER)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_step_is_finished_and_saved(place, where, number):
     folder, ended = begin(place, where, number, nth=2)
@@ -119,7 +126,7 @@ def test_an_interrupt_in_the_last_step_does_not_wait_for_the_evaluation(place):
     assert json.loads((folder / "result.json").read_text())["status"] == "success"
 
 
-@pytest.mark.parametrize("where", [("microplane.cli.app", "app"), ("microplane.inference.pipeline", "load")])
+@pytest.mark.parametrize("where", [slowly("microplane.cli.app", "app"), ("microplane.inference.pipeline", "load")])
 def test_other_commands_say_it_in_one_line_too(place, where):
     ended = command(place, where, signal.SIGINT, 1, "eval", "model", "rows.jsonl", "--out", "answers.jsonl")
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,8 @@ def _tell(error: Exception) -> None:
     if isinstance(error, OSError):
         if error.errno is None or (error.filename is None and error.errno not in _DISK):
             return
+        if error.errno == 13 and os.path.isfile(error.filename) and not os.access(error.filename, os.R_OK):
+            fail(f"{error.filename} cannot be read: {error.strerror}. Allow reading it, and try again")
         fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         _tell_usage(error)
@@ -150,7 +153,15 @@ def train(
     set: Set = None,
     skip_bad_rows: SkipBadRows = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run's folder, bit for bit.")
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with this run's folder, bit for bit; with --set train.epochs=3 also of a finished one.",
+        ),
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Begin with this run's adapter (leave MODEL out).")
     ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="Print result.json at the end; progress goes to standard error.")
@@ -162,7 +173,7 @@ def train(
     The exit code is 0 when it is done, 3 when Ctrl-C stopped it in good order (all is saved; --resume goes on), 130
     when it was interrupted elsewhere, 1 for an error and 2 for wrong options."""
     from microplane.cli.terminal import Terminal, make_console, tell
-    from microplane.config.build import assemble, parse_value
+    from microplane.config.build import assemble
     from microplane.hardware import process_started
     from microplane.runs import train as run
 
@@ -172,14 +183,16 @@ def train(
     watch = None if quiet else terminal
     try:
         if resume:
-            if model or data or method or name or config or set or skip_bad_rows or any(plain.values()):
-                raise ConfigError(f"--resume {resume} takes everything from that run; give it alone")
-            done = run.resume(resume, watch, process_started())
+            if model or data or method or name or config or from_ or skip_bad_rows:
+                raise ConfigError(f"--resume {resume} takes everything from that run; give it alone, or with --set")
+            done = run.resume(resume, watch, assigned(plain, set or ()), process_started())
         else:
+            if from_ and data is None:
+                model, data = None, model
             given: dict[str, Any] = {"model.name": model, "data.train": data, "method.name": method, "name": name}
+            given |= {"model.adapter": from_}
             given["data.skip_bad_rows"] = skip_bad_rows or None
-            given |= {knob: parse_value(text) for knob, text in plain.items() if text is not None}
-            check_set_once(given, set or ())
+            given |= {knob: value for knob, value in assigned(plain, set or ()).items() if plain.get(knob) is not None}
             done = run.train(knobs=assemble(config, given, set or ()), watch=watch, started=process_started())
     except KeyboardInterrupt as error:
         terminal.close()
@@ -195,13 +208,20 @@ def train(
     _leave(done.result["status"])
 
 
-def check_set_once(given: Mapping[str, Any], assignments: Sequence[str]) -> None:
-    """Raises: ConfigError, for a knob that an option and --set give at once, and not alike."""
-    from microplane.config.build import parse_value
+def assigned(plain: Mapping[str, str | None], assignments: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted name, of plain options and of --set.
 
-    for name, _, text in (assignment.partition("=") for assignment in assignments):
-        if given.get(name.strip()) not in (None, parse_value(text)):
-            raise ConfigError(f"{name.strip()} is given twice: as {given[name.strip()]!r} and with --set {name}={text}")
+    Raises:
+        ConfigError: for a knob that both give, and not alike.
+    """
+    from microplane.config.build import parse_value, split_assignment
+
+    given = {name: parse_value(text) for name, text in plain.items() if text is not None}
+    for name, value in map(split_assignment, assignments):
+        if name in given and plain.get(name) is not None and given[name] != value:
+            raise ConfigError(f"{name} is given twice: as {given[name]!r}, and with --set {name}={value}")
+        given[name] = value
+    return given
 
 
 def _leave(status: str) -> None:
@@ -319,22 +339,27 @@ def data(
 ) -> None:
     """Show what was understood of FILE: format, rendered rows with the trained tokens marked, lengths, duplicates."""
     from microplane.cli.show_data import describe
-    from microplane.cli.terminal import make_console
+    from microplane.cli.terminal import Terminal, make_console
     from microplane.config.build import assemble
-    from microplane.data.tokenizers.load import load_tokenizer
-    from microplane.models.files.hub import resolve
-    from microplane.models.files.load import build_on_meta, open_checkpoint
-    from microplane.objectives.select import candidates
+    from microplane.data.progress import counting
     from microplane.runs.inline_data import in_a_file
 
-    knobs = assemble(config, {"data.train": file}, set or ())
-    with in_a_file(knobs) as there:
-        if model:
-            path = resolve(model)
-            possible = candidates(build_on_meta(open_checkpoint(path)), there.data)
-            described = describe(there.data, load_tokenizer(path), possible)
-        else:
-            described = describe(there.data)
+    given = {"data.train": file} | ({"model.name": model} if model else {})
+    knobs = assemble(config, given, set or ())
+    terminal = Terminal(make_console(stderr=True))
+    try:
+        with in_a_file(knobs) as there:
+            if model:
+                from microplane.methods import make_method
+                from microplane.runs.prepare import open_for_data
+
+                opened = open_for_data(there, make_method(there.method), terminal)
+                how = opened.tokenizer, opened.possible, counting(terminal), there.train.seed
+                described = describe(opened.config.data, *how)
+            else:
+                described = describe(there.data, progress=counting(terminal))
+    finally:
+        terminal.close()
     if json_:
         typer.echo(to_json(described.facts))
     else:
@@ -418,7 +443,6 @@ def knobs(
 
 def list_line(text: str) -> None:
     """A line of a list: in a terminal (or where COLUMNS says its width) broken between words, else whole for grep."""
-    import os
     import shutil
     import textwrap
 

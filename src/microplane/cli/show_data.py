@@ -34,6 +34,7 @@ def describe(
     tokenizer: Tokenizer | None = None,
     candidates: AnyCandidates = NEXT_TOKEN,
     progress: Progress | None = None,
+    seed: int = 0,
 ) -> Description:
     """Look at the files that the knobs name. Bad rows, and text that the vocabulary does not know, are listed rather
     than refused.
@@ -42,6 +43,7 @@ def describe(
 
     Args:
         candidates: what the model may be trained for, where a tokenizer is given.
+        seed: of what is drawn anew in each epoch.
 
     Raises:
         DataError: for files of which nothing can be used.
@@ -49,7 +51,7 @@ def describe(
     knobs = knobs.model_copy(update={"skip_bad_rows": True, "max_unknown": 1.0})
     if tokenizer is None:
         return Description(_of_first_pass(first_pass(files_of(knobs, progress), knobs, progress), knobs))
-    splits = load_splits(knobs, tokenizer, candidates, progress)
+    splits = load_splits(knobs, tokenizer, candidates, progress, seed)
     facts = {"unit": "tokens", **splits.summary.to_dict()}
     facts["histogram"] = histogram(splits.train.lengths)
     shown = range(min(SAMPLES, len(splits.train)))

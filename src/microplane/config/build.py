@@ -105,15 +105,24 @@ def shown(value: Any) -> str:
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
-    """Carry out one `--set a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+    """Carry out one `--set a.b=c`.
 
     Raises:
         ConfigError: for text without `=`, or a name below something that is not a section.
     """
+    place(values, *split_assignment(assignment))
+
+
+def split_assignment(assignment: str) -> tuple[str, Any]:
+    """Name and value of `a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+
+    Raises:
+        ConfigError: for text without `=`.
+    """
     name, separator, text = assignment.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
-    place(values, name.strip(), parse_value(text))
+    return name.strip(), parse_value(text)
 
 
 def place(values: dict[str, Any], name: str, value: Any) -> None:

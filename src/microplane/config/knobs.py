@@ -49,6 +49,11 @@ class ModelKnobs(Knobs):
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: train from new random weights; only the folder's config.json is read"
     )
+    adapter: str | None = Field(
+        None,
+        description="a run or an adapter whose weights the run starts from; its base, its method and its template are "
+        "taken with it",
+    )
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
         "auto",
         description="the vector of a row that a new task head gets: of its first token (cls), of its last, or the mean "
@@ -116,7 +121,7 @@ class TrainKnobs(Knobs):
         "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
         "third more time)",
     )
-    lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
+    lr: float | None = Field(None, gt=0, le=100, description="peak learning rate; the method's own default otherwise")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"
     )

@@ -10,6 +10,7 @@ from torch import nn
 
 from microplane.config.knobs import EvalKnobs, GenerateKnobs
 from microplane.data.progress import Progress
+from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.evaluation import label_metrics
@@ -40,20 +41,24 @@ def evaluate_loss(
     return total / count
 
 
-def without_frame(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Prompts without the tokens with which all of them begin and end: the template, and a shared instruction."""
-    if len(prompts) < 2:
-        return list(prompts)
-    shortest = min(len(prompt) for prompt in prompts)
+MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
 
-    def shared(at: Callable[[int], int]) -> int:
-        columns = ({prompt[at(i)] for prompt in prompts} for i in range(shortest))
-        return next((i for i, column in enumerate(columns) if len(column) > 1), shortest)
 
-    start, end = shared(lambda i: i), shared(lambda i: -1 - i)
-    if start + end >= shortest:  # one prompt would be left with nothing
-        return list(prompts)
-    return [prompt[start : len(prompt) - end] for prompt in prompts]
+def template_frame(
+    objective: AnyObjective, tokenizer: Tokenizer, template: str, system: str | None = None
+) -> tuple[str, str]:
+    """What the template and the run's own system prompt put before and behind a user's text, as it is shown."""
+    empty = tokenizer.decode(objective.prompt([Message("user", MARK)], tokenizer, template, system))
+    before, mark, behind = empty.partition(MARK)
+    return (before, behind) if mark else ("", "")
+
+
+def without_frame(prompt: str, frame: tuple[str, str]) -> str:
+    """A prompt as its row has it. Nothing of the row is left out: one that begins or ends otherwise stays whole."""
+    before, behind = frame
+    if len(prompt) < len(before) + len(behind) or not (prompt.startswith(before) and prompt.endswith(behind)):
+        return prompt
+    return prompt[len(before) : len(prompt) - len(behind)]
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,13 @@ def evaluate_answers(
     knobs: EvalKnobs,
     stop_ids: Sequence[int],
     progress: Progress | None = None,
+    frame: tuple[str, str] = ("", ""),
 ) -> Answers:
-    """Generate greedily for the prompts of `indices` and score the answers against the rows' own."""
+    """Generate greedily for the prompts of `indices` and score the answers against the rows' own.
+
+    Args:
+        frame: of the template, which is left out of the prompts that are shown.
+    """
     pairs = [dataset.prompt_and_target(index) for index in indices]
     targets = [tokenizer.for_targets.decode(target) for _, target in pairs]
     limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
@@ -93,7 +103,7 @@ def evaluate_answers(
         generation = GenerateKnobs(max_new_tokens=limit)
         answers = generate(model, tokenizer.for_targets, prompts, generation, stop_ids, progress=progress)
     texts = [answer.text for answer in answers]
-    shown = [tokenizer.decode(prompt) for prompt in without_frame(prompts)]
+    shown = [without_frame(tokenizer.decode(prompt), frame) for prompt in prompts]
     return Answers(list(indices), shown, targets, texts, metrics.score(knobs.metrics, texts, targets))
 
 
@@ -105,6 +115,7 @@ class _Judge:
     knobs: EvalKnobs
     stop_ids: Sequence[int]
     watch: Callable[[str], Progress]  # of "loss" or "answers"
+    frame: Callable[[], tuple[str, str]]  # of the template around a user's text
 
     def each_batch(
         self, objective: Objective[B], model: Model, dataset: Dataset, visit: Callable[[list[int], B], None]
@@ -139,6 +150,7 @@ def measure(
     template: str,
     whose: str,
     progress: Callable[[str], Progress],
+    system: str | None = None,
 ) -> Measured:
     """Loss on all rows of `dataset` and metrics of the answers to some of them: scores, prompts, targets, texts.
 
@@ -147,9 +159,16 @@ def measure(
     Args:
         template: of the answers, as the knob `data.template`.
         whose: what is measured, as the progress calls it.
+        system: as the knob `data.system`.
     """
     stop_ids = objective.stop_ids(tokenizer, template)
-    judge = _Judge(tokenizer, knobs, stop_ids, lambda what: progress(f"{what} of the {whose}"))
+    judge = _Judge(
+        tokenizer,
+        knobs,
+        stop_ids,
+        lambda what: progress(f"{what} of the {whose}"),
+        lambda: template_frame(objective, tokenizer, template, system),
+    )
     return objective.measure(model, dataset, rows, judge)
 
 

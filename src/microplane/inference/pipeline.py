@@ -16,14 +16,14 @@ from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
 from microplane.data.reading.formats import Message
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.errors import ConfigError, DataError, check_type
+from microplane.errors import ConfigError, DataError, ModelError, check_type
 from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate
 from microplane.inference.predict import classify, embed_texts
 from microplane.methods import Method
 from microplane.methods.base_format import base_format, number_format
 from microplane.models.configs.head import POOLINGS
-from microplane.models.contract import Model
+from microplane.models.contract import Model, first_not_finite
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, open_checkpoint
 from microplane.nn.number_format import NumberFormat
@@ -137,14 +137,23 @@ def load(name: str | Path, dtype: str = "auto", revision: str | None = None) -> 
         path = resolve(str(name), revision)
         stored = open_checkpoint(path).stored
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
-        return Pipeline(load_model(path, number_format(dtype)), load_tokenizer(path), path)
+        plain = load_model(path, number_format(dtype))
+        _check_weights(plain, path)
+        return Pipeline(plain, load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about)
     model = load_model(path, _opened_as(method, about, dtype))
     if not method.whole_model:
         attach_saved_adapter(model, method, folder, about)
+    _check_weights(model, folder)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
     return Pipeline(model, load_tokenizer(path), path, template, system, method, about, prefix)
+
+
+def _check_weights(model: Model, where: Path) -> None:
+    """Raises: ModelError, for weights of which everything that is computed would be NaN."""
+    if (name := first_not_finite(model)) is not None:
+        raise ModelError(f"{where}: the tensor {name} holds NaN or infinity. Fetch or train the model again")
 
 
 def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:

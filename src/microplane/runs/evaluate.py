@@ -79,7 +79,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
     rows, objective = load_rows(data, loaded.tokenizer, possible, counting(watch))
-    chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress)
+    chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
     return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
 
 

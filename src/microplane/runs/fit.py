@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from microplane.checkpoints.adapter import save_adapter
+from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.data.progress import Watcher
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
@@ -36,11 +36,17 @@ class Fitted:
 
 
 def attach(prepared: Prepared, model: Model, folder: Path, resume: bool, say: Callable[[str], None]) -> None:
-    """Put the method on the base, as it starts. A checkpoint holds what the run started from already."""
+    """Put the method on the base, as it starts, or as it was saved in `model.adapter`. A checkpoint holds what the run
+    started from already."""
     config, method = prepared.config, prepared.method
     torch.manual_seed(config.train.seed)
     attach_method(method, model)
-    if not (resume and checkpoints(folder / "resume")):
+    if resume and checkpoints(folder / "resume"):
+        return
+    if config.model.adapter:
+        load_adapter(Path(config.model.adapter), model, method)
+        say(f"starts from the adapter {config.model.adapter}")
+    else:
         init_from_data(
             prepared.objective, model, method, prepared.splits.train, config.train, prepared.checkpoint.tensors, say
         )

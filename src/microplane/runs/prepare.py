@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,7 +32,7 @@ from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.objectives.base import AnyObjective
-from microplane.objectives.select import AnySplits, candidates
+from microplane.objectives.select import AnyCandidates, AnySplits, candidates
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
 from microplane.runs.max_length import cap_max_length
 from microplane.training.optim import peak_lr
@@ -137,21 +137,14 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         MicroplaneError: for a model or data that cannot be used, saying why.
     """
     watch.say(f"opening {config.model.name}, reading {config.data.train}")
-    path = resolve(config.model.name, config.model.revision)
-    checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
-    tokenizer = load_tokenizer(path)
-    method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
+    opened = open_for_data(config, method, watch)
+    config, method, path, checkpoint, tokenizer, possible = opened
     form = base_format(config.model, method, checkpoint.stored)
     if form.quantised and config.model.init == "random":
         raise ConfigError(
             f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
             "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
         )
-    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
-    plain = build_on_meta(checkpoint)
-    if plain.load_notice:
-        watch.say(plain.load_notice)
-    possible = candidates(plain, config.data)
     splits = load_splits(config.data, tokenizer, possible, counting(watch), config.train.seed)
     if not begun:
         check_knobs_for_data(config, splits.objective, splits.summary)
@@ -167,6 +160,34 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         held_out=held_out,
         answer_rows=tuple(choose_rows(held_out, config.eval.rows)),
     )
+
+
+class Opened(NamedTuple):
+    """What a model says of how rows are to be read."""
+
+    config: RunKnobs  # with `data.max_length` as the model can read it
+    method: Method
+    path: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    possible: AnyCandidates  # what the model may be trained for
+
+
+def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
+    """Find the model, without reading its weights.
+
+    Raises:
+        MicroplaneError: for a model that cannot be used, saying why.
+    """
+    path = resolve(config.model.name, config.model.revision)
+    checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
+    tokenizer = load_tokenizer(path)
+    method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
+    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
+    plain = build_on_meta(checkpoint)
+    if plain.load_notice:
+        watch.say(plain.load_notice)
+    return Opened(config, method, path, checkpoint, tokenizer, candidates(plain, config.data))
 
 
 def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str | None]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microplane.config.build import build, read_yaml, to_yaml
+from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
 from microplane.data.progress import Calling, Silent, Watcher
@@ -27,6 +27,7 @@ from microplane.objectives.base import Measured
 from microplane.report.page import write_report
 from microplane.runs import provenance
 from microplane.runs.baseline import measure_base
+from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import STDIN, InlineData, configured, with_data
@@ -45,7 +46,7 @@ from microplane.runs.result import (
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
-from microplane.training.resume import check_resumable
+from microplane.training.resume import CHANGEABLE, check_resumable, prune
 
 SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
 
@@ -119,6 +120,7 @@ def train(
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
     config, inline = _configuration(model, data, method, set, knobs)
+    config = config if resume else continued(config)
     say = watch.say if watch else None
     watch = Calling(watch or Silent(), callback)
     checked = check_config(config, watch, begun=resume)
@@ -166,7 +168,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     if head_notice:
         watch.say(head_notice)
     if job.resume:
-        check_resumable(folder, prepared.identity())
+        for line in check_resumable(folder, prepared.identity()):
+            watch.say(line)
     write_aside(folder / "run.yaml", to_yaml(prepared.config).encode())
 
     def measured(model: Model, whose: str) -> Measured:
@@ -194,7 +197,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
 
 def _measure(prepared: Prepared, model: Model, whose: str, watch: Watcher) -> Measured:
     config, rows = prepared.config, prepared.answer_rows
-    how = (config.eval, config.data.template, whose, watch.progress)
+    how = (config.eval, config.data.template, whose, watch.progress, config.data.system)
     found = measure(prepared.objective, model, prepared.tokenizer, prepared.held_out, rows, *how)
     watch.say(f"{whose}: {describe_scores(found['scores'])}")
     return found
@@ -231,7 +234,7 @@ def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) 
     )
     result.data = data_figures(prepared.splits)
     result.environment = provenance.describe() | {"compiled_operations": native.library() is not None}
-    result.advice = advise(summary, prepared.method.name)
+    result.advice = advise(summary, prepared.method.name, prepared.config.model.init == "random")
     held = f"kept in {form.quantised}, " if form.quantised else ""
     watch.say(
         f"{name}: {architecture}, {total / 1e6:.1f} million parameters, "
@@ -263,6 +266,8 @@ class _Lifetime:
 
     def finish(self, status: str) -> None:
         self._end(status)
+        if status == "success":
+            prune(self.folder / "resume")
         write_report(self.folder)
 
     def fail(self, error: BaseException) -> None:
@@ -285,17 +290,46 @@ class _Lifetime:
         self.result.write(self.folder)
 
 
-def resume(folder: str | Path, watch: Watcher | None = None, started: float | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    watch: Watcher | None = None,
+    set: Mapping[str, Any] | None = None,
+    started: float | None = None,
+) -> Run:
     """Go on with a run from its last checkpoint, as if it had never been interrupted.
+
+    Args:
+        set: knobs to change, as `{"train.epochs": 3}` for more of a run that is finished; see `CHANGEABLE`.
 
     Raises:
         CheckpointError: if the folder is not a run, or something it depends on has changed since.
     """
     check_type(folder, "the run", (str, Path), "the path of its folder")
     path = find_run(Path(folder))
-    config = build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml"))
+    config = changed(build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml")), set or {}, path)
     here = config.model_copy(update={"name": path.name, "runs": str(path.parent)})
     return train(knobs=here, resume=True, watch=watch, started=started)
+
+
+def changed(config: RunKnobs, knobs: Mapping[str, Any], run: Path) -> RunKnobs:
+    """The configuration of a run that goes on with other knobs than before.
+
+    Raises:
+        ConfigError: for a knob that would make another run of it.
+    """
+    check_type(knobs, "set", Mapping, 'a mapping of knobs, as {"train.epochs": 3}')
+    values = config.model_dump(mode="json")
+    for name, value in knobs.items():
+        if name not in CHANGEABLE:
+            known = ", ".join(sorted(CHANGEABLE))
+            raise ConfigError(
+                f"{name} cannot be changed in a run that goes on ({known} can). Begin a new run from its adapter: "
+                f"microplane train --from {run} DATA --set {name}={value}"
+            )
+        place(values, name, value)
+    if config.train.steps and "train.epochs" in knobs and "train.steps" not in knobs:
+        raise ConfigError(f"train.epochs would change nothing: train.steps = {config.train.steps} decides. Set that")
+    return build(RunKnobs, values)
 
 
 def _folder(config: RunKnobs, method: Method, again: bool) -> AbstractContextManager[Path]:
