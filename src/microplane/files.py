@@ -57,7 +57,10 @@ def aside(path: Path) -> Iterator[Path]:
     _clean_of(path)
     temporary = _temporary(path)
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # safetensors makes files that nobody else may read
         _sync(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -94,6 +97,7 @@ def folder_aside(folder: Path, there: Literal["refuse", "keep", "replace"] = "re
         yield temporary
         for at, _, names in os.walk(temporary):
             for name in names:
+                Path(at, name).chmod(temporary.stat().st_mode & 0o666)  # as of a file that the user makes
                 _sync(Path(at, name))
             _sync_folder(Path(at))
         _put_in_place(temporary, folder, there)

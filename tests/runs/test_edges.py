@@ -1,4 +1,4 @@
-"""The edges of a run: rows in memory, more of a finished run, a run from another's adapter, and what its figures say."""
+"""The edges of a run: rows in memory, more of a finished run, a start from an adapter, and what its figures say."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from microplane.errors import ConfigError
 
-Progress = Callable[[int, int], None]  # (done, of)
+Progress = Callable[[int, int], None]  # (done, of); of 0 where that is not known yet
 
 
 class Watcher(Protocol):
@@ -53,5 +53,16 @@ class Calling:
 
 
 def counting(watch: Watcher) -> Callable[[str, int, int | None], None]:
-    """A watcher as what reads data wants it: called with what is done, rows done, and rows in all if known."""
-    return lambda what, done, total: watch.progress(what)(done, total or 0)
+    """A watcher as what reads data wants it: called with what is done, rows done, and rows in all if known (else it is
+    told 0)."""
+    going: dict[str, Progress] = {}
+
+    def count(what: str, done: int, total: int | None) -> None:
+        if what not in going:
+            going.clear()
+            going[what] = watch.progress(what)
+        going[what](done, total or 0)
+        if total and done >= total:
+            going.clear()
+
+    return count

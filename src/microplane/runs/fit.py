@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.data.progress import Watcher
@@ -17,6 +18,7 @@ from microplane.methods import trainable_parameters
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata
+from microplane.objectives.base import AnyObjective
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
 from microplane.training.feature_cache import cache_features
@@ -24,6 +26,8 @@ from microplane.training.init_from_data import init_from_data
 from microplane.training.log import Record
 from microplane.training.loop import Outcome, passes
 from microplane.training.resume import checkpoints
+
+VALIDATING = "validating"  # as the progress calls it
 
 
 @dataclass
@@ -60,10 +64,13 @@ def fit(
     on_record: Callable[[Record], None],
     on_saved: Callable[[int], None],
     resume: bool = False,
+    before: float | None = None,
 ) -> Fitted:
     """Train `model`, to which the method is attached.
 
     Args:
+        before: the loss of the untouched model on the held-out rows. Where the run starts from it, and these are the
+            validation rows, it is not measured again.
         on_record: sees each line of metrics.jsonl, with the clock's figures.
         on_saved: is told the bytes of the weights file in `adapter/` whenever that is written.
 
@@ -82,6 +89,16 @@ def fit(
         on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}))
         save_probe(folder, rows, probe_logits(objective, model, rows))
 
+    known = _first_validation(prepared, objective, before) if not (resume and checkpoints(folder / "resume")) else None
+
+    def validate(tuned: nn.Module) -> float:
+        nonlocal known
+        if known is not None:
+            loss, known = known, None
+            return loss
+        at_once = prepared.config.eval.batch_tokens
+        return evaluate_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING))
+
     if method.whole_model:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
         prepared.tokenizer.save(folder / "adapter")
@@ -92,10 +109,19 @@ def fit(
         knobs,
         folder,
         objective=objective,
-        validate=lambda tuned: evaluate_loss(objective, tuned, read["validation"], prepared.config.eval.batch_tokens),
+        validate=validate,
         save_best=save_best,
         identity=prepared.identity() | {"features kept": kept is not None},
         resume=resume,
         on_record=on_record,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
+
+
+def _first_validation(prepared: Prepared, objective: AnyObjective, before: float | None) -> float | None:
+    """The loss of the validation before the first step, where the untouched model's is that: the same rows, the same
+    loss, and a method that begins as the base."""
+    method, splits = prepared.method, prepared.splits
+    same = prepared.held_out is splits.validation and objective == prepared.objective
+    as_base = method.starts_at_base and getattr(method, "start", "zero") == "zero" and not prepared.config.model.adapter
+    return before if same and as_base else None

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from microplane.checkpoints.attach_saved import fingerprint
@@ -19,18 +20,20 @@ from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, ModelError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.inference.check_ids import check_ids
 from microplane.methods import Method, make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
+from microplane.models.contract import Model
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import weight_count
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnyCandidates, AnySplits, candidates
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
@@ -185,9 +188,21 @@ def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
     config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
     plain = build_on_meta(checkpoint)
+    if config.model.init == "random":
+        check_room(plain)
     if plain.load_notice:
         watch.say(plain.load_notice)
     return Opened(config, method, path, checkpoint, tokenizer, candidates(plain, config.data))
+
+
+def check_room(model: Model) -> None:
+    """Raises: ModelError, for a model whose new weights this machine's memory cannot hold."""
+    need, there = 4 * weight_count(model), psutil.virtual_memory().total
+    if need > there:
+        raise ModelError(
+            f"a model of this config.json has {need / 4e9:,.1f} billion weights, {need / 1e9:,.0f} GB, and this "
+            f"machine has {there / 1e9:,.0f} GB of memory; its sizes may be written wrongly"
+        )
 
 
 def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str | None]:

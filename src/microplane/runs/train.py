@@ -179,7 +179,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.on_saved, job.resume)
+    how = job.on_record(watch), job.on_saved, job.resume, before["scores"]["loss"]
+    fitted = fit(prepared, model, folder, watch, *how)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
