@@ -13,18 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from microplane.adapters.attach import attach, attach_saved
     from microplane.adapters.merge import merge
     from microplane.inference.pipeline import load
-    from microplane.runs.evaluate import measure_file as evaluate
+    from microplane.runs.evaluate import evaluate
     from microplane.runs.train import resume, train
 
-__all__ = ["attach", "attach_saved", "evaluate", "load", "merge", "resume", "train"]
+__all__ = ["__version__", "attach", "attach_saved", "evaluate", "load", "merge", "resume", "train"]
 
 _HOMES = {
     "attach": ("microplane.adapters.attach", "attach"),
     "attach_saved": ("microplane.adapters.attach", "attach_saved"),
-    "evaluate": ("microplane.runs.evaluate", "measure_file"),
+    "evaluate": ("microplane.runs.evaluate", "evaluate"),
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),
     "resume": ("microplane.runs.train", "resume"),
@@ -34,7 +35,22 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import torch and the rest only when something of it is asked for."""
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'microplane' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("microplane")
+    except PackageNotFoundError:
+        return "not installed"

@@ -57,6 +57,12 @@ class MicroplaneWarning(UserWarning):
     """A notice that nobody listens for."""
 
 
+def check_type(value: object, what: str, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Raises: ConfigError, if what a program hands in as `what` is of another type."""
+    if not isinstance(value, kinds):
+        raise ConfigError(f"{what} must be {wanted}, and is {value!r:.80} (a {type(value).__name__})")
+
+
 _listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 

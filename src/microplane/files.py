@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +57,10 @@ def aside(path: Path) -> Iterator[Path]:
     _clean_of(path)
     temporary = _temporary(path)
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # safetensors makes files that nobody else may read
         _sync(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -92,6 +97,7 @@ def folder_aside(folder: Path, there: Literal["refuse", "keep", "replace"] = "re
         yield temporary
         for at, _, names in os.walk(temporary):
             for name in names:
+                Path(at, name).chmod(temporary.stat().st_mode & 0o666)  # as of a file that the user makes
                 _sync(Path(at, name))
             _sync_folder(Path(at))
         _put_in_place(temporary, folder, there)
@@ -289,6 +295,20 @@ def lock(path: Path, shared: bool = False) -> Lock | None:
     except OSError:
         return Lock(None)
     return held
+
+
+# JSON
+
+
+def json_value(value: Any) -> Any:
+    """As JSON has it, which has no NaN and no infinity: they become null; dataclasses become objects."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if is_dataclass(value):
+        return {one.name: json_value(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {name: json_value(item) for name, item in value.items()}
+    return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # Reading

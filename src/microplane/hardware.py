@@ -32,6 +32,11 @@ def _cpuinfo(*names: str) -> list[str]:
     return list(dict.fromkeys(line.split(":", 1)[1].strip() for line in lines if line.startswith(names)))
 
 
+def process_started() -> float:
+    """When this process began, as `time.time` counts."""
+    return psutil.Process().create_time()
+
+
 def free_memory() -> int:
     """Bytes that can be taken without swapping."""
     return psutil.virtual_memory().available

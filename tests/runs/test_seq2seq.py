@@ -76,7 +76,7 @@ def test_plain_text_is_measured_as_it_is_trained(tmp_path):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = {"train": str(tmp_path / "text.jsonl"), "max_length": 40}
     knobs = RunKnobs.model_validate({"model": {"name": str(model)}, "data": data, "eval": {"rows": 3}})
-    measured = microplane.evaluate(knobs)
+    measured = microplane.evaluate(knobs=knobs)
     assert measured["scores"]["loss"] > 0
     assert measured["prompts"][0].startswith("the quick brown fox number 0 ju")
     for prompt, target in zip(measured["prompts"], measured["targets"], strict=True):

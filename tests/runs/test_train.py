@@ -113,7 +113,7 @@ def test_eval_gives_what_the_run_said(done, place):
             "eval": {"rows": 3, "max_new_tokens": 4},
         },
     )
-    measured = microplane.evaluate(knobs)
+    measured = microplane.evaluate(knobs=knobs)
     assert measured["scores"]["loss"] < done.metrics["before"]["loss"]
     assert len(measured["texts"]) == 3
 

@@ -23,7 +23,7 @@ from microplane.checkpoints.adapter import load_adapter, read_method, read_state
 from microplane.checkpoints.attach_saved import trained_on
 from microplane.checkpoints.peft_files import as_stored
 from microplane.checkpoints.tensors import save_tensors
-from microplane.errors import AdapterError, ConfigError
+from microplane.errors import AdapterError, ConfigError, check_type
 from microplane.files import write_aside
 from microplane.methods import Method, make_method
 from microplane.methods.adapted_linear import AdaptedLinear
@@ -153,6 +153,8 @@ def attach(
         ConfigError: for targets that the model does not have, with the nearest that it has; for a method that needs
             places which only our own models keep open; if a method is attached already.
     """
+    check_type(model, "model", nn.Module, "a torch module")
+    check_type(method, "method", (str, Mapping, Method), "its name, or {'name': ..., knob: value}")
     made = _made(method, targets)
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ConfigError("the model has a method attached already; merge that one first, or build the model anew")
@@ -173,6 +175,8 @@ def attach_saved(model: nn.Module, folder: str | Path, base: str = "auto") -> At
     Raises:
         AdapterError: if there is none, or it does not fit.
     """
+    check_type(model, "model", nn.Module, "a torch module")
+    check_type(folder, "folder", (str, Path), "the path of an adapter")
     folder = Path(folder)
     method, about = read_method(folder, beside=True)
     if (config := about.get("peft")) is not None:

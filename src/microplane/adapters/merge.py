@@ -10,7 +10,7 @@ import torch
 
 from microplane.adapters.export import check_free, write_folder, written_dtype
 from microplane.checkpoints.attach_saved import adapter_folder, trained_on
-from microplane.errors import AdapterError, CheckpointError
+from microplane.errors import AdapterError, CheckpointError, check_type
 from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, read_probe
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import ProbeRow
@@ -49,6 +49,10 @@ def merge(
         AdapterError: no adapter there, a method that cannot be merged, or `out` is taken.
         ModelError: the model's family fails in `dtype`.
     """
+    check_type(name, "name", (str, Path), "the path of a run or an adapter")
+    check_type(out, "out", (str, Path), "the path of the new folder")
+    if dtype is not None:
+        check_type(dtype, "dtype", torch.dtype, "a torch.dtype, as torch.bfloat16")
     folder = Path(out)
     source_of(name)
     check_free(folder, "merge")

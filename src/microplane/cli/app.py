@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from microplane.cli import interrupts
 from microplane.cli.adapters import Base, convert, export, merge
 from microplane.cli.cache import cache
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
 from microplane.config.build import fields
 from microplane.config.knobs import RunKnobs
+from microplane.config.other_names import OTHER_NAMES, meaning
 from microplane.errors import ConfigError, MicroplaneError, nearest, notices_to
 
 app = typer.Typer(
@@ -22,7 +26,7 @@ app = typer.Typer(
     help="Fine-tune pretrained language models on the machine you have, and prove what was trained.",
     epilog="First steps:  microplane demo;  microplane data FILE --model smollm2;  microplane train smollm2 FILE",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,6 +44,7 @@ Set = Annotated[
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Knobs from a YAML file, such as a run.yaml.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only what is asked for.")]
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on, instead of refusing the file.")
 ]
@@ -52,28 +57,40 @@ ModelName = Annotated[
 
 
 def main() -> None:
-    """The console script: errors of users become one message and exit code 1."""
+    """The command line: errors of users become one message and exit code 1."""
+    interrupts.arm()
     try:
         with notices_to(lambda text: typer.echo(text, err=True)):
-            app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+            code = app(standalone_mode=False)
+        if code == 130:  # typer's own word for KeyboardInterrupt
+            interrupts.end()
+        interrupts.disarm()
+        sys.exit(code if isinstance(code, int) else 0)
     except MicroplaneError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        interrupts.end()
     except BrokenPipeError:
         sys.exit(0)
-    except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno not in _DISK):
-            raise
-        fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _tell_usage(error)
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            fail("the memory of this machine does not suffice. Try a smaller train.micro_tokens or eval.batch_tokens")
+        if interrupts.received():  # foreign code made another exception of it
+            interrupts.end()
+        _tell(error)
         raise
+
+
+def _tell(error: Exception) -> None:
+    """What is no defect of ours ends here, with one message."""
+    if isinstance(error, OSError):
+        if error.errno is None or (error.filename is None and error.errno not in _DISK):
+            return
+        if error.errno == 13 and os.path.isfile(error.filename) and not os.access(error.filename, os.R_OK):
+            fail(f"{error.filename} cannot be read: {error.strerror}. Allow reading it, and try again")
+        fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        _tell_usage(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        fail("the memory of this machine does not suffice. Try a smaller train.micro_tokens or eval.batch_tokens")
 
 
 _ELSEWHERE = "Choose another place; for runs it is --set runs=FOLDER, for the cache the variable MICROPLANE_CACHE."
@@ -94,7 +111,15 @@ def _tell_usage(error: Any) -> NoReturn:
     fail(f"{message.rstrip('.')}. See {place} --help", error.exit_code)
 
 
+def to_json(value: Any) -> str:
+    """On one line. JSON has no NaN and no infinity: they become null."""
+    from microplane.files import json_value
+
+    return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
+    interrupts.disarm()
     typer.echo(f"error: {message}", err=True)
     sys.exit(code)
 
@@ -114,31 +139,95 @@ def train(
     ] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="How to adapt; list: microplane methods")] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Of the run's folder.")] = None,
+    lr: Annotated[str | None, typer.Option("--lr", metavar="NUMBER", help="train.lr, the peak learning rate.")] = None,
+    epochs: Annotated[str | None, typer.Option("--epochs", metavar="NUMBER", help="train.epochs.")] = None,
+    rank: Annotated[str | None, typer.Option("--rank", metavar="NUMBER", help="method.rank.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option("--batch-size", metavar="ROWS", help="train.batch_size, of an optimizer step.")
+    ] = None,
+    max_length: Annotated[
+        str | None, typer.Option("--max-length", metavar="TOKENS", help="data.max_length, of a row.")
+    ] = None,
+    seed: Annotated[str | None, typer.Option("--seed", metavar="NUMBER", help="train.seed.")] = None,
     config: Config = None,
     set: Set = None,
     skip_bad_rows: SkipBadRows = False,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run's folder, bit for bit.")
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with this run's folder, bit for bit; with --set train.epochs=3 also of a finished one.",
+        ),
     ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="Begin with this run's adapter (leave MODEL out).")
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print result.json at the end; progress goes to standard error.")
+    ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Adapt MODEL to DATA. Everything not said is inferred, printed, and written to run.yaml."""
+    """Adapt MODEL to DATA (- for standard input). Everything not said is inferred, printed, and written to run.yaml.
+
+    The exit code is 0 when it is done, 3 when Ctrl-C stopped it in good order (all is saved; --resume goes on), 130
+    when it was interrupted elsewhere, 1 for an error and 2 for wrong options."""
     from microplane.cli.terminal import Terminal, make_console, tell
     from microplane.config.build import assemble
+    from microplane.hardware import process_started
     from microplane.runs import train as run
 
-    terminal = Terminal(make_console())
+    plain = {"train.lr": lr, "train.epochs": epochs, "method.rank": rank, "train.batch_size": batch_size}
+    plain |= {"data.max_length": max_length, "train.seed": seed}
+    terminal = Terminal(make_console(stderr=json_))
+    watch = None if quiet else terminal
     try:
         if resume:
-            if model or data or method or name or config or set or skip_bad_rows:
-                raise ConfigError(f"--resume {resume} takes everything from that run; give it alone")
-            done = run.resume(resume, terminal)
+            if model or data or method or name or config or from_ or skip_bad_rows:
+                raise ConfigError(f"--resume {resume} takes everything from that run; give it alone, or with --set")
+            done = run.resume(resume, watch, assigned(plain, set or ()), process_started())
         else:
+            if from_ and data is None:
+                model, data = None, model
             given: dict[str, Any] = {"model.name": model, "data.train": data, "method.name": method, "name": name}
+            given |= {"model.adapter": from_}
             given["data.skip_bad_rows"] = skip_bad_rows or None
-            done = run.train(knobs=assemble(config, given, set or ()), watch=terminal)
+            given |= {knob: value for knob, value in assigned(plain, set or ()).items() if plain.get(knob) is not None}
+            done = run.train(knobs=assemble(config, given, set or ()), watch=watch, started=process_started())
+    except KeyboardInterrupt as error:
+        terminal.close()
+        interrupts.end(getattr(error, "__notes__", ()))
     finally:
         terminal.close()
-    tell(done)
+    if json_:
+        typer.echo(json.dumps(done.result, ensure_ascii=False, allow_nan=False))
+    elif quiet:
+        typer.echo(done.folder)
+    else:
+        tell(done)
+    _leave(done.result["status"])
+
+
+def assigned(plain: Mapping[str, str | None], assignments: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted name, of plain options and of --set.
+
+    Raises:
+        ConfigError: for a knob that both give, and not alike.
+    """
+    from microplane.config.build import parse_value, split_assignment
+
+    given = {name: parse_value(text) for name, text in plain.items() if text is not None}
+    for name, value in map(split_assignment, assignments):
+        if name in given and plain.get(name) is not None and given[name] != value:
+            raise ConfigError(f"{name} is given twice: as {given[name]!r}, and with --set {name}={value}")
+        given[name] = value
+    return given
+
+
+def _leave(status: str) -> None:
+    """A run that was stopped in good order has an exit code of its own."""
+    if status == "stopped":
+        raise typer.Exit(interrupts.STOPPED)
 
 
 @app.command(
@@ -153,13 +242,15 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to this JSONL file.")] = None,
     base: Base = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure a model or a run on DATA: the loss of all rows, and metrics of the answers to 100 of them
-    (--set eval.rows=N; 0 for none), or of a task head on all."""
+    """Measure a model or a run on DATA (- for standard input): the loss of all rows, and metrics of the answers to 100
+    of them (--set eval.rows=N; 0 for none), or of a task head on all."""
     from microplane.cli.terminal import Terminal, make_console
     from microplane.config.build import assemble
     from microplane.evaluation.evaluate import class_lines, describe_scores
     from microplane.runs.evaluate import check_out, measure_file, write_answers
+    from microplane.runs.inline_data import in_a_file
 
     given = {"model.name": model, "data.train": data, "data.skip_bad_rows": skip_bad_rows or None}
     knobs = assemble(config, given, set or ())
@@ -167,7 +258,8 @@ def evaluate(
         check_out(out, knobs)
     terminal = Terminal(make_console(stderr=True))
     try:
-        measured = measure_file(knobs, terminal, base)
+        with in_a_file(knobs) as there:
+            measured = measure_file(there, None if quiet else terminal, base)
     finally:
         terminal.close()
     if out:
@@ -177,7 +269,7 @@ def evaluate(
     told = describe_scores(scores) + (f"; metrics of the answers to {answers:,} rows" if generated else "")
     if json_:
         classes = {"by_class": measured["by_class"]} if measured["by_class"] else {}
-        typer.echo(json.dumps(scores | classes))
+        typer.echo(to_json(scores | classes))
         return
     typer.echo(told)
     for line in class_lines(measured["by_class"]):
@@ -189,7 +281,9 @@ def generate(
     model: ModelName,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="One or more prompts; read from standard input if there are none."),
+        typer.Argument(
+            metavar="[PROMPT]...", help="One or more prompts; read from standard input, one a line, if none or -."
+        ),
     ] = None,
     interactive: Annotated[
         bool,
@@ -202,6 +296,8 @@ def generate(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8 or nf4.")] = "auto",
     base: Base = None,
     set: Set = None,
+    json_: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts).
 
@@ -217,26 +313,33 @@ def generate(
     knobs = build(GenerateKnobs, values)
     if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4"):
         raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8 and nf4")
-    if interactive and prompts:
-        raise ConfigError("--interactive asks for its prompts itself; leave them out")
+    if interactive and (prompts or json_):
+        raise ConfigError(
+            "--interactive asks for its prompts itself and shows answers as they come; leave prompts and --json out"
+        )
     loaded = load(model, dtype, base=base)
     ask_as_told(loaded, knobs, system, no_prefix)
-    if loaded.prefix:
+    if loaded.prefix and not quiet:
         typer.echo(
             f"each prompt begins as in training, with {loaded.prefix.strip()!r} (--no-prefix leaves it out)", err=True
         )
     if interactive:
         chat(loaded, knobs)
     else:
-        given = prompts or read_lines()
+        given = read_lines() if not prompts or prompts == ["-"] else prompts
         if not given or not all(prompt.strip() for prompt in given):
             raise ConfigError("there is no prompt, or an empty one: give some text, or --interactive")
-        answer_prompts(loaded, given, knobs)
+        answer_prompts(loaded, given, knobs, as_json=json_)
 
 
 @app.command(epilog="Example:  microplane data commands.jsonl --model smollm2")
 def data(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or a folder with train/validation/test.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A data file (- for standard input), or a folder with train/validation/test."
+        ),
+    ],
     model: Annotated[str | None, typer.Option("--model", help="Show tokens as this model sees them.")] = None,
     config: Config = None,
     set: Set = None,
@@ -244,23 +347,29 @@ def data(
 ) -> None:
     """Show what was understood of FILE: format, rendered rows with the trained tokens marked, lengths, duplicates."""
     from microplane.cli.show_data import describe
-    from microplane.cli.terminal import make_console
+    from microplane.cli.terminal import Terminal, make_console
     from microplane.config.build import assemble
-    from microplane.data.tokenizers.load import load_tokenizer
-    from microplane.models.files.hub import resolve
-    from microplane.models.files.load import build_on_meta, open_checkpoint
-    from microplane.objectives.select import candidates
+    from microplane.data.progress import counting
+    from microplane.runs.inline_data import in_a_file
 
-    knobs = assemble(config, {"data.train": file}, set or ())
-    if model:
-        path = resolve(model)
-        described = describe(
-            knobs.data, load_tokenizer(path), candidates(build_on_meta(open_checkpoint(path)), knobs.data)
-        )
-    else:
-        described = describe(knobs.data)
+    given = {"data.train": file} | ({"model.name": model} if model else {})
+    knobs = assemble(config, given, set or ())
+    terminal = Terminal(make_console(stderr=True))
+    try:
+        with in_a_file(knobs) as there:
+            if model:
+                from microplane.methods import make_method
+                from microplane.runs.prepare import open_for_data
+
+                opened = open_for_data(there, make_method(there.method), terminal)
+                how = opened.tokenizer, opened.possible, counting(terminal), there.train.seed
+                described = describe(opened.config.data, *how)
+            else:
+                described = describe(there.data, progress=counting(terminal))
+    finally:
+        terminal.close()
     if json_:
-        typer.echo(json.dumps(described.facts, ensure_ascii=False))
+        typer.echo(to_json(described.facts))
     else:
         make_console().print(described)
 
@@ -289,10 +398,9 @@ def models() -> None:
         )
     console = make_console()
     console.print(table)
-    console.print(f"\narchitectures: {', '.join(ARCHITECTURES)}", markup=False)
-    console.print(
-        "from: a Hugging Face folder, a .gguf file, or a Hub name such as HuggingFaceTB/SmolLM2-360M-Instruct"
-    )
+    typer.echo()
+    list_line(f"architectures: {', '.join(ARCHITECTURES)}")
+    list_line("from: a Hugging Face folder, a .gguf file, or a Hub name such as HuggingFaceTB/SmolLM2-360M-Instruct")
 
 
 @app.command(epilog="Example:  microplane methods")
@@ -312,10 +420,10 @@ def methods(
         shown["trains the base's own weights"] = facts["trains_base"]
         told = "; ".join(f"{fact}: {'yes' if value else 'no'}" for fact, value in shown.items())
         package = METHODS.package_of(name)
-        typer.echo(f"{name}: {method.summary}{f' (from the package {package})' if package else ''}")
-        typer.echo(f"  {told}; default train.lr: {method.default_lr:g}")
+        list_line(f"{name}: {method.summary}{f' (from the package {package})' if package else ''}")
+        list_line(f"  {told}; default train.lr: {method.default_lr:g}")
         for knob, field in fields(method):
-            typer.echo(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")
+            list_line(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")
 
 
 @app.command(epilog="Example:  microplane knobs train")
@@ -336,10 +444,31 @@ def knobs(
         )
     for name, field in wanted:
         if name == "method":
-            typer.echo("method.*: see microplane methods")
+            list_line("method.*: see microplane methods")
         else:
             default = "(must be given)" if field.is_required() else _shown(field.default)
-            typer.echo(f"{name} = {default} ({type_name(field)}): {field.description}")
+            list_line(f"{name} = {default} ({type_name(field)}): {field.description}")
+
+
+def list_line(text: str) -> None:
+    """A line of a list: in a terminal (or where COLUMNS says its width) broken between words, else whole for grep."""
+    import shutil
+    import textwrap
+
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        indent = " " * (len(text) - len(text.lstrip()))
+        width = max(20, shutil.get_terminal_size().columns)
+        text = "\n".join(
+            textwrap.wrap(
+                text.strip(),
+                width,
+                initial_indent=indent,
+                subsequent_indent=f"{indent}    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    typer.echo(text)
 
 
 def _shown(value: Any) -> str:
@@ -370,7 +499,9 @@ def demo(
     from microplane.cli.demo import run_demo
     from microplane.cli.terminal import tell
 
-    tell(run_demo(lang, rows, set or []))
+    done = run_demo(lang, rows, set or [])
+    tell(done)
+    _leave(done.result["status"])
 
 
 @app.command(epilog="Example:  microplane version")
@@ -381,12 +512,16 @@ def version() -> None:
     typer.echo(f"microplane {installed('microplane')}")
 
 
+def knob_for_option(option: str) -> str:
+    """How to set the knob that somebody took for an option, as `--clip`; empty if there is none like it."""
+    name = option.lstrip("-").replace("-", "_")
+    known = next((known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name), None)
+    if known is None and name in OTHER_NAMES:
+        known = OTHER_NAMES[name]
+    if known is None:
+        return meaning(name)
+    return f" Knobs are set with --set, as in --set {known}{'' if '=' in known else '=VALUE'}."
+
+
 if __name__ == "__main__":
     main()
-
-
-def knob_for_option(option: str) -> str:
-    """How to set the knob that somebody took for an option, as `--lr`; empty if there is none like it."""
-    name = option.lstrip("-").replace("-", "_")
-    known = [known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name]
-    return f" Knobs are set with --set, as in --set {known[0]}=VALUE." if known else ""

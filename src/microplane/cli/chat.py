@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TextIO
 
+from microplane.cli import interrupts
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.reading.formats import Message
 from microplane.errors import ConfigError, MicroplaneError
+from microplane.files import json_value
 from microplane.inference.pipeline import Pipeline
 
 
@@ -34,11 +38,14 @@ def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_p
         loaded.prefix = ""
 
 
-def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
-    """One prompt streams its answer; several are answered together, each under its prompt.
+def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs, as_json: bool = False) -> None:
+    """One prompt streams its answer; several are answered together, each under its prompt, or each a line of JSON.
 
     A model with a task head says its labels instead; a tab parts two texts that belong together.
     """
+    if as_json:
+        _answers_as_json(loaded, prompts, knobs)
+        return
     if loaded.objective.needs_head:
         predictions = loaded.classify([texts_of(prompt) for prompt in prompts])
         for prompt, prediction in zip(prompts, predictions, strict=True):
@@ -50,6 +57,16 @@ def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnob
         return
     for prompt, answer in zip(prompts, loaded.answers(prompts, knobs), strict=True):
         write(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else f"{answer.text}\n")
+
+
+def _answers_as_json(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
+    if loaded.objective.needs_head:
+        predictions = loaded.classify([texts_of(prompt) for prompt in prompts])
+        said = [{name: value for name, value in asdict(one).items() if value} for one in predictions]
+    else:
+        said = [{"answer": answer.text} for answer in loaded.answers(prompts, knobs)]
+    for prompt, fields in zip(prompts, said, strict=True):
+        write(json.dumps(json_value({"prompt": prompt, **fields}), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def texts_of(line: str) -> str | tuple[str, str]:
@@ -105,6 +122,7 @@ def _turn(loaded: Pipeline, messages: list[Message], text: str, knobs: GenerateK
     try:
         answer = loaded.answers([asked], knobs, on_text=show)[0].text
     except KeyboardInterrupt:
+        interrupts.forget()
         answer = "".join(pieces)
     except MicroplaneError as error:  # too long a conversation, say: tell, and let the user go on
         write(f"error: {error}\n")

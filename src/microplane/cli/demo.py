@@ -12,6 +12,7 @@ from typing import Any
 from microplane.cli.terminal import Terminal, make_console
 from microplane.config.build import assemble
 from microplane.errors import ConfigError, DataError
+from microplane.hardware import process_started
 from microplane.runs.train import Run, train
 
 LANGUAGES = ("en", "fr", "vi")
@@ -27,7 +28,9 @@ def run_demo(lang: str, rows: int, assignments: Sequence[str] = ()) -> Run:
     summary = recipe().build(folder, lang=lang, train_rows=rows, test_rows=300)
     terminal.say(f"{summary['train_rows']} commands to train on, {summary['test_rows']} held out, in {folder}")
     try:
-        done = train(knobs=assemble(given=demo_knobs(folder), assignments=assignments), watch=terminal)
+        done = train(
+            knobs=assemble(given=demo_knobs(folder), assignments=assignments), watch=terminal, started=process_started()
+        )
     finally:
         terminal.close()
     show_samples(terminal, done.result["samples"][:5])

@@ -37,6 +37,7 @@ def describe(
     tokenizer: Tokenizer | None = None,
     candidates: AnyCandidates = NEXT_TOKEN,
     progress: Progress | None = None,
+    seed: int = 0,
 ) -> Description:
     """Look at the files that the knobs name. Bad rows, and text that the vocabulary does not know, are listed rather
     than refused.
@@ -45,6 +46,7 @@ def describe(
 
     Args:
         candidates: what the model may be trained for, where a tokenizer is given.
+        seed: of what is drawn anew in each epoch.
 
     Raises:
         DataError: for files of which nothing can be used.
@@ -60,7 +62,7 @@ def describe(
         facts = _of_first_pass(found, knobs)
     else:
         try:
-            splits = load_splits(knobs, tokenizer, candidates, progress)
+            splits = load_splits(knobs, tokenizer, candidates, progress, seed)
             rows, objective, summary = splits.train, splits.objective, splits.summary
         except TooFewRowsError as error:
             (rows, objective, summary), too_few = load_rows(knobs, tokenizer, candidates, progress), [str(error)]

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from microplane.evaluation.evaluate import describe_scores
+from microplane.runs.fit import VALIDATING
 from microplane.runs.train import Run
 
-QUIET_SECONDS = 15  # between two lines of progress where there is no terminal to redraw
+QUIET_SECONDS = 5  # between two lines of progress where there is no terminal to redraw
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -27,10 +28,10 @@ class Terminal:
         self.console = console
         self.live: Progress | None = None
         self.task: TaskID | None = None
-        self.last_line = 0.0
         self.validation = math.nan
-        self.tokens_per_second: float | None = None
-        self.seconds_per_step: float | None = None
+        self.pace = Pace()
+        self.going = ""  # what lasts just now
+        self.started, self.first, self.last_line = 0.0, 0, 0.0  # of it: when, with how much done; the last plain line
 
     def say(self, text: str) -> None:
         self.close()
@@ -39,10 +40,12 @@ class Terminal:
     def progress(self, what: str) -> Callable[[int, int], None]:
         """A bar that appears after the first report and goes when all is done."""
         self.close()
+        self.pace.begin(what)
 
         def show(done: int, total: int) -> None:
-            self._show(what, done, total, "")
-            if done >= total:
+            self._show(what, done, total, "", None)
+            if total and done >= total:
+                self.pace.end(what)
                 self.close()
 
         return show
@@ -62,44 +65,71 @@ class Terminal:
         rate, trained = record["tokens_per_second"], record["trained_tokens_per_second"]
         facts = f"loss {record['loss']:.3f}  {trained:,.0f} trained of {rate:,.0f} tokens/s  "
         facts += f"{record['memory_bytes'] / 1e9:.1f} GB"
-        self._show("training", record["step"], record["steps"], facts)
+        self.pace.step(record["seconds"])
+        self._show("training", record["step"], record["steps"], facts, self.pace.left(record["step"], record["steps"]))
 
     def _above(self, text: str) -> None:
         (self.live.console if self.live else self.console).print(text, markup=False)
 
-    def _show(self, what: str, done: int, total: int, facts: str) -> None:
+    def _show(self, what: str, done: int, total: int, facts: str, left: float | None) -> None:
+        now = time.monotonic()
+        if what != self.going:
+            self.going, self.started, self.first = what, now, done
+            self.last_line = max(self.last_line, now)
+        if left is None and total and done > self.first:
+            left = (now - self.started) / (done - self.first) * (total - done)
+        eta = "" if left is None else f"ETA {clock(left)}"
+        of = f"{done:,}/{total:,}" if total else f"{done:,}"
         if not self.console.is_terminal:
-            return self._line(what, done, total, facts)
+            if now - self.last_line >= QUIET_SECONDS:
+                self.console.print("  ".join(part for part in (f"{what} {of}", facts, eta) if part), markup=False)
+                self.last_line = now
+            return
         if self.live is None:
-            columns = (
+            self.live = Progress(
                 "{task.description}",
                 BarColumn(16),
-                "{task.completed}/{task.total}",
-                TextColumn("{task.fields[facts]}"),
-            )
-            self.live = Progress(
-                *columns, "ETA", TimeRemainingColumn(compact=True), console=self.console, transient=True
+                *(TextColumn(f"{{task.fields[{name}]}}") for name in ("of", "facts", "eta")),
+                console=self.console,
+                transient=True,
             )
             self.live.start()
-            self.task = self.live.add_task(what, total=total, facts=facts)
+            self.task = self.live.add_task(what, total=total or None, of=of, facts=facts, eta=eta)
         assert self.task is not None
-        self.live.update(self.task, description=what, completed=done, total=total, facts=facts)
-        return None
-
-    def _line(self, what: str, done: int, total: int, facts: str) -> None:
-        now = time.monotonic()
-        if done <= 1 or not self.last_line:
-            self.started, self.first, self.last_line = now, done, now
-        elif now - self.last_line >= QUIET_SECONDS and done > self.first:
-            left = (now - self.started) / (done - self.first) * (total - done)
-            self.console.print(f"{what} {done}/{total}  {facts}  ETA {clock(left)}", markup=False)
-            self.last_line = now
+        self.live.update(self.task, description=what, completed=done, total=total or None, of=of, facts=facts, eta=eta)
 
     def close(self) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
-        self.last_line = 0.0
+        self.going = ""
+
+
+class Pace:
+    """How long is left of a run: its steps, its validations, and the evaluation after them, which takes as long as that
+    of the untouched model took."""
+
+    def __init__(self) -> None:
+        self.began: dict[str, float] = {}
+        self.took: dict[str, float] = {}
+        self.seconds, self.steps, self.validations = 0.0, 0, 0
+
+    def begin(self, what: str) -> None:
+        self.began[what] = time.monotonic()
+
+    def end(self, what: str) -> None:
+        self.took[what] = self.took.get(what, 0.0) + time.monotonic() - self.began[what]
+        self.validations += what == VALIDATING
+
+    def step(self, seconds: float) -> None:
+        self.seconds, self.steps = self.seconds + seconds, self.steps + 1
+
+    def left(self, step: int, steps: int) -> float:
+        """Seconds, once `step` of `steps` are done."""
+        more = (steps - step) / max(1, steps) * 10  # validations, a tenth of the run apart by default
+        validating = self.took.get(VALIDATING, 0.0) / max(1, self.validations) * more
+        last = sum(seconds for what, seconds in self.took.items() if what.endswith("of the untouched model"))
+        return self.seconds / max(1, self.steps) * (steps - step) + validating + last
 
 
 def clock(seconds: float) -> str:

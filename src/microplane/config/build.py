@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from microplane.config import yaml_text
 from microplane.config.extensions import Choice
 from microplane.config.knobs import RunKnobs
+from microplane.config.other_names import meaning
 from microplane.errors import ConfigError, nearest
 
 K = TypeVar("K", bound=BaseModel)
@@ -59,14 +60,14 @@ def assemble(
     Raises:
         ConfigError: naming every bad knob, its value and what is possible.
     """
-    values = read_yaml(file) if file else {}
+    values: dict[str, Any] = {}
+    for name, value in (read_yaml(file) if file else {}).items():
+        _put(values, str(name), value)
     for name, value in (given or {}).items():
         if value is not None:
             place(values, name, value)
     for assignment in assignments:
         set_value(values, assignment)
-    if isinstance(values.get("method"), str):
-        values["method"] = {"name": values["method"]}
     return build(RunKnobs, values, where=str(file or ""))
 
 
@@ -90,11 +91,10 @@ def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str
 
 
 def _nearest_knob(name: str, known: Sequence[str]) -> str:
-    """A name that is spelled nearly so, or the right one in another section."""
+    """The right name in another section, one that means the same, or one that is spelled nearly so."""
     leaf = name.rsplit(".", 1)[-1]
-    return nearest(name, known) or next(
-        (f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), ""
-    )
+    same = next((f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), "")
+    return same or meaning(name, known) or nearest(name, known)
 
 
 def shown(value: Any) -> str:
@@ -106,15 +106,24 @@ def shown(value: Any) -> str:
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
-    """Carry out one `--set a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+    """Carry out one `--set a.b=c`.
 
     Raises:
         ConfigError: for text without `=`, or a name below something that is not a section.
     """
+    place(values, *split_assignment(assignment))
+
+
+def split_assignment(assignment: str) -> tuple[str, Any]:
+    """Name and value of `a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+
+    Raises:
+        ConfigError: for text without `=`.
+    """
     name, separator, text = assignment.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
-    place(values, name.strip(), parse_value(text))
+    return name.strip(), parse_value(text)
 
 
 def place(values: dict[str, Any], name: str, value: Any) -> None:
@@ -131,7 +140,19 @@ def place(values: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"{name} cannot be set: {section} = {shown(below)} is a value, not a section of knobs")
         values = below
-    values[leaf] = value
+    _put(values, leaf, value)
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a knob; a section is added to what stands there. `method` alone stands for its name."""
+    there = values.get(name)
+    if name == "method" and isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, dict) and isinstance(there, dict):
+        for key, item in value.items():
+            _put(there, str(key), item)
+    else:
+        values[name] = value
 
 
 def parse_value(text: str) -> Any:

@@ -51,6 +51,11 @@ class ModelKnobs(Knobs):
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: train from new random weights; only the folder's config.json is read"
     )
+    adapter: str | None = Field(
+        None,
+        description="a run or an adapter whose weights the run starts from; its base, its method and its template are "
+        "taken with it",
+    )
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
         "auto",
         description="the vector of a row that a new task head gets: of its first token (cls), of its last, or the mean "
@@ -144,7 +149,7 @@ class TrainKnobs(Knobs):
         "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
         "third more time)",
     )
-    lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
+    lr: float | None = Field(None, gt=0, le=100, description="peak learning rate; the method's own default otherwise")
     on_divergence: Literal["auto", "lower_lr", "go_on"] = Field(
         "auto",
         description="lower_lr: a run whose loss leaves its course goes back to its best weights and on at a third of "

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-Progress = Callable[[int, int], None]  # (done, of)
+from microplane.errors import ConfigError
+
+Progress = Callable[[int, int], None]  # (done, of); of 0 where that is not known yet
 
 
 class Watcher(Protocol):
@@ -30,6 +32,37 @@ class Silent:
         pass
 
 
+class Calling:
+    """Hands everything on to another watcher, and each step and validation to a function too."""
+
+    def __init__(self, watch: Watcher, callback: Callable[[dict[str, Any]], None] | None):
+        if callback is not None and not callable(callback):
+            raise ConfigError(f"callback must be a function of a record, and is {callback!r:.80}")
+        self._watch, self._callback = watch, callback
+
+    def say(self, text: str) -> None:
+        self._watch.say(text)
+
+    def progress(self, what: str) -> Progress:
+        return self._watch.progress(what)
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._watch.record(record)
+        if self._callback is not None:
+            self._callback(record)
+
+
 def counting(watch: Watcher) -> Callable[[str, int, int | None], None]:
-    """A watcher as what reads data wants it: called with what is done, rows done, and rows in all if known."""
-    return lambda what, done, total: watch.progress(what)(done, total or 0)
+    """A watcher as what reads data wants it: called with what is done, rows done, and rows in all if known (else it is
+    told 0)."""
+    going: dict[str, Progress] = {}
+
+    def count(what: str, done: int, total: int | None) -> None:
+        if what not in going:
+            going.clear()
+            going[what] = watch.progress(what)
+        going[what](done, total or 0)
+        if total and done >= total:
+            going.clear()
+
+    return count

@@ -10,6 +10,7 @@ from torch import nn
 
 from microplane.config.knobs import EvalKnobs, GenerateKnobs
 from microplane.data.progress import Progress
+from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.evaluation import label_metrics
@@ -50,20 +51,24 @@ def evaluate_loss(
     return validation_loss(objective, model, dataset, batch_tokens, progress).mean
 
 
-def without_frame(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Prompts without the tokens with which all of them begin and end: the template, and a shared instruction."""
-    if len(prompts) < 2:
-        return list(prompts)
-    shortest = min(len(prompt) for prompt in prompts)
+MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
 
-    def shared(at: Callable[[int], int]) -> int:
-        columns = ({prompt[at(i)] for prompt in prompts} for i in range(shortest))
-        return next((i for i, column in enumerate(columns) if len(column) > 1), shortest)
 
-    start, end = shared(lambda i: i), shared(lambda i: -1 - i)
-    if start + end >= shortest:  # one prompt would be left with nothing
-        return list(prompts)
-    return [prompt[start : len(prompt) - end] for prompt in prompts]
+def template_frame(
+    objective: AnyObjective, tokenizer: Tokenizer, template: str, system: str | None = None
+) -> tuple[str, str]:
+    """What the template and the run's own system prompt put before and behind a user's text, as it is shown."""
+    empty = tokenizer.decode(objective.prompt([Message("user", MARK)], tokenizer, template, system))
+    before, mark, behind = empty.partition(MARK)
+    return (before, behind) if mark else ("", "")
+
+
+def without_frame(prompt: str, frame: tuple[str, str]) -> str:
+    """A prompt as its row has it. Nothing of the row is left out: one that begins or ends otherwise stays whole."""
+    before, behind = frame
+    if len(prompt) < len(before) + len(behind) or not (prompt.startswith(before) and prompt.endswith(behind)):
+        return prompt
+    return prompt[len(before) : len(prompt) - len(behind)]
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,13 @@ def evaluate_answers(
     knobs: EvalKnobs,
     stop_ids: Sequence[int],
     progress: Progress | None = None,
+    frame: tuple[str, str] = ("", ""),
 ) -> Answers:
-    """Generate greedily for the prompts of `indices` and score the answers against the rows' own."""
+    """Generate greedily for the prompts of `indices` and score the answers against the rows' own.
+
+    Args:
+        frame: of the template, which is left out of the prompts that are shown.
+    """
     pairs = [dataset.prompt_and_target(index) for index in indices]
     targets = [tokenizer.for_targets.decode(target) for _, target in pairs]
     limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
@@ -103,7 +113,7 @@ def evaluate_answers(
         generation = GenerateKnobs(max_new_tokens=limit)
         answers = generate(model, tokenizer.for_targets, prompts, generation, stop_ids, progress=progress)
     texts = [answer.text for answer in answers]
-    shown = [tokenizer.decode(prompt) for prompt in without_frame(prompts)]
+    shown = [without_frame(tokenizer.decode(prompt), frame) for prompt in prompts]
     return Answers(list(indices), shown, targets, texts, metrics.score(knobs.metrics, texts, targets))
 
 
@@ -114,14 +124,21 @@ class _Judge:
     tokenizer: Tokenizer
     knobs: EvalKnobs
     stop_ids: Sequence[int]
-    watch: Callable[[], Progress]  # of the answers
+    watch: Callable[[str], Progress]  # of "loss" or "answers"
+    frame: Callable[[], tuple[str, str]]  # of the template around a user's text
 
-    @property
-    def batch_tokens(self) -> int:
-        return self.knobs.batch_tokens
+    def each_batch(
+        self, objective: Objective[B], model: Model, dataset: Dataset, visit: Callable[[list[int], B], None]
+    ) -> None:
+        for_each_batch(objective, model, dataset, self.knobs.batch_tokens, visit, self.watch("loss"))
+
+    def loss(self, objective: Objective[B], model: Model, dataset: Dataset) -> float:
+        return evaluate_loss(objective, model, dataset, self.knobs.batch_tokens, self.watch("loss"))
 
     def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
-        answers = evaluate_answers(model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch())
+        answers = evaluate_answers(
+            model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch("answers")
+        )
         return {
             "scores": answers.scores,
             "by_class": {},
@@ -149,6 +166,7 @@ def measure(
     template: str,
     whose: str,
     progress: Callable[[str], Progress],
+    system: str | None = None,
 ) -> Measured:
     """Loss on all rows of `dataset` and metrics of the answers to some of them: scores, prompts, targets, texts.
 
@@ -157,11 +175,17 @@ def measure(
     Args:
         template: of the answers, as the knob `data.template`.
         whose: what is measured, as the progress calls it.
+        system: as the knob `data.system`.
     """
-    loss = evaluate_loss(objective, model, dataset, knobs.batch_tokens, progress(f"loss of the {whose}"))
     stop_ids = objective.stop_ids(tokenizer, template)
-    judge = _Judge(tokenizer, knobs, stop_ids, lambda: progress(f"answers of the {whose}"))
-    return objective.measure(model, dataset, rows, loss, judge)
+    judge = _Judge(
+        tokenizer,
+        knobs,
+        stop_ids,
+        lambda what: progress(f"{what} of the {whose}"),
+        lambda: template_frame(objective, tokenizer, template, system),
+    )
+    return objective.measure(model, dataset, rows, judge)
 
 
 def class_lines(found: ByClass) -> list[str]:

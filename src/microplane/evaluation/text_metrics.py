@@ -52,6 +52,21 @@ def score(names: Sequence[str], predictions: Texts, targets: Texts) -> dict[str,
     return figures
 
 
+LOWER_IS_BETTER = ("loss", "perplexity", "rmse")
+
+
+def lower_is_better(figures: Iterable[str]) -> list[str]:
+    """Those of the figures of which less is better. A metric that a package adds says it by an attribute of its
+    function, `lower_is_better = True`, which holds for the figure of its name and those that begin `NAME_`.
+    """
+    added = [name for name in METRICS if name not in _BUILT_IN and getattr(METRICS[name], "lower_is_better", False)]
+    return [
+        figure
+        for figure in figures
+        if figure in LOWER_IS_BETTER or any(figure == name or figure.startswith(f"{name}_") for name in added)
+    ]
+
+
 def check(names: Iterable[str]) -> None:
     """Refuse names of metrics that do not exist, before a run rather than after it.
 

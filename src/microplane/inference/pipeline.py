@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, overload
 
 import torch
 
@@ -16,14 +16,14 @@ from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
 from microplane.data.reading.formats import Message
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.errors import ConfigError, DataError
+from microplane.errors import ConfigError, DataError, ModelError, check_type
 from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate
 from microplane.inference.predict import classify, embed_texts
 from microplane.methods import Method
 from microplane.methods.base_format import base_format, number_format
 from microplane.models.configs.head import POOLINGS
-from microplane.models.contract import Model
+from microplane.models.contract import Model, first_not_finite
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, open_checkpoint
 from microplane.nn.number_format import NumberFormat
@@ -79,9 +79,26 @@ class Pipeline:
         tokenizer, knobs = self.tokenizer.for_targets, knobs or GenerateKnobs()
         return generate(self.model, tokenizer, ids, knobs, self.stop_ids, on_text=on_text)
 
-    def generate(self, prompt: str, **knobs: Any) -> str:
-        """The answer to one prompt; knobs are those of `GenerateKnobs` (temperature, max_new_tokens, ...)."""
-        return self.answers([prompt], build(GenerateKnobs, knobs))[0].text
+    @overload
+    def generate(self, prompt: str, **knobs: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **knobs: Any) -> list[str]: ...
+
+    def generate(self, prompt: str | Sequence[str], **knobs: Any) -> str | list[str]:
+        """The answer to one prompt, or those to several, which are answered together; knobs are those of
+        `GenerateKnobs` (temperature, max_new_tokens, ...).
+
+        Raises:
+            ConfigError: for a knob that does not exist, or a prompt that is no text.
+        """
+        several = not isinstance(prompt, str)
+        if several:
+            check_type(prompt, "prompt", (list, tuple), "a text, or a list of texts")
+            for one in prompt:
+                check_type(one, "prompt", str, "a text, or a list of texts")
+        answers = self.answers(list(prompt) if several else [str(prompt)], build(GenerateKnobs, knobs))
+        return [answer.text for answer in answers] if several else answers[0].text
 
     def classify(self, texts: Sequence[Text]) -> list[Prediction]:
         """What the task head says of each text (or pair of texts): labels with their probabilities, or numbers.
@@ -114,6 +131,10 @@ def load(
     Raises:
         ModelError, AdapterError: saying what is not there or does not fit.
     """
+    check_type(name, "the model", (str, Path), "a name or a path")
+    if dtype not in get_args(ModelKnobs.model_fields["dtype"].annotation):
+        possible = ", ".join(get_args(ModelKnobs.model_fields["dtype"].annotation))
+        raise ConfigError(f"dtype = {dtype!r}: possible are {possible}")
     folder = adapter_folder(Path(name).expanduser())
     if folder is None:
         if base is not None:
@@ -121,19 +142,32 @@ def load(
         path = resolve(str(name), revision)
         stored = open_checkpoint(path).stored
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
-        return Pipeline(load_model(path, number_format(dtype)), load_tokenizer(path), path)
+        plain = load_model(path, number_format(dtype))
+        _check_weights(plain, path)
+        return Pipeline(plain, load_tokenizer(path), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about, base)
     model = load_model(path, _opened_as(method, about, dtype))
     if not method.whole_model:
         about["replaced"] = attach_saved_adapter(model, method, folder, about)
+    _check_weights(model, folder)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
     tokenizer = load_tokenizer(path, None if method.whole_model else folder)
     return Pipeline(model, tokenizer, path, template, system, method, about, prefix)
+
+
+def _check_weights(model: Model, where: Path) -> None:
+    """Raises: ModelError, for weights of which everything that is computed would be NaN."""
+    if (name := first_not_finite(model)) is not None:
+        raise ModelError(f"{where}: the tensor {name} holds NaN or infinity. Fetch or train the model again")
 
 
 def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:
     """The format of the base of an adapter that is opened to be used."""
     if method.needs_float32:
         return base_format(ModelKnobs.model_validate({"dtype": dtype}), method)
-    return number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype)
+    own = about.get("base_dtype")
+    if dtype == "auto" and own in ("float32", "bfloat16"):  # as in its run, to the bit
+        dtype = own
+    form = number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype)
+    return form._replace(weights=torch.float32) if method.trains == "weights" and dtype == own else form

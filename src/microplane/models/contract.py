@@ -26,6 +26,7 @@ which lists its linears under the model's own names; methods adapt those.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -369,3 +370,15 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """The name of a parameter that holds NaN or infinity, or of a buffer (scales, say) with NaN; else None."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        tensor = tensor.detach()
+        if not tensor.is_floating_point() or tensor.is_meta or torch.isfinite(tensor.sum(dtype=torch.float32)):
+            continue  # a sum is quick; it may overflow by itself
+        wrong = ~torch.isfinite(tensor) if name in dict(model.named_parameters()) else torch.isnan(tensor)
+        if wrong.any():
+            return name
+    return None

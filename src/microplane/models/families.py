@@ -23,8 +23,9 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
     """The model class for a config.json: one of ours, or else `TransformersModel`.
 
     Raises:
-        ModelError: if none, naming it and those that are supported.
+        ModelError: if none, naming it and those that are supported; for sizes beyond any model's.
     """
+    _check_sizes(fields)
     try:
         return ARCHITECTURES[architecture_of(fields, MODEL_TYPES)]
     except ModelError as error:
@@ -35,6 +36,22 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         except ModelError as other:
             raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
         return TransformersModel
+
+
+MOST_LAYERS, WIDEST = 2_000, 100_000_000
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    """Raises: ModelError, for a size beyond any model's, whose modules alone would take hours to make."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value)
+        most = MOST_LAYERS if name.endswith(("layers", "n_layer", "num_blocks")) else WIDEST
+        is_size = name.endswith(
+            ("_layers", "_layer", "num_blocks", "_size", "_dim", "_heads", "_model", "_ff", "_embd")
+        )
+        if is_size and isinstance(value, int) and value > most:
+            raise ModelError(f"config.json says {name} = {value:,}: no model has more than {most:,}. Mend that number")
 
 
 def context_of(fields: Mapping[str, Any]) -> int | None:

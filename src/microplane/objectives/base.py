@@ -5,7 +5,7 @@ Shapes: T tokens of all rows side by side, K target tokens, B rows, C classes, V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 from torch import Tensor
@@ -66,15 +66,22 @@ class Measured(TypedDict):
     texts: list[str]
 
 
+B = TypeVar("B", bound=Batch)
+
+
 class Judge(Protocol):
     """What an objective measures a model with. The evaluation, which stands above the objectives, hands it down."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens computed at once."""
+    def each_batch(
+        self, objective: Objective[B], model: Model, dataset: Dataset, visit: Callable[[list[int], B], None]
+    ) -> None:
+        """See `objectives.collate.for_each_batch`."""
+
+    def loss(self, objective: AnyObjective, model: Model, dataset: Dataset) -> float:
+        """The mean loss of all rows."""
 
     def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
         """Answers that the model writes to some rows, and the metrics of `eval.metrics` on them."""
@@ -86,9 +93,6 @@ class Judge(Protocol):
         self, task: str, predictions: Sequence[Any], truths: Sequence[Any], classes: Sequence[str]
     ) -> ByClass:
         """The same by class."""
-
-
-B = TypeVar("B", bound=Batch)
 
 
 class Objective(Protocol[B]):
@@ -129,8 +133,9 @@ class Objective(Protocol[B]):
 
     # What is said of a model
 
-    def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], loss: float, judge: Judge) -> Measured:
-        """Scores, `loss` (the mean on all rows of `dataset`) among them, and answers to `rows`."""
+    def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], judge: Judge) -> Measured:
+        """Scores, `loss` (the mean on all rows of `dataset`) among them, and answers to `rows`. No row is computed
+        twice for it."""
 
     def probe_row(self, dataset: Dataset, row: int) -> ProbeRow:
         """The start of a row, to compare two models on."""

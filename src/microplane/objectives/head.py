@@ -25,7 +25,7 @@ from microplane.models.contract import Model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
 from microplane.objectives.base import PROBE_TOKENS, Judge, Measured, ProbeRow
-from microplane.objectives.collate import features_of, for_each_batch, rows_of
+from microplane.objectives.collate import features_of, rows_of
 
 Text = str | tuple[str, str]  # one text, or two that belong together
 
@@ -115,20 +115,23 @@ class HeadObjective(ABC):
 
     # What is said of a model
 
-    def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], loss: float, judge: Judge) -> Measured:
+    def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], judge: Judge) -> Measured:
         """Metrics of the head on all rows, which costs no more than the loss, and what it says of `rows`."""
         classes = head_classes(model)
         predicted: dict[int, Any] = {}
+        total, count = 0.0, 0
 
         def predict(indices: list[int], batch: LabelBatch) -> None:
+            nonlocal total, count
             scores = task_scores(model, batch.rows, batch.cached_features)
+            total, count = total + self.loss_of_scores(scores, batch.labels).item(), count + batch.count
             predicted.update(zip(indices, self.by_row(self.words(scores, classes), batch.rows.lengths), strict=True))
 
-        for_each_batch(self, model, dataset, judge.batch_tokens, predict)
+        judge.each_batch(self, model, dataset, predict)
         truths = [self.truth(dataset.labels(row), classes) for row in range(len(dataset))]
         said = [predicted[row] for row in range(len(dataset))]
         return {
-            "scores": {"loss": loss, **judge.label_scores(self.name, said, truths)},
+            "scores": {"loss": total / count, **judge.label_scores(self.name, said, truths)},
             "by_class": judge.label_classes(self.name, said, truths, classes),
             "prompts": [judge.tokenizer.decode(dataset[row][0].tolist()) for row in rows],
             "targets": [self.line(truths[row], truths[row]) for row in rows],

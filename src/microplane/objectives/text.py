@@ -78,8 +78,9 @@ class TextObjective:
         """See `token_loss`."""
         return token_loss(model, batch, label_smoothing)
 
-    def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], loss: float, judge: Judge) -> Measured:
+    def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], judge: Judge) -> Measured:
         """Loss and perplexity, and the metrics of answers to `rows`."""
+        loss = judge.loss(self, model, dataset)
         scores = {"loss": loss, "perplexity": perplexity(loss)}
         if not rows:
             return {"scores": scores, "by_class": {}, "prompts": [], "targets": [], "texts": []}

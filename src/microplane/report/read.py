@@ -61,6 +61,12 @@ class RunRecord:
         return found if isinstance(found, dict) else {}
 
     @property
+    def lower_is_better(self) -> list[str] | None:
+        """The metrics of which less is better; None where the result does not say."""
+        names = self.result["metrics"].get("lower_is_better")
+        return names if isinstance(names, list) else None
+
+    @property
     def method_knobs(self) -> dict[str, Any]:
         knobs = self.result["run"].get("method")
         return knobs if isinstance(knobs, dict) else {}

@@ -115,7 +115,7 @@ def outcome(record: RunRecord) -> str:
         made = f"{steps:,} of {planned:,} steps" if steps and isinstance(planned, int) else made
         return f"{title} has made {made or 'no step'} so far and has no result yet: it is going on, or was interrupted."
     told = _achievement(record)
-    time = record.result["train"].get("seconds")
+    time = record.result.get("seconds") or record.result["train"].get("seconds")
     told += f" in {say(time, 'seconds')}" if is_finite(time) else ""
     if status == "stopped":
         told += f", stopped by hand after {made or 'no step'}"
@@ -137,7 +137,7 @@ def _achievement(record: RunRecord) -> str:
     rows = f" on {metrics['rows']:,} {held_out(record)} rows" if isinstance(metrics.get("rows"), int) else ""
     if not is_number(before):
         return f"reached {name_of(name)} {say(after, name)}{rows}"
-    verdict = change(name, before, after)[1]
+    verdict = change(name, before, after, record.lower_is_better)[1]
     if verdict == "same":
         return f"left {name_of(name)} at {say(after, name)}{rows}"
     worse = ", worse than the untouched model," if verdict == "worse" else ""
@@ -172,9 +172,12 @@ def cards(record: RunRecord) -> list[Card]:
     """The figures that matter most; those that were not measured are left out."""
 
     def figure(key: str) -> Figure:
-        section, name = key.split(".")
-        return Figure(key, record.result[section].get(name))
+        section, _, name = key.rpartition(".")
+        return Figure(key, (record.result[section] if section else record.result).get(name))
 
+    whole_time, whole_memory = (
+        key if is_finite(record.result.get(key)) else f"train.{key}" for key in ("seconds", "peak_memory_bytes")
+    )
     share, whole = trained_share(record), (record.result["method"].get("facts") or {}).get("whole_model")
     layout = [
         ("Validation loss", "train.validation_loss", [
@@ -182,9 +185,13 @@ def cards(record: RunRecord) -> list[Card]:
             ("best at step ", "train.best_step", ""),
             ("train loss ", "train.train_loss", ""),
         ]),
-        ("Time", "train.seconds", [("", "train.steps", " steps"), ("", "train.epochs", " epochs")]),
+        ("Time", whole_time, [
+            ("training ", "train.seconds" if whole_time == "seconds" else "", ""),
+            ("", "train.steps", " steps"),
+            ("", "train.epochs", " epochs"),
+        ]),
         ("Tokens per second", "train.tokens_per_second", [("", "train.trained_tokens_per_second", " of them trained")]),
-        ("Peak memory", "train.peak_memory_bytes", [("of ", "environment.memory_bytes", " on this machine")]),
+        ("Peak memory", whole_memory, [("of ", "environment.memory_bytes", " on this machine")]),
         ("Trainable parameters", "method.trainable_parameters", [
             (f"{share} of " if share else "of ", "method.total_parameters", ""),
             ("model of " if whole else "adapter of ", "method.adapter_bytes", ""),
@@ -195,7 +202,8 @@ def cards(record: RunRecord) -> list[Card]:
         return before, figure(key), after.removesuffix("s") if figure(key).value == 1 else after
 
     made = [
-        Card(title, figure(key), [note(*parts) for parts in notes if figure(parts[1])]) for title, key, notes in layout
+        Card(title, figure(key), [note(*parts) for parts in notes if parts[1] and figure(parts[1])])
+        for title, key, notes in layout
     ]
     return [card for card in made if card.main]
 
@@ -220,7 +228,7 @@ def metric_rows(record: RunRecord) -> list[MetricRow]:
             name_of(name),
             Figure(f"metrics.before.{name}", before.get(name)),
             Figure(f"metrics.after.{name}", after.get(name)),
-            *change(name, before.get(name), after.get(name)),
+            *change(name, before.get(name), after.get(name), record.lower_is_better),
         )
         for name in names
     ]

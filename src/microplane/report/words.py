@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "perplexity", "rmse", "mae", "mse", "wer", "cer", "ter"}
+)  # where a result is silent
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -258,8 +260,12 @@ def facts(section: Mapping[str, Any], prefix: str, label: str = "") -> list[Fact
     return rows
 
 
-def change(key: str, before: Any, after: Any) -> tuple[str, str]:
-    """How a metric moved, as ("+84.4 points", "better"); empty where a side is missing or not a number."""
+def change(key: str, before: Any, after: Any, lower: Collection[str] | None = None) -> tuple[str, str]:
+    """How a metric moved, as ("+84.4 points", "better"); empty where a side is missing or not a number.
+
+    Args:
+        lower: the metrics of which less is better, as the result says.
+    """
     if not (is_finite(before) and is_finite(after)):
         return "", ""
     difference = after - before
@@ -269,5 +275,5 @@ def change(key: str, before: Any, after: Any) -> tuple[str, str]:
         amount = say(abs(difference), key)
     if difference == 0:
         return amount, "same"
-    better = (difference < 0) == (key in LOWER_IS_BETTER)
+    better = (difference < 0) == (key in (LOWER_IS_BETTER if lower is None else lower))
     return ("+" if difference > 0 else MINUS) + amount, "better" if better else "worse"

@@ -17,14 +17,14 @@ from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
 from microplane.files import cache_dir, write_aside
 from microplane.hardware import processor
-from microplane.models.contract import Model
+from microplane.models.contract import Model, first_not_finite
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import head_metadata
 from microplane.nn.ops import native
 from microplane.objectives.base import Measured
 from microplane.runs.prepare import Prepared
 
-VERSION = 2  # of what is kept, and of all code that decides it; raise it when either changes
+VERSION = 4  # of what is kept, and of all code that decides it; raise it when either changes
 
 Measure = Callable[[Model, str], Measured]  # of a model, and whose it is
 
@@ -46,10 +46,10 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
     measured = measure(base.model, "untouched model")
     if not math.isfinite(loss := measured["scores"]["loss"]):
         name, dtype = prepared.config.model.name, prepared.config.model.dtype
-        raise TrainingError(
-            f"the loss of the untouched model {name} is {loss}: its weights hold NaN or infinity, "
-            f"or numbers overflow in {dtype}. Fetch the model again, or set model.dtype=float32"
-        )
+        wrong = first_not_finite(base.model)
+        why = f"its tensor {wrong} holds NaN or infinity. Fetch the model again"
+        overflow = f"its weights are numbers, but sums overflow in {dtype}. Set model.dtype=float32"
+        raise TrainingError(f"the loss of the untouched model {name} is {loss}: {why if wrong else overflow}")
     write_aside(place, json.dumps(measured, ensure_ascii=False).encode())
     return measured
 

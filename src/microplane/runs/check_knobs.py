@@ -10,6 +10,7 @@ What is refused is refused as soon as it can be known: from the configuration al
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from microplane.objectives.class_weights import with_class_weights
 from microplane.objectives.seq2seq import Seq2Seq
 from microplane.training.optim import peak_lr
 
+MOST_THREADS = 8  # of each processor
 Idle = Iterable[tuple[str, str]]  # a knob's dotted name; why it would change nothing, and the way round
 
 
@@ -46,6 +48,7 @@ def check_knobs(knobs: RunKnobs, method: Method) -> list[str]:
             method; for a metric that does not exist.
     """
     _check_optimizer(knobs, method)
+    _check_threads(knobs.train.threads)
     text_metrics.check(knobs.eval.metrics)
     _refuse(_idle_by_configuration(knobs), values_set(knobs))
     _refuse(((f"method.{name}", why) for name, why in method.idle_knobs().items()), _values_of_method(method))
@@ -249,6 +252,15 @@ def _trains_the_top_alone(model: nn.Module) -> bool:
     """Whether all that trains is the last norm and the heads."""
     found = levels(model)
     return {found[name] for name in trainable(model)} == {max(found.values())}
+
+
+def _check_threads(threads: int | None) -> None:
+    """Raises: ConfigError, for so many that the system would refuse them in the middle, or they would only wait."""
+    cores = os.cpu_count() or 1
+    if threads and threads > MOST_THREADS * cores:
+        raise ConfigError(
+            f"train.threads = {threads}: this machine has {cores} processors. Choose at most as many, or leave it out"
+        )
 
 
 def _check_optimizer(knobs: RunKnobs, method: Method) -> None:

@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
-from microplane.errors import ConfigError, notices_to
+from microplane.errors import ConfigError, check_type, notices_to
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
+from microplane.runs.inline_data import configured, in_a_file
+
+
+def evaluate(
+    model: str | Path | None = None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    *,
+    set: Mapping[str, Any] | None = None,
+    knobs: RunKnobs | None = None,
+    watch: Watcher | None = None,
+) -> Measured:
+    """Measure a model, or a run, on rows: scores, and the prompts, targets and texts of the rows that are shown.
+
+    A run is asked as it was trained: with its own template and system prompt.
+
+    Args:
+        model: the folder of a run or an adapter, or whatever `train` takes.
+        data: a file, a folder, or rows.
+        set: knobs by dotted name, as `{"eval.rows": 500}`.
+        knobs: all of them at once, instead of the three above.
+        watch: is told what happens.
+
+    Raises:
+        MicroplaneError: for a model or data that cannot be used, saying why.
+
+    Example:
+        >>> microplane.evaluate("runs/home", "test.jsonl")["scores"]
+        {'loss': 0.02, 'perplexity': 1.02, 'exact_match': 0.917, ...}
+    """
+    inline = None
+    if knobs is None:
+        knobs, inline = configured(model, data, {}, set)
+    elif model is not None or data is not None or set is not None:
+        raise ConfigError("knobs are the whole configuration: leave out model, data and set")
+    check_type(knobs, "knobs", RunKnobs, "a RunKnobs")
+    if not knobs.data.train:
+        raise ConfigError("there is no data: give the rows to measure on, as in evaluate(RUN, FILE)")
+    with in_a_file(knobs, inline) as there:
+        return measure_file(there, watch)
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None, base: str | None = None) -> Measured:
-    """Scores, prompts, targets and texts of `knobs.model.name` on the rows of `knobs.data.train`.
-
-    A run is asked as it was trained: with its own template, system prompt and lengths.
+    """The same, of `knobs.model.name` on the rows of the file `knobs.data.train`.
 
     Args:
         base: where the base of an adapter is, if not where the adapter says.
@@ -41,7 +79,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
-    chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress)
+    chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
     return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from microplane.adapters.export import finished
-from microplane.checkpoints.adapter import save_adapter
+from microplane.checkpoints.adapter import load_adapter, save_adapter
 from microplane.data.progress import Watcher
 from microplane.evaluation.evaluate import validation_loss
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
@@ -18,15 +19,18 @@ from microplane.methods import trainable_parameters
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata
+from microplane.objectives.base import AnyObjective
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
 from microplane.training.feature_cache import cache_features
 from microplane.training.init_from_data import init_from_data
 from microplane.training.log import Record
 from microplane.training.loop import Outcome, passes
+from microplane.training.monitor import ValidationLoss
 from microplane.training.resume import checkpoints
 
 KEPT_PASSES = 30.0
+VALIDATING = "validating"  # as the progress calls it
 
 
 @dataclass
@@ -39,11 +43,17 @@ class Fitted:
 
 
 def attach(prepared: Prepared, model: Model, folder: Path, resume: bool, say: Callable[[str], None]) -> None:
-    """Put the method on the base, as it starts. A checkpoint holds what the run started from already."""
+    """Put the method on the base, as it starts, or as it was saved in `model.adapter`. A checkpoint holds what the run
+    started from already."""
     config, method = prepared.config, prepared.method
     torch.manual_seed(config.train.seed)
     attach_method(method, model)
-    if not (resume and checkpoints(folder / "resume")):
+    if resume and checkpoints(folder / "resume"):
+        return
+    if config.model.adapter:
+        load_adapter(Path(config.model.adapter), model, method)
+        say(f"starts from the adapter {config.model.adapter}")
+    else:
         init_from_data(
             prepared.objective, model, method, prepared.splits.train, config.train, prepared.checkpoint.tensors, say
         )
@@ -57,10 +67,13 @@ def fit(
     on_record: Callable[[Record], None],
     on_saved: Callable[[int], None],
     resume: bool = False,
+    before: float | None = None,
 ) -> Fitted:
     """Train `model`, to which the method is attached.
 
     Args:
+        before: the loss of the untouched model on the held-out rows. Where the run starts from it, and these are the
+            validation rows, it is not measured again.
         on_record: sees each line of metrics.jsonl, with the clock's figures.
         on_saved: is told the bytes of the weights file in `adapter/` whenever that is written.
 
@@ -87,6 +100,16 @@ def fit(
         on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}, tokens))
         save_probe(folder, rows, probe_logits(objective, model, rows))
 
+    known = _first_validation(prepared, objective, before) if not (resume and checkpoints(folder / "resume")) else None
+
+    def validate(tuned: nn.Module) -> ValidationLoss:
+        nonlocal known
+        if known is not None:
+            loss, known = known, None
+            return ValidationLoss(loss)
+        at_once = prepared.config.eval.batch_tokens
+        return validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING))
+
     if method.whole_model:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "adapter")
@@ -97,10 +120,19 @@ def fit(
         knobs,
         folder,
         objective=objective,
-        validate=lambda tuned: validation_loss(objective, tuned, read["validation"], prepared.config.eval.batch_tokens),
+        validate=validate,
         save_best=save_best,
         identity=prepared.identity() | {"features kept": kept is not None},
         resume=resume,
         on_record=on_record,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
+
+
+def _first_validation(prepared: Prepared, objective: AnyObjective, before: float | None) -> float | None:
+    """The loss of the validation before the first step, where the untouched model's is that: the same rows, the same
+    loss, and a method that begins as the base."""
+    method, splits = prepared.method, prepared.splits
+    same = prepared.held_out is splits.validation and objective == prepared.objective
+    as_base = method.starts_at_base and getattr(method, "start", "zero") == "zero" and not prepared.config.model.adapter
+    return before if same and as_base else None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
@@ -19,7 +20,7 @@ from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, ModelError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.inference.check_ids import check_ids
 from microplane.methods import Method, make_method
@@ -32,8 +33,9 @@ from microplane.models.files.load import build_on_meta, open_checkpoint, open_co
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
+from microplane.nn.quantised import weight_count
 from microplane.objectives.base import AnyObjective
-from microplane.objectives.select import AnySplits, candidates
+from microplane.objectives.select import AnyCandidates, AnySplits, candidates
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
 from microplane.runs.max_length import cap_max_length
 from microplane.training.optim import peak_lr
@@ -148,21 +150,14 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         MicroplaneError: for a model or data that cannot be used, saying why.
     """
     watch.say(f"opening {config.model.name}, reading {config.data.train}")
-    path = resolve(config.model.name, config.model.revision)
-    checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
-    tokenizer = load_tokenizer(path)
-    method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
+    opened = open_for_data(config, method, watch)
+    config, method, path, checkpoint, tokenizer, possible, plain = opened
     form = base_format(config.model, method, checkpoint.stored)
     if form.quantised and config.model.init == "random":
         raise ConfigError(
             f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
             "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
         )
-    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
-    plain = build_on_meta(checkpoint)
-    if plain.load_notice:
-        watch.say(plain.load_notice)
-    possible = candidates(plain, config.data)
     splits = load_splits(config.data, tokenizer, possible, counting(watch), config.train.seed)
     if not begun:
         check_knobs_for_data(config, splits.objective, splits.summary)
@@ -178,6 +173,47 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         held_out=held_out,
         answer_rows=tuple(choose_rows(held_out, config.eval.rows)),
     )
+
+
+class Opened(NamedTuple):
+    """What a model says of how rows are to be read."""
+
+    config: RunKnobs  # with `data.max_length` as the model can read it
+    method: Method
+    path: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    possible: AnyCandidates  # what the model may be trained for
+    plain: Model  # its shapes, without weights
+
+
+def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
+    """Find the model, without reading its weights.
+
+    Raises:
+        MicroplaneError: for a model that cannot be used, saying why.
+    """
+    path = resolve(config.model.name, config.model.revision)
+    checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
+    tokenizer = load_tokenizer(path)
+    method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
+    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
+    plain = build_on_meta(checkpoint)
+    if config.model.init == "random":
+        check_room(plain)
+    if plain.load_notice:
+        watch.say(plain.load_notice)
+    return Opened(config, method, path, checkpoint, tokenizer, candidates(plain, config.data), plain)
+
+
+def check_room(model: Model) -> None:
+    """Raises: ModelError, for a model whose new weights this machine's memory cannot hold."""
+    need, there = 4 * weight_count(model), psutil.virtual_memory().total
+    if need > there:
+        raise ModelError(
+            f"a model of this config.json has {need / 4e9:,.1f} billion weights, {need / 1e9:,.0f} GB, and this "
+            f"machine has {there / 1e9:,.0f} GB of memory; its sizes may be written wrongly"
+        )
 
 
 def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str | None]:

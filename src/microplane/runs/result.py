@@ -6,15 +6,14 @@ Sections that a run has not come to are left out. JSON has no NaN and no infinit
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from microplane.evaluation.probe import Check
-from microplane.files import write_aside
+from microplane.files import json_value, write_aside
 from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
@@ -72,10 +71,11 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class MetricsSection:
-    rows: int  # for which answers were generated
+    rows: int  # that were measured: for which answers were generated; all, where a task head answers or none are asked
     split: str  # test or validation
     before: dict[str, float]  # scores of the untouched model
     after: dict[str, float]
+    lower_is_better: list[str]  # of their names
     by_class: ByClass  # the tuned model's, of rows with classes: precision, recall and F1, confusion, entities
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)  # of predictors without a pretrained model
     beaten: str | None = None  # said in words: by which of them, if by one
@@ -108,16 +108,26 @@ class Result:
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None
     samples: list[Sample] | None = None
-    seconds: float | None = None  # of the whole run
+    seconds: float | None = None  # of the whole run, all its sittings: the command's
+    peak_memory_bytes: int | None = None  # of the process, over the whole run with its checks
 
     def to_dict(self) -> dict[str, Any]:
         """As result.json has it."""
         sections = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: _plain(value) for name, value in sections.items() if value is not None or name == "error"}
+        return {name: json_value(value) for name, value in sections.items() if value is not None or name == "error"}
 
     def write(self, folder: Path) -> None:
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_aside(folder / "result.json", text.encode() + b"\n")
+
+
+def earlier_seconds(folder: Path) -> float:
+    """What the sittings before this one took, as far as they could note it."""
+    try:
+        seconds = json.loads((folder / "result.json").read_text(encoding="utf-8"))["seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def data_figures(splits: AnySplits) -> dict[str, Any]:
@@ -191,14 +201,3 @@ def _moved(outcome: Outcome) -> Check:
         return Check(name, None, None, "not checked: too few steps to tell")
     value = f"{outcome.moved} of {outcome.tensors}"
     return Check(name, outcome.moved == outcome.tensors, value, "checksums of all trainable tensors, start against end")
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

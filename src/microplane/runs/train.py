@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microplane.config.build import assemble, build, read_yaml, to_yaml
+from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
-from microplane.data.progress import Silent, Watcher
-from microplane.errors import MicroplaneError, notices_to
+from microplane.data.progress import Calling, Silent, Watcher
+from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
+from microplane.evaluation.text_metrics import lower_is_better
 from microplane.evaluation.trivial import beaten_by, trivial_scores
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
@@ -28,8 +28,10 @@ from microplane.objectives.base import Measured
 from microplane.report.page import write_report
 from microplane.runs import provenance
 from microplane.runs.baseline import measure_base
+from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
+from microplane.runs.inline_data import STDIN, InlineData, configured, with_data
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
     MethodSection,
@@ -38,15 +40,16 @@ from microplane.runs.result import (
     Result,
     Sample,
     data_figures,
+    earlier_seconds,
     train_section,
     training_checks,
 )
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
-from microplane.training.resume import check_resumable
+from microplane.training.resume import CHANGEABLE, check_resumable, prune
 
-SAMPLES = 10  # held-out rows shown in the report
+SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
 
 
 @dataclass(frozen=True)
@@ -83,25 +86,32 @@ class Run:
 
 
 def train(
-    model: str | None = None,
-    data: str | None = None,
+    model: str | Path | None = None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None = None,
     *,
     method: str | None = None,
     set: Mapping[str, Any] | None = None,
     knobs: RunKnobs | None = None,
     resume: bool = False,
     watch: Watcher | None = None,
+    callback: Callable[[Record], None] | None = None,
+    started: float | None = None,
 ) -> Run:
     """Adapt `model` to `data`: the whole job, from the names to the report.
 
     Args:
         model: a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name.
-        data: a file of rows, a folder with train/validation/test files, or a mixture.
+        data: a file of rows, a folder with train/validation/test files, or a mixture; or the rows themselves, as
+            `[{"prompt": ..., "completion": ...}]`, which the run's folder then holds as rows.jsonl; "-" for rows on
+            standard input.
         method: how to adapt; `microplane methods` lists them.
         set: more knobs by dotted name, as `{"train.lr": 5e-4}`; `microplane knobs` lists them.
         knobs: all of them at once, instead of the four above.
         resume: go on with the run of this name from its last checkpoint, bit for bit.
         watch: is told what happens; nothing is printed without one.
+        callback: is called with each step and each validation, as metrics.jsonl and speed.jsonl have them; what it
+            raises ends the run, as Ctrl-C twice.
+        started: when the run began, in seconds as `time.time` gives them, if that was before this call.
 
     Raises:
         MicroplaneError: anything that is wrong; what was done so far stays in the run's folder.
@@ -110,22 +120,48 @@ def train(
         >>> microplane.train("minilm", "reviews.csv", method="head-only", set={"train.epochs": 5}).metrics["after"]
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
-    given = {"model.name": model, "data.train": data, "method.name": method, **(set or {})}
-    config, say = knobs or assemble(given=given), watch.say if watch else None
-    watch = watch or Silent()
+    config, inline = _configuration(model, data, method, set, knobs)
+    config = config if resume else continued(config)
+    say = watch.say if watch else None
+    watch = Calling(watch or Silent(), callback)
     checked = check_config(config, watch, begun=resume)
-    job = _Lifetime(_folder(config, checked, resume), resume)
-    with run_context(config.train.threads), notices_to(say):
-        try:
-            _run(job, config, checked, watch)
-        except BaseException as error:
-            job.fail(error)
-            raise
+    with _folder(config, checked, resume) as folder:
+        if inline is not None:
+            config = with_data(config, inline.write(folder))
+        job = _Lifetime(folder, resume, started or time.time())
+        with run_context(config.train.threads), notices_to(say):
+            try:
+                _run(job, config, checked, watch)
+            except BaseException as error:
+                job.fail(error)
+                raise
     return Run(job.folder, job.result.to_dict())
 
 
+def _configuration(
+    model: str | Path | None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None,
+    method: str | None,
+    set: Mapping[str, Any] | None,
+    knobs: RunKnobs | None,
+) -> tuple[RunKnobs, InlineData | None]:
+    """The configuration that the arguments of `train` give, and rows that lie in no file."""
+    inline = None
+    if knobs is not None:
+        check_type(knobs, "knobs", RunKnobs, "a RunKnobs")
+        if any(given is not None for given in (model, data, method, set)):
+            raise ConfigError("knobs are the whole configuration: leave out model, data, method and set")
+        config = knobs
+    else:
+        config, inline = configured(model, data, {"method.name": method}, set)
+    if config.data.train == STDIN:
+        inline = InlineData.of_stdin()
+        config = with_data(config, inline.name)
+    return config, inline
+
+
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
-    memory, result, folder = PeakMemory(), job.result, job.folder
+    result, folder = job.result, job.folder
     prepared = prepare(config, method, watch, job.resume)
     base, head_notice = open_base(prepared, job.resume)
     model = base.model
@@ -133,7 +169,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     if head_notice:
         watch.say(head_notice)
     if job.resume:
-        check_resumable(folder, prepared.identity())
+        for line in check_resumable(folder, prepared.identity()):
+            watch.say(line)
     write_aside(folder / "run.yaml", to_yaml(prepared.config).encode())
 
     def measured(model: Model, whose: str) -> Measured:
@@ -143,10 +180,11 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.on_saved, job.resume)
+    how = job.on_record(watch), job.on_saved, job.resume, before["scores"]["loss"]
+    fitted = fit(prepared, model, folder, watch, *how)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
-    result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", memory.bytes(), fitted.feature_cache)
+    result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
     result.checks = training_checks(outcome)
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
@@ -161,7 +199,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
 
 def _measure(prepared: Prepared, model: Model, whose: str, watch: Watcher) -> Measured:
     config, rows = prepared.config, prepared.answer_rows
-    how = (config.eval, config.data.template, whose, watch.progress)
+    how = (config.eval, config.data.template, whose, watch.progress, config.data.system)
     found = measure(prepared.objective, model, prepared.tokenizer, prepared.held_out, rows, *how)
     watch.say(f"{whose}: {describe_scores(found['scores'])}")
     return found
@@ -188,8 +226,10 @@ def _compared(
         name, metric, best = found
         own, theirs = (describe_scores({metric: value}) for value in (after["scores"][metric], best))
         beaten = f"{name} does better on the same rows: {theirs}, the tuned model {own}"
-    figures = len(rows), split, before["scores"], after["scores"], after["by_class"]
-    return MetricsSection(*figures, trivial, beaten), samples[:SAMPLES]
+    scores = before["scores"], after["scores"], lower_is_better([*before["scores"], *after["scores"]])
+    measured = len(rows) if rows and not prepared.objective.needs_head else len(prepared.held_out)
+    wrong_first = sorted(samples, key=lambda sample: sample.after.strip() == sample.target.strip())
+    return MetricsSection(measured, split, *scores, after["by_class"], trivial, beaten), wrong_first[:SAMPLES]
 
 
 def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:
@@ -212,7 +252,7 @@ def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) 
     )
     result.data = data_figures(prepared.splits)
     result.environment = provenance.describe() | {"compiled_operations": native.library() is not None}
-    result.advice = advise(summary, prepared.method.name)
+    result.advice = advise(summary, prepared.method.name, prepared.config.model.init == "random")
     held = f"kept in {form.quantised}, " if form.quantised else ""
     watch.say(
         f"{name}: {architecture}, {total / 1e6:.1f} million parameters, "
@@ -225,10 +265,10 @@ def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) 
 class _Lifetime:
     """A run's folder and result, from its first second to its last."""
 
-    def __init__(self, folder: Path, resume: bool):
-        self.folder, self.resume = folder, resume
-        self.result = Result(folder.name)
-        self.started, self.begun = time.time(), False
+    def __init__(self, folder: Path, resume: bool, started: float):
+        self.folder, self.resume, self.started = folder, resume, started
+        self.result, self.memory, self.begun = Result(folder.name), PeakMemory(), False
+        self.earlier = earlier_seconds(folder) if resume else 0.0
 
     def on_record(self, watch: Watcher) -> Callable[[Record], None]:
         def record(line: Record) -> None:
@@ -244,16 +284,18 @@ class _Lifetime:
 
     def finish(self, status: str) -> None:
         self._end(status)
+        if status == "success":
+            prune(self.folder / "resume")
         write_report(self.folder)
 
     def fail(self, error: BaseException) -> None:
         """Keep what is known of a run that failed."""
+        if not (self.folder / "run.yaml").is_file():
+            return
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(f"go on with: microplane train --resume {self.folder}")
         if self.resume and not self.begun:
             return  # what stands there is of more worth than that it could not be continued
-        if not (self.folder / "run.yaml").is_file():
-            if not any(self.folder.glob("*")):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            return
         known = isinstance(error, MicroplaneError)
         self.result.error = str(error) if known else "".join(traceback.format_exception_only(error)).strip()
         with suppress(Exception):  # the first error is the one to be told
@@ -261,22 +303,53 @@ class _Lifetime:
             write_report(self.folder)
 
     def _end(self, status: str) -> None:
-        self.result.status, self.result.seconds = status, time.time() - self.started
+        self.result.status, self.result.seconds = status, self.earlier + time.time() - self.started
+        self.result.peak_memory_bytes = self.memory.bytes()
         self.result.write(self.folder)
 
 
-def resume(folder: str | Path, watch: Watcher | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    watch: Watcher | None = None,
+    set: Mapping[str, Any] | None = None,
+    started: float | None = None,
+) -> Run:
     """Go on with a run from its last checkpoint, as if it had never been interrupted.
+
+    Args:
+        set: knobs to change, as `{"train.epochs": 3}` for more of a run that is finished; see `CHANGEABLE`.
 
     Raises:
         CheckpointError: if the folder is not a run, or something it depends on has changed since.
     """
+    check_type(folder, "the run", (str, Path), "the path of its folder")
     path = find_run(Path(folder))
-    config = build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml"))
+    config = changed(build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml")), set or {}, path)
     here = config.model_copy(update={"name": path.name, "runs": str(path.parent)})
-    return train(knobs=here, resume=True, watch=watch)
+    return train(knobs=here, resume=True, watch=watch, started=started)
 
 
-def _folder(config: RunKnobs, method: Method, again: bool) -> Path:
+def changed(config: RunKnobs, knobs: Mapping[str, Any], run: Path) -> RunKnobs:
+    """The configuration of a run that goes on with other knobs than before.
+
+    Raises:
+        ConfigError: for a knob that would make another run of it.
+    """
+    check_type(knobs, "set", Mapping, 'a mapping of knobs, as {"train.epochs": 3}')
+    values = config.model_dump(mode="json")
+    for name, value in knobs.items():
+        if name not in CHANGEABLE:
+            known = ", ".join(sorted(CHANGEABLE))
+            raise ConfigError(
+                f"{name} cannot be changed in a run that goes on ({known} can). Begin a new run from its adapter: "
+                f"microplane train --from {run} DATA --set {name}={value}"
+            )
+        place(values, name, value)
+    if config.train.steps and "train.epochs" in knobs and "train.steps" not in knobs:
+        raise ConfigError(f"train.epochs would change nothing: train.steps = {config.train.steps} decides. Set that")
+    return build(RunKnobs, values)
+
+
+def _folder(config: RunKnobs, method: Method, again: bool) -> AbstractContextManager[Path]:
     parts = config.model.name, method.name, config.data.train
     return run_folder(Path(config.runs), config.name or "", [Path(part).stem for part in parts], again=again)

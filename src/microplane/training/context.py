@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 @contextmanager
@@ -54,21 +58,39 @@ class PeakMemory:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks for an orderly end after the step; the second one ends at once."""
+    """The first Ctrl-C (SIGTERM, or the end of the terminal) asks for an orderly end after the step, and is answered at
+    once; the second one is what it was outside, an end at once. A signal that the process was told to ignore stays so.
+    """
     asked = False
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+        if not asked:
+            asked = True
+            return _answer("stopping after this step, and saving; Ctrl-C again ends at once")
+        before = previous[number]
+        if callable(before):
+            before(number, frame)
+        raise KeyboardInterrupt
 
+    previous: dict[int, Any] = {}
     try:
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: leave signals alone
-        previous = {}
+        pass
     try:
         yield lambda: asked
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for stopped, handler in previous.items():
+            signal.signal(stopped, handler)
+
+
+def _answer(text: str) -> None:
+    """A line on standard error, from within a signal's handler: there a stream may be just at writing."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (RuntimeError, OSError, ValueError, AttributeError):
+        with suppress(OSError):
+            os.write(2, f"{text}\n".encode())

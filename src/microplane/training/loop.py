@@ -115,7 +115,7 @@ def fit(
                 training.step()
                 trimmer.update(psutil.Process().memory_info().rss)
                 training.after_step(interrupted())
-            cut_short = interrupted() and training.goes_on
+            cut_short = interrupted()  # after the last step too: whoever asked does not want to wait for what follows
     return training.outcome(cut_short) if cut_short or not method.finishes else training.finish()
 
 

@@ -178,11 +178,14 @@ def _noise(later: Sequence[Sequence[float]], best: Sequence[Sequence[float]]) ->
     """How large a difference of two means, paired by groups of rows, is by chance in one case of forty.
 
     The ratio estimator's standard error (Cochran, Sampling Techniques, 6.4) times Student's t. Of a single group
-    nothing can be told, and any difference counts.
+    nothing can be told, and any difference counts. Where `best` has no groups (the untouched model's loss, kept from an
+    earlier run) the spread of the later losses themselves stands in for that of the differences, which is smaller.
     """
-    count = len(best)
-    if count < 2 or len(later) != count:
+    count = len(later)
+    if count < 2:
         return 0.0
+    if len(best) != count:
+        best = [[0.0, group[1]] for group in later]
     items = sum(group[1] for group in best)
     differences = [now[0] - then[0] for now, then in zip(later, best, strict=True)]
     mean = math.fsum(differences) / items

@@ -26,7 +26,12 @@ from microplane.methods import Method, trainable
 from microplane.methods.method import load_state, state_of
 from microplane.training.optim import add_groups
 
-KEEP = 2  # checkpoints kept in resume/
+KEEP = 2  # checkpoints kept in resume/ while a run goes on
+CHANGEABLE = {  # knobs that may be others in a run that goes on
+    *("train.epochs", "train.steps", "train.patience", "train.eval_every", "train.save_every", "train.threads"),
+    *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens"),
+}
+MAY_DIFFER = CHANGEABLE | {"threads", "features kept"}  # of what a run is known by
 BEST = "best.safetensors"
 EARLIER = {"train.on_divergence": "go_on"}
 """What runs did that were begun before there was a knob for it."""
@@ -103,27 +108,30 @@ def _checksum(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def check_resumable(run: Path, identity: Mapping[str, Any]) -> None:
+def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
     """Refuse to continue a run with something else than it was begun with, before anything of it is touched.
 
     Args:
         identity: what must be the same: fingerprints of data and model, the method, the knobs.
+
+    Returns:
+        What is to be said of differences that are allowed.
 
     Raises:
         CheckpointError: listing every difference; or for a checkpoint or a log that is damaged.
     """
     saved = checkpoints(run / "resume")
     if not saved:
-        return
+        return []
     state = read_state(saved[-1])
     then = EARLIER | _flat(state["identity"])
-    differences = [
-        f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
+    differences = {
+        name: f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
         for name, value in _flat(identity).items()
         if name not in then or then[name] != value
-    ]
-    if differences:
-        listed = "\n  ".join(differences)
+    }
+    if refused := [line for name, line in differences.items() if name not in MAY_DIFFER]:
+        listed = "\n  ".join(refused)
         raise CheckpointError(
             f"this run cannot be continued from {saved[-1]}, since these differ:\n  {listed}\n"
             "Put them back as they were, or start a run with another name."
@@ -135,6 +143,15 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> None:
             f"{log} has {size:,} bytes, but had {state['log_bytes']:,} at step {state['step']}: it is not this run's, "
             "or was cut. Put it back as it was, or start a run with another name."
         )
+    told = [f"goes on with another {line}" for line in differences.values()]
+    rounding = "the same to rounding from here on, and no longer to the bit"
+    return told + ([rounding] if differences.keys() & {"threads", "features kept"} else [])
+
+
+def prune(folder: Path) -> None:
+    """Keep of a finished run the last checkpoint alone, from which more passes go on."""
+    for old in checkpoints(folder)[:-1]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _brief(value: Any) -> str:

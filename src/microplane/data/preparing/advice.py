@@ -14,14 +14,17 @@ RARE = 20  # rows of a class below which it can hardly be learnt, or measured
 LOPSIDED = 0.8  # share of the commonest class from which accuracy says little
 
 
-def advise(summary: DataSummary, method: str) -> list[str]:
+def advise(summary: DataSummary, method: str, new_weights: bool = False) -> list[str]:
     """Sentences on which method fits and why, and on classes that are too rare or too common.
 
     Args:
         method: the one that was chosen; nothing is said of it where it is the one that fits.
+        new_weights: the model is not a trained one.
     """
     rows = summary.rows["train"]
     fits, why = _fitting(rows, summary)
+    if new_weights:
+        fits, why = "full", "the weights are new, and what does not train of them stays random"
     advice = f"{rows:,} training rows: {fits} fits, for {why}"
     lines = [advice if method == fits else f"{advice}; {method} was chosen"]
     return lines + _balance(summary)

@@ -19,9 +19,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from microplane.data.reading.formats import Message
+from microplane.data.rendering.bounded_jinja import BoundedEnvironment
 from microplane.errors import DataError
 
 Span = tuple[int, int]  # characters, end excluded
@@ -76,9 +76,7 @@ def _now(style: str) -> str:
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
     """With the blocks, filters and functions that the chat templates of Hugging Face models are written for."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
     try:
