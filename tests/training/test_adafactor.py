@@ -185,11 +185,12 @@ def test_the_knob_chooses_the_optimizer():
     assert peak_lr(method, model, TrainKnobs(optimizer="adafactor", scale_parameter=True, lr=0.5)) == 0.5
 
 
-def test_a_post_norm_model_takes_a_quarter_of_the_rate_but_for_a_head_alone():
-    full, head, knobs = make_method("full"), make_method("head-only"), TrainKnobs()
-    assert peak_lr(full, tiny_encoder("bert"), knobs) == Full.default_lr / 4
-    assert peak_lr(full, tiny_encoder("modernbert"), knobs) == peak_lr(full, tiny(), knobs) == Full.default_lr
-    assert peak_lr(head, tiny_encoder("bert"), knobs) == peak_lr(head, tiny(), knobs)
+def test_an_adapter_of_a_post_norm_model_takes_half_the_rate():
+    lora, knobs = make_method("lora"), TrainKnobs()
+    assert peak_lr(lora, tiny_encoder("bert"), knobs) == lora.default_lr / 2
+    assert peak_lr(lora, tiny_encoder("modernbert"), knobs) == peak_lr(lora, tiny(), knobs) == lora.default_lr
+    for name in ("full", "head-only", "bitfit"):
+        assert peak_lr(make_method(name), tiny_encoder("bert"), knobs) == make_method(name).default_lr
 
 
 def test_scaled_parameters_are_refused_for_adapters_and_for_adamw():

@@ -21,10 +21,6 @@ class HeadOnly(Selecting):
     default_lr: ClassVar[float] = 1e-3
     needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
 
-    def rate(self, model: nn.Module) -> float:
-        """Of any model the same: the head stands behind its last norm."""
-        return self.default_lr
-
     def chosen(self, model: nn.Module) -> list[nn.Module]:
         if getattr(model, "task_head", None) is not None:
             return []  # it trains beside any method

@@ -19,7 +19,7 @@ from microplane.models.contract import adapter_names, module_map_of, unused
 PREFIX = "base_model.model."  # what peft's names begin with
 
 
-POST_NORM = 0.25
+POST_NORM = 0.5
 """A norm behind each sum scales what the blocks below pass on, and the gradients near the output are large (arXiv
 2002.04745), so rates that a pre-norm model takes make it collapse: docs/methods/README.md, "Learning rates"."""
 
@@ -53,8 +53,9 @@ class Method(BaseModel):
         return {}
 
     def rate(self, model: nn.Module) -> float:
-        """The learning rate where none is set: `default_lr`, of a post-norm model (BERT) `POST_NORM` of it."""
-        return self.default_lr * (POST_NORM if getattr(model, "post_norm", False) else 1)
+        """The rate where none is set: `default_lr`; of an adapter on a post-norm model (BERT) `POST_NORM` of it."""
+        halved = self.trains == "adapter" and getattr(model, "post_norm", False)
+        return self.default_lr * (POST_NORM if halved else 1)
 
     def frozen_below(self, model: nn.Module) -> int:
         """How many of the lowest blocks compute the same in every step; as many as there are: the last norm, too."""
