@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_TURNS = 1_000_000  # of all loops of one rendering; the longest conversations need some thousands
 MOST_CHARACTERS = 10_000_000  # of a text, or items of a list, that is made by multiplying
