@@ -5,11 +5,12 @@ from microplane.objectives.next_token import NextToken
 from tests.tiny import copy_task, tiny
 
 
-def test_prompts_are_shown_without_what_all_share():
-    assert without_frame([[1, 2, 7, 9], [1, 2, 8, 8, 9]]) == [[7], [8, 8]]
-    assert without_frame([[1, 2, 3]]) == [[1, 2, 3]]
-    assert without_frame([[1, 2], [1, 2]]) == [[1, 2], [1, 2]]
-    assert without_frame([[1, 2], [1, 5, 2]]) == [[1, 2], [1, 5, 2]]
+def test_prompts_are_shown_whole_but_for_the_template():
+    frame = ("user: ", " assistant:")
+    assert without_frame("user: what is up assistant:", frame) == "what is up"
+    assert without_frame("user:  assistant:", frame) == ""
+    for other in ("system: be brief user: hi assistant:", "user: hi", "user: assistant:", ""):
+        assert without_frame(other, frame) == other
 
 
 def test_rows_are_spread_evenly():

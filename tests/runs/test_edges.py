@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import microplane
-from microplane.errors import ConfigError, DataError, ModelError, TrainingError
+from microplane.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
 from microplane.training.resume import checkpoints
 from tests.tiny import save_tiny_folder
 
@@ -115,7 +114,7 @@ def test_evaluating_a_run_gives_its_own_figures(place, run):
     assert math.isfinite(figures["loss"])
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
+@pytest.mark.parametrize("method", ["lora", "full", "norms"])
 def test_to_the_last_digit(place, tmp_path, method):
     test = tmp_path / "test.jsonl"
     test.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:9]))
@@ -202,12 +201,12 @@ def test_weights_that_are_not_numbers_are_refused_everywhere(place, run, tmp_pat
     adapter = load_file(file)
     next(iter(adapter.values())).flatten()[0] = math.inf
     save_file(adapter, file, {"format": "pt"})
-    with pytest.raises(ModelError, match="holds NaN or infinity"):
+    with pytest.raises(AdapterError, match="hold NaN or infinity"):
         microplane.load(run.folder)
 
 
 @pytest.mark.parametrize(("knob", "value"), [("train.threads", 100_000), ("train.lr", 1e9)])
 def test_absurd_values_are_refused_as_what_they_are(place, tmp_path, knob, value):
-    with pytest.raises(ConfigError, match=f"{knob} = {value:g}".replace("+", r"\+").replace("1e\\+05", "100000")):
+    with pytest.raises(ConfigError, match=f"{knob} = {value}"):
         microplane.train(place / "model", place / "rows.jsonl", set={"runs": tmp_path / "runs", knob: value})
-    assert not Path(tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists()

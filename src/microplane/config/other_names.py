@@ -85,7 +85,6 @@ OTHER_NAMES = {
     "system_prompt": "data.system",
     "chat_template": "data.template",
     "prompt_template": "data.template",
-    "adapter": "method",
     "peft": "method",
     "finetuning_type": "method",
     "output_dir": "runs",
@@ -115,13 +114,13 @@ def meaning(name: str, known: Collection[str] = ()) -> str:
     """`" That is 'train.lr' here."`, or why there is none, for what another tool calls a knob; else an empty string.
 
     Args:
-        known: the knobs that there are; those of a method are looked for only where it has some.
+        known: the knobs that there are beside it; a method is not told of knobs that it does not have.
     """
     leaf = name.rsplit(".", 1)[-1].lower().replace("-", "_")
     if leaf in REASONS:
         return f" {REASONS[leaf][0].upper()}{REASONS[leaf][1:]}."
     ours = OTHER_NAMES.get(leaf, "")
-    without = any(one.startswith("method.") for one in known) and ours not in known  # a method that has no such knob
+    without = name.startswith("method.") and ours not in known  # a method that has no such knob
     if not ours or (without and ours.startswith("method.")):
         return ""
     return f" That is {ours!r} here."

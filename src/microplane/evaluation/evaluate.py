@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -51,16 +52,16 @@ def evaluate_loss(
     return validation_loss(objective, model, dataset, batch_tokens, progress).mean
 
 
-MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
-
-
 def template_frame(
     objective: AnyObjective, tokenizer: Tokenizer, template: str, system: str | None = None
 ) -> tuple[str, str]:
-    """What the template and the run's own system prompt put before and behind a user's text, as it is shown."""
-    empty = tokenizer.decode(objective.prompt([Message("user", MARK)], tokenizer, template, system))
-    before, mark, behind = empty.partition(MARK)
-    return (before, behind) if mark else ("", "")
+    """What the template and the run's own system prompt put before and behind a user's text, as it is shown: what two
+    prompts share that differ in their only letter."""
+    ids = [objective.prompt([Message("user", letter)], tokenizer, template, system) for letter in "ax"]
+    one, other = (tokenizer.decode(prompt) for prompt in ids)
+    before = os.path.commonprefix([one, other])  # noqa: RUF071 - of characters
+    behind = os.path.commonprefix([one[::-1], other[::-1]])[::-1]  # noqa: RUF071
+    return (before, behind) if one != other else ("", "")
 
 
 def without_frame(prompt: str, frame: tuple[str, str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from microplane.data.reading.formats import Message
 from microplane.data.rendering.chat_template import ChatTemplate
@@ -21,7 +23,7 @@ ASK = [Message("user", "hello"), Message("assistant", "hi")]
         ("{% macro m(n) %}{% for b in range(9) %}{{ m(n) }}{% endfor %}{% endmacro %}{{ m(1) }}", "refuses"),
         ("{{ 'a' * 10 ** 12 }}", "repeats a text or a list"),
         ("{% set l = [1] * 99999999 %}", "repeats a text or a list"),
-        ("{{ 9 ** 9 ** 9 }}", "asks for the power"),
+        ("{{ 9 ** 999999999 }}", "asks for the power"),
     ],
 )
 def test_a_template_without_end_is_refused(template, told):
@@ -34,12 +36,13 @@ def test_a_template_without_end_is_refused(template, told):
 def test_loops_are_as_they_were():
     template = (
         "{% for m in messages if m.role != 'system' %}{{ loop.index }}/{{ loop.length }}{{ m.role[0] }}"
-        "{{ loop.first }}{{ loop.last }}{{ loop.previtem.role }}{% if loop.nextitem %}+{% endif %}"
+        "{{ loop.first }}{{ loop.last }}{{ loop.previtem is defined }}{% if loop.nextitem %}+{% endif %}"
         "{% for letter in m.content %}{{ letter }}{{ loop.revindex }}{% if loop.index > 2 %}{% break %}{% endif %}"
         "{% endfor %}{% else %}none{% endfor %}{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
         "{% for x in nothing %}{% else %}empty{% endfor %}{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ 2.5 * 2 }}"
     )
-    wanted = "1/2uTrueFalse+h5e4l32/2aFalseTrueuserh2i1a1emptyababab10245.0"
+    plain = ImmutableSandboxedEnvironment(extensions=[loopcontrols]).from_string(template)
+    wanted = plain.render(messages=[{"role": message.role, "content": message.content} for message in ASK])
     for _ in range(3):  # counted anew each time
         assert ChatTemplate(template, {}).text(ASK) == wanted
 
