@@ -35,15 +35,3 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         except ModelError as other:
             raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
         return TransformersModel
-
-
-def context_of(fields: Mapping[str, Any]) -> int | None:
-    """The context in a config.json, in tokens, to which rows are cut; None if it names none.
-
-    Raises:
-        ModelError: as `family_of`.
-    """
-    if family_of(fields) is TransformersModel:
-        return TransformersModel.context_of(fields)
-    context = fields.get("max_position_embeddings")
-    return context if isinstance(context, int) else None

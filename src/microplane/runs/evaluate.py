@@ -9,12 +9,15 @@ from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.errors import ConfigError, notices_to
+from microplane.evaluation import text_metrics
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
+from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
+from microplane.runs.max_length import within_context
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> Measured:
@@ -28,6 +31,7 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None) -> Measured:
 
 def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision)
+    text_metrics.check(knobs.eval.metrics)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
     data = knobs.data
@@ -40,7 +44,10 @@ def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
     possible = candidates(loaded.model, data)
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
+    taken = loaded.method.num_virtual_tokens if loaded.method else 0
+    data = within_context(data, loaded.model.config.context, taken, watch.say)
     rows, objective = load_rows(data, loaded.tokenizer, possible, counting(watch))
+    check_ids(loaded.model, loaded.tokenizer, [rows.highest_id])
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress)
     return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
 

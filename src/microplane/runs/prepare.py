@@ -35,7 +35,7 @@ from microplane.nn.number_format import NumberFormat
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnySplits, candidates
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model
-from microplane.runs.max_length import cap_max_length
+from microplane.runs.max_length import within_context
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
@@ -148,8 +148,9 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
             f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
             "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
         )
-    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
     plain = build_on_meta(checkpoint)
+    data = within_context(config.data, plain.config.context, method.num_virtual_tokens, watch.say)
+    config = config.model_copy(update={"data": data})
     if plain.load_notice:
         watch.say(plain.load_notice)
     possible = candidates(plain, config.data)
@@ -186,9 +187,8 @@ def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str 
         attach_method(prepared.method, shapes := meta_copy(base.model))
     if not begun:
         check_knobs_for_model(config, prepared.method, shapes)
-    for rows in (prepared.splits.train, prepared.splits.validation):
-        for row in range(min(len(rows), 100)):
-            check_ids(base.model, prepared.tokenizer, rows[row][0].tolist())
+    for rows in (prepared.splits.train, prepared.splits.validation, prepared.held_out):
+        check_ids(base.model, prepared.tokenizer, [rows.highest_id])
     return base, notice
 
 
