@@ -157,6 +157,10 @@ class MemoryDataset:
         self.trained_counts = np.array([int(mask.sum()) for _, mask in self.rows], np.int32)
         self.fingerprint = "memory"
 
+    @property
+    def highest_id(self) -> int:
+        return max(int(ids.max()) for ids, _ in self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -107,6 +107,19 @@ def test_the_transform_agrees_with_its_reference_and_has_its_gradient():
     assert torch.allclose(one, other)
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0, 300.0, 3e4, 1e7])
+@pytest.mark.parametrize("apart", [1.0, 1e-3, 1e-6, 0.0])
+@pytest.mark.parametrize("rows", [40, 5])
+def test_columns_are_orthonormal_whatever_training_reaches(size, apart, rows):
+    """Large factors, columns nearly or wholly equal, and more columns than rows below."""
+    F = ((torch.randn(8 + rows, 1) + apart * torch.randn(8 + rows, 8)) * size).requires_grad_()
+    columns = cayley(F)
+    sigma = torch.linalg.svdvals(columns.double())
+    assert (sigma - 1).abs().max() < 1e-6
+    (grad,) = torch.autograd.grad((columns * torch.randn(8 + rows, 8)).sum(), F)
+    assert grad.isfinite().all()
+
+
 def test_every_update_within_the_bounds_is_reached():
     s = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.double)
     sigma = s * torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.double)

@@ -10,7 +10,7 @@ from torch import nn
 
 from microplane.nn.number_format import fastest_dtype, measured
 from microplane.nn.ops import linear_cross_entropy as loss
-from microplane.nn.ops.dropout import dropout_mask, dropout_reference
+from microplane.nn.ops.dropout import dropout, dropout_mask, dropout_reference
 from microplane.nn.ops.linear_cross_entropy import (
     CHUNK,
     chunked_cross_entropy,
@@ -291,3 +291,24 @@ def test_a_low_rank_layer_keeps_no_inputs_where_a_is_frozen():
         low_rank_linear(x, W, None, A, B, 2.0)
     assert x.shape not in kept
     assert torch.Size([50, 2]) in kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 0), (2, 3, 0, 4), (0, 3, 4, 4), (1, 1, 1, 0)])
+def test_nothing_gives_nothing(way, dtype, shape):
+    """Rows without a cell, and no rows: as torch has it, forward and backward."""
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    D = shape[-1]
+    results = [
+        softmax(x),
+        softmax(x, torch.zeros(1, 1, 1, D, dtype=dtype), drop=0.5),
+        rms_norm(x, torch.ones(D), 1e-6),
+        gate_by("silu", x, x),
+        dropout(x, 0.5),
+    ]
+    if D:
+        results.append(layer_norm(x, torch.ones(D), torch.zeros(D), 1e-6))
+    for y in results:
+        assert y.shape == x.shape
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert grad.shape == x.shape

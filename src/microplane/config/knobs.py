@@ -142,7 +142,11 @@ class TrainKnobs(Knobs):
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
-    micro_tokens: int = Field(4096, ge=16, description="tokens computed at once; a larger step adds up gradients")
+    micro_tokens: int = Field(
+        4096,
+        ge=16,
+        description="tokens computed at once (of rows above 512 each counts for more, as attention keeps more of it)",
+    )
     recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",
         description="activation checkpointing: cheap computes norms, activations and attention scores again in "
@@ -167,7 +171,9 @@ class TrainKnobs(Knobs):
         description="Adafactor: steps are relative to each tensor's size (train.lr is 1e-3 if not set); not for "
         "adapters, whose tensors start at zero and would hardly move",
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled: each step takes lr x this share off the weights")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled: each step takes lr x this share off the weights, but norms and biases"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW: decay of its two running averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     label_smoothing: float = Field(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 POOL = 50  # steps whose rows are sorted by length together: little padding in attention, and still well mixed
+LONG = 512  # tokens
 
 
 @dataclass
@@ -31,6 +32,7 @@ class BatchPlan:
     batch_tokens: int | None = None
     seed: int = 0
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
+    _counts: dict[int, int] = field(default_factory=dict, repr=False)  # steps of each epoch that was planned once
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """All steps of one pass over the rows, each an array of row numbers."""
@@ -39,6 +41,14 @@ class BatchPlan:
                 self._epochs.pop(min(self._epochs))
             self._epochs[number] = self._plan(number)
         return self._epochs[number]
+
+    def _count(self, number: int) -> int:
+        """Steps of an epoch."""
+        if not self.batch_tokens:
+            return math.ceil(len(self.lengths) / self.batch_size)
+        if number not in self._counts:
+            self._counts[number] = len(self._plan(number))
+        return self._counts[number]
 
     def _plan(self, number: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, number])
@@ -59,22 +69,19 @@ class BatchPlan:
 
     def total_steps(self, epochs: float) -> int:
         """Optimizer steps in so many passes; a last partial pass is rounded to whole steps."""
-        whole = math.floor(epochs)
         if not self.batch_tokens:
-            per_epoch = math.ceil(len(self.lengths) / self.batch_size)
-            return max(1, round(epochs * per_epoch))
-        steps = sum(len(self._plan(number)) for number in range(whole))
+            return max(1, round(epochs * self._count(0)))
+        whole = math.floor(epochs)
         rest = epochs - whole
-        return max(1, steps + (round(rest * len(self._plan(whole))) if rest else 0))
+        return max(1, sum(map(self._count, range(whole))) + (round(rest * self._count(whole)) if rest else 0))
 
     def at(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, row numbers) of the optimizer step number `step`, counted from 0."""
         number = 0
         if not self.batch_tokens:
-            number, step = divmod(step, math.ceil(len(self.lengths) / self.batch_size))
-            return number, self.epoch(number)[step]
-        while step >= len(self.epoch(number)):
-            step -= len(self.epoch(number))
+            number, step = divmod(step, self._count(0))
+        while step >= self._count(number):
+            step -= self._count(number)
             number += 1
         return number, self.epoch(number)[step]
 
@@ -94,10 +101,19 @@ def pack(rows: Sequence[int], lengths: np.ndarray, budget: int) -> list[list[int
 
 def packed_by_length(lengths: np.ndarray, budget: int) -> list[list[int]]:
     """All rows as they are computed outside of training: the longest first, within a token budget."""
-    return micro_batches(np.arange(len(lengths)), lengths, budget)
+    return pack(np.argsort(-lengths, kind="stable").tolist(), lengths, budget)
 
 
 def micro_batches(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """The rows of one step as what is computed at once: of similar length, longest first, within a token budget."""
+    """The rows of one step as what is computed at once: of similar length, longest first, within a token budget. Rows
+    above `LONG` tokens count by what is kept of them (`tokens_kept`)."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    return pack(ordered.tolist(), lengths, budget)
+    parts = pack(range(len(ordered)), tokens_kept(lengths[ordered]), budget)
+    return [ordered[part].tolist() for part in parts]
+
+
+def tokens_kept(lengths: np.ndarray) -> np.ndarray:
+    """What the backward pass keeps of each row, in tokens of short rows: scores of attention are kept for each pair of
+    tokens, and with heads of 64 dimensions `LONG` of them weigh as a token. The first `LONG` x `LONG` are free."""
+    wide = lengths.astype(np.int64)
+    return wide + np.maximum(0, wide**2 - LONG**2) // LONG

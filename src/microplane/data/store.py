@@ -82,6 +82,10 @@ class Dataset(Protocol):
     fingerprint: str
     features: Features | None  # what a frozen model makes of each row, where that was computed before
 
+    @property
+    def highest_id(self) -> int:
+        """The highest number of a token in any row, in any epoch."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +184,11 @@ class TokenDataset:
     def flat_ids(self) -> np.ndarray:
         """(tokens,) int32, all rows end to end."""
         return self._ids
+
+    @property
+    def highest_id(self) -> int:
+        """The highest number of a token in any row."""
+        return int(self._ids.max())
 
     def row_at(self, token: int) -> int:
         """The row that holds a token, by its place among all."""

@@ -52,15 +52,3 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
         )
         if is_size and isinstance(value, int) and value > most:
             raise ModelError(f"config.json says {name} = {value:,}: no model has more than {most:,}. Mend that number")
-
-
-def context_of(fields: Mapping[str, Any]) -> int | None:
-    """The context in a config.json, in tokens, to which rows are cut; None if it names none.
-
-    Raises:
-        ModelError: as `family_of`.
-    """
-    if family_of(fields) is TransformersModel:
-        return TransformersModel.context_of(fields)
-    context = fields.get("max_position_embeddings")
-    return context if isinstance(context, int) else None

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from microplane.models.configs.t5 import ARCHITECTURES, T5Config
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend, attend_to
-from microplane.nn.cache import Cache, PairCache
+from microplane.nn.cache import Cache, PairCache, in_rectangles
 from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.relative import RelativeBias
-from microplane.nn.rows import Pairs, Rows, to_heads
+from microplane.nn.rows import Pairs, Rows
 from microplane.nn.selective_recompute import recomputed
 
-KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
+KeysValues = tuple[Tensor, Tensor]  # (Ts, H, Dh) each, source rows end to end; in a cache (B, H, L, Dh)
 
 
 class Attention(nn.Module):
@@ -58,10 +58,9 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, mask_spec, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
-    def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
-        """Keys and values of the encoder's output: (Ts, D) -> (B, H, L, Dh) each."""
-        k, v = (to_heads(self._heads(linear, memory), rows) for linear in (self.k, self.v))
-        return k, v
+    def project_source(self, memory: Tensor) -> KeysValues:
+        """Keys and values of the encoder's output: (Ts, D) -> (Ts, H, Dh) each."""
+        return self._heads(self.k, memory), self._heads(self.v, memory)
 
     def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
         """Target rows attend to the source: (T, D) -> (T, D)."""
@@ -236,7 +235,7 @@ class T5(Model):
     def _encoded_source(self, source: Rows) -> EncodedSource:
         memory, rows = self._memory(source)
         return EncodedSource(
-            rows.lengths, [block.cross_attention.project_source(memory, rows) for block in self.decoder.blocks]
+            rows.lengths, [block.cross_attention.project_source(memory) for block in self.decoder.blocks]
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -252,7 +251,7 @@ class T5(Model):
         """Encode the prompts. Each answer begins with the decoder's start token."""
         source = self._encoded_source(Rows.of(prompts))
         cache = PairCache(self.config.num_decoder_layers, source.lengths)
-        cache.memory = source.layers
+        cache.memory = [in_rectangles(pair, source.lengths) for pair in source.layers]
         return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()

@@ -25,14 +25,14 @@ from microplane.errors import ModelError
 from microplane.models.configs.transformer import ARCHITECTURES, TransformerConfig
 from microplane.models.contract import GenerationRules, Model
 from microplane.nn.attention import MaskSpec, attend, attend_to
-from microplane.nn.cache import Cache, PairCache
+from microplane.nn.cache import Cache, PairCache, in_rectangles
 from microplane.nn.layers import MLP, LayerNorm, Linear
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.position import sinusoids
 from microplane.nn.prompt_socket import PromptSocket
-from microplane.nn.rows import Pairs, Rows, to_heads
+from microplane.nn.rows import Pairs, Rows
 
-KeysValues = tuple[Tensor, Tensor]  # (B, H, L, Dh) each
+KeysValues = tuple[Tensor, Tensor]  # (Ts, H, Dh) each, source rows end to end; in a cache (B, H, L, Dh)
 
 
 class Attention(nn.Module):
@@ -52,10 +52,9 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, mask_spec, self.scale, None, cache, self.layer, None, self._drop, self._prefix)
         return self.o(mixed.flatten(1))
 
-    def project_source(self, memory: Tensor, rows: Rows) -> KeysValues:
-        """Keys and values of the encoder's output: (S, D) -> (B, H, L, Dh) each."""
-        k, v = (to_heads(self._heads(linear, memory), rows) for linear in (self.k, self.v))
-        return k, v
+    def project_source(self, memory: Tensor) -> KeysValues:
+        """Keys and values of the encoder's output: (Ts, D) -> (Ts, H, Dh) each."""
+        return self._heads(self.k, memory), self._heads(self.v, memory)
 
     def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
         """Target rows attend to the source: (T, D) -> (T, D)."""
@@ -186,7 +185,7 @@ class Transformer(Model):
     def _encoded_source(self, rows: Rows) -> tuple[tuple[int, ...], Iterable[KeysValues]]:
         """Lengths of the source rows; keys and values for each block of the decoder, computed when it asks for them."""
         memory, rows = self._memory(rows)
-        made = (cast(DecoderBlock, block).cross_attention.project_source(memory, rows) for block in self.decoder.layers)
+        made = (cast(DecoderBlock, block).cross_attention.project_source(memory) for block in self.decoder.layers)
         return rows.lengths, made
 
     def embedded(self, ids: Tensor) -> Tensor:
@@ -232,7 +231,7 @@ class Transformer(Model):
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         lengths, memory = self._encoded_source(Rows.of(prompts))
         cache = PairCache(self.config.num_decoder_layers, lengths)
-        cache.memory = [(k.contiguous(), v.contiguous()) for k, v in memory]
+        cache.memory = [in_rectangles(pair, lengths) for pair in memory]
         return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()

@@ -5,18 +5,21 @@ Shapes: T tokens in all, B rows, S longest row of queries, L longest row of keys
 KV heads of keys and values, Dh width of a head, P length of a prefix.
 
 Causal attention needs no mask for rows of unequal length: a cell past a row's end lies in the future of all its
-tokens. In the other kinds such cells are masked.
+tokens. In the other kinds such cells are masked. A rectangle holds rows of similar length only (`MaskSpec.groups`), so
+that what is allocated follows the rows' own scores, and not the longest row's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from microplane.nn.cache import Cache
 from microplane.nn.ops import row_attention
@@ -25,7 +28,11 @@ from microplane.nn.rows import Rows, from_heads, to_heads
 from microplane.nn.selective_recompute import checkpointed
 
 CELLS = 1 << 21  # scores computed at once: more would not stay in the processor's caches
-LONG = 1024  # tokens; longer rows go through torch's own attention, which never holds all (S, L) scores
+WASTE = 1.5  # a rectangle of rows of unequal length holds at most so many times what its rows have
+SMALL = 1 << 19  # numbers of one head: rectangles up to this size hold any rows, as more of them would take longer
+PER_TOKEN = 128  # numbers of one head that a token has beside its scores: two vectors
+LONG = 1024  # tokens; of longer rows the scores are not kept: torch's own attention makes few at a time, or, where it
+# can't do the work, all are made again in backward
 
 Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh), prepended to those of every row
 
@@ -67,6 +74,29 @@ class MaskSpec:
         if self.starts is None:
             return self.rows.lengths
         return tuple(start + new for start, new in zip(self.starts, self.rows.lengths, strict=True))
+
+    @cached_property
+    def key_rows(self) -> Rows:
+        """The places of the keys of each row, without a cache."""
+        return self.rows if self.keys is None else Rows.of_lengths(self.keys)
+
+    @cached_property
+    def groups(self) -> list[tuple[slice, MaskSpec]]:
+        """The rows in runs of similar length, by their numbers; a single one of all rows where that does, or a cache
+        holds a rectangle of them already. Cut in their order, so it is best if the longest come first."""
+        if self.starts is not None:
+            return [(slice(0, len(self.rows.lengths)), self)]
+        bounds = [0, *_ends_of_groups(self.rows.lengths, self.key_lengths)]
+        if len(bounds) == 2:
+            return [(slice(*bounds), self)]
+        return [(slice(*pair), self._of(*pair)) for pair in pairwise(bounds)]
+
+    def _of(self, first: int, end: int) -> MaskSpec:
+        """The same for some of the rows."""
+        own, before = self.rows.lengths[first:end], sum(self.rows.lengths[:first])
+        tokens = slice(before, before + sum(own))
+        rows = Rows(self.rows.ids[tokens], self.rows.positions[tokens], own)
+        return MaskSpec(rows, None, self.window, self.causal, self.keys and self.keys[first:end])
 
     @property
     def longest(self) -> int:
@@ -124,10 +154,14 @@ class MaskSpec:
     _additive: Tensor | None = None
 
     def biased_mask(self, bias: Tensor, like: Tensor) -> Tensor:
-        """`additive_mask` plus `bias` (H, S, L) or (B, H, S, L): computed once for all layers that share the bias."""
+        """`additive_mask` plus `bias` (H, S, L) or (B, H, S, L): computed once for all layers that share the bias.
+
+        The bias may be of longer rows too: it depends on the distance alone, so its beginning is that of these rows.
+        """
         of, mask = self._biased
         if mask is None or of is not bias or mask.dtype != like.dtype:
-            mask = bias.to(like.dtype) if self.needs_no_mask else bias.to(like.dtype) + self.additive_mask(like)
+            own = bias[..., : self.rows.longest, : self.longest].to(like.dtype)
+            mask = own if self.needs_no_mask else own + self.additive_mask(like)
             self._biased = bias, mask
         return mask
 
@@ -151,20 +185,15 @@ def attend(
 
     `softcap` c turns each score s into c tanh(s / c) (arXiv 2408.00118, 2.1).
     """
-    rows = mask_spec.rows
-    if cache is None and _by_row(q, k, v, mask_spec, softcap, bias, dropout, prefix):
-        return checkpointed(_attend_by_row, q, k, v, mask_spec, scale)
-    if cache is None:
-        keys, values = to_heads(k, rows), to_heads(v, rows)  # (B, KV, S, Dh)
-    else:
-        keys, values = cache.append(layer, k, v, rows)  # (B, KV, L, Dh)
-    return attend_to(q, keys, values, mask_spec, scale, softcap, bias, dropout, prefix)
+    if cache is not None:
+        k, v = cache.append(layer, k, v, mask_spec.rows)  # (B, KV, L, Dh)
+    return attend_to(q, k, v, mask_spec, scale, softcap, bias, dropout, prefix)
 
 
 def attend_to(
     q: Tensor,  # (T, H, Dh)
-    keys: Tensor,  # (B, KV, L, Dh)
-    values: Tensor,  # (B, KV, L, Dh)
+    keys: Tensor,  # (U, KV, Dh) end to end as the queries, or a rectangle (B, KV, L, Dh), as a cache holds it
+    values: Tensor,  # as the keys
     mask_spec: MaskSpec,
     scale: float,
     softcap: float | None = None,
@@ -172,23 +201,65 @@ def attend_to(
     dropout: float = 0.0,
     prefix: Prefix | None = None,
 ) -> Tensor:
-    """`attend` with keys and values in a padded rectangle already, as those of cross-attention are: (T, H, Dh)."""
-    rows = mask_spec.rows
+    """`attend` to keys and values that are all there, as those of cross-attention are: (T, H, Dh)."""
     if _by_row(q, keys, values, mask_spec, softcap, bias, dropout, prefix):
         return checkpointed(_attend_by_row, q, keys, values, mask_spec, scale)
+    mixed = [
+        _attend_in_rectangle(*part, own, scale, softcap, bias, dropout, prefix)
+        for *part, own in _parts(q, keys, values, mask_spec)
+    ]
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _parts(
+    q: Tensor, keys: Tensor, values: Tensor, mask_spec: MaskSpec
+) -> Iterator[tuple[Tensor, Tensor, Tensor, MaskSpec]]:
+    """Queries, keys and values of each group of rows: (Tg, H, Dh), and (Ug, KV, Dh) or (Bg, KV, Lg, Dh)."""
+    if len(mask_spec.groups) == 1:
+        yield q, keys, values, mask_spec
+        return
+    query = key = 0
+    for rows, own in mask_spec.groups:
+        queries = q[query : query + sum(own.rows.lengths)]
+        query += len(queries)
+        if keys.dim() == 3:
+            used = slice(key, key + sum(own.key_lengths))
+            key = used.stop
+            yield queries, keys[used], values[used], own
+        else:
+            yield queries, keys[rows, :, : own.longest], values[rows, :, : own.longest], own
+
+
+def _attend_in_rectangle(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask_spec: MaskSpec,
+    scale: float,
+    softcap: float | None,
+    bias: Tensor | None,
+    dropout: float,
+    prefix: Prefix | None,
+) -> Tensor:
+    """`attend_to` of all rows in one rectangle for each head: (T, H, Dh)."""
+    rows = mask_spec.rows
+    keys, values = (to_heads(x, mask_spec.key_rows) if x.dim() == 3 else x for x in (k, v))  # (B, KV, L, Dh)
     queries = to_heads(q, rows)  # (B, H, S, Dh)
     if prefix is not None:
         keys, values = (
             torch.cat([own.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
             for own, x in zip(prefix, (keys, values), strict=True)
         )
-    if max(rows.longest, mask_spec.longest) > LONG and softcap is None and not dropout:
+    long = max(rows.longest, mask_spec.longest) > LONG
+    if long and softcap is None and not dropout:
         causal = mask_spec.is_plain_causal and bias is None and prefix is None
         mask = None if causal else _mask(queries, mask_spec, bias, prefix)
-        mixed = _attend_long(queries, keys, values, mask, scale, causal)
+        return from_heads(_attend_long(queries, keys, values, mask, scale, causal), rows)
+    given = queries, keys, values, _mask(queries, mask_spec, bias, prefix), scale, softcap, dropout
+    if long:  # its scores would be more than all else that is kept of a row
+        mixed: Tensor = checkpoint(_attend_short, *given, use_reentrant=False)
     else:
-        mask = _mask(queries, mask_spec, bias, prefix)
-        mixed = checkpointed(_attend_short, queries, keys, values, mask, scale, softcap, dropout)
+        mixed = checkpointed(_attend_short, *given)
     return from_heads(mixed, rows)
 
 
@@ -225,6 +296,23 @@ def _mask(like: Tensor, mask_spec: MaskSpec, bias: Tensor | None, prefix: Prefix
     if mask is not None and prefix is not None:
         mask = F.pad(mask, (prefix[0].shape[1], 0))
     return mask
+
+
+def _ends_of_groups(queries: Sequence[int], keys: Sequence[int]) -> list[int]:
+    """Where runs of rows end, each of which makes a rectangle that is small, or at most `WASTE` times what it holds."""
+
+    def size(S: int, L: int) -> int:
+        return S * L + PER_TOKEN * (S + L)
+
+    ends, first, S, L, held = list[int](), 0, 0, 0, 0
+    for row, own in enumerate(zip(queries, keys, strict=True)):
+        wider, more = (max(S, own[0]), max(L, own[1])), held + size(*own)
+        whole = (row + 1 - first) * size(*wider)
+        if row > first and whole > SMALL and whole > WASTE * more:
+            ends.append(row)
+            first, wider, more = row, own, size(*own)
+        (S, L), held = wider, more
+    return [*ends, len(queries)]
 
 
 def _attend_short(

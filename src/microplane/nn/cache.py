@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from microplane.nn.rows import Rows
+from microplane.nn.rows import Rows, to_heads
 
 
 class Cache:
@@ -90,3 +90,10 @@ class PairCache(Cache):
             )
             for k, v in self.memory
         ]
+
+
+def in_rectangles(pair: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Keys and values of rows of these lengths, end to end (T, KV, Dh), as a cache holds them: (B, KV, L, Dh) each."""
+    rows = Rows.of_lengths(lengths)
+    keys, values = (to_heads(x, rows).contiguous() for x in pair)
+    return keys, values

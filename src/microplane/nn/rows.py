@@ -51,6 +51,12 @@ class Rows:
         return cls(ids, positions, lengths, segments)
 
     @classmethod
+    def of_lengths(cls, lengths: tuple[int, ...]) -> Rows:
+        """The places of rows alone, without tokens."""
+        none = torch.empty(0, dtype=torch.long)
+        return cls(none, none, lengths)
+
+    @classmethod
     def from_padded(cls, ids: Tensor, mask: Tensor) -> Rows:
         """From a padded rectangle (B, S) and its attention mask, padded on either side."""
         return cls.of([row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)])

@@ -11,13 +11,16 @@ from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.errors import ConfigError, check_type, notices_to
+from microplane.evaluation import text_metrics
 from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
+from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.inline_data import configured, in_a_file
+from microplane.runs.max_length import within_context
 
 
 def evaluate(
@@ -70,13 +73,17 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None, base: str | None
 
 def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured:
     loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision, base)
+    text_metrics.check(knobs.eval.metrics)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
     data = _as_trained(knobs.data, loaded)
     possible = candidates(loaded.model, data)
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
+    taken = loaded.method.num_virtual_tokens if loaded.method else 0
+    data = within_context(data, loaded.model.config.context, taken, watch.say)
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
+    check_ids(loaded.model, loaded.tokenizer, [rows.highest_id])
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
@@ -85,7 +92,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
 
 def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
     """What was set of the data, and of a run what it was trained with where nothing was: its template, system prompt
-    and lengths. Rows are never longer than the model's context."""
+    and lengths."""
     given: dict[str, Any] = {}
     if loaded.method is not None:
         given["template"] = loaded.template
@@ -93,9 +100,6 @@ def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
     for name in ("max_length", "max_target_length"):
         if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
             given[name] = own
-    context, length = loaded.model.max_row_tokens, given.get("max_length", data.max_length)
-    if context and length > context:
-        given["max_length"] = context
     if loaded.model.task_head is not None:
         given["task"] = "auto"  # it is asked for the labels that it has
     return data.model_copy(update=given)

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from microplane.config.knobs import RunKnobs
-from microplane.data.progress import Watcher
+from collections.abc import Callable
+
+from microplane.config.knobs import DataKnobs
 from microplane.errors import ConfigError
-from microplane.models.configs.head import plain_of
-from microplane.models.families import context_of
-from microplane.models.files.checkpoint import Checkpoint
 
 
-def cap_max_length(knobs: RunKnobs, checkpoint: Checkpoint, taken: int, watch: Watcher) -> RunKnobs:
-    """Rows must fit the model's context, of which the method has taken some places; max_length is a bound, so it is
-    lowered without asking, but said.
+def within_context(data: DataKnobs, context: int | None, taken: int, say: Callable[[str], None]) -> DataKnobs:
+    """Rows must fit the model's context, of which the method has taken some places; the greatest lengths are bounds, so
+    they are lowered without asking, but said.
 
     Args:
+        context: tokens that the model can read, or None for any number.
         taken: vectors that the method puts before each row.
 
     Raises:
         ConfigError: if nothing is left for the rows.
     """
-    context = context_of(plain_of(checkpoint.config))
-    if context is None or knobs.data.max_length <= context - taken:
-        return knobs
+    if context is None:
+        return data
     if taken >= context:
         raise ConfigError(
             f"the method puts {taken} vectors before each row, and the context of this model is {context}: no room is "
             "left for the rows. Set method.length lower"
         )
-    context -= taken
-    beside = f" beside the {taken} vectors of the method" if taken else ""
-    watch.say(f"data.max_length lowered from {knobs.data.max_length} to {context}, the context of this model{beside}")
-    return knobs.model_copy(update={"data": knobs.data.model_copy(update={"max_length": context})})
+    lowered = {}
+    for name, beside in (("max_length", taken), ("max_target_length", 0)):
+        if (wanted := getattr(data, name)) is not None and wanted > context - beside:
+            lowered[name] = context - beside
+            vectors = f" beside the {beside} vectors of the method" if beside else ""
+            say(f"data.{name} lowered from {wanted} to {lowered[name]}, the context of this model{vectors}")
+    return data.model_copy(update=lowered)

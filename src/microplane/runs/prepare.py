@@ -14,6 +14,7 @@ import torch
 
 from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
 from microplane.config.knobs import RunKnobs, TrainKnobs
+from microplane.data.batch_plan import LONG
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.reading.formats import Message
@@ -37,10 +38,11 @@ from microplane.nn.quantised import weight_count
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnyCandidates, AnySplits, candidates
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
-from microplane.runs.max_length import cap_max_length
+from microplane.runs.max_length import within_context
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
+MICRO_BATCHES = "by what is kept of a row"  # how they are cut: other cuts draw other masks
 PROBED_PROMPTS = 100  # training prompts that are looked at for what all of them begin with
 
 
@@ -83,7 +85,7 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
-        dropout = getattr(self.method, "dropout", 0.0)
+        dropout, long = getattr(self.method, "dropout", 0.0), int(self.splits.train.lengths.max()) > LONG
         train = self.config.train.model_dump(mode="json")
         if train["class_weights"] == "none":  # runs of an earlier version do not have it
             del train["class_weights"]
@@ -98,7 +100,9 @@ class Prepared:
             "train": train,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-        } | ({"masks of method.dropout": DROPOUT_MASKS} if dropout else {})
+            **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
+            **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
+        }
 
     def adapter_metadata(self) -> dict[str, Any]:
         """What an adapter says of its making, but for the head."""
@@ -197,8 +201,9 @@ def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
     checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
     tokenizer = load_tokenizer(path)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
-    config = cap_max_length(config, checkpoint, method.num_virtual_tokens, watch)
     plain = build_on_meta(checkpoint)
+    data = within_context(config.data, plain.config.context, method.num_virtual_tokens, watch.say)
+    config = config.model_copy(update={"data": data})
     if config.model.init == "random":
         check_room(plain)
     if plain.load_notice:
@@ -232,9 +237,8 @@ def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str 
         attach_method(prepared.method, shapes := meta_copy(base.model))
     if not begun:
         check_knobs_for_model(config, prepared.method, shapes)
-    for rows in (prepared.splits.train, prepared.splits.validation):
-        for row in range(min(len(rows), 100)):
-            check_ids(base.model, prepared.tokenizer, rows[row][0].tolist())
+    for rows in (prepared.splits.train, prepared.splits.validation, prepared.held_out):
+        check_ids(base.model, prepared.tokenizer, [rows.highest_id])
     return base, notice
 
 

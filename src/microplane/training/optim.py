@@ -13,7 +13,7 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method, trainable
-from microplane.models.contract import levels
+from microplane.models.contract import hf_names, levels
 from microplane.training.adafactor import Adafactor
 
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
@@ -76,7 +76,7 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
         ConfigError: if nothing trains.
     """
     groups = [group for group in method.param_groups(model, peak_lr(method, model, knobs)) if group["params"]]
-    groups = by_level(model, groups, knobs.layer_decay)
+    groups = by_level(model, _norms_and_biases_apart(model, groups, knobs.weight_decay), knobs.layer_decay)
     if not groups:
         raise ConfigError(f"method {method.name}: nothing trains with these knobs")
     for group in groups:
@@ -84,6 +84,21 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
     if knobs.optimizer == "adafactor":
         return Adafactor(groups, scale_parameter=knobs.scale_parameter, weight_decay=knobs.weight_decay)
     return torch.optim.AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
+
+
+def _norms_and_biases_apart(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
+    """The groups split so that decay does not fall on the model's own norms and biases, nor on those of its head: a
+    norm's weight stands around 1, and a bias gives no function that is too steep. Without decay nothing is split."""
+    if not decay:
+        return groups
+    own = hf_names(model)
+    vectors = {id(tensor) for name, tensor in trainable(model).items() if name in own and tensor.dim() < 2}
+    split = []
+    for group in groups:
+        matrices, rest = ([p for p in group["params"] if (id(p) in vectors) == is_one] for is_one in (False, True))
+        split += [{**group, "params": matrices}] if matrices else []
+        split += [{**group, "params": rest, "weight_decay": 0.0}] if rest else []
+    return split
 
 
 def add_groups(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -94,6 +94,18 @@ def test_too_little_text_and_no_sentinels_are_refused(file, tokenizer, tmp_path,
         sentinels_of(make_tiny())
 
 
+def test_more_spans_than_sentinels_are_refused_before_any_row_with_the_length_that_works(file, tokenizer):
+    texts, few = splits(file, tokenizer).train.texts, sentinels_of(tokenizer)[:3]
+    with pytest.raises(DataError, match="spans to be taken out, and the vocabulary has 3 sentinels") as told:
+        DenoisedDataset(texts, "span_corruption", 100, few, 1)
+    most = int(str(told.value).split("set data.max_length to ")[1].split()[0])
+    works = DenoisedDataset(texts, "span_corruption", most, few, 1)
+    assert max(len(works.pair(row)[0]) for row in range(len(works))) == most
+    assert max(int(ids.max()) for row in range(len(works)) for ids in works.pair(row)) == works.highest_id
+    with pytest.raises(DataError, match="3 sentinels"):
+        DenoisedDataset(texts, "span_corruption", most + 1, few, 1)
+
+
 @pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
 def test_the_seed_draws_the_training_rows_and_not_those_to_measure_on(file, tokenizer, objective):
     one, again, other = (splits(file, tokenizer, seed, objective=objective) for seed in (1, 1, 2))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import bitsandbytes.functional as bnb
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
-from microplane.errors import ModelError
+from microplane.errors import ModelError, notices_to
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.models.files.bitsandbytes import STATE, bitsandbytes_tensors
 from microplane.models.files.load import load_model, open_checkpoint, save_model
@@ -64,9 +66,36 @@ def test_a_weight_quantised_here_is_read_by_bitsandbytes():
     assert torch.equal(bnb.dequantize_4bit(tensors["w"], state), nf4.dequantise(ours, (96, 128)))
 
 
-def test_other_schemes_and_blocks_are_refused(theirs, tmp_path):
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize("theirs", [False], indirect=True, ids=["single"])
+@pytest.mark.parametrize("form", [NumberFormat(torch.float32), NumberFormat(torch.float32, "nf4")], ids=["wide", "nf4"])
+def test_scales_that_an_evaluation_left_transposed_are_read_in_their_places(theirs, form, tmp_path):
+    """As bitsandbytes lays weights out for AVX512-BF16, and undoes it before it saves."""
+    folder, *_ = theirs
+    tensors = load_file(folder / "model.safetensors")
+    names = [name.removesuffix(f".{STATE}") for name in tensors if name.endswith(STATE)]
+    for name in names:
+        parts = {n: x.clone() for n, x in tensors.items() if n.startswith(f"{name}.")}
+        state = bnb.QuantState.from_dict(parts, device=torch.device("cpu"))
+        codes, state = bnb._convert_weight_packed_for_cpu(tensors[name], state)
+        codes, state = bnb._convert_weight_packed_for_cpu_inverse(codes, state)
+        assert torch.equal(codes, tensors[name]), "the codes are put back"
+        tensors[f"{name}.absmax"] = state.absmax
+    shutil.copytree(folder, tmp_path / "after")
+    save_file(tensors, tmp_path / "after" / "model.safetensors", {"format": "pt"})
+    told = []
+    with notices_to(told.append):
+        ours, right = load_model(tmp_path / "after", form), load_model(folder, form)
+    assert len(told) == 1
+    assert "left their scales transposed and in bfloat16" in told[0]
+    for one, other in zip(ours.layers, right.layers, strict=True):
+        assert (one.mlp.down.weight - other.mlp.down.weight).norm() < 0.01 * other.mlp.down.weight.norm()
+    tensors[f"{names[0]}.absmax"] = tensors[f"{names[0]}.absmax"][:, 1:].contiguous()
+    save_file(tensors, tmp_path / "after" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cannot be read \(scales of shape"):
+        load_model(tmp_path / "after", form)
 
+
+def test_other_schemes_and_blocks_are_refused(theirs, tmp_path):
     folder, *_ = theirs
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")

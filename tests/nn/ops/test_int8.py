@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -120,3 +122,30 @@ def test_a_library_that_cannot_be_compiled_is_done_without(monkeypatch, tmp_path
         assert not list(tmp_path.rglob("*.so"))
     finally:
         native._built.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_no_number_stays_none_in_the_products_of_its_row_alone(way, dtype, scaled, wrong):
+    """Also as the last of a row, behind larger numbers."""
+    x = torch.randn(5, 67).to(dtype)
+    x[1, 0] = x[3, -1] = wrong
+    columns = torch.rand(67) + 0.5 if scaled else None
+    rows, expected = int8.quantise_rows(x, columns), int8.quantise_rows_reference(x, columns)
+    assert rows.scale.isfinite().view(-1).tolist() == [True, False, True, False, True]
+    assert torch.equal(rows.codes[::2], expected.codes[::2])
+    if not scaled:
+        y = int8.product(x, int8.quantise(torch.randn(6, 67)))
+        assert y.isfinite().all(1).tolist() == [True, False, True, False, True]
+        assert not y[1].isfinite().any()
+
+
+def test_a_block_of_nf4_whose_scale_is_no_number_makes_none_of_its_row(way):
+    weight = nf4.quantise(torch.randn(4, 192))
+    absmax = nf4.dequantise_absmax(weight)
+    absmax[4] = math.nan  # the middle block of the second row
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nf4, "dequantise_absmax", lambda weight: absmax)
+        scale = nf4.to_int8(weight, (4, 192)).scale
+    assert scale.isnan().view(-1).tolist() == [False, True, False, False]

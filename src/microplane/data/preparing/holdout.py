@@ -45,7 +45,8 @@ def split_off(hashes: np.ndarray, share: float, most: int, classes: RowClasses |
     """Which rows to validate on, (rows,) bool: those with the smallest hashes, of each class the same share.
 
     Equal rows stay together, and the order of the rows does not matter. At least one row on either side; and of each
-    class that two different rows have, as far as rows of several classes allow it.
+    class that two different rows have, as far as rows of several classes allow it. A content that stands in more rows
+    than there is room for is trained on.
 
     Args:
         classes: of rows with classes, which each of them has.
@@ -63,9 +64,7 @@ def split_off(hashes: np.ndarray, share: float, most: int, classes: RowClasses |
         held = _stratified(_classes_of_groups(groups, classes), counts, target / len(hashes))
         if held.any():  # else no class has two different rows
             return held[groups]
-    first = int(np.searchsorted(np.cumsum(counts), target, side="right"))
-    first = min(max(1, first), len(different) - 1)
-    return groups < first
+    return that_fit(counts, target)[groups]
 
 
 def _classes_of_groups(groups: np.ndarray, classes: RowClasses) -> list[np.ndarray]:
@@ -101,3 +100,26 @@ def _stratified(members: list[np.ndarray], counts: np.ndarray, share: float) -> 
         held[chosen], placed[free] = True, True
         carry = wanted - int(counts[chosen].sum())
     return held
+
+
+def that_fit(counts: np.ndarray, room: int) -> np.ndarray:
+    """Which of some contents are chosen, (contents,) bool: one after the other, those that there is room for.
+    At least one, then the first of the fewest rows; and not all.
+
+    Args:
+        counts: rows of each content.
+        room: rows in all.
+    """
+    chosen = np.cumsum(counts) <= room
+    left = room - int(counts[chosen].sum())
+    for number in range(int(chosen.sum()), len(counts)):
+        if not left:
+            break
+        if counts[number] <= left:
+            chosen[number] = True
+            left -= int(counts[number])
+    if not chosen.any():
+        chosen[int(np.argmin(counts))] = True
+    if chosen.all():
+        chosen[-1] = False
+    return chosen

@@ -10,7 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from microplane.data.rendering.span_corruption import corrupt_spans, corrupted_lengths, prefix_lm, spans_input_length
+from microplane.data.rendering.span_corruption import (
+    corrupt_spans,
+    corrupted_lengths,
+    max_inputs,
+    noise_counts,
+    prefix_lm,
+    spans_input_length,
+)
 from microplane.data.store import Features, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
@@ -29,7 +36,7 @@ class DenoisedDataset:
         seed: of all draws, which follow from it, the epoch and the piece's number.
 
     Raises:
-        DataError: for less text than one piece.
+        DataError: for less text than one piece, or pieces with more spans than there are sentinels.
     """
 
     features: Features | None = None  # they change from epoch to epoch, so nothing is kept
@@ -55,6 +62,13 @@ class DenoisedDataset:
         if not sizes:
             raise DataError(f"the text has {stream} tokens, too few for one piece of data.max_length = {inputs}")
         self.sizes = np.array(sizes, np.int64)
+        self._spans = noise_counts(sizes[0])[1] if objective == "span_corruption" else 0
+        if self._spans > len(sentinels):
+            raise DataError(
+                f"data.max_length = {inputs} makes pieces with {self._spans} spans to be taken out, and the vocabulary "
+                f"has {len(sentinels)} sentinels (<extra_id_0> and so on) to mark them; set data.max_length to "
+                f"{max_inputs(len(sentinels))} or less, or data.objective=prefix_lm"
+            )
         pairs = [self._lengths(int(size)) for size in (self.sizes[0], self.sizes[-1])]
         totals = np.full(len(sizes), sum(pairs[0]), np.int32)
         totals[-1] = sum(pairs[-1])
@@ -73,6 +87,11 @@ class DenoisedDataset:
         if epoch == self.epoch:
             return self
         return DenoisedDataset(self.texts, self.objective, self.inputs, self.sentinels, self.eos, self.seed, epoch)
+
+    @property
+    def highest_id(self) -> int:
+        """The highest number of a token in any piece: of the text, or of what marks a span."""
+        return max(self.texts.highest_id, self.eos, *self.sentinels[: self._spans])
 
     def __len__(self) -> int:
         return len(self.sizes)

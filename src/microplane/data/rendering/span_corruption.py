@@ -48,6 +48,14 @@ def spans_input_length(inputs: int, noise: float = NOISE, mean_span: float = MEA
     return length, corrupted_lengths(length, noise, mean_span)[1]
 
 
+def max_inputs(sentinels: int) -> int:
+    """The longest inputs of a whole piece that need no more than so many sentinels."""
+    length = 2
+    while noise_counts(length + 1)[1] <= sentinels:
+        length += 1
+    return corrupted_lengths(length)[0]
+
+
 def noise_mask(length: int, rng: np.random.Generator, noise: float = NOISE, mean_span: float = MEAN_SPAN) -> np.ndarray:
     """Which of L tokens are noise, bool (L,): S spans of each kind in turn, the first of them not noise.
 

@@ -114,10 +114,6 @@ class TransformersModel(Model):
     def from_hf(cls, fields: Mapping[str, Any]) -> TransformersModel:
         return cls(TransformersModelConfig.from_hf(fields))
 
-    @staticmethod
-    def context_of(fields: Mapping[str, Any]) -> int:
-        return TransformersModelConfig.from_hf(fields).context
-
     def set_net(self, net: nn.Module) -> None:
         """Use `net`, a model of transformers, and map its modules."""
         self.net = net

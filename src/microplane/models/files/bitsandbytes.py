@@ -2,6 +2,10 @@
 
 A weight `w` of n numbers is stored as several tensors: `w` (n/2, 1) uint8, `w.absmax`, `w.quant_map`, with double
 quantisation also `w.nested_absmax` and `w.nested_quant_map`, and `w.quant_state.bitsandbytes__nf4`: JSON in uint8.
+
+On processors with AVX512-BF16, bitsandbytes 0.49 and 0.50 lay a weight out anew when it is first multiplied, and before
+it is saved they undo that for the codes, but without double quantisation not for the scales: `w.absmax` is then
+bfloat16 (in / 64, out) in place of float32 (n / 64,). Its own reader takes it as it stands, and the weights are wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from microplane.errors import ModelError
+from microplane.errors import ModelError, notice
 from microplane.nn.ops import nf4
 
 STATE = "quant_state.bitsandbytes__nf4"
@@ -47,6 +51,7 @@ class NF4Shards(Mapping[str, Tensor]):
         self.packed_names = {name.removesuffix(f".{STATE}") for name in stored if name.endswith(f".{STATE}")}
         hidden = {f"{name}.{part}" for name in self.packed_names for part in PARTS}
         self.names = [name for name in stored if name not in hidden]
+        self._told = False  # of scales that were put right
 
     def __getitem__(self, name: str) -> Tensor:
         packed = self.packed(name)
@@ -69,7 +74,7 @@ class NF4Shards(Mapping[str, Tensor]):
             if sizes != (nf4.BLOCK, nf4.NESTED) or not same or 2 * len(codes) < torch.Size(shape).numel():
                 raise ValueError(f"blocks of {sizes[0]} and {sizes[1]}, {len(codes):,} bytes for {shape}")
             if "nested_offset" not in state:
-                return Packed(codes, absmax.float(), shape, None)
+                return Packed(codes, self._scales(absmax, shape), shape, None)
             offset = torch.tensor(float(state["nested_offset"]))
             parts = nf4.NF4(codes, absmax, self.stored[f"{name}.nested_absmax"], offset)
             return Packed(codes, nf4.dequantise_absmax(parts), shape, parts)
@@ -78,6 +83,21 @@ class NF4Shards(Mapping[str, Tensor]):
                 f"{self.where}: the nf4 weight {name} cannot be read ({error}): expected bitsandbytes' layout with "
                 f"blocks of {nf4.BLOCK} and {nf4.NESTED}. Give the model as it was before quantisation"
             ) from None
+
+    def _scales(self, absmax: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Those of the blocks, one after the other: (N,) float32."""
+        if absmax.dim() == 1:
+            return absmax.float()
+        if tuple(absmax.shape) != (shape[1] // nf4.BLOCK, shape[0]):
+            raise ValueError(f"scales of shape {tuple(absmax.shape)}")
+        if not self._told:
+            self._told = True
+            notice(
+                f"{self.where}: bitsandbytes saved these nf4 weights after it had computed with them on a processor "
+                "with AVX512-BF16, which left their scales transposed and in bfloat16. They are read in their right "
+                "places, and off by up to 0.4%; quantise the model anew to have them as they were"
+            )
+        return absmax.t().reshape(-1).float()
 
     def __contains__(self, name: object) -> bool:
         return name in self.names

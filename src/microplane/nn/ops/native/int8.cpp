@@ -21,13 +21,23 @@ void quantise_rows(const T *x, const float *columns, int8_t *codes, float *scale
         const T *from = x + r * width;
         int8_t *to = codes + r * width;
         float most = 0;
+        int32_t nan = 0;  // a maximum passes over it
         if (columns) {
-#pragma omp simd reduction(max : most)
-            for (int64_t i = 0; i < width; i++) most = std::max(most, std::fabs(wide(from[i]) * columns[i]));
+#pragma omp simd reduction(max : most) reduction(| : nan)
+            for (int64_t i = 0; i < width; i++) {
+                const float v = std::fabs(wide(from[i]) * columns[i]);
+                most = std::max(most, v);
+                nan |= v != v;
+            }
         } else {
-#pragma omp simd reduction(max : most)
-            for (int64_t i = 0; i < width; i++) most = std::max(most, std::fabs(wide(from[i])));
+#pragma omp simd reduction(max : most) reduction(| : nan)
+            for (int64_t i = 0; i < width; i++) {
+                const float v = std::fabs(wide(from[i]));
+                most = std::max(most, v);
+                nan |= v != v;
+            }
         }
+        if (nan) most = NAN;  // the row's products are none
         scale[r] = most / 127;
         const float factor = 127 / std::max(most, 1e-37f);
         if (columns) {
@@ -138,7 +148,10 @@ void nf4_to_int8(const uint8_t *codes, const float *absmax, const float *levels,
     for (int64_t r = 0; r < rows; r++) {
         const float *largest = absmax + r * blocks;
         float most = 0;
-        for (int64_t b = 0; b < blocks; b++) most = std::max(most, std::fabs(largest[b]));
+        for (int64_t b = 0; b < blocks; b++) {
+            const float v = std::fabs(largest[b]);
+            most = v >= most || v != v ? v : most;  // a NaN stays
+        }
         scale[r] = most / 127;
         const float factor = 127 / std::max(most, 1e-37f);
         for (int64_t b = 0; b < blocks; b++) {

@@ -236,6 +236,7 @@ inline void softmax_row(const T *scores, const T *added, lanes *z, T *shares, T 
 template <typename T>
 void softmax(const T *scores, const T *added, int64_t over_b, int64_t over_h, int64_t over_s, T *shares, T *dropped,
              int64_t seed, int64_t steps, int64_t B, int64_t H, int64_t S, int64_t L, int64_t threads) {
+    if (!L) return;  // rows without a cell
     const Keep keep = keeping(seed, steps, B * H * S * L);
     const int64_t vectors = (L + LANES - 1) / LANES;
 #pragma omp parallel num_threads(threads)
@@ -266,6 +267,7 @@ void softmax(const T *scores, const T *added, int64_t over_b, int64_t over_h, in
 template <typename T>
 void softmax_back(const T *grad, const T *shares, T *slope, int64_t drops, int64_t seed, int64_t steps, int64_t rows,
                   int64_t L, int64_t threads) {
+    if (!L) return;
     const Keep keep = keeping(seed, steps, rows * L);
     const int64_t n = (L + LANES - 1) / LANES;
 #pragma omp parallel num_threads(threads)

@@ -1,0 +1,160 @@
+"""Rows of unequal length go through attention in rectangles of similar ones: the same numbers, and no more memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from microplane.data.batch_plan import micro_batches
+from microplane.models.families import family_of
+from microplane.nn import attention
+from microplane.nn.attention import MaskSpec, attend, attend_reference, attend_to
+from microplane.nn.relative import RelativeBias
+from microplane.nn.rows import Pairs, Rows
+from tests.tiny import BERT, CONFIGS, ENCODER_CONFIGS, LLAMA, MARIAN, T5_SMALL, tiny, tiny_encoder, tiny_pairs
+
+LENGTHS = (40, 3, 2, 17, 1, 5, 5, 5, 30, 2)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Every rectangle holds rows of similar length, however small it is."""
+    monkeypatch.setattr(attention, "SMALL", 0)
+
+
+def leaves(*shapes):
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def gradients(y, inputs):
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return torch.autograd.grad((y * weights).sum(), inputs, retain_graph=True)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("long", [attention.LONG, 16])
+def test_groups_change_no_number(split, monkeypatch, causal, window, softcap, biased, long):
+    monkeypatch.setattr(attention, "LONG", long)
+    rows = Rows.of([[1] * n for n in LENGTHS])
+    spec = MaskSpec(rows, window=window, causal=causal)
+    assert len(spec.groups) > 3
+    q, k, v = inputs = leaves((sum(LENGTHS), 4, 6), (sum(LENGTHS), 2, 6), (sum(LENGTHS), 2, 6))
+    bias = None
+    if biased:
+        relative = RelativeBias(8, 20, 4, causal).double()
+        torch.nn.init.normal_(relative.weight)
+        bias, inputs = relative(spec), [*inputs, relative.weight]
+    got = attend(q, k, v, spec, 0.3, softcap, bias=bias)
+    expected = attend_reference(q, k, v, rows, 0.3, window, softcap, causal, bias=bias)
+    torch.testing.assert_close(got, expected)
+    for one, other in zip(gradients(got, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("rectangle", [False, True])
+def test_groups_of_pairs(split, rectangle):
+    """Queries of some lengths to keys of others, end to end or as a cache holds them."""
+    sources = (3, 50, 2, 2, 9, 40, 1, 1, 7, 2)
+    rows, own = Rows.of([[1] * n for n in LENGTHS]), Rows.of_lengths(sources)
+    q, k, v = inputs = leaves((sum(LENGTHS), 4, 6), (sum(sources), 4, 6), (sum(sources), 4, 6))
+    spec = MaskSpec(rows, causal=False, keys=sources)
+    assert len(spec.groups) > 3
+    keys, values = (attention.to_heads(x, own) if rectangle else x for x in (k, v))
+    got = attend_to(q, keys, values, spec, 0.3)
+    expected = attend_reference(q, k, v, rows, 0.3, causal=False, keys=sources)
+    torch.testing.assert_close(got, expected)
+    for one, other in zip(gradients(got, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("sorted_first", [True, False])
+def test_rectangles_hold_little_more_than_their_rows(sorted_first):
+    lengths = [990, *[8 + n % 25 for n in range(400)], 300, 500]
+    lengths = sorted(lengths, reverse=True) if sorted_first else lengths
+    spec = MaskSpec(Rows.of_lengths(tuple(lengths)))
+    covered = [row for rows, _ in spec.groups for row in range(rows.start, rows.stop)]
+    assert covered == list(range(len(lengths)))
+    cells = sum(len(own.rows.lengths) * own.rows.longest**2 for _, own in spec.groups)
+    tokens = sum(len(own.rows.lengths) * own.rows.longest for _, own in spec.groups)
+    assert cells < 0.02 * len(lengths) * max(lengths) ** 2
+    assert tokens < 2 * sum(lengths)
+    assert len(spec.groups) < 12
+
+
+def test_rows_of_one_length_and_small_rectangles_are_not_cut():
+    assert len(MaskSpec(Rows.of_lengths((300,) * 50)).groups) == 1
+    assert len(MaskSpec(Rows.of_lengths((60, 50, 3, 2, 1))).groups) == 1
+    assert len(MaskSpec(Rows.of_lengths((900, 1)), starts=[4, 5]).groups) == 1
+
+
+MAKE = {"llama-tied": tiny, "gemma2": tiny, "bert": tiny_encoder, "modernbert": tiny_encoder}
+MAKE |= {"t5": tiny_pairs, "marian": tiny_pairs}
+
+
+@pytest.mark.parametrize("family", MAKE)
+def test_models_give_the_same_in_groups(monkeypatch, family):
+    model = MAKE[family](family).requires_grad_(True)
+    ids = [[(7 * n + i) % 90 + 2 for i in range(n)] for n in LENGTHS]
+    rows = Pairs(Rows.of(ids), Rows.of(ids[::-1])) if MAKE[family] is tiny_pairs else Rows.of(ids)
+    together = model(rows)
+    monkeypatch.setattr(attention, "SMALL", 0)
+    apart = model(rows)
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
+    wanted = gradients(together, tuple(model.embed.parameters()))
+    for one, other in zip(gradients(apart, tuple(model.embed.parameters())), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+WIDE = {  # heads of 64 dimensions
+    "llama": LLAMA | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "gemma2": CONFIGS["gemma2"]
+    | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "head_dim": 64},
+    "bert": BERT | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2},
+    "modernbert": ENCODER_CONFIGS["modernbert"]
+    | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "attention_dropout": 0.1},
+    "t5": T5_SMALL | {"d_model": 128, "d_ff": 256, "d_kv": 64, "num_heads": 2},
+    "marian": MARIAN
+    | {"d_model": 128, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
+    | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "attention_dropout": 0.1},
+}
+
+
+def bytes_kept(model, ids):
+    """What a forward pass in training keeps for its backward pass, besides the weights."""
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    pair = [[1, 2, 3]] * len(ids)
+    rows = Pairs(Rows.of(ids), Rows.of(pair)) if model.KIND == "encoder-decoder" else Rows.of(ids)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(rows)
+    return sum(kept.values()) - sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("long", [990, 1500])
+@pytest.mark.parametrize("family", WIDE)
+def test_a_long_row_among_short_ones_costs_no_more_than_they_do(family, long):
+    fields = WIDE[family] | {"max_position_embeddings": 2048}
+    model = family_of(fields).from_hf(fields).init_weights(0).requires_grad_(True).train()
+    short = [5 + n % 26 for n in range(800)]
+    most = []
+    for lengths in (short, [*short, long]):
+        lengths = np.array(lengths)
+        parts = micro_batches(np.arange(len(lengths)), lengths, 4096)
+        most.append(max(bytes_kept(model, [[4] * n for n in lengths[part]]) for part in parts))
+    assert most[1] < 1.3 * most[0]
+
+
+@torch.inference_mode()
+def test_scores_of_long_rows_that_are_made_again_in_backward_are_made_once_without_one():
+    model = tiny("gemma2")
+    long = [n % 90 for n in range(attention.LONG + 5)]
+    alone, beside = model(Rows.of([long])), model(Rows.of([long, [1, 2]]))
+    torch.testing.assert_close(beside[: len(long)], alone)
