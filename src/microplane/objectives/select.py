@@ -46,9 +46,9 @@ class TextCandidates:
         """See `Candidates`; which of the two it is follows from the files."""
         return [self.conversations.name, self.plain_text.name]
 
-    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
         """See `formats.recognise`."""
-        return recognise(rows, file, wanted)
+        return recognise(rows, file, knobs.format, knobs.fields)
 
     def objective(self, format_name: str) -> AnyObjective:
         """Raises: ConfigError, if `data.objective` is set and these rows are no plain text."""
@@ -76,9 +76,9 @@ class LabelCandidates:
         """See `Candidates`; without a task, it follows from the files."""
         return ["labels", self.task]
 
-    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
         """See `LabelFormat`."""
-        return LabelFormat(rows, file, self.task, self.classes, self.no_label)
+        return LabelFormat(rows, file, self.task, self.classes, self.no_label, knobs.fields)
 
     def objective(self, format_name: str) -> AnyObjective:
         """That of the task, after which the format of labels is called."""

@@ -92,8 +92,8 @@ class Candidates(Protocol[O_co]):
     def key(self) -> list[str | None]:
         """All of it that decides the tokens."""
 
-    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
-        """Raises: DataError, if the first rows of a file fit no format."""
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
+        """Raises: DataError, if these rows of a file fit no format."""
 
     def objective(self, format_name: str) -> O_co:
         """Raises: ConfigError, if the user asked for one that does not fit these rows."""
