@@ -201,7 +201,8 @@ def generate(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8 or nf4.")] = "auto",
     set: Set = None,
 ) -> None:
-    """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts).
+    """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts
+    where it was trained on pairs).
 
     --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
     from microplane.cli.chat import answer_prompts, ask_as_told, chat, read_lines

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from microplane.config.knobs import GenerateKnobs
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.errors import ConfigError, MicroplaneError
 from microplane.inference.pipeline import Pipeline
 
@@ -37,10 +37,11 @@ def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_p
 def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
     """One prompt streams its answer; several are answered together, each under its prompt.
 
-    A model with a task head says its labels instead; a tab parts two texts that belong together.
+    A model with a task head says its labels instead; a tab parts two texts that belong together, if the model was
+    trained on such.
     """
     if loaded.objective.needs_head:
-        predictions = loaded.classify([texts_of(prompt) for prompt in prompts])
+        predictions = loaded.classify([texts_of(prompt, loaded.pairs) for prompt in prompts])
         for prompt, prediction in zip(prompts, predictions, strict=True):
             write(f"> {prompt}\n{prediction}\n" if len(prompts) > 1 else f"{prediction}\n")
         return
@@ -52,10 +53,10 @@ def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnob
         write(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else f"{answer.text}\n")
 
 
-def texts_of(line: str) -> str | tuple[str, str]:
-    """One text, or two with a tab between them."""
+def texts_of(line: str, pairs: bool) -> str | tuple[str, str]:
+    """One text, or two with a tab between them where there may be two."""
     first, tab, second = line.partition("\t")
-    return (first, second) if tab else line
+    return (first, second) if tab and pairs else line
 
 
 def read_lines() -> list[str]:
@@ -95,7 +96,7 @@ def chat(loaded: Pipeline, knobs: GenerateKnobs) -> None:
 
 
 def _turn(loaded: Pipeline, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
-    asked = [*messages, loaded.asked(text)]
+    asked = [*messages, Message("user", text) if messages else loaded.asked(text)]
     pieces: list[str] = []
 
     def show(row: int, piece: str) -> None:

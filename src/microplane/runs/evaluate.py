@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from microplane.evaluation.evaluate import choose_rows, measure
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
-from microplane.objectives.select import candidates
+from microplane.objectives.select import TextCandidates, candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
 
 
@@ -33,6 +34,8 @@ def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
         watch.say(line)
     data = _as_trained(knobs.data, loaded)
     possible = candidates(loaded.model, data)
+    if isinstance(possible, TextCandidates) and knobs.data.objective == "auto":
+        possible = replace(possible, denoising="auto")  # the run's is of its plain text, and these rows may be pairs
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
@@ -43,15 +46,15 @@ def _measure_file(knobs: RunKnobs, watch: Watcher) -> Measured:
 
 
 def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
-    """What was set of the data, and of a run what it was trained with where nothing was: its template, system prompt
-    and lengths. Rows are never longer than the model's context."""
+    """What was set of the data, and of a run what it was trained with where nothing was: its template, system prompt,
+    lengths, columns, and what means that there is no label. Rows are never longer than the model's context."""
     given: dict[str, Any] = {}
     if loaded.method is not None:
         given["template"] = loaded.template
         given["system"] = loaded.system if data.system is None else data.system
-    for name in ("max_length", "max_target_length"):
+    for name in ("max_length", "max_target_length", "fields", "no_label", "objective"):
         if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
-            given[name] = own
+            given[name] = tuple(own) if isinstance(own, list) else own
     context, length = loaded.model.max_row_tokens, given.get("max_length", data.max_length)
     if context and length > context:
         given["max_length"] = context

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,6 @@ from microplane.checkpoints.attach_saved import fingerprint
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
-from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -33,12 +30,12 @@ from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnySplits, candidates
+from microplane.runs.asked import how_asked
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
 from microplane.runs.max_length import cap_max_length
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
-PROBED_PROMPTS = 100  # training prompts that are looked at for what all of them begin with
 
 
 @dataclass(frozen=True)
@@ -102,20 +99,14 @@ class Prepared:
         name, data = self.config.model.name, self.config.data
         # A local model is found again from any folder; a short name or a Hub name stays what it is.
         base = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
-        train = self.splits.train
-        asked = [train.prompt_and_target(row)[0] for row in choose_rows(train, PROBED_PROMPTS)]
-        prompts = [self.tokenizer.decode(ids, skip_special=False) for ids in asked]
+        splits = self.splits
         return {
             "base": base,
             "revision": self.config.model.revision,
             "base_fingerprint": self.fingerprint,
             "base_dtype": self.form.name,
             "base_compute": self.form.compute,
-            "template": data.template,
-            "system": data.system,
-            "max_length": data.max_length,
-            "max_target_length": data.max_target_length,
-            "prefix": shared_prefix(self.objective, prompts, self.tokenizer, data.template, data.system),
+            **how_asked(splits.objective, splits.train, self.tokenizer, data, splits.summary),
         }
 
 
@@ -216,25 +207,6 @@ def _resolved(config: RunKnobs, method: Method, form: NumberFormat, splits: AnyS
             "data": config.data.model_copy(update=inferred(splits)),
         }
     )
-
-
-MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
-
-
-def shared_prefix(
-    objective: AnyObjective, prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None
-) -> str:
-    """The longest common beginning, in whole lines, of the user messages of rendered training prompts: a fixed
-    instruction, such as "Convert the command to JSON."; empty where there is none."""
-    if objective.needs_head:
-        return ""
-    asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
-    empty = tokenizer.decode(asked, skip_special=False)
-    frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
-    if len(prompts) < 2 or not common.startswith(frame):
-        return ""
-    shared = common[len(frame) :]
-    return shared[: shared.rfind("\n") + 1]
 
 
 def inferred(splits: AnySplits) -> dict[str, Any]:

@@ -343,9 +343,11 @@ def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
 
 
 def test_a_generation_prompt_that_training_rows_do_not_have_is_noticed(make_tiny):
-    assert not causal_renderer(make_tiny(SPECIAL, OPENS_THOUGHT)).continues
+    (row,) = causal_renderer(make_tiny(SPECIAL, OPENS_THOUGHT)).rows(talk("q", "a"), 99, 99)
+    assert not row.continues
     for template in (TRIMS, INST, NO_SYSTEM, THINKS, WORDS_ONLY, CAPITAL, None):
-        assert causal_renderer(make_tiny(SPECIAL, template, bos="<s>")).continues
+        (row,) = causal_renderer(make_tiny(SPECIAL, template, bos="<s>")).rows(talk("q", "a"), 99, 99)
+        assert row.continues
 
 
 def test_a_template_that_drops_the_answer_is_refused(make_tiny):

@@ -115,8 +115,8 @@ class Columns:
 
     @property
     def mapped(self) -> set[str]:
-        """Parts that a format must have, for `data.fields` names their columns."""
-        return {part for part, column in self.fields.items() if column and part not in _OPTIONAL}
+        """Columns that a format must take, for `data.fields` names them."""
+        return {column for part, column in self.fields.items() if column and part not in _OPTIONAL}
 
     def _spelled(self, names: Iterable[str]) -> dict[str, str]:
         mapped = {column for column in self.fields.values() if column}
@@ -128,7 +128,7 @@ class Columns:
             for name in _NAMES[part]:
                 found.pop(name, None)
             if column in self._there:
-                found[part] = str(column)
+                found |= dict.fromkeys([part, *(_NAMES[part] if part == "completion" else ())], str(column))
         return found
 
     def optional(self, part: str, taken: Iterable[str] = ()) -> str | None:

@@ -65,7 +65,9 @@ def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> M
     if not content.strip() and role in ("user", "assistant") and not calls:
         part = "answer" if role == "assistant" else "prompt"
         raise RowError(f"empty {part}", f"{place}.{under} is {show(content)}, expected the {part}")
-    extra = {known: text(item[known], f"{place}.{known}") for known in _EXTRA if is_filled(item.get(known))}
+    extra: dict[str, Any] = {
+        known: text(item[known], f"{place}.{known}") for known in _EXTRA if is_filled(item.get(known))
+    }
     if calls:
         extra["tool_calls"] = calls
     used = {name, under, *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", "function_call"}

@@ -127,7 +127,8 @@ def recognise(
     for strictly in (True, False):  # what nothing stands in is looked at only if nothing fits without
         spelled = columns.usual(strictly)
         for tier in _TIERS:
-            fitting = [layout for layout in tier if _fits(layout, spelled, wanted, columns.mapped)]
+            fits = [layout for layout in tier if _fits(layout, spelled, wanted, columns.mapped)]
+            fitting = list({str(_columns_of(layout, spelled)): layout for layout in reversed(fits)}.values())[::-1]
             if len(fitting) > 1:
                 raise _ambiguous(name, list(spelled.values()), fitting)
             if fitting:
@@ -138,13 +139,18 @@ def recognise(
 def _fits(layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str, mapped: Set[str]) -> bool:
     name, columns = layout
     named_so = wanted in ("auto", name) or {wanted, name} == {"messages", "conversations"}
-    needed = set(columns.values())
-    return named_so and needed <= set(spelled) and mapped <= needed
+    there = all(column in spelled for column in columns.values())
+    return named_so and there and mapped <= set(_columns_of(layout, spelled).values())
+
+
+def _columns_of(layout: _ColumnLayout, spelled: Mapping[str, str]) -> dict[str, str]:
+    """Part -> column as the file spells it."""
+    return {part: spelled[column] for part, column in layout[1].items()}
 
 
 def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns) -> Format:
     name, parts = layout
-    found = {part: spelled[column] for part, column in parts.items()}
+    found = _columns_of(layout, spelled)
     optional = ["system"] if name not in ("text", "text/label") else []
     optional += ["input"] if name in _SECOND_TEXT else ["tools"] if "messages" in parts else []
     for part in optional:

@@ -49,7 +49,6 @@ class CausalRenderer:
         kind: "chat" or "plain".
         stops: tokens that end an answer: the model's end tokens, and the one with which the template closes an answer.
         closing: of these, the one that ends an answer in training.
-        continues: whether training rows begin as generation does. Some templates open a thought only for generation.
         bos: the token that the tokenizer puts before every text, if it does.
     """
 
@@ -67,7 +66,7 @@ class CausalRenderer:
         self.joins = tokenizer.decode(parts, skip_special=False) == "xy"
         self.stops = tuple(dict.fromkeys(tokenizer.eos_ids))
         self.template = self._template()
-        closing, self.continues = self._probe()
+        closing = self._probe()
         self.stops = tuple(dict.fromkeys([*self.stops, *closing]))
         self.closing = next(iter(closing or self.stops), 0)
         if not self.stops:
@@ -81,7 +80,7 @@ class CausalRenderer:
 
     @property
     def traits(self) -> RowTraits:
-        return RowTraits(self.kind, self.stops, continues=self.continues)
+        return RowTraits(self.kind, self.stops)
 
     def render(self, example: Example) -> list[Tokens]:
         """The rows that an example becomes, mostly one (see `ChatTemplate.rows`): ids, and for each whether it is a
@@ -105,14 +104,16 @@ class CausalRenderer:
     def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
         """See `render`, `pieces` and `truncate`. The answer's own length is not bounded, for it stands in the same
         row."""
-        rendered = self.render(example)
         if example.messages is None:
+            ids, _ = self._text(example.text or "")
             return [
                 TokenRow(piece, [place >= known for place in range(len(piece))])
-                for ids, _ in rendered
                 for piece, known in pieces(ids, max_length, self.bos)
             ]
-        found = [TokenRow(*truncate(ids, trained, max_length, self.bos)) for ids, trained in rendered]
+        found = [
+            TokenRow(*truncate(*self._row(traced), max_length, self.bos), continues=traced.continues)
+            for traced in self.template.rows(self._said(example.messages), example.tools)
+        ]
         return found or [TokenRow([])]  # in which nothing is to be trained
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -144,6 +145,13 @@ class CausalRenderer:
         texts = (self.tokenizer.decode([stop], skip_special=False).strip() for stop in self.stops)
         return tuple(text for text in texts if text)
 
+    @cached_property
+    def _rendered_ends(self) -> tuple[str, ...]:
+        """What a text that was rendered already may end with, whatever the template of this renderer is."""
+        if self.kind == "chat" or not self.tokenizer.chat_template:
+            return self._stop_texts
+        return tuple(dict.fromkeys([*self._stop_texts, *causal_renderer(self.tokenizer, "chat")._stop_texts]))
+
     def text_ids(self, text: str) -> list[int]:
         """A text as it stands, with its special tokens; begun with BOS where the tokenizer does so, once."""
         ids = self.tokenizer.encode(text, special=True)
@@ -151,7 +159,7 @@ class CausalRenderer:
 
     def _text(self, text: str) -> Tokens:
         ids = self.text_ids(text)
-        if not text.rstrip().endswith(self._stop_texts) and ids[-1:] != [self.stops[0]]:
+        if not text.rstrip().endswith(self._rendered_ends) and ids[-1:] != [self.stops[0]]:
             ids = [*ids, self.stops[0]]
         return ids, [number > 0 for number in range(len(ids))]
 
@@ -237,21 +245,19 @@ class CausalRenderer:
         found = next((token for token in range(last, bisect_left(starts, content)) if self._special(ids[token])), None)
         return found if found is not None and ids[found] in self.stops else None
 
-    def _probe(self) -> tuple[list[int], bool]:
-        """The special token that follows an answer in a conversation of two messages, and see `continues`."""
+    def _probe(self) -> list[int]:
+        """The special token that follows an answer in a conversation of two messages."""
         messages: Sequence[Message] = [Message("user", "a"), Message("assistant", "b")]
         if self.system is not None:
             messages = [Message("system", self.system), *messages]
         try:
             traced = self.template.trace(messages)
-            prompt = self.template.trace(messages[:-1], generation_prompt=True).text
         except DataError:  # it may ask for more than this; rows will tell
-            return [], True
+            return []
         ids, offsets = self._encode(traced)
         end = next((turn[1] for turn in traced.turns if turn), len(traced.text))
         behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= end]
-        closing = next(([token] for token in behind if self._special(token)), [])
-        return closing, traced.text.startswith(prompt)
+        return next(([token] for token in behind if self._special(token)), [])
 
 
 # Length

@@ -44,6 +44,7 @@ class Traced:
     )  # of the assistant: where generation starts, where the content ends; None where that cannot be told
     answers: list[Span] = field(default_factory=list)  # those of them that are trained
     untraced: list[str] = field(default_factory=list)  # contents that the template altered, so their place is unknown
+    continues: bool = True  # whether the last answer stands behind its generation prompt, which may open a thought
 
 
 class _Generation(Extension):
@@ -174,7 +175,7 @@ class ChatTemplate:
     def _row(self, messages: Sequence[Message], tools: Tools) -> Traced:
         """A conversation with the place of its last answer, the last of its turns."""
         traced, prompt, last = self.trace(messages, tools=tools), self.prompt(messages[:-1], tools), messages[-1]
-        turn = traced.turns[-1]
+        turn, traced.continues = traced.turns[-1], traced.text.startswith(prompt)
         if turn is None:
             raise self._drops(messages)
         if not _lacks(last, traced.text[turn[0] :]) or not _lacks(last, prompt[-MARKED:] + traced.text[turn[0] :]):
@@ -215,6 +216,7 @@ class ChatTemplate:
             whole.text += part
             whole.contents += self._between_marks(whole.text, span) if number != 1 else []
         whole.turns.append((len(head), len(whole.text)))
+        whole.continues = whole.text.startswith(prompt)
         return whole
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
@@ -393,7 +395,7 @@ class PlainTemplate:
         messages = messages[: last + 1]
         traced = self.trace(messages)
         said = [message for message in messages if message.role == "assistant" and message.content]
-        traced.answers = [turn for turn, message in zip(traced.turns, said, strict=True) if message.trained]
+        traced.answers = [turn for turn, m in zip(traced.turns, said, strict=True) if turn and m.trained]
         return [traced]
 
     def trace(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> Traced:

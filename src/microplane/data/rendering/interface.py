@@ -42,7 +42,6 @@ class RowTraits:
     stops: tuple[int, ...] = ()  # tokens that end an answer
     classes: tuple[str, ...] = ()  # names of the labels
     bounds_target: bool = False  # the answer has a greatest length of its own
-    continues: bool = True  # rows begin as generation does; some templates open a thought only for generation
     counted: Literal["tokens", "rows", "words"] = "tokens"  # what the loss is a sum over
     labels_per_token: bool = False  # of the stored labels: one for each token, or for the row as a whole
 
