@@ -17,7 +17,8 @@ def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_p
     """Give a model the system prompt and the prefix that the command line asks for.
 
     Raises:
-        ConfigError: for settings of generation where a task head gives labels, which would change nothing.
+        ConfigError: for settings of generation where a task head gives labels, which would change nothing; for a system
+            prompt of a run of plain text.
     """
     if loaded.model.task_head is not None:
         given = [name for name, field in GenerateKnobs.model_fields.items() if getattr(knobs, name) != field.default]
@@ -28,10 +29,13 @@ def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_p
                 f"{', '.join(given)}: this model has a task head, which gives labels and generates nothing, so it "
                 "would change nothing. Leave it out"
             )
+    if system is not None and loaded.frame is not None:
+        raise ConfigError("--system: this run was trained on plain text, which has no system prompt. Leave it out")
     if system is not None:
         loaded.system = system
     if no_prefix:
         loaded.prefix = ""
+        loaded.frame = None if loaded.frame is None else ("", "")
 
 
 def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs) -> None:

@@ -90,6 +90,15 @@ def test_a_column_of_a_later_parquet_shard_is_used(tmp_path):
     assert train_format(tmp_path, labelled) == "classification (text + text_pair -> label)"
 
 
+def test_of_a_parquet_file_columns_are_read_that_may_be_used_later(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"instruction": f"i {n}", "output": "o", "input": None, "context": None, "id": n} for n in range(150)]
+    rows.append(rows[0] | {"context": "c"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = "instruction/input/output (instruction + context -> output; not used: input, id)"
+    assert train_format(tmp_path / "a.parquet") == expected
+
+
 def test_a_csv_column_that_is_empty_at_first_is_used(tmp_path):
     lines = [f"claim {i},,{i % 2}" for i in range(150)] + ["claim,evidence,1"]
     (tmp_path / "a.csv").write_text("\n".join(["claim,evidence,label", *lines]))

@@ -185,6 +185,21 @@ def test_each_of_several_calls_is_looked_for(model):
 # What was rendered already
 
 
+def test_a_prompt_that_is_rendered_already_is_refused(model):
+    with pytest.raises(DataError, match=r"rendered by the chat template already: it ends with '</t>\\n<t>assistant'"):
+        rows(model(PLAIN), said("<t>user\nq</t>\n<t>assistant\n", "a"))
+    assert rows(model(PLAIN), said("q</t>", "a"))
+
+
+def test_special_tokens_as_text_are_told(make_tiny):
+    for template in (PLAIN, None):
+        found = [
+            causal_renderer(make_tiny(SPECIAL, template)).rows(said(text, "a"), 99, 99)[0].forged
+            for text in ("q", "q<t>")
+        ]
+        assert found == [False, True]
+
+
 @pytest.mark.parametrize("ending", ["</t>", "</t>\n", " </t></t>"])
 def test_an_answer_that_ends_with_the_stop_ends_once(model, ending):
     assert rows(model(PLAIN), said("q", f"a{ending}"))[0].rstrip(" ") in (

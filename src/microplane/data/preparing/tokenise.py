@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -86,6 +86,7 @@ class Counts:
     in_pieces: int = 0  # texts that became several rows
     by_answer: int = 0  # conversations that did
     dropped: int = 0
+    forged: int = 0  # rows that hold special tokens as text
     unlike: int = 0  # rows that begin their answer in another way than generation does
     targets: int = 0  # tokens to be predicted
     unknown: int = 0  # tokens that the tokenizer does not know
@@ -155,6 +156,7 @@ class SecondPass:
         counts.lost[row.lost] += 1
         counts.targets += sum(row.targets)
         counts.unlike += not row.continues
+        counts.forged += row.forged
         unknown = self.renderer.tokenizer.unk_id
         if unknown is not None and unknown in row.ids:
             counts.unknown += row.ids.count(unknown)
@@ -205,12 +207,21 @@ class SecondPass:
             fingerprint=_fingerprint(infos),
         )
         summary.warn()
-        if unlike := sum(item.unlike for item in counts.values()):
-            summary.warnings.append(
+        summary.warnings += self._of_rendering()
+        return summary
+
+    def _of_rendering(self) -> Iterator[str]:
+        """What is to be said of rows that are not quite what was meant once they are rendered."""
+        if forged := sum(item.forged for item in self.counts.values()):
+            yield (
+                f"{forged:,} rows hold special tokens of the model as text, which is read as any other text; if they "
+                "were rendered already, give them as one column `text`"
+            )
+        if unlike := sum(item.unlike for item in self.counts.values()):
+            yield (
                 f"in {unlike:,} rows the chat template begins the answer in another way than for generation, where it "
                 "may open a thought; so what is trained is not quite what will be asked for"
             )
-        return summary
 
     def _rules(self) -> dict[str, Any]:
         """By what rules the rows became tokens: those fields of the summary that need no counting."""

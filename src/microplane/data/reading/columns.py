@@ -149,6 +149,10 @@ class Columns:
             raise self._choose(part, filled)
         return next(iter(filled or found), None)
 
+    def maybe(self, part: str) -> list[str]:
+        """Columns that would be this part if anything stood in them."""
+        return [name for name in self.names if name.strip().lower() in _NAMES[part] and not self._filled[name]]
+
     def _choose(self, part: str, columns: Sequence[str]) -> DataError:
         return DataError(
             f"{self.file}: the columns {listed(columns)} could all be the {part} of a row. Choose with --set "

@@ -50,12 +50,13 @@ class Format:
     name: str
     columns: Mapping[str, str]  # part -> column as the file spells it
     unused: tuple[str, ...] = ()  # other columns
+    watched: tuple[str, ...] = ()  # those of them that would be used if anything stood in them
     passed_over: dict[str, None] = field(default_factory=dict, compare=False)  # keys of messages, as they are met
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        return tuple(self.columns.values())
+        """The columns that are read; also those in which nothing stands so far, and which a later row may fill."""
+        return (*self.columns.values(), *self.watched)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -160,7 +161,8 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
         first, second = columns.texts([found["label"]])
         if first and second:
             found |= {"prompt": first, "input": second}
-    return Format(name, found, columns.unused(found.values()))
+    unused = columns.unused(found.values())
+    return Format(name, found, unused, tuple(c for part in optional for c in columns.maybe(part) if c in unused))
 
 
 def _ambiguous(name: str, seen: list[str], fitting: list[_ColumnLayout]) -> DataError:

@@ -17,8 +17,9 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from microplane.data.reading.example import Example, Message
-from microplane.data.rendering.chat_template import ChatTemplate, PlainTemplate, Span, Traced
+from microplane.data.rendering.chat_template import MARK, ChatTemplate, Span, Traced
 from microplane.data.rendering.interface import RowTraits
+from microplane.data.rendering.plain_template import PlainTemplate
 from microplane.data.store import Lost, TokenRow, last_run
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
@@ -110,11 +111,36 @@ class CausalRenderer:
                 TokenRow(piece, [place >= known for place in range(len(piece))])
                 for piece, known in pieces(ids, max_length, self.bos)
             ]
+        messages = self._said(example.messages)
+        self._refuse_rendered(messages)
         found = [
-            TokenRow(*truncate(*self._row(traced), max_length, self.bos), continues=traced.continues)
-            for traced in self.template.rows(self._said(example.messages), example.tools)
+            TokenRow(
+                *truncate(*self._row(traced), max_length, self.bos), continues=traced.continues, forged=traced.forged
+            )
+            for traced in self.template.rows(messages, example.tools)
         ]
         return found or [TokenRow([])]  # in which nothing is to be trained
+
+    def _refuse_rendered(self, messages: Sequence[Message]) -> None:
+        """Raises: DataError, for a prompt that is rendered already and would be a second time."""
+        for message in messages:
+            if message.role == "user" and self._asking and message.content.rstrip().endswith(self._asking):
+                raise DataError(
+                    f"the prompt is rendered by the chat template already: it ends with {self._asking!r}. Give the "
+                    "question alone, or prompt and answer as one text (a column `text`), of which all is trained"
+                )
+
+    @cached_property
+    def _asking(self) -> str:
+        """What a chat template writes between a question and its answer, if that has special tokens."""
+        if self.kind != "chat":
+            return ""
+        try:
+            asked = self.template.trace([Message("user", MARK)], generation_prompt=True).text
+        except DataError:
+            return ""
+        behind = asked.partition(MARK)[2].strip()
+        return behind if any(map(self._special, self.tokenizer.encode(behind, special=False))) else ""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What generation starts from: the conversation so far and the template's generation prompt."""
@@ -180,6 +206,7 @@ class CausalRenderer:
             forged = self._forged(ids, offsets, traced)
             if not forged:
                 return ids, offsets
+            traced.forged = True
             if not self.joins or not forged.isdisjoint(cuts):
                 self._refuse_special(traced.text[min(forged) - 1 :])
             cuts |= forged

@@ -27,8 +27,8 @@ from microplane.errors import DataError
 Span = tuple[int, int]  # characters, end excluded
 Tools = Sequence[Mapping[str, Any]]
 THINK, UNTHINK = "<think>", "</think>"  # how reasoning models begin and end a thought
-MARKED = 32  # characters of a generation prompt in which it may open a thought
 MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}\N{PILCROW SIGN}"  # what a rendering is probed with
+LONGEST_MARK = 32  # characters
 _MARKS = re.compile(f"{THINK}|{UNTHINK}")
 _PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
@@ -44,6 +44,7 @@ class Traced:
     )  # of the assistant: where generation starts, where the content ends; None where that cannot be told
     answers: list[Span] = field(default_factory=list)  # those of them that are trained
     untraced: list[str] = field(default_factory=list)  # contents that the template altered, so their place is unknown
+    forged: bool = False  # whether special tokens stand in what people wrote, which are tokenised as other text is
     continues: bool = True  # whether the last answer stands behind its generation prompt, which may open a thought
 
 
@@ -170,7 +171,7 @@ class ChatTemplate:
         alone = self.text(messages[: number + 1], tools=tools)
         if turn is None or not traced.text.startswith(alone.rstrip()):
             return False
-        return not _lacks(messages[number], alone[max(0, turn[0] - MARKED) :])
+        return not _lacks(messages[number], _opened(alone[: turn[0]], messages[number]) + alone[turn[0] :])
 
     def _row(self, messages: Sequence[Message], tools: Tools) -> Traced:
         """A conversation with the place of its last answer, the last of its turns."""
@@ -178,7 +179,7 @@ class ChatTemplate:
         turn, traced.continues = traced.turns[-1], traced.text.startswith(prompt)
         if turn is None:
             raise self._drops(messages)
-        if not _lacks(last, traced.text[turn[0] :]) or not _lacks(last, prompt[-MARKED:] + traced.text[turn[0] :]):
+        if not _lacks(last, _opened(prompt, last) + traced.text[turn[0] :]):
             return traced
         return self._as_written(messages, traced, turn, prompt, tools)
 
@@ -336,6 +337,16 @@ def _lacks(message: Message, rendered: str) -> bool:
     return not all(letter in letters for letter in (message.thoughts + message.content).casefold() if letter.isalnum())
 
 
+def _opened(prompt: str, message: Message) -> str:
+    """The mark that an answer begins with and its prompt ends with, as `<think>`."""
+    prompt, said = prompt.rstrip(), message.content.lstrip()
+    for size in range(min(len(said), LONGEST_MARK), 1, -1):
+        mark = said[:size]
+        if prompt.endswith(mark) and not mark[0].isalnum() and not mark[-1].isalnum():
+            return mark
+    return ""
+
+
 def _turns_before(messages: Sequence[Message], number: int) -> int:
     """How many of the messages before one are the assistant's."""
     return sum(message.role == "assistant" for message in messages[:number])
@@ -370,59 +381,3 @@ def _found(rendered: str, anywhere: re.Pattern[str], base: int) -> dict[int, Spa
         positions.setdefault(ord(match[0]) - base, []).append(match.start() - count)
     once = {mark: places[0] for mark, places in positions.items() if len(places) == 1}
     return {mark // 2: (once[mark], once[mark + 1]) for mark in once if mark % 2 == 0 and mark + 1 in once}
-
-
-class PlainTemplate:
-    """For models without a chat template: prompt, a line end, answer, the end token; a system prompt comes first.
-
-    Args:
-        end: the text of the model's end token.
-    """
-
-    def __init__(self, end: str):
-        self.end = end
-
-    def rows(self, messages: Sequence[Message], tools: Tools = ()) -> list[Traced]:
-        """The conversation up to its last answer that is trained, if there is one.
-
-        Raises:
-            DataError: for tools, names and thoughts, which have no place here.
-        """
-        refuse_beside(messages, tools, "data.template=plain")
-        last = max((n for n, m in enumerate(messages) if m.role == "assistant" and m.trained), default=-1)
-        if last < 0:
-            return []
-        messages = messages[: last + 1]
-        traced = self.trace(messages)
-        said = [message for message in messages if message.role == "assistant" and message.content]
-        traced.answers = [turn for turn, m in zip(traced.turns, said, strict=True) if turn and m.trained]
-        return [traced]
-
-    def trace(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> Traced:
-        """Messages stand on lines of their own; an answer is followed by the end token."""
-        traced = Traced("")
-        spoken = [message for message in messages if message.content]
-        for number, message in enumerate(spoken):
-            start = len(traced.text)
-            span = (start, start + len(message.content))
-            traced.contents.append(span)
-            traced.text += message.content
-            if message.role == "assistant":
-                traced.turns.append(span)
-                traced.text += self.end
-            if number + 1 < len(spoken) or message.role != "assistant":
-                traced.text += "\n"
-        return traced
-
-
-def refuse_beside(messages: Sequence[Message], tools: Tools, where: str) -> None:
-    """Raises: DataError, for what only a chat template can render: tools, names, and thoughts apart from the text."""
-    beside = ["tools"] if tools else []
-    for message in messages:
-        beside += ["thoughts (reasoning_content and the like)"] if message.thoughts else []
-        beside += list(message.extra)
-    if beside:
-        raise DataError(
-            f"{where} has no place for {beside[0]} beside the text of messages; write it into their text, leave it "
-            "out, or choose a model whose chat template renders it"
-        )

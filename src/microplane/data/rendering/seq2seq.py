@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from microplane.data.reading.example import Example, Message
-from microplane.data.rendering.chat_template import refuse_beside
 from microplane.data.rendering.interface import RowTraits
+from microplane.data.rendering.plain_template import refuse_beside
 from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
