@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from microplane.data.reading.example import Message
 from microplane.data.rendering.chat_template import Tools, Traced
+from microplane.errors import DataError
 
 
 class PlainTemplate:
