@@ -104,7 +104,7 @@ CASES = [
     ),
     chat("no assistant message", "user", says=("'messages' holds user", "at least one assistant")),
     chat("wrong order of roles", "assistant", "user", says=("messages[0]", "assistant", "expected the user")),
-    chat("an unknown role", "tool", "assistant", says=("messages[0].role", "'tool'", "system, user")),
+    chat("an unknown role", "narrator", "assistant", says=("messages[0].role", "'narrator'", "system, user")),
     file("a.jsonl", jsonl([*CHAT, {"messages": "hi"}]), "a.jsonl:5", "'hi'", "a list", kind="messages that are text"),
     file(
         "a.csv",

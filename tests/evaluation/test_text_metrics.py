@@ -134,19 +134,21 @@ def test_unknown_metric():
 JSON = ("exact_match", "json_valid", "json_equal")
 LABELS = ("accuracy", "macro_f1")
 TEXT = ("exact_match", "rouge", "bleu", "chrf")
+SHORT = ("exact_match", "rouge", "chrf")  # of BLEU these would be 0 even if all were right
 
 
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
         (['{"a": 1}', " [1, 2]\n"], JSON),
-        (['{"a": 1}', '{"a": '], TEXT),
+        (['{"a": 1}', '{"a": '], SHORT),
         (["1", "2", "1", "1"], LABELS),  # numbers are JSON, but neither objects nor arrays
         (["positive", "negative", "Positive "], LABELS),
-        (["a", "b", "c", "d"], TEXT),  # nothing repeats
-        (["x" * 51, "y"] * 10, TEXT),
+        (["a", "b", "c", "d"], SHORT),  # nothing repeats
+        (["three words only", "a longer answer of six words"] * 2 + ["three again here"], SHORT),
+        (["x" * 51, "y"] * 10, SHORT),
         (["one two three four five six", "no"] * 10, TEXT),
-        ([str(n) for n in range(101)] * 10, TEXT),
+        ([str(n) for n in range(101)] * 10, SHORT),
         ([], TEXT),
     ],
 )

@@ -299,7 +299,8 @@ def generate(
     json_: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts).
+    """Answer prompts with a model or a run, or label them where it has a task head (a tab parts two texts
+    where it was trained on pairs).
 
     --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
     from microplane.cli.chat import answer_prompts, ask_as_told, chat, read_lines

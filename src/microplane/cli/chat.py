@@ -11,7 +11,7 @@ from typing import TextIO
 
 from microplane.cli import interrupts
 from microplane.config.knobs import GenerateKnobs
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.errors import ConfigError, MicroplaneError
 from microplane.files import json_value
 from microplane.inference.pipeline import Pipeline
@@ -21,7 +21,8 @@ def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_p
     """Give a model the system prompt and the prefix that the command line asks for.
 
     Raises:
-        ConfigError: for settings of generation where a task head gives labels, which would change nothing.
+        ConfigError: for settings of generation where a task head gives labels, which would change nothing; for a system
+            prompt of a run of plain text.
     """
     if loaded.model.task_head is not None:
         given = [name for name, field in GenerateKnobs.model_fields.items() if getattr(knobs, name) != field.default]
@@ -32,22 +33,26 @@ def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_p
                 f"{', '.join(given)}: this model has a task head, which gives labels and generates nothing, so it "
                 "would change nothing. Leave it out"
             )
+    if system is not None and loaded.frame is not None:
+        raise ConfigError("--system: this run was trained on plain text, which has no system prompt. Leave it out")
     if system is not None:
         loaded.system = system
     if no_prefix:
         loaded.prefix = ""
+        loaded.frame = None if loaded.frame is None else ("", "")
 
 
 def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs, as_json: bool = False) -> None:
     """One prompt streams its answer; several are answered together, each under its prompt, or each a line of JSON.
 
-    A model with a task head says its labels instead; a tab parts two texts that belong together.
+    A model with a task head says its labels instead; a tab parts two texts that belong together, if the model was
+    trained on such.
     """
     if as_json:
         _answers_as_json(loaded, prompts, knobs)
         return
     if loaded.objective.needs_head:
-        predictions = loaded.classify([texts_of(prompt) for prompt in prompts])
+        predictions = loaded.classify([texts_of(prompt, loaded.pairs) for prompt in prompts])
         for prompt, prediction in zip(prompts, predictions, strict=True):
             write(f"> {prompt}\n{prediction}\n" if len(prompts) > 1 else f"{prediction}\n")
         return
@@ -61,7 +66,7 @@ def answer_prompts(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnob
 
 def _answers_as_json(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKnobs) -> None:
     if loaded.objective.needs_head:
-        predictions = loaded.classify([texts_of(prompt) for prompt in prompts])
+        predictions = loaded.classify([texts_of(prompt, loaded.pairs) for prompt in prompts])
         said = [{name: value for name, value in asdict(one).items() if value} for one in predictions]
     else:
         said = [{"answer": answer.text} for answer in loaded.answers(prompts, knobs)]
@@ -69,10 +74,10 @@ def _answers_as_json(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKn
         write(json.dumps(json_value({"prompt": prompt, **fields}), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def texts_of(line: str) -> str | tuple[str, str]:
-    """One text, or two with a tab between them."""
+def texts_of(line: str, pairs: bool) -> str | tuple[str, str]:
+    """One text, or two with a tab between them where there may be two."""
     first, tab, second = line.partition("\t")
-    return (first, second) if tab else line
+    return (first, second) if tab and pairs else line
 
 
 def read_lines() -> list[str]:
@@ -112,7 +117,7 @@ def chat(loaded: Pipeline, knobs: GenerateKnobs) -> None:
 
 
 def _turn(loaded: Pipeline, messages: list[Message], text: str, knobs: GenerateKnobs) -> list[Message]:
-    asked = [*messages, loaded.asked(text)]
+    asked = [*messages, Message("user", text) if messages else loaded.asked(text)]
     pieces: list[str] = []
 
     def show(row: int, piece: str) -> None:

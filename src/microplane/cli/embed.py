@@ -38,6 +38,7 @@ def embed(
     given = texts or read_lines()
     if not given:
         raise ConfigError("there is no text: give some, or lines on standard input")
-    vectors = load(model, dtype, base=base).embed([texts_of(text) for text in given], pooling)
+    loaded = load(model, dtype, base=base)
+    vectors = loaded.embed([texts_of(text, loaded.pairs) for text in given], pooling)
     for text, vector in zip(given, vectors.tolist(), strict=True):
         typer.echo(json.dumps({"text": text, "embedding": [round(x, 7) for x in vector]}, ensure_ascii=False))

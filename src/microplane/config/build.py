@@ -207,5 +207,5 @@ def type_name(field: FieldInfo) -> str:
 
 def _part_name(part: Any) -> str:
     if get_origin(part) is dict:
-        return "a number for each name"
+        return f"{'a number' if get_args(part)[1] is float else 'text or null'} for each name"
     return "null" if part is type(None) else " or ".join(map(str, get_args(part))) or part.__name__

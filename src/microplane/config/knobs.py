@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from microplane.config.extensions import Choice
+from microplane.errors import nearest
 
 
 class Knobs(BaseModel):
@@ -68,6 +69,10 @@ _FORMATS = (
     *("messages", "conversations", "text/label", "text"),
 )
 _DENOISING = ("auto", "span_corruption", "prefix_lm")
+PARTS = (
+    *("prompt", "completion", "instruction", "input", "system", "messages", "tools"),
+    *("text", "text_pair", "label", "tokens", "tags"),
+)  # of a row, as `data.fields` calls them
 
 
 class DataKnobs(Knobs):
@@ -79,6 +84,11 @@ class DataKnobs(Knobs):
     test: str | None = Field(None, description="a file that is only measured before and after training")
     format: Annotated[str, AfterValidator(Choice(_FORMATS, "microplane.formats"))] = Field(
         "auto", description="how rows are read; auto recognises it by looking at the keys"
+    )
+    fields: dict[str, str | None] | None = Field(
+        None,
+        description="which column is which part of a row, where its name does not say so, as in {text: description, "
+        "label: price}; null for a part that the rows do not have. Parts: " + ", ".join(PARTS),
     )
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the model's chat template; plain: prompt, then answer; auto: chat if there is one"
@@ -122,6 +132,17 @@ class DataKnobs(Knobs):
     )
     skip_bad_rows: bool = Field(False, description="skip bad rows and count them, instead of refusing the file")
     limit: int | None = Field(None, ge=1, description="use only this many rows from the start of the training file")
+
+    @field_validator("fields")
+    @classmethod
+    def _known_parts(cls, value: dict[str, str | None] | None) -> dict[str, str | None] | None:
+        for part in value or {}:
+            if part not in PARTS:
+                raise ValueError(f"there is no part {part!r}.{nearest(part, PARTS)} Possible: {', '.join(PARTS)}")
+        columns = [column for column in (value or {}).values() if column]
+        if twice := next((column for column in columns if columns.count(column) > 1), None):
+            raise ValueError(f"the column {twice!r} is two parts")
+        return value
 
     @field_validator("no_label", mode="before")
     @classmethod

@@ -116,4 +116,5 @@ def tokens_kept(lengths: np.ndarray) -> np.ndarray:
     """What the backward pass keeps of each row, in tokens of short rows: scores of attention are kept for each pair of
     tokens, and with heads of 64 dimensions `LONG` of them weigh as a token. The first `LONG` x `LONG` are free."""
     wide = lengths.astype(np.int64)
-    return wide + np.maximum(0, wide**2 - LONG**2) // LONG
+    kept: np.ndarray = wide + np.maximum(0, wide**2 - LONG**2) // LONG
+    return kept

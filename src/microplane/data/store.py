@@ -53,6 +53,8 @@ class TokenRow:
     segments: list[bool] = field(default_factory=list)  # of each token: whether it belongs to a second text
     labels: list[float] = field(default_factory=list)  # class numbers or values, of the row or of each token
     labelled: int = 0  # labelled tokens, or 1 for a row that has labels as a whole
+    forged: bool = False  # special tokens stand in its text, and are tokenised as other text is
+    continues: bool = True  # the answer begins where generation would; some templates open a thought only there
 
     @property
     def count(self) -> int:

@@ -20,6 +20,7 @@ Texts = Sequence[str]
 LABEL_CHARACTERS = 50  # a target longer than this is a text, not a label
 LABEL_WORDS = 5
 LABEL_KINDS = 100  # more distinct targets than this are texts
+BLEU_WORDS = 4  # BLEU counts runs of up to four words: of shorter texts it is 0, however right they are
 
 # Blocks of scripts that put no space between words: Thai, Lao, Myanmar, Khmer, kana, Han with its extensions.
 UNSPACED = (
@@ -80,12 +81,14 @@ def check(names: Iterable[str]) -> None:
 
 
 def choose(targets: Texts) -> tuple[str, ...]:
-    """The metrics that suit these targets: JSON, labels out of a small set, or free text."""
+    """The metrics that suit these targets: JSON, labels out of a small set, or free text, most of it long enough for
+    BLEU or not."""
     if targets and all(text.strip()[:1] in ("{", "[") and canonical_json(text) is not None for text in targets):
         return ("exact_match", "json_valid", "json_equal")
     if _are_labels({normalised(text) for text in targets}, len(targets)):
         return ("accuracy", "macro_f1")
-    return ("exact_match", "rouge", "bleu", "chrf")
+    long = sum(len(text.split()) >= BLEU_WORDS for text in targets)
+    return ("exact_match", "rouge", "bleu", "chrf") if 2 * long >= len(targets) else ("exact_match", "rouge", "chrf")
 
 
 def _are_labels(kinds: set[str], rows: int) -> bool:

@@ -13,7 +13,8 @@ from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of, trained_on
 from microplane.config.build import build, shown
 from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
+from microplane.data.rendering.causal import causal_renderer
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ConfigError, DataError, ModelError, check_type
@@ -45,19 +46,38 @@ class Pipeline:
     method: Method | None = None  # of the adapter, if there is one
     about: dict[str, Any] | None = None  # what the adapter says of its making
     prefix: str = ""  # what every prompt of its training began with, as "Convert the command to JSON."
+    frame: tuple[str, str] | None = None  # of a run of plain text: what stood before and behind a question, if anything
+    pairs: bool = True  # whether a text to be labelled may be two texts
 
     def prompt(self, text: str | Sequence[Message]) -> list[int]:
-        """Token ids that generation starts from: a user's text behind the prefix, or a whole conversation as it is."""
+        """Token ids that generation starts from: a user's text behind the prefix, or a whole conversation as it is.
+
+        Of a run of plain text, what is to be continued: the text as it stands, with its special tokens. Where its rows
+        followed the chat template, a question is put into what stood around questions there.
+        """
         messages = [self.asked(text)] if isinstance(text, str) else list(text)
         for part in [self.system or "", *(message.content for message in messages)]:
             if not is_utf8(part):
                 raise DataError(f"the prompt {shown(part)} holds bytes that are not UTF-8; give it in that encoding")
-        ids = self.objective.prompt(messages, self.tokenizer, self.template, self.system)
+        if self.frame is not None:
+            ids = self._continued(messages, self.frame)
+        else:
+            ids = self.objective.prompt(messages, self.tokenizer, self.template, self.system)
         check_ids(self.model, self.tokenizer, ids)
         return ids
 
+    def _continued(self, messages: Sequence[Message], frame: tuple[str, str]) -> list[int]:
+        """What a run of plain text continues."""
+        before, behind = frame
+        if behind and len(messages) > 1:
+            return self.objective.prompt(messages, self.tokenizer, "chat", self.system)
+        text = "".join(message.content for message in messages)
+        if behind and behind.strip() not in text and not text.startswith(before):
+            text = f"{before}{text}{behind}"
+        return causal_renderer(self.tokenizer, "plain").text_ids(text)
+
     def asked(self, text: str) -> Message:
-        """A user's text as the model was trained to be asked."""
+        """A user's first text as the model was trained to be asked."""
         return Message("user", text if text.startswith(self.prefix) else self.prefix + text)
 
     @property
@@ -67,7 +87,8 @@ class Pipeline:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        return self.objective.stop_ids(self.tokenizer, self.template)
+        rendered = self.frame is not None and self.frame[1] != ""
+        return self.objective.stop_ids(self.tokenizer, "chat" if rendered else self.template)
 
     def answers(
         self,
@@ -152,8 +173,11 @@ def load(
         about["replaced"] = attach_saved_adapter(model, method, folder, about)
     _check_weights(model, folder)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
+    frame, pairs = about.get("frame"), bool(about.get("pairs", True))
     tokenizer = load_tokenizer(path, None if method.whole_model else folder)
-    return Pipeline(model, tokenizer, path, template, system, method, about, prefix)
+    loaded = Pipeline(model, tokenizer, path, template, system, method, about, prefix, pairs=pairs)
+    loaded.frame = (frame[0], frame[1]) if frame else None
+    return loaded
 
 
 def _check_weights(model: Model, where: Path) -> None:

@@ -50,10 +50,11 @@ class TextCandidates:
         """See `Candidates`; which of the two it is follows from the files."""
         return [self.conversations.name, self.plain_text.name, *self.packages]
 
-    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
-        """See `formats.recognise`; a format that a package adds is taken where it is `wanted` only."""
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
+        """See `formats.recognise`; a format that a package adds is taken where `data.format` names it only."""
+        wanted = knobs.format
         if wanted not in FORMATS:
-            return recognise(rows, file, wanted)
+            return recognise(rows, file, wanted, knobs.fields)
         return InstalledFormat(wanted, FORMATS[wanted], tuple(dict.fromkeys(key for row in rows for key in row)))
 
     def objective(self, format_name: str) -> AnyObjective:
@@ -82,9 +83,9 @@ class LabelCandidates:
         """See `Candidates`; without a task, it follows from the files."""
         return ["labels", self.task]
 
-    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
         """See `LabelFormat`."""
-        return LabelFormat(rows, file, self.task, self.classes, self.no_label)
+        return LabelFormat(rows, file, self.task, self.classes, self.no_label, knobs.fields)
 
     def objective(self, format_name: str) -> AnyObjective:
         """That of the task, after which the format of labels is called."""

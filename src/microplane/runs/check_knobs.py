@@ -127,7 +127,15 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Pipeline) -> list[str]:
 
 _USED_BY_EVAL = {
     *("model.name", "model.revision", "model.dtype"),
-    *("data.train", "data.format", "data.template", "data.system", "data.max_length", "data.max_target_length"),
+    *(
+        "data.train",
+        "data.format",
+        "data.fields",
+        "data.template",
+        "data.system",
+        "data.max_length",
+        "data.max_target_length",
+    ),
     *("data.task", "data.no_label", "data.skip_bad_rows", "data.limit"),
     *("eval.metrics", "eval.rows", "eval.batch_tokens", "eval.max_new_tokens"),
 }

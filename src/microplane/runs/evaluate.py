@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from microplane.files import write_aside
 from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
-from microplane.objectives.select import candidates
+from microplane.objectives.select import TextCandidates, candidates
 from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.inline_data import configured, in_a_file
 from microplane.runs.max_length import within_context
@@ -78,6 +79,8 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
         watch.say(line)
     data = _as_trained(knobs.data, loaded)
     possible = candidates(loaded.model, data)
+    if isinstance(possible, TextCandidates) and knobs.data.objective == "auto":
+        possible = replace(possible, denoising="auto")  # the run's is of its plain text, and these rows may be pairs
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
     taken = loaded.method.num_virtual_tokens if loaded.method else 0
@@ -91,15 +94,15 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
 
 
 def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
-    """What was set of the data, and of a run what it was trained with where nothing was: its template, system prompt
-    and lengths."""
+    """What was set of the data, and of a run what it was trained with where nothing was: its template, system prompt,
+    lengths, columns, and what means that there is no label."""
     given: dict[str, Any] = {}
     if loaded.method is not None:
         given["template"] = loaded.template
         given["system"] = loaded.system if data.system is None else data.system
-    for name in ("max_length", "max_target_length"):
+    for name in ("max_length", "max_target_length", "fields", "no_label", "objective"):
         if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
-            given[name] = own
+            given[name] = tuple(own) if isinstance(own, list) else own
     if loaded.model.task_head is not None:
         given["task"] = "auto"  # it is asked for the labels that it has
     return data.model_copy(update=given)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,6 @@ from microplane.config.knobs import RunKnobs, TrainKnobs
 from microplane.data.batch_plan import LONG
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
-from microplane.data.reading.formats import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -37,13 +34,13 @@ from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import weight_count
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnyCandidates, AnySplits, candidates
+from microplane.runs.asked import how_asked
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
 from microplane.runs.max_length import within_context
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 MICRO_BATCHES = "by what is kept of a row"  # how they are cut: other cuts draw other masks
-PROBED_PROMPTS = 100  # training prompts that are looked at for what all of them begin with
 
 
 @dataclass(frozen=True)
@@ -109,20 +106,14 @@ class Prepared:
         name, data = self.config.model.name, self.config.data
         # A local model is found again from any folder; a short name or a Hub name stays what it is.
         base = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
-        train = self.splits.train
-        asked = [train.prompt_and_target(row)[0] for row in choose_rows(train, PROBED_PROMPTS)]
-        prompts = [self.tokenizer.decode(ids, skip_special=False) for ids in asked]
+        splits = self.splits
         return {
             "base": base,
             "revision": self.config.model.revision,
             "base_weights": weights_fingerprint(self.path) if self.checkpoint.tensors else None,
             "base_dtype": self.form.name,
             "base_compute": self.form.compute,
-            "template": data.template,
-            "system": data.system,
-            "max_length": data.max_length,
-            "max_target_length": data.max_target_length,
-            "prefix": shared_prefix(self.objective, prompts, self.tokenizer, data.template, data.system),
+            **how_asked(splits.objective, splits.train, self.tokenizer, data, splits.summary),
         }
 
 
@@ -257,25 +248,6 @@ def _resolved(config: RunKnobs, method: Method, model: Model, form: NumberFormat
             "data": config.data.model_copy(update=inferred(splits)),
         }
     )
-
-
-MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
-
-
-def shared_prefix(
-    objective: AnyObjective, prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None
-) -> str:
-    """The longest common beginning, in whole lines, of the user messages of rendered training prompts: a fixed
-    instruction, such as "Convert the command to JSON."; empty where there is none."""
-    if objective.needs_head:
-        return ""
-    asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
-    empty = tokenizer.decode(asked, skip_special=False)
-    frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
-    if len(prompts) < 2 or not common.startswith(frame):
-        return ""
-    shared = common[len(frame) :]
-    return shared[: shared.rfind("\n") + 1]
 
 
 def _inferred_training(method: Method, model: Model, knobs: TrainKnobs) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from microplane.data.preparing import load_splits as dataset
 from microplane.data.preparing import tokenise
 from microplane.data.preparing.first_pass import files_of, split_off
 from microplane.data.preparing.load_splits import DataSummary, load_splits
-from microplane.data.rendering.causal import CausalRenderer
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
 from microplane.files import folder_aside
@@ -417,20 +416,13 @@ def test_a_cut_answer_keeps_all_of_its_target(tmp_path, plain):
     assert (plain.decode(prompt, False), len(target)) == ("<s>", 15)
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """Rows that have nothing to train on, which no template here makes."""
-    render = CausalRenderer.render
-
-    def render_some(self, example):
-        ids, trained = render(self, example)
-        return ids, [False] * len(ids) if "untrained" in example.messages[0].content else trained
-
-    monkeypatch.setattr(CausalRenderer, "render", render_some)
+def turns(number: int, weight: int) -> dict:
+    answer = {"role": "assistant", "content": "a", "weight": weight}
+    return {"messages": [{"role": "user", "content": f"question {number}"}, answer]}
 
 
-def test_rows_with_nothing_to_train_on_are_dropped(tmp_path, plain, untrained):
-    rows = [*map(pair, range(195)), *({"prompt": f"untrained {n}", "completion": "a"} for n in range(5))]
+def test_rows_with_nothing_to_train_on_are_dropped(tmp_path, plain):
+    rows = [turns(number, int(number < 195)) for number in range(200)]
     summary = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain).summary
     assert sum(summary.dropped.values()) == 5
     assert sum(summary.rows.values()) == 195
@@ -441,8 +433,8 @@ def test_rows_with_nothing_to_train_on_are_dropped(tmp_path, plain, untrained):
     assert summary.warnings[0] == f"{share} have nothing to train on and were dropped"
 
 
-def test_data_with_nothing_to_train_on_is_refused(tmp_path, plain, untrained, cache):
-    rows = [{"prompt": f"untrained {n}", "completion": "a"} for n in range(30)]
+def test_data_with_nothing_to_train_on_is_refused(tmp_path, plain, cache):
+    rows = [turns(number, 0) for number in range(30)]
     text = refused(plain, train=write(tmp_path / "x.jsonl", rows))
     assert "x.jsonl: none of the 27 train rows has a token to train on; expected answers" in text
     assert list(cache.iterdir()) == []
@@ -468,7 +460,7 @@ def test_a_generation_prompt_that_differs_is_warned_of(tmp_path, make_tiny):
     template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<eos>{% endfor %}{{ 'go' if add_generation_prompt }}"
     file = write(tmp_path / "x.jsonl", map(pair, range(9)))
     (warning,) = text_splits(DataKnobs(train=file), make_tiny(template=template)).summary.warnings
-    assert warning.startswith("the chat template begins answers in another way for generation than in these rows")
+    assert warning.startswith("in 9 rows the chat template begins the answer in another way than for generation")
     assert not text_splits(DataKnobs(train=file, template="plain"), make_tiny(template=template)).summary.warnings
 
 

@@ -126,10 +126,11 @@ def test_ambiguous_keys_are_refused_with_both_readings():
     text = refused({"prompt": "a", "input": "b", "output": "c"})
     assert "x.jsonl: the keys ['prompt', 'input', 'output'] can be read in more than one way" in text
     assert "prompt/completion (prompt -> output), or inputs/targets (input -> output)" in text
-    assert "Remove or rename the columns that are not meant, or choose with --set data.format=..." in text
+    assert "Remove or rename the columns that are not meant, say which are with --set data.fields={...}, or" in text
     assert recognise([{"prompt": "a", "input": "b", "output": "c"}], "x", "inputs/targets").columns["prompt"] == "input"
     text = refused({"question": "a", "answer": "b", "response": "c"})
-    assert text.endswith("(question -> response). Remove or rename the columns that are not meant")
+    assert "(question -> response). Remove or rename" in text
+    assert text.endswith("data.fields={...}")
 
 
 def test_unknown_keys_are_refused_with_near_names_and_all_formats():
@@ -214,10 +215,10 @@ def turns(*said: tuple) -> dict:
             "key 'value' is missing, expected the text of messages[0]",
         ),
         (
-            turns(("tool", "a")),
+            turns(("narrator", "a")),
             CHAT,
             "unknown role",
-            "messages[0].role is the text 'tool', expected system, user, human",
+            "messages[0].role is the text 'narrator', expected system, user, human",
         ),
         (turns((3, "a")), CHAT, "unknown role", "messages[0].role is the number 3, expected system"),
         (

@@ -19,7 +19,8 @@ DEFAULT = (
 
 
 def render(example, tokenizer, template="auto", system=None):
-    return causal_renderer(tokenizer, template, system).render(example)
+    (row,) = causal_renderer(tokenizer, template, system).render(example)
+    return row
 
 
 def prompt_ids(messages, tokenizer, template="auto", system=None):
@@ -295,11 +296,6 @@ SPECIAL = ("<s>", "<eos>", "<t>", "</t>", "<|h|>", "<|/h|>", "<|eot|>", "<|im_en
         ),
         (INST, talk("q", "a", "r", "b", system="s"), "<s>[INST] s\n\nq [/INST]⟦ a<eos>⟧[INST] r [/INST]⟦ b<eos>⟧"),
         (NO_SYSTEM, talk("q", "a\n"), "<t>user\nq</t>\n<t>model\n⟦a</t>⟧\n"),
-        (
-            THINKS,
-            talk("q", "<think>\nhm\n</think>\n\na", "r", "<think>\nso\n</think>\n\nb"),
-            "<t>user\nq</t>\n<t>assistant\n⟦a</t>⟧\n<t>user\nr</t>\n<t>assistant\n⟦<think>\nso\n</think>\n\nb</t>⟧\n",
-        ),
         (THINKS, talk("q", "a"), "<t>user\nq</t>\n<t>assistant\n⟦<think>\n\n</think>\n\na</t>⟧\n"),
         (OPENS_THOUGHT, talk("q", "a"), "<t>user\nq</t><t>assistant\n⟦a</t>⟧"),
         (WORDS_ONLY, talk("q", "a", "r", "b"), "Human: q\nBot: ⟦a⟧\nHuman: r\nBot: ⟦b\n<eos>⟧"),
@@ -338,8 +334,8 @@ def test_stops_are_the_end_tokens_and_the_one_that_closes_a_turn(make_tiny):
 
 def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
     tokenizer = make_tiny(SPECIAL, CAPITAL)
-    ids, _ = render(talk("q</t>", "a</t>"), tokenizer)
-    assert tokenizer.decode(ids, False) == "<t>user\nQ</t></t>\n<t>assistant\nA</t></t>\n"
+    ids, _ = render(talk("q</t>", "a</t>!"), tokenizer)
+    assert tokenizer.decode(ids, False) == "<t>user\nQ</t></t>\n<t>assistant\nA</t>!</t>\n"
     assert [tokenizer.piece(token) for token in ids].count("</t>") == 2
     picky = "{% for m in messages %}<t>{{ m.content if m.content | length == 5 or m.role != 'user' }}</t>{% endfor %}"
     with pytest.raises(DataError, match="the text '</t>' is a special token of the model"):
@@ -347,9 +343,11 @@ def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
 
 
 def test_a_generation_prompt_that_training_rows_do_not_have_is_noticed(make_tiny):
-    assert not causal_renderer(make_tiny(SPECIAL, OPENS_THOUGHT)).continues
+    (row,) = causal_renderer(make_tiny(SPECIAL, OPENS_THOUGHT)).rows(talk("q", "a"), 99, 99)
+    assert not row.continues
     for template in (TRIMS, INST, NO_SYSTEM, THINKS, WORDS_ONLY, CAPITAL, None):
-        assert causal_renderer(make_tiny(SPECIAL, template, bos="<s>")).continues
+        (row,) = causal_renderer(make_tiny(SPECIAL, template, bos="<s>")).rows(talk("q", "a"), 99, 99)
+        assert row.continues
 
 
 def test_a_template_that_drops_the_answer_is_refused(make_tiny):

@@ -5,7 +5,7 @@ and which stand on which side. It keeps eight bytes of each row's content and it
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,16 +18,24 @@ from microplane.data.mixtures.render import EVERY, Progress, mixture_splits
 from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.holdout import RowClasses, split_off
 from microplane.data.reading.bad_rows import NoLabel, Problems, RowError
+from microplane.data.reading.columns import no_column
 from microplane.data.reading.formats import Example, recognise
 from microplane.data.reading.read import find_splits, read_rows
+from microplane.data.reading.values import is_filled
 from microplane.data.rendering.interface import RowFormat
 from microplane.errors import DataError
 
 FIRST = 100  # rows whose keys decide the format
+MOST_COLUMNS = 1_000  # that are looked for; keys beyond them are data
 REPORTED = 5  # pairs of equal rows that are named
 
-ReadFormat = Callable[[Sequence[Mapping[str, Any]], str, str], RowFormat]
-"""First rows of a file, its name for errors, and `data.format` -> how its rows are read."""
+ReadFormat = Callable[[Sequence[Mapping[str, Any]], str, DataKnobs], RowFormat]
+"""Rows that show which columns there are, a name for errors, and the knobs -> how rows are read."""
+
+
+def _as_written(rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
+    """How rows are read where it is not known for which model."""
+    return recognise(rows, file, knobs.format, knobs.fields)
 
 
 @dataclass
@@ -43,6 +51,10 @@ class Split:
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
     classes: RowClasses = field(default_factory=RowClasses)  # of rows with labels
     unlabelled: int = 0  # rows that say that they have no label
+    seen: list[Mapping[str, Any]] = field(default_factory=list)  # rows by which the format was chosen
+    columns: set[str] = field(default_factory=set)  # those in which something stands in a row of `seen`
+    pairs: int = 0  # rows with a second text
+    systems: set[str | None] = field(default_factory=set)  # system messages of the rows, at most two of them
 
     def where(self, row: int) -> str:
         file, line = self.places[row]
@@ -88,21 +100,43 @@ def check_split(
         DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
             `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
     """
-    split = Split(name, files, _format(files, knobs, read_format))
+    seen = _first_rows(files)
+    while True:
+        split = Split(name, files, read_format(seen, files[0].name, knobs), seen=[*seen], columns=_filled(seen))
+        _check_rows(split, knobs, progress)
+        if len(split.seen) == len(seen):  # no column begins later
+            break
+        seen = split.seen
+    _refuse_missing(split, knobs)
+    if split.problems.total and not knobs.skip_bad_rows:
+        raise split.problems.error(split.label, split.problems.total + len(split.hashes))
+    return split
+
+
+def _check_rows(split: Split, knobs: DataKnobs, progress: Progress | None) -> None:
+    """Fill in what is known of a split once all its rows were read."""
     hashes, sizes, places = array("Q"), array("q"), array("q")
     for count, (file, line, example) in enumerate(examples(split, knobs), 1):
         hashes.append(example.hash())
         sizes.append(example.characters)
         places.extend((file, line))
         split.classes.add(example.labels)
+        split.pairs += bool(example.second_text)
+        if len(split.systems) < 2:
+            split.systems.add(example.system)
         if progress and count % EVERY == 0:
             progress(f"checking {split.label}", count, None)
     split.hashes = np.array(hashes, np.uint64)
     split.sizes = np.array(sizes, np.int64)
     split.places = np.array(places, np.int64).reshape(-1, 2)
-    if split.problems.total and not knobs.skip_bad_rows:
-        raise split.problems.error(split.label, split.problems.total + len(hashes))
-    return split
+
+
+def _refuse_missing(split: Split, knobs: DataKnobs) -> None:
+    """Raises: DataError, if `data.fields` names a column that no row has."""
+    names = list(dict.fromkeys(key for row in split.seen for key in row))
+    for part, column in (knobs.fields or {}).items():
+        if column is not None and column not in names:
+            raise DataError(no_column(split.label, part, column, names))
 
 
 @dataclass(frozen=True)
@@ -143,7 +177,7 @@ def first_pass(
     knobs: DataKnobs,
     progress: Progress | None = None,
     hold_out: bool = True,
-    read_format: ReadFormat = recognise,
+    read_format: ReadFormat = _as_written,
 ) -> FirstPass:
     """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
 
@@ -195,6 +229,7 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
                 if row.problem:
                     split.problems.add(where, row.problem)
                 continue
+            _look_for_columns(split, row.values)
             try:
                 example = split.format.example(row.values, where)
             except RowError as error:
@@ -208,26 +243,45 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
             yield number, row.line, example
 
 
-def _format(files: list[Path], knobs: DataKnobs, read_format: ReadFormat) -> RowFormat:
-    """The format of the first file. Rows of others that differ are bad rows.
+def _look_for_columns(split: Split, values: Mapping[str, Any]) -> None:
+    """Keep a row that has a column which no row before it has, up to a number of columns that no table has."""
+    if split.columns.issuperset(values) or len(split.columns) >= MOST_COLUMNS:
+        return
+    if new := _filled([values]) - split.columns:
+        split.columns |= new
+        split.seen.append(values)
+
+
+def _first_rows(files: Sequence[Path]) -> list[Mapping[str, Any]]:
+    """The first rows of the first file, and one of each other.
 
     Raises:
-        DataError: also if no row can be read at all.
+        DataError: if no row can be read at all.
     """
     problems = Problems()
-    first = []
-    for row in read_rows(files[0]):
-        if row.problem:
-            problems.add(f"{files[0].name}:{row.line}", row.problem)
-        elif row.values is not None:
-            first.append(row.values)
-        if len(first) >= FIRST or problems.total >= 10_000:
-            break
+    first = _rows_of(files[0], FIRST, problems)
     if not first:
         if problems.total:
             raise problems.error(files[0].name, problems.total)
         raise DataError(f"{files[0]} holds no rows")
-    return read_format(first, files[0].name, knobs.format)
+    return first + [row for file in files[1:] for row in _rows_of(file, 1, problems)]
+
+
+def _rows_of(file: Path, count: int, problems: Problems) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for row in read_rows(file):
+        if row.problem:
+            problems.add(f"{file.name}:{row.line}", row.problem)
+        elif row.values is not None:
+            found.append(row.values)
+        if len(found) >= count or problems.total >= 10_000:
+            break
+    return found
+
+
+def _filled(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The columns in which something stands in one of the rows."""
+    return {key for row in rows for key, value in row.items() if is_filled(value)}
 
 
 def overlap(train: Split, other: Split) -> Overlap:

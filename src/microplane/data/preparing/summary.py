@@ -34,6 +34,7 @@ class DataSummary:
     truncated: dict[str, int] = field(default_factory=dict)  # rows that lost the start of their prompt, or the end
     ends_cut: dict[str, int] = field(default_factory=dict)  # those of them that lost the end
     in_pieces: dict[str, int] = field(default_factory=dict)  # texts that were cut into several rows
+    by_answer: dict[str, int] = field(default_factory=dict)  # conversations of which answers are rows of their own
     answers_cut: dict[str, int] = field(default_factory=dict)  # rows that lost the end of their answer too
     dropped: dict[str, int] = field(default_factory=dict)  # rows in which nothing is trained
     duplicates: dict[str, int] = field(default_factory=dict)  # rows that repeat another of their split
@@ -49,6 +50,8 @@ class DataSummary:
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # rows (or words) of each class
     unlabelled: dict[str, int] = field(default_factory=dict)  # rows left out that say that they have no label
     notices: list[str] = field(default_factory=list)  # of rows that may not be what was meant
+    shared_system: str | None = None  # the system message that all training rows have
+    second_texts: int = 0  # training rows with two texts
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -74,6 +77,11 @@ class DataSummary:
             lines.append(f"unknown   {shares}" if not self.task else f"unknown   {self.unk_rate:.1%} of the tokens")
         if pieces := sum(self.in_pieces.values()):
             lines.append(f"cut       {_many(pieces, 'text')} above {self.max_length:,} tokens into rows of that length")
+        if several := sum(self.by_answer.values()):
+            lines.append(
+                f"answers   of {_many(several, 'conversation')} stand in rows of their own, for the chat template "
+                "renders them in another form once they are history"
+            )
         if self.bad:
             lines.append("left out  " + ", ".join(f"{count:,} x {kind}" for kind, count in self.bad.items()))
         return lines + [f"warning   {warning}" for warning in self.warnings]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -83,8 +83,11 @@ class Counts:
     """What happened to the rows of one split while they were tokenised."""
 
     lost: Counter[Lost] = field(default_factory=Counter)
-    in_pieces: int = 0  # examples that became several rows
+    in_pieces: int = 0  # texts that became several rows
+    by_answer: int = 0  # conversations that did
     dropped: int = 0
+    forged: int = 0  # rows that hold special tokens as text
+    unlike: int = 0  # rows that begin their answer in another way than generation does
     targets: int = 0  # tokens to be predicted
     unknown: int = 0  # tokens that the tokenizer does not know
     unknown_targets: int = 0
@@ -123,7 +126,10 @@ class SecondPass:
                 self.progress(f"tokenising {split.label}", row, total)
             side = "validation" if held_out is not None and held_out[row] else name
             found = self._render(split, example)
-            self.counts[side].in_pieces += len(found) > 1
+            if len(found) > 1 and example.messages is None:
+                self.counts[side].in_pieces += 1
+            elif len(found) > 1:
+                self.counts[side].by_answer += 1
             for tokens in found:
                 self._write(side, tokens, (file, line))
         if self.progress:
@@ -149,6 +155,8 @@ class SecondPass:
             return
         counts.lost[row.lost] += 1
         counts.targets += sum(row.targets)
+        counts.unlike += not row.continues
+        counts.forged += row.forged
         unknown = self.renderer.tokenizer.unk_id
         if unknown is not None and unknown in row.ids:
             counts.unknown += row.ids.count(unknown)
@@ -184,6 +192,7 @@ class SecondPass:
             truncated={name: item.lost["start"] + item.lost["end"] for name, item in counts.items()},
             ends_cut={name: item.lost["end"] for name, item in counts.items()},
             in_pieces={name: item.in_pieces for name, item in counts.items()},
+            by_answer={name: item.by_answer for name, item in counts.items()},
             answers_cut={name: item.lost["answer"] for name, item in counts.items()},
             dropped={name: item.dropped for name, item in counts.items()},
             duplicates={name: split.duplicates for name, split in splits.items()},
@@ -193,15 +202,26 @@ class SecondPass:
             unk_rate=train.unknown / infos["train"].tokens,
             trained_unk_rate=_share(train.unknown_targets, train.targets),
             input_unk_rate=_share(train.unknown - train.unknown_targets, infos["train"].tokens - train.targets),
+            shared_system=_only(splits["train"].systems),
+            second_texts=splits["train"].pairs,
             fingerprint=_fingerprint(infos),
         )
         summary.warn()
-        if summary.template == "chat" and not self.renderer.traits.continues:
-            summary.warnings.append(
-                "the chat template begins answers in another way for generation than in these rows, so what is trained "
-                "is not quite what will be asked for"
-            )
+        summary.warnings += self._of_rendering()
         return summary
+
+    def _of_rendering(self) -> Iterator[str]:
+        """What is to be said of rows that are not quite what was meant once they are rendered."""
+        if forged := sum(item.forged for item in self.counts.values()):
+            yield (
+                f"{forged:,} rows hold special tokens of the model as text, which is read as any other text; if they "
+                "were rendered already, give them as one column `text`"
+            )
+        if unlike := sum(item.unlike for item in self.counts.values()):
+            yield (
+                f"in {unlike:,} rows the chat template begins the answer in another way than for generation, where it "
+                "may open a thought; so what is trained is not quite what will be asked for"
+            )
 
     def _rules(self) -> dict[str, Any]:
         """By what rules the rows became tokens: those fields of the summary that need no counting."""
@@ -218,6 +238,10 @@ class SecondPass:
             "max_length": knobs.max_length,
             "max_target_length": knobs.max_target_length if traits.bounds_target else None,
         }
+
+
+def _only(systems: set[str | None]) -> str | None:
+    return next(iter(systems)) if len(systems) == 1 else None
 
 
 def _share(part: int, whole: int) -> float:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
-from microplane.data.reading.formats import Example, Message
-from microplane.data.rendering.chat_template import ChatTemplate, PlainTemplate, Span, Traced
+from microplane.data.reading.example import Example, Message
+from microplane.data.rendering.chat_template import MARK, ChatTemplate, Span, Traced
 from microplane.data.rendering.interface import RowTraits
+from microplane.data.rendering.plain_template import PlainTemplate
 from microplane.data.store import Lost, TokenRow, last_run
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
@@ -48,7 +50,6 @@ class CausalRenderer:
         kind: "chat" or "plain".
         stops: tokens that end an answer: the model's end tokens, and the one with which the template closes an answer.
         end: the one of them that answers are trained to end with.
-        continues: whether training rows begin as generation does. Some templates open a thought only for generation.
         bos: the token that the tokenizer puts before every text, if it does.
     """
 
@@ -66,11 +67,11 @@ class CausalRenderer:
         self.joins = tokenizer.decode(parts, skip_special=False) == "xy"
         self.stops = tuple(dict.fromkeys(tokenizer.eos_ids))
         self.template = self._template()
-        closing, self.continues = self._probe()
+        closing = self._probe()
         self.stops = tuple(dict.fromkeys([*self.stops, *closing]))
+        self.end = next(iter(closing or self.stops), 0)
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
-        self.end = (closing or self.stops)[0]
 
     def _template(self) -> ChatTemplate | PlainTemplate:
         if self.kind == "chat":
@@ -80,49 +81,111 @@ class CausalRenderer:
 
     @property
     def traits(self) -> RowTraits:
-        return RowTraits(self.kind, self.stops, continues=self.continues)
+        return RowTraits(self.kind, self.stops)
 
-    def render(self, example: Example) -> Tokens:
-        """Ids of an example, and for each whether it is a target. The first never is, since nothing predicts it.
+    def render(self, example: Example) -> list[Tokens]:
+        """The rows that an example becomes, mostly one (see `ChatTemplate.rows`): ids, and for each whether it is a
+        target. The first never is, since nothing predicts it.
 
         Raises:
             DataError: if the template refuses the conversation, or an answer cannot be found in what it makes of it.
         """
         if example.messages is None:
-            return self._text(example.text or "")
-        traced = self.template.trace(self._with_system(example.messages))
+            return [self._text(example.text or "")]
+        return [self._row(traced) for traced in self.template.rows(self._said(example.messages), example.tools)]
+
+    def _row(self, traced: Traced) -> Tokens:
         ids, offsets = self._encode(traced)
         trained, stopped = self._mask(ids, offsets, traced)
         if not stopped:  # the template writes no end token behind the last answer; generation needs one
-            ids.append(self.stops[0])
+            ids.append(self.end)
             trained.append(True)
         return self._begin(ids, trained)
 
     def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
         """See `render`, `pieces` and `truncate`. The answer's own length is not bounded, for it stands in the same
         row."""
-        ids, trained = self.render(example)
         if example.messages is None:
+            ids, _ = self._text(example.text or "")
             return [
                 TokenRow(piece, [place >= known for place in range(len(piece))])
                 for piece, known in pieces(ids, max_length, self.bos)
             ]
-        return [TokenRow(*truncate(ids, trained, max_length, self.bos))]
+        messages = self._said(example.messages)
+        self._refuse_rendered(messages)
+        found = [
+            TokenRow(
+                *truncate(*self._row(traced), max_length, self.bos), continues=traced.continues, forged=traced.forged
+            )
+            for traced in self.template.rows(messages, example.tools)
+        ]
+        return found or [TokenRow([])]  # in which nothing is to be trained
+
+    def _refuse_rendered(self, messages: Sequence[Message]) -> None:
+        """Raises: DataError, for a prompt that is rendered already and would be a second time."""
+        for message in messages:
+            if message.role == "user" and self._asking and message.content.rstrip().endswith(self._asking):
+                raise DataError(
+                    f"the prompt is rendered by the chat template already: it ends with {self._asking!r}. Give the "
+                    "question alone, or prompt and answer as one text (a column `text`), of which all is trained"
+                )
+
+    @cached_property
+    def _asking(self) -> str:
+        """What a chat template writes between a question and its answer, if that has special tokens."""
+        if self.kind != "chat":
+            return ""
+        try:
+            asked = self.template.trace([Message("user", MARK)], generation_prompt=True).text
+        except DataError:
+            return ""
+        behind = asked.partition(MARK)[2].strip()
+        return behind if any(map(self._special, self.tokenizer.encode(behind, special=False))) else ""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What generation starts from: the conversation so far and the template's generation prompt."""
-        traced = self.template.trace(self._with_system(messages), generation_prompt=True)
+        traced = self.template.trace(self._said(messages), generation_prompt=True)
         ids, _ = self._encode(traced)
         return self._begin(ids, [False] * len(ids))[0]
 
-    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def _said(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with the system prompt before them, and without the stop tokens that answers end with as text:
+        the template writes its own."""
+        messages = [
+            replace(message, content=self._unstopped(message.content)) if message.role == "assistant" else message
+            for message in messages
+        ]
         if self.system is None or (messages and messages[0].role == "system"):
             return messages
         return [Message("system", self.system), *messages]
 
-    def _text(self, text: str) -> Tokens:
+    def _unstopped(self, text: str) -> str:
+        """A text without the stop tokens that it ends with, unless it is nothing else."""
+        left = text
+        while stop := next((stop for stop in self._stop_texts if left.rstrip().endswith(stop)), ""):
+            left = left.rstrip().removesuffix(stop)
+        return left if left.strip() else text
+
+    @cached_property
+    def _stop_texts(self) -> tuple[str, ...]:
+        texts = (self.tokenizer.decode([stop], skip_special=False).strip() for stop in self.stops)
+        return tuple(text for text in texts if text)
+
+    @cached_property
+    def _rendered_ends(self) -> tuple[str, ...]:
+        """What a text that was rendered already may end with, whatever the template of this renderer is."""
+        if self.kind == "chat" or not self.tokenizer.chat_template:
+            return self._stop_texts
+        return tuple(dict.fromkeys([*self._stop_texts, *causal_renderer(self.tokenizer, "chat")._stop_texts]))
+
+    def text_ids(self, text: str) -> list[int]:
+        """A text as it stands, with its special tokens; begun with BOS where the tokenizer does so, once."""
         ids = self.tokenizer.encode(text, special=True)
-        if ids[-1:] != [self.stops[0]]:
+        return ids[1:] if self.bos is not None and ids[:2] == [self.bos, self.bos] else ids
+
+    def _text(self, text: str) -> Tokens:
+        ids = self.text_ids(text)
+        if not text.rstrip().endswith(self._rendered_ends) and ids[-1:] != [self.stops[0]]:
             ids = [*ids, self.stops[0]]
         return ids, [number > 0 for number in range(len(ids))]
 
@@ -137,12 +200,13 @@ class CausalRenderer:
         """Ids and their places in the text, cut where an answer starts, so that its prompt has the same ids alone."""
         for content in traced.untraced:
             self._refuse_special(content)
-        cuts = {start for start, _ in traced.answers} if self.joins else set()
+        cuts = {turn[0] for turn in traced.turns if turn} if self.joins else set()
         while True:
             ids, offsets = self._encode_parts(traced.text, cuts)
             forged = self._forged(ids, offsets, traced)
             if not forged:
                 return ids, offsets
+            traced.forged = True
             if not self.joins or not forged.isdisjoint(cuts):
                 self._refuse_special(traced.text[min(forged) - 1 :])
             cuts |= forged
@@ -191,6 +255,8 @@ class CausalRenderer:
             if first and offsets[first - 1][1] > start and not traced.text[offsets[first - 1][0] : start].strip():
                 first -= 1  # the token begins with the white space before the answer
             stop = self._behind(ids, starts, last, traced)
+            if stop is None and last and ids[last - 1] in self.stops:  # of a call of tools, with its own end
+                stop = last - 1
             stopped = stop is not None
             if stop is not None:
                 last = stop + 1
@@ -206,18 +272,19 @@ class CausalRenderer:
         found = next((token for token in range(last, bisect_left(starts, content)) if self._special(ids[token])), None)
         return found if found is not None and ids[found] in self.stops else None
 
-    def _probe(self) -> tuple[list[int], bool]:
-        """The special token that follows an answer in a conversation of two messages, and see `continues`."""
-        messages = self._with_system([Message("user", "a"), Message("assistant", "b")])
+    def _probe(self) -> list[int]:
+        """The special token that follows an answer in a conversation of two messages."""
+        messages: Sequence[Message] = [Message("user", "a"), Message("assistant", "b")]
+        if self.system is not None:
+            messages = [Message("system", self.system), *messages]
         try:
             traced = self.template.trace(messages)
-            prompt = self.template.trace(messages[:-1], generation_prompt=True).text
         except DataError:  # it may ask for more than this; rows will tell
-            return [], True
+            return []
         ids, offsets = self._encode(traced)
-        behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= traced.answers[0][1]]
-        closing = next(([token] for token in behind if self._special(token)), [])
-        return closing, traced.text.startswith(prompt)
+        end = next((turn[1] for turn in traced.turns if turn), len(traced.text))
+        behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= end]
+        return next(([token] for token in behind if self._special(token)), [])
 
 
 # Length

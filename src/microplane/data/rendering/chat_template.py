@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jinja2
@@ -20,11 +20,16 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.bounded_jinja import BoundedEnvironment
 from microplane.errors import DataError
 
 Span = tuple[int, int]  # characters, end excluded
+Tools = Sequence[Mapping[str, Any]]
+THINK, UNTHINK = "<think>", "</think>"  # how reasoning models begin and end a thought
+MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}\N{PILCROW SIGN}"  # what a rendering is probed with
+LONGEST_MARK = 32  # characters
+_MARKS = re.compile(f"{THINK}|{UNTHINK}")
 _PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 
@@ -34,13 +39,13 @@ class Traced:
 
     text: str
     contents: list[Span] = field(default_factory=list)  # what people wrote, of any role
-    answers: list[Span] = field(
+    turns: list[Span | None] = field(
         default_factory=list
-    )  # per assistant turn: where generation starts, where its content ends
-    closed: list[bool] = field(
-        default_factory=list
-    )  # per answer: whether the end counts what the template writes after it
+    )  # of the assistant: where generation starts, where the content ends; None where that cannot be told
+    answers: list[Span] = field(default_factory=list)  # those of them that are trained
     untraced: list[str] = field(default_factory=list)  # contents that the template altered, so their place is unknown
+    forged: bool = False  # whether special tokens stand in what people wrote, which are tokenised as other text is
+    continues: bool = True  # whether the last answer stands behind its generation prompt, which may open a thought
 
 
 class _Generation(Extension):
@@ -94,17 +99,18 @@ class ChatTemplate:
     """
 
     def __init__(self, template: str, variables: dict[str, str]):
+        self.source = template
         self.template = _compile(template)
         self.variables = variables
 
-    def text(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+    def text(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> str:
         """The rendered conversation.
 
         Raises:
             DataError: with the template's own message.
         """
-        dictionaries = [{"role": message.role, "content": message.content} for message in messages]
-        values = {"messages": dictionaries, "tools": None, "documents": None, **self.variables}
+        dictionaries = [_dictionary(message) for message in messages]
+        values = {"messages": dictionaries, "tools": list(tools) or None, "documents": None, **self.variables}
         try:
             return self.template.render(add_generation_prompt=generation_prompt, **values)
         except Exception as error:  # the template is a program of others; whatever it raises is its message
@@ -115,66 +121,233 @@ class ChatTemplate:
                 "--set data.template=plain"
             ) from None
 
-    def trace(self, messages: Sequence[Message], generation_prompt: bool = False) -> Traced:
-        """The rendered conversation and the places in it.
+    def trace(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> Traced:
+        """The rendered conversation and the places in it, of the answers as far as they can be told.
 
         Raises:
-            DataError: if the template refuses the conversation, drops an answer, or alters it beyond recognition.
+            DataError: if the template refuses the conversation, or leaves out what the system or a tool says.
         """
-        traced = Traced(self.text(messages, generation_prompt))
-        places = self._places(messages, traced.text, generation_prompt)
+        traced = Traced(self.text(messages, generation_prompt, tools))
+        places = self._places(messages, traced.text, generation_prompt, tools)
         for number, message in enumerate(messages):
             span = places.get(number)
             if span is None and message.content:
-                span = self._replaced(messages, number, traced.text, generation_prompt)
+                span = self._replaced(messages, number, traced.text, generation_prompt, tools)
             if message.role == "assistant":
-                traced.answers.append(self._answer(messages, number, traced.text, span))
+                traced.turns.append(self._turn(messages, number, traced.text, span, tools))
             if span is not None:
-                traced.contents.append(span)
+                own = message.role == "assistant"
+                traced.contents += self._between_marks(traced.text, span) if own else [span]
             elif message.content:
                 traced.untraced.append(message.content)
         return traced
 
-    def _answer(self, messages: Sequence[Message], number: int, text: str, span: Span | None) -> Span:
+    def rows(self, messages: Sequence[Message], tools: Tools = ()) -> list[Traced]:
+        """The rows in which the answers are trained, each as generation has to write it behind its prompt.
+
+        That is one row for all of them, unless the template renders an answer in another form once it is history, as
+        without its thoughts: then the conversation up to that answer is a row of its own.
+
+        Raises:
+            DataError: if the template refuses the conversation, or leaves out or alters what cannot be told then.
+        """
+        self._check_rendered(messages, tools)
+        wanted = [number for number, message in enumerate(messages) if message.role == "assistant" and message.trained]
+        found = []
+        while wanted:
+            traced = self._row(messages[: wanted[-1] + 1], tools)
+            alike = [number for number in wanted[:-1] if self._alike(messages, number, traced, tools)]
+            chosen = (traced.turns[_turns_before(messages, number)] for number in [*alike, wanted[-1]])
+            traced.answers = [turn for turn in chosen if turn is not None]
+            found.append(traced)
+            wanted = [number for number in wanted[:-1] if number not in alike]
+        return found[::-1]
+
+    def _alike(self, messages: Sequence[Message], number: int, traced: Traced, tools: Tools) -> bool:
+        """Whether an earlier answer stands in a row as it has to be generated."""
+        turn = traced.turns[_turns_before(messages, number)]
+        alone = self.text(messages[: number + 1], tools=tools)
+        if turn is None or not traced.text.startswith(alone.rstrip()):
+            return False
+        return not _lacks(messages[number], _opened(alone[: turn[0]], messages[number]) + alone[turn[0] :])
+
+    def _row(self, messages: Sequence[Message], tools: Tools) -> Traced:
+        """A conversation with the place of its last answer, the last of its turns."""
+        traced, prompt, last = self.trace(messages, tools=tools), self.prompt(messages[:-1], tools), messages[-1]
+        turn, traced.continues = traced.turns[-1], traced.text.startswith(prompt)
+        if turn is None:
+            raise self._drops(messages)
+        if not _lacks(last, _opened(prompt, last) + traced.text[turn[0] :]):
+            return traced
+        return self._as_written(messages, traced, turn, prompt, tools)
+
+    def _drops(self, messages: Sequence[Message]) -> DataError:
+        return DataError(
+            f"the model's chat template drops or rewrites message {len(messages)}, an answer, so that its tokens "
+            "cannot be told; possible: --set data.template=plain"
+        )
+
+    def _as_written(self, messages: Sequence[Message], traced: Traced, turn: Span, prompt: str, tools: Tools) -> Traced:
+        """A conversation whose last answer stands there as it is written in the data, where the template leaves a part
+        of it out: behind the prompt with which it is asked for, and without what that opens."""
+        last, common = messages[-1], _common(prompt, traced.text)
+        opened, parts = prompt[common:], [last.content]
+        if last.thoughts:
+            if not prompt.rstrip().endswith(THINK):
+                raise DataError(
+                    f"the model's chat template has no place for the thoughts of message {len(messages)}; possible: "
+                    "write them into its text as this model does, or leave their key out"
+                )
+            head, parts = prompt, [last.thoughts, f"\n{UNTHINK}\n\n", last.content]
+        elif opened.strip():
+            said = last.content.lstrip()
+            if not said.startswith(opened.strip()):
+                raise self._drops(messages)
+            said = said[len(opened.strip()) :].removeprefix(opened[len(opened.rstrip()) :])
+            head, parts = prompt, [said]
+        else:
+            head = traced.text[: max(turn[0], len(prompt))]
+        known = traced if traced.text.startswith(head) else self.trace(messages[:-1], True, tools)
+        whole = Traced(head, [span for span in known.contents if span[1] <= len(head)], untraced=known.untraced)
+        whole.turns = known.turns[: _turns_before(messages, len(messages) - 1)]
+        for number, part in enumerate(parts):
+            span = (len(whole.text), len(whole.text) + len(part))
+            whole.text += part
+            whole.contents += self._between_marks(whole.text, span) if number != 1 else []
+        whole.turns.append((len(head), len(whole.text)))
+        whole.continues = whole.text.startswith(prompt)
+        return whole
+
+    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """What an answer is asked for with; empty where the template refuses that."""
+        try:
+            return self.text(messages, True, tools) if messages else ""
+        except DataError:
+            return ""
+
+    def _turn(
+        self, messages: Sequence[Message], number: int, text: str, content: Span | None, tools: Tools
+    ) -> Span | None:
         """Span of one answer, given that of its content.
 
         It starts where the generation prompt ends, since the model has to write whatever follows that; where the
-        generation prompt is no part of this rendering, it starts with the content.
+        generation prompt is no part of this rendering, it starts with the content. Calls of tools end where the
+        template closes the turn.
         """
-        if span is None:
-            raise DataError(
-                f"the model's chat template drops or rewrites message {number + 1}, an answer, so that its tokens "
-                "cannot be told; possible: --set data.template=plain"
-            )
-        try:
-            prompt = self.text(messages[:number], generation_prompt=True) if number else ""
-        except DataError:
-            return span
-        starts_there = prompt and len(prompt) <= span[1] and text.startswith(prompt)
-        return (len(prompt), span[1]) if starts_there else span
+        prompt = self.prompt(messages[:number], tools)
+        if "tool_calls" in messages[number].extra:
+            alone = self.text(messages[: number + 1], tools=tools)
+            if not alone.startswith(prompt) or not text.startswith(alone.rstrip()):
+                return None
+            content = (len(prompt), len(alone.removesuffix(self._closing).rstrip()))
+        if content is None:
+            return None
+        starts_there = prompt and len(prompt) <= content[1] and text.startswith(prompt)
+        return (len(prompt), content[1]) if starts_there else content
 
-    def _places(self, messages: Sequence[Message], text: str, generation_prompt: bool) -> dict[int, Span]:
+    @cached_property
+    def _closing(self) -> str:
+        """What the template writes behind an answer."""
+        try:
+            return self.text([Message("user", "a"), Message("assistant", MARK)]).partition(MARK)[2]
+        except DataError:
+            return ""
+
+    def _between_marks(self, text: str, span: Span) -> list[Span]:
+        """What stands in an answer between the marks of thoughts, which are the model's own and no one's text."""
+        if THINK not in self.source or UNTHINK not in self.source:
+            return [span]
+        marks = [(span[0] + m.start(), span[0] + m.end()) for m in _MARKS.finditer(text[slice(*span)])]
+        edges = [span[0], *(edge for mark in marks for edge in mark), span[1]]
+        return [part for part in zip(edges[::2], edges[1::2], strict=True) if part[0] < part[1]]
+
+    def _check_rendered(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Raises: DataError, if the template leaves out tools, calls, names, or what the system or a tool says."""
+        if tools and MARK not in self.text(messages, tools=[_renamed(tools[0]), *tools[1:]]):
+            raise DataError("the model's chat template has no place for tools; leave them out, or choose another model")
+        for number, message in enumerate(messages):
+            altered: list[tuple[str, Message]] = []
+            if message.role in ("system", "tool") and message.content.strip():
+                altered.append(("text", replace(message, content=MARK)))
+            if "name" in message.extra and message.role != "tool":
+                altered.append(("name", replace(message, extra={**message.extra, "name": MARK})))
+            calls = message.extra.get("tool_calls", [])
+            for at, call in enumerate(calls):
+                other = [*calls[:at], _renamed({**call, "function": {**call["function"]}}), *calls[at + 1 :]]
+                altered.append(("tool_calls", replace(message, extra={**message.extra, "tool_calls": other})))
+            for what, instead in altered:
+                if not self._shows([*messages[:number], instead, *messages[number + 1 :]], tools):
+                    raise DataError(
+                        f"the model's chat template leaves out the {what} of message {number + 1}, of the "
+                        f"{message.role}; possible: write it into a text that is rendered, or leave it out"
+                    )
+
+    def _shows(self, messages: Sequence[Message], tools: Tools) -> bool:
+        try:
+            return MARK in self.text(messages, tools=tools)
+        except DataError:  # it looks at what it was given, and so renders it
+            return True
+
+    def _places(self, messages: Sequence[Message], text: str, generation_prompt: bool, tools: Tools) -> dict[int, Span]:
         """Start and end in `text` of the contents whose marks the template leaves in place."""
         base = _free_marks(messages, text)
         anywhere = re.compile(f"[{chr(base)}-{chr(base + 2 * len(messages))}]")
-        marked = [Message(m.role, _marked(m.content, base + 2 * number)) for number, m in enumerate(messages)]
+        marked = [replace(m, content=_marked(m.content, base + 2 * number)) for number, m in enumerate(messages)]
         try:
-            rendered = self.text(marked, generation_prompt)
+            rendered = self.text(marked, generation_prompt, tools)
         except DataError:
             return {}
         return _found(rendered, anywhere, base) if anywhere.sub("", rendered) == text else {}
 
-    def _replaced(self, messages: Sequence[Message], number: int, text: str, generation_prompt: bool) -> Span | None:
+    def _replaced(
+        self, messages: Sequence[Message], number: int, text: str, generation_prompt: bool, tools: Tools
+    ) -> Span | None:
         """The place of a content that the template trims or rewrites: what changes when a mark stands in its stead."""
         mark = chr(_free_marks(messages, text))
-        instead = [*messages[:number], Message(messages[number].role, mark), *messages[number + 1 :]]
+        instead = [*messages[:number], replace(messages[number], content=mark), *messages[number + 1 :]]
         try:
-            before, found, behind = self.text(instead, generation_prompt).partition(mark)
+            before, found, behind = self.text(instead, generation_prompt, tools).partition(mark)
         except DataError:
             return None
         start = _common(before, text)
         end = len(text) - _common(behind[::-1], text[start:][::-1])
         return (start, end) if found and start < end else None
+
+
+def _dictionary(message: Message) -> dict[str, Any]:
+    """A message as templates expect it. What was thought has three names in the field; each template reads one."""
+    thoughts = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), message.thoughts)
+    return {"role": message.role, "content": message.content, **(thoughts if message.thoughts else {}), **message.extra}
+
+
+def _renamed(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool, or a call of one, under a name that occurs nowhere else."""
+    function = tool.get("function")
+    return {**tool, "function": {**function, "name": MARK}} if isinstance(function, dict) else {**tool, "name": MARK}
+
+
+def _lacks(message: Message, rendered: str) -> bool:
+    """Whether something that was said or thought is missing in what a template makes of it. Only letters and digits
+    count, for templates trim, quote and escape."""
+    if not message.thoughts and message.content.strip() in rendered:
+        return False
+    letters = iter(rendered.casefold())
+    return not all(letter in letters for letter in (message.thoughts + message.content).casefold() if letter.isalnum())
+
+
+def _opened(prompt: str, message: Message) -> str:
+    """The mark that an answer begins with and its prompt ends with, as `<think>`."""
+    prompt, said = prompt.rstrip(), message.content.lstrip()
+    for size in range(min(len(said), LONGEST_MARK), 1, -1):
+        mark = said[:size]
+        if prompt.endswith(mark) and not mark[0].isalnum() and not mark[-1].isalnum():
+            return mark
+    return ""
+
+
+def _turns_before(messages: Sequence[Message], number: int) -> int:
+    """How many of the messages before one are the assistant's."""
+    return sum(message.role == "assistant" for message in messages[:number])
 
 
 def _marked(content: str, mark: int) -> str:
@@ -206,30 +379,3 @@ def _found(rendered: str, anywhere: re.Pattern[str], base: int) -> dict[int, Spa
         positions.setdefault(ord(match[0]) - base, []).append(match.start() - count)
     once = {mark: places[0] for mark, places in positions.items() if len(places) == 1}
     return {mark // 2: (once[mark], once[mark + 1]) for mark in once if mark % 2 == 0 and mark + 1 in once}
-
-
-class PlainTemplate:
-    """For models without a chat template: prompt, a line end, answer, the end token; a system prompt comes first.
-
-    Args:
-        end: the text of the model's end token.
-    """
-
-    def __init__(self, end: str):
-        self.end = end
-
-    def trace(self, messages: Sequence[Message], generation_prompt: bool = False) -> Traced:
-        """Messages stand on lines of their own; an answer is followed by the end token."""
-        traced = Traced("")
-        spoken = [message for message in messages if message.content]
-        for number, message in enumerate(spoken):
-            start = len(traced.text)
-            span = (start, start + len(message.content))
-            traced.contents.append(span)
-            traced.text += message.content
-            if message.role == "assistant":
-                traced.answers.append(span)
-                traced.text += self.end
-            if number + 1 < len(spoken) or message.role != "assistant":
-                traced.text += "\n"
-        return traced

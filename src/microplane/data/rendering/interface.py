@@ -42,7 +42,6 @@ class RowTraits:
     stops: tuple[int, ...] = ()  # tokens that end an answer
     classes: tuple[str, ...] = ()  # names of the labels
     bounds_target: bool = False  # the answer has a greatest length of its own
-    continues: bool = True  # rows begin as generation does; some templates open a thought only for generation
     counted: Literal["tokens", "rows", "words"] = "tokens"  # what the loss is a sum over
     labels_per_token: bool = False  # of the stored labels: one for each token, or for the row as a whole
 
@@ -92,8 +91,8 @@ class Candidates(Protocol[O_co]):
     def key(self) -> list[str | None]:
         """All of it that decides the tokens."""
 
-    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, wanted: str) -> RowFormat:
-        """Raises: DataError, if the first rows of a file fit no format."""
+    def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
+        """Raises: DataError, if these rows of a file fit no format."""
 
     def objective(self, format_name: str) -> O_co:
         """Raises: ConfigError, if the user asked for one that does not fit these rows."""

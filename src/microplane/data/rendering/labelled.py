@@ -6,24 +6,20 @@ What is different for each task is a small renderer of its own; the rest is shar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 from microplane.data.reading.bad_rows import RowError, show
+from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
 from microplane.data.reading.formats import Example, whole_text
 from microplane.data.reading.label_values import AUTO, label_names, look
+from microplane.data.reading.values import optional_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
-
-TEXTS = ("text", "sentence", "sentence1", "premise", "question", "content", "review")
-SECONDS = ("sentence2", "hypothesis", "text_pair", "text2", "answer")
-LABELS = ("label", "labels", "category", "class", "sentiment", "score", "rating")
-WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 
 
 class LabelFormat:
@@ -36,34 +32,45 @@ class LabelFormat:
         task: Task | None = None,
         known: Sequence[str] = (),
         no_label: Sequence[str] = AUTO,
+        fields: Fields | None = None,
     ):
-        """Look at the first rows of a file.
+        """Look at the first rows of a file, and at each later one that has a column which no row before it has.
 
         Args:
             task: what the user asked for; otherwise the kind of the labels decides.
             known: class names of the model's head.
             no_label: as the knob `data.no_label`.
+            fields: as the knob `data.fields`.
 
         Raises:
-            DataError: if there is no text, or no label.
+            DataError: if there is no text, or no label, or several columns could be the text.
         """
-        keys = Counter(key for row in rows for key in row)
-        seen = [key for key, count in keys.items() if 2 * count >= len(rows)]
-        words = _first(WORDS, seen)
-        self.per_word = words is not None if task is None else task == PER_TOKEN
-        texts = words if self.per_word else _first(TEXTS, seen)
-        label = _first(TAGS if self.per_word else LABELS, seen)
-        if texts is None or label is None:
-            wanted = (WORDS, TAGS) if self.per_word else (TEXTS, LABELS)
+        columns = Columns(rows, file, fields)
+        usual = columns.usual(strictly=True) | columns.usual(strictly=False)
+        words, tags = _first(WORDS, usual), _first(TAGS, usual)
+        lists = words is not None and tags is not None and columns.holds_lists(words)
+        self.per_word = lists if task is None else task == PER_TOKEN
+        label = tags if self.per_word else _first((*CLASSES, *NUMBERS), usual)
+        first, second = (words, None) if self.per_word else columns.texts([label] if label else ())
+        if first is None or label is None:
+            wanted = (WORDS, TAGS) if self.per_word else (TEXTS, (*CLASSES, *NUMBERS))
+            shown = [", ".join(name for name in known if name.isalpha()) for known in wanted]
+            parts = "tokens: A, tags: B" if self.per_word else "text: A, label: B"
             raise DataError(
-                f"{file}: the keys {seen[:12]} are not understood as rows with labels: expected a text "
-                f"({', '.join(wanted[0])}) and a label ({', '.join(wanted[1])}). "
-                "A model without a task head takes other formats: see microplane knobs data.format"
+                f"{file}: the keys {list(usual.values())[:12]} are not understood as rows with labels: expected a text "
+                f"({shown[0]}) and a label ({shown[1]}). Say which columns they are with --set "
+                f"'data.fields={{{parts}}}'. A model without a task head takes other formats: see microplane knobs "
+                "data.format"
             )
-        self.text_key, self.label_key = texts, label
-        self.pair_key = None if self.per_word else _first(SECONDS, [key for key in seen if key not in (texts, label)])
+        self.text_key, self.label_key, self.pair_key = first, label, second
+        used = self._used()
+        self._maybe = [] if self.per_word else columns.maybe_texts(used)
+        self.unused = columns.unused(used)
         values = (row.get(label) for row in rows)
         self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label)
+
+    def _used(self) -> tuple[str, ...]:
+        return tuple(key for key in (self.text_key, self.pair_key, self.label_key) if key is not None)
 
     @property
     def task(self) -> Task:
@@ -72,8 +79,8 @@ class LabelFormat:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        return tuple(key for key in (self.text_key, self.pair_key, self.label_key) if key is not None)
+        """The columns that are read; also texts in which nothing stands so far, which a later row may have."""
+        return (*self._used(), *self._maybe)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,7 +94,7 @@ class LabelFormat:
 
     def __str__(self) -> str:
         text = f"{self.text_key} + {self.pair_key}" if self.pair_key else self.text_key
-        return f"{self.task} ({text} -> {self.label_key})"
+        return f"{self.task} ({told(f'{text} -> {self.label_key}', self.unused)})"
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
         """Raises: RowError, with the key, the offending value and what was expected; NoLabel, for a row without one."""
@@ -99,7 +106,7 @@ class LabelFormat:
                 raise RowError("words without tags", f"the row has {counts}, expected one tag for each word")
             return Example(None, " ".join(words), where, labels=labels, words=tuple(words))
         text = self._text(values, self.text_key)
-        pair = self._text(values, self.pair_key) if self.pair_key else ""
+        pair = optional_text(values, self.pair_key) if self.pair_key else ""
         return Example(None, text, where, labels=labels, second_text=pair)
 
     def _text(self, values: Mapping[str, Any], key: str) -> str:
@@ -115,8 +122,7 @@ class LabelFormat:
         return [whole_text(str(word), f"key {key!r}") for word in found]
 
 
-def _first(wanted: Iterable[str], keys: Sequence[str]) -> str | None:
-    spelled = {key.strip().lower(): key for key in reversed(keys)}
+def _first(wanted: Sequence[str], spelled: Mapping[str, str]) -> str | None:
     return next((spelled[name] for name in wanted if name in spelled), None)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from microplane.data.reading.formats import Example, Message
+from microplane.data.reading.example import Example, Message
 from microplane.data.rendering.interface import RowTraits
+from microplane.data.rendering.plain_template import refuse_beside
 from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
@@ -18,8 +19,8 @@ from microplane.errors import DataError
 class Seq2SeqRenderer:
     """How conversations become pairs, for one tokenizer and system prompt.
 
-    The last answer is the target. All before it is the source: one user's text as it stands, a longer conversation as
-    lines that begin with who speaks.
+    The last answer that is trained is the target. All before it is the source: one user's text as it stands, a longer
+    conversation as lines that begin with who speaks.
     """
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None):
@@ -39,8 +40,12 @@ class Seq2SeqRenderer:
         if example.messages is None:  # plain text, which is cut into pairs later (denoising_dataset.py)
             ids = self._ended(self.tokenizer.encode(example.text or "", special=True))
             return [TokenRow(ids, [True] * len(ids))]
-        source, lost = self._source(example.messages[:-1], max_length)
-        target = self._ended(self.tokenizer.encode_target(example.messages[-1].content))
+        refuse_beside(example.messages, example.tools, "an encoder-decoder's row")
+        last = max((n for n, m in enumerate(example.messages) if m.role == "assistant" and m.trained), default=-1)
+        if last < 0:  # nothing is to be trained
+            return [TokenRow([])]
+        source, lost = self._source(example.messages[:last], max_length)
+        target = self._ended(self.tokenizer.encode_target(example.messages[last].content))
         if len(target) > max_target:
             target, lost = target[:max_target], "answer"
         targets = [False] * len(source) + [True] * len(target)

@@ -57,7 +57,7 @@ class _Cayley(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         Y, K = ctx.saved_tensors
         rank = K.shape[0]
-        upper, lower = grad.double().split([rank, len(Y)])
+        upper, lower = torch.split(grad.double(), [rank, len(Y)])
         grad_K = upper - Y.t() @ lower  # half of it; the factor 2 comes below
         grad_Z = K.t() @ grad_K @ K.t() * -2
         grad_X = grad_Z - grad_Z.t()

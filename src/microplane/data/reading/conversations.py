@@ -1,0 +1,194 @@
+"""A list of messages -> who said what: roles as the field spells them, and the keys of a message beside its text.
+
+Keys that say something of training or of the answer are honoured, or the row is refused. Others are passed over, and
+named once among what is not used. null is nothing, under any key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from microplane.data.reading.bad_rows import RowError, show
+from microplane.data.reading.example import Message, Role
+from microplane.data.reading.values import get, is_filled, text
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+TRAINED = ("weight", "train", "trained", "training", "trainable", "loss", "loss_mask")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+_EXTRA = ("name", "tool_call_id")  # what templates know, as it stands
+
+
+def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, None]) -> list[Message]:
+    """The messages below one key of a row.
+
+    Args:
+        passed_over: takes up the keys of messages that are not used.
+
+    Raises:
+        RowError: for what is no conversation, and for what cannot be honoured.
+    """
+    items = get(values, key, "a list of messages")
+    if not isinstance(items, list):
+        kind = "null" if items is None else "not a list"
+        raise RowError(kind, f"key {key!r} is {show(items)}, expected a list of {{role, content}}")
+    messages = [_message(item, f"{key}[{number}]", key, passed_over) for number, item in enumerate(items)]
+    _check_order(messages, key)
+    return messages
+
+
+def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> Message:
+    if not isinstance(item, dict):
+        raise RowError("not a message", f"{place} is {show(item)}, expected {{role, content}}")
+    name = "role" if "role" in item else "from"
+    spelled = get(item, name, f"the role of {place}")
+    role = _ROLES.get(spelled.lower()) if isinstance(spelled, str) else None
+    if role is None:
+        raise RowError("unknown role", f"{place}.{name} is {show(spelled)}, expected {', '.join(_ROLES)}")
+    calls = _calls(item, place, role)
+    under = "content" if "content" in item or (calls and "value" not in item) else "value"
+    content = _content(item, under, place, optional=bool(calls))
+    if not content.strip() and role in ("user", "assistant") and not calls:
+        part = "answer" if role == "assistant" else "prompt"
+        raise RowError(f"empty {part}", f"{place}.{under} is {show(content)}, expected the {part}")
+    extra: dict[str, Any] = {
+        known: text(item[known], f"{place}.{known}") for known in _EXTRA if is_filled(item.get(known))
+    }
+    if calls:
+        extra["tool_calls"] = calls
+    used = {name, under, *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", "function_call"}
+    for other, value in item.items():
+        if other not in used and is_filled(value):
+            passed_over[f"{key}[].{other}"] = None
+    return Message(role, content, _trained(item, place, role), _thoughts(item, place, role), extra)
+
+
+def _content(item: Mapping[str, Any], key: str, place: str, optional: bool) -> str:
+    if optional and item.get(key) is None:
+        return ""
+    content = get(item, key, f"the text of {place}")
+    return _joined(content, f"{place}.{key}") if isinstance(content, list) else text(content, f"{place}.{key}")
+
+
+def _joined(parts: list[Any], place: str) -> str:
+    """The text of a content that is a list of `{"type": "text", "text": ...}`."""
+    texts = []
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict) or part.get("type", "text") != "text" or "text" not in part:
+            raise RowError("not text", f'{place}[{number}] is {show(part)}, expected {{"type": "text", "text": ...}}')
+        texts.append(text(part["text"], f"{place}[{number}].text"))
+    return "".join(texts)
+
+
+def _trained(item: Mapping[str, Any], place: str, role: Role) -> bool:
+    """Whether an answer is to be learnt: true or 1, false or 0, under any of the names for that."""
+    said = {key: item[key] for key in TRAINED if item.get(key) is not None}
+    for key, value in said.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise RowError(
+                "wrong weight",
+                f"{place}.{key} is {show(value)}, expected 0 or 1 (false or true): an answer is trained or not; if the "
+                "key means something else, rename it",
+            )
+        if value and role != "assistant":
+            raise RowError(
+                "wrong weight",
+                f"{place}.{key} is {show(value)}, but only the assistant's messages are trained; leave the key out of "
+                f"the {role}'s",
+            )
+    if len({bool(value) for value in said.values()}) > 1:
+        raise RowError("wrong weight", f"{place} says with {' and '.join(said)} that it is trained and that it is not")
+    return all(said.values())
+
+
+def _thoughts(item: Mapping[str, Any], place: str, role: Role) -> str:
+    found = {key: text(item[key], f"{place}.{key}") for key in THOUGHTS if is_filled(item.get(key))}
+    if found and role != "assistant":
+        raise RowError("misplaced thought", f"{place}.{next(iter(found))} is of the {role}; only answers have thoughts")
+    if len(set(found.values())) > 1:
+        raise RowError("two thoughts", f"{place} holds different thoughts: {' and '.join(found)}; expected one")
+    return next(iter(found.values()), "")
+
+
+def _calls(item: Mapping[str, Any], place: str, role: Role) -> list[Any]:
+    """The tool calls of an answer, with their arguments as objects, as templates expect them."""
+    calls = item.get("tool_calls")
+    if is_filled(item.get("function_call")):
+        if is_filled(calls):
+            raise RowError("wrong tool call", f"{place} holds tool_calls and function_call; expected one of them")
+        calls = [{"type": "function", "function": item["function_call"]}]
+    if not is_filled(calls):
+        return []
+    if role != "assistant" or not isinstance(calls, list):
+        has = f"{place}.tool_calls is {show(calls)}" + ("" if role == "assistant" else f" of the {role}")
+        raise RowError("wrong tool call", f"{has}, expected a list of calls by the assistant")
+    return [_call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(calls)]
+
+
+def _call(call: Any, place: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError(
+            "wrong tool call",
+            f'{place} is {show(call)}, expected {{"type": "function", "function": {{"name": ..., "arguments": ...}}}}',
+        )
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            raise RowError("wrong tool call", f"{place}: the arguments {show(arguments)} are no JSON") from None
+    whole = {"type": "function"} | {key: value for key, value in call.items() if key not in ("function", *function)}
+    return whole | {"function": {**function, "arguments": {} if arguments is None else arguments}}
+
+
+def tools_of(values: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:
+    """The tools that a row offers: a list of their descriptions, or that as JSON text; none where nothing is there.
+
+    Raises:
+        RowError: for anything else.
+    """
+    value = values.get(key)
+    if not is_filled(value):
+        return ()
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        found = show(values[key])
+        raise RowError("wrong tools", f"key {key!r} is {found}, expected a list of objects that describe tools")
+    return tuple(value)
+
+
+def _check_order(messages: list[Message], key: str) -> None:
+    """Refuse what is not: perhaps one system message, then user and assistant in turn, the assistant last. Where it
+    calls tools, what these give follows, and the assistant again."""
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        has = ", ".join(roles) or "no message"
+        raise RowError("no assistant message", f"key {key!r} holds {has}, expected at least one assistant message")
+    start = 1 if roles[0] == "system" else 0
+    expected: tuple[str, ...] = ("user",)
+    for number, (role, message) in enumerate(zip(roles[start:], messages[start:], strict=True), start):
+        if role not in expected:
+            raise RowError("wrong role order", f"{key}[{number}] is from the {role}, expected the {expected[0]}")
+        called = "tool_calls" in message.extra
+        expected = {"user": ("assistant",), "tool": ("assistant", "tool")}.get(role, ("tool",) if called else ("user",))
+    if roles[-1] != "assistant":
+        raise RowError("wrong role order", f"{key} ends with the {roles[-1]}, expected the assistant's answer")

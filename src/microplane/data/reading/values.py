@@ -1,0 +1,66 @@
+"""Values of a row as text, or the complaint about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from microplane.data.reading.bad_rows import RowError, show
+
+
+def listed(keys: Sequence[str]) -> str:
+    """Keys as a message can hold them."""
+    shown = ", ".join(repr(key[:40]) for key in keys[:12])
+    return f"[{shown}{f' and {len(keys) - 12} more' if len(keys) > 12 else ''}]"
+
+
+def get(values: Mapping[str, Any], key: str, expected: str) -> Any:
+    if key not in values:
+        raise RowError(
+            "missing key", f"key {key!r} is missing, expected {expected}; the row has {listed(list(values))}"
+        )
+    return values[key]
+
+
+def text(value: Any, place: str) -> str:
+    if value is None:
+        raise RowError("null", f"{place} is null, expected text")
+    if not isinstance(value, str):
+        raise RowError("not text", f"{place} is {show(value)}, expected text")
+    return whole_text(value, place)
+
+
+def whole_text(text: str, place: str) -> str:
+    """The text itself.
+
+    Raises:
+        RowError: if half of a character stands in it (a lone surrogate), which no file can hold.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise RowError("broken text", f"{place} holds half a character ({half}), expected whole ones") from None
+    return text
+
+
+def filled_text(values: Mapping[str, Any], key: str, part: str) -> str:
+    found = text(get(values, key, "text"), f"key {key!r}")
+    if not found.strip():
+        raise RowError(f"empty {part}", f"key {key!r} is {show(found)}, expected the {part}")
+    return found
+
+
+def optional_text(values: Mapping[str, Any], key: str) -> str:
+    """An optional part: absent, null and blank all mean that there is none."""
+    value = values.get(key)
+    if value is None or value == "":
+        return ""
+    found = text(value, f"key {key!r}")
+    return found if found.strip() else ""
+
+
+def is_filled(value: Any) -> bool:
+    """Whether there is anything: null, an empty list and a blank text are nothing."""
+    return value is not None and value != [] and not (isinstance(value, str) and not value.strip())

@@ -1,0 +1,90 @@
+"""How a run is to be asked, by the rows that it was trained on: what its adapter says of that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.summary import DataSummary
+from microplane.data.reading.example import Message
+from microplane.data.rendering.causal import causal_renderer
+from microplane.data.store import Dataset
+from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.errors import DataError
+from microplane.evaluation.evaluate import choose_rows
+from microplane.objectives.base import AnyObjective
+from microplane.objectives.next_token import NextToken
+from microplane.objectives.select import TEXT
+
+PROBED = 100  # training rows that are looked at for what all of them begin with
+MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
+
+
+def how_asked(
+    objective: AnyObjective, train: Dataset, tokenizer: Tokenizer, data: DataKnobs, summary: DataSummary
+) -> dict[str, Any]:
+    """What stood around the questions of the training rows, and how these rows were made.
+
+    Returns:
+        template, system, prefix (see `shared_prefix`), frame (see `text_frame`), of labels pairs (whether rows had two
+        texts), and knobs of the data that an evaluation takes over.
+    """
+    about: dict[str, Any] = {"template": data.template, "system": data.system, "prefix": "", "frame": None}
+    about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
+    for name in ("max_length", "max_target_length", "fields", "no_label", "objective"):
+        about[name] = getattr(data, name)
+    rows = choose_rows(train, PROBED)
+    if summary.format_name == TEXT:
+        if isinstance(objective, NextToken):
+            texts = [tokenizer.decode(train[row][0].tolist(), skip_special=False) for row in rows]
+            about["frame"] = text_frame(texts, tokenizer)
+    elif not objective.needs_head:
+        if data.system is None:
+            about["system"] = summary.shared_system
+        asked = [train.prompt_and_target(row)[0] for row in rows]
+        prompts = [tokenizer.decode(ids, skip_special=False) for ids in asked]
+        about["prefix"] = shared_prefix(objective, prompts, tokenizer, data.template, about["system"])
+    return about
+
+
+def shared_prefix(
+    objective: AnyObjective, prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None
+) -> str:
+    """What the first user messages of rendered training prompts begin with, as far as it is whole lines, or up to a
+    colon: a fixed instruction, such as "Convert the command to JSON." or "Translate: "; empty where there is none."""
+    asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
+    empty = tokenizer.decode(asked, skip_special=False)
+    frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
+    if len(prompts) < 2 or not common.startswith(frame):
+        return ""
+    return _whole(common[len(frame) :])
+
+
+def _whole(shared: str) -> str:
+    """The lines of a beginning that are whole, and more of it up to a colon."""
+    return shared[: max(shared.rfind("\n") + 1, shared.rfind(": ") + 2 if ": " in shared else 0)]
+
+
+def text_frame(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """What stands before and behind the first question in rows of plain text that follow the model's chat template;
+    nothing where they do not."""
+    if not tokenizer.chat_template or len(texts) < 2:
+        return ["", ""]
+    renderer = causal_renderer(tokenizer, "chat")
+    try:
+        asked = renderer.prompt([Message("user", MARK)])
+    except DataError:  # the template asks for more
+        return ["", ""]
+    before, _, behind = tokenizer.decode(asked, skip_special=False).partition(MARK)
+    bos = "" if renderer.bos is None else tokenizer.decode([renderer.bos], skip_special=False)
+    closing = tokenizer.decode([renderer.end], skip_special=False)
+    opening = before.removeprefix(bos).rpartition(closing)[2].strip("\n")  # of the user's turn
+    common = os.path.commonprefix([text.removeprefix(bos) for text in texts])  # noqa: RUF071 - of characters
+    if not opening or opening not in common or not all(behind.strip() in text for text in texts):
+        return ["", ""]
+    start = common.rfind(opening) + len(opening)
+    while common[start : start + 1] == "\n":
+        start += 1
+    return [common[:start] + _whole(common[start:]), behind]

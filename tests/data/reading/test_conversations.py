@@ -1,0 +1,146 @@
+"""Keys of a message beside role and content: honoured, refused, or named as not used."""
+
+from __future__ import annotations
+
+import pytest
+
+from microplane.data.reading.bad_rows import RowError
+from microplane.data.reading.conversations import THOUGHTS, TRAINED
+from microplane.data.reading.formats import Example, recognise
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
+TOOL = {"type": "function", "function": {"name": "light", "parameters": {}}}
+
+
+def read(*messages: dict, **columns) -> Example:
+    row = {"messages": list(messages), **columns}
+    return recognise([row], "x.jsonl").example(row, "x.jsonl:1")
+
+
+def answered(**keys) -> Example:
+    return read({"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **keys})
+
+
+def complaint(*messages: dict, **columns) -> str:
+    with pytest.raises(RowError) as caught:
+        read(*messages, **columns)
+    return caught.value.problem.message
+
+
+@pytest.mark.parametrize("key", TRAINED)
+@pytest.mark.parametrize(
+    ("value", "trained"), [(0, False), (False, False), (0.0, False), (1, True), (True, True), (None, True)]
+)
+def test_a_weight_says_whether_an_answer_is_trained(key, value, trained):
+    assert answered(**{key: value}).messages[1].trained is trained
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, "0", [1]])
+def test_other_weights_are_refused(value):
+    text = complaint({"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": value})
+    assert "messages[1].weight is" in text
+    assert "expected 0 or 1 (false or true)" in text
+
+
+def test_a_weight_of_a_question_may_only_be_nothing():
+    assert read({"role": "user", "content": "q", "train": False}, {"role": "assistant", "content": "a"})
+    text = complaint({"role": "user", "content": "q", "train": True}, {"role": "assistant", "content": "a"})
+    assert "messages[0].train is true, but only the assistant's messages are trained" in text
+
+
+def test_two_weights_that_differ_are_refused():
+    assert "that it is trained and that it is not" in complaint(
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 1, "train": False}
+    )
+
+
+@pytest.mark.parametrize("key", THOUGHTS)
+def test_thoughts_are_kept_under_any_name(key):
+    assert answered(**{key: "hm"}).messages[1].thoughts == "hm"
+    assert answered(**{key: None}).messages[1].thoughts == ""
+    assert "only answers have thoughts" in complaint(
+        {"role": "user", "content": "q", key: "hm"}, {"role": "assistant", "content": "a"}
+    )
+
+
+def test_different_thoughts_are_refused():
+    text = complaint(
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "x", "thinking": "y"}
+    )
+    assert "different thoughts: reasoning and thinking" in text
+
+
+def test_calls_have_their_arguments_as_objects():
+    call = {"type": "function", "id": "c1", "function": {"name": "light", "arguments": {"on": True}}}
+    last = {"role": "assistant", "content": "done"}
+    for keys in ({"tool_calls": [CALL]}, {"function_call": CALL["function"]}):
+        example = read(
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, **keys},
+            {"role": "tool", "content": "ok", "name": "light", "tool_call_id": "c1"},
+            last,
+            tools=[TOOL],
+        )
+        first, tool = example.messages[1:3]
+        assert first.content == ""
+        assert first.extra["tool_calls"][0]["function"] == call["function"]
+        assert (tool.role, tool.extra) == ("tool", {"name": "light", "tool_call_id": "c1"})
+        assert example.tools == (TOOL,)
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([{"function": {"name": "f", "arguments": "{"}}], "the arguments the text '{' are no JSON"),
+        ([{"function": {}}], "messages[1].tool_calls[0] is an object"),
+        ("f()", "messages[1].tool_calls is the text 'f()', expected a list of calls"),
+    ],
+)
+def test_broken_calls_are_refused(calls, message):
+    assert message in complaint(
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": calls}
+    )
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_no_tools_are_none(tools):
+    assert read({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, tools=tools).tools == ()
+
+
+def test_tools_may_be_written_as_text():
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    assert read(*turns, tools='[{"name": "f"}]').tools == ({"name": "f"},)
+    assert "key 'tools' is the text 'f, g', expected a list of objects" in complaint(*turns, tools="f, g")
+
+
+def test_who_follows_whom():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert read(*turns).messages[-1].extra
+    assert "messages[2] is from the user, expected the tool" in complaint(
+        *turns, {"role": "user", "content": "r"}, {"role": "assistant", "content": "a"}
+    )
+    assert "messages[2] is from the tool, expected the user" in complaint(
+        turns[0],
+        {"role": "assistant", "content": "a"},
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    )
+
+
+def test_other_keys_are_named_and_null_is_nothing():
+    row = {
+        "chat": [
+            {"role": "user", "content": "q", "id": 7, "refusal": None},
+            {"role": "assistant", "content": "a", "id": 8},
+        ]
+    }
+    form = recognise([row], "x.jsonl")
+    form.example(row, "x.jsonl:1")
+    assert str(form) == "messages (chat; not used: chat[].id)"
+
+
+def test_what_is_trained_is_part_of_a_rows_identity():
+    plain = answered()
+    assert plain.hash() == answered(weight=1, name=None, tool_calls=[]).hash()
+    others = [answered(weight=0), answered(thinking="hm"), answered(name="Bo")]
+    assert len({example.hash() for example in [plain, *others]}) == 4
