@@ -122,7 +122,7 @@ class TrainKnobs(Knobs):
     micro_tokens: int = Field(
         4096,
         ge=16,
-        description="tokens computed at once (rows of n above 512 as n + n * n / 512); larger steps add up gradients",
+        description="tokens computed at once (of rows above 512 each counts for more, as attention keeps more of it)",
     )
     recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",

@@ -114,6 +114,7 @@ def micro_batches(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[li
 
 def tokens_kept(lengths: np.ndarray) -> np.ndarray:
     """What the backward pass keeps of each row, in tokens of short rows: scores of attention are kept for each pair of
-    its tokens, and with heads of 64 dimensions they are as much as all else of a row of about `LONG` tokens."""
+    tokens, and with heads of 64 dimensions `LONG` of them weigh as a token. The first `LONG` x `LONG` are free."""
     wide = lengths.astype(np.int64)
-    return wide + np.where(wide > LONG, wide**2 // LONG, 0)
+    kept: np.ndarray = wide + np.maximum(0, wide**2 - LONG**2) // LONG
+    return kept

@@ -13,6 +13,7 @@ import torch
 
 from microplane.checkpoints.attach_saved import fingerprint
 from microplane.config.knobs import RunKnobs, TrainKnobs
+from microplane.data.batch_plan import LONG
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.reading.formats import Message
@@ -39,6 +40,7 @@ from microplane.runs.max_length import within_context
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
+MICRO_BATCHES = "by what is kept of a row"  # how they are cut: other cuts draw other masks
 PROBED_PROMPTS = 100  # training prompts that are looked at for what all of them begin with
 
 
@@ -76,7 +78,7 @@ class Prepared:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
-        dropout = getattr(self.method, "dropout", 0.0)
+        dropout, long = getattr(self.method, "dropout", 0.0), int(self.splits.train.lengths.max()) > LONG
         return {
             "train rows": self.splits.train.fingerprint,
             "validation rows": self.splits.validation.fingerprint,
@@ -88,7 +90,9 @@ class Prepared:
             "train": self.config.train.model_dump(mode="json"),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-        } | ({"masks of method.dropout": DROPOUT_MASKS} if dropout else {})
+            **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
+            **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
+        }
 
     def adapter_metadata(self) -> dict[str, Any]:
         """What an adapter says of its making, but for the head."""
