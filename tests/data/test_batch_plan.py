@@ -44,12 +44,31 @@ def test_parts_of_an_epoch():
     assert plan.total_steps(0.5) == 5
     assert plan.total_steps(2.25) == 22
     assert plan.total_steps(0.001) == 1
+    assert BatchPlan(np.full(100, 10), 40).total_steps(1.6) == 5, "rounded, and not cut off"
+    by_tokens = BatchPlan(np.full(100, 10), 1, batch_tokens=100)
+    assert [by_tokens.total_steps(epochs) for epochs in (0.5, 1.28, 2.25)] == [5, 13, 22]
 
 
 def test_steps_hold_rows_of_similar_length():
     lengths = np.random.default_rng(0).integers(1, 1000, 2000)
     spread = [np.ptp(lengths[step]) for step in BatchPlan(lengths, 10).epoch(0)]
     assert np.median(spread) < 100
+
+
+def test_rows_meet_others_in_each_epoch():
+    """Of more rows than one pool sorts by length, and of rows of one length."""
+    for lengths in (np.random.default_rng(0).integers(1, 99, 1000), np.full(64, 7)):
+        plan = BatchPlan(lengths, 8)
+        first, second = ({frozenset(step.tolist()) for step in plan.epoch(epoch)} for epoch in (0, 1))
+        assert len(first & second) < 0.1 * len(first)
+
+
+@pytest.mark.parametrize("tokens", [None, 3000])
+def test_steps_of_all_lengths_follow_each_other(tokens):
+    """Short steps do not all come before long ones, as they are cut."""
+    lengths = np.random.default_rng(0).integers(1, 1000, 400)
+    means = [lengths[step].mean() for step in BatchPlan(lengths, 10, tokens).epoch(0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,8 +82,8 @@ def test_micro_batches_keep_the_budget_and_lose_nothing(lengths, budget):
 
 def test_long_rows_count_by_the_scores_that_are_kept_of_them():
     lengths = np.array([10, 1024, 512, 300, 300, 1024])
-    assert tokens_kept(lengths).tolist() == [10, 3072, 512, 300, 300, 3072]
-    assert micro_batches(np.arange(6), lengths, 4096) == [[1], [5, 2, 3], [4, 0]]
+    assert tokens_kept(lengths).tolist() == [10, 2560, 512, 300, 300, 2560]
+    assert micro_batches(np.arange(6), lengths, 4096) == [[1], [5, 2, 3, 4, 0]]
     assert packed_by_length(lengths, 4096) == [[1, 5, 2, 3, 4, 0]], "of which nothing is kept"
 
 

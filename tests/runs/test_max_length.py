@@ -11,10 +11,11 @@ from microplane.config.build import assemble
 from microplane.config.knobs import DataKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError, ModelError
+from microplane.inference.check_ids import check_ids
 from microplane.runs.evaluate import measure_file
 from microplane.runs.max_length import within_context
 from tests.labels import encoder_folder
-from tests.tiny import save_tiny_folder
+from tests.tiny import save_tiny_folder, tiny
 
 QUICK = {"train.steps": 2, "train.threads": 1, "train.lr": 1e-3, "model.dtype": "float32", "eval.rows": 2}
 
@@ -63,6 +64,13 @@ def test_tokens_that_the_model_lacks_are_found_wherever_they_stand(tmp_path):
         measure_file(assemble(given={"model.name": str(model), "data.train": data}))
     with pytest.raises(ModelError, match="the model has embeddings for 227 only"):
         microplane.train(str(model), data, set={"runs": str(tmp_path / "runs"), "train.steps": 1})
+
+
+def test_the_first_number_without_an_embedding_is_refused(make_tiny):
+    model, tokenizer = tiny(), make_tiny()
+    check_ids(model, tokenizer, [5, model.config.vocab_size - 1])
+    with pytest.raises(ModelError, match="number 97, but the model has embeddings for 97 only"):
+        check_ids(model, tokenizer, [5, model.config.vocab_size])
 
 
 def test_both_sides_of_pairs_are_bounded_and_vectors_take_their_place():

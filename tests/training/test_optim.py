@@ -9,6 +9,8 @@ def test_warmup_is_a_share_below_one_and_a_number_of_steps_above():
     assert warmup_steps(0.1, 200) == 20
     assert warmup_steps(0, 200) == 0
     assert warmup_steps(7, 200) == 7
+    assert warmup_steps(1, 200) == 1, "one step, and not all of them"
+    assert warmup_steps(0.999, 1000) == 999
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])

@@ -1,0 +1,74 @@
+"""The key of tokenised rows is of everything that decides them, and the fingerprint of everything that is trained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.load_splits import load_splits
+from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
+from tests.tiny import CHATML
+from tests.tiny_tokenizers import tiny
+
+SPECIAL = ("<eos>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def tokens(file, tokenizer=None, **knobs):
+    made = load_splits(DataKnobs(train=file, **knobs), tokenizer or tiny(SPECIAL, CHATML), NEXT_TOKEN)
+    return [made.train[row][0].tolist() for row in range(len(made.train))]
+
+
+@pytest.fixture
+def answers(tmp_path):
+    return written(tmp_path / "rows.jsonl", [{"prompt": f"ab {n} bc", "completion": f"{n}"} for n in range(40)])
+
+
+def test_another_system_prompt_makes_other_rows(answers):
+    brief, long = tokens(answers, system="be brief"), tokens(answers, system="be long")
+    assert brief != long
+    assert brief == tokens(answers, system="be brief")
+
+
+def test_another_tokenizer_makes_other_rows(answers):
+    """Of as many tokens, with the same template and the same end."""
+    first, second = tiny(SPECIAL, CHATML, merges=(("a", "b"),)), tiny(SPECIAL, CHATML, merges=(("b", "c"),))
+    assert (first.eos_ids, first.chat_template, first.vocab_size) == (
+        second.eos_ids,
+        second.chat_template,
+        second.vocab_size,
+    )
+    rows, others = tokens(answers, first), tokens(answers, second)
+    assert first.decode(rows[0]) == second.decode(others[0])
+    assert rows != others
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"template": "plain"}, {"max_length": 18}, {"validation_share": 0.5}, {"limit": 20}], ids=str
+)
+def test_other_knobs_make_other_rows(answers, knobs):
+    assert tokens(answers) != tokens(answers, **knobs)
+
+
+def test_the_fingerprint_is_of_the_labels_too(tmp_path):
+    def fingerprint(name, labels):
+        rows = [{"text": f"text {n}", "label": labels[n % 2]} for n in range(40)]
+        file = written(tmp_path / name, rows)
+        splits = load_splits(
+            DataKnobs(train=file, validation=file), tiny(), LabelCandidates("classification", ("x", "y"))
+        )
+        return splits.train.fingerprint
+
+    assert fingerprint("a.jsonl", "xy") == fingerprint("b.jsonl", "xy")
+    assert fingerprint("a.jsonl", "xy") != fingerprint("c.jsonl", "yx")
