@@ -15,6 +15,7 @@ from microplane.errors import ConfigError, ModelError
 from microplane.inference.generate import generate
 from microplane.models.external.transformers import TransformersModel
 from microplane.models.files.load import load_model, new_model, save_model
+from microplane.nn import attention
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.rows import Pairs, Rows
@@ -30,6 +31,15 @@ def folders(tmp_path_factory):
     return {name: save_causal(root / name, name) for name in CAUSAL} | {"bart": save_bart(root / "bart")}
 
 
+@pytest.fixture(params=["together", "in groups"])
+def grouped(request, monkeypatch):
+    """Rows of unequal length in one rectangle, and in several, as where one is much longer than the others."""
+    if request.param == "in groups":
+        monkeypatch.setattr(attention, "SMALL", 0)
+        monkeypatch.setattr(attention, "WASTE", 1.0)
+
+
+@pytest.mark.usefixtures("grouped")
 @pytest.mark.parametrize("name", CAUSAL)
 def test_rows_of_a_decoder_as_transformers_has_them_one_by_one(folders, name):
     model = load_model(folders[name])
@@ -44,6 +54,7 @@ def test_rows_of_a_decoder_as_transformers_has_them_one_by_one(folders, name):
     torch.testing.assert_close(token_loss(model, batch), loss, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("grouped")
 @pytest.mark.parametrize("name", CAUSAL)
 def test_it_writes_what_transformers_writes(folders, name):
     model, peer = load_model(folders[name]), AutoModelForCausalLM.from_pretrained(folders[name]).eval()
@@ -59,6 +70,7 @@ def test_it_writes_what_transformers_writes(folders, name):
     assert beams[0].ids == [token for token in made[0, len(ROWS[0]) :].tolist() if token not in (0, 2)]
 
 
+@pytest.mark.usefixtures("grouped")
 def test_pairs_of_an_encoder_decoder(folders):
     model, peer = load_model(folders["bart"]), AutoModelForSeq2SeqLM.from_pretrained(folders["bart"]).eval()
     assert isinstance(model, TransformersModel)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from microplane.errors import ConfigError, ModelError
 from microplane.models.contract import Model, module_map_of
 from microplane.models.external.any_module import map_modules
+from microplane.nn.attention import MaskSpec
 from microplane.nn.cache import Cache
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows, from_grid
@@ -174,12 +175,23 @@ class TransformersModel(Model):
 
     def _encoded(self, source: Rows) -> list[Tensor]:
         """The encoder's output for each row, (tokens, D)."""
+        return [row for _, own in _groups(source) for row in self._encoded_together(own)]
+
+    def _encoded_together(self, source: Rows) -> list[Tensor]:
         ids, mask = _rectangle(source)
         with self._compute_format():
             output = self.net.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         return list(torch.split(from_grid(output, source), list(source.lengths)))
 
     def _decoded(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
+        keys = None if memory is None else [len(row) for row in memory]
+        parts = [
+            self._decoded_together(own, None if memory is None else memory[numbers])
+            for numbers, own in _groups(rows, keys)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decoded_together(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         ids, mask = _rectangle(rows)
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if memory is not None:
@@ -257,6 +269,11 @@ class TransformersModel(Model):
             torch.manual_seed(seed)
             self.set_net(_new(self.config))
         return self
+
+
+def _groups(rows: Rows, keys: Sequence[int] | None = None) -> list[tuple[slice, Rows]]:
+    """Rows of similar length together, as attention has them, so that one long row doesn't widen all."""
+    return [(numbers, own.rows) for numbers, own in MaskSpec(rows, causal=False, keys=keys).groups]
 
 
 def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
