@@ -80,7 +80,7 @@ class TextObjective:
 
     def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], judge: Judge) -> Measured:
         """Loss and perplexity, and the metrics of answers to `rows`."""
-        loss = judge.loss(self, model, dataset)
+        loss = judge.loss(model, dataset)
         scores = {"loss": loss, "perplexity": perplexity(loss)}
         if not rows:
             return {"scores": scores, "prompts": [], "targets": [], "texts": []}
