@@ -122,6 +122,7 @@ def evaluate_answers(
 class _Judge:
     """See `objectives.base.Judge`."""
 
+    objective: AnyObjective
     tokenizer: Tokenizer
     knobs: EvalKnobs
     stop_ids: Sequence[int]
@@ -133,8 +134,8 @@ class _Judge:
     ) -> None:
         for_each_batch(objective, model, dataset, self.knobs.batch_tokens, visit, self.watch("loss"))
 
-    def loss(self, objective: Objective[B], model: Model, dataset: Dataset) -> float:
-        return evaluate_loss(objective, model, dataset, self.knobs.batch_tokens, self.watch("loss"))
+    def loss(self, model: Model, dataset: Dataset) -> float:
+        return evaluate_loss(self.objective, model, dataset, self.knobs.batch_tokens, self.watch("loss"))
 
     def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
         answers = evaluate_answers(
@@ -180,6 +181,7 @@ def measure(
     """
     stop_ids = objective.stop_ids(tokenizer, template)
     judge = _Judge(
+        objective,
         tokenizer,
         knobs,
         stop_ids,

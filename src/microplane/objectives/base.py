@@ -80,8 +80,8 @@ class Judge(Protocol):
     ) -> None:
         """See `objectives.collate.for_each_batch`."""
 
-    def loss(self, objective: AnyObjective, model: Model, dataset: Dataset) -> float:
-        """The mean loss of all rows."""
+    def loss(self, model: Model, dataset: Dataset) -> float:
+        """The mean loss of all rows, by the objective that is measured."""
 
     def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
         """Answers that the model writes to some rows, and the metrics of `eval.metrics` on them."""

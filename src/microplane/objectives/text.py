@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.models.contract import Model
 from microplane.nn.ops.linear_cross_entropy import chunked_cross_entropy, linear_cross_entropy
 from microplane.nn.rows import Pairs, Rows
-from microplane.objectives.base import AnyObjective, Judge, Measured
+from microplane.objectives.base import Judge, Measured
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TextObjective:
 
     def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], judge: Judge) -> Measured:
         """Loss and perplexity, and the metrics of answers to `rows`."""
-        loss = judge.loss(cast(AnyObjective, self), model, dataset)
+        loss = judge.loss(model, dataset)
         scores = {"loss": loss, "perplexity": perplexity(loss)}
         if not rows:
             return {"scores": scores, "by_class": {}, "prompts": [], "targets": [], "texts": []}
