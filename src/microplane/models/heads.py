@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from microplane.models.configs.head import PER_TOKEN, TASKS, HeadConfig, check_labels, form_for, shaped
+from microplane.models.configs.head import PER_TOKEN, POOLINGS, TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.models.contract import Model
 from microplane.models.task_head import TaskHead, pooled
 from microplane.nn.rows import Pairs, Rows
@@ -112,13 +112,16 @@ def put_head(model: Model, head: TaskHead) -> None:
     head.train(model.training)
 
 
-def ensure_head(model: Model, task: str | None, labels: Sequence[str], pooling: str, seed: int) -> str | None:
+def ensure_head(
+    model: Model, task: str | None, labels: Sequence[str], pooling: str, seed: int, frozen: bool = False
+) -> str | None:
     """Put a new head on a model that has none for these labels.
 
     Args:
         task: None where no head is asked for.
         pooling: cls, mean or last, or "auto".
         seed: of its weights.
+        frozen: see `usual_pooling`.
 
     Returns:
         What is to be told of it; None where no head is asked for.
@@ -132,8 +135,22 @@ def ensure_head(model: Model, task: str | None, labels: Sequence[str], pooling: 
     old = model.task_head.config if model.task_head is not None else None
     if old is not None and (old.task, old.labels) == (task, names) and pooling in ("auto", old.pooling):
         return f"head      the model's own: {old.task}, {len(names)} labels"
-    head = add_head(model, task, names, None if pooling == "auto" else pooling, seed=seed)
+    head = add_head(model, task, names, usual_pooling(model, task, frozen) if pooling == "auto" else pooling, seed=seed)
     return f"head      new: {head.config.task}, {len(names)} labels, pooling {head.config.pooling}"
+
+
+def usual_pooling(model: Model, task: str, frozen: bool) -> str:
+    """How a new head pools where nobody says: as Hugging Face's class for this model does, so that other tools open
+    what was trained; on an encoder whose blocks stay as they are by the mean, which says more of them than one token.
+
+    Args:
+        frozen: whether all blocks stay as they are.
+    """
+    usual = model.sentence_pooling if model.sentence_pooling in POOLINGS else DEFAULT_POOLING[model.KIND]
+    if model.KIND != "encoder" or frozen:
+        return usual
+    known = (pooling for pooling in (usual, "cls") if form_for(model.config.architecture, task, pooling))
+    return next(known, usual)
 
 
 def label_names_of(model: Model) -> tuple[str, ...]:

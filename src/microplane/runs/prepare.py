@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
 from microplane.config.knobs import RunKnobs, TrainKnobs
 from microplane.data.batch_plan import LONG
@@ -212,8 +213,11 @@ def check_room(model: Model) -> None:
         )
 
 
-def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str | None]:
+def open_base(prepared: Prepared, begun: Path | None = None) -> tuple[OpenedBase, str | None]:
     """The base in memory, with a task head where labels are learnt; and what is to be said of that head.
+
+    Args:
+        begun: the folder of a run that is gone on with, perhaps of a version that chose another head.
 
     Raises:
         MicroplaneError: for what would be refused minutes later: a method that does not fit, rows with tokens that the
@@ -223,14 +227,24 @@ def open_base(prepared: Prepared, begun: bool = False) -> tuple[OpenedBase, str 
     seed = config.train.seed if config.model.init == "random" else None
     base = OpenedBase(prepared.path, prepared.checkpoint, prepared.form, seed)
     summary = prepared.splits.summary
-    notice = ensure_head(base.model, summary.task, summary.labels, config.model.pooling, config.train.seed)
+    pooling = (_saved_pooling(begun) if begun is not None else None) or config.model.pooling
+    frozen = prepared.method.frozen_below(base.model) == base.model.config.num_layers
+    notice = ensure_head(base.model, summary.task, summary.labels, pooling, config.train.seed, frozen)
     with torch.device("meta"):
         attach_method(prepared.method, shapes := meta_copy(base.model))
-    if not begun:
+    if begun is None:
         check_knobs_for_model(config, prepared.method, shapes)
     for rows in (prepared.splits.train, prepared.splits.validation, prepared.held_out):
         check_ids(base.model, prepared.tokenizer, [rows.highest_id])
     return base, notice
+
+
+def _saved_pooling(folder: Path) -> str | None:
+    """How the head that a run has saved pools."""
+    if not (folder / "adapter" / "method.json").is_file():
+        return None
+    head = read_method(folder / "adapter")[1].get("head")
+    return str(head["pooling"]) if head else None
 
 
 def _resolved(config: RunKnobs, method: Method, model: Model, form: NumberFormat, splits: AnySplits) -> RunKnobs:

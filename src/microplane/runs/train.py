@@ -163,7 +163,7 @@ def _configuration(
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
     result, folder = job.result, job.folder
     prepared = prepare(config, method, watch, job.resume)
-    base, head_notice = open_base(prepared, job.resume)
+    base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
     _describe(result, prepared, model, watch)
     if head_notice:
