@@ -205,8 +205,8 @@ def attend_to(
     if _by_row(q, keys, values, mask_spec, softcap, bias, dropout, prefix):
         return checkpointed(_attend_by_row, q, keys, values, mask_spec, scale)
     mixed = [
-        _attend_in_rectangle(*part, own, scale, softcap, bias, dropout, prefix)
-        for *part, own in _parts(q, keys, values, mask_spec)
+        _attend_in_rectangle(queries, k, v, own, scale, softcap, bias, dropout, prefix)
+        for queries, k, v, own in _parts(q, keys, values, mask_spec)
     ]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
