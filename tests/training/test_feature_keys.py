@@ -12,8 +12,8 @@ from tests.tiny import MemoryDataset, tiny_encoder
 ROWS = MemoryDataset([([2, 3, 4], [False] * 3)])
 
 
-def key(pooling="mean", compute=None, frozen=2, seed=0, fingerprint="memory"):
-    model = tiny_encoder(seed=seed)
+def key(pooling="mean", compute=None, frozen=2, seed=0, fingerprint="memory", family="bert"):
+    model = tiny_encoder(family, seed)
     ensure_head(model, "classification", ("a", "b"), pooling, 0)
     model.frozen, model.compute = frozen, compute
     ROWS.fingerprint = fingerprint
@@ -32,3 +32,8 @@ def test_whatever_decides_the_numbers_has_a_key_of_its_own():
 
 def test_what_a_head_makes_of_states_does_not_matter_below_a_boundary():
     assert key("mean", frozen=1) == key("cls", frozen=1)
+
+
+def test_states_below_one_boundary_are_not_those_below_another():
+    """Of three blocks, so that neither is that of pooled vectors."""
+    assert key(frozen=1, family="modernbert") != key(frozen=2, family="modernbert")

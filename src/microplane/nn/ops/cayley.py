@@ -48,7 +48,8 @@ class _Cayley(torch.autograd.Function):
         square[:rank, :rank] += X - X.t()
         square[:rank, rank:] = R.t()
         square[rank:, :rank] = -R
-        K, W = torch.linalg.solve(square, eye).split([rank, len(R)])
+        solved = torch.linalg.solve(square, eye)
+        K, W = solved[:rank], solved[rank:]
         ctx.save_for_backward(Y, K)
         ctx.dtype = F.dtype
         return torch.cat([2 * K - eye[:rank], -2 * Q @ W]).to(F.dtype)
@@ -57,7 +58,8 @@ class _Cayley(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         Y, K = ctx.saved_tensors
         rank = K.shape[0]
-        upper, lower = torch.split(grad.double(), [rank, len(Y)])
+        wide = grad.double()
+        upper, lower = wide[:rank], wide[rank:]
         grad_K = upper - Y.t() @ lower  # half of it; the factor 2 comes below
         grad_Z = K.t() @ grad_K @ K.t() * -2
         grad_X = grad_Z - grad_Z.t()
