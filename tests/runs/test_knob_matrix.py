@@ -67,6 +67,7 @@ CASES = {
     "data.validation": Case("other.jsonl"),
     "data.test": Case("other.jsonl"),
     "data.format": Case("text"),
+    "data.fields": Case({"prompt": "completion", "completion": "prompt"}),
     "data.template": Case("plain"),
     "data.system": Case("Be brief."),
     "data.max_length": Case(24),

@@ -9,6 +9,7 @@ from typing import Any
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.reading.example import Message
+from microplane.data.reading.installed import FORMATS
 from microplane.data.rendering.causal import causal_renderer
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ def how_asked(
     about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
     for name in ("max_length", "max_target_length", "fields", "no_label", "objective"):
         about[name] = getattr(data, name)
+    about["format"] = data.format if data.format in FORMATS else "auto"  # a package's is recognised by no keys
     rows = choose_rows(train, PROBED)
     if summary.format_name == TEXT:
         if isinstance(objective, NextToken):

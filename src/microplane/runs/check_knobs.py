@@ -20,6 +20,7 @@ from microplane.config.build import fields, shown
 from microplane.config.knobs import RunKnobs
 from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.summary import DataSummary
+from microplane.data.reading.installed import FORMATS
 from microplane.errors import ConfigError
 from microplane.evaluation import text_metrics
 from microplane.inference.pipeline import Pipeline
@@ -205,6 +206,8 @@ def _idle_by_configuration(knobs: RunKnobs) -> Idle:
     if knobs.train.optimizer == "adafactor":
         for name in ("train.betas", "train.eps"):
             yield name, "it belongs to AdamW, and Adafactor has none. Leave it out, or set train.optimizer=adamw"
+    if knobs.data.format in FORMATS:
+        yield "data.fields", f"the format {knobs.data.format} of a package knows its columns itself. Leave it out"
     if knobs.data.validation:
         yield from _no_split_off(f"data.validation = {shown(knobs.data.validation)} gives the validation rows")
 

@@ -100,7 +100,7 @@ def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
     if loaded.method is not None:
         given["template"] = loaded.template
         given["system"] = loaded.system if data.system is None else data.system
-    for name in ("max_length", "max_target_length", "fields", "no_label", "objective"):
+    for name in ("max_length", "max_target_length", "fields", "no_label", "objective", "format"):
         if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
             given[name] = tuple(own) if isinstance(own, list) else own
     if loaded.model.task_head is not None:
