@@ -24,9 +24,10 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"adapters"},
     {"runs"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-TOP_LEVEL = {"__init__", "errors", "files", "hardware"}  # and packages
+TOP_LEVEL = {"__init__", "__main__", "errors", "files", "hardware"}  # and packages
 
 
 def module_of(path: Path) -> str:

@@ -23,7 +23,7 @@ CASES = [
         generate("hi", tokens=200),
         ("context of 128", "Set max_new_tokens to 107 or less"),
     ),
-    Case("a prompt and --interactive", generate("hi", "-i"), ("--interactive", "leave them out")),
+    Case("a prompt and --interactive", generate("hi", "-i"), ("--interactive", "leave prompts and --json out")),
     Case("an unknown number format", ["generate", "model", "hi", "--dtype", "float8"], ("float8", "bfloat16")),
     setting("temperature below 0", "temperature=-1", says=("temperature = -1", "greater than or equal to 0")),
     setting("a temperature too close to 0", "temperature=1e-320", says=("temperature", "0, or at least 0.001")),

@@ -57,7 +57,7 @@ BEGUN = [  # a folder that --resume goes on with
     ("microplane.runs.train", "verify"),
     slowly("microplane.runs.train", "write_report"),
 ]
-IN_ORDER = [("microplane.training.loop", "_step"), slowly("microplane.training.resume", "save_checkpoint")]
+IN_ORDER = [("microplane.training.loop", "train_step"), slowly("microplane.training.resume", "save_checkpoint")]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_step_is_finished_and_saved(place, where, number):
 
 
 def test_an_interrupt_in_the_last_step_does_not_wait_for_the_evaluation(place):
-    folder, ended = begin(place, ("microplane.training.loop", "_step"), nth=6)
+    folder, ended = begin(place, ("microplane.training.loop", "train_step"), nth=6)
     assert ended.returncode == 3, ended.stderr
     assert "stopped after step 6 of 6" in ended.stdout
     done = command(place, ("microplane.runs.train", "prepare"), 0, 9, "train", "--resume", f"runs/{folder.name}")
@@ -167,5 +167,5 @@ def test_a_live_run_is_neither_started_again_nor_resumed(place):
         first.send_signal(signal.SIGKILL)
         first.communicate()
     assert (place / "runs" / "live" / "run.yaml").is_file()
-    ended = command(place, ("microplane.training.loop", "_step"), signal.SIGINT, 2, "train", "--resume", "runs/live")
+    ended = command(place, ("microplane.training.loop", "train_step"), signal.SIGINT, 2, "train", "--resume", "runs/live")
     assert ended.returncode == 3, ended.stderr  # a dead process holds nothing

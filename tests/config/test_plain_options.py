@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from microplane.cli.app import assigned, knob_for_option
+from microplane.cli.app import assigned
+from microplane.cli.problems import knob_for_option
 from microplane.config.build import assemble, build, fields
 from microplane.config.knobs import GenerateKnobs, RunKnobs
 from microplane.config.other_names import OTHER_NAMES, REASONS

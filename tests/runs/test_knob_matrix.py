@@ -61,7 +61,7 @@ CASES = {
     "model.compute": Case("int8", beside={"model.dtype": "int8"}),
     "model.cache_dequantised": Case(beside={"model.dtype": "int8", "model.compute": "float32"}),
     "model.init": Case(beside={"train.seed": 1}),
-    "model.pooling": Case(where="encoder"),
+    "model.pooling": Case("mean", where="encoder"),
     "method": Case({"name": "ia3"}),
     "data.train": Case("other.jsonl"),
     "data.validation": Case("other.jsonl"),

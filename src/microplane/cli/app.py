@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from microplane.cli import interrupts
+from microplane.cli import interrupts, lists, options
 from microplane.cli.adapters import Base, convert, export, merge
 from microplane.cli.cache import cache
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
-from microplane.config.build import fields
-from microplane.config.knobs import RunKnobs
-from microplane.config.other_names import OTHER_NAMES, meaning
-from microplane.errors import ConfigError, MicroplaneError, nearest, notices_to
+from microplane.cli.options import Config, ModelName, Quiet, Set, SkipBadRows
+from microplane.cli.problems import fail, tell_foreign
+from microplane.errors import ConfigError, MicroplaneError, notices_to
 
 app = typer.Typer(
     name="microplane",
@@ -31,29 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="NAME=VALUE",
-        help="Set any knob, as in train.lr=5e-4; repeat for more. List: microplane knobs",
-    ),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Knobs from a YAML file, such as a run.yaml.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only what is asked for.")]
-SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on, instead of refusing the file.")
-]
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A short name (microplane models), folder, .gguf file, Hub name, or run folder."
-    ),
-]
 
 
 def main() -> None:
@@ -75,40 +50,8 @@ def main() -> None:
     except Exception as error:
         if interrupts.received():  # foreign code made another exception of it
             interrupts.end()
-        _tell(error)
+        tell_foreign(error)
         raise
-
-
-def _tell(error: Exception) -> None:
-    """What is no defect of ours ends here, with one message."""
-    if isinstance(error, OSError):
-        if error.errno is None or (error.filename is None and error.errno not in _DISK):
-            return
-        if error.errno == 13 and os.path.isfile(error.filename) and not os.access(error.filename, os.R_OK):
-            fail(f"{error.filename} cannot be read: {error.strerror}. Allow reading it, and try again")
-        fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        _tell_usage(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        fail("the memory of this machine does not suffice. Try a smaller train.micro_tokens or eval.batch_tokens")
-
-
-_ELSEWHERE = "Choose another place; for runs it is --set runs=FOLDER, for the cache the variable MICROPLANE_CACHE."
-_ROOM = "Make room, and try again; a run that had begun goes on with microplane train --resume RUN."
-_DISK = {28: _ROOM, 122: _ROOM, 30: _ELSEWHERE, 13: _ELSEWHERE}  # full, over the quota, read-only, not allowed
-
-
-def _tell_usage(error: Any) -> NoReturn:
-    """Errors of typer itself, such as an unknown option, told as all others are. Without arguments there is help."""
-
-    if not error.format_message().strip() or type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        sys.exit(error.exit_code)
-    option = getattr(error, "option_name", None)
-    known = option and knob_for_option(str(option))
-    message = f"there is no option {option}.{known}" if known else error.format_message()
-    place = getattr(getattr(error, "ctx", None), "command_path", "microplane")
-    fail(f"{message.rstrip('.')}. See {place} --help", error.exit_code)
 
 
 def to_json(value: Any) -> str:
@@ -118,54 +61,24 @@ def to_json(value: Any) -> str:
     return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    interrupts.disarm()
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(code)
-
-
 @app.command(epilog="Example:  microplane train smollm2 commands.jsonl --set method.rank=8 --set train.epochs=2")
 def train(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="A short name (microplane models), folder, .gguf file or Hub name."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[DATA]",
-            help="JSONL, JSON, CSV or Parquet file, a folder with train/validation/test, or a mixture.",
-        ),
-    ] = None,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="How to adapt; list: microplane methods")] = None,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Of the run's folder.")] = None,
-    lr: Annotated[str | None, typer.Option("--lr", metavar="NUMBER", help="train.lr, the peak learning rate.")] = None,
-    epochs: Annotated[str | None, typer.Option("--epochs", metavar="NUMBER", help="train.epochs.")] = None,
-    rank: Annotated[str | None, typer.Option("--rank", metavar="NUMBER", help="method.rank.")] = None,
-    batch_size: Annotated[
-        str | None, typer.Option("--batch-size", metavar="ROWS", help="train.batch_size, of an optimizer step.")
-    ] = None,
-    max_length: Annotated[
-        str | None, typer.Option("--max-length", metavar="TOKENS", help="data.max_length, of a row.")
-    ] = None,
-    seed: Annotated[str | None, typer.Option("--seed", metavar="NUMBER", help="train.seed.")] = None,
+    model: options.Base = None,
+    data: options.Data = None,
+    method: options.Method = None,
+    name: options.RunName = None,
+    lr: options.Rate = None,
+    epochs: options.Epochs = None,
+    rank: options.Rank = None,
+    batch_size: options.BatchSize = None,
+    max_length: options.MaxLength = None,
+    seed: options.Seed = None,
     config: Config = None,
     set: Set = None,
     skip_bad_rows: SkipBadRows = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            "--resume",
-            metavar="RUN",
-            help="Go on with this run's folder, bit for bit; with --set train.epochs=3 also of a finished one.",
-        ),
-    ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="RUN", help="Begin with this run's adapter (leave MODEL out).")
-    ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print result.json at the end; progress goes to standard error.")
-    ] = False,
+    resume: options.Resume = None,
+    from_: options.From = None,
+    json_: options.ResultAsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Adapt MODEL to DATA (- for standard input). Everything not said is inferred, printed, and written to run.yaml.
@@ -187,11 +100,9 @@ def train(
                 raise ConfigError(f"--resume {resume} takes everything from that run; give it alone, or with --set")
             done = run.resume(resume, watch, assigned(plain, set or ()), process_started())
         else:
-            if from_ and data is None:
-                model, data = None, model
+            model, data = (None, model) if from_ and data is None else (model, data)
             given: dict[str, Any] = {"model.name": model, "data.train": data, "method.name": method, "name": name}
-            given |= {"model.adapter": from_}
-            given["data.skip_bad_rows"] = skip_bad_rows or None
+            given |= {"model.adapter": from_, "data.skip_bad_rows": skip_bad_rows or None}
             given |= {knob: value for knob, value in assigned(plain, set or ()).items() if plain.get(knob) is not None}
             done = run.train(knobs=assemble(config, given, set or ()), watch=watch, started=process_started())
     except KeyboardInterrupt as error:
@@ -380,102 +291,10 @@ app.command(epilog="Example:  microplane export smollm2 smollm2-folder --dtype b
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
+app.command(epilog="Example:  microplane models")(lists.models)
+app.command(epilog="Example:  microplane methods")(lists.methods)
+app.command(epilog="Example:  microplane knobs train")(lists.knobs)
 app.add_typer(cache, name="cache", short_help="List and delete what is kept between runs, or show where it lies.")
-
-
-@app.command(epilog="Example:  microplane models")
-def models() -> None:
-    """List the models with a short name, what is already here, and the architectures that can be opened."""
-    from rich.table import Table
-
-    from microplane.cli.terminal import make_console
-    from microplane.models.families import ARCHITECTURES
-    from microplane.models.files.hub import SHORT_NAMES, is_cached
-
-    table = Table("short name", "model", "size", "here", box=None, pad_edge=False)
-    for name, entry in SHORT_NAMES.items():
-        table.add_row(
-            name, entry.title, f"{entry.bytes / 1e6:.0f} MB", "yes" if is_cached(name) else "fetched at first use"
-        )
-    console = make_console()
-    console.print(table)
-    typer.echo()
-    list_line(f"architectures: {', '.join(ARCHITECTURES)}")
-    list_line("from: a Hugging Face folder, a .gguf file, or a Hub name such as HuggingFaceTB/SmolLM2-360M-Instruct")
-
-
-@app.command(epilog="Example:  microplane methods")
-def methods(
-    table: Annotated[bool, typer.Option("--table", help="Only the facts, as docs/methods/README.md has them.")] = False,
-) -> None:
-    """List the methods, their facts and their knobs."""
-    from microplane.config.build import fields, type_name
-    from microplane.methods import METHODS, facts_table
-
-    if table:
-        typer.echo(facts_table())
-        return
-    for name, method in METHODS.items():
-        facts = method().facts()
-        shown = {"merges": facts["mergeable"], "starts as the base": facts["starts_at_base"]}
-        shown["trains the base's own weights"] = facts["trains_base"]
-        told = "; ".join(f"{fact}: {'yes' if value else 'no'}" for fact, value in shown.items())
-        package = METHODS.package_of(name)
-        list_line(f"{name}: {method.summary}{f' (from the package {package})' if package else ''}")
-        list_line(f"  {told}; default train.lr: {method.default_lr:g}")
-        for knob, field in fields(method):
-            list_line(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")
-
-
-@app.command(epilog="Example:  microplane knobs train")
-def knobs(
-    section: Annotated[str, typer.Argument(help="Only those that begin so, as in train or generate.")] = "",
-) -> None:
-    """List every knob: its default, its type and what it does."""
-    from microplane.config.build import fields, type_name
-    from microplane.config.knobs import GenerateKnobs, RunKnobs
-    from microplane.data.mixtures.spec import mixture_fields
-
-    listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate."), *mixture_fields()]
-    wanted = [(name, field) for name, field in listed if name.startswith(section)]
-    if not wanted:
-        sections = dict.fromkeys(name.split(".")[0] for name, _ in listed)
-        raise ConfigError(
-            f"no knob begins with {section!r}.{nearest(section, sections)} There are {', '.join(sections)}"
-        )
-    for name, field in wanted:
-        if name == "method":
-            list_line("method.*: see microplane methods")
-        else:
-            default = "(must be given)" if field.is_required() else _shown(field.default)
-            list_line(f"{name} = {default} ({type_name(field)}): {field.description}")
-
-
-def list_line(text: str) -> None:
-    """A line of a list: in a terminal (or where COLUMNS says its width) broken between words, else whole for grep."""
-    import shutil
-    import textwrap
-
-    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
-        indent = " " * (len(text) - len(text.lstrip()))
-        width = max(20, shutil.get_terminal_size().columns)
-        text = "\n".join(
-            textwrap.wrap(
-                text.strip(),
-                width,
-                initial_indent=indent,
-                subsequent_indent=f"{indent}    ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        )
-    typer.echo(text)
-
-
-def _shown(value: Any) -> str:
-    return (
-        json.dumps(value) if value is None or isinstance(value, str | bool | int | float | list | tuple) else str(value)
-    )
 
 
 @app.command(epilog="Example:  microplane report runs/home")
@@ -511,17 +330,6 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     typer.echo(f"microplane {installed('microplane')}")
-
-
-def knob_for_option(option: str) -> str:
-    """How to set the knob that somebody took for an option, as `--clip`; empty if there is none like it."""
-    name = option.lstrip("-").replace("-", "_")
-    known = next((known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name), None)
-    if known is None and name in OTHER_NAMES:
-        known = OTHER_NAMES[name]
-    if known is None:
-        return meaning(name)
-    return f" Knobs are set with --set, as in --set {known}{'' if '=' in known else '=VALUE'}."
 
 
 if __name__ == "__main__":

@@ -181,10 +181,10 @@ def _median(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return statistics.median(record[name] for record in records) if records else None
 
 
-def training_checks(outcome: Outcome) -> list[Check]:
-    """What training came to: whether all trained, whether it made the model better, whether it made all its steps."""
+def course_checks(outcome: Outcome) -> list[Check]:
+    """How training went: whether it made the model better, and whether it made all its steps."""
     made, planned, best = outcome.totals.step, outcome.steps_planned, outcome.best_step
-    checks = [_moved(outcome)]
+    checks = []
     if made and not outcome.interrupted:
         told = "no validation was better than the one before the first step, so the weights are those of the start"
         better = f"the best of all validations, of {outcome.validation_loss:.4g}, is that of step {best}"
@@ -195,7 +195,7 @@ def training_checks(outcome: Outcome) -> list[Check]:
     return checks
 
 
-def _moved(outcome: Outcome) -> Check:
+def moved_check(outcome: Outcome) -> Check:
     name = "every trainable tensor moved"
     if outcome.moved is None:
         return Check(name, None, None, "not checked: too few steps to tell")

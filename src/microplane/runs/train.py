@@ -40,9 +40,10 @@ from microplane.runs.result import (
     Result,
     Sample,
     data_figures,
+    course_checks,
     earlier_seconds,
+    moved_check,
     train_section,
-    training_checks,
 )
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
@@ -185,7 +186,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
-    result.checks = training_checks(outcome)
+    result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
     base.let_go()
@@ -193,7 +194,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     saved = reopen(prepared, base, folder)
     after = measured(saved, "tuned model")
     result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch))
-    result.checks += verify(prepared, saved, folder)
+    result.checks += [*verify(prepared, saved, folder), *course_checks(outcome)]
     return job.finish("success")
 
 

@@ -1,0 +1,69 @@
+"""Arguments and options of the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="NAME=VALUE",
+        help="Set any knob, as in train.lr=5e-4; repeat for more. List: microplane knobs",
+    ),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Knobs from a YAML file, such as a run.yaml.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only what is asked for.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on, instead of refusing the file.")
+]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A short name (microplane models), folder, .gguf file, Hub name, or run folder."
+    ),
+]
+
+# Of `train` alone
+
+Base = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A short name (microplane models), folder, .gguf file or Hub name."),
+]
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATA]",
+        help="JSONL, JSON, CSV or Parquet file, a folder with train/validation/test, or a mixture.",
+    ),
+]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="How to adapt; list: microplane methods")]
+RunName = Annotated[str | None, typer.Option("--name", "-n", help="Of the run's folder.")]
+Rate = Annotated[str | None, typer.Option("--lr", metavar="NUMBER", help="train.lr, the peak learning rate.")]
+Epochs = Annotated[str | None, typer.Option("--epochs", metavar="NUMBER", help="train.epochs.")]
+Rank = Annotated[str | None, typer.Option("--rank", metavar="NUMBER", help="method.rank.")]
+BatchSize = Annotated[
+    str | None, typer.Option("--batch-size", metavar="ROWS", help="train.batch_size, of an optimizer step.")
+]
+MaxLength = Annotated[str | None, typer.Option("--max-length", metavar="TOKENS", help="data.max_length, of a row.")]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="NUMBER", help="train.seed.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Go on with this run's folder, bit for bit; with --set train.epochs=3 also of a finished one.",
+    ),
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="RUN", help="Begin with this run's adapter (leave MODEL out).")
+]
+ResultAsJson = Annotated[
+    bool, typer.Option("--json", help="Print result.json at the end; progress goes to standard error.")
+]

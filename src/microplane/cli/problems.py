@@ -1,0 +1,63 @@
+"""How errors are told: one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import typer
+
+from microplane.cli import interrupts
+from microplane.config.build import fields
+from microplane.config.knobs import RunKnobs
+from microplane.config.other_names import OTHER_NAMES, meaning
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    interrupts.disarm()
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def tell_foreign(error: Exception) -> None:
+    """What is no defect of ours ends here, with one message."""
+    if isinstance(error, OSError):
+        if error.errno is None or (error.filename is None and error.errno not in _DISK):
+            return
+        if error.errno == 13 and os.path.isfile(error.filename) and not os.access(error.filename, os.R_OK):
+            fail(f"{error.filename} cannot be read: {error.strerror}. Allow reading it, and try again")
+        fail(f"{error.filename or 'writing a file'}: {error.strerror}. {_DISK.get(error.errno, '')}".rstrip())
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        _tell_usage(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        fail("the memory of this machine does not suffice. Try a smaller train.micro_tokens or eval.batch_tokens")
+
+
+_ELSEWHERE = "Choose another place; for runs it is --set runs=FOLDER, for the cache the variable MICROPLANE_CACHE."
+_ROOM = "Make room, and try again; a run that had begun goes on with microplane train --resume RUN."
+_DISK = {28: _ROOM, 122: _ROOM, 30: _ELSEWHERE, 13: _ELSEWHERE}  # full, over the quota, read-only, not allowed
+
+
+def _tell_usage(error: Any) -> NoReturn:
+    """Errors of typer itself, such as an unknown option, told as all others are. Without arguments there is help."""
+
+    if not error.format_message().strip() or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    option = getattr(error, "option_name", None)
+    known = option and knob_for_option(str(option))
+    message = f"there is no option {option}.{known}" if known else error.format_message()
+    place = getattr(getattr(error, "ctx", None), "command_path", "microplane")
+    fail(f"{message.rstrip('.')}. See {place} --help", error.exit_code)
+
+
+def knob_for_option(option: str) -> str:
+    """How to set the knob that somebody took for an option, as `--clip`; empty if there is none like it."""
+    name = option.lstrip("-").replace("-", "_")
+    known = next((known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name), None)
+    if known is None and name in OTHER_NAMES:
+        known = OTHER_NAMES[name]
+    if known is None:
+        return meaning(name)
+    return f" Knobs are set with --set, as in --set {known}{'' if '=' in known else '=VALUE'}."
