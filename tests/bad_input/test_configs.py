@@ -100,7 +100,7 @@ CASES = [
     Case("an unknown knob of generate", generate("hi", "--set", "temprature=1"), ("temprature", "'temperature'")),
     usage("an unknown option", "train", "--foo", says=("--foo", "microplane train --help")),
     usage("a knob as an option", "train", "--clip", "3", says=("--clip", "--set train.clip=VALUE")),
-    usage("a knob as an option, with hyphens", "train", "--micro-tokens", "3", says=("--set train.micro_tokens=VALUE",)),
+    usage("a knob as an option, with hyphens", "train", "--weight-decay", "3", says=("train.weight_decay=VALUE",)),
     usage("an unknown command", "trian", says=("'trian'", "'train'")),
     usage("a missing argument", "merge", says=("Missing argument 'RUN'", "merge --help")),
     usage("an argument too many", "train", "a", "b", "c", says=("(c)", "train --help")),

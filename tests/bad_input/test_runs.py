@@ -61,7 +61,7 @@ CASES = [
     Case(
         "a file in the way of a run",
         train("--name", "f"),
-        ("runs/f: Not a directory", "runs=FOLDER"),
+        ("runs/f", "File exists", "runs=FOLDER"),
         write("runs/f", ""),
     ),
     Case(
@@ -74,7 +74,7 @@ CASES = [
     Case("a folder that is no run", ["train", "--resume", "model"], ("model is not a run", "no run.yaml")),
     Case("a file that is no run", ["train", "--resume", "rows.jsonl"], ("rows.jsonl is not a run", "no run.yaml")),
     Case("--resume with a model", [*RESUME, "model"], ("--resume runs/base", "give it alone")),
-    Case("--resume with a knob", [*RESUME, *sets("train.steps=9")], ("method.rank", "cannot be"), ),
+    Case("--resume with a knob", [*RESUME, *sets("train.lr=9")], ("train.lr cannot be changed", "--from runs/base")),
     resume("data that changed", "train rows: '", "then, '", "Put them back", spoil=write("rows.jsonl", CHANGED)),
     resume("data that vanished", "no file rows.jsonl", spoil=remove("rows.jsonl")),
     resume("a model that vanished", "no model 'model'", spoil=remove("model")),

@@ -167,5 +167,7 @@ def test_a_live_run_is_neither_started_again_nor_resumed(place):
         first.send_signal(signal.SIGKILL)
         first.communicate()
     assert (place / "runs" / "live" / "run.yaml").is_file()
-    ended = command(place, ("microplane.training.loop", "train_step"), signal.SIGINT, 2, "train", "--resume", "runs/live")
+    ended = command(
+        place, ("microplane.training.loop", "train_step"), signal.SIGINT, 2, "train", "--resume", "runs/live"
+    )
     assert ended.returncode == 3, ended.stderr  # a dead process holds nothing

@@ -175,7 +175,7 @@ def test_a_run_from_an_adapter_has_its_method(place, run):
 def test_time_and_memory_are_of_the_whole_run(run):
     assert run.result["seconds"] > run.result["train"]["seconds"]
     assert run.result["peak_memory_bytes"] >= run.result["train"]["peak_memory_bytes"]
-    assert run.result["metrics"]["lower_is_better"] == ["loss", "perplexity"] * 2
+    assert run.result["metrics"]["lower_is_better"] == ["loss", "perplexity"]
 
 
 def test_samples_hold_the_whole_prompt_and_failures_come_first(run):
@@ -205,8 +205,9 @@ def test_weights_that_are_not_numbers_are_refused_everywhere(place, run, tmp_pat
         microplane.load(run.folder)
 
 
-@pytest.mark.parametrize(("knob", "value"), [("train.threads", 100_000), ("train.lr", 1e9)])
-def test_absurd_values_are_refused_as_what_they_are(place, tmp_path, knob, value):
-    with pytest.raises(ConfigError, match=f"{knob} = {value}"):
-        microplane.train(place / "model", place / "rows.jsonl", set={"runs": tmp_path / "runs", knob: value})
+def test_more_threads_than_this_machine_can_run_are_refused(place, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.threads = 100000: this machine has \d+ processors"):
+        microplane.train(
+            place / "model", place / "rows.jsonl", set={"runs": tmp_path / "runs", "train.threads": 100_000}
+        )
     assert not (tmp_path / "runs").exists()

@@ -175,7 +175,7 @@ class TrainKnobs(Knobs):
         "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
         "third more time)",
     )
-    lr: float | None = Field(None, gt=0, le=100, description="peak learning rate; the method's own default otherwise")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
     on_divergence: Literal["auto", "lower_lr", "go_on"] = Field(
         "auto",
         description="lower_lr: a run whose loss leaves its course goes back to its best weights and on at a third of "

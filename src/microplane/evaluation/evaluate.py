@@ -40,9 +40,13 @@ def validation_loss(
     def add(indices: list[int], batch: B) -> None:
         sums.append((objective.loss(ours, batch).item(), batch.count))
 
-    room = min(batch_tokens, -(-int(dataset.lengths.sum()) // LEAST_BATCHES))
-    for_each_batch(objective, ours, dataset, room, add, progress)
+    for_each_batch(objective, ours, dataset, _at_once(dataset, batch_tokens), add, progress)
     return ValidationLoss.of(sums)
+
+
+def _at_once(dataset: Dataset, batch_tokens: int) -> int:
+    """Tokens computed at once."""
+    return min(batch_tokens, -(-int(dataset.lengths.sum()) // LEAST_BATCHES))
 
 
 def evaluate_loss(
@@ -132,7 +136,8 @@ class _Judge:
     def each_batch(
         self, objective: Objective[B], model: Model, dataset: Dataset, visit: Callable[[list[int], B], None]
     ) -> None:
-        for_each_batch(objective, model, dataset, self.knobs.batch_tokens, visit, self.watch("loss"))
+        at_once = _at_once(dataset, self.knobs.batch_tokens)  # as in `validation_loss`, so to the same bits
+        for_each_batch(objective, model, dataset, at_once, visit, self.watch("loss"))
 
     def loss(self, model: Model, dataset: Dataset) -> float:
         return evaluate_loss(self.objective, model, dataset, self.knobs.batch_tokens, self.watch("loss"))

@@ -19,7 +19,6 @@ from microplane.methods import trainable_parameters
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata
-from microplane.objectives.base import AnyObjective
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
 from microplane.training.feature_cache import cache_features
@@ -67,13 +66,10 @@ def fit(
     on_record: Callable[[Record], None],
     on_saved: Callable[[int], None],
     resume: bool = False,
-    before: float | None = None,
 ) -> Fitted:
     """Train `model`, to which the method is attached.
 
     Args:
-        before: the loss of the untouched model on the held-out rows. Where the run starts from it, and these are the
-            validation rows, it is not measured again.
         on_record: sees each line of metrics.jsonl, with the clock's figures.
         on_saved: is told the bytes of the weights file in `adapter/` whenever that is written.
 
@@ -100,13 +96,7 @@ def fit(
         on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}, tokens))
         save_probe(folder, rows, probe_logits(objective, model, rows))
 
-    known = _first_validation(prepared, objective, before) if not (resume and checkpoints(folder / "resume")) else None
-
     def validate(tuned: nn.Module) -> ValidationLoss:
-        nonlocal known
-        if known is not None:
-            loss, known = known, None
-            return ValidationLoss(loss)
         at_once = prepared.config.eval.batch_tokens
         return validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING))
 
@@ -127,12 +117,3 @@ def fit(
         on_record=on_record,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
-
-
-def _first_validation(prepared: Prepared, objective: AnyObjective, before: float | None) -> float | None:
-    """The loss of the validation before the first step, where the untouched model's is that: the same rows, the same
-    loss, and a method that begins as the base."""
-    method, splits = prepared.method, prepared.splits
-    same = prepared.held_out is splits.validation and objective == prepared.objective
-    as_base = method.starts_at_base and getattr(method, "start", "zero") == "zero" and not prepared.config.model.adapter
-    return before if same and as_base else None

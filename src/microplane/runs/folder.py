@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import platform
@@ -110,7 +111,8 @@ def _take_new(hold: _Hold, runs: Path, parts: Sequence[str]) -> None:
 
 def _take_named(hold: _Hold, folder: Path) -> None:
     """Make a folder, or take an empty one that nobody else is about to use."""
-    hold.make(folder)
+    if not hold.make(folder) and not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     if hold.take(folder):
         return
     if (who := _user_of(folder)) or _is_free(folder):

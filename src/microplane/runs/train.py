@@ -39,8 +39,8 @@ from microplane.runs.result import (
     ModelSection,
     Result,
     Sample,
-    data_figures,
     course_checks,
+    data_figures,
     earlier_seconds,
     moved_check,
     train_section,
@@ -181,7 +181,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    how = job.on_record(watch), job.on_saved, job.resume, before["scores"]["loss"]
+    how = job.on_record(watch), job.on_saved, job.resume
     fitted = fit(prepared, model, folder, watch, *how)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
