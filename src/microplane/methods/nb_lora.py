@@ -4,9 +4,10 @@
 p-norm is delta: the update never leaves the Schatten-p ball of radius delta (p = 1 nuclear, 2 Frobenius, inf spectral).
 Start: A~ = 0, which makes A = 0 exactly since B~ is on top of the stack; B~ as LoRA's A; v = 0.
 
-There is no alpha: delta takes its place. The transform is solved in float64 and rounded to the factors' own format, so
-that the bound holds whatever factors training reaches (nn/ops/cayley.py). The text of the paper was not at hand: the
-formulas are derived anew and proven by the tests; temperature and delta have no published default that we know.
+There is no alpha: delta takes its place. The transform is computed in the factors' own format (float32, or float64),
+never in the base's, and in float64 where its columns would not be orthonormal, so that the bound holds whatever
+training reaches (nn/ops/cayley.py). The text of the paper was not at hand: the formulas are derived anew and proven by
+the tests; temperature and delta have no published default that we know.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ and in float32 the columns are then not orthonormal at all. With Y = Q R, the Ca
     [I + X - X^T   R^T] [K]   [I]
     [    -R         I ] [W] = [0],    lower block -2 Q W,
 
-needs no square: the matrix is I and a skew one, so no singular value of it is below 1. It is solved in float64.
+needs no square: the matrix is I and a skew one, so no singular value of it is below 1. It is solved in float64 where
+the columns of the formula are found not to be orthonormal.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from microplane.nn.ops.autograd import apply
+
+ROUNDING = 1e-5  # of columns' products, in all
 
 
 def cayley_reference(F: Tensor) -> Tensor:
@@ -40,28 +43,53 @@ def cayley(F: Tensor) -> Tensor:
 class _Cayley(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, F: Tensor) -> Tensor:
-        rank, wide = F.shape[1], F.double()
-        X, Y = wide[:rank], wide[rank:]
-        Q, R = torch.linalg.qr(Y)
-        square = torch.eye(rank + len(R), dtype=wide.dtype, device=F.device)
-        eye = square[:, :rank].clone()
-        square[:rank, :rank] += X - X.t()
-        square[:rank, rank:] = R.t()
-        square[rank:, :rank] = -R
-        solved = torch.linalg.solve(square, eye)
-        K, W = solved[:rank], solved[rank:]
+        columns, Y, K = _by_formula(F)
+        if not _orthonormal(columns):
+            columns, Y, K = _by_skew_system(F.double())
         ctx.save_for_backward(Y, K)
-        ctx.dtype = F.dtype
-        return torch.cat([2 * K - eye[:rank], -2 * Q @ W]).to(F.dtype)
+        return columns.to(F.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         Y, K = ctx.saved_tensors
-        rank = K.shape[0]
-        wide = grad.double()
+        rank, wide = K.shape[0], grad.to(K.dtype)
         upper, lower = wide[:rank], wide[rank:]
         grad_K = upper - Y.t() @ lower  # half of it; the factor 2 comes below
         grad_Z = K.t() @ grad_K @ K.t() * -2
         grad_X = grad_Z - grad_Z.t()
         grad_Y = torch.addmm(lower @ K.t() * -2, Y, grad_Z + grad_Z.t())
-        return torch.cat([grad_X, grad_Y]).to(ctx.dtype)
+        return torch.cat([grad_X, grad_Y]).to(grad.dtype)
+
+
+def _by_formula(F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns, Y and K, as the formula reads."""
+    rank = F.shape[1]
+    Y = F[rank:]
+    eye = torch.eye(rank, dtype=F.dtype, device=F.device)
+    Z = torch.addmm(F[:rank] - F[:rank].t(), Y.t(), Y)
+    K, _ = torch.linalg.solve_ex(eye + Z, eye)  # of a matrix that rounding made singular, no numbers
+    columns = torch.empty_like(F, memory_format=torch.contiguous_format)
+    torch.sub(2 * K, eye, out=columns[:rank])
+    torch.mm(Y, -2 * K, out=columns[rank:])
+    return columns, Y, K
+
+
+def _orthonormal(columns: Tensor) -> bool:
+    """Whether they are so but for rounding; NaN is not."""
+    off = columns.t() @ columns - torch.eye(columns.shape[1], dtype=columns.dtype, device=columns.device)
+    return bool(torch.linalg.vector_norm(off) <= ROUNDING)
+
+
+def _by_skew_system(F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a matrix in float64, whatever it is."""
+    rank = F.shape[1]
+    X, Y = F[:rank], F[rank:]
+    Q, R = torch.linalg.qr(Y)
+    system = torch.eye(rank + len(R), dtype=F.dtype, device=F.device)
+    eye = system[:, :rank].clone()
+    system[:rank, :rank] += X - X.t()
+    system[:rank, rank:] = R.t()
+    system[rank:, :rank] = -R
+    solved = torch.linalg.solve(system, eye)
+    K, W = solved[:rank], solved[rank:]
+    return torch.cat([2 * K - eye[:rank], -2 * Q @ W]), Y, K
