@@ -131,13 +131,15 @@ def test_methods_that_no_lora_can_stand_for_say_why(base, tmp_path, monkeypatch)
 def test_from_the_command_line(base, tmp_path, monkeypatch, capsys):
     adapter(base, tmp_path / "a", name="nb-lora", rank=2)
     monkeypatch.setattr("sys.argv", ["microplane", "convert", str(tmp_path / "a")])
-    cli.main()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
     assert "nb-lora as LoRA of rank 2\nexact but for rounding" in capsys.readouterr().out
     assert (tmp_path / "a-lora" / "adapter_config.json").is_file()
     (tmp_path / "a-lora").rename(tmp_path / "other")
     monkeypatch.chdir(tmp_path / "a")
     monkeypatch.setattr("sys.argv", ["microplane", "convert", "."])
-    cli.main()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
     assert (tmp_path / "a-lora" / "adapter_config.json").is_file()
     for more, message in (
         ([], "exists and is not an empty folder"),

@@ -81,6 +81,8 @@ CASES = {
     "data.limit": Case(8),
     "data.skip_bad_rows": Case(where="bad rows"),
     "train.micro_tokens": Case(40),
+    "train.epochs": Case(2.0),
+    "train.on_divergence": Case("lower_lr", beside={"train.lr": 1e4, "train.eval_every": 1, "train.epochs": 3.0, **FULL}),
     "train.lr": Case(1e-3),
     "train.warmup": Case(2),
     "train.scale_parameter": Case(beside={"method.name": "full", "train.optimizer": "adafactor", "train.lr": 1e-3}),
@@ -97,7 +99,7 @@ CASES = {
     "train.unfreeze_every": Case(beside={"method.name": "full"}),
     "eval.metrics": Case(("chrf",)),
     "eval.rows": Case(1),
-    "eval.batch_tokens": Case(16),
+    "eval.batch_tokens": Case(16, beside={"data.validation_share": 0.8}),
 }
 ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run: test_edges.py
     "model.revision",

@@ -84,13 +84,17 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
     taken = loaded.method.num_virtual_tokens if loaded.method else 0
-    data = within_context(data, loaded.model.config.context, taken, watch.say)
+    data = within_context(data, loaded.model.config.context, taken, _unsaid)
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
     check_ids(loaded.model, loaded.tokenizer, [rows.highest_id])
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
     return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
+
+
+def _unsaid(text: str) -> None:
+    """That a length was lowered to the context is said where rows are cut by it."""
 
 
 def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:

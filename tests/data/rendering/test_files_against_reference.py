@@ -179,7 +179,8 @@ def table(draw) -> tuple[list[dict], DataKnobs, Counter]:
         for name in (given_by, ruled_by):
             if draw(st.booleans()):
                 more[name] = row[called.get(name, name)] = draw(WORD | BLANK)
-                used.add(called.get(name, name))
+                if more[name] is not None:
+                    used.add(called.get(name, name))
         if draw(st.integers(0, 3)) == 0:
             row[draw(st.sampled_from(["id", "url", *([given_by, "source"] if fields else [])]))] = draw(WORD)
         given_text, rules = (more.get(name) or "" for name in (given_by, ruled_by))
@@ -188,7 +189,7 @@ def table(draw) -> tuple[list[dict], DataKnobs, Counter]:
         pairs[(f"{text}<t>user\n{prompt}</t>\n<t>assistant\n", f"{answer}</t>")] += 1
         keys = draw(st.permutations(list(row)))
         rows.append({key: row[key] for key in keys})
-    fields = {part: column for part, column in fields.items() if column in {"c1", "c2", *used}}
+    fields = {part: column if column in {"c1", "c2", *used} else None for part, column in fields.items()}
     return rows, DataKnobs(fields=fields or None), pairs
 
 
