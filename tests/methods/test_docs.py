@@ -28,6 +28,6 @@ def test_every_row_of_the_table_links_to_a_card_that_is_there():
 def test_the_command_prints_the_table_and_the_facts():
     table = CliRunner().invoke(app, ["methods", "--table"])
     assert table.stdout.strip() == facts_table()
-    listed = CliRunner().invoke(app, ["methods"]).stdout
+    listed = CliRunner(env={"COLUMNS": ""}).invoke(app, ["methods"]).stdout
     assert "prompt: " in listed
     assert "merges: no; starts as the base: no; trains the base's own weights: no; default train.lr: 0.1" in listed

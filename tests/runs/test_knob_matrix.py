@@ -82,7 +82,9 @@ CASES = {
     "data.skip_bad_rows": Case(where="bad rows"),
     "train.micro_tokens": Case(40),
     "train.epochs": Case(2.0),
-    "train.on_divergence": Case("lower_lr", beside={"train.lr": 1e4, "train.eval_every": 1, "train.epochs": 3.0, **FULL}),
+    "train.on_divergence": Case(
+        "lower_lr", beside={"train.lr": 1e4, "train.eval_every": 1, "train.epochs": 3.0, **FULL}
+    ),
     "train.lr": Case(1e-3),
     "train.warmup": Case(2),
     "train.scale_parameter": Case(beside={"method.name": "full", "train.optimizer": "adafactor", "train.lr": 1e-3}),

@@ -143,9 +143,8 @@ class _Judge:
         return evaluate_loss(self.objective, model, dataset, self.knobs.batch_tokens, self.watch("loss"))
 
     def generated(self, model: Model, dataset: Dataset, rows: Sequence[int]) -> Measured:
-        answers = evaluate_answers(
-            model, self.tokenizer, dataset, rows, self.knobs, self.stop_ids, self.watch("answers")
-        )
+        how = self.knobs, self.stop_ids, self.watch("answers"), self.frame()
+        answers = evaluate_answers(model, self.tokenizer, dataset, rows, *how)
         return {
             "scores": answers.scores,
             "by_class": {},

@@ -55,7 +55,7 @@ class TextCandidates:
         wanted = knobs.format
         if wanted not in FORMATS:
             return recognise(rows, file, wanted, knobs.fields)
-        return InstalledFormat(wanted, FORMATS[wanted], tuple(dict.fromkeys(key for row in rows for key in row)))
+        return InstalledFormat(wanted, FORMATS[wanted])
 
     def objective(self, format_name: str) -> AnyObjective:
         """Raises: ConfigError, if `data.objective` is set and these rows are no plain text."""

@@ -227,7 +227,7 @@ def _compared(
         name, metric, best = found
         own, theirs = (describe_scores({metric: value}) for value in (after["scores"][metric], best))
         beaten = f"{name} does better on the same rows: {theirs}, the tuned model {own}"
-    scores = before["scores"], after["scores"], lower_is_better([*before["scores"], *after["scores"]])
+    scores = before["scores"], after["scores"], lower_is_better(before["scores"] | after["scores"])
     measured = len(rows) if rows and not prepared.objective.needs_head else len(prepared.held_out)
     wrong_first = sorted(samples, key=lambda sample: sample.after.strip() == sample.target.strip())
     return MetricsSection(measured, split, *scores, after["by_class"], trivial, beaten), wrong_first[:SAMPLES]

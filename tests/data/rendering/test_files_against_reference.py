@@ -179,7 +179,7 @@ def table(draw) -> tuple[list[dict], DataKnobs, Counter]:
         for name in (given_by, ruled_by):
             if draw(st.booleans()):
                 more[name] = row[called.get(name, name)] = draw(WORD | BLANK)
-                if more[name] is not None:
+                if (more[name] or "").strip():  # a column without a text is none
                     used.add(called.get(name, name))
         if draw(st.integers(0, 3)) == 0:
             row[draw(st.sampled_from(["id", "url", *([given_by, "source"] if fields else [])]))] = draw(WORD)

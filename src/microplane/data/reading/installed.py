@@ -20,8 +20,8 @@ class InstalledFormat:
 
     name: str
     read: ReadRow
-    keys: tuple[str, ...]  # all that the first rows have: which of them the function reads is not known
-    classes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # all columns: which of them the function reads is its own affair
+    classes: tuple[str, ...] = ()  # none: labels are for task heads, which read by `LabelFormat`
 
     def __str__(self) -> str:
         return f"{self.name} (from the package {FORMATS.package_of(self.name)})"
