@@ -24,7 +24,7 @@ from microplane.nn.ops import native
 from microplane.objectives.base import Measured
 from microplane.runs.prepare import Prepared
 
-VERSION = 4  # of what is kept, and of all code that decides it; raise it when either changes
+VERSION = 6  # of what is kept, and of all code that decides it; raise it when either changes
 
 Measure = Callable[[Model, str], Measured]  # of a model, and whose it is
 
