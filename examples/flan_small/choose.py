@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.batch_plan import pack
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.seq2seq import Seq2SeqRenderer
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from microplane.data.reading.bad_rows import RowError
-from microplane.data.reading.formats import Example, Message
+from microplane.data.reading.example import Example, Message
 from microplane.models.contract import Model
 from microplane.objectives.next_token import NextToken
 from microplane.objectives.text import TokenBatch

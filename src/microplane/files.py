@@ -311,6 +311,11 @@ def json_value(value: Any) -> Any:
     return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def json_line(value: Any) -> str:
+    """JSON on one line; see `json_value`."""
+    return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
+
+
 # Reading
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.tiny import save_tiny_folder
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"capture_output": True, "text": True, "timeout": 300}
@@ -24,6 +27,25 @@ def install(example: str, folder: Path) -> Path:
     built = subprocess.run([sys.executable, "-m", "pip", "install", *options, str(folder / "source")], **QUIET)
     assert built.returncode == 0, built.stderr
     return folder
+
+
+SETS = {
+    "method.rank": 4,
+    "train.steps": 8,
+    "train.batch_size": 4,
+    "train.threads": 1,
+    "train.lr": 1e-2,
+    "eval.rows": 2,
+    "eval.max_new_tokens": 2,
+}  # of a run that takes seconds
+
+
+def place_with(example: str, folder: Path, rows: list[dict]) -> Path:
+    """A folder with the package, a small model and rows."""
+    place = install(example, folder)
+    save_tiny_folder(place / "model")
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
 
 
 def microplane(place: Path, *arguments: str, installed: bool = True):

@@ -6,28 +6,14 @@ import json
 
 import pytest
 
-from tests.examples.packages import install, microplane
-from tests.tiny import save_tiny_folder
-
-SETS = {
-    "method.rank": 4,
-    "train.steps": 8,
-    "train.batch_size": 4,
-    "train.threads": 1,
-    "train.lr": 1e-2,
-    "eval.rows": 2,
-    "eval.max_new_tokens": 2,
-}
+from tests.examples.packages import SETS, microplane, place_with
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a model and rows, and the package."""
-    folder = install("own_method", tmp_path_factory.mktemp("own"))
-    save_tiny_folder(folder / "model")
     rows = [{"prompt": f"say {'abcdefg'[i % 7] * 2}", "completion": "abcdefg"[i % 7]} for i in range(7)] * 6
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return place_with("own_method", tmp_path_factory.mktemp("own"), rows)
 
 
 def test_it_is_listed_with_its_package_its_facts_and_its_knobs(place):

@@ -18,9 +18,9 @@ from microplane.models.contract import linears
 from microplane.nn.quantised import QUANTISED
 from microplane.objectives.next_token import NextToken
 from microplane.training.init_from_data import init_from_data, sample_losses
-from microplane.training.loop import fit
 from tests.methods.kit import DATA, attached, layers, loss, shake
 from tests.tiny import copy_task, logits, tiny
+from tests.training.fitting import Killed, fit_next_token
 
 COUNTED = ("pissa", "olora", "lora_ga")  # the change is counted from the start
 
@@ -279,10 +279,6 @@ def test_a_rank_that_the_start_cannot_give_is_refused(start, rank, most):
 # ------------------------------------------------------------------------------------------------ resume
 
 
-class Killed(BaseException):
-    pass
-
-
 def run(folder, knobs, kill_at=None, resume=False):
     train, held_out = copy_task(40), copy_task(8, seed=1)
     train_knobs = TrainKnobs(epochs=2, batch_size=8, micro_tokens=64, lr=1e-2, eval_every=3, patience=0)
@@ -290,23 +286,11 @@ def run(folder, knobs, kill_at=None, resume=False):
     if not resume:
         method.init_from_data(model, sample_losses(NextToken(), model, train, method.init_rows, 0, 64))
 
-    def watch(record):
-        if record["step"] == kill_at and "loss" in record:
-            raise Killed
+    def kill(record):
+        return record["step"] == kill_at and "loss" in record
 
-    fit(
-        model,
-        method,
-        train,
-        train_knobs,
-        folder,
-        objective=NextToken(),
-        validate=lambda m: evaluate_loss(NextToken(), m, held_out, 64),
-        save_best=lambda step, value: save_adapter(folder / "adapter", model, method, {"step": step}),
-        identity={},
-        resume=resume,
-        on_record=watch,
-    )
+    given = {"kill": kill, "resume": resume, "measured": evaluate_loss}
+    fit_next_token(folder, model, method, train, train_knobs, held_out, **given)
     return method, model
 
 

@@ -19,17 +19,13 @@ from microplane.methods.lora_auto import GrowingLinear, GrowingLoRA, gains, grow
 from microplane.methods.method import trainable
 from microplane.nn.rows import Rows
 from microplane.objectives.next_token import NextToken
-from microplane.training.loop import fit
 from microplane.training.optim import make_optimizer, set_lr
 from tests.tiny import copy_task, logits, save_tiny_folder, tiny
+from tests.training.fitting import Killed, fit_next_token
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)
 KNOBS = {"name": "lora", "rank": "auto", "start_rank": 1, "max_rank": 4, "warmup": 3}
 TRAIN_KNOBS = TrainKnobs(steps=24, batch_size=8, micro_tokens=32, lr=2e-2, eval_every=3, patience=0, seed=3)
-
-
-class Killed(BaseException):
-    pass
 
 
 def attached(**changes):
@@ -42,23 +38,11 @@ def attached(**changes):
 def run(folder, kill_at=None, resume=False, knobs=TRAIN_KNOBS, **changes):
     method, model = attached(**changes)
 
-    def watch(record):
-        if kill_at == record["step"] and "loss" in record:
-            raise Killed
+    def kill(record):
+        return kill_at == record["step"] and "loss" in record
 
-    outcome = fit(
-        model,
-        method,
-        TRAIN,
-        knobs,
-        folder,
-        objective=NextToken(),
-        validate=lambda m: evaluate_loss(NextToken(), m, HELD_OUT, 64),
-        save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
-        identity={},
-        resume=resume,
-        on_record=watch,
-    )
+    given = {"kill": kill, "resume": resume, "measured": evaluate_loss}
+    outcome = fit_next_token(folder, model, method, TRAIN, knobs, HELD_OUT, **given)
     return outcome, method, model
 
 

@@ -10,7 +10,7 @@ import pytest
 import microplane
 from microplane.cli.chat import texts_of
 from microplane.config.build import assemble
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
 from microplane.errors import DataError
 from microplane.runs.asked import shared_prefix, text_frame

@@ -8,23 +8,18 @@ from functools import cache
 import pytest
 import torch
 
-from microplane.checkpoints.adapter import save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import TrainingError
-from microplane.evaluation.evaluate import validation_loss
 from microplane.methods import METHODS, make_method
 from microplane.objectives.next_token import NextToken
 from microplane.training import loop
-from microplane.training.loop import TrainState, fit
+from microplane.training.loop import TrainState
 from microplane.training.resume import checkpoints, load_checkpoint, save_checkpoint
 from tests.tiny import copy_task, tiny
+from tests.training.fitting import Killed, fit_next_token
 
 TRAIN, HELD_OUT = copy_task(200), copy_task(40, seed=1)
 KNOBS = TrainKnobs(epochs=3, batch_size=8, eval_every=10, patience=0, seed=3, warmup=0.0)
-
-
-class Killed(BaseException):
-    pass
 
 
 RATE = 0.1  # far too high
@@ -56,23 +51,8 @@ def run(folder, knobs=KNOBS, resume=False, kill=None):
     torch.manual_seed(knobs.seed)
     method.attach(model)
 
-    def watch(record):
-        if kill and kill(record):
-            raise Killed
-
-    return fit(
-        model,
-        method,
-        TRAIN,
-        knobs,
-        folder,
-        objective=NextToken(),
-        validate=lambda m: validation_loss(NextToken(), m, HELD_OUT, 64),
-        save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
-        identity={"rows": "a"},
-        resume=resume,
-        on_record=watch,
-    )
+    given = {"kill": kill, "identity": {"rows": "a"}, "resume": resume}
+    return fit_next_token(folder, model, method, TRAIN, knobs, HELD_OUT, **given)
 
 
 def records(folder):

@@ -8,24 +8,18 @@ import math
 import pytest
 import torch
 
-from microplane.checkpoints.adapter import save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import CheckpointError, TrainingError
-from microplane.evaluation.evaluate import validation_loss
 from microplane.methods import make_method
 from microplane.objectives.next_token import NextToken
 from microplane.training import loop
-from microplane.training.loop import fit
 from microplane.training.resume import checkpoints
 from tests.tiny import copy_task, tiny
+from tests.training.fitting import Killed, fit_next_token
 
 TRAIN, HELD_OUT = copy_task(40), copy_task(8, seed=1)
 KNOBS = TrainKnobs(epochs=4, batch_size=8, micro_tokens=32, lr=2e-2, eval_every=5, patience=0, seed=3)
 IDENTITY = {"train rows": "a", "method": {"name": "lora"}}
-
-
-class Killed(BaseException):
-    pass
 
 
 def run(folder, knobs=KNOBS, data=TRAIN, kill_at=None, identity=IDENTITY, resume=False, method="lora", **changes):
@@ -34,23 +28,11 @@ def run(folder, knobs=KNOBS, data=TRAIN, kill_at=None, identity=IDENTITY, resume
     torch.manual_seed(knobs.seed)
     method.attach(model)
 
-    def watch(record):
-        if kill_at and record["step"] == kill_at and "loss" in record:
-            raise Killed
+    def kill(record):
+        return kill_at and record["step"] == kill_at and "loss" in record
 
-    return fit(
-        model,
-        method,
-        data,
-        knobs,
-        folder,
-        objective=NextToken(),
-        validate=lambda m: validation_loss(NextToken(), m, HELD_OUT, 64),
-        save_best=lambda step, loss: save_adapter(folder / "adapter", model, method, {"step": step}),
-        identity=identity,
-        resume=resume,
-        on_record=watch,
-    )
+    given = {"kill": kill, "identity": identity, "resume": resume}
+    return fit_next_token(folder, model, method, data, knobs, HELD_OUT, **given)
 
 
 def result_bytes(folder):

@@ -1,4 +1,4 @@
-"""The commands `microplane merge`, `export` and `convert`, as `cli.py` has the others: parse, call, print."""
+"""The commands `microplane merge`, `export` and `convert`, as `cli/app.py` has the others: parse, call, print."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from microplane.cli.options import Base
+
 if TYPE_CHECKING:
     import torch
-
-
-Base = Annotated[str | None, typer.Option("--base", help="Where the adapter's base is, if not where the adapter says.")]
 
 
 def merge(

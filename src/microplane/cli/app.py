@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from microplane.cli import interrupts, lists, options
-from microplane.cli.adapters import Base, convert, export, merge
+from microplane.cli.adapters import convert, export, merge
 from microplane.cli.cache import cache
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
-from microplane.cli.options import Config, ModelName, Quiet, Set, SkipBadRows
+from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows
 from microplane.cli.problems import fail, tell_foreign
 from microplane.errors import ConfigError, MicroplaneError, notices_to
+from microplane.files import json_line
 
 app = typer.Typer(
     name="microplane",
@@ -54,16 +54,9 @@ def main() -> None:
         raise
 
 
-def to_json(value: Any) -> str:
-    """On one line. JSON has no NaN and no infinity: they become null."""
-    from microplane.files import json_value
-
-    return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
-
-
 @app.command(epilog="Example:  microplane train smollm2 commands.jsonl --set method.rank=8 --set train.epochs=2")
 def train(
-    model: options.Base = None,
+    model: options.Model = None,
     data: options.Data = None,
     method: options.Method = None,
     name: options.RunName = None,
@@ -111,7 +104,7 @@ def train(
     finally:
         terminal.close()
     if json_:
-        typer.echo(json.dumps(done.result, ensure_ascii=False, allow_nan=False))
+        typer.echo(json_line(done.result))
     elif quiet:
         typer.echo(done.folder)
     else:
@@ -180,7 +173,7 @@ def evaluate(
     told = describe_scores(scores) + (f"; metrics of the answers to {answers:,} rows" if generated else "")
     if json_:
         classes = {"by_class": measured["by_class"]} if measured["by_class"] else {}
-        typer.echo(to_json(scores | classes))
+        typer.echo(json_line(scores | classes))
         return
     typer.echo(told)
     for line in class_lines(measured["by_class"]):
@@ -281,7 +274,7 @@ def data(
     finally:
         terminal.close()
     if json_:
-        typer.echo(to_json(described.facts))
+        typer.echo(json_line(described.facts))
     else:
         make_console().print(described)
 

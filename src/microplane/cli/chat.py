@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from microplane.cli import interrupts
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.reading.example import Message
 from microplane.errors import ConfigError, MicroplaneError
-from microplane.files import json_value
+from microplane.files import json_line
 from microplane.inference.pipeline import Pipeline
 
 
@@ -71,7 +70,7 @@ def _answers_as_json(loaded: Pipeline, prompts: Sequence[str], knobs: GenerateKn
     else:
         said = [{"answer": answer.text} for answer in loaded.answers(prompts, knobs)]
     for prompt, fields in zip(prompts, said, strict=True):
-        write(json.dumps(json_value({"prompt": prompt, **fields}), ensure_ascii=False, allow_nan=False) + "\n")
+        write(json_line({"prompt": prompt, **fields}) + "\n")
 
 
 def texts_of(line: str, pairs: bool) -> str | tuple[str, str]:

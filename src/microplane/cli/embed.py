@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from microplane.cli.adapters import Base
+from microplane.cli.options import Base
 
 
 def embed(

@@ -23,6 +23,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only wh
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on, instead of refusing the file.")
 ]
+Base = Annotated[str | None, typer.Option("--base", help="Where the adapter's base is, if not where the adapter says.")]
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -32,7 +33,7 @@ ModelName = Annotated[
 
 # Of `train` alone
 
-Base = Annotated[
+Model = Annotated[
     str | None,
     typer.Argument(metavar="[MODEL]", help="A short name (microplane models), folder, .gguf file or Hub name."),
 ]

@@ -19,7 +19,7 @@ from microplane.data.preparing.holdout import TooFewRowsError
 from microplane.data.preparing.load_splits import load_rows, load_splits
 from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED
-from microplane.data.reading.formats import Example
+from microplane.data.reading.example import Example
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.objectives.base import AnyObjective

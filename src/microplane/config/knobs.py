@@ -229,6 +229,11 @@ class TrainKnobs(Knobs):
         "many steps",
     )
 
+    @property
+    def lowers_lr(self) -> bool:
+        """Whether a run that diverges goes back to its best weights and on at a smaller rate."""
+        return self.lr is None if self.on_divergence == "auto" else self.on_divergence == "lower_lr"
+
     @field_validator("feature_cache", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from microplane.config.knobs import EvalKnobs, GenerateKnobs
 from microplane.data.progress import Progress
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.evaluation import label_metrics

@@ -173,11 +173,10 @@ def load(
         about["replaced"] = attach_saved_adapter(model, method, folder, about)
     _check_weights(model, folder)
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
-    frame, pairs = about.get("frame"), bool(about.get("pairs", True))
+    before_and_behind, pairs = about.get("frame"), bool(about.get("pairs", True))
+    frame = (before_and_behind[0], before_and_behind[1]) if before_and_behind else None
     tokenizer = load_tokenizer(path, None if method.whole_model else folder)
-    loaded = Pipeline(model, tokenizer, path, template, system, method, about, prefix, pairs=pairs)
-    loaded.frame = (frame[0], frame[1]) if frame else None
-    return loaded
+    return Pipeline(model, tokenizer, path, template, system, method, about, prefix, frame, pairs)
 
 
 def _check_weights(model: Model, where: Path) -> None:

@@ -42,7 +42,12 @@ def features(model: Model, rows: Rows, pooling: str) -> Tensor:
 def caches_pooled(model: Model) -> bool:
     """Whether all below the head computes the same in every step, and each row's vector is all that it needs of it."""
     head = model.task_head
-    return head is not None and not head.config.per_token and model.frozen == model.config.num_layers
+    return head is not None and not head.config.per_token and head_trains_alone(model)
+
+
+def head_trains_alone(model: Model) -> bool:
+    """Whether nothing below a task head trains."""
+    return model.task_head is not None and model.frozen == model.config.num_layers
 
 
 def task_scores(model: Model, rows: Rows, cached_features: Tensor | None = None) -> Tensor:

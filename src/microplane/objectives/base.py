@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 from torch import Tensor
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.interface import Renderer
 from microplane.data.store import Dataset, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.labelled import LabelRenderer
 from microplane.data.store import Dataset, TokenDataset
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import CausalRenderer
 from microplane.data.rendering.seq2seq import Seq2SeqRenderer
 from microplane.data.store import Dataset, TokenDataset

@@ -11,6 +11,7 @@ from microplane.data.preparing.summary import DataSummary
 from microplane.data.reading.example import Message
 from microplane.data.reading.installed import FORMATS
 from microplane.data.rendering.causal import causal_renderer
+from microplane.data.rendering.chat_template import MARK
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
@@ -20,7 +21,8 @@ from microplane.objectives.next_token import NextToken
 from microplane.objectives.select import TEXT
 
 PROBED = 100  # training rows that are looked at for what all of them begin with
-MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}"
+TAKEN_OVER = ("max_length", "max_target_length", "fields", "no_label", "objective", "format")
+"""Knobs of the data that an evaluation of the run takes over."""
 
 
 def how_asked(
@@ -34,9 +36,9 @@ def how_asked(
     """
     about: dict[str, Any] = {"template": data.template, "system": data.system, "prefix": "", "frame": None}
     about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
-    for name in ("max_length", "max_target_length", "fields", "no_label", "objective"):
-        about[name] = getattr(data, name)
-    about["format"] = data.format if data.format in FORMATS else "auto"  # a package's is recognised by no keys
+    about |= {name: getattr(data, name) for name in TAKEN_OVER}
+    if data.format not in FORMATS:  # only a package's is recognised by no keys
+        about["format"] = "auto"
     rows = choose_rows(train, PROBED)
     if summary.format_name == TEXT:
         if isinstance(objective, NextToken):
@@ -57,11 +59,16 @@ def shared_prefix(
     """What the first user messages of rendered training prompts begin with, as far as it is whole lines, or up to a
     colon: a fixed instruction, such as "Convert the command to JSON." or "Translate: "; empty where there is none."""
     asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
-    empty = tokenizer.decode(asked, skip_special=False)
-    frame, common = empty.split(MARK)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
+    frame, common = _around(asked, tokenizer)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
     if len(prompts) < 2 or not common.startswith(frame):
         return ""
     return _whole(common[len(frame) :])
+
+
+def _around(asked: Sequence[int], tokenizer: Tokenizer) -> tuple[str, str]:
+    """What stands before and behind `MARK` in a rendered prompt."""
+    before, _, behind = tokenizer.decode(asked, skip_special=False).partition(MARK)
+    return before, behind
 
 
 def _whole(shared: str) -> str:
@@ -79,7 +86,7 @@ def text_frame(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
         asked = renderer.prompt([Message("user", MARK)])
     except DataError:  # the template asks for more
         return ["", ""]
-    before, _, behind = tokenizer.decode(asked, skip_special=False).partition(MARK)
+    before, behind = _around(asked, tokenizer)
     bos = "" if renderer.bos is None else tokenizer.decode([renderer.bos], skip_special=False)
     closing = tokenizer.decode([renderer.end], skip_special=False)
     opening = before.removeprefix(bos).rpartition(closing)[2].strip("\n")  # of the user's turn

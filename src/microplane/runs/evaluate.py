@@ -19,6 +19,7 @@ from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import TextCandidates, candidates
+from microplane.runs.asked import TAKEN_OVER
 from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.inline_data import configured, in_a_file
 from microplane.runs.max_length import within_context
@@ -104,7 +105,7 @@ def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
     if loaded.method is not None:
         given["template"] = loaded.template
         given["system"] = loaded.system if data.system is None else data.system
-    for name in ("max_length", "max_target_length", "fields", "no_label", "objective", "format"):
+    for name in TAKEN_OVER:
         if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
             given[name] = tuple(own) if isinstance(own, list) else own
     if loaded.model.task_head is not None:

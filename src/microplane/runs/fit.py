@@ -18,7 +18,7 @@ from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
 from microplane.methods import trainable_parameters
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
-from microplane.models.heads import head_metadata
+from microplane.models.heads import head_metadata, head_trains_alone
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
 from microplane.training.feature_cache import cache_features
@@ -79,16 +79,13 @@ def fit(
     train, validation = prepared.splits.train, prepared.splits.validation
     objective, method = prepared.weighted_objective, prepared.method
     knobs = prepared.config.train
-    alone = knobs.feature_cache != "off" and model.task_head is not None and model.frozen == model.config.num_layers
-    if knobs.epochs is None and not knobs.steps and alone:  # a pass over kept vectors costs next to nothing
-        knobs = knobs.model_copy(update={"epochs": KEPT_PASSES})
+    if_kept = knobs
+    if knobs.epochs is None and not knobs.steps and head_trains_alone(model):  # a pass over kept vectors costs nothing
+        if_kept = knobs.model_copy(update={"epochs": KEPT_PASSES})
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
-    read, kept = cache_features(objective, model, sets, passes(train, knobs), watch, off)
-    if not kept:
-        knobs = prepared.config.train
-
+    read, kept = cache_features(objective, model, sets, passes(train, if_kept), watch, off)
     stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
     tokenizer, tokens = finished(model, prepared.tokenizer, stops)
 
@@ -107,7 +104,7 @@ def fit(
         model,
         method,
         read["training"],
-        knobs,
+        if_kept if kept else knobs,
         folder,
         objective=objective,
         validate=validate,

@@ -265,11 +265,8 @@ def _resolved(config: RunKnobs, method: Method, model: Model, form: NumberFormat
 
 
 def _inferred_training(method: Method, model: Model, knobs: TrainKnobs) -> dict[str, Any]:
-    """The rate, and whether it may be lowered, which a rate that was asked for may not."""
-    chosen = knobs.on_divergence
-    if chosen == "auto":
-        chosen = "lower_lr" if knobs.lr is None else "go_on"
-    return {"lr": peak_lr(method, model, knobs), "on_divergence": chosen}
+    """The rate, and whether it may be lowered, which follows from whether it was asked for."""
+    return {"lr": peak_lr(method, model, knobs), "on_divergence": "lower_lr" if knobs.lowers_lr else "go_on"}
 
 
 def inferred(splits: AnySplits) -> dict[str, Any]:

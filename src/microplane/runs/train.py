@@ -227,10 +227,19 @@ def _compared(
         name, metric, best = found
         own, theirs = (describe_scores({metric: value}) for value in (after["scores"][metric], best))
         beaten = f"{name} does better on the same rows: {theirs}, the tuned model {own}"
-    scores = before["scores"], after["scores"], lower_is_better(before["scores"] | after["scores"])
     measured = len(rows) if rows and not prepared.objective.needs_head else len(prepared.held_out)
     wrong_first = sorted(samples, key=lambda sample: sample.after.strip() == sample.target.strip())
-    return MetricsSection(measured, split, *scores, after["by_class"], trivial, beaten), wrong_first[:SAMPLES]
+    metrics = MetricsSection(
+        rows=measured,
+        split=split,
+        before=before["scores"],
+        after=after["scores"],
+        lower_is_better=lower_is_better(before["scores"] | after["scores"]),
+        by_class=after["by_class"],
+        trivial=trivial,
+        beaten=beaten,
+    )
+    return metrics, wrong_first[:SAMPLES]
 
 
 def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:

@@ -153,11 +153,7 @@ class Training:
         if not saved:
             self.log.rewind(0, 0)
             return self.check()
-        state = checkpoint.read_state(saved[-1])
-        checkpoint.load_checkpoint(saved[-1], self.state.model, self.state.method, self.state.optimizer)
-        self.totals, self.monitor.checks = Totals(**state["totals"]), [BEFORE | check for check in state["checks"]]
-        self.movement.start = state["movement"]
-        self._rewind_log(state["log_bytes"])
+        self._rewind_log(self._restore(saved[-1]))
         if (verdict := self.monitor.verdict()) and verdict.kind == "divergence":
             self.retreat(verdict.text)  # killed before it could
         return None
@@ -223,7 +219,7 @@ class Training:
         """Whether the run may go back to its best check, and has gone on from there without a decision of the method,
         which can't be taken back."""
         best = self.monitor.best
-        if best is None or not self.state.retreats or len(self.totals.retreats) >= RETREATS:
+        if best is None or not self.state.knobs.lowers_lr or len(self.totals.retreats) >= RETREATS:
             return False
         since = [check for check in self.monitor.checks if check["step"] >= best["step"]]
         there = checkpoint.of_step(self.resume_folder, int(best["step"])).is_dir()  # not of a run begun by 0.1
@@ -238,21 +234,24 @@ class Training:
         best, then = self.monitor.best, self.totals
         if best is None or not self.can_retreat:
             return False
-        folder = checkpoint.of_step(self.resume_folder, int(best["step"]))
-        state = checkpoint.read_state(folder)
-        checkpoint.load_checkpoint(folder, self.state.model, self.state.method, self.state.optimizer)
-        self.state.optimizer.zero_grad(set_to_none=True)
         left = [_brief(check) for check in self.monitor.checks if check["step"] > best["step"]]
-        self.totals, self.monitor.checks = Totals(**state["totals"]), state["checks"]
-        self.movement.start = state["movement"]
+        self.log.bytes = self._restore(checkpoint.of_step(self.resume_folder, int(best["step"])))
+        self.state.optimizer.zero_grad(set_to_none=True)
         event: Record = {"step": self.totals.step, "from_step": then.step, "why": why, "checks": left}
         event["lr_factor"] = then.lr_factor * RETREAT
         self.totals.retreats = [*then.retreats, event]
-        self.log.bytes = state["log_bytes"]
         self.save()
         checkpoint.forget_after(self.resume_folder, self.totals.step)
-        self._rewind_log(state["log_bytes"])
+        self._rewind_log(self.log.bytes)
         return True
+
+    def _restore(self, folder: Path) -> int:
+        """Stand where a checkpoint stood, but for the log, of which it gives the bytes that were there."""
+        state = checkpoint.read_state(folder)
+        checkpoint.load_checkpoint(folder, self.state.model, self.state.method, self.state.optimizer)
+        self.totals, self.monitor.checks = Totals(**state["totals"]), [BEFORE | check for check in state["checks"]]
+        self.movement.start = state["movement"]
+        return int(state["log_bytes"])
 
     def _rewind_log(self, size: int) -> None:
         """Take the log back to a checkpoint, behind which the retreats to that step are written."""
@@ -266,7 +265,7 @@ class Training:
         state: Record = {"identity": self.identity, "totals": asdict(self.totals), "checks": self.monitor.checks}
         state |= {"movement": self.movement.start, "log_bytes": self.log.bytes}
         model, method, optimizer = self.state.model, self.state.method, self.state.optimizer
-        best = self.monitor.best if self.state.retreats else None
+        best = self.monitor.best if self.state.knobs.lowers_lr else None
         keep = {int(best["step"])} if best else set()
         checkpoint.save_checkpoint(self.resume_folder, self.totals.step, model, method, optimizer, state, keep)
 

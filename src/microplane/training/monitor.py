@@ -178,8 +178,8 @@ def _noise(later: Sequence[Sequence[float]], best: Sequence[Sequence[float]]) ->
     """How large a difference of two means, paired by groups of rows, is by chance in one case of forty.
 
     The ratio estimator's standard error (Cochran, Sampling Techniques, 6.4) times Student's t. Of a single group
-    nothing can be told, and any difference counts. Where `best` has no groups (the untouched model's loss, kept from an
-    earlier run) the spread of the later losses themselves stands in for that of the differences, which is smaller.
+    nothing can be told, and any difference counts. Where `best` has no groups (a check of a run of version 0.1) the
+    spread of the later losses themselves stands in for that of the differences, which is smaller.
     """
     count = len(later)
     if count < 2:

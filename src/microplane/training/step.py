@@ -76,12 +76,6 @@ class TrainState:
         return {*self.still_frozen(steps - CHECK_STEP), *self.method.may_not_move(self.model)}
 
     @property
-    def retreats(self) -> bool:
-        """Whether a run that diverges goes back to its best weights and on at a smaller rate."""
-        chosen = self.knobs.on_divergence
-        return self.knobs.lr is None if chosen == "auto" else chosen == "lower_lr"
-
-    @property
     def eval_every(self) -> int:
         return self.knobs.eval_every or max(1, math.ceil(self.total / 10))
 

@@ -6,7 +6,8 @@ import pytest
 
 from microplane.data.reading.bad_rows import RowError
 from microplane.data.reading.conversations import THOUGHTS, TRAINED
-from microplane.data.reading.formats import Example, recognise
+from microplane.data.reading.example import Example
+from microplane.data.reading.formats import recognise
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
 TOOL = {"type": "function", "function": {"name": "light", "parameters": {}}}

@@ -3,7 +3,8 @@ import pytest
 from microplane.config.build import choices
 from microplane.config.knobs import DataKnobs
 from microplane.data.reading.bad_rows import LISTED, Problem, Problems, RowError
-from microplane.data.reading.formats import FORMATS, Message, recognise
+from microplane.data.reading.example import Message
+from microplane.data.reading.formats import FORMATS, recognise
 from microplane.errors import DataError
 
 USER, BOT = Message("user", "a"), Message("assistant", "b")

@@ -8,7 +8,7 @@ import pytest
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from microplane.data.reading.formats import Message
+from microplane.data.reading.example import Message
 from microplane.data.rendering.chat_template import ChatTemplate
 from microplane.errors import DataError
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microplane.data.reading.formats import Example, Message, recognise
+from microplane.data.reading.example import Example, Message
+from microplane.data.reading.formats import recognise
 from microplane.data.rendering.causal import causal_renderer, pieces, truncate
 from microplane.data.rendering.chat_template import ChatTemplate
 from microplane.data.store import last_run

@@ -9,7 +9,7 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.reading.formats import Example, Message
+from microplane.data.reading.example import Example, Message
 from microplane.data.rendering.seq2seq import Seq2SeqRenderer, source_text
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.objectives.seq2seq import Seq2Seq

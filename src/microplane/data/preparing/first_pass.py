@@ -19,7 +19,8 @@ from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.holdout import RowClasses, split_off
 from microplane.data.reading.bad_rows import NoLabel, Problems, RowError
 from microplane.data.reading.columns import no_column
-from microplane.data.reading.formats import Example, recognise
+from microplane.data.reading.example import Example
+from microplane.data.reading.formats import recognise
 from microplane.data.reading.read import find_splits, read_rows
 from microplane.data.reading.values import is_filled
 from microplane.data.rendering.interface import RowFormat

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from microplane.data.reading.values import is_number
+
 MANY = 0.01  # share of dropped rows, and of rows that stand on both sides, that deserves a warning
 MANY_NUMBERS = 20  # classes called by numbers, above which they may be meant as numbers
 UNKNOWN = 0.001  # share of unknown tokens that deserves one
@@ -138,7 +140,7 @@ class DataSummary:
                 lines.append(f"no {split} row has {'the class' if len(lacking) == 1 else 'one of the classes'} {shown}")
         if "-1" in occur:
             lines.append("-1 is a class like the others here; if it means that there is no label: data.no_label=-1")
-        if self.task == "classification" and len(occur) > MANY_NUMBERS and all(map(is_decimal, occur)):
+        if self.task == "classification" and len(occur) > MANY_NUMBERS and all(map(is_number, occur)):
             lines.append(f"{len(occur):,} numbers are classes here; to learn them as numbers: data.task=regression")
         return lines
 
@@ -157,15 +159,6 @@ class DataSummary:
             return []
         where = f"{self.unk_rate:.1%} of the tokens and {self.trained_unk_rate:.1%} of the trained tokens"
         return [f"{where} are unknown to the tokenizer (<unk>): the model cannot read or write what they stand for"]
-
-
-def is_decimal(name: str) -> bool:
-    """Whether a class is called by a number."""
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _many(count: int, noun: str) -> str:

@@ -17,7 +17,7 @@ from microplane.data.mixtures.render import EVERY, Progress
 from microplane.data.preparing.first_pass import FirstPass, Split, examples, first_pass
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
-from microplane.data.reading.formats import Example
+from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, means_none
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
 from microplane.data.rendering.labelled import class_names

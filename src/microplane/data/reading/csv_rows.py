@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from microplane.data.reading.bad_rows import Problem, RowError, show
 from microplane.data.reading.lines import MAX_LINE, Lines, LongLineError, RawRow, file_type, open_file
+from microplane.data.reading.values import is_number
 from microplane.errors import DataError
 
 
@@ -95,15 +96,7 @@ def _fit(values: list[str], known: set[str]) -> bool:
     values = [value.strip() for value in values]
     if not all(values) or not known:
         return False
-    return known.issuperset(values) or all(map(_is_number, [*values, *known]))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return known.issuperset(values) or all(map(is_number, [*values, *known]))
 
 
 def _texts(lines: Lines) -> Iterator[str]:

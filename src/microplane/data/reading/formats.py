@@ -12,10 +12,8 @@ from microplane.data.reading.bad_rows import RowError
 from microplane.data.reading.columns import ANSWERS, CHATS, CLASSES, PAIRS, Columns, Fields, told
 from microplane.data.reading.conversations import conversation, tools_of
 from microplane.data.reading.example import Example, Message
-from microplane.data.reading.values import filled_text, get, listed, optional_text, whole_text
+from microplane.data.reading.values import filled_text, get, listed, optional_text
 from microplane.errors import DataError, nearest
-
-__all__ = ["FORMATS", "Example", "Format", "Message", "join_input", "recognise", "whole_text"]
 
 # Each line of a tier is one layout: format name, column names by their part. The first tier that fits decides; two
 # layouts of one tier that both fit are ambiguous.

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from microplane.config.extensions import Registry
 from microplane.data.reading.bad_rows import RowError
-from microplane.data.reading.formats import Example
+from microplane.data.reading.example import Example
 
 ReadRow: TypeAlias = Callable[[Mapping[str, Any], str], Example]
 """The values of a row and its place ("file.jsonl:17") to an example. Raises `RowError` for a row that does not fit."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from microplane.config.knobs import is_utf8
 from microplane.data.reading.bad_rows import NoLabel, RowError, show
-from microplane.data.reading.formats import whole_text
+from microplane.data.reading.values import whole_text
 from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
 
 Labels = tuple[str | float | None, ...]

@@ -64,3 +64,12 @@ def optional_text(values: Mapping[str, Any], key: str) -> str:
 def is_filled(value: Any) -> bool:
     """Whether there is anything: null, an empty list and a blank text are nothing."""
     return value is not None and value != [] and not (isinstance(value, str) and not value.strip())
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number, as Python spells them."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.reading.formats import Example
+from microplane.data.reading.example import Example
 from microplane.data.store import Dataset, TokenDataset, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 

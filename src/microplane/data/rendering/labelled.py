@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
-from microplane.data.reading.formats import Example, whole_text
+from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, label_names, look
-from microplane.data.reading.values import optional_text
+from microplane.data.reading.values import optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
