@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count
@@ -73,6 +73,7 @@ CASES = {
     "data.max_length": Case(24),
     "data.max_target_length": Case(2, where="pairs"),
     "data.max_unknown": Case(0.0, where="encoder"),
+    "data.unicode": Case("as-is", where="marks apart"),
     "data.task": Case("classification", where="text/label"),
     "data.no_label": Case(("O",), where="tags"),
     "data.objective": Case("prefix_lm", where="denoising", beside={"data.max_length": 40}),
@@ -150,6 +151,7 @@ RUNS = {  # model and data of each kind of run, as files of the place
     "decoder": ("model", "rows.jsonl"),
     "folder": ("model", "splits"),
     "bad rows": ("model", "bad.jsonl"),
+    "marks apart": ("model", "apart.jsonl"),
     "text/label": ("model", "reviews.jsonl"),
     "pairs": ("pair-model", "data.jsonl"),
     "denoising": ("pair-model", "text.jsonl"),
@@ -158,7 +160,7 @@ RUNS = {  # model and data of each kind of run, as files of the place
 }
 
 
-def sayings(letters: str) -> list[dict[str, str]]:
+def sayings(letters: Sequence[str]) -> list[dict[str, str]]:
     return [
         {"prompt": f"say {letters[n % 7] * 2}", "completion": letters[n % 7], "text": f"{letters[n % 7]} as in {n}"}
         for n in range(24)
@@ -179,6 +181,7 @@ class Place:
         encoder_folder(folder / "encoder")
         write(folder / "rows.jsonl", sayings("abcdefg"))
         write(folder / "other.jsonl", sayings("hijklmn")[:8])
+        write(folder / "apart.jsonl", sayings(["a\u0301", *"bcdefg"]))
         write(folder / "splits" / "train.jsonl", sayings("abcdefg"))
         write(folder / "splits" / "validation.jsonl", sayings("hijklmn")[:8])
         (folder / "bad.jsonl").write_text((folder / "rows.jsonl").read_text() + '{"prompt": 3}\n')

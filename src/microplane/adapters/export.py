@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from microplane.adapters.other_tokenizer import agree_with_transformers
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -67,8 +68,11 @@ def written_dtype(loaded: Pipeline, asked: torch.dtype | None) -> torch.dtype:
     return asked or (torch.float32 if stored in loaded.model.UNSUPPORTED_DTYPES else stored)
 
 
-def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype) -> tuple[str, ...]:
+def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype, texts: Sequence[str] = ()) -> tuple[str, ...]:
     """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model.
+
+    Args:
+        texts: which transformers shall cut into the same tokens.
 
     Returns:
         What users are to be told of it.
@@ -80,7 +84,8 @@ def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype) -> tuple[st
         tokenizer.save(temporary)
         if loaded.model.task_head is None:  # what sentence-transformers needs to embed with it
             copy_settings(loaded.path, temporary)
-    return tuple(_notices(loaded.model, tokenizer))
+        elsewhere = [*agree_with_transformers(temporary, tokenizer, texts)]
+    return (*_notices(loaded.model, tokenizer), *elsewhere)
 
 
 def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[Tokenizer, dict[str, Any]]:

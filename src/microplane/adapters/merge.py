@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import torch
 
 from microplane.adapters.export import check_free, write_folder, written_dtype
+from microplane.adapters.other_tokenizer import SENTENCES
 from microplane.checkpoints.attach_saved import adapter_folder, trained_on
-from microplane.errors import AdapterError, CheckpointError, check_type
+from microplane.data.reading.read import first_texts
+from microplane.errors import AdapterError, CheckpointError, DataError, check_type
 from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, read_probe
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import ProbeRow
 
-SENTENCES = ("The quick brown fox jumps over the lazy dog.", '{"name": "zest", "rank": 16}', "1, 2, 3, 5, 8, 13, 21")
+TEXT_ROWS = 50  # of the training file, which other tools' tokenizer is tried on
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def merge(
     difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     loaded.model.to(dtype).float()
     rounded = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
-    notices = write_folder(loaded, folder, dtype)
+    notices = write_folder(loaded, folder, dtype, row_texts(Path(name)))
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded, notices)
     merged, objective = probe_logits(loaded.objective, loaded.model, rows), loaded.objective
@@ -91,6 +94,14 @@ def source_of(name: str | Path) -> Path:
 def probe_texts(run: Path, loaded: Pipeline) -> list[ProbeRow]:
     """What to compare logits on: the run's stored rows, else a few sentences."""
     return _probe_rows(run) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
+
+
+def row_texts(run: Path) -> list[str]:
+    """The texts of the first training rows, as they stand in the file; none if it is not there any more."""
+    with suppress(OSError, ValueError, LookupError, TypeError, DataError):
+        record = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        return first_texts(Path(record["run"]["data"]["train"]), TEXT_ROWS)
+    return []
 
 
 def _probe_rows(run: Path) -> list[ProbeRow]:

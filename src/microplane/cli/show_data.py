@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from microplane.data.preparing.load_splits import load_rows, load_splits
 from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED
 from microplane.data.reading.example import Example
+from microplane.data.reading.read import first_texts
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import NEXT_TOKEN, AnyCandidates
 
 SAMPLES = 3
+WORD_ROWS = 500  # whose words are looked up in the vocabulary
 BINS = 12
 BAR = 40  # characters of the longest bar
 SHOWN = 600  # characters of one part of a sample
@@ -68,6 +71,8 @@ def describe(
             (rows, objective, summary), too_few = load_rows(knobs, tokenizer, candidates, progress), [str(error)]
         facts = {"unit": "tokens", **summary.to_dict(), "histogram": histogram(rows.lengths)}
         shown = range(min(SAMPLES, len(rows)))
+        broken, words = tokenizer.broken_words(first_texts(Path(summary.files["train"][0]), WORD_ROWS))
+        facts |= {"broken_words": len(broken), "words": words, "broken_examples": broken[:LISTED]}
         facts["samples"] = [_sample(objective, rows, row, tokenizer, summary.labels) for row in shown]
     facts["warnings"] = [*too_few, *facts["warnings"]]
     return Description(facts)
@@ -172,6 +177,8 @@ class Description:
                 f"{facts['input_unk_rate']:.2%} of the tokens of inputs, {facts['trained_unk_rate']:.2%} of answers'"
             )
             table.add_row("<unk>", Text("none: every text is known" if facts["knows_all"] else rates))
+        if facts.get("words"):
+            table.add_row("words", self._broken())
         table.add_row("duplicates", by_split(facts["duplicates"]))
         first = f", such as {facts['overlap_examples'][0]}" if facts["overlap_examples"] else ""
         table.add_row("overlap", f"{by_split(facts['overlap'])} rows that stand in train too{first}")
@@ -182,6 +189,11 @@ class Description:
         if self.facts["task"]:
             return f"{trained:,} of {', '.join(self.facts['labels'][:8]) or 'numbers'}"
         return f"{trained:,} of {tokens:,} tokens ({trained / tokens:.0%})"
+
+    def _broken(self) -> str:
+        broken, words = self.facts["broken_words"], self.facts["words"]
+        such = f", such as {', '.join(self.facts['broken_examples'][:3])}" if broken else ""
+        return f"{broken:,} of {words:,} are cut into more than three tokens ({broken / words:.0%}){such}"
 
     def _cut(self) -> str:
         cut, answers, pieces, dropped = (

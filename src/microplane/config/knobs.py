@@ -97,6 +97,12 @@ class DataKnobs(Knobs):
     system: str | None = Field(
         None, description="system prompt for rows without one; '' switches a template's default off"
     )
+    unicode: Literal["auto", "nfc", "nfkc", "as-is"] = Field(
+        "auto",
+        description="the Unicode form that every text is brought into, in the rows and when the run is asked: nfc "
+        "writes a letter with its marks as one character; nfkc also turns variants (ﬁ, ½, ²) into plain characters; "
+        "as-is: none; auto: nfc, unless the vocabulary knows letters and marks only apart",
+    )
     max_length: int = Field(
         1024,
         ge=8,

@@ -55,7 +55,9 @@ class Pipeline:
         Of a run of plain text, what is to be continued: the text as it stands, with its special tokens. Where its rows
         followed the chat template, a question is put into what stood around questions there.
         """
-        messages = [self.asked(text)] if isinstance(text, str) else list(text)
+        in_form = self.tokenizer.in_form
+        given = [self.asked(in_form(text))] if isinstance(text, str) else list(text)
+        messages = [message.rewritten(in_form) for message in given]
         for part in [self.system or "", *(message.content for message in messages)]:
             if not is_utf8(part):
                 raise DataError(f"the prompt {shown(part)} holds bytes that are not UTF-8; give it in that encoding")
@@ -98,6 +100,7 @@ class Pipeline:
     ) -> list[Answer]:
         ids = [self.prompt(prompt) for prompt in prompts]
         tokenizer, knobs = self.tokenizer.for_targets, knobs or GenerateKnobs()
+        knobs = knobs.model_copy(update={"stop": tuple(map(tokenizer.in_form, knobs.stop))})
         return generate(self.model, tokenizer, ids, knobs, self.stop_ids, on_text=on_text)
 
     @overload
@@ -165,7 +168,7 @@ def load(
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
         plain = load_model(path, number_format(dtype))
         _check_weights(plain, path)
-        return Pipeline(plain, load_tokenizer(path), path)
+        return Pipeline(plain, load_tokenizer(path).with_unicode("auto"), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about, base)
     model = load_model(path, _opened_as(method, about, dtype))
@@ -176,6 +179,7 @@ def load(
     before_and_behind, pairs = about.get("frame"), bool(about.get("pairs", True))
     frame = (before_and_behind[0], before_and_behind[1]) if before_and_behind else None
     tokenizer = load_tokenizer(path, None if method.whole_model else folder)
+    tokenizer = tokenizer.with_unicode(about.get("unicode", "as-is"))  # as earlier versions left texts
     return Pipeline(model, tokenizer, path, template, system, method, about, prefix, frame, pairs)
 
 

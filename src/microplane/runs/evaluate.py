@@ -78,6 +78,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     text_metrics.check(knobs.eval.metrics)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
+    loaded = _in_form(loaded, knobs.data)
     data = _as_trained(knobs.data, loaded)
     possible = candidates(loaded.model, data)
     if isinstance(possible, TextCandidates) and knobs.data.objective == "auto":
@@ -96,6 +97,13 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
 
 def _unsaid(text: str) -> None:
     """That a length was lowered to the context is said where rows are cut by it."""
+
+
+def _in_form(loaded: Pipeline, data: DataKnobs) -> Pipeline:
+    """With the Unicode form that was asked for, if one was."""
+    if data.unicode == "auto":
+        return loaded
+    return replace(loaded, tokenizer=loaded.tokenizer.with_unicode(data.unicode))
 
 
 def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:

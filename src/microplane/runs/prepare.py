@@ -191,7 +191,7 @@ def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
     """
     path = resolve(config.model.name, config.model.revision)
     checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path).with_unicode(config.data.unicode)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
     plain = build_on_meta(checkpoint)
     data = within_context(config.data, plain.config.context, method.num_virtual_tokens, watch.say)
@@ -276,4 +276,5 @@ def inferred(splits: AnySplits) -> dict[str, Any]:
     return {
         **form,
         "template": summary.template if summary.template != "none" else "plain",
+        "unicode": summary.unicode,
     }

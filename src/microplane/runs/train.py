@@ -334,7 +334,9 @@ def resume(
     """
     check_type(folder, "the run", (str, Path), "the path of its folder")
     path = find_run(Path(folder))
-    config = changed(build(RunKnobs, read_yaml(path / "run.yaml"), where=str(path / "run.yaml")), set or {}, path)
+    written = read_yaml(path / "run.yaml")
+    written.get("data", {}).setdefault("unicode", "as-is")  # an earlier version left texts as they are
+    config = changed(build(RunKnobs, written, where=str(path / "run.yaml")), set or {}, path)
     here = config.model_copy(update={"name": path.name, "runs": str(path.parent)})
     return train(knobs=here, resume=True, watch=watch, started=started)
 

@@ -360,7 +360,7 @@ def test_what_a_sentencepiece_model_says_of_itself(tmp_path):
     train_sentencepiece(tmp_path, pad_id=3)
     pieces, ids = read_model(tmp_path / "tokenizer.model")
     assert ids == {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
-    assert (pieces.unigram, pieces.prefix, pieces.squeeze, pieces.charsmap) == (False, "first", False, b"")
+    assert (pieces.unigram, pieces.prefix, pieces.squeeze, pieces.charsmap) == (False, "always", False, b"")
     tokenizer = load_tokenizer(tmp_path)
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     assert tokenizer.special_tokens == named

@@ -24,6 +24,7 @@ from microplane.data.reading.formats import recognise
 from microplane.data.reading.read import find_splits, read_rows
 from microplane.data.reading.values import is_filled
 from microplane.data.rendering.interface import RowFormat
+from microplane.data.tokenizers.normaliser import UnicodeForm, in_form
 from microplane.errors import DataError
 
 FIRST = 100  # rows whose keys decide the format
@@ -46,12 +47,14 @@ class Split:
     name: str
     files: list[Path]
     format: RowFormat
+    unicode: UnicodeForm = "as-is"  # the form that texts are brought into
     problems: Problems = field(default_factory=Problems)
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
     sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
     places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
     classes: RowClasses = field(default_factory=RowClasses)  # of rows with labels
     unlabelled: int = 0  # rows that say that they have no label
+    rewritten: int = 0  # rows that were in another Unicode form
     seen: list[Mapping[str, Any]] = field(default_factory=list)  # rows by which the format was chosen
     columns: set[str] = field(default_factory=set)  # those in which something stands in a row of `seen`
     pairs: int = 0  # rows with a second text
@@ -93,7 +96,12 @@ def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bo
 
 
 def check_split(
-    name: str, files: list[Path], knobs: DataKnobs, progress: Progress | None, read_format: ReadFormat
+    name: str,
+    files: list[Path],
+    knobs: DataKnobs,
+    progress: Progress | None,
+    read_format: ReadFormat,
+    unicode: UnicodeForm = "as-is",
 ) -> Split:
     """Read and check all rows of one split.
 
@@ -103,7 +111,8 @@ def check_split(
     """
     seen = _first_rows(files)
     while True:
-        split = Split(name, files, read_format(seen, files[0].name, knobs), seen=[*seen], columns=_filled(seen))
+        form = read_format(seen, files[0].name, knobs)
+        split = Split(name, files, form, unicode, seen=[*seen], columns=_filled(seen))
         _check_rows(split, knobs, progress)
         if len(split.seen) == len(seen):  # no column begins later
             break
@@ -179,13 +188,17 @@ def first_pass(
     progress: Progress | None = None,
     hold_out: bool = True,
     read_format: ReadFormat = _as_written,
+    unicode: UnicodeForm = "as-is",
 ) -> FirstPass:
     """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
+
+    Args:
+        unicode: the form that texts are brought into.
 
     Raises:
         DataError: see `check_split`; also for too few rows.
     """
-    splits = {name: check_split(name, paths, knobs, progress, read_format) for name, paths in files.items()}
+    splits = {name: check_split(name, paths, knobs, progress, read_format, unicode) for name, paths in files.items()}
     for split in splits.values():
         _refuse_empty(split)
     if "validation" in splits or not hold_out:
@@ -193,7 +206,9 @@ def first_pass(
     whole = splits["train"]
     held_out = split_off(whole.hashes, knobs.validation_share, knobs.validation_rows, whole.classes)
     splits["train"] = _part(whole, ~held_out)
-    splits["validation"] = replace(_part(whole, held_out), name="validation", problems=Problems(), unlabelled=0)
+    splits["validation"] = replace(
+        _part(whole, held_out), name="validation", problems=Problems(), unlabelled=0, rewritten=0
+    )
     return FirstPass.of(splits, held_out)
 
 
@@ -241,7 +256,9 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
                 continue
             if left is not None:
                 left -= 1
-            yield number, row.line, example
+            formed = example.rewritten(lambda text: in_form(text, split.unicode))
+            split.rewritten += formed is not example
+            yield number, row.line, formed
 
 
 def _look_for_columns(split: Split, values: Mapping[str, Any]) -> None:

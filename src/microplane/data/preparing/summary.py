@@ -51,6 +51,8 @@ class DataSummary:
     counted: str = "tokens"  # what the loss is a sum over, and `trained_tokens` counts: tokens, rows or words
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)  # rows (or words) of each class
     unlabelled: dict[str, int] = field(default_factory=dict)  # rows left out that say that they have no label
+    unicode: str = "as-is"  # the form that texts were brought into
+    rewritten: int = 0  # rows that were in another form
     notices: list[str] = field(default_factory=list)  # of rows that may not be what was meant
     shared_system: str | None = None  # the system message that all training rows have
     second_texts: int = 0  # training rows with two texts
@@ -77,6 +79,11 @@ class DataSummary:
         if not self.knows_all:
             shares = f"{self.input_unk_rate:.1%} of the inputs' tokens, {self.trained_unk_rate:.1%} of the answers'"
             lines.append(f"unknown   {shares}" if not self.task else f"unknown   {self.unk_rate:.1%} of the tokens")
+        if self.rewritten:
+            lines.append(
+                f"unicode   {_many(self.rewritten, 'row')} brought to {self.unicode.upper()} (data.unicode), where a "
+                "letter and its marks are one character"
+            )
         if pieces := sum(self.in_pieces.values()):
             lines.append(f"cut       {_many(pieces, 'text')} above {self.max_length:,} tokens into rows of that length")
         if several := sum(self.by_answer.values()):

@@ -44,7 +44,7 @@ def tokenise_files(
         DataError: see `load_splits.load_splits`. Nothing is left behind then.
         ConfigError: if the user asked for an objective that does not fit these rows.
     """
-    found = first_pass(files, knobs, progress, hold_out, candidates.read_format)
+    found = first_pass(files, knobs, progress, hold_out, candidates.read_format, tokenizer.unicode)
     train = found.splits["train"]
     objective = candidates.objective(train.format.name)
     named = train.format.classes or train.classes.numbers
@@ -118,7 +118,9 @@ class SecondPass:
         split = self.found.splits[name]
         held_out = self.found.held_out if name == "train" else None
         total = len(split.hashes) if held_out is None else len(held_out)
-        unchecked = Split(split.name, split.files, split.format)  # whose bad rows the first pass has told
+        unchecked = Split(
+            split.name, split.files, split.format, split.unicode
+        )  # whose bad rows the first pass has told
         for row, (file, line, example) in enumerate(examples(unchecked, self.knobs)):
             if row >= total:
                 break  # the file grew; the second look at its identity tells
@@ -180,6 +182,7 @@ class SecondPass:
             **self._rules(),
             label_counts={name: split.classes.counts() for name, split in splits.items()},
             unlabelled={name: split.unlabelled for name, split in splits.items()},
+            rewritten=sum(split.rewritten for split in splits.values()),
             notices=problems.notices,
             files={name: [str(path) for path in split.files] for name, split in splits.items()},
             validation_from="file" if self.found.held_out is None else "split off",
@@ -235,6 +238,7 @@ class SecondPass:
             "labels": list(traits.classes),
             "counted": traits.counted,
             "system": knobs.system,
+            "unicode": self.renderer.tokenizer.unicode,
             "max_length": knobs.max_length,
             "max_target_length": knobs.max_target_length if traits.bounds_target else None,
         }

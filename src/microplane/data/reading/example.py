@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -34,6 +34,11 @@ class Message:
             return ""
         return _json([self.trained, self.thoughts, self.extra])
 
+    def rewritten(self, change: Callable[[str], str]) -> Message:
+        """With every text changed."""
+        extra = _rewritten(self.extra, change)
+        return replace(self, content=change(self.content), thoughts=change(self.thoughts), extra=extra)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -59,6 +64,27 @@ class Example:
         first = self.messages[0] if self.messages else None
         return first.content if first is not None and first.role == "system" else None
 
+    def texts(self) -> Iterator[str]:
+        """Everything of the row that was written by somebody."""
+        for message in self.messages or ():
+            yield from (message.content, message.thoughts, *texts_in(message.extra))
+        yield from (self.text or "", self.second_text, *self.words, *texts_in(self.tools))
+        yield from (label for label in self.labels if isinstance(label, str))
+
+    def rewritten(self, change: Callable[[str], str]) -> Example:
+        """With every text changed; itself if none does change."""
+        if all(change(text) == text for text in self.texts()):
+            return self
+        return replace(
+            self,
+            messages=None if self.messages is None else tuple(message.rewritten(change) for message in self.messages),
+            text=None if self.text is None else change(self.text),
+            labels=tuple(change(label) if isinstance(label, str) else label for label in self.labels),
+            words=tuple(map(change, self.words)),
+            second_text=change(self.second_text),
+            tools=_rewritten(self.tools, change),
+        )
+
     def hash(self) -> int:
         """64 bits of the content, whatever file, line or format it comes from."""
         labels = [("pair", self.second_text), *(("label", str(label)) for label in self.labels)] if self.labels else []
@@ -71,6 +97,24 @@ class Example:
         parts += [("tools", _json(self.tools))] if self.tools else []
         joined = "\x01".join(f"{role}\x00{len(content)}\x00{content}" for role, content in parts)
         return int.from_bytes(blake2b(joined.encode(), digest_size=8).digest(), "little")
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts in what JSON can describe, but for the keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(item)
+
+
+def _rewritten(value: Any, change: Callable[[str], str]) -> Any:
+    """What JSON can describe with its texts changed, but for the keys."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _rewritten(item, change) for key, item in value.items()}
+    return type(value)(_rewritten(item, change) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _json(value: Any) -> str:

@@ -9,11 +9,13 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from microplane.data.reading.bad_rows import Problem, RowError, show
 from microplane.data.reading.csv_rows import csv_rows
+from microplane.data.reading.example import texts_in
 from microplane.data.reading.lines import BOM, SUFFIXES, Lines, LongLineError, RawRow, file_type, open_file
 from microplane.errors import DataError, nearest
 
@@ -210,6 +212,16 @@ _READERS: dict[str, Callable[[Path, Lines], Iterator[RawRow]]] = {
 # Folders
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def first_texts(data: Path, rows: int) -> list[str]:
+    """All texts in the first training rows of a file or a folder, as they stand there.
+
+    Raises:
+        DataError: see `find_splits` and `read_rows`.
+    """
+    file, *_ = find_splits(data)["train"]
+    return [text for row in islice(read_rows(file), rows) for text in texts_in(row.values)]
 
 
 def find_splits(path: Path) -> dict[str, list[Path]]:

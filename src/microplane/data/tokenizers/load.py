@@ -15,10 +15,12 @@ from microplane.data.tokenizers.bert_roberta import build_from_files
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
-from microplane.data.tokenizers.sentencepiece import build, read_model
+from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
+from microplane.data.tokenizers.sentencepiece import Pieces, build, read_model, take_rules
 from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
 from microplane.data.tokenizers.tokenizer import NAMED, Tokenizer, mark_special, surround
-from microplane.errors import ModelError
+from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, replaced
+from microplane.errors import ModelError, notice
 from microplane.models.files.gguf_format import read_header
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
@@ -112,20 +114,27 @@ def _load_json(folder: TokenizerFolder) -> Tokenizer:
         backend = Backend.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"{file} is damaged or not a {JSON} ({error}). Fetch it again") from None
+    if parts := replaced(backend, folder.config):
+        notice(
+            f"tokenizer {file}: {folder.config['tokenizer_class']}, which {CONFIG} names, has transformers replace "
+            f"{parts}, so that its ids may be others. Here the file counts; for the same there, name {SAFE_CLASS}"
+        )
     for _, told in folder.added_tokens():
         _add(backend, told["content"], told, folder)
     _add_special(backend, folder)
     # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
-    return _tokenizer(backend, {}, folder)
+    return _tokenizer(backend, {}, folder, rules_of_json(backend))
 
 
 def _load_sentencepiece(folder: TokenizerFolder) -> Tokenizer:
     pieces, ids = read_model(folder.path / MODEL)
     config = folder.config
-    backend = build(replace(pieces, prefix=_prefix(pieces.prefix, config)))
+    pieces = replace(pieces, prefix=_prefix(pieces, config))
+    backend = build(pieces)
     _add_tokens(backend, folder)
     _add_special(backend, folder)
-    tokenizer = _tokenizer(backend, {f"{name}_token": pieces.texts[token] for name, token in ids.items()}, folder)
+    own = {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
+    tokenizer = _tokenizer(backend, own, folder, take_rules(backend, pieces))
     named = tokenizer.special_tokens
     bos = named["bos_token"] if config.get("add_bos_token") else None
     surround(backend, bos, named["eos_token"] if config.get("add_eos_token") else None)
@@ -137,22 +146,25 @@ def _load_marian(folder: TokenizerFolder) -> Tokenizer:
     sides = build_marian(folder, {name: named[name] for name in SPECIAL})
     for backend in (sides.source, sides.target):
         surround(backend, None, named["eos_token"])
-    target = replace(_tokenizer(sides.target, SPECIAL, folder), unmatchable_prefix=UNMATCHABLE)
-    source = _tokenizer(sides.source, SPECIAL, folder)
+    target = _tokenizer(sides.target, SPECIAL, folder, sides.target_rules)
+    target = replace(target, unmatchable_prefix=UNMATCHABLE)
+    source = _tokenizer(sides.source, SPECIAL, folder, sides.source_rules)
     return replace(source, eos_ids=target.eos_ids, target=target, unmatchable_prefix=UNMATCHABLE)
 
 
-def _load_t5(folder: TokenizerFolder, backend: Backend, own: Mapping[str, str]) -> Tokenizer:
-    tokenizer = _tokenizer(backend, own, folder)
+def _load_t5(
+    folder: TokenizerFolder, backend: Backend, own: Mapping[str, str], rules: SentencePieceRules | None = None
+) -> Tokenizer:
+    tokenizer = _tokenizer(backend, own, folder, rules)
     surround(backend, None, tokenizer.special_tokens["eos_token"])
     return tokenizer
 
 
-def _prefix(own: str, config: Mapping[str, Any]) -> str:
+def _prefix(pieces: Pieces, config: Mapping[str, Any]) -> str:
     """Where a space is put, by the switches of transformers' LlamaTokenizer; as the model itself says without them."""
-    if not config.get("add_prefix_space", own != "never"):
+    if not config.get("add_prefix_space", pieces.prefix != "never"):
         return "never"
-    return "always" if config.get("legacy") or own == "always" else "first"
+    return "always" if config.get("legacy") or pieces.squeeze else "first"
 
 
 def _add_tokens(backend: Backend, folder: TokenizerFolder) -> None:
@@ -184,11 +196,13 @@ def _flags(told: Mapping[str, Any]) -> dict[str, bool]:
     return {key: bool(told.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
 
 
-def _tokenizer(backend: Backend, own: Mapping[str, str], folder: TokenizerFolder) -> Tokenizer:
+def _tokenizer(
+    backend: Backend, own: Mapping[str, str], folder: TokenizerFolder, rules: SentencePieceRules | None = None
+) -> Tokenizer:
     """With what the folder's JSON files say of special tokens and the template; `own` is what the vocabulary says."""
     folder = replace(folder, own=own)
     named, extra = folder.special_tokens(NAMED)
     mark_special(backend, extra)
     eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
     stops = [token for token in (eos, *folder.stop_ids()) if token is not None]
-    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), folder.chat_template(), source=folder)
+    return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), folder.chat_template(), source=folder, rules=rules)

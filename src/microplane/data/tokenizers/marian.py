@@ -15,7 +15,15 @@ from typing import Any
 from tokenizers import Tokenizer, decoders
 
 from microplane.data.tokenizers.folder import TokenizerFolder
-from microplane.data.tokenizers.sentencepiece import CONTROL, SPACE, UNKNOWN, USER_DEFINED, build, read_model
+from microplane.data.tokenizers.normaliser import SPACE, SentencePieceRules
+from microplane.data.tokenizers.sentencepiece import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    build,
+    read_model,
+    take_rules,
+)
 from microplane.errors import ModelError
 from microplane.files import read_object
 
@@ -27,7 +35,9 @@ SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}  # u
 @dataclass(frozen=True)
 class Sides:
     source: Tokenizer
+    source_rules: SentencePieceRules
     target: Tokenizer
+    target_rules: SentencePieceRules
 
 
 def build_marian(folder: TokenizerFolder, special: Mapping[str, str | None]) -> Sides:
@@ -45,7 +55,7 @@ def build_marian(folder: TokenizerFolder, special: Mapping[str, str | None]) -> 
     texts = [text for text in special.values() if text]
     source = _side(path / SOURCE, _table(path / VOCAB, special), texts)
     target = _side(path / TARGET, _table(path / (TARGET_VOCAB if apart else VOCAB), special), texts)
-    return Sides(source, target)
+    return Sides(*source, *target)
 
 
 def _table(file: Path, special: Mapping[str, str | None]) -> list[str]:
@@ -59,7 +69,7 @@ def _table(file: Path, special: Mapping[str, str | None]) -> list[str]:
     return sorted(ids, key=lambda text: ids[text])
 
 
-def _side(file: Path, table: list[str], special: list[str]) -> Tokenizer:
+def _side(file: Path, table: list[str], special: list[str]) -> tuple[Tokenizer, SentencePieceRules]:
     pieces, _ = read_model(file)
     if not pieces.unigram:
         raise ModelError(f"{file} is a SentencePiece model of the BPE kind; for translation only unigram is supported")
@@ -70,10 +80,12 @@ def _side(file: Path, table: list[str], special: list[str]) -> Tokenizer:
     }
     placed = [_placed(text, own, special) for text in table]
     texts, scores, types = (list[Any](column) for column in zip(*placed, strict=True))
-    backend = build(replace(pieces, texts=texts, scores=scores, types=types))
+    pieces = replace(pieces, texts=texts, scores=scores, types=types)
+    backend = build(pieces)
+    rules = take_rules(backend, pieces)
     steps = [decoders.Replace(UNMATCHABLE, ""), decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)])
-    return backend
+    return backend, rules
 
 
 def _placed(text: str, own: Mapping[str, tuple[float, int]], special: list[str]) -> tuple[str, float, int]:

@@ -15,17 +15,16 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
+from microplane.data.tokenizers.normaliser import SPACE, SentencePieceRules, rules_of_model
 from microplane.errors import ModelError
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces, in both kinds of files
 UNIGRAM_MODEL, BPE_MODEL = 1, 2  # trainer_spec.model_type
-SPACE = "▁"
-
 
 PREFIXES = {  # where a space is put -> how the `tokenizers` library says so; None: by a normaliser
-    "first": "first",  # before the text
-    "always": "always",  # before the text and behind special tokens, unless there is one
-    "behind special": None,  # the same, beside one that is there: llama.cpp
+    "first": "first",  # before the text, unless there is one
+    "always": "always",  # before the text and behind special tokens; by the library's own step unless there is one
+    "behind special": None,  # the same, by a normaliser and so beside one that is there: llama.cpp
     "never": "never",
 }
 
@@ -39,8 +38,17 @@ class Pieces:
     types: list[int]
     unigram: bool = False
     prefix: str = "first"  # where a space is put, a key of `PREFIXES`
+    suffix: str = ""  # a space that is put behind a text instead
     squeeze: bool = False  # runs of spaces count as one
     charsmap: bytes = b""  # SentencePiece's compiled normalisation; none if empty
+    model: bytes = b""  # the file itself, where the pieces are of one
+    own: frozenset[str] = frozenset()  # the file's user-defined pieces
+
+    @property
+    def in_words(self) -> bool:
+        """Whether no piece goes on behind a space, so that a text can be cut there before the pieces are looked for."""
+        plain = (text for text, kind in zip(self.texts, self.types, strict=True) if kind != USER_DEFINED)
+        return all(SPACE not in text[1:] for text in plain)
 
 
 def bpe_merges(texts: Sequence[str], rank: Sequence[float]) -> list[tuple[str, str]]:
@@ -71,10 +79,20 @@ def build(pieces: Pieces, merges: list[tuple[str, str]] | None = None) -> Tokeni
     if steps := _normalizers(pieces):
         tokenizer.normalizer = normalizers.Sequence(steps)
     if (scheme := PREFIXES[pieces.prefix]) is not None:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=pieces.unigram)
-    tokenizer.decoder = _decoder(pieces.prefix != "never")
+        split = pieces.unigram and pieces.in_words
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=split)
+    tokenizer.decoder = _decoder(pieces.prefix != "never", bool(pieces.suffix))
     add_special(tokenizer, pieces.texts, pieces.types)
     return tokenizer
+
+
+def take_rules(tokenizer: Tokenizer, pieces: Pieces) -> SentencePieceRules:
+    """Have the package follow the model's rules in place of the tokenizer's own steps, which are not quite the same."""
+    rules = rules_of_model(tokenizer, pieces.model, pieces.prefix, pieces.suffix, pieces.own)
+    split = pieces.unigram and pieces.in_words
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=split)
+    return rules
 
 
 def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
@@ -88,9 +106,10 @@ def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
     return steps
 
 
-def _decoder(prefix: bool) -> decoders.Decoder:
+def _decoder(prefix: bool, suffix: bool = False) -> decoders.Decoder:
     steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    return decoders.Sequence(steps + [decoders.Strip(content=" ", left=1)] * prefix)
+    added = [decoders.Strip(content=" ", left=int(prefix), right=int(suffix))] * (prefix or suffix)
+    return decoders.Sequence(steps + added)
 
 
 def build_gemma(texts: list[str], types: list[int]) -> Tokenizer:
@@ -155,16 +174,19 @@ def _read_model(path: Path, data: bytes) -> tuple[Pieces, dict[str, int]]:
     kind = trainer.get(3, UNIGRAM_MODEL)
     if kind not in (UNIGRAM_MODEL, BPE_MODEL):
         raise ModelError(f"{path} is a SentencePiece model of type {kind}; supported are unigram (1) and BPE (2)")
-    squeeze = bool(normalizer.get(4, 1))
+    squeeze, spaced = bool(normalizer.get(4, 1)), bool(normalizer.get(3, 1))
+    behind = bool(trainer.get(24, 0))  # treat_whitespace_as_suffix
     pieces = Pieces(
         texts,
         scores,
         types,
         unigram=kind == UNIGRAM_MODEL,
-        # "first" means the first character of the text as it was given, and squeezing may take that away
-        prefix="never" if not normalizer.get(3, 1) else "always" if squeeze else "first",
+        prefix="never" if behind or not spaced else "always",
+        suffix=SPACE if behind and spaced else "",
         squeeze=squeeze,
         charsmap=normalizer.get(2, b""),
+        model=data,
+        own=frozenset(text for text, kind in zip(texts, types, strict=True) if kind == USER_DEFINED),
     )
     usual = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
     ids = {name: _signed(trainer.get(number, default)) for name, (number, default) in usual.items()}

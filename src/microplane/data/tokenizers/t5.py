@@ -13,7 +13,8 @@ from tokenizers.models import BPE
 
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
-from microplane.data.tokenizers.sentencepiece import SPACE, build, read_model
+from microplane.data.tokenizers.normaliser import SPACE, SentencePieceRules
+from microplane.data.tokenizers.sentencepiece import build, read_model, take_rules
 from microplane.errors import ModelError
 
 SPIECE = "spiece.model"
@@ -23,8 +24,8 @@ SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 in all of them
 SENTINELS, BYTE_SENTINELS = 100, 125  # where a file does not say how many
 
 
-def build_spiece(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str]]:
-    """The backend of a `spiece.model`, and its special tokens by their names.
+def build_spiece(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str], SentencePieceRules]:
+    """The backend of a `spiece.model`, its special tokens by their names, and its rules.
 
     Raises:
         ModelError: if it is of another family than T5's, or is damaged.
@@ -40,11 +41,13 @@ def build_spiece(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str]]:
     texts = [text[1:] if text.startswith(SPACE) and _is_sentinel(text[1:]) else text for text in pieces.texts]
     swallow = [new for new, text in zip(texts, pieces.texts, strict=True) if new != text]
     types = [0 if text in swallow else kind for text, kind in zip(texts, pieces.types, strict=True)]
-    backend = build(replace(pieces, texts=texts, types=types))
+    pieces = replace(pieces, texts=texts, types=types)
+    backend = build(pieces)
     backend.add_special_tokens([AddedToken(text, lstrip=True, normalized=False, special=True) for text in swallow])
     count = 0 if swallow else _count(folder, SENTINELS)
     _add(backend, [f"<extra_id_{number}>" for number in reversed(range(count))])  # the first has the highest id
-    return backend, {f"{name}_token": pieces.texts[token] for name, token in ids.items()}
+    own = {f"{name}_token": texts[token] for name, token in ids.items()}
+    return backend, own, take_rules(backend, pieces)
 
 
 def build_bytes(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
@@ -17,11 +19,21 @@ from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
-from microplane.data.tokenizers.sentencepiece import SPACE
+from microplane.data.tokenizers.normaliser import (
+    SPACE,
+    Kept,
+    Normalised,
+    SentencePieceRules,
+    UnicodeForm,
+    in_form,
+    normalise,
+)
 from microplane.files import write_aside, write_json
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
+LETTERS = "é ü ñ å č ź ơ ư ế ộ ỷ ё й が ぱ 한".split()  # that can also be written with their marks apart
+LETTERS_APART = [unicodedata.normalize("NFD", letter) for letter in LETTERS]
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
 
 
@@ -55,6 +67,8 @@ class Tokenizer:
     target: Tokenizer | None = None  # of what is written, where it differs from that of what is read
     unmatchable_prefix: str = ""  # Marian: prefix of pieces that only the other language's vocabulary makes
     source: TokenizerFolder | None = None  # the folder that it was read from, whose files are saved as they are
+    rules: SentencePieceRules | None = None  # of a SentencePiece model
+    unicode: UnicodeForm = "as-is"  # into which every text is brought
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
@@ -122,7 +136,34 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special` puts what the model wants (BOS) around the text; special tokens that are written in the
         text are recognised either way."""
-        return self._ids(self.backend.encode(text, add_special_tokens=special))
+        return self._ids(self.backend.encode(self._normalised(text).text, add_special_tokens=special))
+
+    def with_unicode(self, form: UnicodeForm | Literal["auto"]) -> Tokenizer:
+        """The same for texts that are brought into a Unicode form first; `auto` as the knob `data.unicode`."""
+        if form == "auto":
+            as_it_is = replace(self, unicode="as-is")
+            whole, apart = (any(map(as_it_is._knows, letters)) for letters in (LETTERS, LETTERS_APART))
+            form = "as-is" if apart and not whole else "nfc"
+        target = self.target.with_unicode(form) if self.target else None
+        return self if form == self.unicode else replace(self, unicode=form, target=target)
+
+    def _knows(self, text: str) -> bool:
+        """Whether no token of a text is unknown."""
+        return self.unk_id not in self.encode(text, special=False)
+
+    def in_form(self, text: str) -> str:
+        """A text in the Unicode form that all texts are brought into."""
+        return in_form(text, self.unicode)
+
+    def _normalised(self, text: str, placed: bool = False) -> Normalised:
+        if self.rules is None and self.unicode == "as-is":
+            return Normalised(text, None)
+        return normalise(text, self.unicode, self.rules, self._kept, placed)
+
+    @cached_property
+    def _kept(self) -> Kept | None:
+        own = self.rules.own if self.rules else ()
+        return Kept.of(token for token in self.backend.get_added_tokens_decoder().values() if token.content not in own)
 
     def _ids(self, encoding: Encoding) -> list[int]:
         """What is unknown to the one side's SentencePiece may yet have an id, as a piece of the other side's."""
@@ -133,6 +174,12 @@ class Tokenizer:
             token if token != self.unk_id or other is None else other
             for token, other in zip(encoding.ids, found, strict=True)
         ]
+
+    def broken_words(self, texts: Iterable[str], pieces: int = 3) -> tuple[list[str], int]:
+        """The words of some texts that the vocabulary cuts into more than so many pieces, and how many words there are;
+        each word once."""
+        words = sorted({word for text in texts for word in text.split()})
+        return [word for word in words if len(self.encode(f" {word}", special=False)) > pieces], len(words)
 
     def encode_target(self, text: str) -> list[int]:
         """Token ids of what an encoder-decoder shall write."""
@@ -148,9 +195,8 @@ class Tokenizer:
 
         What is longer than `max_length` loses its end; of two texts, always the longer one loses a token.
         """
-        texts = [
-            self.backend.encode(part, add_special_tokens=False) for part in ((text, second) if second else (text,))
-        ]
+        given = [self._normalised(part, placed=True) for part in ((text, second) if second else (text,))]
+        texts = [self.backend.encode(part.text, add_special_tokens=False) for part in given]
         lengths = [len(part) for part in texts]
         room = max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(len(texts) == 2))
         cut = sum(lengths) > room
@@ -158,12 +204,17 @@ class Tokenizer:
             for part, keep in zip(texts, shares(lengths, room), strict=True):
                 part.truncate(keep)
         whole = self.backend.post_process(texts[0], texts[1] if second else None)
-        return Encoded(whole.ids, whole.offsets, whole.type_ids, cut)
+        # the special tokens around them are no part of any text
+        of_text = chain.from_iterable([own] * len(part) for own, part in zip(given, texts, strict=True))
+        marked = zip(whole.offsets, whole.special_tokens_mask, strict=True)
+        offsets = [place if special else next(of_text).given(*place) for place, special in marked]
+        return Encoded(whole.ids, offsets, whole.type_ids, cut)
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the characters, from and to, that each stands for."""
-        encoding = self.backend.encode(text, add_special_tokens=special)
-        return encoding.ids, encoding.offsets
+        given = self._normalised(text, placed=True)
+        encoding = self.backend.encode(given.text, add_special_tokens=special)
+        return encoding.ids, [given.given(*place) for place in encoding.offsets]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -192,12 +243,13 @@ class Tokenizer:
 
     @cached_property
     def _description(self) -> str:
-        return self.backend.to_str()
+        return self.rules.description(self.backend) if self.rules else self.backend.to_str()
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all that decides ids and rendering."""
-        parts = json.dumps([dict(self.special_tokens), self.chat_template], sort_keys=True)
+        form = [] if self.unicode == "as-is" else [self.unicode]
+        parts = json.dumps([dict(self.special_tokens), self.chat_template, *form], sort_keys=True)
         written = f"\n{self.target.fingerprint}" if self.target else ""
         return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()
 
