@@ -74,6 +74,7 @@ CASES = {
     "data.max_target_length": Case(2, where="pairs"),
     "data.max_unknown": Case(0.0, where="encoder"),
     "data.unicode": Case("as-is", where="marks apart"),
+    "data.segment": Case("vi", where="words"),
     "data.task": Case("classification", where="text/label"),
     "data.no_label": Case(("O",), where="tags"),
     "data.objective": Case("prefix_lm", where="denoising", beside={"data.max_length": 40}),
@@ -121,6 +122,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("decoder", {}, "model.pooling", "mean"),
     ("decoder", {}, "data.max_target_length", 2),
     ("decoder", {}, "data.no_label", ("a",)),
+    ("decoder", {}, "data.segment", "vi"),
     ("decoder", {}, "train.class_weights", "balanced"),
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_share", 0.5),
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_rows", 1),
@@ -152,6 +154,7 @@ RUNS = {  # model and data of each kind of run, as files of the place
     "folder": ("model", "splits"),
     "bad rows": ("model", "bad.jsonl"),
     "marks apart": ("model", "apart.jsonl"),
+    "words": ("encoder", "words.jsonl"),
     "text/label": ("model", "reviews.jsonl"),
     "pairs": ("pair-model", "data.jsonl"),
     "denoising": ("pair-model", "text.jsonl"),
@@ -186,6 +189,7 @@ class Place:
         write(folder / "splits" / "validation.jsonl", sayings("hijklmn")[:8])
         (folder / "bad.jsonl").write_text((folder / "rows.jsonl").read_text() + '{"prompt": 3}\n')
         write(folder / "reviews.jsonl", [row | {"text": f"{row['text']} \u2603"} for row in reviews(24)])
+        write(folder / "words.jsonl", [row | {"text": f"{row['text']} uống cà phê"} for row in reviews(24)])
         write(folder / "tags.jsonl", tags(24))
         write(folder / "text.jsonl", [{"text": f"the quick fox number {n} jumps over dogs"} for n in range(20)])
         shout(folder, 24)
@@ -193,7 +197,7 @@ class Place:
     def knobs(self, where: str, sets: dict[str, Any]) -> RunKnobs:
         """Those of the tiny run with these set; names of files are those of the place."""
         model, data = RUNS[where]
-        values: dict[str, Any] = {"data": {"max_unknown": 0.5}} if where in ("encoder", "tags") else {}
+        values: dict[str, Any] = {"data": {"max_unknown": 0.5}} if where in ("encoder", "tags", "words") else {}
         sets = {"model.name": model, "data.train": data, **sets}
         for name in ("model.name", "data.train", "data.validation", "data.test"):
             sets |= {name: str(self.folder / sets[name])} if name in sets else {}
@@ -276,7 +280,7 @@ def counted(calls: Counter[str], function: Any) -> Any:
 
 def without_knob(name: str, where: str, beside: dict[str, Any]) -> dict[str, Any]:
     """What is set in the run to compare with: all but the knob that is tried."""
-    answers = where not in ("encoder", "tags", "text/label")
+    answers = where not in ("encoder", "tags", "words", "text/label")
     short = {"eval.max_new_tokens": 3} if answers else {}
     return {knob: value for knob, value in (SETS | short | beside).items() if knob != name}
 

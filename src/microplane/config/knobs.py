@@ -103,6 +103,11 @@ class DataKnobs(Knobs):
         "writes a letter with its marks as one character; nfkc also turns variants (ﬁ, ½, ²) into plain characters; "
         "as-is: none; auto: nfc, unless the vocabulary knows letters and marks only apart",
     )
+    segment: Literal["none", "vi"] = Field(
+        "none",
+        description="join the syllables of each word by _ before anything else, for models that were trained on such "
+        "text (PhoBERT): vi by the package pyvi (microplane[vi]); for rows with labels",
+    )
     max_length: int = Field(
         1024,
         ge=8,

@@ -21,7 +21,7 @@ from microplane.objectives.next_token import NextToken
 from microplane.objectives.select import TEXT
 
 PROBED = 100  # training rows that are looked at for what all of them begin with
-TAKEN_OVER = ("max_length", "max_target_length", "fields", "no_label", "objective", "format", "unicode")
+TAKEN_OVER = ("max_length", "max_target_length", "fields", "no_label", "objective", "format", "unicode", "segment")
 """Knobs of the data that an evaluation of the run takes over."""
 
 

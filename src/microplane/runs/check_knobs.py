@@ -136,6 +136,7 @@ _USED_BY_EVAL = {
         "data.system",
         "data.max_length",
         "data.max_target_length",
+        "data.unicode",
     ),
     *("data.task", "data.no_label", "data.skip_bad_rows", "data.limit"),
     *("eval.metrics", "eval.rows", "eval.batch_tokens", "eval.max_new_tokens"),
@@ -236,6 +237,7 @@ def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: b
     yield "model.pooling", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
     yield "train.class_weights", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
     yield "data.no_label", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
+    yield "data.segment", "it is for texts with labels, and these are rendered as they stand. Leave it out"
     pairs = isinstance(objective, Seq2Seq)
     if not pairs:
         yield "data.max_target_length", "prompt and answer are one row here. Leave it out, and set data.max_length"

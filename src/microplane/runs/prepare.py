@@ -191,7 +191,7 @@ def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
     """
     path = resolve(config.model.name, config.model.revision)
     checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
-    tokenizer = load_tokenizer(path).with_unicode(config.data.unicode)
+    tokenizer = load_tokenizer(path).with_unicode(config.data.unicode).with_segment(config.data.segment)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
     plain = build_on_meta(checkpoint)
     data = within_context(config.data, plain.config.context, method.num_virtual_tokens, watch.say)

@@ -22,6 +22,7 @@ from microplane.data.reading.label_values import AUTO, means_none
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
 from microplane.data.rendering.labelled import class_names
 from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
+from microplane.data.tokenizers.segmenter import JOINT
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
@@ -108,6 +109,7 @@ class SecondPass:
         self.found, self.knobs, self.objective, self.renderer = found, knobs, objective, renderer
         self.writers, self.progress = writers, progress
         self.counts = {name: Counts() for name in found.splits}
+        self.joined = False  # whether any text has words joined by _
 
     def tokenise(self, name: str) -> None:
         """Render and write the rows of the files of one split. Those of the training files may belong to two.
@@ -142,6 +144,7 @@ class SecondPass:
     def _render(self, split: Split, example: Example) -> list[TokenRow]:
         """The tokens of an example, none if the template refuses it; that makes it a bad row."""
         most = self.knobs.max_length
+        self.joined = self.joined or JOINT in (example.text or "")
         try:
             return self.renderer.rows(example, most, self.knobs.max_target_length or most)
         except DataError as error:
@@ -215,6 +218,12 @@ class SecondPass:
 
     def _of_rendering(self) -> Iterator[str]:
         """What is to be said of rows that are not quite what was meant once they are rendered."""
+        tokenizer = self.renderer.tokenizer
+        if tokenizer.expects_segments and tokenizer.segment == "none" and not self.joined:
+            yield (
+                "the model was trained on words joined by _ (as in cà_phê), and no row has any: data.segment=vi joins "
+                "them here and when the run is asked"
+            )
         if forged := sum(item.forged for item in self.counts.values()):
             yield (
                 f"{forged:,} rows hold special tokens of the model as text, which is read as any other text; if they "

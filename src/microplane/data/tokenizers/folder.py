@@ -19,7 +19,7 @@ STOPS = ("generation_config.json", "config.json")  # the model's files that name
 EVERY_NAME = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model*", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
-    *("*.spm", "vocab.*", "merges.txt", "target_vocab.json"),
+    *("*.spm", "vocab.*", "merges.txt", "bpe.codes", "dict.txt", "target_vocab.json"),
 )
 FILES = (*VOCABULARIES, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE, "additional_chat_templates/*.jinja")
 

@@ -20,6 +20,7 @@ from microplane.data.tokenizers.sentencepiece import Pieces, build, read_model, 
 from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
 from microplane.data.tokenizers.tokenizer import NAMED, Tokenizer, mark_special, surround
 from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, replaced
+from microplane.data.tokenizers.vietnamese import build_vietnamese
 from microplane.errors import ModelError, notice
 from microplane.models.files.gguf_format import read_header
 
@@ -71,6 +72,9 @@ def _of_adapter(own: TokenizerFolder, base: Callable[[], Tokenizer]) -> Tokenize
 def _load_folder(folder: TokenizerFolder) -> Tokenizer:
     if folder.has(SOURCE):
         return _load_marian(folder)
+    if listed := build_vietnamese(folder):
+        tokenizer = _tokenizer(listed.backend, listed.special, folder, listed.rules)
+        return replace(tokenizer, known=listed.known, unmatchable_prefix=listed.unmatchable_prefix)
     if folder.has(JSON):
         return _load_json(folder)
     if folder.has(MODEL):

@@ -26,6 +26,8 @@ from tokenizers.normalizers import Normalizer, Precompiled
 from tokenizers.normalizers import Sequence as Steps
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from microplane.data.tokenizers.segmenter import JOINT, Segmentation, joiner
+
 UnicodeForm = Literal["as-is", "nfc", "nfkc"]
 Place = tuple[int, int]
 SPACE = "▁"  # how SentencePiece writes a space
@@ -42,6 +44,12 @@ class Normalised(NamedTuple):
         if self.places is None or start == end:
             return start, end
         return self.places[start][0], self.places[end - 1][1]
+
+    def followed_by(self, later: Normalised) -> Normalised:
+        """What both did."""
+        if later.places is None:
+            return Normalised(later.text, self.places)
+        return Normalised(later.text, [self.given(*place) for place in later.places])
 
 
 def in_form(text: str, form: UnicodeForm) -> str:
@@ -201,41 +209,68 @@ class Kept:
         return parts
 
 
-def normalise(
-    text: str, form: UnicodeForm, rules: SentencePieceRules | None, kept: Kept | None, placed: bool
-) -> Normalised:
-    """A text as the vocabulary sees it.
-
-    Args:
-        placed: whether the places are asked for, which costs time.
-    """
-    if rules is None and in_form(text, form) == text:
+def in_words(text: str, segmentation: Segmentation) -> Normalised:
+    """A text with its words joined by `JOINT`, and what became what."""
+    if segmentation == "none" or not text.strip():
         return Normalised(text, None)
-    if kept is None or kept.pattern.search(text) is None:
-        return _part(text, form, rules, True, placed, kept)
-    written: list[str] = []
+    joined = joiner(segmentation)(text)
     places: list[Place] = []
     at = 0
-    for token, found in enumerate(kept.split(text)):
-        part = Normalised(found, None) if token % 2 else _part(found, form, rules, not token, placed, kept)
-        written.append(part.text)
-        own = part.places or [(place, place + 1) for place in range(len(part.text))]
-        places += [(at + start, at + end) for start, end in own]
-        at += len(found)
-    return Normalised("".join(written), places if placed else None)
+    for character in joined:
+        while at < len(text) and text[at].isspace() and not (character.isspace() or character == JOINT):
+            at += 1
+        if at < len(text) and (character == text[at] or text[at].isspace()):
+            places.append((at, at + 1))
+            at += 1
+        elif character.isspace():  # that was put beside a punctuation mark
+            places.append((max(0, at - 1), max(1, at)))
+        else:  # something else than spaces was changed
+            return Normalised(text, None)
+    return Normalised(joined, places)
 
 
-def _part(
-    text: str, form: UnicodeForm, rules: SentencePieceRules | None, first: bool, placed: bool, kept: Kept | None
-) -> Normalised:
-    """The text, or what of it is between two added tokens."""
-    if not text:
-        return Normalised(text, None)
-    formed = in_form_with_places(text, form) if placed else Normalised(in_form(text, form), None)
-    done = formed if rules is None else _by_rules(formed, rules, first, placed)
-    if kept is not None and kept.pattern.search(done.text):
-        return Normalised(text, None)
-    return done
+@dataclass(frozen=True)
+class Normaliser:
+    """All that is done to a text before the vocabulary sees it."""
+
+    form: UnicodeForm
+    segmentation: Segmentation
+    rules: SentencePieceRules | None
+    kept: Kept | None
+
+    def __call__(self, text: str, placed: bool = False, words: bool = False) -> Normalised:
+        """A text as the vocabulary sees it.
+
+        Args:
+            placed: whether the places are asked for, which costs time.
+            words: whether its words are joined; a text that was rendered, with marks of its own, is left as it is.
+        """
+        segmentation = self.segmentation if words else "none"
+        if self.rules is None and segmentation == "none" and in_form(text, self.form) == text:
+            return Normalised(text, None)
+        if self.kept is None or self.kept.pattern.search(text) is None:
+            return self._part(text, segmentation, True, placed)
+        written: list[str] = []
+        places: list[Place] = []
+        at = 0
+        for token, found in enumerate(self.kept.split(text)):
+            part = Normalised(found, None) if token % 2 else self._part(found, segmentation, not token, placed)
+            written.append(part.text)
+            own = part.places or [(place, place + 1) for place in range(len(part.text))]
+            places += [(at + start, at + end) for start, end in own]
+            at += len(found)
+        return Normalised("".join(written), places if placed else None)
+
+    def _part(self, text: str, segmentation: Segmentation, first: bool, placed: bool) -> Normalised:
+        """The text, or what of it is between two added tokens."""
+        if not text:
+            return Normalised(text, None)
+        done = in_form_with_places(text, self.form) if placed else Normalised(in_form(text, self.form), None)
+        if segmentation != "none":
+            done = done.followed_by(in_words(done.text, segmentation))
+        if self.rules is not None:
+            done = _by_rules(done, self.rules, first, placed)
+        return Normalised(text, None) if self.kept is not None and self.kept.pattern.search(done.text) else done
 
 
 def _by_rules(formed: Normalised, rules: SentencePieceRules, first: bool, placed: bool) -> Normalised:

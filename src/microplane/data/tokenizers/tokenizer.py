@@ -19,21 +19,15 @@ from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
-from microplane.data.tokenizers.normaliser import (
-    SPACE,
-    Kept,
-    Normalised,
-    SentencePieceRules,
-    UnicodeForm,
-    in_form,
-    normalise,
-)
+from microplane.data.tokenizers.normaliser import SPACE, Kept, Normaliser, SentencePieceRules, UnicodeForm, in_form
+from microplane.data.tokenizers.segmenter import Segmentation, joiner
 from microplane.files import write_aside, write_json
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
 LETTERS = "é ü ñ å č ź ơ ư ế ộ ỷ ё й が ぱ 한".split()  # that can also be written with their marks apart
 LETTERS_APART = [unicodedata.normalize("NFD", letter) for letter in LETTERS]
+WORD_FILES = ("vocab.txt", "bpe.codes")  # PhoBERT's
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
 
 
@@ -65,10 +59,12 @@ class Tokenizer:
     eos_ids: tuple[int, ...] = ()  # all that end an answer, the tokenizer's own first
     chat_template: str | None = None  # Jinja
     target: Tokenizer | None = None  # of what is written, where it differs from that of what is read
-    unmatchable_prefix: str = ""  # Marian: prefix of pieces that only the other language's vocabulary makes
+    unmatchable_prefix: str = ""  # of tokens that the SentencePiece model of this text does not make
     source: TokenizerFolder | None = None  # the folder that it was read from, whose files are saved as they are
     rules: SentencePieceRules | None = None  # of a SentencePiece model
     unicode: UnicodeForm = "as-is"  # into which every text is brought
+    segment: Segmentation = "none"  # of texts that are not rendered, into words
+    known: int | None = None  # tokens that the model has rows for, where the backend makes more; those are unknown
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
@@ -90,7 +86,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return self.known or self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def bos_id(self) -> int | None:
@@ -102,7 +98,10 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text, None if it is not in the vocabulary."""
-        return self.backend.token_to_id(token)
+        found = self.backend.token_to_id(token)
+        if found is None and self.unmatchable_prefix:
+            found = self.backend.token_to_id(self.unmatchable_prefix + token)
+        return None if found is None or (self.known is not None and found >= self.known) else found
 
     @property
     def pad_id(self) -> int | None:
@@ -136,7 +135,7 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special` puts what the model wants (BOS) around the text; special tokens that are written in the
         text are recognised either way."""
-        return self._ids(self.backend.encode(self._normalised(text).text, add_special_tokens=special))
+        return self._ids(self.backend.encode(self._normaliser(text).text, add_special_tokens=special))
 
     def with_unicode(self, form: UnicodeForm | Literal["auto"]) -> Tokenizer:
         """The same for texts that are brought into a Unicode form first; `auto` as the knob `data.unicode`."""
@@ -147,6 +146,20 @@ class Tokenizer:
         target = self.target.with_unicode(form) if self.target else None
         return self if form == self.unicode else replace(self, unicode=form, target=target)
 
+    def with_segment(self, segment: Segmentation) -> Tokenizer:
+        """The same for texts whose words are joined first, as the knob `data.segment`.
+
+        Raises:
+            ConfigError: if the package for it is not installed.
+        """
+        joiner(segment)
+        return self if segment == self.segment else replace(self, segment=segment)
+
+    @property
+    def expects_segments(self) -> bool:
+        """Whether it belongs to a model that was trained on words joined by _."""
+        return self.source is not None and self.source.has(*WORD_FILES)
+
     def _knows(self, text: str) -> bool:
         """Whether no token of a text is unknown."""
         return self.unk_id not in self.encode(text, special=False)
@@ -155,25 +168,23 @@ class Tokenizer:
         """A text in the Unicode form that all texts are brought into."""
         return in_form(text, self.unicode)
 
-    def _normalised(self, text: str, placed: bool = False) -> Normalised:
-        if self.rules is None and self.unicode == "as-is":
-            return Normalised(text, None)
-        return normalise(text, self.unicode, self.rules, self._kept, placed)
-
     @cached_property
-    def _kept(self) -> Kept | None:
+    def _normaliser(self) -> Normaliser:
         own = self.rules.own if self.rules else ()
-        return Kept.of(token for token in self.backend.get_added_tokens_decoder().values() if token.content not in own)
+        added = self.backend.get_added_tokens_decoder().values()
+        kept = Kept.of(token for token in added if token.content not in own)
+        return Normaliser(self.unicode, self.segment, self.rules, kept)
 
     def _ids(self, encoding: Encoding) -> list[int]:
-        """What is unknown to the one side's SentencePiece may yet have an id, as a piece of the other side's."""
-        if not self.unmatchable_prefix or self.unk_id not in encoding.ids:
-            return encoding.ids
+        """What no row of the model stands for is unknown. What is unknown to a SentencePiece model may yet have an id,
+        as a token that another one makes."""
+        ids, unknown = encoding.ids, self.unk_id
+        if self.known is not None and unknown is not None:
+            ids = [token if token < self.known else unknown for token in ids]
+        if not self.unmatchable_prefix or unknown not in ids:
+            return ids
         found = (self.backend.token_to_id(self.unmatchable_prefix + token) for token in encoding.tokens)
-        return [
-            token if token != self.unk_id or other is None else other
-            for token, other in zip(encoding.ids, found, strict=True)
-        ]
+        return [token if token != unknown or other is None else other for token, other in zip(ids, found, strict=True)]
 
     def broken_words(self, texts: Iterable[str], pieces: int = 3) -> tuple[list[str], int]:
         """The words of some texts that the vocabulary cuts into more than so many pieces, and how many words there are;
@@ -195,7 +206,7 @@ class Tokenizer:
 
         What is longer than `max_length` loses its end; of two texts, always the longer one loses a token.
         """
-        given = [self._normalised(part, placed=True) for part in ((text, second) if second else (text,))]
+        given = [self._normaliser(part, placed=True, words=True) for part in ((text, second) if second else (text,))]
         texts = [self.backend.encode(part.text, add_special_tokens=False) for part in given]
         lengths = [len(part) for part in texts]
         room = max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(len(texts) == 2))
@@ -208,13 +219,13 @@ class Tokenizer:
         of_text = chain.from_iterable([own] * len(part) for own, part in zip(given, texts, strict=True))
         marked = zip(whole.offsets, whole.special_tokens_mask, strict=True)
         offsets = [place if special else next(of_text).given(*place) for place, special in marked]
-        return Encoded(whole.ids, offsets, whole.type_ids, cut)
+        return Encoded(self._ids(whole), offsets, whole.type_ids, cut)
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the characters, from and to, that each stands for."""
-        given = self._normalised(text, placed=True)
+        given = self._normaliser(text, placed=True)
         encoding = self.backend.encode(given.text, add_special_tokens=special)
-        return encoding.ids, [given.given(*place) for place in encoding.offsets]
+        return self._ids(encoding), [given.given(*place) for place in encoding.offsets]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -248,7 +259,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all that decides ids and rendering."""
-        form = [] if self.unicode == "as-is" else [self.unicode]
+        form = [name for name in (self.unicode, self.segment) if name not in ("as-is", "none")]
         parts = json.dumps([dict(self.special_tokens), self.chat_template, *form], sort_keys=True)
         written = f"\n{self.target.fingerprint}" if self.target else ""
         return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()
