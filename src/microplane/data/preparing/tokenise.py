@@ -20,7 +20,7 @@ from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, means_none
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
-from microplane.data.rendering.labelled import class_names
+from microplane.data.rendering.labelled import UnknownClassError, class_names
 from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
 from microplane.data.tokenizers.segmenter import JOINT
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -148,7 +148,9 @@ class SecondPass:
         try:
             return self.renderer.rows(example, most, self.knobs.max_target_length or most)
         except DataError as error:
-            split.problems.add(example.where, Problem("refused by the template", str(error)))
+            unknown = isinstance(error, UnknownClassError)
+            kind = "a class of no training row" if unknown else "refused by the template"
+            split.problems.add(example.where, Problem(kind, str(error)))
         if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:  # often all rows: no need to see more
             raise split.problems.error(split.label, len(split.hashes))
         return []

@@ -22,6 +22,10 @@ from microplane.errors import DataError
 from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
 
 
+class UnknownClassError(DataError):
+    """A row has a class that the training rows do not have."""
+
+
 class LabelFormat:
     """How rows become labelled examples: the `RowFormat` where a task head is trained."""
 
@@ -161,7 +165,7 @@ class LabelRenderer(ABC):
         apart.
 
         Raises:
-            DataError: for a class that the training rows do not have.
+            UnknownClassError: for a class that the training rows do not have.
         """
         ids, offsets, types, cut = self.tokenizer.encode_pair(example.text or "", example.second_text, max_length)
         labels = self.labels(example, offsets)
@@ -178,10 +182,10 @@ class LabelRenderer(ABC):
         return 1
 
     def number(self, name: str) -> int:
-        """Raises: DataError, for a class that the training rows do not have."""
+        """Raises: UnknownClassError, for a class that the training rows do not have."""
         if name not in self.numbers:
             hint = "; if it means that there is none, add it to data.no_label" if name == "-1" else ""
-            raise DataError(
+            raise UnknownClassError(
                 f"the label {name!r} is in none of the training rows, which have {', '.join(self.classes[:20])}{hint}"
             )
         return self.numbers[name]
