@@ -173,14 +173,16 @@ def test_a_head_that_transformers_has_no_class_for_is_said_and_how_it_is_read(tm
     assert "the mean of its tokens that are no pad, times task_head.out.weight plus task_head.out.bias" in line
 
 
-@pytest.mark.parametrize("pad", ["<|im_end|>", None])
-def test_a_classifier_whose_texts_end_with_the_pad_is_padded_with_another_token(pad, tmp_path):
+@pytest.mark.parametrize(
+    ("pad", "end"), [("<|im_end|>", "<|im_end|>"), (None, "<|im_end|>"), ("<|endoftext|>", "<|endoftext|>")]
+)
+def test_a_classifier_whose_texts_end_with_the_pad_is_padded_with_another_token(pad, end, tmp_path):
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
     base = save_tiny_folder(tmp_path / "base", "qwen3")
     backend = Tokenizer.from_file(str(base / "tokenizer.json"))
-    backend.post_processor = TemplateProcessing("$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
+    backend.post_processor = TemplateProcessing(f"$A {end}", special_tokens=[(end, backend.token_to_id(end))])
     backend.save(str(base / "tokenizer.json"))
     config = json.loads((base / "tokenizer_config.json").read_text()) | {"pad_token": pad}
     (base / "tokenizer_config.json").write_text(json.dumps(config))

@@ -170,6 +170,9 @@ def test_the_same_sentence_in_every_form_is_the_same_run_answer_and_score(kind, 
         assert measured[0] == measured[1] == measured[2]
         if task is pairs:
             assert len({loaded.generate(text, max_new_tokens=6) for text in asked}) == 1
+            answer = loaded.generate(asked[0], max_new_tokens=6)
+            for stop in [letter for letter in answer if letter != apart(letter)][:1]:  # in any form
+                assert loaded.generate(asked[0], max_new_tokens=6, stop=[apart(stop)]) == answer.split(stop)[0]
             continue
         found = [loaded.classify([text])[0] for text in asked]
         assert found[0].probabilities == found[1].probabilities == found[2].probabilities
