@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from microplane.cli.chat import texts_of
 from microplane.config.build import assemble
 from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
-from microplane.errors import DataError
+from microplane.errors import ConfigError, DataError
 from microplane.runs.asked import shared_prefix, text_frame
 from microplane.runs.evaluate import measure_file
 from tests.labels import encoder_folder
@@ -167,3 +168,19 @@ def test_a_run_is_measured_with_its_own_system_message(tmp_path):
             None, {"model.name": str(run.folder), "data.train": str(file)}, ["eval.rows=0", "model.dtype=float32"]
         )
         assert measure_file(knobs)["scores"]["loss"] == pytest.approx(run.metrics["after"]["loss"], abs=1e-6)
+
+
+def test_a_template_that_tells_the_date_is_asked_with_the_runs(tmp_path, monkeypatch):
+    model = save_tiny_folder(tmp_path / "model")
+    told = json.loads((model / "tokenizer_config.json").read_text())
+    told["chat_template"] = "{{ strftime_now('%d %b %Y') }}" + told["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(told))
+    rows = [chat(n, None) for n in range(30)]
+    dated = train(tmp_path, rows, model, data__date="2001-02-03")
+    assert "03 Feb 2001" in shown(dated.load(), "q")
+    today = train(tmp_path, rows, model)  # the rows of another day are not found in the cache
+    assert today.result["run"]["data"]["date"] == datetime.now().date().isoformat()
+    assert today.result["data"]["fingerprint"] != dated.result["data"]["fingerprint"]
+    assert datetime.now().strftime("%d %b %Y") in shown(today.load(), "q")
+    with pytest.raises(ConfigError, match=r"data\.date"):
+        train(tmp_path, rows, data__date="yesterday")

@@ -75,6 +75,7 @@ CASES = {
     "data.max_unknown": Case(0.0, where="encoder"),
     "data.unicode": Case("as-is", where="marks apart"),
     "data.segment": Case("vi", where="words"),
+    "data.date": Case("2001-02-03", where="dated"),
     "data.task": Case("classification", where="text/label"),
     "data.no_label": Case(("O",), where="tags"),
     "data.objective": Case("prefix_lm", where="denoising", beside={"data.max_length": 40}),
@@ -123,6 +124,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("decoder", {}, "data.max_target_length", 2),
     ("decoder", {}, "data.no_label", ("a",)),
     ("decoder", {}, "data.segment", "vi"),
+    ("decoder", {}, "data.date", "2001-02-03"),
     ("decoder", {}, "train.class_weights", "balanced"),
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_share", 0.5),
     ("decoder", {"data.validation": "other.jsonl"}, "data.validation_rows", 1),
@@ -155,6 +157,7 @@ RUNS = {  # model and data of each kind of run, as files of the place
     "bad rows": ("model", "bad.jsonl"),
     "marks apart": ("model", "apart.jsonl"),
     "words": ("encoder", "words.jsonl"),
+    "dated": ("dated-model", "rows.jsonl"),
     "text/label": ("model", "reviews.jsonl"),
     "pairs": ("pair-model", "data.jsonl"),
     "denoising": ("pair-model", "text.jsonl"),
@@ -180,6 +183,11 @@ class Place:
         self.folders: dict[str, Path] = {}
         save_tiny_folder(folder / "model", max_position_embeddings=64)
         save_tiny_folder(folder / "other-model", intermediate_size=40)
+        save_tiny_folder(folder / "dated-model")
+        config = folder / "dated-model" / "tokenizer_config.json"
+        told = json.loads(config.read_text())
+        template = "{{ strftime_now('%d %b %Y') }}" + told["chat_template"]
+        config.write_text(json.dumps(told | {"chat_template": template}))
         pair_folder(folder / "pair-model")
         encoder_folder(folder / "encoder")
         write(folder / "rows.jsonl", sayings("abcdefg"))

@@ -6,6 +6,7 @@ The method's own knobs (`method.rank`, ...) are the fields of the method itself,
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -108,6 +109,11 @@ class DataKnobs(Knobs):
         description="join the syllables of each word by _ before anything else, for models that were trained on such "
         "text (PhoBERT): vi by the package pyvi (microplane[vi]); for rows with labels",
     )
+    date: str | None = Field(
+        "auto",
+        description="the day, as 2026-11-28, that a chat template which tells the date is given, in the rows and when "
+        "the run is asked; auto: the day on which the run begins; null: whatever day it is",
+    )
     max_length: int = Field(
         1024,
         ge=8,
@@ -144,6 +150,16 @@ class DataKnobs(Knobs):
     )
     skip_bad_rows: bool = Field(False, description="skip bad rows and count them, instead of refusing the file")
     limit: int | None = Field(None, ge=1, description="use only this many rows from the start of the training file")
+
+    @field_validator("date")
+    @classmethod
+    def _a_day(cls, value: str | None) -> str | None:
+        if value in (None, "auto"):
+            return value
+        try:
+            return date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            raise ValueError("must be a day, as 2026-11-28") from None
 
     @field_validator("fields")
     @classmethod

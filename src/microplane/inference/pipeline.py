@@ -180,7 +180,7 @@ def load(
     frame = (before_and_behind[0], before_and_behind[1]) if before_and_behind else None
     tokenizer = load_tokenizer(path, None if method.whole_model else folder)
     tokenizer = tokenizer.with_unicode(about.get("unicode", "as-is"))  # as earlier versions left texts
-    tokenizer = tokenizer.with_segment(about.get("segment", "none"))
+    tokenizer = tokenizer.with_segment(about.get("segment", "none")).with_date(about.get("date"))
     return Pipeline(model, tokenizer, path, template, system, method, about, prefix, frame, pairs)
 
 

@@ -21,7 +21,17 @@ from microplane.objectives.next_token import NextToken
 from microplane.objectives.select import TEXT
 
 PROBED = 100  # training rows that are looked at for what all of them begin with
-TAKEN_OVER = ("max_length", "max_target_length", "fields", "no_label", "objective", "format", "unicode", "segment")
+TAKEN_OVER = (
+    "max_length",
+    "max_target_length",
+    "fields",
+    "no_label",
+    "objective",
+    "format",
+    "unicode",
+    "segment",
+    "date",
+)
 """Knobs of the data that an evaluation of the run takes over."""
 
 
@@ -37,7 +47,7 @@ def how_asked(
     about: dict[str, Any] = {"template": data.template, "system": data.system, "prefix": "", "frame": None}
     about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
     about |= {name: getattr(data, name) for name in TAKEN_OVER}
-    about["unicode"] = tokenizer.unicode
+    about |= {"unicode": tokenizer.unicode, "date": tokenizer.date}
     if data.format not in FORMATS:  # only a package's is recognised by no keys
         about["format"] = "auto"
     rows = choose_rows(train, PROBED)

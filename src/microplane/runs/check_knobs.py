@@ -21,6 +21,7 @@ from microplane.config.knobs import RunKnobs
 from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.reading.installed import FORMATS
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ConfigError
 from microplane.evaluation import text_metrics
 from microplane.inference.pipeline import Pipeline
@@ -56,7 +57,7 @@ def check_knobs(knobs: RunKnobs, method: Method) -> list[str]:
     return _overridden(values_set(knobs))
 
 
-def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: DataSummary) -> None:
+def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: DataSummary, tokenizer: Tokenizer) -> None:
     """Check what depends on the rows and on what is trained for.
 
     Args:
@@ -71,6 +72,8 @@ def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: Data
         if summary.task
         else [*_idle_without_labels(knobs, objective, plain_text)]
     )
+    if tokenizer.date is None:
+        idle.append(("data.date", "the model's chat template tells no date. Leave it out"))
     if summary.validation_from == "file" and not is_mixture(Path(knobs.data.train).expanduser()):
         idle += _no_split_off(f"{knobs.data.train} comes with validation rows")
     _refuse(idle, values_set(knobs))

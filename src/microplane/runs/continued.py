@@ -12,7 +12,7 @@ from microplane.errors import AdapterError, ConfigError
 
 def continued(config: RunKnobs) -> RunKnobs:
     """The configuration with what the adapter of `model.adapter` decides filled in: base, method, template, system,
-    Unicode form, segmentation.
+    Unicode form, segmentation, date.
 
     Raises:
         AdapterError: if there is none, or its base is not to be had.
@@ -36,7 +36,7 @@ def continued(config: RunKnobs) -> RunKnobs:
         raise ConfigError(f"model.name = {config.model.name}: the adapter {folder} belongs to {base}. Leave it out")
     data = {
         name: about[name]
-        for name in ("template", "system", "unicode", "segment")
+        for name in ("template", "system", "unicode", "segment", "date")
         if about.get(name) is not None and getattr(config.data, name) == type(config.data).model_fields[name].default
     }
     model = {

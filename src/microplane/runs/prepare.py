@@ -156,10 +156,10 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         )
     splits = load_splits(config.data, tokenizer, possible, counting(watch), config.train.seed)
     if not begun:
-        check_knobs_for_data(config, splits.objective, splits.summary)
+        check_knobs_for_data(config, splits.objective, splits.summary, tokenizer)
     held_out = splits.test or splits.validation
     return Prepared(
-        config=_resolved(config, method, plain, form, splits),
+        config=_resolved(config, method, plain, form, splits, tokenizer.date or config.data.date),
         method=method,
         path=path,
         checkpoint=checkpoint,
@@ -192,6 +192,7 @@ def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
     path = resolve(config.model.name, config.model.revision)
     checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
     tokenizer = load_tokenizer(path).with_unicode(config.data.unicode).with_segment(config.data.segment)
+    tokenizer = tokenizer.with_date(config.data.date)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
     plain = build_on_meta(checkpoint)
     data = within_context(config.data, plain.config.context, method.num_virtual_tokens, watch.say)
@@ -247,7 +248,9 @@ def _saved_pooling(folder: Path) -> str | None:
     return str(head["pooling"]) if head else None
 
 
-def _resolved(config: RunKnobs, method: Method, model: Model, form: NumberFormat, splits: AnySplits) -> RunKnobs:
+def _resolved(
+    config: RunKnobs, method: Method, model: Model, form: NumberFormat, splits: AnySplits, date: str | None
+) -> RunKnobs:
     """The configuration with everything that was inferred filled in.
 
     But for the name: run.yaml lies in the folder of that name, and shall run again as it is, into another one.
@@ -259,7 +262,7 @@ def _resolved(config: RunKnobs, method: Method, model: Model, form: NumberFormat
             "method": {"name": method.name, **method.model_dump(mode="json")},
             "model": config.model.model_copy(update={"dtype": form.name, **compute}),
             "train": config.train.model_copy(update=_inferred_training(method, model, config.train)),
-            "data": config.data.model_copy(update=inferred(splits)),
+            "data": config.data.model_copy(update=inferred(splits) | {"date": date}),
         }
     )
 

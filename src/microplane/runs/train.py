@@ -335,7 +335,9 @@ def resume(
     check_type(folder, "the run", (str, Path), "the path of its folder")
     path = find_run(Path(folder))
     written = read_yaml(path / "run.yaml")
-    written.get("data", {}).setdefault("unicode", "as-is")  # an earlier version left texts as they are
+    data = written.setdefault("data", {})
+    data.setdefault("unicode", "as-is")  # an earlier version left texts as they are, and told the day of asking
+    data.setdefault("date", None)
     config = changed(build(RunKnobs, written, where=str(path / "run.yaml")), set or {}, path)
     here = config.model_copy(update={"name": path.name, "runs": str(path.parent)})
     return train(knobs=here, resume=True, watch=watch, started=started)

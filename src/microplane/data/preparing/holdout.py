@@ -91,12 +91,13 @@ def _stratified(members: list[np.ndarray], counts: np.ndarray, share: float) -> 
     for groups in sorted(members, key=lambda groups: (int(counts[groups].sum()), groups.tolist())):
         free = groups[~placed[groups]]
         wanted = share * int(counts[groups].sum()) + carry - int(counts[groups[held[groups]]].sum())
-        taken = int(np.searchsorted(np.cumsum(counts[free]), round(wanted), side="right"))
-        if not held[groups].any() and len(groups) > 1:
-            taken = max(taken, 1)
-        if len(free) == len(groups) - int(held[groups].sum()):  # none of them is in training yet
-            taken = min(taken, len(free) - 1)
-        chosen = free[: max(taken, 0)]
+        in_training = len(free) < len(groups) - int(held[groups].sum())
+        fit = _fitting(counts[free], round(wanted))
+        if len(free) and not fit.any() and not held[groups].any() and len(groups) > 1:
+            fit[int(np.argmin(counts[free]))] = True
+        if fit.all() and not in_training:
+            fit[-1:] = False
+        chosen = free[fit]
         held[chosen], placed[free] = True, True
         carry = wanted - int(counts[chosen].sum())
     return held
@@ -110,16 +111,22 @@ def that_fit(counts: np.ndarray, room: int) -> np.ndarray:
         counts: rows of each content.
         room: rows in all.
     """
-    chosen = np.cumsum(counts) <= room
-    left = room - int(counts[chosen].sum())
-    for number in range(int(chosen.sum()), len(counts)):
-        if not left:
-            break
-        if counts[number] <= left:
-            chosen[number] = True
-            left -= int(counts[number])
+    chosen = _fitting(counts, room)
     if not chosen.any():
         chosen[int(np.argmin(counts))] = True
     if chosen.all():
         chosen[-1] = False
+    return chosen
+
+
+def _fitting(counts: np.ndarray, room: int) -> np.ndarray:
+    """Of contents in their order those that there is room for, (contents,) bool."""
+    chosen = np.cumsum(counts) <= room
+    left = room - int(counts[chosen].sum())
+    for number in range(int(chosen.sum()), len(counts)):
+        if left <= 0:
+            break
+        if counts[number] <= left:
+            chosen[number] = True
+            left -= int(counts[number])
     return chosen

@@ -76,7 +76,7 @@ class CausalRenderer:
     def _template(self) -> ChatTemplate | PlainTemplate:
         if self.kind == "chat":
             special = {name: token for name, token in self.tokenizer.special_tokens.items() if token is not None}
-            return ChatTemplate(self.tokenizer.chat_template or "", special)
+            return ChatTemplate(self.tokenizer.chat_template or "", special, self.tokenizer.date)
         return PlainTemplate(self.tokenizer.decode(list(self.stops[:1]), skip_special=False))
 
     @property

@@ -96,12 +96,15 @@ class ChatTemplate:
     Args:
         template: its Jinja source.
         variables: `bos_token`, `eos_token` and the like.
+        date: what it is told as today, as 2026-11-28; None: the day it is.
     """
 
-    def __init__(self, template: str, variables: dict[str, str]):
+    def __init__(self, template: str, variables: dict[str, str], date: str | None = None):
         self.source = template
         self.template = _compile(template)
-        self.variables = variables
+        self.variables: dict[str, Any] = dict(variables)
+        if date is not None:
+            self.variables["strftime_now"] = datetime.fromisoformat(date).strftime
 
     def text(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> str:
         """The rendered conversation.

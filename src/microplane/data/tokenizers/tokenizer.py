@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -64,6 +65,7 @@ class Tokenizer:
     rules: SentencePieceRules | None = None  # of a SentencePiece model
     unicode: UnicodeForm = "as-is"  # into which every text is brought
     segment: Segmentation = "none"  # of texts that are not rendered, into words
+    date: str | None = None  # that a chat template is told, as 2026-11-28; None: the day of asking
     known: int | None = None  # tokens that the model has rows for, where the backend makes more; those are unknown
 
     def __post_init__(self) -> None:
@@ -154,6 +156,12 @@ class Tokenizer:
         """
         joiner(segment)
         return self if segment == self.segment else replace(self, segment=segment)
+
+    def with_date(self, date: str | None) -> Tokenizer:
+        """The same with the day that the chat template is told, where it asks for one, as the knob `data.date`."""
+        if "strftime_now" not in (self.chat_template or ""):
+            return self
+        return replace(self, date=datetime.now().date().isoformat() if date == "auto" else date)
 
     @property
     def expects_segments(self) -> bool:
@@ -259,7 +267,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all that decides ids and rendering."""
-        form = [name for name in (self.unicode, self.segment) if name not in ("as-is", "none")]
+        form = [name for name in (self.unicode, self.segment, self.date) if name not in ("as-is", "none", None)]
         parts = json.dumps([dict(self.special_tokens), self.chat_template, *form], sort_keys=True)
         written = f"\n{self.target.fingerprint}" if self.target else ""
         return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()
