@@ -96,7 +96,7 @@ def train_step(state: TrainState, totals: Totals) -> Record:
             torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
             share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
             if not math.isfinite(share.item()):
-                raise NotFiniteError(_not_finite("loss", share.item(), number, train, indices))
+                raise NotFiniteError(_not_finite("loss", share.item(), number, state, indices))
             loss += share.item()
             torch.autograd.backward(share)
     penalty = state.method.penalty(model)
@@ -105,7 +105,7 @@ def train_step(state: TrainState, totals: Totals) -> Record:
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     norm = _clipped(parameters, knobs.clip or math.inf)
     if not math.isfinite(norm):
-        raise NotFiniteError(_not_finite("gradient norm", norm, number, train, rows.tolist()))
+        raise NotFiniteError(_not_finite("gradient norm", norm, number, state, rows.tolist()))
     lr = set_lr(state.optimizer, schedule(knobs.schedule, totals.step, state.total, state.warmup) * totals.lr_factor)
     state.method.step(model, state.optimizer, totals.step, state.total)
     state.optimizer.zero_grad(set_to_none=True)
@@ -141,9 +141,15 @@ def _places(train: Dataset, rows: Any) -> str:
     return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
 
 
-def _not_finite(what: str, value: float, step: int, train: Dataset, rows: list[int]) -> str:
+def _not_finite(what: str, value: float, step: int, state: TrainState, rows: list[int]) -> str:
+    rate = max((group["lr"] for group in state.optimizer.param_groups), default=0.0)
+    suspect = (
+        "Nothing was trained yet, so these rows or the weights are to blame; or model.dtype, if it is not float32."
+        if step == 1
+        else f"The first suspect is the learning rate, {rate:.3g} in the step before: try a smaller train.lr, a longer "
+        "train.warmup, train.clip=0.3, or model.dtype=float32."
+    )
     return (
-        f"the {what} became {value} in step {step}, in the rows {_places(train, rows)}. Nothing was changed by this "
-        "step; the best adapter so far is kept.\nTry a smaller train.lr, a longer train.warmup, "
-        "train.clip=0.3, or model.dtype=float32."
+        f"the {what} became {value} in step {step}, in the rows {_places(state.train, rows)}. Nothing was changed by "
+        f"this step; the best adapter so far is kept.\n{suspect}"
     )
