@@ -32,6 +32,10 @@ class HeadOnly(Selecting):
             "data.task=classification, or choose another method, such as last-n or lora"
         )
 
+    def refusal(self, model: nn.Module) -> str | None:
+        """A task head lies above all blocks, whatever their order."""
+        return None if getattr(model, "task_head", None) is not None else self.needs_own_model
+
     def frozen_below(self, model: nn.Module) -> int:
         model = cast(Model, model)
         return 0 if model.KIND == "encoder-decoder" else model.config.num_layers

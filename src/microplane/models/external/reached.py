@@ -1,0 +1,64 @@
+"""Which parameters a result is made of: by the graph that autograd keeps of it, and by the gradients of linear layers.
+
+Some lie in the graph and yet have no part: Longformer overwrites what the first token's own attention gave with what
+its global attention gives, and in the last layer nothing else is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def not_reached(model: nn.Module, compute: Callable[[], Tensor]) -> set[str]:
+    """The names of the parameters that have no part in what is computed: nothing in them could train."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    outputs: dict[str, list[Tensor]] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.setdefault(name, []).append(output))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        model.requires_grad_(True)
+        with torch.enable_grad():
+            result = compute()
+            idle = _without_gradient(result, outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+    found = _leaves(result)
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in found or name.rpartition(".")[0] in idle
+    }
+
+
+def _without_gradient(result: Tensor, outputs: dict[str, list[Tensor]]) -> set[str]:
+    """The layers whose every output changes nothing in the result; their own outputs' gradients are small."""
+    made = [output for several in outputs.values() for output in several]
+    marks = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+    if not made:
+        return set()
+    gradients = torch.autograd.grad((result.float() * marks).sum(), made, allow_unused=True)
+    moves = {id(x): g is not None and bool(g.any()) for x, g in zip(made, gradients, strict=True)}
+    return {name for name, several in outputs.items() if not any(moves[id(output)] for output in several)}
+
+
+def _leaves(result: Tensor) -> set[int]:
+    """The ids of the tensors that the graph of a result begins with."""
+    waiting, seen, found = [result.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            found.add(id(variable))
+        waiting += [below for below, _ in node.next_functions]
+    return found
