@@ -35,7 +35,7 @@ from microplane.models.external.library import (
     takes,
 )
 from microplane.models.external.reached import not_reached
-from microplane.models.external.together import Together, groups, in_order, trial_rows, try_together
+from microplane.models.external.together import FAILURES, Together, groups, in_order, trial_rows, try_together
 from microplane.models.external.transformers import TransformersModel, TransformersModelConfig
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.nn.cache import Cache
@@ -180,7 +180,7 @@ class TransformersEncoder(TransformersModel):
                 self.compute, self.is_widened = None, True
                 self.net.float()
                 idle = self._tried()
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError, ImportError) as error:
+        except FAILURES as error:
             raise ModelError(
                 f"transformers' {named} computes nothing of a row of tokens alone: {type(error).__name__}: {error}"
             ) from None

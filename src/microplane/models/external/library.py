@@ -103,11 +103,19 @@ def hf_config(fields: Mapping[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    given = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    given = {name: _floats(value) for name, value in fields.items() if name not in ("model_type", "auto_map")}
     try:
         return AutoConfig.for_model(fields["model_type"], **given)
     except Exception as error:  # whatever a config class makes of a wrong field
         raise ModelError(f"transformers cannot read this config.json: {error}") from None
+
+
+def _floats(value: Any) -> Any:
+    """Numbers that JSON lacks, as transformers writes them: {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        odd = value.get("__float__")
+        return float(odd) if isinstance(odd, str) else {name: _floats(part) for name, part in value.items()}
+    return [_floats(part) for part in value] if isinstance(value, list) else value
 
 
 def sizes_of(config: Any) -> tuple[int, int, int, int]:

@@ -31,6 +31,11 @@ NOTICES = {
     Together.EVEN: "only rows of equal length are computed together, for padding changes what it gives",
     Together.ALONE: "rows are computed one by one, for each changes what it gives for the others",
 }
+# What transformers may raise where a model does not take what it is given.
+FAILURES = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError),
+    *(ImportError, NotImplementedError),
+)
 LENGTHS = (7, 4, 7)  # of the rows that are tried
 
 
@@ -85,8 +90,17 @@ def try_together(rows: Rows, compute: Callable[[Rows, Together], Tensor], dtype:
         compute: what the model gives for rows, each row's numbers behind those of the one before.
         dtype: the format that it computes in.
     """
-    wanted, rounding = compute(rows, Together.ALONE).float(), max(1e-5, 8 * torch.finfo(dtype).eps)
-    for together in (Together.PADDED, Together.EVEN):
-        if (compute(rows, together) - wanted).norm() <= rounding * wanted.norm():
-            return together
-    return Together.ALONE
+    return first_that_agrees(compute(rows, Together.ALONE), lambda way: compute(rows, way), dtype) or Together.ALONE
+
+
+def first_that_agrees(wanted: Tensor, compute: Callable[[Together], Tensor], dtype: torch.dtype) -> Together | None:
+    """The first of the ways to compute rows together that gives what is wanted, but for rounding; None if none does."""
+    rounding = max(1e-5, 8 * torch.finfo(dtype).eps)
+    for way in Together:
+        try:
+            found = compute(way)
+        except FAILURES:
+            continue
+        if (found.float() - wanted.float()).norm() <= rounding * wanted.float().norm():
+            return way
+    return None

@@ -15,35 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, ModelError, notice
+from microplane.models.contract import in_eval_mode
 from microplane.models.external.any_module import map_modules
+from microplane.models.external.generation import StateCache, TokenCache, extend
 from microplane.models.external.library import read_net
+from microplane.models.external.together import (
+    FAILURES,
+    Together,
+    first_that_agrees,
+    groups,
+    in_order,
+    trial_rows,
+    try_together,
+)
 from microplane.models.external.transformers import TransformersModel, TransformersModelConfig
 from microplane.models.files.checkpoint import Checkpoint
-from microplane.nn.attention import MaskSpec
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Pairs, Rows, from_grid
 
-
-class TokenCache(Cache):
-    """A cache of the rows' tokens instead of keys and values; of an encoder-decoder also the encoder's output."""
-
-    def __init__(self, batch: int, memory: list[Tensor] | None = None):
-        super().__init__(0, batch)
-        self.rows: list[list[int]] = [[] for _ in range(batch)]
-        self.memory = memory  # (tokens of the source, width) of each row
-
-    def extend(self, rows: Rows) -> Rows:
-        """Append new tokens. Returns the rows from their start."""
-        for held, new in zip(self.rows, torch.split(rows.ids, list(rows.lengths)), strict=True):
-            held.extend(new.tolist())
-        self.advance(rows)
-        return Rows.of(self.rows)
-
-    def select(self, indices: Sequence[int]) -> None:
-        super().select(indices)
-        self.rows = [list(self.rows[index]) for index in indices]
-        self.memory = None if self.memory is None else [self.memory[index] for index in indices]
+CACHE_NOTICES = {
+    Together.PADDED: "",
+    Together.EVEN: "writes only rows of equal length together, for padding changes what it says",
+    Together.ALONE: "writes rows one by one, for each changes what it says in the others",
+    None: "writes without a cache, for transformers has none that says the same: each token computes its whole row",
+}
 
 
 class TransformersWriter(TransformersModel):
@@ -51,6 +47,8 @@ class TransformersWriter(TransformersModel):
 
     head_is_separable = True  # the head alone gives the logits
     head_name: str | None
+    cached: Together | None = Together.PADDED  # which rows share a cache; None: it writes without one
+    is_tried = False  # whether that was tried: it is when first asked to write
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> TransformersWriter:
@@ -64,6 +62,8 @@ class TransformersWriter(TransformersModel):
         self.head_name = next((name for name, module in self.named_modules() if module is head), None)
         on_meta = any(parameter.is_meta for parameter in net.parameters())
         self.head_is_separable = self.head_name is not None and (on_meta or self._head_gives_logits())
+        if not on_meta:
+            self._try()
 
     def read_weights(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.set_net(read_net(self.config.architecture, self.config.fields, checkpoint.path, dtype))
@@ -92,6 +92,9 @@ class TransformersWriter(TransformersModel):
         """The input of `logits` for every token: (T, D), or (T, V) if the head cannot be separated."""
         if isinstance(rows, Pairs):
             return self._decoded(rows.target, self._encoded(rows.source))
+        if isinstance(cache, StateCache):
+            with self.compute_format():
+                return torch.cat(extend(self.net, self._body, cache, rows))
         if cache is None:
             return self._decoded(rows, None)
         assert isinstance(cache, TokenCache)
@@ -101,12 +104,18 @@ class TransformersWriter(TransformersModel):
         back = torch.cat([torch.arange(count, 0, -1) for count in rows.lengths])
         return output.index_select(0, ends - back)
 
+    @property
+    def _body(self) -> Any:
+        """What gives the output of `forward`: the model without its head, where that can be separated."""
+        return self.net.base_model if self.head_is_separable else self.net
+
     def encode(self, source: Rows) -> Tensor:
         return torch.cat(self._encoded(source))
 
     def _encoded(self, source: Rows) -> list[Tensor]:
         """The encoder's output for each row, (tokens, D)."""
-        return [row for _, own in _groups(source) for row in self._encoded_together(own)]
+        found = [(numbers, self._encoded_together(own)) for numbers, own in groups(source, self.together)]
+        return in_order(found)
 
     def _encoded_together(self, source: Rows) -> list[Tensor]:
         ids, mask = _rectangle(source)
@@ -116,11 +125,13 @@ class TransformersWriter(TransformersModel):
 
     def _decoded(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         keys = None if memory is None else [len(row) for row in memory]
-        parts = [
-            self._decoded_together(own, None if memory is None else memory[numbers])
-            for numbers, own in _groups(rows, keys)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        found = []
+        for numbers, own in groups(rows, self.together, keys):
+            part = self._decoded_together(own, None if memory is None else [memory[number] for number in numbers])
+            if len(numbers) == len(rows.lengths):
+                return part
+            found.append((numbers, torch.split(part, list(own.lengths))))
+        return torch.cat(in_order(found))
 
     def _decoded_together(self, rows: Rows, memory: list[Tensor] | None) -> Tensor:
         ids, mask = _rectangle(rows)
@@ -137,8 +148,7 @@ class TransformersWriter(TransformersModel):
                 "decoder_attention_mask": mask,
             }
         with self.compute_format():
-            body = self.net.base_model if self.head_is_separable else self.net
-            output = body(**given, use_cache=False, return_dict=True)
+            output = self._body(**given, use_cache=False, return_dict=True)
         return from_grid(output.last_hidden_state if self.head_is_separable else output.logits, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -147,9 +157,60 @@ class TransformersWriter(TransformersModel):
         return scores
 
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        if self.config.decoder_start is None or self.KIND == "decoder":
-            return TokenCache(len(prompts)), [list(prompt) for prompt in prompts]
-        return TokenCache(len(prompts), self._encoded(Rows.of(prompts))), [[self.config.decoder_start] for _ in prompts]
+        if not self.is_tried:
+            self._try_cache()
+        return self._begin(prompts, self.cached)
+
+    def _begin(self, prompts: Sequence[Sequence[int]], together: Together | None) -> tuple[Cache, list[list[int]]]:
+        pair = self.KIND == "encoder-decoder"
+        memory = self._encoded(Rows.of(prompts)) if pair else None
+        cache = TokenCache(len(prompts), memory) if together is None else StateCache(len(prompts), together, memory)
+        return cache, [[self.config.decoder_start] if pair else list(prompt) for prompt in prompts]  # type: ignore[list-item]
+
+    def _try(self) -> None:
+        """Find which rows may be computed together.
+
+        Raises:
+            ModelError: if it does not compute a row.
+        """
+        told = Rows.of(trial_rows(self.config.vocab_size, getattr(self.net.config, "pad_token_id", None)))
+        rows: Rows | Pairs = Pairs(told, told) if self.KIND == "encoder-decoder" else told
+
+        def compute(_: Rows, together: Together) -> Tensor:
+            self.together = together
+            return self(rows)
+
+        with in_eval_mode(self), torch.no_grad():
+            try:
+                self.together = try_together(told, compute, self.compute or self.net.dtype)
+            except FAILURES as error:
+                raise ModelError(
+                    f"transformers' {self.config.architecture} computes nothing of a row of tokens alone: "
+                    f"{type(error).__name__}: {error}"
+                ) from None
+
+    def _try_cache(self) -> None:
+        """Find with which of transformers' caches it writes what it computes of whole rows; told if with none."""
+        told = trial_rows(self.config.vocab_size, getattr(self.net.config, "pad_token_id", None))
+
+        def compute(together: Together | None) -> Tensor:
+            """What is written from, four times; between, tokens are added, and rows chosen as a search does."""
+            cache, tokens = self._begin(told, together)
+            going, found = list(told), []
+            for step, order in enumerate(([0, 1, 2], [1, 0, 0], [2, 0], [0, 1])):
+                rows = Rows.of(tokens, starts=cache.lengths)
+                found.append(self(rows, cache)[rows.last])
+                cache.select(order)
+                going = [going[number] for number in order]
+                tokens = [[row[step]] for row in going]
+            return torch.cat(found)
+
+        dtype = self.compute or self.net.dtype
+        with torch.no_grad():
+            self.cached = first_that_agrees(compute(None), compute, dtype)
+        self.is_tried = True
+        if said := CACHE_NOTICES[self.cached]:
+            notice(f"{self.config.architecture} {said}")
 
     @torch.no_grad()
     def _head_gives_logits(self) -> bool:
@@ -163,18 +224,13 @@ class TransformersWriter(TransformersModel):
         try:
             for self.head_is_separable in (False, True):
                 found.append(self.logits(self(rows)))
-        except (TypeError, AttributeError, RuntimeError):  # no such body, no such output, another width
+        except FAILURES:  # no such body, no such output, another width
             return False
         finally:
             self.net.train(was_training)
         whole, alone = found
         rounding = 8 * torch.finfo(whole.dtype).eps * whole.abs().max()
         return whole.shape == alone.shape and bool((whole - alone).abs().max() <= rounding)
-
-
-def _groups(rows: Rows, keys: Sequence[int] | None = None) -> list[tuple[slice, Rows]]:
-    """Rows of similar length together, as attention has them, so that one long row doesn't widen all."""
-    return [(numbers, own.rows) for numbers, own in MaskSpec(rows, causal=False, keys=keys).groups]
 
 
 def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
