@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from microplane.models.configs.head import PER_TOKEN, POOLINGS, TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.models.contract import Model
 from microplane.models.external.encoder import TransformersEncoder
+from microplane.models.external.transformers import TransformersModel
 from microplane.models.task_head import TaskHead, pooled
 from microplane.nn.rows import Pairs, Rows
 
@@ -182,8 +183,8 @@ def meta_copy(model: Model) -> Model:
     """A model of the same shapes, with its head, whose tensors are on the meta device: they have no memory."""
     with torch.device("meta"):
         copy = type(model)(model.config)
-        if isinstance(copy, TransformersEncoder):
-            copy.as_tried(cast(TransformersEncoder, model))
+        if isinstance(copy, TransformersModel):
+            copy.as_tried(cast(TransformersModel, model))
         if model.task_head is not None and copy.task_head is None:
             put_head(copy, TaskHead(model.task_head.config))
     return copy

@@ -215,7 +215,6 @@ class TransformersEncoder(TransformersModel):
         map_modules(self, prefix="net.", left={**left, **dict.fromkeys(inside, OF_HEAD)})
 
     def as_tried(self, other: TransformersEncoder) -> None:
-        """Take what was tried of a model of the same configuration, whose weights are there."""
         self.together, self.unreached = other.together, other.unreached
         self._map()
 

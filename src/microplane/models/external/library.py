@@ -104,6 +104,8 @@ def hf_config(fields: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     given = {name: _floats(value) for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    if fields.get("model_type") == "rwkv":  # it would divide its own weights in place whenever it is not training
+        given["rescale_every"] = 0
     try:
         return AutoConfig.for_model(fields["model_type"], **given)
     except Exception as error:  # whatever a config class makes of a wrong field

@@ -7,9 +7,12 @@ its global attention gives, and in the last layer nothing else is read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+READ = "has a weight that the model reads itself, so that an adapter would be ignored"
 
 
 def not_reached(model: nn.Module, compute: Callable[[], Tensor]) -> set[str]:
@@ -35,7 +38,8 @@ def not_reached(model: nn.Module, compute: Callable[[], Tensor]) -> set[str]:
     return {
         name
         for name, parameter in model.named_parameters()
-        if id(parameter) not in found or name.rpartition(".")[0] in idle
+        if (id(parameter) not in found and ".experts." not in name)  # which tokens choose, and few were tried
+        or name.rpartition(".")[0] in idle
     }
 
 
@@ -61,4 +65,39 @@ def _leaves(result: Tensor) -> set[int]:
         if (variable := getattr(node, "variable", None)) is not None:
             found.add(id(variable))
         waiting += [below for below, _ in node.next_functions]
+    return found
+
+
+def read_by_the_model(model: nn.Module, compute: Callable[[], Tensor]) -> set[str]:
+    """The names of the linear layers whose weight is read by other code than their own, which would ignore an adapter:
+    Mamba multiplies with that of `dt_proj` itself."""
+    found: set[str] = set()
+    kinds = {module: type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+    names = {module: name for name, module in model.named_modules()}
+
+    def watched(module: nn.Linear) -> type[nn.Linear]:
+        kind, inside = kinds[module], [False]
+
+        class Watched(kind):  # type: ignore[misc, valid-type]
+            def forward(self, *given: Any, **named: Any) -> Any:
+                inside[0] = True
+                try:
+                    return super().forward(*given, **named)
+                finally:
+                    inside[0] = False
+
+            def __getattr__(self, name: str) -> Any:
+                if name == "weight" and not inside[0]:
+                    found.add(names[self])
+                return super().__getattr__(name)
+
+        return Watched
+
+    try:
+        for module in kinds:
+            module.__class__ = watched(module)
+        compute()
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind
     return found

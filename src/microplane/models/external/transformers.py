@@ -82,6 +82,10 @@ class TransformersModel(Model):
         """Use `net`, a model of transformers, and map its modules."""
         raise NotImplementedError
 
+    def as_tried(self, other: Any) -> None:
+        """Take what was tried of a model of the same configuration and class, whose weights are there."""
+        raise NotImplementedError
+
     def load_weights(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         """Load a folder's weights with transformers, in `dtype`.
 

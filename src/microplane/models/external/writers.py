@@ -20,6 +20,7 @@ from microplane.models.contract import in_eval_mode
 from microplane.models.external.any_module import map_modules
 from microplane.models.external.generation import StateCache, TokenCache, extend
 from microplane.models.external.library import read_net
+from microplane.models.external.reached import READ, read_by_the_model
 from microplane.models.external.together import (
     FAILURES,
     Together,
@@ -48,6 +49,7 @@ class TransformersWriter(TransformersModel):
     head_is_separable = True  # the head alone gives the logits
     head_name: str | None
     cached: Together | None = Together.PADDED  # which rows share a cache; None: it writes without one
+    unadaptable: frozenset[str] = frozenset()  # names of linear layers
     is_tried = False  # whether that was tried: it is when first asked to write
 
     @classmethod
@@ -57,13 +59,21 @@ class TransformersWriter(TransformersModel):
     def set_net(self, net: nn.Module) -> None:
         """Use `net`, a model of transformers, and map its modules."""
         self.net = net
-        map_modules(self, prefix="net.")
         head = self.net.get_output_embeddings()
         self.head_name = next((name for name, module in self.named_modules() if module is head), None)
         on_meta = any(parameter.is_meta for parameter in net.parameters())
         self.head_is_separable = self.head_name is not None and (on_meta or self._head_gives_logits())
         if not on_meta:
             self._try()
+        self._map()
+
+    def _map(self) -> None:
+        map_modules(self, prefix="net.", left=dict.fromkeys(self.unadaptable, READ))
+
+    def as_tried(self, other: TransformersWriter) -> None:
+        self.together, self.unadaptable = other.together, other.unadaptable
+        self.head_is_separable = other.head_is_separable
+        self._map()
 
     def read_weights(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.set_net(read_net(self.config.architecture, self.config.fields, checkpoint.path, dtype))
@@ -183,11 +193,21 @@ class TransformersWriter(TransformersModel):
         with in_eval_mode(self), torch.no_grad():
             try:
                 self.together = try_together(told, compute, self.compute or self.net.dtype)
+                self.unadaptable = self._read(rows)
             except FAILURES as error:
                 raise ModelError(
                     f"transformers' {self.config.architecture} computes nothing of a row of tokens alone: "
                     f"{type(error).__name__}: {error}"
                 ) from None
+
+    def _read(self, rows: Rows | Pairs) -> frozenset[str]:
+        """The linear layers whose weight the model reads itself, in training or outside of it."""
+        found = set[str]()
+        for mode in (True, False):
+            with torch.random.fork_rng(devices=[]):
+                self.net.train(mode)
+                found |= read_by_the_model(self, lambda: self(rows))
+        return frozenset(found)
 
     def _try_cache(self) -> None:
         """Find with which of transformers' caches it writes what it computes of whole rows; told if with none."""
