@@ -48,6 +48,11 @@ class Method(BaseModel):
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
 
+    @classmethod
+    def works_without_own_code(cls, has_labels: bool) -> bool:
+        """Whether it can be attached to models without an implementation here; `has_labels`: to those with a head."""
+        return cls.needs_own_model is None
+
     def refusal(self, model: nn.Module) -> str | None:
         """Why it can't be attached to this model that is not ours; None if it can."""
         return self.needs_own_model

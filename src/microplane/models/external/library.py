@@ -95,6 +95,26 @@ def label_class(model_type: str, tokens: bool) -> str | None:
     return next(iter(_names(table, model_type)), None)
 
 
+def families_of_transformers() -> dict[str, tuple[Kind, tuple[str, ...]]]:
+    """By model_type: the kind, and the classes that are opened."""
+    from transformers.models.auto import modeling_auto as auto
+
+    found: dict[str, tuple[Kind, tuple[str, ...]]] = {}
+    for name in auto.MODEL_MAPPING_NAMES:
+        if _is_encoder({"model_type": name}):
+            plain = _names(auto.MODEL_MAPPING_NAMES, name)[0]
+            labelling = (label_class(name, tokens) for tokens in (False, True))
+            found[name] = "encoder", (plain, *(one for one in labelling if one is not None))
+    tables: tuple[tuple[Kind, Mapping[str, Any]], ...] = (
+        ("decoder", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        ("encoder-decoder", auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    )
+    for kind, table in tables:
+        for name in table:
+            found.setdefault(name, (kind, _names(table, name)))
+    return found
+
+
 def hf_config(fields: Mapping[str, Any]) -> Any:
     """transformers' configuration of a config.json.
 
