@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM
 
 import microplane
 from microplane.adapters.merge import merge
@@ -17,6 +17,7 @@ from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.methods.method import attach_method
+from microplane.models.external.writers import TransformersWriter
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.rows import Rows
 from tests.foreign.writer_folders import HYBRIDS, save_writer
@@ -86,13 +87,16 @@ def test_what_the_model_reads_itself_is_not_adapted(place):
         attach_method(make_method({"name": "lora", "targets": ["dt_proj"]}), model)
 
 
-def test_rwkv_keeps_its_weights_as_they_are(place):
-    model = load_model(place / "rwkv")
+def test_rwkv_keeps_its_weights_and_computes_as_in_training(place):
+    fields = json.loads((place / "rwkv" / "config.json").read_text()) | {"rescale_every": 1}
+    model = TransformersWriter.from_hf(fields).init_weights(0)
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    model.train()
-    model(Rows.of(ROWS))
-    model.eval()
-    model(Rows.of(ROWS))
+    peer = RwkvForCausalLM(RwkvConfig(**fields)).train()  # outside of training it divides weights in place
+    peer.load_state_dict(before)
+    for mode in (True, False):
+        model.train(mode)
+        found = model.logits(model(Rows.of(ROWS[:1])))
+        torch.testing.assert_close(found, peer(torch.tensor(ROWS[:1])).logits[0], atol=1e-5, rtol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.net.state_dict().items())
 
 
