@@ -19,6 +19,7 @@ from transformers import (
 import microplane
 from microplane.adapters.merge import merge
 from microplane.errors import ConfigError, ModelError
+from microplane.methods import make_method
 from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.external.together import Together
 from microplane.models.files.load import load_model, save_model
@@ -256,7 +257,9 @@ def test_weights_in_bfloat16_and_what_fails_in_it(place):
     model = load_model(place / "mpnet", torch.bfloat16)
     assert model.net.dtype == torch.bfloat16
     assert model.together is Together.PADDED
-    add_head(model, "classification", ("a", "b"), "cls")
+    head = add_head(model, "classification", ("a", "b"), "cls")
+    assert model.net.dtype == torch.bfloat16
+    assert all(parameter.dtype == torch.float32 for parameter in head.parameters())
     assert task_scores(model, Rows.of(IDS)).dtype == torch.float32
     mixed = load_model(place / "mpnet", NumberFormat(torch.bfloat16, weights=torch.float32))
     states = load_model(place / "mpnet")(Rows.of(IDS))
@@ -275,7 +278,20 @@ def test_contexts(place):
     assert TransformersEncoder.from_hf(fields).max_row_tokens == 28
 
 
+POST_NORM = ("deberta-v2", "mpnet", "albert", "distilbert", "xlnet", "funnel")
+
+
+@pytest.mark.parametrize("name", [*POST_NORM, "eurobert", "esm", "megatron-bert", "roberta-prelayernorm"])
+def test_where_norms_stand_behind_the_sums_rates_are_halved(place, name):
+    model, post = load_model(place / name), name in POST_NORM
+    assert model.post_norm == post
+    assert make_method({"name": "lora"}).rate(model) == make_method({"name": "lora"}).default_lr * (0.5 if post else 1)
+
+
 def test_what_cannot_be_is_refused(place, tmp_path):
+    for knob in ({"train.layer_decay": 0.9}, {"train.unfreeze_every": 2}):
+        with pytest.raises(ConfigError, match="which blocks a model has and in which order"):
+            train(place, "mpnet", method="full", **knob)
     for method in ("prompt", "prefix", "bottleneck"):
         with pytest.raises(ConfigError, match="Microplane's own models keep open"):
             train(place, "mpnet", method=method)

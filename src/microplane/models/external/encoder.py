@@ -34,7 +34,7 @@ from microplane.models.external.library import (
     read_net,
     takes,
 )
-from microplane.models.external.reached import not_reached
+from microplane.models.external.reached import last_norm, not_reached
 from microplane.models.external.together import FAILURES, Together, groups, in_order, trial_rows, try_together
 from microplane.models.external.transformers import TransformersModel, TransformersModelConfig
 from microplane.models.files.checkpoint import Checkpoint
@@ -204,6 +204,8 @@ class TransformersEncoder(TransformersModel):
             if self.config.head is None and found.shape != (len(rows.ids), self.config.hidden_size):
                 raise ValueError("its states are not one for each token")
             self.together = try_together(rows, compute, self.compute or self.net.dtype)
+            last = last_norm(self.net.base_model, lambda: compute(rows, Together.ALONE))
+            self.post_norm = last is not None and any(part.isdigit() for part in last.split("."))  # within a block
             return not_reached(self.net, lambda: compute(rows, Together.ALONE))
         finally:
             self.net.train(was_training)
@@ -215,7 +217,7 @@ class TransformersEncoder(TransformersModel):
         map_modules(self, prefix="net.", left={**left, **dict.fromkeys(inside, OF_HEAD)})
 
     def as_tried(self, other: TransformersEncoder) -> None:
-        self.together, self.unreached = other.together, other.unreached
+        self.together, self.unreached, self.post_norm = other.together, other.unreached, other.post_norm
         self._map()
 
     def idle(self) -> list[nn.Parameter]:

@@ -12,6 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+
+def last_norm(model: nn.Module, compute: Callable[[], Tensor]) -> str | None:
+    """The name of the norm that is computed last."""
+    called: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, ___, name=name: called.append(name))
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+    ]
+    try:
+        compute()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called[-1] if called else None
+
+
 READ = "has a weight that the model reads itself, so that an adapter would be ignored"
 
 
