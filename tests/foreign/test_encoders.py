@@ -253,7 +253,7 @@ def test_labels_again_with_others_and_from_the_familys_own_class_to_a_head_of_ou
     assert task_scores(model, Rows.of(IDS)).shape == (3, 1)
 
 
-def test_weights_in_bfloat16_and_what_fails_in_it(place):
+def test_weights_in_bfloat16_and_what_fails_in_it(place, tmp_path):
     model = load_model(place / "mpnet", torch.bfloat16)
     assert model.net.dtype == torch.bfloat16
     assert model.together is Together.PADDED
@@ -261,6 +261,10 @@ def test_weights_in_bfloat16_and_what_fails_in_it(place):
     assert model.net.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in head.parameters())
     assert task_scores(model, Rows.of(IDS)).dtype == torch.float32
+    save_model(model, tmp_path / "labels")
+    again = load_model(tmp_path / "labels", torch.bfloat16)
+    assert again.net.dtype == torch.bfloat16
+    assert all(parameter.dtype == torch.float32 for parameter in again.task_head.parameters())
     mixed = load_model(place / "mpnet", NumberFormat(torch.bfloat16, weights=torch.float32))
     states = load_model(place / "mpnet")(Rows.of(IDS))
     torch.testing.assert_close(mixed(Rows.of(IDS)).float(), states, atol=0.2, rtol=0.1)
