@@ -25,6 +25,7 @@ from microplane.methods.peft_format import LABELS
 from microplane.methods.targets import target_sites
 from microplane.models.configs.head import FORMS, PER_TOKEN, PROBLEMS
 from microplane.models.contract import Model, hf_names, linears
+from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.heads import add_head
 from microplane.nn.layers import Linear
 
@@ -83,7 +84,9 @@ def settle(
     if config.get("task_type") in HEADS:
         rest = _put_head(model, config, rest)
     beside = [name for name in rest if not PAIR.search(name)]
-    names = {theirs: ours for ours, theirs in hf_names(model).items() if not ours.startswith("task_head.")}
+    called = hf_names(model)
+    of_head = {theirs for ours, theirs in called.items() if ours.startswith("task_head.")}
+    names = {theirs: ours for ours, theirs in called.items() if theirs not in of_head}
     _, head = model.tied_names
     places = matching(beside, [*names, *([head] if head and head not in names and model.task_head is None else [])])
     whole = {places[name]: rest[name] for name in places}
@@ -161,7 +164,10 @@ def _put_head(model: Model, config: Mapping[str, Any], state: Mapping[str, Tenso
     """The head of one of Hugging Face's classes, as peft trained it beside the adapter."""
     per_token, fields = HEADS[config["task_type"]], model.source_config or {}
     architecture = model.config.architecture
-    form = next((form for form in FORMS.values() if form.plain == architecture and form.tokens == per_token), None)
+    if isinstance(model, TransformersEncoder):
+        form = model.layout(per_token)
+    else:
+        form = next((form for form in FORMS.values() if form.plain == architecture and form.tokens == per_token), None)
     end = f".{form.out}.weight" if form is not None else ""
     out = next((len(tensor) for name, tensor in state.items() if f".{plain_name(name)}".endswith(end)), None)
     if form is None or out is None:

@@ -14,6 +14,7 @@ from microplane.cli.adapters import convert, export, merge
 from microplane.cli.cache import cache
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
+from microplane.cli.model_list import models
 from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows
 from microplane.cli.problems import fail, tell_foreign
 from microplane.errors import ConfigError, MicroplaneError, notices_to
@@ -284,7 +285,7 @@ app.command(epilog="Example:  microplane export smollm2 smollm2-folder --dtype b
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
-app.command(epilog="Example:  microplane models")(lists.models)
+app.command(epilog="Example:  microplane models --json")(models)
 app.command(epilog="Example:  microplane methods")(lists.methods)
 app.command(epilog="Example:  microplane knobs train")(lists.knobs)
 app.add_typer(cache, name="cache", short_help="List and delete what is kept between runs, or show where it lies.")

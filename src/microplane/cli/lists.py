@@ -1,4 +1,4 @@
-"""What there is: models, methods, knobs. Torch is imported by nothing here but what needs it."""
+"""What there is: methods, knobs. Torch is imported by nothing here but what needs it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,6 @@ import typer
 
 from microplane.config.build import fields, type_name
 from microplane.errors import ConfigError, nearest
-
-
-def models() -> None:
-    """List the models with a short name, what is already here, and the architectures that can be opened."""
-    from rich.table import Table
-
-    from microplane.cli.terminal import make_console
-    from microplane.models.families import ARCHITECTURES
-    from microplane.models.files.hub import SHORT_NAMES, is_cached
-
-    table = Table("short name", "model", "size", "here", box=None, pad_edge=False)
-    for name, entry in SHORT_NAMES.items():
-        table.add_row(
-            name, entry.title, f"{entry.bytes / 1e6:.0f} MB", "yes" if is_cached(name) else "fetched at first use"
-        )
-    console = make_console()
-    console.print(table)
-    typer.echo()
-    list_line(f"architectures: {', '.join(ARCHITECTURES)}")
-    list_line("from: a Hugging Face folder, a .gguf file, or a Hub name such as HuggingFaceTB/SmolLM2-360M-Instruct")
 
 
 def methods(

@@ -5,6 +5,7 @@ One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeVar
@@ -16,9 +17,9 @@ from torch.nn import functional as F
 from microplane.errors import AdapterError
 from microplane.methods.disable import AddedModule
 from microplane.methods.method import copy_strictly, forget_method
-from microplane.models.contract import adapter_names, linears
+from microplane.models.contract import adapter_names, linears, module_map_of
 from microplane.nn.ops.low_rank import low_rank_linear
-from microplane.nn.quantised import QuantisedLinear
+from microplane.nn.quantised import QuantisedLinear, weight_count
 from microplane.nn.transposed import TransposedLinear
 
 
@@ -103,6 +104,17 @@ def adapted_layers(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:
     for name, module in model.named_modules():
         if isinstance(module, kind):
             yield name, module
+
+
+def adapted_line(model: nn.Module) -> str | None:
+    """Which linear layers of a model that is not ours are adapted, and how much of the model they are; None of ours."""
+    layers = [(name, layer.base) for name, layer in adapted_layers(model, AdaptedLinear)]
+    if module_map_of(model) is None or not layers:
+        return None
+    kinds = Counter(name.rsplit(".", 1)[-1] for name, _ in layers)
+    inside = sum(base.in_features * base.out_features for _, base in layers)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"adapts    {len(layers)} linear layers, {inside / weight_count(model):.0%} of the weights: {told}"
 
 
 def saved_sites(model: nn.Module, kind: type[L]) -> Iterator[tuple[str, L]]:

@@ -32,6 +32,15 @@ class HeadOnly(Selecting):
             "data.task=classification, or choose another method, such as last-n or lora"
         )
 
+    @classmethod
+    def works_without_own_code(cls, has_labels: bool) -> bool:
+        """A task head lies above all blocks, whatever their order."""
+        return has_labels
+
+    def refusal(self, model: nn.Module) -> str | None:
+        labels = getattr(model, "task_head", None) is not None
+        return None if self.works_without_own_code(labels) else self.needs_own_model
+
     def frozen_below(self, model: nn.Module) -> int:
         model = cast(Model, model)
         return 0 if model.KIND == "encoder-decoder" else model.config.num_layers

@@ -48,6 +48,15 @@ class Method(BaseModel):
         """Freeze the model, then add or unfreeze exactly what trains."""
         raise NotImplementedError
 
+    @classmethod
+    def works_without_own_code(cls, has_labels: bool) -> bool:
+        """Whether it can be attached to models without an implementation here; `has_labels`: to those with a head."""
+        return cls.needs_own_model is None
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why it can't be attached to this model that is not ours; None if it can."""
+        return self.needs_own_model
+
     def idle_knobs(self) -> dict[str, str]:
         """Its knobs that would change nothing beside the others, and for each why and what to do about it."""
         return {}
@@ -224,8 +233,8 @@ def attach_method(method: Method, model: nn.Module) -> None:
         ConfigError: if the method needs what a model that is not ours does not have.
     """
     module_map = module_map_of(model)
-    if module_map is not None and method.needs_own_model:
-        raise ConfigError(f"method.name = {method.name!r} {method.needs_own_model}")
+    if module_map is not None and (why := method.refusal(model)):
+        raise ConfigError(f"method.name = {method.name!r} {why}")
     method.attach(model)
     model.__dict__[ATTACHED] = method
     model.frozen = method.frozen_below(model)  # type: ignore[assignment]

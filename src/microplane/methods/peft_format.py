@@ -14,7 +14,6 @@ from microplane.errors import AdapterError
 from microplane.methods.adapted_linear import hf_paths
 from microplane.methods.method import Method
 from microplane.methods.targets import ROLES
-from microplane.models.configs.head import FORMS
 from microplane.models.contract import linears, module_map_of
 from microplane.nn.transposed import TransposedLinear
 
@@ -35,10 +34,7 @@ def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> d
     task = TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM" if module_map is None else None)
     beside = list(module_map.modules_to_save) if module_map is not None else []
     if (head := getattr(model, "task_head", None)) is not None and head.config.form is not None:
-        form = FORMS[head.config.form]
-        task = LABELS[head.config.per_token]
-        parts = (name.removeprefix(form.prefix) for name in (form.out, form.dense, form.norm) if name)
-        beside = sorted({part.split(".")[0] for part in parts})
+        task, beside = LABELS[head.config.per_token], head.modules_to_save()
     transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
     return {
         "peft_type": method.peft_type,

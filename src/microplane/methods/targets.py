@@ -34,6 +34,15 @@ ROLES = {
     "query": "q",
     "key": "k",
     "value": "v",  # BERT
+    "query_proj": "q",
+    "key_proj": "k",
+    "value_proj": "v",  # DeBERTa v2
+    "q_lin": "q",
+    "k_lin": "k",
+    "v_lin": "v",
+    "out_lin": "o",
+    "lin1": "up",
+    "lin2": "down",  # DistilBERT, XLM
     "out_proj": "o",
     "fc1": "up",
     "fc2": "down",  # Marian
@@ -48,6 +57,11 @@ def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets"
     """
     sites, module_map = linears(model), module_map_of(model)
     roles = sorted({site.role for site in sites.values()})
+    if not roles:
+        raise ConfigError(
+            "this model has no linear layers that could be adapted: its own are of another kind. Train it with full, "
+            "or its head alone with head-only"
+        )
     if not targets:
         raise ConfigError(f"method.{knob} is empty; this model has {', '.join(roles)}, or all")
     theirs = hf_names(model) if isinstance(model, Model) else {}

@@ -209,6 +209,10 @@ class Model(nn.Module):
         """Hugging Face's name -> other names under which a checkpoint may hold that tensor, in order of preference."""
         return {}
 
+    def idle(self) -> Sequence[nn.Parameter]:
+        """Parameters that have no part in what is computed."""
+        return ()
+
     def init_weights(self, seed: int = 0) -> Model:
         """New random weights, as the family begins its training; the same for the same seed. Returns the model."""
         raise NotImplementedError
@@ -249,8 +253,11 @@ def adapter_names(model: nn.Module) -> dict[str, str]:
     return names if inside is None else {ours: inside.name(theirs) for ours, theirs in names.items()}
 
 
-def unused(model: nn.Module) -> list[nn.Module]:
-    """The decoder's parts of an encoder-decoder whose task head reads the encoder alone: nothing in them can train."""
+def unused(model: nn.Module) -> Sequence[nn.Module | nn.Parameter]:
+    """What nothing can train in: the decoder's parts of an encoder-decoder whose task head reads the encoder alone, and
+    what else has no part in the result."""
+    if isinstance(model, Model) and model.KIND == "encoder":
+        return model.idle()
     head = getattr(model, "task_head", None)
     if head is None or cast(Model, model).KIND != "encoder-decoder" or head.config.reads_decoder:
         return []

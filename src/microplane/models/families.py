@@ -10,7 +10,9 @@ from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
-from microplane.models.external.transformers import TransformersModel, find_transformers_class
+from microplane.models.external.encoder import TransformersEncoder
+from microplane.models.external.library import find_transformers_class
+from microplane.models.external.writers import TransformersWriter
 from microplane.models.t5 import T5
 from microplane.models.transformer import Transformer
 
@@ -20,7 +22,7 @@ MODEL_TYPES: dict[str, str] = {name: kind for model in MODELS for name, kind in 
 
 
 def family_of(fields: Mapping[str, Any]) -> type[Model]:
-    """The model class for a config.json: one of ours, or else `TransformersModel`.
+    """The model class for a config.json: one of ours, or else one that transformers runs.
 
     Raises:
         ModelError: if none, naming it and those that are supported; for sizes beyond any model's.
@@ -32,10 +34,10 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         if not isinstance(fields.get("architectures") or [], list):
             raise
         try:
-            find_transformers_class(fields)
+            _, kind = find_transformers_class(fields)
         except ModelError as other:
             raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
-        return TransformersModel
+        return TransformersEncoder if kind == "encoder" else TransformersWriter
 
 
 MOST_LAYERS, WIDEST = 2_000, 100_000_000

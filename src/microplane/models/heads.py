@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from microplane.models.configs.head import PER_TOKEN, POOLINGS, TASKS, HeadConfig, check_labels, form_for, shaped
 from microplane.models.contract import Model
+from microplane.models.external.encoder import TransformersEncoder
+from microplane.models.external.transformers import TransformersModel
 from microplane.models.task_head import TaskHead, pooled
 from microplane.nn.rows import Pairs, Rows
 
@@ -59,6 +61,8 @@ def task_scores(model: Model, rows: Rows, cached_features: Tensor | None = None)
     """
     head = model.task_head
     assert head is not None, "rows with labels need a task head"
+    if isinstance(model, TransformersEncoder) and head.config.form is not None:
+        return model.class_scores(rows)
     if cached_features is not None:
         if caches_pooled(model):
             return head.predict(cached_features)
@@ -94,6 +98,8 @@ def add_head(
     check_labels(task, labels)
     pooling = "mean" if task == PER_TOKEN else pooling or DEFAULT_POOLING[model.KIND]  # of no use to tokens
     config, width = model.config, model.config.hidden_size
+    if isinstance(model, TransformersEncoder) and (own := model.own_head(task)) and pools_as(own, task, pooling):
+        return model.put_own_head(HeadConfig(task, tuple(labels), width, pooling, own[0]), seed)
     form = form_for(config.architecture, task, pooling)
     if form is None:
         share = getattr(config, "hidden_dropout", 0.0) if dropout is None else dropout
@@ -109,7 +115,9 @@ def add_head(
 
 def put_head(model: Model, head: TaskHead) -> None:
     """The head stands in for the one that writes words."""
-    if model.KIND != "encoder":
+    if isinstance(model, TransformersEncoder):
+        model.take_off_own_head()
+    elif model.KIND != "encoder":
         wanted = {"tied": True, "scaled": False}  # as a head for words would have it
         changed = {name: value for name, value in wanted.items() if hasattr(model.config, name)}
         model.head, model.config = None, replace(model.config, **changed)
@@ -154,8 +162,16 @@ def usual_pooling(model: Model, task: str, frozen: bool) -> str:
     usual = model.sentence_pooling if model.sentence_pooling in POOLINGS else DEFAULT_POOLING[model.KIND]
     if model.KIND != "encoder" or frozen:
         return usual
+    if isinstance(model, TransformersEncoder):
+        own = model.own_head(task)
+        return usual if own is None else own[1]
     known = (pooling for pooling in (usual, "cls") if form_for(model.config.architecture, task, pooling))
     return next(known, usual)
+
+
+def pools_as(own: tuple[str, str], task: str, pooling: str) -> bool:
+    """Whether a family's own class, as `TransformersEncoder.own_head` gives it, makes a row's vector in that way."""
+    return task == PER_TOKEN or own[1] == pooling
 
 
 def label_names_of(model: Model) -> tuple[str, ...]:
@@ -167,7 +183,9 @@ def meta_copy(model: Model) -> Model:
     """A model of the same shapes, with its head, whose tensors are on the meta device: they have no memory."""
     with torch.device("meta"):
         copy = type(model)(model.config)
-        if model.task_head is not None:
+        if isinstance(copy, TransformersModel):
+            copy.as_tried(cast(TransformersModel, model))
+        if model.task_head is not None and copy.task_head is None:
             put_head(copy, TaskHead(model.task_head.config))
     return copy
 

@@ -54,6 +54,15 @@ class TaskHead(nn.Module):
             names[f"{OWN}.{name}"] = f"{called[module]}.{kind}"
         return names
 
+    def modules_to_save(self) -> list[str]:
+        """What peft is told to train in full beside an adapter: the head's modules, by Hugging Face's names; none of a
+        head that Hugging Face has no class for."""
+        if self.config.form is None:
+            return []
+        form = FORMS[self.config.form]
+        parts = (name.removeprefix(form.prefix) for name in (form.out, form.dense, form.norm) if name)
+        return sorted({part.split(".")[0] for part in parts})
+
     @torch.no_grad()
     def init_weights(self, std: float = 0.02, seed: int = 0, spare: Mapping[str, Tensor] | None = None) -> TaskHead:
         """New weights, normal with that deviation, biases 0; the hidden layer from `spare`, where pre-training (BERT's

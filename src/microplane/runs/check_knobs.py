@@ -90,6 +90,9 @@ def class_weighted(objective: AnyObjective, knobs: RunKnobs, summary: DataSummar
     return with_class_weights(objective, knobs.train.class_weights, summary.labels, counts, rows)
 
 
+BY_BLOCKS: tuple[tuple[str, float | None], ...] = (("layer_decay", 1.0), ("unfreeze_every", None))  # knob, and its rest
+
+
 def check_knobs_for_model(knobs: RunKnobs, method: Method, model: nn.Module) -> None:
     """Check what depends on which parameters train.
 
@@ -97,8 +100,16 @@ def check_knobs_for_model(knobs: RunKnobs, method: Method, model: nn.Module) -> 
         model: with `method` attached; its shapes are enough, so it may be on the meta device.
 
     Raises:
-        ConfigError: for knobs that would change nothing, all of them at once.
+        ConfigError: for knobs that would change nothing, all of them at once; for those that need the order of the
+            blocks, where it is not known.
     """
+    if module_map_of(model) is not None:
+        for name, plain in BY_BLOCKS:
+            if (value := getattr(knobs.train, name)) != plain:
+                raise ConfigError(
+                    f"train.{name} = {value}: it needs to know which blocks a model has and in which order, as "
+                    "Microplane's own are known, and this one runs through transformers. Leave it out"
+                )
     _refuse(_idle_by_parameters(knobs, method, model), values_set(knobs))
 
 
@@ -298,7 +309,7 @@ def _check_optimizer(knobs: RunKnobs, method: Method) -> None:
             "tensors that begin at or near zero: they would move by train.lr x 0.001 and learn next to nothing. "
             "Set train.scale_parameter=false"
         )
-    for name, plain in (("layer_decay", 1.0), ("unfreeze_every", None)):
+    for name, plain in BY_BLOCKS:
         if (value := getattr(train, name)) != plain and not method.trains_base:
             raise ConfigError(
                 f"train.{name} = {value}: it is for methods that train the model's own weights, as full does; "

@@ -16,6 +16,7 @@ from microplane.data.progress import Watcher
 from microplane.evaluation.evaluate import validation_loss
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
 from microplane.methods import trainable_parameters
+from microplane.methods.adapted_linear import adapted_line
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata, head_trains_alone
@@ -47,6 +48,8 @@ def attach(prepared: Prepared, model: Model, folder: Path, resume: bool, say: Ca
     config, method = prepared.config, prepared.method
     torch.manual_seed(config.train.seed)
     attach_method(method, model)
+    if line := adapted_line(model):
+        say(line)
     if resume and checkpoints(folder / "resume"):
         return
     if config.model.adapter:

@@ -107,7 +107,7 @@ class FeatureCache:
 
     def __init__(self, objective: AnyObjective, model: Model):
         self.objective, self.model, self.pooled = objective, model, caches_pooled(model)
-        self.dtype = model.compute or next(model.embed.parameters()).dtype
+        self.dtype = model.compute or next(model.parameters()).dtype
         self.width = model.config.hidden_size
         self.place = cache_dir() / "features"
         self.weights = frozen_weights(model)

@@ -126,7 +126,10 @@ class HeadConfig:
         if self.form is None:
             settings = asdict(self)
             return fields | {OWN: {name: settings[name] for name in ("task", "pooling", "dropout")}}
-        fields |= {"architectures": [self.form], "classifier_dropout": self.dropout}
+        fields |= {"architectures": [self.form]}
+        if self.form not in FORMS:  # of a family without an implementation here
+            return fields
+        fields |= {"classifier_dropout": self.dropout}
         if FORMS[self.form].norm:
             fields |= {"classifier_bias": self.dense_bias, "classifier_activation": self.activation}
             fields |= {} if FORMS[self.form].tokens else {"classifier_pooling": self.pooling}
@@ -164,6 +167,17 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
             f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(layout.poolings)} for {form}"
         )
     return shaped(form, task, labels, width, "mean" if layout.tokens else pooling, config)
+
+
+def head_of_class(form: str, tokens: bool, config: Mapping[str, Any], width: int, pooling: str) -> HeadConfig:
+    """What a config.json says of the head of a class of Hugging Face's that has no layout here.
+
+    Raises:
+        ModelError: for settings that are wrong.
+    """
+    labels = _labels(config)
+    task = PER_TOKEN if tokens else _task(config, len(labels))
+    return HeadConfig(task, labels, width, "mean" if tokens else pooling, form)
 
 
 def shaped(

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from torch import nn
 
 from microplane.errors import ConfigError, nearest
 from microplane.models.contract import MODULE_MAP, ModuleMap
+from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.transposed import is_transposed
 
 Averaging = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
 
 
-def map_modules(model: nn.Module, modules_to_save: Sequence[str] = (), prefix: str = "") -> ModuleMap:
+def map_modules(
+    model: nn.Module, modules_to_save: Sequence[str] = (), prefix: str = "", left: Mapping[str, str] | None = None
+) -> ModuleMap:
     """Find what methods can adapt in a model that is not ours, and note it on the model for `module_map_of`.
 
     Args:
         modules_to_save: names of parts that train in full beside the method, and are therefore not adapted.
         prefix: only modules below it are mapped; it is no part of the model's own names.
+        left: further modules that are not to be adapted, and why.
 
     Raises:
         ConfigError: for a part that the model does not have, or one without weights.
     """
     _check_parts(model, modules_to_save)
     head = _head(model.get_submodule(prefix.removesuffix(".")))
-    not_adaptable, uses = _not_adaptable(model, modules_to_save), Counter(name for name in _weights(model))
+    not_adaptable = {**(left or {}), **_not_adaptable(model, modules_to_save)}
+    uses = Counter(name for name in _weights(model))
     found = []
     for path, module in model.named_modules():
-        if not path.startswith(prefix) or not (isinstance(module, nn.Linear) or is_transposed(module)):
+        is_linear = isinstance(module, nn.Linear | QuantisedLinear) or is_transposed(module)
+        if not is_linear or not path.startswith(prefix):
             continue
         if not path:
             continue  # the whole model is one linear layer: there is nothing in which it could be replaced
-        if uses[id(module.get_parameter("weight"))] > 1:
+        if not isinstance(module, QuantisedLinear) and uses[id(module.get_parameter("weight"))] > 1:
             not_adaptable.setdefault(path, "shares its weight with another part, so it cannot be adapted alone")
         if path not in not_adaptable:
             found.append(path)

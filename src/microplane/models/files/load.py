@@ -194,14 +194,14 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
         model.refuse_format(form.stored)
     except ModelError as error:
         raise ModelError(f"{checkpoint.path}: {error}") from None
+    model.source_config, model.compute = checkpoint.config, form.multiplied
     if isinstance(model, TransformersModel):
-        model.load_weights(checkpoint.path, form.stored, checkpoint.stored)
+        model.load_weights(checkpoint, form.stored)
         quantise_linears(model, form)
     else:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         quantise_linears(model, form, _left_wide(model, checkpoint))
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
-    model.source_config, model.compute = checkpoint.config, form.multiplied
     note_whole(model, checkpoint)
     model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
