@@ -22,7 +22,7 @@ from microplane.errors import ConfigError, ModelError
 from microplane.methods import make_method
 from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.external.together import Together
-from microplane.models.files.load import load_model, save_model
+from microplane.models.files.load import load_model, new_model, save_model
 from microplane.models.heads import add_head, embed, task_scores
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.rows import Rows
@@ -231,6 +231,23 @@ def test_the_pooler_begins_the_head_and_is_kept_where_there_is_none(place, tmp_p
     assert torch.equal(head.albert_pooler.weight, pooler)
     for parameter in head.parameters():
         assert parameter.dtype == torch.float32
+
+
+def test_what_the_folder_lacks_is_new_and_the_same_each_time(tmp_path):
+    folder = save_encoder(tmp_path / "masked", "squeezebert", masked=True)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(load_model(folder).net.pooler.dense.weight)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)
+
+
+def test_new_weights_follow_the_seed(place):
+    one, same, other = (new_model(place / "electra", seed, NumberFormat(torch.float32)) for seed in (1, 1, 2))
+    assert torch.equal(one(Rows.of(IDS)), same(Rows.of(IDS)))
+    assert not torch.equal(one(Rows.of(IDS)), other(Rows.of(IDS)))
 
 
 def test_labels_again_with_others_and_from_the_familys_own_class_to_a_head_of_ours(place, tmp_path):

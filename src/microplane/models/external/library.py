@@ -184,7 +184,8 @@ def read_net(
         ModelError: if the weights are not all there, or some are of no use.
     """
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what the folder lacks is new, and the same each time
             net, info = class_named(architecture).from_pretrained(
                 folder,
                 config=hf_config(fields),
