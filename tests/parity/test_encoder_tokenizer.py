@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import transformers
 from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
 
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ModelError
@@ -94,8 +96,35 @@ def test_a_vocabulary_without_special_tokens_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_vocabulary_of_another_model_is_not_guessed_at(tmp_path):
+def test_a_vocabulary_of_another_model_is_read_as_transformers_reads_it(tmp_path, monkeypatch):
     roberta(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(ModelError, match="has no tokenizer: expected tokenizer.json"):
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in ["hello world", " two  spaces", "don't", "é 12 \n"]:
+        assert ours.encode(text) == theirs(text).input_ids, text
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=r"files of the RobertaTokenizer kind, and no tokenizer.json; transformers may read it"):
         load_tokenizer(tmp_path)
+
+
+BERT_LIKE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+FUNNEL = ["<pad>", "<unk>", "<cls>", "<sep>", "<mask>", "<s>", "</s>"]
+MPNET = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]
+
+
+@pytest.mark.parametrize(
+    ("family", "special"),
+    [(name, BERT_LIKE) for name in ("distilbert", "electra", "mobilebert", "convbert", "squeezebert", "layoutlm")]
+    + [("funnel", FUNNEL), ("mpnet", MPNET)],
+)
+def test_a_plain_vocabulary_of_a_relative_of_bert(family, special, tmp_path):
+    pieces = [*special, *"abcdefghijklmnopqrstuvwxyz.,", *(f"##{one}" for one in "abcdefghijklmnopqrstuvwxyz"), "the"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in ["the cat", "The Cat, é.", "a  b\tc", "x!"]:
+        assert ours.encode(text) == theirs(text).input_ids, text
+    assert ours.encode_pair("the cat", "a dog").ids == theirs("the cat", "a dog").input_ids
+    ours.save(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text(json.dumps({"model_type": family}))
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("the cat").input_ids == ours.encode("the cat")

@@ -12,12 +12,12 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from microplane.data.tokenizers.bert_roberta import build_from_files
-from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
+from microplane.data.tokenizers.folder import CONFIG, EVERY_NAME, TokenizerFolder
 from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
 from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
 from microplane.data.tokenizers.sentencepiece import Pieces, build, read_model, take_rules
-from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece
+from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece, is_spiece
 from microplane.data.tokenizers.tokenizer import NAMED, Tokenizer, mark_special, surround
 from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, replaced
 from microplane.data.tokenizers.vietnamese import build_vietnamese
@@ -79,16 +79,40 @@ def _load_folder(folder: TokenizerFolder) -> Tokenizer:
         return _load_json(folder)
     if folder.has(MODEL):
         return _load_sentencepiece(folder)
-    if folder.has(SPIECE):
+    if is_spiece(folder):
         return _load_t5(folder, *build_spiece(folder))
     if (folder.config.get("tokenizer_class") or folder.model_config.get("tokenizer_class")) in BYTES:
         return _load_t5(folder, *build_bytes(folder))
     if built := build_from_files(folder):
         return _tokenizer(*built, folder)
+    if folder.has_vocabulary:
+        return _load_through_transformers(folder)
     raise ModelError(
         f"{folder.path} has no tokenizer: expected {JSON}, {MODEL} or {SPIECE} beside the weights, or"
         f" tokenizer_class = {BYTES[0]} in {CONFIG}"
     )
+
+
+def _load_through_transformers(folder: TokenizerFolder) -> Tokenizer:
+    """A vocabulary in files of another family: transformers' own class makes a pipeline of the `tokenizers` library.
+
+    Raises:
+        ModelError: if it cannot, or is not installed.
+    """
+    kind = folder.config.get("tokenizer_class") or folder.model_config.get("model_type") or "an unnamed"
+    way = f"{folder.path} has its vocabulary in files of the {kind} kind, and no {JSON}"
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ModelError(f"{way}; transformers may read it: pip install 'microplane[transformers]'") from None
+    try:
+        theirs = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
+        backend = Backend.from_str(theirs.backend_tokenizer.to_str())
+    except Exception as error:  # transformers raises whatever its parts do
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{way}; transformers cannot make one of them either ({reason[0][:200]})") from None
+    named = {name: token for name in EVERY_NAME if isinstance(token := getattr(theirs, name, None), str)}
+    return _tokenizer(backend, named, folder, rules_of_json(backend))
 
 
 def _load_gguf(path: Path) -> Tokenizer:

@@ -24,18 +24,19 @@ SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 in all of them
 SENTINELS, BYTE_SENTINELS = 100, 125  # where a file does not say how many
 
 
+def is_spiece(folder: TokenizerFolder) -> bool:
+    """Whether a `spiece.model` is there that is read as T5's is: other families put other tokens around a text."""
+    named, family = folder.config.get("tokenizer_class"), folder.model_config.get("model_type")
+    ours = named in CLASSES if named else family is None or "t5" in str(family)
+    return ours and folder.has(SPIECE)
+
+
 def build_spiece(folder: TokenizerFolder) -> tuple[Tokenizer, dict[str, str], SentencePieceRules]:
     """The backend of a `spiece.model`, its special tokens by their names, and its rules.
 
     Raises:
-        ModelError: if it is of another family than T5's, or is damaged.
+        ModelError: if it is damaged.
     """
-    kind = folder.config.get("tokenizer_class") or CLASSES[0]
-    if kind not in CLASSES:
-        raise ModelError(
-            f"{folder.path / SPIECE} is of the {kind} kind, which is not supported without a tokenizer.json; supported"
-            f" are {', '.join(CLASSES)}"
-        )
     pieces, ids = read_model(folder.path / SPIECE)
     # mT5's sentinels are pieces that swallow the space before them
     texts = [text[1:] if text.startswith(SPACE) and _is_sentinel(text[1:]) else text for text in pieces.texts]
