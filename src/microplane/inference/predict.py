@@ -41,7 +41,7 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[
             "labels, as in microplane train MODEL DATA --set data.task=classification"
         )
     head = model.task_head.config
-    objective, encoded = HEAD_OBJECTIVES[head.task], encode_all(model, tokenizer, texts)
+    objective, encoded = HEAD_OBJECTIVES[head.task], encode_all(model, tokenizer, texts, placed=head.per_token)
     found: dict[int, Prediction] = {}
     with in_eval_mode(model):
         for indices, rows in batches(encoded):
@@ -75,14 +75,18 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
     return embeddings
 
 
-def encode_all(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Encoded]:
-    """Texts as they are in training; what is longer than the model's context loses its end."""
+def encode_all(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], placed: bool = False) -> list[Encoded]:
+    """Texts as they are in training; what is longer than the model's context loses its end.
+
+    Args:
+        placed: whether the places of the tokens are asked for.
+    """
     encoded = []
     for text in texts:
         first, second = (text, "") if isinstance(text, str) else text
         if not first.strip() or not is_utf8(first + second):
             raise DataError(f"the text {shown(first)} is empty or holds bytes that are not UTF-8")
-        encoded.append(tokenizer.encode_pair(first, second, model.max_row_tokens or MAX_LENGTH))
+        encoded.append(tokenizer.encode_pair(first, second, model.max_row_tokens or MAX_LENGTH, placed))
     return encoded
 
 

@@ -167,7 +167,9 @@ class LabelRenderer(ABC):
         Raises:
             UnknownClassError: for a class that the training rows do not have.
         """
-        ids, offsets, types, cut = self.tokenizer.encode_pair(example.text or "", example.second_text, max_length)
+        ids, offsets, types, cut = self.tokenizer.encode_pair(
+            example.text or "", example.second_text, max_length, placed=self.labels_per_token
+        )
         labels = self.labels(example, offsets)
         segments = [kind == 1 for kind in types]
         lost: Lost = "end" if cut else ""

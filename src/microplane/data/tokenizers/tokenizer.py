@@ -20,7 +20,15 @@ from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
-from microplane.data.tokenizers.normaliser import SPACE, Kept, Normaliser, SentencePieceRules, UnicodeForm, in_form
+from microplane.data.tokenizers.normaliser import (
+    SPACE,
+    Kept,
+    Normalised,
+    Normaliser,
+    SentencePieceRules,
+    UnicodeForm,
+    in_form,
+)
 from microplane.data.tokenizers.segmenter import Segmentation, joiner
 from microplane.files import write_aside, write_json
 
@@ -209,12 +217,16 @@ class Tokenizer:
         """The tokenizer of what is written, where it differs from that of what is read."""
         return self.target or self
 
-    def encode_pair(self, text: str, second: str = "", max_length: int | None = None) -> Encoded:
+    def encode_pair(self, text: str, second: str = "", max_length: int | None = None, placed: bool = True) -> Encoded:
         """One text, or two that belong together, with the special tokens that the model wants around and between them.
 
         What is longer than `max_length` loses its end; of two texts, always the longer one loses a token.
+
+        Args:
+            placed: whether the offsets are asked for, which costs time; there are none otherwise.
         """
-        given = [self._normaliser(part, placed=True, words=True) for part in ((text, second) if second else (text,))]
+        parts = (text, second) if second else (text,)
+        given = [self._normaliser(part, placed=placed, words=True) for part in parts]
         texts = [self.backend.encode(part.text, add_special_tokens=False) for part in given]
         lengths = [len(part) for part in texts]
         room = max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(len(texts) == 2))
@@ -223,10 +235,7 @@ class Tokenizer:
             for part, keep in zip(texts, shares(lengths, room), strict=True):
                 part.truncate(keep)
         whole = self.backend.post_process(texts[0], texts[1] if second else None)
-        # the special tokens around them are no part of any text
-        of_text = chain.from_iterable([own] * len(part) for own, part in zip(given, texts, strict=True))
-        marked = zip(whole.offsets, whole.special_tokens_mask, strict=True)
-        offsets = [place if special else next(of_text).given(*place) for place, special in marked]
+        offsets = _given_places(whole, given, texts) if placed else []
         return Encoded(self._ids(whole), offsets, whole.type_ids, cut)
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
@@ -299,6 +308,15 @@ class Tokenizer:
         if self.chat_template != source.chat_template():
             changes["chat_template"] = self.chat_template
         return changes
+
+
+def _given_places(whole: Encoding, given: Sequence[Normalised], texts: Sequence[Encoding]) -> list[tuple[int, int]]:
+    """The places of tokens in the texts as they were given; special tokens around them are no part of any text."""
+    if all(one.places is None for one in given):
+        return whole.offsets
+    of_text = chain.from_iterable([own] * len(part) for own, part in zip(given, texts, strict=True))
+    marked = zip(whole.offsets, whole.special_tokens_mask, strict=True)
+    return [place if special else next(of_text).given(*place) for place, special in marked]
 
 
 _BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}
