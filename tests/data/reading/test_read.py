@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from microplane.data.reading import lines as lines_module
 from microplane.data.reading import read
-from microplane.data.reading.read import find_splits, read_rows
+from microplane.data.reading.read import find_splits, first_texts, read_rows
 from microplane.errors import DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "zwölf\u2028", "completion": '"x"\n,;'}]
@@ -387,3 +387,9 @@ def test_a_large_file_is_read_in_little_memory(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
     assert out[:2] == ["50000", "1"]
     assert float(out[2]) < 60  # MB
+
+
+def test_first_texts_are_those_that_can_be_written(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": "one", "b": ["two", {"c": "three"}], "d": 4}\n{"a": "half \\ud83d"}\n{"a": "five"}\n')
+    assert first_texts(file, 2) == ["one", "two", "three"]

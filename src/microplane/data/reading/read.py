@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from microplane.config.knobs import is_utf8
 from microplane.data.reading.bad_rows import Problem, RowError, show
 from microplane.data.reading.csv_rows import csv_rows
 from microplane.data.reading.example import texts_in
@@ -215,13 +216,13 @@ SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", 
 
 
 def first_texts(data: Path, rows: int) -> list[str]:
-    """All texts in the first training rows of a file or a folder, as they stand there.
+    """All texts in the first training rows of a file or a folder, as they stand there, but for half characters.
 
     Raises:
         DataError: see `find_splits` and `read_rows`.
     """
     file, *_ = find_splits(data)["train"]
-    return [text for row in islice(read_rows(file), rows) for text in texts_in(row.values)]
+    return [text for row in islice(read_rows(file), rows) for text in texts_in(row.values) if is_utf8(text)]
 
 
 def find_splits(path: Path) -> dict[str, list[Path]]:
