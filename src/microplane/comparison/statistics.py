@@ -48,6 +48,11 @@ class Scores:
         return float(self.values.mean())
 
     @property
+    def of_seeds(self) -> list[float]:
+        """The mean of each seed."""
+        return [float(mean) for mean in self.values.mean(1)]
+
+    @property
     def noise(self) -> float:
         """The variance of a single answer that neither its row nor its seed explains."""
         seeds, rows = self.values.shape
