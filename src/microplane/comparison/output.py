@@ -70,8 +70,8 @@ def difference_cell(words: Words, found: Mapping[str, Any] | None) -> str:
         return "-"
     if found["identical"]:
         return "same"
-    scale, form = (100, "+.1f") if words.share else (1, "+.3g")
-    return f"{scale * found['value']:{form}}{' *' if found['told_apart'] else ''}"
+    said = f"{100 * found['value']:+.1f}" if words.share else f"{found['value']:+.3g}"
+    return "+0.0" if said == "-0.0" else said + (" *" if found["told_apart"] else "")
 
 
 def _edge(result: Result, method: str) -> str:

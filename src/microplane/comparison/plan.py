@@ -17,6 +17,8 @@ from microplane.config.knobs import RunKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
+from microplane.data.reading.formats import TEXT
+from microplane.data.store import Dataset
 from microplane.errors import ConfigError, nearest
 from microplane.files import read_object, write_aside, write_json
 from microplane.methods import METHODS, make_method
@@ -26,6 +28,7 @@ Stage: TypeAlias = Literal["probe", "short", "half", "final"]
 
 LEAST_STEPS = 4  # of a final run: a quarter of fewer is no run
 PROBE_STEPS = 5
+CHOSEN_BY = 200  # test rows by whose answers it is seen which metrics there are
 PROBE_ANSWERS = 8
 TEXT_ROWS = 300  # test rows to which answers are generated, unless eval.rows says another number
 DECIDED = {  # knobs that the comparison itself sets
@@ -127,7 +130,7 @@ class Plan:
 def chosen_methods(wanted: str | Sequence[str] | None, task: str | None) -> tuple[str, ...]:
     """Raises: ConfigError, for a method that does not exist, none, or one twice."""
     if wanted is None:
-        return ("lora", "full", "head-only") if task else ("lora", "full", "bitfit")
+        return ("lora", "full", "head-only") if task else ("lora", "full", "ia3")
     names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
         return tuple(METHODS)
@@ -173,11 +176,10 @@ def make_plan(
     watch.say(f"opening {config.model.name}, reading {config.data.train}")
     opened = open_for_data(config, make_method("lora"), watch)
     rows = copy_rows(opened, folder / "data")
-    config = config_of_trials(opened.config, rows, folder)
-    with_test = config.data.model_copy(update={"test": rows.test})
+    common = config_of_trials(opened.config, rows, folder)
     how = opened.tokenizer, opened.possible, counting(watch)
-    load_splits(config.data, *how)  # kept in the cache for the trials
-    splits = load_splits(with_test, *how)
+    load_splits(common.data, *how)  # kept in the cache for the trials
+    splits = load_splits(common.data.model_copy(update={"test": rows.test}), *how)
     task, test = splits.summary.task, splits.test
     assert test is not None
     names = chosen_methods(methods, task)
@@ -187,7 +189,7 @@ def make_plan(
     asked = len(test) if task else min(len(test), set.get("eval.rows", TEXT_ROWS))
     plan = Plan(
         model=config.model.name,
-        data=config_source(opened),
+        data=config.data.train,
         methods=names,
         seeds=seeds,
         metric=metric,
@@ -201,14 +203,10 @@ def make_plan(
         counts=counts,
         answer_rows=asked,
     )
-    _check_metric(plan, opened, test)
+    _check_metric(plan, opened, test, plain=splits.summary.format_name == TEXT)
     plan = with_steps(plan)
-    write_aside(folder / "trials.yaml", to_yaml(config).encode())
+    write_aside(folder / "trials.yaml", to_yaml(common).encode())
     return plan
-
-
-def config_source(opened: Opened) -> str:
-    return opened.config.data.train
 
 
 def config_of_trials(config: RunKnobs, rows: Rows, folder: Path) -> RunKnobs:
@@ -227,17 +225,17 @@ def config_of_trials(config: RunKnobs, rows: Rows, folder: Path) -> RunKnobs:
     )
 
 
-def _check_metric(plan: Plan, opened: Opened, test: Any) -> None:
+def _check_metric(plan: Plan, opened: Opened, test: Dataset, plain: bool) -> None:
     """Raises: ConfigError, for a metric that these rows do not have, or rows without answers or labels."""
     if plan.task:
         choose(plan.metric, plan.task, [])
         return
-    pairs = [test.prompt_and_target(row) for row in range(min(len(test), 200))]
-    if not all(len(prompt) and len(target) for prompt, target in pairs):
+    if plain:
         raise ConfigError(f"{plan.data} holds plain text: methods are compared by answers or labels, which it has not")
     if not plan.answer_rows:
         raise ConfigError("eval.rows = 0 leaves nothing to compare the methods by")
-    choose(plan.metric, None, [opened.tokenizer.for_targets.decode(target) for _, target in pairs])
+    targets = [test.prompt_and_target(row)[1] for row in range(min(len(test), CHOSEN_BY))]
+    choose(plan.metric, None, [opened.tokenizer.for_targets.decode(target) for target in targets])
 
 
 def with_steps(plan: Plan) -> Plan:
