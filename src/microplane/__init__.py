@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     __version__: str
     from microplane.adapters.attach import attach, attach_saved
     from microplane.adapters.merge import merge
+    from microplane.comparison.compare import compare
     from microplane.inference.pipeline import load
     from microplane.runs.evaluate import evaluate
     from microplane.runs.train import resume, train
 
-__all__ = ["__version__", "attach", "attach_saved", "evaluate", "load", "merge", "resume", "train"]
+__all__ = ["__version__", "attach", "attach_saved", "compare", "evaluate", "load", "merge", "resume", "train"]
 
 _HOMES = {
     "attach": ("microplane.adapters.attach", "attach"),
     "attach_saved": ("microplane.adapters.attach", "attach_saved"),
+    "compare": ("microplane.comparison.compare", "compare"),
     "evaluate": ("microplane.runs.evaluate", "evaluate"),
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),

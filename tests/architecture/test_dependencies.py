@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL = {"parquet", "transformers", "vi"}  # extras of users; the others are for work on the package
+OPTIONAL = {"compare", "parquet", "transformers", "vi"}  # extras of users; the others are for work on the package
 CARRIED = {"chartkick"}  # only its files are read, and they are no Python
 
 

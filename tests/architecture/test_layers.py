@@ -23,6 +23,7 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"evaluation"},
     {"adapters"},
     {"runs"},
+    {"comparison"},
     {"cli"},
     {"__main__"},
 ]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from microplane.cli.app import assigned
+from microplane.cli.options import assigned
 from microplane.cli.problems import knob_for_option
 from microplane.config.build import assemble, fields
 from microplane.config.knobs import GenerateKnobs, RunKnobs

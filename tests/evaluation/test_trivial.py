@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from microplane.evaluation import trivial
-from microplane.evaluation.trivial import TfIdf, beaten_by, trivial_scores
+from microplane.evaluation.trivial import TfIdf, beaten_by, trivial_predictions
 from microplane.objectives.classification import Classification
 from microplane.objectives.multilabel import MultiLabel
 from microplane.objectives.next_token import NextToken
@@ -69,7 +69,8 @@ def labelled(count, label):
 
 
 def scores(objective, train, held_out, classes=()):
-    return trivial_scores(objective, train, held_out, [], Words(), classes, [])
+    found = trivial_predictions(objective, train, held_out, [], Words(), classes, [])
+    return {name: one.scores for name, one in found.items()}
 
 
 def dense(bags, terms):
@@ -145,14 +146,31 @@ def test_answers_of_the_nearest_row_and_the_commonest_one():
     ids = texts(60)
     train = Rows(ids, targets=[[row[0]] for row in ids])
     held_out = Rows([[*row, 0] for row in ids[:20]], targets=[[row[0]] for row in ids[:20]])
-    found = trivial_scores(NextToken(), train, held_out, range(20), Words(), (), ["exact_match"])
-    assert found["nearest training row"]["exact_match"] > 0.8
-    assert found["commonest answer"]["exact_match"] < 0.5
+    found = trivial_predictions(NextToken(), train, held_out, range(20), Words(), (), ["exact_match"])
+    nearest, commonest = found["nearest training row"], found["commonest answer"]
+    assert nearest.scores["exact_match"] > 0.8
+    assert commonest.scores["exact_match"] < 0.5
+    targets = [Words().decode(held_out.prompt_and_target(row)[1]) for row in range(20)]
+    right = [said == target for said, target in zip(nearest.texts, targets, strict=True)]
+    assert sum(right) / 20 == nearest.scores["exact_match"]
+    assert len(set(commonest.texts)) == 1
+
+
+def test_what_is_said_of_some_rows_is_told_in_their_order():
+    good = WORDS.index("good")
+    train, held_out = (labelled(count, lambda row: int(good in row)) for count in (400, 100))
+    rows = [7, 3, 90]
+    found = trivial_predictions(Classification(), train, held_out, rows, Words(), ("no", "yes"), [])
+    alone = trivial_predictions(Classification(), train, held_out, range(100), Words(), ("no", "yes"), [])
+    for name, one in found.items():
+        assert one.texts == [alone[name].texts[row] for row in rows], name
+        right = [said == ("no", "yes")[own] for said, own in zip(alone[name].texts, held_out.own, strict=True)]
+        assert one.scores["accuracy"] == sum(right) / 100, name
 
 
 def test_plain_text_has_no_trivial_predictor():
     rows = Rows(texts(10), targets=[[]] * 10)
-    assert trivial_scores(NextToken(), rows, rows, range(5), Words(), (), ["auto"]) == {}
+    assert trivial_predictions(NextToken(), rows, rows, range(5), Words(), (), ["auto"]) == {}
 
 
 def test_rows_without_a_common_word_leave_the_constant_alone():

@@ -77,6 +77,10 @@ def one_by_one(net, get) -> list[Tensor]:
         return [get(net(input_ids=torch.tensor([row]))) for row in IDS]
 
 
+QUICK = ("albert", "deberta-v2", "distilbert", "electra", "mpnet", "xlnet", "esm", "funnel")
+QUICK_AND_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPENED]
+
+
 @pytest.mark.parametrize("name", OPENED)
 def test_states_of_rows_of_unequal_length_are_those_of_each_row_alone(place, name):
     model = load_model(place / name)
@@ -96,7 +100,7 @@ def test_what_transformers_does_not_compute_here_is_refused_with_the_reason(plac
         load_model(place / name)
 
 
-@pytest.mark.parametrize("name", OPENED)
+@pytest.mark.parametrize("name", QUICK_AND_SLOW)
 def test_it_learns_labels_and_the_merged_folder_says_the_same_in_transformers(place, name, tmp_path):
     method = "full" if name in WITHOUT_LINEARS else "lora"
     done = train(place, name, method=method)

@@ -48,10 +48,21 @@ def done(place):
 def test_the_folder_holds_what_was_promised(done):
     there = {path.name for path in done.folder.iterdir()}
     assert there == {
-        "run.yaml", "metrics.jsonl", "speed.jsonl", "result.json", "report.html", "adapter", "resume",
+        "run.yaml", "metrics.jsonl", "speed.jsonl", "result.json", "answers.jsonl", "report.html", "adapter", "resume",
     }  # fmt: skip
     assert done.folder.name == "model-lora-rows"
     assert json.loads((done.folder / "result.json").read_text())["status"] == "success"
+
+
+def test_every_measured_row_has_its_answers(done):
+    lines = [json.loads(line) for line in (done.folder / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == done.metrics["rows"] == len({line["where"] for line in lines})
+    for side in ("before", "after"):
+        right = sum(line[side].strip() == line["target"].strip() for line in lines) / len(lines)
+        assert right == done.metrics[side].get("exact_match", done.metrics[side].get("accuracy"))
+    names = {name for line in lines for name in line["trivial"]}
+    assert names == set(done.metrics["trivial"]) == {"commonest answer", "nearest training row"}
+    assert 0 < done.result["measuring_seconds"] < done.result["seconds"]
 
 
 def test_it_got_better_and_passed_its_own_checks(done):

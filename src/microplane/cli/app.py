@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +11,11 @@ import typer
 from microplane.cli import interrupts, lists, options
 from microplane.cli.adapters import convert, export, merge
 from microplane.cli.cache import cache
+from microplane.cli.compare import compare
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
-from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows
+from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows, assigned
 from microplane.cli.problems import fail, tell_foreign
 from microplane.errors import ConfigError, MicroplaneError, notices_to
 from microplane.files import json_line
@@ -111,22 +111,6 @@ def train(
     else:
         tell(done)
     _leave(done.result["status"])
-
-
-def assigned(plain: Mapping[str, str | None], assignments: Sequence[str]) -> dict[str, Any]:
-    """Values by dotted name, of plain options and of --set.
-
-    Raises:
-        ConfigError: for a knob that both give, and not alike.
-    """
-    from microplane.config.build import parse_value, split_assignment
-
-    given = {name: parse_value(text) for name, text in plain.items() if text is not None}
-    for name, value in map(split_assignment, assignments):
-        if name in given and plain.get(name) is not None and given[name] != value:
-            raise ConfigError(f"{name} is given twice: as {given[name]!r}, and with --set {name}={value}")
-        given[name] = value
-    return given
 
 
 def _leave(status: str) -> None:
@@ -280,6 +264,7 @@ def data(
         make_console().print(described)
 
 
+app.command(epilog="Example:  microplane compare minilm reviews.csv --methods lora,full,head-only --budget 2h")(compare)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
 app.command(epilog="Example:  microplane export smollm2 smollm2-folder --dtype bfloat16")(export)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)

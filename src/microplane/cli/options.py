@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from microplane.errors import ConfigError
 
 Set = Annotated[
     list[str] | None,
@@ -68,3 +71,19 @@ From = Annotated[
 ResultAsJson = Annotated[
     bool, typer.Option("--json", help="Print result.json at the end; progress goes to standard error.")
 ]
+
+
+def assigned(plain: Mapping[str, str | None], assignments: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted name, of plain options and of --set.
+
+    Raises:
+        ConfigError: for a knob that both give, and not alike.
+    """
+    from microplane.config.build import parse_value, split_assignment
+
+    given = {name: parse_value(text) for name, text in plain.items() if text is not None}
+    for name, value in map(split_assignment, assignments):
+        if name in given and plain.get(name) is not None and given[name] != value:
+            raise ConfigError(f"{name} is given twice: as {given[name]!r}, and with --set {name}={value}")
+        given[name] = value
+    return given

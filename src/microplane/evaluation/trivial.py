@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +29,20 @@ from microplane.report.words import LOWER_IS_BETTER
 
 Scores = dict[str, float]
 
+
+class Trivial(NamedTuple):
+    """What a predictor came to."""
+
+    scores: Scores
+    texts: list[str]  # what it says of the rows whose answers are looked at, as `Measured.texts` has it
+
+
 MOST_TOKENS = 1_000_000  # of the training rows that are read, so that it takes seconds
 PENALTIES = (1e-3, 1e-4, 1e-5)  # times half the squared weights, beside the mean loss of a row
 ITERATIONS = 40  # of L-BFGS
 
 
-def trivial_scores(
+def trivial_predictions(
     objective: AnyObjective,
     train: Dataset,
     held_out: Dataset,
@@ -41,18 +50,18 @@ def trivial_scores(
     tokenizer: Tokenizer,
     classes: Sequence[str],
     names: Sequence[str],
-) -> dict[str, Scores]:
-    """Metrics by the predictor's name; nothing where no predictor fits, as for plain text.
+) -> dict[str, Trivial]:
+    """What each predictor comes to, by its name; nothing where no predictor fits, as for plain text.
 
     Args:
-        rows: of `held_out`, whose answers are measured; of labels all rows are.
+        rows: of `held_out`, whose answers are measured and told; of labels all rows are measured.
         classes: of a task head.
         names: of the metrics of answers, as `eval.metrics`.
     """
     if isinstance(objective, HeadObjective):
         if objective.name == PER_TOKEN:
-            return _by_token(objective, train, held_out, classes)
-        return _by_text(objective, train, held_out, tokenizer, classes)
+            return _by_token(objective, train, held_out, rows, classes)
+        return _by_text(objective, train, held_out, rows, tokenizer, classes)
     return _answers(train, held_out, rows, tokenizer, names)
 
 
@@ -66,8 +75,13 @@ def _seen(train: Dataset) -> Sequence[int]:
 
 
 def _by_text(
-    objective: HeadObjective, train: Dataset, held_out: Dataset, tokenizer: Tokenizer, classes: Sequence[str]
-) -> dict[str, Scores]:
+    objective: HeadObjective,
+    train: Dataset,
+    held_out: Dataset,
+    rows: Sequence[int],
+    tokenizer: Tokenizer,
+    classes: Sequence[str],
+) -> dict[str, Trivial]:
     seen, asked = _seen(train), range(len(held_out))
     labels = torch.from_numpy(objective.joined([train.labels(row) for row in seen]))
     truths = [objective.truth(held_out.labels(row), classes) for row in asked]
@@ -76,8 +90,8 @@ def _by_text(
     width = labels.shape[1] if numbers else len(classes)
     scale = float(labels.std()) or 1.0 if numbers else 1.0  # so that the penalty means the same for all
 
-    def measured(scores: Tensor) -> Scores:
-        return label_metrics.score(objective.name, objective.words(scores * scale, classes), truths)
+    def measured(scores: Tensor) -> Trivial:
+        return _judged(objective, objective.words(scores * scale, classes), truths, rows)
 
     texts, unseen = _texts(train, seen, tokenizer), _texts(held_out, asked, tokenizer)
     constant = _fit(objective, _empty(len(seen)), labels / scale, _Linear.zeros(1, width), 0.0)
@@ -87,6 +101,11 @@ def _by_text(
         name = "ridge" if numbers else "logistic regression"
         found[f"TF-IDF + {name}"] = measured(model.scores(bag.rows(unseen)))
     return found
+
+
+def _judged(objective: HeadObjective, said: Sequence[Any], truths: Sequence[Any], rows: Sequence[int]) -> Trivial:
+    texts = [objective.line(said[row], truths[row]) for row in rows]
+    return Trivial(label_metrics.score(objective.name, said, truths), texts)
 
 
 def _texts(dataset: Dataset, rows: Sequence[int], tokenizer: Tokenizer) -> list[str]:
@@ -195,7 +214,9 @@ def _fit(objective: HeadObjective, bags: Bags, labels: Tensor, model: _Linear, p
 # Labels of tokens
 
 
-def _by_token(objective: HeadObjective, train: Dataset, held_out: Dataset, classes: Sequence[str]) -> dict[str, Scores]:
+def _by_token(
+    objective: HeadObjective, train: Dataset, held_out: Dataset, rows: Sequence[int], classes: Sequence[str]
+) -> dict[str, Trivial]:
     """The commonest label of all tokens, and of each token."""
     counts: dict[int, Counter[str]] = {}
     for row in _seen(train):
@@ -205,15 +226,15 @@ def _by_token(objective: HeadObjective, train: Dataset, held_out: Dataset, class
                 counts.setdefault(token, Counter())[label] += 1
     common = sum(counts.values(), Counter()).most_common(1)[0][0]
     own = {token: count.most_common(1)[0][0] for token, count in counts.items()}
-    rows = range(len(held_out))
-    truths = [objective.truth(held_out.labels(row), classes) for row in rows]
+    asked = range(len(held_out))
+    truths = [objective.truth(held_out.labels(row), classes) for row in asked]
     said = {
         "majority": [[common] * len(truth) for truth in truths],
         "each token's commonest label": [
-            [own.get(token, common) for token in held_out[row][0].tolist()] for row in rows
+            [own.get(token, common) for token in held_out[row][0].tolist()] for row in asked
         ],
     }
-    return {name: label_metrics.score(objective.name, words, truths) for name, words in said.items()}
+    return {name: _judged(objective, words, truths, rows) for name, words in said.items()}
 
 
 # Answers
@@ -221,7 +242,7 @@ def _by_token(objective: HeadObjective, train: Dataset, held_out: Dataset, class
 
 def _answers(
     train: Dataset, held_out: Dataset, rows: Sequence[int], tokenizer: Tokenizer, names: Sequence[str]
-) -> dict[str, Scores]:
+) -> dict[str, Trivial]:
     """The commonest answer, and that of the training row whose prompt is nearest by TF-IDF."""
     pairs = [train.prompt_and_target(row) for row in _seen(train)]
     asked = [held_out.prompt_and_target(row) for row in rows]
@@ -230,11 +251,14 @@ def _answers(
     answers = [tokenizer.for_targets.decode(target) for _, target in pairs]
     targets = [tokenizer.for_targets.decode(target) for _, target in asked]
     common = Counter(answers).most_common(1)[0][0]
-    found = {"commonest answer": metrics.score(names, [common] * len(targets), targets)}
+
+    def measured(texts: list[str]) -> Trivial:
+        return Trivial(metrics.score(names, texts, targets), texts)
+
+    found = {"commonest answer": measured([common] * len(targets))}
     prompts, unseen = ([tokenizer.decode(prompt) for prompt, _ in side] for side in (pairs, asked))
     if (bag := TfIdf.of(prompts)).terms:
-        nearest = _nearest(bag, prompts, unseen)
-        found["nearest training row"] = metrics.score(names, [answers[row] for row in nearest], targets)
+        found["nearest training row"] = measured([answers[row] for row in _nearest(bag, prompts, unseen)])
     return found
 
 

@@ -23,6 +23,7 @@ from microplane.report.curves import curves
 from microplane.report.read import ReportError, RunRecord, read_run
 from microplane.report.words import Figure, facts
 
+ROOM = "microplane.report"
 CHART_LIBRARY = "django/static/chartkick/Chart.bundle.js"  # Chart.js, as the package chartkick ships it
 
 
@@ -49,19 +50,24 @@ def write_report(run_folder: Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page as text without lone surrogates, which UTF-8 cannot hold."""
-    page = _template().render(_content(record))
+    return without_surrogates(template(ROOM, "page.html.j2").render(_content(record)))
+
+
+def without_surrogates(page: str) -> str:
+    """Text that UTF-8 can hold."""
     return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(room: str, name: str) -> jinja2.Template:
+    """A page's, out of a package."""
     strict = jinja2.StrictUndefined
     environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_own_file("page.html.j2"))
+    return environment.from_string(own_file(name, room))
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
-    style, script, library = _own_file("page.css"), _own_file("page.js"), chart_library()
+    style, script, library = own_file("page.css"), own_file("page.js"), chart_library()
     metric_rows = story.metric_rows(record)
     data = curves(record)
     return {
@@ -91,7 +97,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "style": Markup(style),
         "script": Markup(script),
         "library": Markup(library),
-        "policy": _policy(style, (script, library)),
+        "policy": policy(style, (script, library)),
     }
 
 
@@ -116,11 +122,11 @@ def chart_library() -> str:
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _own_file(name: str) -> str:
-    return resources.files("microplane.report").joinpath(name).read_text(encoding="utf-8")
+def own_file(name: str, room: str = ROOM) -> str:
+    return resources.files(room).joinpath(name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, scripts: tuple[str, ...]) -> str:
+def policy(style: str, scripts: tuple[str, ...]) -> str:
     """Only our own style and scripts, by hash; nothing from anywhere else."""
     allowed = " ".join(_hash(script) for script in scripts)
     rules = ("default-src 'none'", "img-src data:", f"style-src {_hash(style)}", f"script-src {allowed}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from microplane.evaluation.probe import Check
-from microplane.files import json_value, write_aside
+from microplane.files import json_line, json_value, write_aside
 from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
@@ -108,6 +108,7 @@ class Result:
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None
     samples: list[Sample] | None = None
+    measuring_seconds: float | None = None  # of measuring the tuned model on the held-out rows
     seconds: float | None = None  # of the whole run, all its sittings: the command's
     peak_memory_bytes: int | None = None  # of the process, over the whole run with its checks
 
@@ -193,6 +194,20 @@ def course_checks(outcome: Outcome) -> list[Check]:
         why = f"stopped early: {outcome.verdict}" if outcome.verdict else "stopped early: train.patience"
         checks.append(Check("all steps made", None, f"{made} of {planned}", why))
     return checks
+
+
+def keep_answers(folder: Path, samples: Sequence[Sample], trivial: Mapping[str, Sequence[str]]) -> None:
+    """All held-out rows whose answers were looked at, as answers.jsonl: of each what a `Sample` tells, and what each
+    predictor without a model says.
+
+    Args:
+        trivial: by the predictor's name, of each sample what it says.
+    """
+    lines = [
+        json_line(json_value(sample) | {"trivial": {name: texts[number] for name, texts in trivial.items()}})
+        for number, sample in enumerate(samples)
+    ]
+    write_aside(folder / "answers.jsonl", "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
 
 
 def moved_check(outcome: Outcome) -> Check:

@@ -17,7 +17,7 @@ from microplane.data.progress import Calling, Silent, Watcher
 from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
 from microplane.evaluation.text_metrics import lower_is_better
-from microplane.evaluation.trivial import beaten_by, trivial_scores
+from microplane.evaluation.trivial import Trivial, beaten_by, trivial_predictions
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import Method, trainable_parameters
@@ -42,6 +42,7 @@ from microplane.runs.result import (
     course_checks,
     data_figures,
     earlier_seconds,
+    keep_answers,
     moved_check,
     train_section,
 )
@@ -58,7 +59,7 @@ class Run:
     """A run that has ended, well or not.
 
     Attributes:
-        folder: holds run.yaml, metrics.jsonl, speed.jsonl, result.json, report.html, adapter/ and resume/.
+        folder: holds run.yaml, metrics.jsonl, speed.jsonl, result.json, answers.jsonl, report.html, adapter/, resume/.
         result: what result.json holds. `status` (success, stopped), `metrics` (scores `before` and `after` on held-out
             rows), `train` (steps, best_step, losses in nats per token, tokens per second, peak memory in bytes),
             `checks` (each with name, passed, value, detail), `samples` (held-out rows with both answers), `data`,
@@ -192,8 +193,10 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     base.let_go()
     del model
     saved = reopen(prepared, base, folder)
+    began = time.monotonic()
     after = measured(saved, "tuned model")
-    result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch))
+    result.measuring_seconds = time.monotonic() - began
+    result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch), folder)
     result.checks += [*verify(prepared, saved, folder), *course_checks(outcome)]
     return job.finish("success")
 
@@ -206,24 +209,26 @@ def _measure(prepared: Prepared, model: Model, whose: str, watch: Watcher) -> Me
     return found
 
 
-def _trivial(prepared: Prepared, watch: Watcher) -> dict[str, dict[str, float]]:
+def _trivial(prepared: Prepared, watch: Watcher) -> dict[str, Trivial]:
     splits, metrics = prepared.splits, prepared.config.eval.metrics
     sets, rows = (splits.train, prepared.held_out), prepared.answer_rows
-    found = trivial_scores(prepared.objective, *sets, rows, prepared.tokenizer, splits.summary.labels, metrics)
-    for name, scores in found.items():
-        watch.say(f"{name}: {describe_scores(scores)}")
+    found = trivial_predictions(prepared.objective, *sets, rows, prepared.tokenizer, splits.summary.labels, metrics)
+    for name, trivial in found.items():
+        watch.say(f"{name}: {describe_scores(trivial.scores)}")
     return found
 
 
 def _compared(
-    prepared: Prepared, before: Measured, after: Measured, trivial: dict[str, dict[str, float]]
+    prepared: Prepared, before: Measured, after: Measured, trivial: dict[str, Trivial], folder: Path
 ) -> tuple[MetricsSection, list[Sample]]:
+    """The figures, some samples, and all answers in answers.jsonl."""
     rows, where = prepared.answer_rows, prepared.held_out.where
     answers = zip(before["prompts"], before["targets"], before["texts"], after["texts"], rows, strict=True)
     samples = [Sample(prompt, target, old, new, where(row)) for prompt, target, old, new, row in answers]
+    keep_answers(folder, samples, {name: one.texts for name, one in trivial.items()})
     split = "test" if prepared.splits.test else "validation"
-    beaten = None
-    if found := beaten_by(after["scores"], trivial):
+    beaten, trivial_scores = None, {name: one.scores for name, one in trivial.items()}
+    if found := beaten_by(after["scores"], trivial_scores):
         name, metric, best = found
         own, theirs = (describe_scores({metric: value}) for value in (after["scores"][metric], best))
         beaten = f"{name} does better on the same rows: {theirs}, the tuned model {own}"
@@ -236,7 +241,7 @@ def _compared(
         after=after["scores"],
         lower_is_better=lower_is_better(before["scores"] | after["scores"]),
         by_class=after["by_class"],
-        trivial=trivial,
+        trivial=trivial_scores,
         beaten=beaten,
     )
     return metrics, wrong_first[:SAMPLES]

@@ -1,0 +1,101 @@
+"""`microplane compare`: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from microplane.cli import interrupts, options
+from microplane.cli.options import Quiet, Set, assigned
+from microplane.files import json_line
+
+if TYPE_CHECKING:
+    from microplane.comparison.compare import Forecast
+
+Methods = Annotated[
+    str | None,
+    typer.Option("--methods", "-m", metavar="A,B,...", help="Methods by name, or all; list: microplane methods"),
+]
+Time = Annotated[str | None, typer.Option("--budget", metavar="TIME", help="For all of it, as in 2h or 90min.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", metavar="N", help="Instead: tokens of all trials together.")]
+Steps = Annotated[str | None, typer.Option("--steps", metavar="N", help="Or optimizer steps of all trials together.")]
+Seeds = Annotated[int, typer.Option("--seeds", metavar="N", help="Final runs of each method at its best rate.")]
+MetricName = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", help="That they are compared by; the task's own otherwise.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where it is kept; a new folder.")]
+Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with this comparison.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only list the trials and forecast time and memory from a few steps of each.")
+]
+
+
+def compare(
+    model: options.Model = None,
+    data: options.Data = None,
+    methods: Methods = None,
+    budget: Time = None,
+    tokens: Tokens = None,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    metric: MetricName = None,
+    set: Set = None,
+    out: Out = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print comparison.json; progress to standard error.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which method is best on DATA? Each gets its own best learning rate, by an equal share of the budget, then several
+    seeds; rows kept for the test decide, and no winner is named out of noise.
+
+    Without a budget each final run makes one pass (--set train.epochs). Ctrl-C keeps all; --resume goes on."""
+    from microplane.cli.terminal import Terminal, make_console
+    from microplane.comparison import compare as comparison
+
+    terminal = Terminal(make_console(stderr=json_))
+    given: dict[str, Any] = {"methods": methods, "budget": budget, "tokens": tokens, "steps": steps, "metric": metric}
+    given |= {"set": assigned({}, set) if set else None, "watch": None if quiet else terminal}
+    try:
+        if dry_run:
+            _tell_forecast(comparison.forecast(model, data, seeds=seeds, **given))
+            return
+        done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, **given)
+    except KeyboardInterrupt as error:
+        terminal.close()
+        interrupts.end(getattr(error, "__notes__", ()))
+    finally:
+        terminal.close()
+    if json_:
+        typer.echo(json_line(done.result))
+        return
+    from microplane.comparison.output import terminal as table
+
+    typer.echo("\n".join([*done.result["answer"]["sentences"], ""]))
+    typer.echo("\n".join(table(done.result)))
+    for failed in done.result["failed"]:
+        typer.echo(f"{failed['method']} failed: {failed['reason']}")
+    typer.echo(f"\npage:     {done.folder / 'comparison.html'}")
+
+
+def _tell_forecast(found: Forecast) -> None:
+    """The trials, and what they take."""
+    from microplane.comparison.forecast import shares
+    from microplane.report.words import duration, size
+
+    for trial in found.trials:
+        later = (
+            " or near it" if trial.stage == "short" else ", or what the search finds" if trial.stage != "probe" else ""
+        )
+        typer.echo(
+            f"{trial.method:12} {trial.stage:6} {trial.steps:>6,} steps  seed {trial.seed}  lr {trial.lr:g}{later}"
+        )
+    typer.echo(f"\n{shares(found.plan)}")
+    for name, seconds in found.seconds.items():
+        memory = size(found.memory[name]) if name in found.memory else "unknown"
+        typer.echo(f"{name:12} {duration(max(seconds, 0.01)):>14}  {memory} of memory in a few steps")
+    for name, reason in found.failed.items():
+        typer.echo(f"{name:12} cannot be trained here: {reason}")
+    typer.echo(f"{'all':12} {duration(max(sum(found.seconds.values()), 0.01)):>14}, one trial after the other")

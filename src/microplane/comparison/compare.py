@@ -1,0 +1,262 @@
+"""A comparison from the names to the answer: the plan, the search of each method's rate, the seeds, the table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microplane.comparison.budget import Budget
+from microplane.comparison.course import Course
+from microplane.comparison.forecast import expected, shares, within_time
+from microplane.comparison.plan import Plan, Trial, make_plan
+from microplane.comparison.result import result_of
+from microplane.comparison.rows import source_of
+from microplane.comparison.trials import Trials
+from microplane.comparison.write import write_outputs
+from microplane.config.build import assemble
+from microplane.config.knobs import DataKnobs
+from microplane.data.progress import Silent, Watcher
+from microplane.errors import ConfigError, DataError, TrainingError, check_type, notices_to
+from microplane.files import Lock, lock
+from microplane.runs.inline_data import STDIN, InlineData, configured
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that has ended.
+
+    Attributes:
+        folder: holds comparison.json, comparison.md, comparison.html, ledger.json, trials/ (a run's folder each), and
+            what it goes on from.
+        result: what comparison.json holds: `answer` (sentences, leaders, advised), `methods` and `baselines` (a row for
+            each, the best first), `search`, `ledger`, `plan`, `environment`.
+
+    Example:
+        >>> found = microplane.compare("minilm", "reviews.csv", methods=["lora", "full"], steps=2000)
+        >>> print(found.answer)
+        These two cannot be told apart on 126 rows with 3 seeds (a difference below 7.0 points is invisible here): ...
+    """
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def answer(self) -> str:
+        """In words, the first line first."""
+        return "\n".join(self.result["answer"]["sentences"])
+
+    @property
+    def methods(self) -> list[dict[str, Any]]:
+        """A row for each method, the best first."""
+        rows: list[dict[str, Any]] = self.result["methods"]
+        return rows
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a comparison would do and take, by what a few steps of each method took: its trials, seconds and bytes."""
+
+    plan: Plan
+    trials: list[Trial]
+    seconds: dict[str, float]  # by method
+    memory: dict[str, int]
+    failed: dict[str, str]  # methods that cannot be trained here, and why
+
+
+def compare(
+    model: str | Path | None = None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    *,
+    methods: str | Sequence[str] | None = None,
+    budget: str | float | None = None,
+    tokens: str | int | None = None,
+    steps: str | int | None = None,
+    seeds: int = 3,
+    metric: str | None = None,
+    set: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    watch: Watcher | None = None,
+) -> Comparison:
+    """Compare methods on your data: each at its own best learning rate, with several seeds, on rows kept for the test.
+
+    Args:
+        model: as `train` takes it.
+        data: as `train` takes it; test rows are cut off where the data have none.
+        methods: names, or "all".
+        budget: time for all of it, as "2h" or seconds. Or `tokens`, or `steps` of the optimizer. Without any, each
+            final run makes the passes of `train.epochs` (1), and no budget makes it longer.
+        seeds: final runs of each method.
+        metric: that methods are compared by; the task's own otherwise.
+        set: more knobs for all trials, by dotted name; knobs of methods go to those that have them.
+        out: the folder, which must be new; `runs/compare-<model>-<data>` otherwise.
+        resume: the folder of a comparison that goes on, instead of all the above.
+        watch: is told what happens.
+
+    Raises:
+        MicroplaneError: for anything that is wrong; trials that are done stay done.
+    """
+    watch = watch or Silent()
+    asked = (model, data, methods, budget, tokens, steps, metric, set, out)
+    with notices_to(watch.say):
+        if resume is not None:
+            if any(one is not None for one in asked[2:]):
+                raise ConfigError(f"--resume {resume} takes everything from that comparison; give it alone")
+            return _go_on(Path(resume), model, data, watch)
+        folder = _new_folder(out, model, data)
+        with _held(folder):
+            config, given = _configured(model, data, set, folder)
+            limit = Budget.of(budget, tokens, steps)
+            plan = make_plan(config, methods, limit, seeds, metric, given, folder, watch)
+            plan.write(folder)
+            return _carry_out(folder, plan, watch)
+
+
+def forecast(
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    methods: str | Sequence[str] | None = None,
+    budget: str | float | None = None,
+    tokens: str | int | None = None,
+    steps: str | int | None = None,
+    seeds: int = 3,
+    metric: str | None = None,
+    set: Mapping[str, Any] | None = None,
+    watch: Watcher | None = None,
+) -> Forecast:
+    """What `compare` would do with the same arguments. A few steps of each method are made, and forgotten."""
+    watch = watch or Silent()
+    with tempfile.TemporaryDirectory() as name, notices_to(watch.say):
+        folder = Path(name)
+        config, given = _configured(model, data, set, folder)
+        limit = Budget.of(budget, tokens, steps)
+        plan = make_plan(config, methods, limit, seeds, metric, given, folder, watch)
+        course = Course(Trials(folder, plan, watch), plan, watch)
+        course.probe()
+        if plan.steps is None:
+            plan = within_time(plan, course.pace, course.seconds)
+        trials = [trial for trial in expected(plan) if trial.method not in course.failed]
+        by_method = {name: [trial for trial in trials if trial.method == name] for name in plan.methods}
+        peaks = {one.trial.method: int(one.result["train"]["peak_memory_bytes"]) for one in course.pace.done}
+        seconds = {name: course.pace.total(own) or 0.0 for name, own in by_method.items() if own}
+        return Forecast(plan, trials, seconds, peaks, course.failed)
+
+
+def _configured(model: Any, data: Any, set: Mapping[str, Any] | None, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The configuration that all trials share, and the knobs that were set; rows that lie in no file are in the folder
+    then."""
+    if model is None or data is None:
+        raise ConfigError("a comparison needs a model and rows, as in: microplane compare MODEL DATA")
+    given = {str(name): value for name, value in (set or {}).items()}
+    common = {name: value for name, value in given.items() if not name.startswith("method.")}
+    config, inline = configured(model, data, {}, common)
+    if config.data.train == STDIN:
+        inline = InlineData.of_stdin()
+    if inline is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = inline.write(folder)
+        config = assemble(given={"model.name": config.model.name, "data.train": str(path)} | common)
+    return config, given
+
+
+def _new_folder(out: str | Path | None, model: Any, data: Any) -> Path:
+    """Raises: ConfigError, if something is there already."""
+    if out is not None:
+        check_type(out, "out", (str, Path), "the path of a folder")
+        folder = Path(out)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if (folder / "plan.json").is_file():
+                raise ConfigError(f"the comparison {folder} exists. Go on with: microplane compare --resume {folder}")
+            raise ConfigError(f"--out {folder} is there already, and no comparison; give it another name")
+        return folder
+    named = "rows" if data == STDIN or not isinstance(data, str | Path) else Path(data).stem
+    base = f"compare-{Path(str(model)).stem}-{named}"
+    number, folder = 1, Path("runs") / base
+    while folder.exists():
+        number, folder = number + 1, Path("runs") / f"{base}-{number + 1}"
+    return folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Lock]:
+    """The folder is this process's alone; what was made in vain is taken away again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = lock(folder)
+    if held is None:
+        raise ConfigError(f"the comparison {folder} is running in another process. Wait for its end, or stop it there")
+    try:
+        yield held
+    except KeyboardInterrupt as interrupt:
+        if (folder / "plan.json").is_file():
+            interrupt.add_note(f"all is kept; go on with: microplane compare --resume {folder}")
+        raise
+    finally:
+        if not (folder / "plan.json").is_file():
+            _forget(folder)
+        held.release()
+
+
+def _forget(folder: Path) -> None:
+    """Rows that were copied for a comparison that never began."""
+    for file in [*folder.glob("data/*.jsonl"), *folder.glob("rows.jsonl"), *folder.glob("stdin.*")]:
+        file.unlink()
+    for empty in (folder / "data", folder):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()
+
+
+def _go_on(folder: Path, model: Any, data: Any, watch: Watcher) -> Comparison:
+    plan = Plan.read(folder)
+    for what, value, known in (("model", model, plan.model), ("data", data, plan.data)):
+        if value is not None and str(value) != known:
+            raise ConfigError(
+                f"--resume {folder} goes on with the {what} {known}, not {value}; give the folder alone, or begin anew"
+            )
+    _check_rows(folder, plan)
+    with _held(folder):
+        return _carry_out(folder, plan, watch)
+
+
+def _check_rows(folder: Path, plan: Plan) -> None:
+    """Raises: DataError, if the rows that were given are others by now, or their copy is gone."""
+    for path in (plan.rows.train, plan.rows.validation, plan.rows.test):
+        if path is not None and not Path(path).is_file():
+            raise DataError(f"{path} is gone, so {folder} cannot go on; a comparison stays where it was begun")
+    knobs = {name.removeprefix("data."): value for name, value in plan.set.items() if name.startswith("data.")}
+    given = DataKnobs(**knobs | {"train": plan.data})
+    if Path(plan.data).expanduser().exists() and source_of(given) != plan.rows.source:
+        raise DataError(
+            f"the rows of {plan.data} have changed since {folder} was begun: trials with others cannot be compared. "
+            "Begin a new comparison, or put the old rows back"
+        )
+
+
+def _carry_out(folder: Path, plan: Plan, watch: Watcher) -> Comparison:
+    trials = Trials(folder, plan, watch)
+    course = Course(trials, plan, watch)
+    if plan.steps is None:
+        course.probe()
+        plan = within_time(plan, course.pace, course.seconds)
+        plan.write(folder)
+        trials.plan = course.plan = course.pace.plan = plan
+    watch.say(
+        f"{plan.counts['train']:,} training, {plan.counts['validation']:,} validation and {plan.counts['test']:,} test "
+        f"rows ({plan.rows.told})"
+    )
+    watch.say(shares(plan))
+    course.search()
+    course.finish()
+    finals = {
+        name: [run for run in runs if run.ok] for name, runs in course.finals.items() if name not in course.failed
+    }
+    if not finals:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in course.failed.items())
+        raise TrainingError(f"no method could be trained. {reasons}")
+    result = result_of(folder, plan, course, finals)
+    write_outputs(folder, result)
+    return Comparison(folder, result)

@@ -1,0 +1,107 @@
+"""The trials of a comparison in their order: the probes of a budget of time, the search of each rate, the seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from microplane.comparison.forecast import Pace, expected
+from microplane.comparison.plan import PROBE_STEPS, Plan, Trial
+from microplane.comparison.search import best_of, finalists, rates
+from microplane.comparison.trials import Outcome, Trials
+from microplane.data.progress import Watcher
+from microplane.report.words import duration
+
+By = dict[str, list[Outcome]]  # by method
+
+
+@dataclass
+class Course:
+    """The trials in their order."""
+
+    trials: Trials
+    plan: Plan
+    watch: Watcher
+
+    pace: Pace = field(init=False)
+    failed: dict[str, str] = field(default_factory=dict)  # methods that are out, and why
+    short: By = field(default_factory=dict)
+    half: By = field(default_factory=dict)
+    finals: By = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.plan)
+
+    @property
+    def seconds(self) -> float:
+        """That the trials so far took."""
+        return sum(one.seconds for one in self.pace.done)
+
+    @property
+    def going(self) -> list[str]:
+        return [name for name in self.plan.methods if name not in self.failed]
+
+    def probe(self) -> None:
+        """A few steps of each method, for the clock alone."""
+        for name in self.plan.methods:
+            outcome = self._run(Trial(name, "probe", self.plan.defaults[name], PROBE_STEPS))
+            if outcome.reason is not None:
+                self.failed[name] = outcome.reason
+
+    def search(self) -> None:
+        """Of each method the best rate."""
+        for name in self.going:
+            while rate := self._next_rate(name):
+                outcome = self._run(Trial(name, "short", rate, self.plan.lengths.short))
+                self.short.setdefault(name, []).append(outcome)
+                if outcome.reason is not None and len(self.short[name]) == 1:  # what its own rate cannot, none can
+                    self.failed[name] = outcome.reason
+                    break
+        for name in self.going:
+            for rate in finalists(self._losses(self.short[name])):
+                outcome = self._run(Trial(name, "half", rate, self.plan.lengths.half))
+                self.half.setdefault(name, []).append(outcome)
+
+    def _next_rate(self, name: str) -> float | None:
+        tried = self._losses(self.short.get(name, ()))
+        return next((rate for rate in rates(self.plan.defaults[name], tried) if rate not in tried), None)
+
+    @staticmethod
+    def _losses(outcomes: Iterable[Outcome]) -> dict[float, float]:
+        return {one.trial.lr: one.validation_loss for one in outcomes}
+
+    def finish(self) -> None:
+        """All seeds of each method at its best rate, one seed of all methods after the other."""
+        best = {name: best_of(self._losses(self.half[name])) for name in self.going}
+        for seed in range(self.plan.seeds):
+            for name, rate in best.items():
+                outcome = self._run(Trial(name, "final", rate, self.plan.lengths.final, seed))
+                self.finals.setdefault(name, []).append(outcome)
+        for name, runs in self.finals.items():
+            if not any(run.ok for run in runs):
+                self.failed[name] = str(runs[0].reason)
+
+    def _run(self, trial: Trial) -> Outcome:
+        known = self.trials.is_done(trial)
+        outcome = self.trials.run(trial)
+        self.pace.add(outcome)
+        self.watch.say(self._line(trial, outcome, known))
+        return outcome
+
+    def _line(self, trial: Trial, outcome: Outcome, known: bool) -> str:
+        made = Counter((one.trial.method, one.trial.stage) for one in self.trials.ledger.values())
+        every = [one for one in expected(self.plan) if one.method in self.going] if self.plan.steps else []
+        waiting = []
+        for one in every:
+            if made[one.method, one.stage] > 0:
+                made[one.method, one.stage] -= 1
+            else:
+                waiting.append(one)
+        left = self.pace.total(waiting) if waiting else None
+        at = f"{len(every) - len(waiting)}/{len(every)}" if every and trial.stage != "probe" else "probe"
+        loss = outcome.validation_loss
+        came = f"failed: {outcome.reason}" if not outcome.ok else f"validation loss {loss:.4g}"
+        took = "done before" if known else duration(max(outcome.seconds, 0.01))
+        eta = f"  ETA {duration(left)}" if left else ""
+        return f"[{at}] {trial}: {came}  ({took}){eta}"

@@ -1,0 +1,104 @@
+"""How long trials take, from those that are done: what a method's process takes beside its steps, and each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from microplane.comparison.plan import LEAST_STEPS, PROBE_ANSWERS, Plan, Stage, Trial
+from microplane.comparison.search import BEST, GRID, MORE, Lengths
+from microplane.comparison.trials import Outcome
+from microplane.errors import ConfigError
+
+
+@dataclass
+class Pace:
+    """What is known of how long trials take."""
+
+    plan: Plan
+    done: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.ok:
+            self.done.append(outcome)
+
+    def seconds(self, trial: Trial) -> float | None:
+        """A forecast of a trial; by all methods where nothing is known of its own, None where of none."""
+        own = [one for one in self.done if one.trial.method == trial.method] or self.done
+        if not own:
+            return None
+        alike = [one for one in own if one.trial.stage == trial.stage]
+        steps = sum(one.result["train"]["steps"] for one in own)
+        step = sum(one.result["train"]["seconds"] for one in own) / max(steps, 1)
+        beside = fmean(one.seconds - one.result["train"]["seconds"] for one in alike or own)
+        if trial.stage == "final" and not alike:
+            beside += self._answers(own)
+        return float(beside + step * trial.steps)
+
+    def _answers(self, own: Sequence[Outcome]) -> float:
+        """Of generating the answers to all test rows, by what those to a few took."""
+        probed = [one for one in own if one.trial.stage == "probe" and not self.plan.task]
+        measuring = [float(one.result.get("measuring_seconds") or 0.0) for one in probed]
+        return fmean(measuring) / PROBE_ANSWERS * self.plan.answer_rows if measuring else 0.0
+
+    def total(self, trials: Iterable[Trial]) -> float | None:
+        """Of several; None as long as nothing is known."""
+        each = [self.seconds(trial) for trial in trials]
+        return None if any(one is None for one in each) else sum(one for one in each if one is not None)
+
+
+def expected(plan: Plan) -> list[Trial]:
+    """All trials of a comparison, in their order. Rates that depend on earlier ones stand as the method's own."""
+    lengths = plan.lengths
+    stages: list[tuple[Stage, int, int]] = [("short", len(GRID) + MORE, lengths.short), ("half", BEST, lengths.half)]
+    searching = [
+        Trial(name, stage, plan.defaults[name], steps)
+        for stage, count, steps in stages
+        for name in plan.methods
+        for _ in range(count)
+    ]
+    finals = [
+        Trial(name, "final", plan.defaults[name], lengths.final, seed)
+        for seed in range(plan.seeds)
+        for name in plan.methods
+    ]
+    return searching + finals
+
+
+def within_time(plan: Plan, pace: Pace, spent: float) -> Plan:
+    """With runs as long as the budget of time allows.
+
+    Args:
+        spent: seconds that the probes took.
+
+    Raises:
+        ConfigError: if it is too small for one trial of each method.
+    """
+    assert plan.budget is not None
+    left = plan.budget.amount - spent
+
+    def seconds(steps: int) -> float:
+        return pace.total(expected(replace(plan, steps=steps))) or 0.0
+
+    if seconds(LEAST_STEPS) > left:
+        least = seconds(LEAST_STEPS) + spent
+        raise ConfigError(
+            f"--budget of {plan.budget.amount:,.0f} s is too little for {len(plan.methods)} methods with their search "
+            f"and {plan.seeds} seeds: at least {least:,.0f} s are needed here, or fewer methods"
+        )
+    low, high = LEAST_STEPS, max(plan.most_steps, LEAST_STEPS)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if seconds(middle) <= left else (low, middle - 1)
+    return replace(plan, steps=low)
+
+
+def shares(plan: Plan) -> str:
+    """What each method gets, in words."""
+    lengths = Lengths(plan.lengths.final)
+    return (
+        f"each method gets {lengths.of_method(plan.seeds):,} optimizer steps: {lengths.search:,} for its learning rate "
+        f"({len(GRID) + MORE} runs of {lengths.short:,}, {BEST} of {lengths.half:,}), and {plan.seeds} seeds of "
+        f"{lengths.final:,}"
+    )

@@ -1,0 +1,142 @@
+"""A comparison's result as text: Markdown for a pull request, CSV, and lines for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from microplane.comparison.verdict import Words
+from microplane.report.words import duration, size
+
+Result = Mapping[str, Any]
+COLUMNS = ("method", "score", "95% interval", "to {reference}", "rate", "time", "memory", "weights", "file")
+
+
+def words_of(result: Result) -> Words:
+    return Words(result["metric"]["share"])
+
+
+def cells(result: Result) -> list[list[str]]:
+    """The table's rows as text, under `COLUMNS`; baselines last."""
+    words, lines = words_of(result), []
+    for row in result["methods"]:
+        lines.append(
+            [
+                row["method"],
+                words.figure(row["score"]["value"]),
+                _between(words, row["score"]),
+                difference_cell(words, row["to_reference"]),
+                f"{row['lr']:g}{_edge(result, row['method'])}",
+                duration(row["seconds"]),
+                size(row["peak_memory_bytes"]),
+                short_count(row["trainable_parameters"]),
+                size(row["adapter_bytes"]) if row["adapter_bytes"] else "-",
+            ]
+        )
+    for row in result["failed"]:
+        lines.append([row["method"], "failed", *[""] * (len(COLUMNS) - 2)])
+    for row in result["baselines"]:
+        score = words.figure(row["score"]["value"]), _between(words, row["score"])
+        lines.append([row["name"], *score, *[""] * (len(COLUMNS) - 3)])
+    return lines
+
+
+def heads(result: Result) -> list[str]:
+    return [name.format(reference=result["reference"]) for name in COLUMNS]
+
+
+def _between(words: Words, score: Mapping[str, float]) -> str:
+    scale, form = (100, ".1f") if words.share else (1, ".3g")
+    return f"{scale * score['low']:{form}} to {scale * score['high']:{form}}"
+
+
+def difference_cell(words: Words, found: Mapping[str, Any] | None) -> str:
+    """`+1.2`, with a star where it is certain; `same` where not one row differs."""
+    if found is None:
+        return "-"
+    if found["identical"]:
+        return "same"
+    said = f"{100 * found['value']:+.1f}" if words.share else f"{found['value']:+.3g}"
+    return "+0.0" if said == "-0.0" else said + (" *" if found["told_apart"] else "")
+
+
+def _edge(result: Result, method: str) -> str:
+    return " (edge)" if result["search"][method]["edge"] else ""
+
+
+def short_count(value: float) -> str:
+    """`590 k`, `22.7 M`."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+STAR = "*: told apart from {reference} for certain (Holm over {claims} comparisons, 5% in all)"
+
+
+def star(result: Result) -> str:
+    return STAR.format(reference=result["reference"], claims=result["answer"]["claims"])
+
+
+def markdown(result: Result) -> str:
+    """The answer and the table."""
+    first, *more = result["answer"]["sentences"]
+    lines = [f"**{first}**", *more, ""]
+    title = heads(result)
+    lines += [_markdown_row(title), _markdown_row(["---"] * len(title)), *map(_markdown_row, cells(result)), ""]
+    lines += [f"{_metric(result)} {star(result)}.", ""]
+    lines += [f"- {note}" for note in result["notes"]]
+    lines += [f"- {row['method']} failed: {row['reason']}" for row in result["failed"]]
+    return "\n".join([*lines, "", f"`{result['command']}`", ""])
+
+
+def _metric(result: Result) -> str:
+    metric = result["metric"]
+    kind = "lower is better" if metric["lower_is_better"] else "higher is better"
+    return f"Score: {metric['name']} on {metric['rows']:,} test rows ({kind}), mean of the seeds."
+
+
+def _markdown_row(row: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+FIGURES = (  # of a method, beside its score
+    *("lr", "seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes", "trainable_parameters"),
+    *("adapter_bytes", "train_loss", "validation_loss", "gap", "steps", "tokens", "merges", "peft"),
+)
+
+
+def comma_separated(result: Result) -> str:
+    """Figures of each method and baseline, unrounded."""
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["name", "kind", "score", "low", "high", *FIGURES])
+    for row in result["methods"]:
+        out.writerow([row["method"], "method", *row["score"].values(), *(row[name] for name in FIGURES)])
+    for row in result["baselines"]:
+        out.writerow([row["name"], "baseline", *row["score"].values()])
+    return text.getvalue()
+
+
+NARROW = (0, 1, 2, 3, 4, 5, 6)  # the columns that fit in a terminal
+WIDEST = 22  # characters of a name
+
+
+def terminal(result: Result) -> list[str]:
+    """The same within 80 columns."""
+    table = [[row[at] for at in NARROW] for row in [heads(result), *cells(result)]]
+    for row in table:
+        row[0] = row[0] if len(row[0]) <= WIDEST else row[0][: WIDEST - 2] + ".."
+        row[4] = row[4].replace(" (edge)", "!")
+    widths = [max(len(row[at]) for row in table) for at in range(len(NARROW))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in table
+    ]
+    edge = ["!: the best rate lies on the edge of those that were tried"] if "!" in "".join(lines) else []
+    return [line.rstrip() for line in lines] + [star(result), *edge]

@@ -1,0 +1,92 @@
+"""What `comparison.json` says."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from microplane.comparison.course import Course
+from microplane.comparison.plan import Plan
+from microplane.comparison.table import (
+    baseline_rows,
+    curves,
+    judged,
+    measured,
+    method_rows,
+    row_lines,
+    searched,
+    told,
+)
+from microplane.comparison.trials import Outcome
+from microplane.runs import provenance
+
+SCHEMA = 1
+SHOWN_ROWS = 200  # with all answers, in comparison.json and the page
+
+
+def result_of(folder: Path, plan: Plan, course: Course, finals: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    found = measured(plan, finals)
+    judgement = judged(found, finals)
+    search = searched(plan, course.short, course.half)
+    ledger = [one.line() for one in course.trials.ledger.values()]
+    return {
+        "schema": SCHEMA,
+        "name": folder.name,
+        "answer": told(found, judgement),
+        "notes": _notes(plan, found.dropped, search, finals),
+        "metric": {
+            "name": found.metric.name,
+            "lower_is_better": found.metric.lower,
+            "share": found.metric.share,
+            "rows": judgement.rows,
+        },
+        "reference": plan.reference if plan.reference in finals else next(iter(finals)),
+        "methods": method_rows(plan, found, judgement, finals),
+        "failed": [{"method": name, "reason": reason} for name, reason in course.failed.items()],
+        "baselines": baseline_rows(found),
+        "search": search,
+        "curves": curves(finals),
+        "rows": row_lines(found, finals, SHOWN_ROWS),
+        "ledger": ledger,
+        "seconds": sum(line["seconds"] for line in ledger),
+        "plan": asdict(plan),
+        "command": command_of(plan),
+        "environment": provenance.describe(),
+    }
+
+
+def _notes(plan: Plan, dropped: int, search: Mapping[str, Any], finals: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """What one should know of how the figures came about."""
+    notes = [f"Test rows: {plan.rows.told}. They were read once, at the end, by the final runs."]
+    if plan.answer_rows < plan.counts["test"]:
+        notes.append(
+            f"Answers were generated to {plan.answer_rows:,} of {plan.counts['test']:,} test rows; "
+            f"--set eval.rows={plan.counts['test']} takes all."
+        )
+    if dropped:
+        notes.append(f"{dropped:,} rows were left out, as some answer to them was no number.")
+    for name, told_ in search.items():
+        if told_["edge"]:
+            notes.append(
+                f"The best rate of {name} is the {told_['edge']} that was tried ({told_['taken']:g}): "
+                "a better one may lie beyond."
+            )
+    for name, runs in finals.items():
+        if len(runs) < plan.seeds:
+            notes.append(f"Of {name} {plan.seeds - len(runs)} of {plan.seeds} seeds failed; the ledger says why.")
+    return notes
+
+
+def command_of(plan: Plan) -> str:
+    """That makes the same comparison again."""
+    words = ["microplane", "compare", plan.model, plan.data, "--methods", ",".join(plan.methods)]
+    if plan.budget is not None:
+        option = "--budget" if plan.budget.kind == "seconds" else f"--{plan.budget.kind}"
+        words += [option, f"{plan.budget.amount:.0f}{'s' if plan.budget.kind == 'seconds' else ''}"]
+    words += ["--seeds", str(plan.seeds)] + (["--metric", plan.metric] if plan.metric else [])
+    for name, value in plan.set.items():
+        words += ["--set", f"{name}={value}"]
+    return shlex.join(words)

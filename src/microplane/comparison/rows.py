@@ -1,0 +1,88 @@
+"""The rows of a comparison: copied into its folder once, so that every trial reads the same, and no trial that chooses
+anything sees the test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.mixtures.spec import is_mixture
+from microplane.data.preparing.first_pass import Split, check_split, files_of
+from microplane.data.preparing.holdout import split_off
+from microplane.data.reading.read import read_rows
+from microplane.errors import DataError
+from microplane.files import file_sha256, write_aside
+from microplane.runs.inline_data import InlineData
+from microplane.runs.prepare import Opened
+
+TEST_SHARE = 0.2  # of the rows, where none are given for the test
+MOST_TEST_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Files of a comparison's rows, and where they come from."""
+
+    train: str
+    validation: str | None  # None: each run splits the same rows off
+    test: str
+    told: str  # how the test rows were chosen
+    source: str  # checksum of the files that were given
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def copy_rows(opened: Opened, folder: Path) -> Rows:
+    """Write train.jsonl, test.jsonl and, where there is one, validation.jsonl.
+
+    Test rows that nobody gave are cut off the training rows by a hash of their content, of each class the same share.
+
+    Raises:
+        DataError: for rows that cannot be read or are too few, or a mixture, which has no rows of its own.
+    """
+    knobs = opened.config.data
+    if is_mixture(Path(knobs.train).expanduser()):
+        raise DataError(f"{knobs.train} is a mixture: comparisons need rows in files. See `microplane mixture`")
+    files = files_of(knobs)
+    splits = {name: _checked(name, paths, opened) for name, paths in files.items()}
+    parts = {name: np.ones(len(split.hashes), np.bool_) for name, split in splits.items()}
+    given, train = "test" in splits, splits["train"]
+    if not given:
+        held = split_off(train.hashes, TEST_SHARE, MOST_TEST_ROWS, train.classes)
+        splits["test"], parts["test"], parts["train"] = train, held, ~held
+    written = {name: _write(folder / f"{name}.jsonl", splits[name], parts[name]) for name in splits}
+    cut = f"{TEST_SHARE:.0%} of the rows, at most {MOST_TEST_ROWS:,}, cut off by a hash of their content"
+    told = f"{knobs.test or knobs.train}, as given" if given else cut
+    return Rows(written["train"], written.get("validation"), written["test"], told, source_of(knobs))
+
+
+def source_of(knobs: DataKnobs) -> str:
+    """A checksum of the files that hold the rows."""
+    files = files_of(knobs)
+    sums = [(name, [file_sha256(path) for path in paths]) for name, paths in sorted(files.items())]
+    return sha256(repr(sums).encode()).hexdigest()
+
+
+def _checked(name: str, files: list[Path], opened: Opened) -> Split:
+    return check_split(name, files, opened.config.data, None, opened.possible.read_format, opened.tokenizer.unicode)
+
+
+def _write(path: Path, split: Split, chosen: np.ndarray) -> str:
+    wanted = {(int(file), int(line)) for file, line in split.places[chosen]}
+    write_aside(path, InlineData.of_rows(_raw(split, wanted)).content)
+    return str(path.absolute())
+
+
+def _raw(split: Split, wanted: set[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Rows as they stand in their files."""
+    for number, file in enumerate(split.files):
+        for row in read_rows(file):
+            if (number, row.line) in wanted and row.values is not None:
+                yield row.values

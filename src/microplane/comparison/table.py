@@ -1,0 +1,237 @@
+"""The runs of a comparison put side by side: what `comparison.json` says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from microplane.comparison.plan import Plan
+from microplane.comparison.scoring import Metric, choose
+from microplane.comparison.search import edge_of
+from microplane.comparison.statistics import Difference, Interval, Scores, interval
+from microplane.comparison.trials import Outcome
+from microplane.comparison.verdict import Judgement, Words, sentences
+from microplane.methods import METHODS
+from microplane.training.log import read_lines
+
+UNTOUCHED = "untouched model"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run answered: a line of answers.jsonl for each row."""
+
+    lines: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, folder: Path) -> Answers:
+        return cls([json.loads(line) for line in (folder / "answers.jsonl").read_text("utf-8").splitlines()])
+
+    def said(self, side: str) -> list[str]:
+        """By `after`, `before`, or a predictor without a model."""
+        own = side in ("before", "after")
+        return [line[side] if own else line["trivial"][side] for line in self.lines]
+
+    @property
+    def targets(self) -> list[str]:
+        return [line["target"] for line in self.lines]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of everybody on the same rows, of which those that some metric could not judge were dropped."""
+
+    metric: Metric
+    methods: dict[str, Scores]
+    baselines: dict[str, Scores]
+    kept: list[int]  # numbers of the rows
+    dropped: int
+
+
+def measured(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> Measured:
+    """Scores from the answers of the final runs.
+
+    Args:
+        finals: those that succeeded, at least one of each method that is named.
+    """
+    answers = {name: [Answers.of(one.folder) for one in runs] for name, runs in finals.items()}
+    every = [one for runs in answers.values() for one in runs]
+    first, seeds = every[0], max(answers.values(), key=len)
+    metric = choose(plan.metric, plan.task, first.targets)
+
+    def matrix(runs: Iterable[Answers], side: str) -> Any:
+        return np.array([metric.of(run.said(side), run.targets) for run in runs])
+
+    found = {name: matrix(runs, "after") for name, runs in answers.items()}
+    beside = {name: matrix([first], name) for name in first.lines[0]["trivial"]}
+    untouched = matrix(seeds, "before")  # a new head is another with each seed
+    known = np.isfinite(np.concatenate([*found.values(), *beside.values(), untouched])).all(0)
+    methods = {name: Scores(values[:, known], share=metric.share) for name, values in found.items()}
+    baselines = {name: Scores(values[:, known], False, metric.share) for name, values in beside.items()}
+    alike = plan.task is None
+    own = untouched[:1] if alike else untouched
+    baselines[UNTOUCHED] = Scores(own[:, known], not alike, metric.share)
+    return Measured(metric, methods, baselines, np.flatnonzero(known).tolist(), int((~known).sum()))
+
+
+def judged(found: Measured, finals: Mapping[str, Sequence[Outcome]]) -> Judgement:
+    costs = {name: float(runs[0].result["method"]["trainable_parameters"]) for name, runs in finals.items()}
+    return Judgement(found.methods, found.baselines, costs, found.metric.lower)
+
+
+def _interval(found: Interval) -> dict[str, float]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _difference(judgement: Judgement, one: str, other: str | None) -> dict[str, Any] | None:
+    if other is None or one == other:
+        return None
+    claim = judgement.claim(one, other)
+    found: Difference = claim.difference
+    more = {"to": other, "p": found.p, "p_adjusted": claim.p, "identical": found.identical, "told_apart": claim.holds}
+    return _interval(found) | more
+
+
+def method_rows(
+    plan: Plan, found: Measured, judgement: Judgement, finals: Mapping[str, Sequence[Outcome]]
+) -> list[dict[str, Any]]:
+    """A row for each method that has a result, the best first."""
+    reference = plan.reference if plan.reference in found.methods else next(iter(found.methods))
+    rows = []
+    for name in judgement.ranking:
+        runs = finals[name]
+        rows.append(
+            {
+                "method": name,
+                "lr": runs[0].trial.lr,
+                "default_lr": plan.defaults[name],
+                "score": _interval(interval(found.methods[name])),
+                "by_seed": found.methods[name].of_seeds,
+                "seeds": [run.trial.seed for run in runs],
+                "to_reference": _difference(judgement, name, reference),
+                "to_baseline": _difference(judgement, name, judgement.baseline),
+                **_costs(runs),
+                **_facts(name, runs[0]),
+            }
+        )
+    return rows
+
+
+def _costs(runs: Sequence[Outcome]) -> dict[str, Any]:
+    """Means over the seeds, of memory the most."""
+    train = [run.result["train"] for run in runs]
+    rates = {
+        name: median(rates) if (rates := [one[name] for one in train if one.get(name)]) else None
+        for name in ("tokens_per_second", "trained_tokens_per_second")
+    }
+    losses = {name: fmean(one[name] for one in train) for name in ("train_loss", "validation_loss")}
+    return {
+        "seconds": fmean(one["seconds"] for one in train),
+        **rates,
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in train),
+        **losses,
+        "gap": losses["validation_loss"] - losses["train_loss"],
+        "steps": train[0]["steps"],
+        "tokens": train[0]["tokens"],
+    }
+
+
+def _facts(name: str, run: Outcome) -> dict[str, Any]:
+    """What it is and where it can be used."""
+    own, kind = run.result["method"], METHODS[name]
+    merges = bool(own["facts"]["mergeable"])
+    return {
+        "trainable_parameters": own["trainable_parameters"],
+        "adapter_bytes": own["adapter_bytes"],
+        "merges": merges,
+        "peft": kind.peft_type,
+        "whole_model": kind.whole_model,
+        "quantize": kind.quantize,
+    }
+
+
+def baseline_rows(found: Measured) -> list[dict[str, Any]]:
+    """A row for each baseline, the best first."""
+    sign = 1 if found.metric.lower else -1
+    order = sorted(found.baselines, key=lambda name: sign * found.baselines[name].mean)
+    return [{"name": name, "score": _interval(interval(found.baselines[name]))} for name in order]
+
+
+def searched(plan: Plan, short: Mapping[str, Sequence[Outcome]], half: Mapping[str, Sequence[Outcome]]) -> Any:
+    """Of each method every rate that was tried, what came of it, and whether the one taken lies on an edge."""
+    told = {}
+    for name, runs in short.items():
+        losses = {run.trial.lr: run.validation_loss for run in runs}
+        later = {run.trial.lr: run.validation_loss for run in half.get(name, ())}
+        taken = min(later, key=lambda lr: (later[lr], lr)) if later else None
+        told[name] = {
+            "points": [_point(run) for run in (*runs, *half.get(name, ()))],
+            "taken": taken,
+            "edge": edge_of(losses, taken) if taken is not None else None,
+            "steps": sum(run.trial.steps for run in (*runs, *half.get(name, ()))),
+            "trials": len(runs) + len(half.get(name, ())),
+        }
+    return told
+
+
+def _point(run: Outcome) -> dict[str, Any]:
+    loss = run.validation_loss
+    told = {"lr": run.trial.lr, "stage": run.trial.stage, "steps": run.trial.steps}
+    return told | {"validation_loss": loss if math.isfinite(loss) else None, "reason": run.reason}
+
+
+def curves(finals: Mapping[str, Sequence[Outcome]]) -> dict[str, list[list[float]]]:
+    """Validation loss by trained and read tokens, of each method's first seed."""
+    found = {}
+    for name, runs in finals.items():
+        tokens, points = 0, []
+        for line in read_lines(runs[0].folder / "metrics.jsonl"):
+            if "validation_loss" in line:
+                points.append([tokens, line["validation_loss"]])
+            else:
+                tokens += line.get("tokens", 0)
+        found[name] = points
+    return found
+
+
+def row_lines(found: Measured, finals: Mapping[str, Sequence[Outcome]], most: int) -> list[dict[str, Any]]:
+    """Rows with everybody's answer, of the first seed: first those on which the methods differ most."""
+    answers = {name: Answers.of(runs[0].folder) for name, runs in finals.items()}
+    first = next(iter(answers.values()))
+    means = {name: scores.values.mean(0) for name, scores in found.methods.items()}
+    spread = np.ptp(np.stack([*means.values()]), axis=0)
+    order = np.argsort(-spread, kind="stable")[:most]
+    return [_row(found, answers, first.lines[found.kept[at]], int(at)) for at in order]
+
+
+def _row(found: Measured, answers: Mapping[str, Answers], line: Mapping[str, Any], at: int) -> dict[str, Any]:
+    return {
+        "where": line["where"],
+        "prompt": line["prompt"],
+        "target": line["target"],
+        UNTOUCHED: line["before"],
+        "trivial": line["trivial"],
+        "answers": {name: one.lines[found.kept[at]]["after"] for name, one in answers.items()},
+        "scores": {name: float(found.methods[name].values[:, at].mean()) for name in answers},
+    }
+
+
+def told(found: Measured, judgement: Judgement) -> dict[str, Any]:
+    """The answer in words, and what could be seen at all."""
+    words = Words(found.metric.share)
+    return {
+        "sentences": sentences(judgement, words),
+        "leaders": judgement.leaders,
+        "advised": judgement.advised,
+        "best_baseline": judgement.baseline,
+        "beats_baseline": judgement.beats_baseline,
+        "visible": judgement.visible,
+        "claims": len(judgement.claims),
+    }

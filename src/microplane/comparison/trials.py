@@ -1,0 +1,184 @@
+"""Trials: each an ordinary run in a process of its own, one after another, so that memory and time are truly its own.
+
+A trial's folder is all that is known of it. One that has succeeded is not repeated; one that was killed goes on from
+its own checkpoint; one that outlived the process that began it is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microplane.comparison.plan import PROBE_ANSWERS, Plan, Trial
+from microplane.data.progress import Watcher
+from microplane.files import lock, write_json
+from microplane.training.log import read_lines
+
+POLL = 0.1  # seconds
+TOLD = 600  # characters of a reason
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial; `result` is its result.json, as far as it got."""
+
+    trial: Trial
+    folder: Path
+    result: Mapping[str, Any]
+    reason: str | None = None  # why it failed
+
+    @property
+    def ok(self) -> bool:
+        return self.reason is None
+
+    @property
+    def validation_loss(self) -> float:
+        """Infinite of a run that failed, or whose loss is no number."""
+        loss = (self.result.get("train") or {}).get("validation_loss") if self.ok else None
+        return float("inf") if loss is None else float(loss)
+
+    @property
+    def seconds(self) -> float:
+        return float(self.result.get("seconds") or 0.0)
+
+    def line(self) -> dict[str, Any]:
+        """As the ledger has it."""
+        train = self.result.get("train") or {}
+        return {
+            **asdict(self.trial),
+            "name": self.trial.name,
+            "status": "success" if self.ok else "failed",
+            "reason": self.reason,
+            "validation_loss": self.validation_loss if self.ok and self.validation_loss < float("inf") else None,
+            "seconds": self.seconds,
+            "train_seconds": train.get("seconds"),
+            "tokens": train.get("tokens"),
+            "best_step": train.get("best_step"),
+            "peak_memory_bytes": train.get("peak_memory_bytes"),
+        }
+
+
+@dataclass
+class Trials:
+    """Runs trials in a comparison's folder, and keeps the ledger of them."""
+
+    folder: Path
+    plan: Plan
+    watch: Watcher
+    ledger: dict[str, Outcome] = field(default_factory=dict)  # of this sitting, those found finished among them
+
+    def run(self, trial: Trial) -> Outcome:
+        """Have it done, unless it is; whatever becomes of it is in the ledger, on the disk too."""
+        if trial.name not in self.ledger:
+            self._wait_for(trial)
+            outcome = self._finished(trial) or self._make(trial)
+            self.ledger[trial.name] = outcome
+            write_json(self.folder / "ledger.json", [one.line() for one in self.ledger.values()])
+        return self.ledger[trial.name]
+
+    def is_done(self, trial: Trial) -> bool:
+        return trial.name in self.ledger or self._finished(trial) is not None
+
+    def place(self, trial: Trial) -> Path:
+        return self.folder / "trials" / trial.name
+
+    def _finished(self, trial: Trial) -> Outcome | None:
+        result = _result(self.place(trial))
+        return Outcome(trial, self.place(trial), result) if result.get("status") == "success" else None
+
+    def _wait_for(self, trial: Trial) -> None:
+        """Until a process that was left behind has ended."""
+        place, told = self.place(trial), False
+        while place.is_dir() and (held := lock(place)) is None:
+            if not told:
+                self.watch.say(f"{trial.name} is still running in a process of an earlier sitting; waiting for its end")
+                told = True
+            time.sleep(POLL)
+        if place.is_dir() and held:
+            held.release()
+
+    def _make(self, trial: Trial) -> Outcome:
+        place, log = self.place(trial), self.folder / "logs" / f"{trial.name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                self.command(trial),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
+            )
+            self._follow(process, trial)
+        if (outcome := self._finished(trial)) is not None:
+            return outcome
+        result = _result(place)
+        return Outcome(trial, place, result, _reason(result, log, process.returncode))
+
+    def command(self, trial: Trial) -> list[str]:
+        """That trains it, or goes on with it."""
+        program = [sys.executable, "-m", "microplane", "train", "--quiet"]
+        if (self.place(trial) / "run.yaml").is_file():
+            return [*program, "--resume", str(self.place(trial))]
+        plan, sets = self.plan, {"method.name": trial.method}
+        sets |= {f"method.{name}": json.dumps(value) for name, value in plan.method_knobs(trial.method).items()}
+        sets |= {"train.lr": f"{trial.lr:g}", "train.steps": str(trial.steps), "train.seed": str(trial.seed)}
+        answers = {"final": plan.answer_rows, "probe": 0 if plan.task else PROBE_ANSWERS}.get(trial.stage, 0)
+        sets["eval.rows"] = str(answers)
+        sets["eval.metrics"] = "[auto]"
+        if trial.stage == "final":  # the one place where the test rows are read
+            sets["data.test"] = plan.rows.test
+        arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+        return [*program, "--config", str(self.folder / "trials.yaml"), "--name", trial.name, *arguments]
+
+    def _follow(self, process: subprocess.Popen[bytes], trial: Trial) -> None:
+        """Until it has ended, showing how far it is; an interrupt lets it save and end first."""
+        show, speed = self.watch.progress(str(trial)), self.place(trial) / "speed.jsonl"
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL)
+                    break
+                with suppress(OSError, IndexError):
+                    show(read_lines(speed)[-1]["step"], trial.steps)
+        except BaseException:
+            _end(process)
+            raise
+        show(trial.steps, trial.steps)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Have it save and end, as Ctrl-C does; a second interrupt does not wait for that."""
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def _result(place: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _reason(result: Mapping[str, Any], log: Path, code: int) -> str:
+    """Why a trial failed: its own word, or the last that it said, or the signal that ended it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"its process was ended by {name}" + (": perhaps for want of memory" if name == "SIGKILL" else "")
+    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    told = str(result.get("error") or "") or said.rpartition("error: ")[2] or f"it ended with exit code {code}"
+    return " ".join(told.split())[:TOLD]

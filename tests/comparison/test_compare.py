@@ -1,0 +1,326 @@
+"""Whole comparisons: fair, measured on rows that no choice has seen, and gone on with after anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+import microplane
+from microplane.comparison import compare as module
+from microplane.comparison.plan import Plan
+from microplane.errors import ConfigError, DataError, TrainingError
+from microplane.files import lock
+from tests.comparison.kit import SETS, in_this_process, place, rows, table, write
+
+HOW = {"methods": "lora,ia3", "seeds": 2, "set": SETS}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison that nothing disturbed, and its folder's surroundings."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        made = in_this_process(patch)
+        model, data = place(folder)
+        done = microplane.compare(model, data, out=folder / "whole", **HOW)
+    return done, made, model, data
+
+
+@pytest.fixture
+def again(whole, tmp_path, monkeypatch):
+    """The same may be begun anew: its arguments, and the names of trials as they are made."""
+    _, _, model, data = whole
+    return (model, data), {**HOW, "out": tmp_path / "again"}, in_this_process(monkeypatch)
+
+
+def runs(done, stage):
+    folders = [path for path in (done.folder / "trials").iterdir() if f"-{stage}-" in path.name]
+    return [json.loads((path / "result.json").read_text()) for path in folders]
+
+
+def test_every_method_gets_the_same_trials_on_the_same_rows(whole):
+    done, made, *_ = whole
+    assert len(made) == len(set(made)) == 2 * (7 + 2 + 2)
+    ledger = done.result["ledger"]
+    for stage, count in (("short", 7), ("half", 2), ("final", 2)):
+        lines = {name: [x for x in ledger if (x["method"], x["stage"]) == (name, stage)] for name in ("lora", "ia3")}
+        assert {len(found) for found in lines.values()} == {count}
+        steps = {tuple(x["steps"] for x in found) for found in lines.values()}
+        assert len(steps) == 1
+        read = {(x["seed"], x["tokens"]) for found in lines.values() for x in found}
+        assert len(read) == len({seed for seed, _ in read})  # with a seed everybody reads the same tokens
+    plan = done.result["plan"]
+    assert sum(x["steps"] for x in ledger) <= 2 * plan["most_steps"] * (7 / 4 + 1 + 2) + 30
+
+
+def test_no_choice_has_seen_the_test_rows(whole):
+    done, *_ = whole
+    for stage in ("short", "half"):
+        assert {run["data"]["test_rows"] for run in runs(done, stage)} == {0}
+        assert {run["metrics"]["split"] for run in runs(done, stage)} == {"validation"}
+    assert {run["metrics"]["split"] for run in runs(done, "final")} == {"test"}
+    data = done.folder / "data"
+    train, test = (set((data / f"{name}.jsonl").read_text().splitlines()) for name in ("train", "test"))
+    assert (len(train), len(test), train & test) == (80, 20, set())
+    assert {json.loads(line)["prompt"] for line in train | test} == {row["prompt"] for row in rows()}
+
+
+def test_the_figures_are_those_of_the_runs(whole):
+    done, *_ = whole
+    finals = runs(done, "final")
+    for row in done.methods:
+        own = [run for run in finals if run["method"]["name"] == row["method"]]
+        assert row["score"]["value"] == pytest.approx(sum(run["metrics"]["after"]["accuracy"] for run in own) / 2)
+        assert row["seconds"] == pytest.approx(sum(run["train"]["seconds"] for run in own) / 2)
+        assert row["peak_memory_bytes"] == max(run["train"]["peak_memory_bytes"] for run in own)
+        assert row["trainable_parameters"] == own[0]["method"]["trainable_parameters"]
+        assert row["merges"] == own[0]["method"]["facts"]["mergeable"]
+    baselines = {row["name"]: row["score"]["value"] for row in done.result["baselines"]}
+    theirs = finals[0]["metrics"]["trivial"]
+    assert baselines.keys() == {*theirs, "untouched model"}
+    for name, scores in theirs.items():
+        assert baselines[name] == pytest.approx(scores["accuracy"])
+    assert baselines["untouched model"] == finals[0]["metrics"]["before"]["accuracy"]
+
+
+def test_the_rate_that_is_taken_did_best_and_edges_are_flagged(whole):
+    done, *_ = whole
+    for name, found in done.result["search"].items():
+        half = {x["lr"]: x["validation_loss"] for x in found["points"] if x["stage"] == "half"}
+        assert found["taken"] == min(half, key=half.get)
+        rates = [x["lr"] for x in found["points"] if x["stage"] == "short"]
+        edge = {min(rates): "lowest", max(rates): "highest"}.get(found["taken"])
+        assert found["edge"] == edge
+        assert any(name in note and "may lie beyond" in note for note in done.result["notes"]) == bool(edge)
+        assert next(row["lr"] for row in done.methods if row["method"] == name) == found["taken"]
+
+
+def test_the_files_tell_the_same(whole):
+    done, *_ = whole
+    there = {path.name for path in done.folder.iterdir()}
+    assert there >= {
+        "comparison.json",
+        "comparison.md",
+        "comparison.csv",
+        "comparison.html",
+        "ledger.json",
+        "plan.json",
+    }
+    assert json.loads((done.folder / "comparison.json").read_text()) == json.loads(json.dumps(done.result))
+    text = (done.folder / "comparison.md").read_text()
+    assert done.result["answer"]["sentences"][0] in text
+    lines = list(csv.DictReader((done.folder / "comparison.csv").open()))
+    assert [line["name"] for line in lines if line["kind"] == "method"] == [row["method"] for row in done.methods]
+    assert float(lines[0]["score"]) == done.methods[0]["score"]["value"]
+
+
+def test_one_that_is_done_makes_nothing_again(whole, monkeypatch):
+    done, *_ = whole
+    before, made = table(done.folder), in_this_process(monkeypatch)
+    again = microplane.compare(resume=done.folder)
+    assert made == []
+    assert table(done.folder) == before
+    assert again.answer == done.answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [4, 20])
+def test_one_that_is_interrupted_goes_on_to_the_same_table(whole, again, monkeypatch, at):
+    done, *_ = whole
+    given, how, made = again
+
+    def stop(trial):
+        if len(made) == at:
+            raise KeyboardInterrupt
+
+    made = in_this_process(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        microplane.compare(*given, **how)
+    assert interrupt.value.__notes__ == [f"all is kept; go on with: microplane compare --resume {how['out']}"]
+    made = in_this_process(monkeypatch)
+    microplane.compare(resume=how["out"])
+    assert len(made) == 22 - (at - 1)
+    assert table(how["out"]) == table(done.folder)
+
+
+@pytest.mark.slow
+def test_a_method_that_cannot_be_trained_is_a_row_with_its_reason(again, monkeypatch):
+    given, how, _ = again
+    made = in_this_process(monkeypatch, lambda trial: "no room" if trial.method == "ia3" else None)
+    done = microplane.compare(*given, **how)
+    assert sum(name.startswith("ia3") for name in made) == 1
+    assert done.result["failed"] == [{"method": "ia3", "reason": "no room"}]
+    assert [row["method"] for row in done.methods] == ["lora"]
+    assert done.answer.splitlines()[-1].startswith("lora scores ") or "Fine-tuning" in done.answer
+    in_this_process(monkeypatch)
+    assert {row["method"] for row in microplane.compare(resume=done.folder).methods} == {"lora", "ia3"}
+
+
+@pytest.mark.slow
+def test_a_rate_or_a_seed_that_fails_costs_itself_alone(again, monkeypatch):
+    given, how, _ = again
+
+    def fails(trial):
+        too_high = trial.method == "lora" and trial.lr > 0.019
+        return "diverged" if too_high or (trial.stage == "final" and trial.seed == 1) else None
+
+    in_this_process(monkeypatch, fails)
+    done = microplane.compare(*given, **how)
+    assert {row["method"] for row in done.methods} == {"lora", "ia3"}
+    assert all(row["seeds"] == [0] for row in done.methods)
+    assert all(row["lr"] <= 0.019 for row in done.methods if row["method"] == "lora")
+    assert sum("1 of 2 seeds failed" in note for note in done.result["notes"]) == 2
+    failed = [line for line in done.result["ledger"] if line["status"] == "failed"]
+    assert {line["reason"] for line in failed} == {"diverged"}
+
+
+@pytest.mark.slow
+def test_nothing_that_can_be_trained_is_an_error(again, monkeypatch):
+    given, how, _ = again
+    in_this_process(monkeypatch, lambda trial: "no room")
+    with pytest.raises(TrainingError, match="no method could be trained. lora: no room; ia3: no room"):
+        microplane.compare(*given, **how)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "lora,lorra"}, "there is no method 'lorra'"),
+        ({"methods": ["lora", "lora"]}, "one of them stands there twice"),
+        ({"steps": 20}, r"--steps 20 is too little for 2 methods with their search and 2 seeds: at least 38 steps"),
+        ({"tokens": "100"}, "--tokens 100 is too little for 2 methods"),
+        ({"budget": "2 parsecs"}, "is no time"),
+        ({"metric": "rmse"}, "--metric rmse: rows with answers in text cannot be compared by it"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"set": {"train.lr": 1e-3}}, "train.lr cannot be set for a comparison: each method's rate is searched"),
+        ({"set": {"method.bottleneck": 3}}, "none of the methods lora, ia3 has this knob"),
+        ({"set": {"eval.rows": 0}}, "leaves nothing to compare"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_message_and_leaves_nothing(again, changes, message):
+    given, how, made = again
+    with pytest.raises(ConfigError, match=message):
+        microplane.compare(*given, **{**how, **changes})
+    assert made == []
+    assert not how["out"].exists()
+
+
+def test_plain_text_has_nothing_to_be_compared_by(again, tmp_path):
+    (model, _), how, _ = again
+    data = write(tmp_path, "text.jsonl", [{"text": f"only text {number}"} for number in range(40)])
+    with pytest.raises(ConfigError, match="holds plain text"):
+        microplane.compare(model, data, **how)
+
+
+def test_it_does_not_go_on_with_other_rows_or_another_model(whole, tmp_path, monkeypatch):
+    done, _, model, data = whole
+    with pytest.raises(ConfigError, match=f"goes on with the data {data}, not other.jsonl"):
+        microplane.compare(model, "other.jsonl", resume=done.folder)
+    with pytest.raises(ConfigError, match="takes everything from that comparison"):
+        microplane.compare(resume=done.folder, steps=500)
+    with pytest.raises(ConfigError, match="holds no comparison"):
+        microplane.compare(resume=tmp_path)
+
+
+@pytest.mark.slow
+def test_rows_that_have_changed_are_noticed(again, tmp_path, monkeypatch):
+    (model, _), how, _ = again
+    data = write(tmp_path, "mine.jsonl", rows(60))
+
+    def stop(trial):
+        raise KeyboardInterrupt
+
+    in_this_process(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        microplane.compare(model, data, **how)
+    write(tmp_path, "mine.jsonl", rows(61))
+    with pytest.raises(DataError, match=r"mine\.jsonl have changed since"):
+        microplane.compare(resume=how["out"])
+
+
+def test_a_folder_is_one_comparisons_and_one_processes(whole, again):
+    done, *_ = whole
+    given, how, _ = again
+    with pytest.raises(ConfigError, match="exists. Go on with: microplane compare --resume"):
+        microplane.compare(*given, **{**how, "out": done.folder})
+    held = lock(done.folder)
+    assert held is not None
+    with pytest.raises(ConfigError, match="is running in another process"):
+        microplane.compare(resume=done.folder)
+    held.release()
+
+
+@pytest.mark.slow
+def test_a_budget_of_time_is_reckoned_from_a_few_steps(again):
+    given, how, made = again
+    done = microplane.compare(*given, **{**how, "budget": "1h"})
+    assert sum("-probe-" in name for name in made) == 2
+    plan = Plan.read(done.folder)
+    assert plan.steps == plan.most_steps  # an hour is more than one pass takes
+    assert {run["metrics"]["split"] for run in runs(done, "probe")} == {"validation"}
+
+
+def test_a_budget_of_time_can_be_too_small(again):
+    given, how, _ = again
+    with pytest.raises(ConfigError, match=r"at least [\d,]+ s are needed here"):
+        microplane.compare(*given, **{**how, "budget": "1s"})
+
+
+@pytest.mark.slow
+def test_a_budget_of_steps_is_kept(again):
+    given, how, _ = again
+    done = microplane.compare(*given, **{**how, "steps": 60, "methods": "lora", "seeds": 1})
+    assert 45 <= sum(line["steps"] for line in done.result["ledger"]) <= 60
+
+
+@pytest.mark.slow
+def test_a_forecast_lists_the_trials_and_leaves_nothing(again, tmp_path):
+    given, how, made = again
+    del how["out"]
+    found = module.forecast(*given, **how)
+    assert [name.split("-")[1] for name in made] == ["probe", "probe"]
+    assert len(found.trials) == 22
+    assert found.seconds.keys() == found.memory.keys() == {"lora", "ia3"}
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+LABELS = {name: value for name, value in SETS.items() if not name.startswith("eval.")}
+
+
+def labelled(count=120):
+    return [
+        {"text": f"{'good' if i % 3 else 'bad'} film number {i}", "label": "yes no no".split()[i % 3]}
+        for i in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_labels_with_test_rows_of_their_own(again, tmp_path):
+    (model, _), how, _ = again
+    for name, part in (("train", labelled()[:90]), ("test", labelled()[90:])):
+        write(tmp_path / "split", f"{name}.jsonl", part)
+    given = LABELS | {"data.task": "classification"}
+    done = microplane.compare(model, tmp_path / "split", **{**how, "seeds": 1, "set": given})
+    assert done.result["metric"]["name"] == "accuracy"
+    assert done.result["metric"]["rows"] == 30
+    assert done.result["plan"]["counts"]["test"] == 30
+    names = {row["name"] for row in done.result["baselines"]}
+    assert names == {"majority", "TF-IDF + logistic regression", "untouched model"}
+    assert "as given" in done.result["notes"][0]
+
+
+@pytest.mark.slow
+def test_numbers_are_compared_by_their_error(again, tmp_path):
+    (model, _), how, _ = again
+    lines = [{"text": f"{'x' * (i % 9)} long", "label": float(i % 9)} for i in range(90)]
+    data, given = write(tmp_path, "numbers.jsonl", lines), LABELS | {"data.task": "regression"}
+    done = microplane.compare(model, data, **{**how, "seeds": 1, "set": given})
+    metric = done.result["metric"]
+    assert metric == {"name": "mae", "lower_is_better": True, "share": False, "rows": metric["rows"]}
+    assert 0 < metric["rows"] <= 18
+    scores = [row["score"]["value"] for row in done.methods]
+    assert scores == sorted(scores)
+    assert "%" not in done.answer

@@ -1,0 +1,112 @@
+"""What is said of methods: a winner where there is one, and else that there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from microplane.comparison.statistics import Scores
+from microplane.comparison.verdict import Judgement, Words, sentences
+
+COSTS = {"full": 9.0, "lora": 2.0, "bitfit": 1.0, "dora": 3.0}
+
+
+def scores(rng, accuracy, rows=1000, seeds=3):
+    hard = np.random.default_rng(0).random(rows)  # the same rows are hard for all
+    return Scores((np.clip(hard + rng.normal(0, 0.05, (seeds, rows)), 0, 1) < accuracy).astype(float))
+
+
+def judgement(baseline=0.5, **accuracies):
+    rng = np.random.default_rng(1)
+    methods = {name: scores(rng, accuracy) for name, accuracy in accuracies.items()}
+    fixed = Scores(scores(rng, baseline).values[:1], seeded=False)
+    return Judgement(methods, {"majority": fixed}, COSTS)
+
+
+def test_a_winner_is_named_with_its_lead():
+    found = judgement(lora=0.8, full=0.7, bitfit=0.6)
+    assert found.leaders == ["lora"]
+    first, *rest = sentences(found, Words())
+    assert first.startswith("lora is the best: ")
+    assert "points" in first
+    assert "better than full, the next." in first
+    assert rest == []
+
+
+def test_equals_are_not_told_apart_and_the_cheapest_is_advised():
+    found = judgement(lora=0.8, full=0.803, bitfit=0.6)
+    assert found.leaders == ["lora", "full"]
+    assert found.advised == "lora"
+    first, behind, need = sentences(found, Words())
+    assert first.startswith("These two cannot be told apart on 1,000 rows with 3 seeds (a difference below ")
+    assert first.endswith("is invisible here): lora, full. Take the cheapest: lora (it trains the fewest weights).")
+    assert behind.startswith("bitfit does worse than ")
+    assert need.startswith("To tell ")
+    assert "would take" in need
+
+
+def test_the_advised_is_the_cheapest_of_those_that_lead_only():
+    found = judgement(lora=0.8, full=0.8, bitfit=0.5, baseline=0.4)
+    assert COSTS["bitfit"] < COSTS["lora"]
+    assert found.advised == "lora"
+
+
+@pytest.mark.parametrize(("baseline", "verb"), [(0.8, "is not shown to beat"), (0.95, "does worse than")])
+def test_a_baseline_that_is_not_beaten_comes_first(baseline, verb):
+    found = judgement(lora=0.8, full=0.79, baseline=baseline)
+    assert not found.beats_baseline
+    assert sentences(found, Words())[0].startswith(
+        f"Fine-tuning {verb} majority, which needs none, on these 1,000 rows"
+    )
+
+
+def test_a_worse_method_does_not_win_by_being_different():
+    """A difference that is certain counts in its own direction only."""
+    found = judgement(lora=0.6, full=0.8)
+    assert found.is_better("full", "lora")
+    assert not found.is_better("lora", "full")
+    assert found.claim("lora", "full").difference.value < 0 < found.claim("full", "lora").difference.value
+
+
+def test_of_errors_less_is_better():
+    rng = np.random.default_rng(2)
+    methods = {name: Scores(rng.exponential(size, (3, 500)), share=False) for name, size in (("lora", 1), ("full", 3))}
+    base = {"mean": Scores(rng.exponential(5, (1, 500)), seeded=False, share=False)}
+    found = Judgement(methods, base, COSTS, lower=True)
+    assert (found.ranking, found.baseline, found.leaders) == (["lora", "full"], "mean", ["lora"])
+    assert found.beats_baseline
+    assert "%" not in sentences(found, Words(share=False))[0]
+
+
+def test_answers_that_are_all_alike_are_said_to_be():
+    values = scores(np.random.default_rng(3), 0.8).values
+    found = Judgement({"lora": Scores(values), "full": Scores(values.copy())}, {}, COSTS)
+    assert sentences(found, Words())[-1] in (
+        "lora and full answered every row alike.",
+        "full and lora answered every row alike.",
+    )
+
+
+def test_one_seed_is_said():
+    rng = np.random.default_rng(4)
+    methods = {name: scores(rng, 0.8, seeds=1) for name in ("lora", "full")}
+    assert sentences(Judgement(methods, {}, COSTS), Words())[-1].startswith("With one seed nothing is known")
+
+
+def test_claims_are_counted_all_together():
+    found = judgement(lora=0.8, full=0.8, bitfit=0.8, dora=0.8)
+    assert len(found.claims) == 6 + 4
+    assert all(claim.p >= claim.difference.p for claim in found.claims)
+
+
+@pytest.mark.parametrize("rows", [100, 1000])
+def test_no_winner_comes_out_of_noise(rows):
+    """Of 100 comparisons of four methods and a baseline that are all equal, few claim anything."""
+    rng, wrong = np.random.default_rng(rows), 0
+    for _ in range(100):
+        hard = rng.normal(0, 1, rows)
+        right = [(hard + rng.normal(0, 1, (seeds, rows)) > 0).astype(float) for seeds in (3, 3, 3, 3, 1)]
+        methods = {name: Scores(values) for name, values in zip(COSTS, right, strict=False)}
+        found = Judgement(methods, {"majority": Scores(right[-1], seeded=False)}, COSTS)
+        wrong += any(claim.holds for claim in found.claims)
+    assert wrong <= 9
