@@ -122,21 +122,23 @@ def comma_separated(result: Result) -> str:
 
 
 NARROW = (0, 1, 2, 3, 4, 5, 6)  # the columns that fit in a terminal
-WIDEST = 22  # characters of a name
+WIDTH = 80
 
 
 def terminal(result: Result) -> list[str]:
-    """The same within 80 columns."""
+    """The same within 80 columns; names that are too long for that are cut."""
     table = [[row[at] for at in NARROW] for row in [heads(result), *cells(result)]]
     for row in table:
-        row[0] = row[0] if len(row[0]) <= WIDEST else row[0][: WIDEST - 2] + ".."
         row[4] = row[4].replace(" (edge)", "!")
-    widths = [max(len(row[at]) for row in table) for at in range(len(NARROW))]
+    table[0][3] = _cut(table[0][3], 10)
+    widths = [max(len(row[at]) for row in table) for at in range(1, len(NARROW))]
+    room = min(max(len(row[0]) for row in table), WIDTH - sum(widths) - 2 * len(widths))
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in table
+        "  ".join([_cut(first, room).ljust(room), *map(str.rjust, rest, widths)]).rstrip() for first, *rest in table
     ]
     edge = ["!: the best rate lies on the edge of those that were tried"] if "!" in "".join(lines) else []
-    return [line.rstrip() for line in lines] + [star(result), *edge]
+    return [*lines, star(result), *edge]
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 2] + ".."

@@ -1,0 +1,102 @@
+"""The table as people read it: within 80 columns, stars where a difference is certain, and scores of single rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from microplane.comparison import output
+from microplane.comparison.scoring import choose, metrics_of
+from microplane.errors import ConfigError
+
+
+def result(share=True, name="lora"):
+    gap = {"value": 0.0123, "low": 0.001, "high": 0.024, "identical": False, "told_apart": True}
+    row = {
+        "method": name,
+        "score": {"value": 0.846, "low": 0.82, "high": 0.871},
+        "to_reference": gap,
+        "lr": 3.16e-4,
+        "seconds": 3723.0,
+        "peak_memory_bytes": 1_234_000_000,
+        "trainable_parameters": 589_824,
+        "adapter_bytes": 2_400_000,
+    }
+    row |= dict.fromkeys(set(output.FIGURES) - row.keys(), 1.5)
+    base = {"name": "TF-IDF + logistic regression", "score": {"value": 0.789, "low": 0.76, "high": 0.81}}
+    return {
+        "methods": [row],
+        "failed": [{"method": "vera", "reason": "a | in a reason"}],
+        "baselines": [base],
+        "reference": "lora",
+        "search": {name: {"edge": "highest"}},
+        "metric": {"name": "accuracy", "rows": 1260, "share": share, "lower_is_better": False},
+        "answer": {"sentences": ["A first line.", "A second."], "claims": 6},
+        "notes": ["Test rows: as given."],
+        "command": "microplane compare minilm reviews.csv",
+    }
+
+
+@pytest.mark.parametrize("name", ["lora", "a-method-of-a-package-with-a-long-name"])
+def test_the_table_fits_a_terminal(name):
+    lines = output.terminal(result(name=name))
+    table = [line for line in lines if not line.startswith(("*", "!"))]
+    assert all(len(line) <= 80 for line in lines)
+    assert len(table) == 4
+    assert "84.6%" in table[1]
+    assert "82.0 to 87.1" in table[1]
+    assert "+1.2 *" in table[1]
+    assert "0.000316!" in table[1]
+    assert table[2].split() == ["vera", "failed"]
+    assert table[3].startswith("TF-IDF + logist")
+    assert ".." in table[3]
+
+
+def test_markdown_and_csv_have_all_rows():
+    text = output.markdown(result())
+    assert text.startswith("**A first line.**\nA second.\n")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.count(" | ") for line in rows}) == 1
+    assert "- vera failed: a | in a reason" in text
+    head, first, base = output.comma_separated(result()).splitlines()
+    assert head.startswith("name,kind,score,low,high,lr,seconds")
+    assert first.startswith("lora,method,0.846,0.82,0.871,0.000316,3723.0")
+    assert base == "TF-IDF + logistic regression,baseline,0.789,0.76,0.81"
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "said"),
+    [
+        (0.0123, {}, "+1.2"),
+        (-0.05, {"told_apart": True}, "-5.0 *"),
+        (-1e-9, {}, "+0.0"),
+        (0.0, {"identical": True}, "same"),
+    ],
+)
+def test_a_difference_is_said(value, changes, said):
+    found = {"value": value, "identical": False, "told_apart": False} | changes
+    assert output.difference_cell(output.words_of(result()), found) == said
+
+
+JSON = ['{"a": 1}', '{"a": 2}']
+LABELS = ["yes", "no", "yes", "yes"]
+TEXTS = ["a whole sentence about something", "another one that is not like it"]
+
+
+@pytest.mark.parametrize(("targets", "first"), [(JSON, "exact_match"), (LABELS, "accuracy"), (TEXTS, "rougeL")])
+def test_the_usual_metric_suits_the_answers(targets, first):
+    assert metrics_of(None, targets)[0].name == first
+
+
+def test_scores_are_of_single_rows():
+    assert choose("json_equal", None, JSON).of(['{ "a":1}', "{}"], JSON).tolist() == [1.0, 0.0]
+    assert choose(None, None, LABELS).of(["YES", "yes", "", "yes"], LABELS).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert choose("chrf", None, TEXTS).of(TEXTS, TEXTS).tolist() == pytest.approx([1.0, 1.0])
+    assert choose(None, "regression", []).of(["1, 2", "3"], ["2, 4", "3"]).tolist() == [1.5, 0.0]
+    assert choose(None, "tokens", []).of(["A B", "O"], ["A O", "O"]).tolist() == [0.5, 1.0]
+    assert choose(None, "multilabel", []).of(["a, b", "a"], ["a, b", "b"]).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["macro_f1", "bleu", "acuracy"])
+def test_a_metric_that_rows_do_not_have_is_refused(name):
+    with pytest.raises(ConfigError, match=f"--metric {name}: rows for classification cannot be compared by it"):
+        choose(name, "classification", [])

@@ -1,0 +1,107 @@
+"""The page of a comparison in a real browser: figures, sorting, a row's answers, files, both widths and schemes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import microplane
+from tests.comparison.kit import SETS, in_this_process, place
+from tests.report.browser import BROWSER, new_page, running
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch)
+        folder = tmp_path_factory.mktemp("page")
+        how = {"methods": "lora,ia3", "seeds": 1, "set": SETS}
+        return microplane.compare(*place(folder), out=folder / "out", **how)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("profile")) as connection:
+        yield connection
+
+
+@pytest.fixture
+def page(browser):
+    with new_page(browser) as page:
+        yield page
+
+
+def at(value, key):
+    for part in key.split("."):
+        value = value[int(part) if part.isdigit() else part]
+    return value
+
+
+FIGURES = "[...document.querySelectorAll('[data-key]')].map(e => [e.dataset.key, JSON.parse(e.dataset.value)])"
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_opens_and_its_figures_are_those_of_the_json(page, done, width, scheme):
+    page.open(done.folder / "comparison.html", width, scheme)
+    state = json.loads(page.read("JSON.stringify(document.documentElement.dataset)"))
+    assert (state["errors"], state["chartsDrawn"], state["overflow"], state["scheme"]) == ("", "3", "0", scheme)
+    assert page.problems == []
+    assert page.requests == [(done.folder / "comparison.html").resolve().as_uri()]
+    result = json.loads((done.folder / "comparison.json").read_text())
+    figures = page.read(FIGURES)
+    assert len(figures) > 2 * 8
+    for key, value in figures:
+        assert value == at(result, key), key
+    assert page.read("document.querySelector('.outcome').textContent") == result["answer"]["sentences"][0]
+
+
+def test_tables_are_sorted_by_a_click(page, done):
+    page.open(done.folder / "comparison.html", 1400)
+    names = "[...document.querySelectorAll('#methods tbody th')].map(e => e.textContent)"
+    click = "document.querySelector('#methods thead th:nth-child(10) button').click()"  # trained weights
+    weights = {row["method"]: row["trainable_parameters"] for row in done.methods}
+    page.read(click)
+    assert page.read(names)[:2] == sorted(weights, key=weights.get, reverse=True)
+    assert set(page.read(names)[2:]) == {row["name"] for row in done.result["baselines"]}  # without a figure: below
+    page.read(click)
+    assert page.read(names)[:2] == sorted(weights, key=weights.get)
+
+
+def test_a_click_on_a_row_shows_its_answers(page, done):
+    page.open(done.folder / "comparison.html", 1400)
+    page.read("document.querySelector('tr.row').click()")
+    shown = page.read("[...document.querySelectorAll('tr.opened h4')].map(e => e.textContent)")
+    assert shown[:2] == ["target", "untouched model"]
+    assert set(shown[2:4]) == {"lora", "ia3"}
+    assert page.read("document.querySelector('tr.opened pre').textContent") == done.result["rows"][0]["prompt"]
+    page.read("document.querySelector('tr.row').click()")
+    assert page.read("document.querySelectorAll('tr.opened').length") == 0
+
+
+def test_figures_can_be_taken_along(page, done):
+    page.open(done.folder / "comparison.html", 1400)
+    page.read("document.querySelector('[data-download=csv]').click()")
+    length = len((done.folder / "comparison.csv").read_text())
+    assert page.read("document.documentElement.dataset.downloaded") == f"csv {length}"
+    page.read("document.querySelector('[data-download=json]').click()")
+    assert page.read("document.documentElement.dataset.downloaded").startswith("json ")
+    assert page.problems == []
+
+
+def test_the_line_holds_those_that_none_is_better_and_cheaper_than(page, done):
+    page.open(done.folder / "comparison.html", 1400)
+    page.read(
+        "const s = document.getElementById('cost'); s.value = 'trainable_parameters';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    front = json.loads(page.read("document.documentElement.dataset.front"))
+    best, kept = None, []
+    for row in sorted(done.methods, key=lambda row: (row["trainable_parameters"], -row["score"]["value"])):
+        if best is None or row["score"]["value"] > best:
+            best = row["score"]["value"]
+            kept.append(row["method"])
+    assert front == kept
