@@ -77,7 +77,7 @@ def one_by_one(net, get) -> list[Tensor]:
         return [get(net(input_ids=torch.tensor([row]))) for row in IDS]
 
 
-QUICK = ("albert", "deberta-v2", "distilbert", "electra", "mpnet", "xlnet", "esm", "funnel")
+QUICK = ("albert", "deberta-v2", "distilbert", "mpnet")
 QUICK_AND_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPENED]
 
 
@@ -127,7 +127,9 @@ def test_it_learns_labels_and_the_merged_folder_says_the_same_in_transformers(pl
         assert ours.probabilities == pytest.approx(before.probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["deberta-v2", "xlnet", "mpnet", "funnel"])
+@pytest.mark.parametrize(
+    "name", ["deberta-v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xlnet", "mpnet", "funnel"))]
+)
 @pytest.mark.parametrize("rows", ["tags", "pairs", "scores", "multilabel"])
 def test_every_kind_of_labels(place, name, rows, tmp_path):
     done = train(place, name, rows, **{"train.steps": 4, "train.eval_every": 2})
