@@ -17,6 +17,7 @@ from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
 from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows, assigned
 from microplane.cli.problems import fail, tell_foreign
+from microplane.cli.runs import runs
 from microplane.errors import ConfigError, MicroplaneError, notices_to
 from microplane.files import json_line
 
@@ -265,6 +266,7 @@ def data(
 
 
 app.command(epilog="Example:  microplane compare minilm reviews.csv --methods lora,full,head-only --budget 2h")(compare)
+app.command(epilog="Example:  microplane runs runs")(runs)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
 app.command(epilog="Example:  microplane export smollm2 smollm2-folder --dtype bfloat16")(export)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
