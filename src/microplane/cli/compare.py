@@ -77,6 +77,8 @@ def compare(
     typer.echo("\n".join(table(done.result)))
     for failed in done.result["failed"]:
         typer.echo(f"{failed['method']} failed: {failed['reason']}")
+    for note in done.result["notes"]:
+        typer.echo(f"note:     {note}")
     typer.echo(f"\npage:     {done.folder / 'comparison.html'}")
 
 
