@@ -88,3 +88,20 @@ def make_spaced():
     from tests.tiny_tokenizers import spaced
 
     return spaced
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from tests.report.browser import running
+
+    with running(tmp_path_factory.mktemp("profile")) as connection:
+        yield connection
+
+
+@pytest.fixture
+def page(browser):
+    """A page of a real browser, empty."""
+    from tests.report.browser import new_page
+
+    with new_page(browser) as page:
+        yield page

@@ -338,6 +338,14 @@ def read_object(file: Path, error: type[MicroplaneError], absent: dict[str, Any]
     return value
 
 
+def object_in(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is not there, cannot be read, or holds something else."""
+    try:
+        return read_object(file, MicroplaneError)
+    except MicroplaneError:
+        return {}
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

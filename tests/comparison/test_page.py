@@ -8,7 +8,7 @@ import pytest
 
 import microplane
 from tests.comparison.kit import SETS, in_this_process, place
-from tests.report.browser import BROWSER, new_page, running
+from tests.report.browser import BROWSER, at, state
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")
 
@@ -22,24 +22,6 @@ def done(tmp_path_factory):
         return microplane.compare(*place(folder), out=folder / "out", **how)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("profile")) as connection:
-        yield connection
-
-
-@pytest.fixture
-def page(browser):
-    with new_page(browser) as page:
-        yield page
-
-
-def at(value, key):
-    for part in key.split("."):
-        value = value[int(part) if part.isdigit() else part]
-    return value
-
-
 FIGURES = "[...document.querySelectorAll('[data-key]')].map(e => [e.dataset.key, JSON.parse(e.dataset.value)])"
 
 
@@ -47,8 +29,8 @@ FIGURES = "[...document.querySelectorAll('[data-key]')].map(e => [e.dataset.key,
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_and_its_figures_are_those_of_the_json(page, done, width, scheme):
     page.open(done.folder / "comparison.html", width, scheme)
-    state = json.loads(page.read("JSON.stringify(document.documentElement.dataset)"))
-    assert (state["errors"], state["chartsDrawn"], state["overflow"], state["scheme"]) == ("", "3", "0", scheme)
+    found = state(page)
+    assert (found["errors"], found["chartsDrawn"], found["overflow"], found["scheme"]) == ("", "3", "0", scheme)
     assert page.problems == []
     assert page.requests == [(done.folder / "comparison.html").resolve().as_uri()]
     result = json.loads((done.folder / "comparison.json").read_text())

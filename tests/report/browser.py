@@ -145,3 +145,16 @@ def new_page(connection: Connection) -> Iterator[Page]:
     session = connection.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
     yield Page(connection, session)
     connection.call("Target.closeTarget", {"targetId": target})
+
+
+def state(page: Page) -> dict[str, str]:
+    """What the page's script notes of its own work."""
+    found: dict[str, str] = json.loads(page.read("JSON.stringify(document.documentElement.dataset)"))
+    return found
+
+
+def at(value: Any, key: str) -> Any:
+    """What stands in JSON under a dotted key."""
+    for part in key.split("."):
+        value = value[int(part) if part.isdigit() else part]
+    return value

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from microplane.report import write_report
-from tests.report.browser import BROWSER, new_page, running
+from tests.report.browser import BROWSER, at, state
 from tests.report.runs import full_result, make_full_run, make_run, metric_lines, speed_lines
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")
@@ -16,30 +16,8 @@ FIGURES = "[...document.querySelectorAll('[data-key][data-value]')].map(e => [e.
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("profile")) as connection:
-        yield connection
-
-
-@pytest.fixture
-def page(browser):
-    with new_page(browser) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return write_report(make_full_run(tmp_path_factory.mktemp("runs") / "smollm2-lora-commands"))
-
-
-def state(page) -> dict[str, str]:
-    return json.loads(page.read("JSON.stringify(document.documentElement.dataset)"))
-
-
-def at(result, key):
-    for part in key.split("."):
-        result = result[int(part) if part.isdigit() else part]
-    return result
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from microplane.checkpoints.attach_saved import adapter_folder, trained_on
 from microplane.data.reading.read import first_texts
 from microplane.errors import AdapterError, CheckpointError, DataError, check_type
 from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, read_probe
+from microplane.files import object_in
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import ProbeRow
 
@@ -98,8 +98,8 @@ def probe_texts(run: Path, loaded: Pipeline) -> list[ProbeRow]:
 
 def row_texts(run: Path) -> list[str]:
     """The texts of the first training rows, as they stand in the file; none if it is not there any more."""
-    with suppress(OSError, ValueError, LookupError, TypeError, DataError):
-        record = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    record = object_in(run / "result.json")
+    with suppress(LookupError, TypeError, DataError):
         return first_texts(Path(record["run"]["data"]["train"]), TEXT_ROWS)
     return []
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from microplane.data.tokenizers.folder import CONFIG
 from microplane.data.tokenizers.tokenizer import LETTERS, Tokenizer
-from microplane.data.tokenizers.transformers_classes import SAFE_CLASS
+from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, open_in_transformers
 from microplane.errors import ModelError
 from microplane.files import read_object, write_json
 
@@ -28,17 +27,15 @@ def agree_with_transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[
     Yields:
         What was changed, and what transformers does otherwise all the same.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
+    if find_spec("transformers") is None:
         yield "whether transformers gives the same ids was not tried, for it is not installed"
         return
     told = read_object(folder / CONFIG, ModelError, absent={})
     tried = [tokenizer.in_form(text) for text in (*texts, *SENTENCES)]
-    others = _others(AutoTokenizer, folder, tokenizer, tried)
+    others = _others(folder, tokenizer, tried)
     if others and (folder / "tokenizer.json").is_file() and told.get("tokenizer_class") != SAFE_CLASS:
         write_json(folder / CONFIG, {**told, "tokenizer_class": SAFE_CLASS})
-        if len(left := _others(AutoTokenizer, folder, tokenizer, tried)) < len(others):
+        if len(left := _others(folder, tokenizer, tried)) < len(others):
             named = told.get("tokenizer_class") or "no tokenizer_class"
             count = f"{len(others):,} of {len(tried):,} texts"
             yield f"tokenizer_class is {SAFE_CLASS}, for with {named} transformers cuts {count} into other tokens"
@@ -50,7 +47,7 @@ def agree_with_transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[
             f"transformers cuts {len(others):,} of {len(tried):,} texts into other tokens than were trained, such as "
             f"{others[0][:60]!r}; give it ids from microplane.load(FOLDER).tokenizer"
         )
-    elif tokenizer.unicode != "as-is" and _depends_on_form(AutoTokenizer, folder):
+    elif tokenizer.unicode != "as-is" and _depends_on_form(folder):
         form = tokenizer.unicode.upper()
         yield (
             f"texts are brought to {form} here, and transformers does not do that: there, first "
@@ -58,25 +55,15 @@ def agree_with_transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[
         )
 
 
-def _others(transformers: Any, folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+def _others(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
     """The texts that become other ids there; all of them if it cannot open the folder."""
     try:
-        theirs = _opened(transformers, folder)
+        theirs = open_in_transformers(folder)
         return [text for text in texts if theirs(text).input_ids != tokenizer.encode(text)]
     except Exception:  # whatever a tokenizer of transformers fails with
         return list(texts)
 
 
-def _depends_on_form(transformers: Any, folder: Path) -> bool:
-    theirs = _opened(transformers, folder)
+def _depends_on_form(folder: Path) -> bool:
+    theirs = open_in_transformers(folder)
     return any(theirs(text).input_ids != theirs(unicodedata.normalize("NFD", text)).input_ids for text in LETTER_TEXTS)
-
-
-def _opened(transformers: Any, folder: Path) -> Any:
-    log = logging.getLogger("transformers")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        return transformers.from_pretrained(str(folder))
-    finally:
-        log.setLevel(level)

@@ -89,7 +89,7 @@ def train(
     plain |= {"data.max_length": max_length, "train.seed": seed}
     terminal = Terminal(make_console(stderr=json_))
     watch = None if quiet else terminal
-    try:
+    with interrupts.told_with_notes(terminal.close):
         if resume:
             if model or data or method or name or config or from_ or skip_bad_rows:
                 raise ConfigError(f"--resume {resume} takes everything from that run; give it alone, or with --set")
@@ -100,11 +100,6 @@ def train(
             given |= {"model.adapter": from_, "data.skip_bad_rows": skip_bad_rows or None}
             given |= {knob: value for knob, value in assigned(plain, set or ()).items() if plain.get(knob) is not None}
             done = run.train(knobs=assemble(config, given, set or ()), watch=watch, started=process_started())
-    except KeyboardInterrupt as error:
-        terminal.close()
-        interrupts.end(getattr(error, "__notes__", ()))
-    finally:
-        terminal.close()
     if json_:
         typer.echo(json_line(done.result))
     elif quiet:

@@ -58,16 +58,11 @@ def compare(
     terminal = Terminal(make_console(stderr=json_))
     given: dict[str, Any] = {"methods": methods, "budget": budget, "tokens": tokens, "steps": steps, "metric": metric}
     given |= {"set": assigned({}, set) if set else None, "watch": None if quiet else terminal}
-    try:
+    with interrupts.told_with_notes(terminal.close):
         if dry_run:
             _tell_forecast(comparison.forecast(model, data, seeds=seeds, **given))
             return
         done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, **given)
-    except KeyboardInterrupt as error:
-        terminal.close()
-        interrupts.end(getattr(error, "__notes__", ()))
-    finally:
-        terminal.close()
     if json_:
         typer.echo(json_line(done.result))
         return

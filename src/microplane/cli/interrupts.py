@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -49,6 +49,19 @@ def disarm() -> None:
     """What comes now ends the program as the system does it: all is done but to leave."""
     for number in _caught():
         signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def told_with_notes(close: Callable[[], None]) -> Iterator[None]:
+    """Of an interrupt, what those who passed it on have noted is said too. `close` is called at the end in any case: it
+    puts the terminal in order."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        close()
+        end(getattr(error, "__notes__", ()))
+    finally:
+        close()
 
 
 def end(notes: Sequence[str] = ()) -> NoReturn:

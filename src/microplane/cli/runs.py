@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from microplane.errors import ConfigError
-from microplane.files import json_line, lock
+from microplane.files import json_line, lock, object_in
 
 LAST = ("loss", "perplexity")  # figures that are told only where there is no other
 
@@ -39,11 +38,7 @@ def runs(
 
 def facts(run: Path) -> dict[str, Any]:
     """What is known of a run; None where it has not got so far."""
-    try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        result = {}
-    result = result if isinstance(result, dict) else {}
+    result = object_in(run / "result.json")
     metrics = result.get("metrics") or {}
     after, before = metrics.get("after") or {}, metrics.get("before") or {}
     name = next((name for name in after if name not in LAST), next(iter(after), None))

@@ -109,9 +109,8 @@ def compare(
             return _go_on(Path(resume), model, data, watch)
         folder = _new_folder(out, model, data)
         with _held(folder):
-            config, given = _configured(model, data, set, folder)
             limit = Budget.of(budget, tokens, steps)
-            plan = make_plan(config, methods, limit, seeds, metric, given, folder, watch)
+            plan = _planned(folder, model, data, set, methods, limit, seeds, metric, watch)
             plan.write(folder)
             return _carry_out(folder, plan, watch)
 
@@ -133,9 +132,8 @@ def forecast(
     watch = watch or Silent()
     with tempfile.TemporaryDirectory() as name, notices_to(watch.say):
         folder = Path(name)
-        config, given = _configured(model, data, set, folder)
         limit = Budget.of(budget, tokens, steps)
-        plan = make_plan(config, methods, limit, seeds, metric, given, folder, watch)
+        plan = _planned(folder, model, data, set, methods, limit, seeds, metric, watch)
         course = Course(Trials(folder, plan, watch), plan, watch)
         course.probe()
         if plan.steps is None:
@@ -147,9 +145,18 @@ def forecast(
         return Forecast(plan, trials, seconds, peaks, course.failed)
 
 
-def _configured(model: Any, data: Any, set: Mapping[str, Any] | None, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The configuration that all trials share, and the knobs that were set; rows that lie in no file are in the folder
-    then."""
+def _planned(
+    folder: Path,
+    model: Any,
+    data: Any,
+    set: Mapping[str, Any] | None,
+    methods: str | Sequence[str] | None,
+    budget: Budget | None,
+    seeds: int,
+    metric: str | None,
+    watch: Watcher,
+) -> Plan:
+    """The plan of what was asked for; rows that lie in no file are in the folder then."""
     if model is None or data is None:
         raise ConfigError("a comparison needs a model and rows, as in: microplane compare MODEL DATA")
     given = {str(name): value for name, value in (set or {}).items()}
@@ -161,7 +168,7 @@ def _configured(model: Any, data: Any, set: Mapping[str, Any] | None, folder: Pa
         folder.mkdir(parents=True, exist_ok=True)
         path = inline.write(folder)
         config = assemble(given={"model.name": config.model.name, "data.train": str(path)} | common)
-    return config, given
+    return make_plan(config, methods, budget, seeds, metric, given, folder, watch)
 
 
 def _new_folder(out: str | Path | None, model: Any, data: Any) -> Path:

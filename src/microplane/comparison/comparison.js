@@ -1,17 +1,9 @@
 // Sorts the tables, draws the charts, shows the answers to a row, and gives the figures away as files.
 (function () {
   "use strict";
-  const root = document.documentElement;
-  const errors = [];
-  window.addEventListener("error", (event) => {
-    errors.push(event.message);
-    root.dataset.errors = errors.join("\n");
-  });
+  const { root, dark, charts, color, drawn, begin } = shared;
   const result = JSON.parse(document.getElementById("data").textContent);
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const charts = new Map();
   const names = result.methods.map((row) => row.method);
-  const color = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
   const ink = (name) => {
     const place = [...names, ...result.failed.map((row) => row.method)].indexOf(name);
     return `hsl(${(place * 137.5 + 210) % 360} 62% ${dark.matches && !root.classList.contains("printing") ? 66 : 38}%)`;
@@ -180,21 +172,11 @@
       (item) => ` ${item.dataset.label}, ${item.parsed.x.toLocaleString("en")} tokens: ${digits(item.parsed.y)}`);
   }
 
-  function drawAll() {
-    Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
-    Chart.defaults.font.size = 13;
+  const drawAll = () => drawn(() => {
     pareto();
     rates();
     curves();
-    root.dataset.chartsDrawn = String(charts.size);
-    root.dataset.scheme = dark.matches ? "dark" : "light";
-    measure();
-  }
-
-  function measure() {
-    root.dataset.width = String(root.clientWidth);
-    root.dataset.overflow = String(root.scrollWidth - root.clientWidth);
-  }
+  });
 
   // Files
 
@@ -209,26 +191,10 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  async function copy(button) {
-    const source = document.getElementById(button.dataset.copy);
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(source);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
-  }
-
-  root.dataset.errors = "";
   fillRows();
-  drawAll();
-  dark.addEventListener("change", drawAll);
-  window.addEventListener("resize", measure);
+  begin(drawAll);
   document.getElementById("cost").addEventListener("change", pareto);
   for (const button of document.querySelectorAll("[data-sort]")) button.addEventListener("click", () => sort(button));
-  for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button));
   for (const button of document.querySelectorAll("[data-download]")) {
     button.addEventListener("click", () => download(button.dataset.download));
   }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from microplane.comparison.plan import LEAST_STEPS, PROBE_ANSWERS, Plan, Stage, Trial
-from microplane.comparison.search import BEST, GRID, MORE, Lengths
+from microplane.comparison.search import BEST, GRID, MORE
 from microplane.comparison.trials import Outcome
 from microplane.errors import ConfigError
 
@@ -87,16 +88,13 @@ def within_time(plan: Plan, pace: Pace, spent: float) -> Plan:
             f"--budget of {plan.budget.amount:,.0f} s is too little for {len(plan.methods)} methods with their search "
             f"and {plan.seeds} seeds: at least {least:,.0f} s are needed here, or fewer methods"
         )
-    low, high = LEAST_STEPS, max(plan.most_steps, LEAST_STEPS)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if seconds(middle) <= left else (low, middle - 1)
-    return replace(plan, steps=low)
+    longer = range(LEAST_STEPS + 1, plan.most_steps + 1)
+    return replace(plan, steps=LEAST_STEPS + bisect_right(longer, left, key=seconds))
 
 
 def shares(plan: Plan) -> str:
     """What each method gets, in words."""
-    lengths = Lengths(plan.lengths.final)
+    lengths = plan.lengths
     return (
         f"each method gets {lengths.of_method(plan.seeds):,} optimizer steps: {lengths.search:,} for its learning rate "
         f"({len(GRID) + MORE} runs of {lengths.short:,}, {BEST} of {lengths.half:,}), and {plan.seeds} seeds of "

@@ -25,7 +25,8 @@ ROOM = "microplane.comparison"
 def render(result: Mapping[str, Any]) -> str:
     """The page as text."""
     whole = json_value(dict(result))
-    style, script = own_file("page.css") + own_file("comparison.css", ROOM), own_file("comparison.js", ROOM)
+    style = own_file("page.css") + own_file("comparison.css", ROOM)
+    script = own_file("shared.js") + own_file("comparison.js", ROOM)
     library, words = chart_library(), words_of(result)
     content = {
         "result": whole,

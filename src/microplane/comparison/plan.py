@@ -66,13 +66,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """Args:
-    methods: in their order; differences are to the first, or to lora where it is among them.
-    set: further knobs of all trials; those of methods go to the methods that have them.
-    defaults: each method's own rate on this model.
-    most_steps: of a run of `train.epochs` passes; no run is longer.
-    answer_rows: test rows on which the methods are compared.
-    steps: of a final run; None until a budget of time could be reckoned.
+    """What a comparison is asked for, and what was decided of it.
+
+    Args:
+        methods: in their order; differences are to the first, or to lora where it is among them.
+        set: further knobs of all trials; those of methods go to the methods that have them.
+        defaults: each method's own rate on this model.
+        most_steps: of a run of `train.epochs` passes; no run is longer.
+        answer_rows: test rows on which the methods are compared.
+        steps: of a final run; None until a budget of time could be reckoned.
     """
 
     model: str

@@ -4,7 +4,7 @@ anything sees the test rows."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,6 @@ class Rows:
     test: str
     told: str  # how the test rows were chosen
     source: str  # checksum of the files that were given
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def copy_rows(opened: Opened, folder: Path) -> Rows:

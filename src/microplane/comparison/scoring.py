@@ -27,11 +27,13 @@ FIGURES = {  # of an answer in text, by the metric that gives it
 
 @dataclass(frozen=True)
 class Metric:
-    """Args:
-    name: as results call it.
-    score: of one row.
-    lower: whether less is better.
-    share: whether a row's score lies in 0..1.
+    """How a row's answer is judged.
+
+    Args:
+        name: as results call it.
+        score: of one row.
+        lower: whether less is better.
+        share: whether a row's score lies in 0..1.
     """
 
     name: str

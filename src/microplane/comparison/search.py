@@ -10,6 +10,7 @@ Pure functions of what was tried so far: a search that goes on after a kill asks
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -102,8 +103,4 @@ def longest(steps: float, seeds: int, most: int) -> int:
     Args:
         most: no longer than this, whatever would be possible.
     """
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if Lengths(middle).of_method(seeds) <= steps else (low, middle - 1)
-    return low
+    return bisect_right(range(1, most + 1), steps, key=lambda final: Lengths(final).of_method(seeds))

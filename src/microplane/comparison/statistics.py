@@ -14,7 +14,8 @@ are Student's t, with the degrees of freedom of Satterthwaite (1946), which then
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -204,14 +205,9 @@ def needed(spread: Spread, size: float, claims: int) -> Needed:
     return Needed(more_rows, more_seeds)
 
 
-def _least(low: int, high: int, enough: Any) -> int | None:
+def _least(low: int, high: int, enough: Callable[[int], bool]) -> int | None:
     """The least number between two that is enough, if the larger one is."""
-    if not enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return low
+    return bisect_left(range(low, high), True, key=enough) + low if enough(high) else None
 
 
 def _spread(sides: Sequence[Scores], by_row: Array, beside: tuple[float, float, float] | None) -> Spread:

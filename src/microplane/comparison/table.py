@@ -14,7 +14,7 @@ import numpy as np
 
 from microplane.comparison.plan import Plan
 from microplane.comparison.scoring import Metric, choose
-from microplane.comparison.search import edge_of
+from microplane.comparison.search import best_of, edge_of
 from microplane.comparison.statistics import Difference, Interval, Scores, interval
 from microplane.comparison.trials import Outcome
 from microplane.comparison.verdict import Judgement, Words, sentences
@@ -49,6 +49,7 @@ class Measured:
     """Scores of everybody on the same rows, of which those that some metric could not judge were dropped."""
 
     metric: Metric
+    answers: dict[str, list[Answers]]  # of each method, by seed
     methods: dict[str, Scores]
     baselines: dict[str, Scores]
     kept: list[int]  # numbers of the rows
@@ -78,7 +79,7 @@ def measured(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> Measured:
     alike = plan.task is None
     own = untouched[:1] if alike else untouched
     baselines[UNTOUCHED] = Scores(own[:, known], not alike, metric.share)
-    return Measured(metric, methods, baselines, np.flatnonzero(known).tolist(), int((~known).sum()))
+    return Measured(metric, answers, methods, baselines, np.flatnonzero(known).tolist(), int((~known).sum()))
 
 
 def judged(found: Measured, finals: Mapping[str, Sequence[Outcome]]) -> Judgement:
@@ -99,11 +100,16 @@ def _difference(judgement: Judgement, one: str, other: str | None) -> dict[str, 
     return _interval(found) | more
 
 
+def reference_of(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> str:
+    """The method that differences are to: the plan's, or the first where that could not be trained."""
+    return plan.reference if plan.reference in finals else next(iter(finals))
+
+
 def method_rows(
     plan: Plan, found: Measured, judgement: Judgement, finals: Mapping[str, Sequence[Outcome]]
 ) -> list[dict[str, Any]]:
     """A row for each method that has a result, the best first."""
-    reference = plan.reference if plan.reference in found.methods else next(iter(found.methods))
+    reference = reference_of(plan, finals)
     rows = []
     for name in judgement.ranking:
         runs = finals[name]
@@ -170,7 +176,7 @@ def searched(plan: Plan, short: Mapping[str, Sequence[Outcome]], half: Mapping[s
     for name, runs in short.items():
         losses = {run.trial.lr: run.validation_loss for run in runs}
         later = {run.trial.lr: run.validation_loss for run in half.get(name, ())}
-        taken = min(later, key=lambda lr: (later[lr], lr)) if later else None
+        taken = best_of(later) if later else None
         told[name] = {
             "points": [_point(run) for run in (*runs, *half.get(name, ()))],
             "taken": taken,
@@ -201,9 +207,9 @@ def curves(finals: Mapping[str, Sequence[Outcome]]) -> dict[str, list[list[float
     return found
 
 
-def row_lines(found: Measured, finals: Mapping[str, Sequence[Outcome]], most: int) -> list[dict[str, Any]]:
+def row_lines(found: Measured, most: int) -> list[dict[str, Any]]:
     """Rows with everybody's answer, of the first seed: first those on which the methods differ most."""
-    answers = {name: Answers.of(runs[0].folder) for name, runs in finals.items()}
+    answers = {name: runs[0] for name, runs in found.answers.items()}
     first = next(iter(answers.values()))
     means = {name: scores.values.mean(0) for name, scores in found.methods.items()}
     spread = np.ptp(np.stack([*means.values()]), axis=0)

@@ -19,10 +19,12 @@ from typing import Any
 
 from microplane.comparison.plan import PROBE_ANSWERS, Plan, Trial
 from microplane.data.progress import Watcher
-from microplane.files import lock, write_json
+from microplane.files import lock, object_in, write_json
 from microplane.training.log import read_lines
 
-POLL = 0.1  # seconds
+POLL = 0.1  # seconds between two looks at whether a process of an earlier sitting has ended
+SHOWN_EVERY = 1.0  # seconds: the log that tells the progress is read whole, beside a trial whose time is measured
+RESULT = "result.json"
 TOLD = 600  # characters of a reason
 
 
@@ -91,7 +93,7 @@ class Trials:
         return self.folder / "trials" / trial.name
 
     def _finished(self, trial: Trial) -> Outcome | None:
-        result = _result(self.place(trial))
+        result = object_in(self.place(trial) / RESULT)
         return Outcome(trial, self.place(trial), result) if result.get("status") == "success" else None
 
     def _wait_for(self, trial: Trial) -> None:
@@ -119,7 +121,7 @@ class Trials:
             self._follow(process, trial)
         if (outcome := self._finished(trial)) is not None:
             return outcome
-        result = _result(place)
+        result = object_in(place / RESULT)
         return Outcome(trial, place, result, _reason(result, log, process.returncode))
 
     def command(self, trial: Trial) -> list[str]:
@@ -144,7 +146,7 @@ class Trials:
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL)
+                    process.wait(SHOWN_EVERY)
                     break
                 with suppress(OSError, IndexError):
                     show(read_lines(speed)[-1]["step"], trial.steps)
@@ -164,14 +166,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
         process.wait()
-
-
-def _result(place: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((place / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _reason(result: Mapping[str, Any], log: Path, code: int) -> str:

@@ -81,6 +81,7 @@ class Model(nn.Module):
     KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"
     TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
     TIE_BY_WEIGHTS: ClassVar[bool] = False  # the checkpoint's tensors decide whether the two are one, not config.json
+    SAME_LOGITS: ClassVar[float] = 0.0  # how far two copies with the same weights may lie apart in one format
     UNSUPPORTED_DTYPES: ClassVar[Mapping[torch.dtype, str]] = {}  # number formats in which the family fails -> why
     post_norm: bool = False  # whether the norms stand behind the sums of its blocks, as in the Transformer of 2017
     source_config: dict[str, Any] | None = None  # the config.json it came from, with fields that are not used here

@@ -1,17 +1,8 @@
-// Draws the charts, follows the colour scheme, copies commands. What it did stands in data attributes of <html>.
+// Draws the charts of a run's report, and has it printed whole.
 (function () {
   "use strict";
-  const root = document.documentElement;
-  const errors = [];
-  window.addEventListener("error", (event) => {
-    errors.push(event.message);
-    root.dataset.errors = errors.join("\n");
-  });
-
+  const { root, charts, color, drawn, begin } = shared;
   const curves = JSON.parse(document.getElementById("data").textContent);
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const charts = new Map();
-  const color = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
   const number = (value) => {
     if (value === 0) return "0";
     if (Math.abs(value) < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
@@ -120,9 +111,7 @@
     }));
   }
 
-  function drawAll() {
-    Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
-    Chart.defaults.font.size = 13;
+  const drawAll = () => drawn(() => {
     const log = document.getElementById("log");
     const marked = curves.validation.map(([step]) => (step === curves.best ? 6 : 3));
     draw("loss", [
@@ -135,15 +124,7 @@
       line("all tokens", curves.speed, "speed"),
       line("trained tokens", curves.trained_speed, "tuned", { borderDash: [6, 3] }),
     ], { y: { beginAtZero: true } });
-    root.dataset.chartsDrawn = String(charts.size);
-    root.dataset.scheme = dark.matches ? "dark" : "light";
-    measure();
-  }
-
-  function measure() {
-    root.dataset.width = String(root.clientWidth);
-    root.dataset.overflow = String(root.scrollWidth - root.clientWidth);
-  }
+  });
 
   function print(on) {
     root.classList.toggle("printing", on);
@@ -157,25 +138,9 @@
     }
   }
 
-  async function copy(button) {
-    const source = document.getElementById(button.dataset.copy);
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(source); // no access to the clipboard: one key press is left
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
-  }
-
-  root.dataset.errors = "";
-  drawAll();
-  dark.addEventListener("change", drawAll);
-  window.addEventListener("resize", measure);
+  begin(drawAll);
   window.addEventListener("beforeprint", () => print(true));
   window.addEventListener("afterprint", () => print(false));
   const log = document.getElementById("log");
   if (log) log.addEventListener("change", drawAll);
-  for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button));
 })();

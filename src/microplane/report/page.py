@@ -67,7 +67,7 @@ def template(room: str, name: str) -> jinja2.Template:
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
-    style, script, library = own_file("page.css"), own_file("page.js"), chart_library()
+    style, script, library = own_file("page.css"), own_file("shared.js") + own_file("page.js"), chart_library()
     metric_rows = story.metric_rows(record)
     data = curves(record)
     return {

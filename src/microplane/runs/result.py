@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from microplane.evaluation.probe import Check
-from microplane.files import json_line, json_value, write_aside
+from microplane.files import json_line, json_value, object_in, write_aside
 from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
@@ -124,10 +124,7 @@ class Result:
 
 def earlier_seconds(folder: Path) -> float:
     """What the sittings before this one took, as far as they could note it."""
-    try:
-        seconds = json.loads((folder / "result.json").read_text(encoding="utf-8"))["seconds"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
+    seconds = object_in(folder / "result.json").get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 

@@ -13,14 +13,12 @@ from microplane.checkpoints.attach_saved import attach_saved_adapter
 from microplane.evaluation.probe import Check, difference_check, difference_note, probe_logits, read_probe
 from microplane.hardware import free_memory
 from microplane.models.contract import Model
-from microplane.models.external.transformers import TransformersModel
 from microplane.models.files.load import build_model, load_model
 from microplane.models.files.opened import OpenedBase
 from microplane.nn.quantised import weight_count
 from microplane.objectives.base import ProbeRow
 from microplane.runs.prepare import Prepared
 
-FOREIGN = 1e-5  # of what transformers computes: some of it (Longformer) rounds by where its tensors lie in memory
 MERGE_TOLERANCE = 1e-3  # largest logit difference in float32; logits are of the order of 10
 
 
@@ -38,7 +36,7 @@ def verify(prepared: Prepared, saved: Model, folder: Path) -> list[Check]:
     rows, trained = read_probe(folder)
     logits = probe_logits(prepared.objective, saved, rows)
     return [
-        difference_check("saved = trained", trained, logits, FOREIGN if isinstance(saved, TransformersModel) else 0.0),
+        difference_check("saved = trained", trained, logits, saved.SAME_LOGITS),
         *_merge(prepared, saved, folder, rows, logits),
     ]
 

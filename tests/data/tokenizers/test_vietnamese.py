@@ -97,6 +97,8 @@ def test_ids_are_those_of_transformers(kind, tmp_path):
     assert ours.encode_pair("hôm nay", "trời đẹp").ids == theirs("hôm nay", "trời đẹp").input_ids
     assert ours.vocab_size == len(theirs)
     assert ours.id_of("khác") == (theirs.convert_tokens_to_ids("khác") if "BART" in kind else None)
+    if "BART" in kind:  # a token that this vocabulary's model never makes is written like any other
+        assert ours.decode([ours.id_of("khác")]) == theirs.decode([ours.id_of("khác")]) == "khác"
     known = [text for text in sentences(200) if ours.unk_id not in ours.encode(text)]
     assert len(known) > 5
     assert all(ours.decode(ours.encode(text)) == text for text in known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from tokenizers import Tokenizer as Backend
 from microplane.data.tokenizers.bert_roberta import build_from_files
 from microplane.data.tokenizers.folder import CONFIG, EVERY_NAME, TokenizerFolder
 from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
-from microplane.data.tokenizers.marian import SOURCE, SPECIAL, UNMATCHABLE, build_marian
+from microplane.data.tokenizers.marian import SOURCE, SPECIAL, build_marian
 from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
-from microplane.data.tokenizers.sentencepiece import Pieces, build, read_model, take_rules
+from microplane.data.tokenizers.sentencepiece import UNMATCHABLE, Pieces, build, read_model, take_rules
 from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece, is_spiece
 from microplane.data.tokenizers.tokenizer import NAMED, Tokenizer, mark_special, surround
-from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, replaced
+from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, open_in_transformers, replaced
 from microplane.data.tokenizers.vietnamese import build_vietnamese
 from microplane.errors import ModelError, notice
 from microplane.models.files.gguf_format import read_header
@@ -101,12 +102,10 @@ def _load_through_transformers(folder: TokenizerFolder) -> Tokenizer:
     """
     kind = folder.config.get("tokenizer_class") or folder.model_config.get("model_type") or "an unnamed"
     way = f"{folder.path} has its vocabulary in files of the {kind} kind, and no {JSON}"
+    if find_spec("transformers") is None:
+        raise ModelError(f"{way}; transformers may read it: pip install 'microplane[transformers]'")
     try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise ModelError(f"{way}; transformers may read it: pip install 'microplane[transformers]'") from None
-    try:
-        theirs = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
+        theirs = open_in_transformers(folder.path)
         backend = Backend.from_str(theirs.backend_tokenizer.to_str())
     except Exception as error:  # transformers raises whatever its parts do
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -8,27 +8,18 @@ makes spelled so that no text can match them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer
 
 from microplane.data.tokenizers.folder import TokenizerFolder
-from microplane.data.tokenizers.normaliser import SPACE, SentencePieceRules
-from microplane.data.tokenizers.sentencepiece import (
-    CONTROL,
-    UNKNOWN,
-    USER_DEFINED,
-    build,
-    read_model,
-    take_rules,
-)
+from microplane.data.tokenizers.normaliser import SentencePieceRules
+from microplane.data.tokenizers.sentencepiece import build_in_order, in_order_of, read_model
 from microplane.errors import ModelError
 from microplane.files import read_object
 
 SOURCE, TARGET, VOCAB, TARGET_VOCAB = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
-UNMATCHABLE = "\x01"  # prefix of a piece that only the other side's SentencePiece makes: no text contains it
 SPECIAL = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}  # unless tokenizer_config.json differs
 
 
@@ -73,27 +64,5 @@ def _side(file: Path, table: list[str], special: list[str]) -> tuple[Tokenizer, 
     pieces, _ = read_model(file)
     if not pieces.unigram:
         raise ModelError(f"{file} is a SentencePiece model of the BPE kind; for translation only unigram is supported")
-    own = {
-        text: (score, kind)
-        for text, score, kind in zip(pieces.texts, pieces.scores, pieces.types, strict=True)
-        if kind not in (UNKNOWN, CONTROL)
-    }
-    placed = [_placed(text, own, special) for text in table]
-    texts, scores, types = (list[Any](column) for column in zip(*placed, strict=True))
-    pieces = replace(pieces, texts=texts, scores=scores, types=types)
-    backend = build(pieces)
-    rules = take_rules(backend, pieces)
-    steps = [decoders.Replace(UNMATCHABLE, ""), decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)])
-    return backend, rules
-
-
-def _placed(text: str, own: Mapping[str, tuple[float, int]], special: list[str]) -> tuple[str, float, int]:
-    """A piece of the table as this side has it: spelling, score and type."""
-    if text in special:
-        return text, 0.0, UNKNOWN if text == special[0] else CONTROL
-    if text.startswith(">>") and text.endswith("<<"):  # names the language to write, as in >>fra<<
-        return text, 0.0, USER_DEFINED
-    if text in own:
-        return text, *own[text]
-    return UNMATCHABLE + text, 0.0, 1
+    languages = [text for text in table if text.startswith(">>") and text.endswith("<<")]  # to write in, as in >>fra<<
+    return build_in_order(in_order_of(table, pieces, special[0], special[1:], languages))

@@ -7,8 +7,8 @@ from their scores or places (arXiv 1808.06226).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from tokenizers.models import BPE, Unigram
 from microplane.data.tokenizers.normaliser import SPACE, SentencePieceRules, rules_of_model
 from microplane.errors import ModelError
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces, in both kinds of files
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces, in both kinds of files
+UNMATCHABLE = "\x01"  # before a token of a table that the model does not make: no text contains it
 UNIGRAM_MODEL, BPE_MODEL = 1, 2  # trainer_spec.model_type
 
 PREFIXES = {  # where a space is put -> how the `tokenizers` library says so; None: by a normaliser
@@ -106,10 +107,38 @@ def _normalizers(pieces: Pieces) -> list[normalizers.Normalizer]:
     return steps
 
 
-def _decoder(prefix: bool, suffix: bool = False) -> decoders.Decoder:
+def _decoder(prefix: bool, suffix: bool = False, first: Sequence[decoders.Decoder] = ()) -> decoders.Decoder:
     steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     added = [decoders.Strip(content=" ", left=int(prefix), right=int(suffix))] * (prefix or suffix)
-    return decoders.Sequence(steps + added)
+    return decoders.Sequence([*first, *steps, *added])
+
+
+def in_order_of(
+    table: Iterable[str], pieces: Pieces, unknown: str, control: Collection[str], marked: Collection[str] = ()
+) -> Pieces:
+    """The pieces of a model in the order of a table of ids, which alone decides on them. What the model does not make
+    is spelled so that no text matches it, but for special tokens and those that are `marked` in a text."""
+    own = dict(zip(pieces.texts, zip(pieces.scores, pieces.types, strict=True), strict=True))
+
+    def placed(text: str) -> tuple[str, float, int]:
+        if text == unknown or text in control:
+            return text, 0.0, UNKNOWN if text == unknown else CONTROL
+        if text in marked:
+            return text, 0.0, USER_DEFINED
+        score, kind = own.get(text, (0.0, CONTROL))
+        return (UNMATCHABLE + text, 0.0, NORMAL) if kind in (UNKNOWN, CONTROL) else (text, score, kind)
+
+    texts, scores, types = (list[Any](column) for column in zip(*map(placed, table), strict=True))
+    return replace(pieces, texts=texts, scores=scores, types=types)
+
+
+def build_in_order(pieces: Pieces) -> tuple[Tokenizer, SentencePieceRules]:
+    """A tokenizer of what `in_order_of` gives, which writes every token of the table as it stands there."""
+    merges = None if pieces.unigram else bpe_merges(pieces.texts, [-score for score in pieces.scores])
+    tokenizer = build(pieces, merges)
+    whole: list[decoders.Decoder] = [decoders.Replace(UNMATCHABLE, "")]
+    tokenizer.decoder = _decoder(pieces.prefix != "never", bool(pieces.suffix), whole)
+    return tokenizer, take_rules(tokenizer, pieces)
 
 
 def build_gemma(texts: list[str], types: list[int]) -> Tokenizer:

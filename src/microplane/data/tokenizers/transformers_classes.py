@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -27,6 +28,16 @@ _SWITCHES = {  # of BERT's normaliser: in tokenizer.json; in tokenizer_config.js
     "strip_accents": ("strip_accents", None),
     "handle_chinese_chars": ("tokenize_chinese_chars", True),
 }
+
+
+def open_in_transformers(folder: Path) -> Any:
+    """transformers' tokenizer of a folder; code from a repository is never run."""
+    from transformers import AutoTokenizer
+
+    from microplane.models.external.library import quiet
+
+    with quiet():
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
 def replaced(backend: Backend, config: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ unknown. They get ids behind the list, so that the text is cut as it is in trans
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
@@ -18,10 +18,10 @@ from microplane.data.tokenizers.normaliser import SentencePieceRules
 from microplane.data.tokenizers.sentencepiece import (
     CONTROL,
     UNKNOWN,
-    bpe_merges,
-    build,
+    UNMATCHABLE,
+    build_in_order,
+    in_order_of,
     read_model,
-    take_rules,
 )
 from microplane.errors import ModelError
 
@@ -40,7 +40,6 @@ SPECIAL = {
 }
 GOES_ON = "@@"  # behind a token that does not end its word
 ENDS = "</w>"  # behind one that does, in the codes
-UNMATCHABLE = "\x01"  # before a token of the list that the SentencePiece model does not make: no text contains it
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,10 @@ def _with_end(text: str) -> str:
 def _bartpho(folder: TokenizerFolder, special: Mapping[str, str]) -> Listed:
     table = _table(folder.path / LIST, special)
     pieces, _ = read_model(folder.path / MODEL)
-    own = dict(zip(pieces.texts, zip(pieces.scores, pieces.types, strict=True), strict=True))
-    made = [text for text, (_, kind) in own.items() if kind not in (UNKNOWN, CONTROL)]
-    placed = [
-        *((text, *_placed(text, own, special)) for text in table),
-        *((t, *own[t]) for t in made if t not in table),
-    ]
-    texts, scores, types = (list(column) for column in zip(*placed, strict=True))
-    texts = [text if text in own or text in special.values() else UNMATCHABLE + text for text in texts]
-    pieces = replace(pieces, texts=texts, scores=scores, types=types)
-    merges = None if pieces.unigram else bpe_merges(texts, [-score for score in scores])
-    backend = build(pieces, merges)
-    return Listed(backend, special, len(table), take_rules(backend, pieces), UNMATCHABLE)
-
-
-def _placed(text: str, own: Mapping[str, tuple[float, int]], special: Mapping[str, str]) -> tuple[float, int]:
-    """Score and type of a token of the list."""
-    if text in special.values():
-        return 0.0, UNKNOWN if text == special["unk_token"] else CONTROL
-    return own.get(text, (0.0, 1))
+    made = (text for text, kind in zip(pieces.texts, pieces.types, strict=True) if kind not in (UNKNOWN, CONTROL))
+    order = dict.fromkeys([*table, *made])
+    backend, rules = build_in_order(in_order_of(order, pieces, special["unk_token"], special.values()))
+    return Listed(backend, special, len(table), rules, UNMATCHABLE)
 
 
 def _table(file: Path, special: Mapping[str, str]) -> dict[str, int]:

@@ -55,6 +55,7 @@ class TransformersModel(Model):
     """A model of transformers behind our contract, without the sockets and roles that only our own models have."""
 
     ARCHITECTURES: ClassVar[dict[str, str]] = {}
+    SAME_LOGITS = 1e-5  # some of transformers' code (Longformer) rounds by where its tensors lie in memory
     net: Any
     config: TransformersModelConfig
 
