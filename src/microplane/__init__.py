@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from microplane.adapters.merge import merge
     from microplane.comparison.compare import compare
     from microplane.inference.pipeline import load
+    from microplane.runs.check import check
     from microplane.runs.evaluate import evaluate
     from microplane.runs.train import resume, train
 
-__all__ = ["__version__", "attach", "attach_saved", "compare", "evaluate", "load", "merge", "resume", "train"]
+__all__ = ["__version__", "attach", "attach_saved", "check", "compare", "evaluate", "load", "merge", "resume", "train"]
 
 _HOMES = {
     "attach": ("microplane.adapters.attach", "attach"),
     "attach_saved": ("microplane.adapters.attach", "attach_saved"),
+    "check": ("microplane.runs.check", "check"),
     "compare": ("microplane.comparison.compare", "compare"),
     "evaluate": ("microplane.runs.evaluate", "evaluate"),
     "load": ("microplane.inference.pipeline", "load"),

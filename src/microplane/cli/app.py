@@ -11,6 +11,7 @@ import typer
 from microplane.cli import interrupts, lists, options
 from microplane.cli.adapters import convert, export, merge
 from microplane.cli.cache import cache
+from microplane.cli.check import check
 from microplane.cli.compare import compare
 from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
@@ -260,6 +261,7 @@ def data(
         make_console().print(described)
 
 
+app.command(epilog="Example:  microplane check smollm2 commands.jsonl --method lora")(check)
 app.command(epilog="Example:  microplane compare minilm reviews.csv --methods lora,full,head-only --budget 2h")(compare)
 app.command(epilog="Example:  microplane runs runs")(runs)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)

@@ -22,12 +22,10 @@ from microplane.data.preparing.summary import length_facts
 from microplane.data.reading.bad_rows import LISTED
 from microplane.data.reading.example import Example
 from microplane.data.reading.read import first_texts
-from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
-from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import NEXT_TOKEN, AnyCandidates
+from microplane.runs.check import SAMPLES, sample
 
-SAMPLES = 3
 WORD_ROWS = 500  # whose words are looked up in the vocabulary
 BINS = 12
 BAR = 40  # characters of the longest bar
@@ -73,17 +71,9 @@ def describe(
         shown = range(min(SAMPLES, len(rows)))
         broken, words = tokenizer.broken_words(first_texts(Path(summary.files["train"][0]), WORD_ROWS))
         facts |= {"broken_words": len(broken), "words": words, "broken_examples": broken[:LISTED]}
-        facts["samples"] = [_sample(objective, rows, row, tokenizer, summary.labels) for row in shown]
+        facts["samples"] = [sample(row, objective, rows, tokenizer, summary.labels) for row in shown]
     facts["warnings"] = [*too_few, *facts["warnings"]]
     return Description(facts)
-
-
-def _sample(
-    objective: AnyObjective, rows: Dataset, row: int, tokenizer: Tokenizer, classes: Sequence[str]
-) -> dict[str, Any]:
-    """One row as text, in parts that are trained and parts that are not; of a row with labels, the labels are."""
-    parts = objective.parts(rows, row, tokenizer, classes)
-    return {"where": rows.where(row), "parts": [_part(text, trained) for text, trained in parts]}
 
 
 def _part(text: str, trained: bool) -> dict[str, Any]:
@@ -152,7 +142,7 @@ class Description:
         colour = console.color_system is not None
         yield self._overview()
         yield from self._bad_rows()
-        yield from self._samples(colour)
+        yield from rendered(self.facts["samples"], colour)
         yield from self._histogram()
         for warning in self.facts["warnings"]:
             yield Text.assemble(("warning: ", "bold yellow"), warning)
@@ -214,21 +204,6 @@ class Description:
         for line in self.facts["bad_examples"]:
             yield Text(f"  {visible(line)}")
 
-    def _samples(self, colour: bool) -> Iterator[Any]:
-        legend = Text("\nTrained text is ") + (Text("marked so", TRAINED) if colour else Text("within [[ ]]"))
-        yield legend + Text(". The rest is only read.")
-        for sample in self.facts["samples"]:
-            yield Text(f"\n{sample['where']}", "bold")
-            text = Text()
-            for part in sample["parts"]:
-                shown = visible(shorten(part["text"]))
-                if part["trained"] and not colour:
-                    body = shown.rstrip("\n")
-                    shown = f"[[{body}]]{shown[len(body) :]}"
-                text.append(shown, TRAINED if part["trained"] and colour else None)
-            text.rstrip()
-            yield Text("  ") + Text("\n  ").join(text.split("\n"))  # Padding would crop at the terminal's width
-
     def _histogram(self) -> Iterator[Text]:
         bins = self.facts["histogram"]
         most = max(item["rows"] for item in bins)
@@ -238,6 +213,23 @@ class Description:
             bar = "█" * math.ceil(BAR * item["rows"] / most)
             last = f" to {item['to'] - 1:>{width},}" if item["to"] - item["from"] > 1 else ""
             yield Text(f"  {item['from']:>{width},}{last}  {bar} {item['rows']:,}")
+
+
+def rendered(samples: Sequence[dict[str, Any]], colour: bool) -> Iterator[Text]:
+    """Rows as they are trained, what is trained of them marked."""
+    legend = Text("\nTrained text is ") + (Text("marked so", TRAINED) if colour else Text("within [[ ]]"))
+    yield legend + Text(". The rest is only read.")
+    for row in samples:
+        yield Text(f"\n{row['where']}", "bold")
+        text = Text()
+        for part in row["parts"]:
+            shown = visible(shorten(part["text"]))
+            if part["trained"] and not colour:
+                body = shown.rstrip("\n")
+                shown = f"[[{body}]]{shown[len(body) :]}"
+            text.append(shown, TRAINED if part["trained"] and colour else None)
+        text.rstrip()
+        yield Text("  ") + Text("\n  ").join(text.split("\n"))  # Padding would crop at the terminal's width
 
 
 def by_split(counts: dict[str, int]) -> str:

@@ -21,6 +21,7 @@ from microplane.training.log import Record, read_lines
 from microplane.training.loop import Outcome
 
 RATES = ("tokens_per_second", "trained_tokens_per_second")
+IMPROVED = "validation improved"  # the name of a check
 
 
 @dataclass
@@ -186,7 +187,7 @@ def course_checks(outcome: Outcome) -> list[Check]:
     if made and not outcome.interrupted:
         told = "no validation was better than the one before the first step, so the weights are those of the start"
         better = f"the best of all validations, of {outcome.validation_loss:.4g}, is that of step {best}"
-        checks.append(Check("validation improved", best > 0, f"step {best}", better if best else told))
+        checks.append(Check(IMPROVED, best > 0, f"step {best}", better if best else told))
     if outcome.stopped_early:
         why = f"stopped early: {outcome.verdict}" if outcome.verdict else "stopped early: train.patience"
         checks.append(Check("all steps made", None, f"{made} of {planned}", why))

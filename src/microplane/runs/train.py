@@ -46,6 +46,7 @@ from microplane.runs.result import (
     moved_check,
     train_section,
 )
+from microplane.runs.room import lacking
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
@@ -122,7 +123,7 @@ def train(
         >>> microplane.train("minilm", "reviews.csv", method="head-only", set={"train.epochs": 5}).metrics["after"]
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
-    config, inline = _configuration(model, data, method, set, knobs)
+    config, inline = configuration(model, data, method, set, knobs)
     config = config if resume else continued(config)
     say = watch.say if watch else None
     watch = Calling(watch or Silent(), callback)
@@ -140,7 +141,7 @@ def train(
     return Run(job.folder, job.result.to_dict())
 
 
-def _configuration(
+def configuration(
     model: str | Path | None,
     data: str | Path | Iterable[Mapping[str, Any]] | None,
     method: str | None,
@@ -165,9 +166,13 @@ def _configuration(
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
     result, folder = job.result, job.folder
     prepared = prepare(config, method, watch, job.resume)
+    lacks = lacking(prepared)
+    for line in lacks:
+        watch.say(f"warning   {line}")
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
     _describe(result, prepared, model, watch)
+    result.advice = [*lacks, *(result.advice or ())]
     if head_notice:
         watch.say(head_notice)
     if job.resume:

@@ -14,6 +14,7 @@ from typing import Any
 from microplane.cache.eviction import new_entry
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import EVERY, Progress
+from microplane.data.preparing.doubts import doubts
 from microplane.data.preparing.first_pass import FirstPass, Split, examples, first_pass
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
@@ -65,6 +66,9 @@ def tokenise_files(
                 second_pass.tokenise(name)
             infos = {name: writer.close() for name, writer in writers.items()}
         summary = second_pass.summary(infos, temporary)
+        if hold_out:  # rows that are trained on
+            sets = {name: TokenDataset(temporary, name, info) for name, info in infos.items()}
+            summary.warnings += doubts(sets, renderer.tokenizer, summary, progress)
         content = {"summary": summary.to_dict(), "splits": {name: asdict(info) for name, info in infos.items()}}
         (temporary / "summary.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 

@@ -1,0 +1,206 @@
+"""What makes one doubt that the rows mean what they should: a look at what they say, after they were found good.
+
+Counting what is bad, cut, unknown or equal is the reading's own part (`summary.py`). Here rows are compared with each
+other: the same question with other answers, held-out rows that hardly differ from training rows, a label that stands in
+the text, classes that are spelled in two ways, one answer to everything, conversations without a chat template.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from microplane.data.mixtures.render import Progress
+from microplane.data.preparing.summary import DataSummary
+from microplane.data.store import Dataset
+from microplane.data.tokenizers.tokenizer import Tokenizer
+
+MOST_ROWS, MOST_TOKENS = 20_000, 4_000_000  # of the training rows that are looked at, from the first on
+MOST_HELD_OUT = 1_000
+ALIKE = 0.75  # Jaccard's index of the pairs of words of two rows that are near-duplicates
+LEAST_PAIRS = 5  # of a row that is looked for: short rows are alike by chance
+SHARE = 0.01  # of rows from which a doubt is told
+NEAR = 0.05  # of held-out rows: a few are paraphrases in the best of data
+SAME_ANSWER = 0.95  # share of the commonest answer from which little is learnt
+CONVERSATIONS = ("messages", "conversations")  # formats of rows
+PLAIN_TEXT = "none"  # template of rows that are no questions
+LEAKS, ELSEWHERE = 0.9, 0.1  # share of a class's rows that hold its name, and of the others that do
+
+
+@dataclass(frozen=True)
+class _Row:
+    where: str
+    prompt: str
+    answer: str  # or the labels
+
+
+def doubts(
+    sets: Mapping[str, Dataset],
+    tokenizer: Tokenizer,
+    summary: DataSummary,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Sentences on rows that may not mean what they should; none of rows that nothing is wrong with.
+
+    Args:
+        sets: the splits by name, "train" among them.
+    """
+    if progress:
+        progress("comparing rows", 0, None)
+    train = sets["train"]
+    known = list(_rows(train, MOST_ROWS, tokenizer, summary))
+    others = {name: rows for name, rows in sets.items() if name != "train"}
+    unseen = {name: list(_rows(rows, MOST_HELD_OUT, tokenizer, summary)) for name, rows in others.items()}
+    found = [*_without_template(summary, tokenizer), *_spelled_alike(summary.labels), *_contradictions(known)]
+    found += [*_one_answer(known, summary), *_leaks(known, summary)]
+    return found + [line for name, rows in unseen.items() for line in _near_duplicates(known, name, rows)]
+
+
+def _rows(dataset: Dataset, most: int, tokenizer: Tokenizer, summary: DataSummary) -> Iterator[_Row]:
+    tokens = 0
+    for row in range(min(len(dataset), most)):
+        tokens += int(dataset.lengths[row])
+        if tokens > MOST_TOKENS:
+            return
+        if summary.task:
+            prompt, answer = dataset[row][0].tolist(), _labels(dataset, row, summary)
+        elif summary.template == PLAIN_TEXT:
+            prompt, answer = [], tokenizer.decode(dataset[row][0].tolist())
+        else:
+            prompt, target = dataset.prompt_and_target(row)
+            answer = tokenizer.for_targets.decode(target)
+        yield _Row(dataset.where(row), tokenizer.decode(prompt), answer)
+
+
+def _labels(dataset: Dataset, row: int, summary: DataSummary) -> str:
+    values = dataset.labels(row).tolist()
+    if summary.task == "classification":
+        return summary.labels[int(values[0])]
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _without_template(summary: DataSummary, tokenizer: Tokenizer) -> Iterator[str]:
+    if summary.format_name in CONVERSATIONS and not tokenizer.chat_template and summary.template == "plain":
+        yield (
+            "the rows are conversations, and the model has no chat template: they are written as plain lines, who "
+            "speaks is lost. Choose an instruction-tuned model, or rows of prompt and completion"
+        )
+
+
+def _contradictions(rows: Sequence[_Row]) -> Iterator[str]:
+    """Of answers that are written a few may well differ; of labels none should."""
+    by_prompt: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        if row.prompt.strip():
+            by_prompt[row.prompt].append(row)
+    torn = [alike for alike in by_prompt.values() if len({row.answer for row in alike}) > 1]
+    count = sum(len(alike) for alike in torn)
+    if torn and count >= SHARE * len(rows):
+        first = torn[0][0]
+        other = next(row for row in torn[0] if row.answer != first.answer)
+        yield (
+            f"{count:,} of {len(rows):,} training rows ask the same and are answered otherwise, as {first.where} "
+            f"({_short(first.answer)}) and {other.where} ({_short(other.answer)}): nobody can be right on both"
+        )
+
+
+def _one_answer(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
+    if summary.task or len(rows) < 2 or not any(row.prompt.strip() for row in rows):
+        return
+    answer, count = Counter(row.answer for row in rows).most_common(1)[0]
+    if count >= SAME_ANSWER * len(rows):
+        yield f"{count:,} of {len(rows):,} training rows have the same answer, {_short(answer)}: it is all they teach"
+
+
+def _spelled_alike(labels: Sequence[str]) -> Iterator[str]:
+    """Classes that are one but for capitals, white space and punctuation."""
+    by_form: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        by_form[re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip() or label].append(label)
+    for alike in by_form.values():
+        if len(alike) > 1:
+            listed = ", ".join(repr(label) for label in alike)
+            yield f"the classes {listed} differ in spelling alone, and are learnt as {len(alike)} classes"
+
+
+def _leaks(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
+    """Classes whose name stands in the texts of their rows and hardly in others'."""
+    if summary.task != "classification":
+        return
+    told = []
+    for label in (name for name in summary.labels if re.search(r"\w{2}", name)):
+        holds = _whole(label)
+        own = [holds(row.prompt) for row in rows if row.answer == label]
+        others = [holds(row.prompt) for row in rows if row.answer != label]
+        if own and others and sum(own) >= LEAKS * len(own) and sum(others) <= ELSEWHERE * len(others):
+            told.append(label)
+    if told and len(told) >= len(summary.labels) / 2:
+        listed = ", ".join(repr(label) for label in told[:4])
+        yield (
+            f"the texts of {len(told)} of {len(summary.labels)} classes hold the class's own name ({listed}), and "
+            "other texts do not: the label may have been left in the text"
+        )
+
+
+def _whole(label: str) -> Callable[[str], bool]:
+    """Whether a text holds the label as words of their own."""
+    pattern = re.compile(rf"(?<!\w){re.escape(label.casefold())}(?!\w)")
+    return lambda text: pattern.search(text.casefold()) is not None
+
+
+def _near_duplicates(known: Sequence[_Row], name: str, unseen: Sequence[_Row]) -> Iterator[str]:
+    """Held-out rows of which a training row has nearly the same words and the same answer, and is not the same.
+
+    A row that is alike shares at least one of the `(1 - ALIKE) n + 1` rarest of its n pairs of words: so only few
+    training rows are compared with each.
+    """
+    shingles = [_pairs(row.prompt or row.answer) for row in known]
+    frequency = Counter(pair for pairs in shingles for pair in pairs)
+    holders: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, pairs in enumerate(shingles):
+        for pair in _rarest(pairs, frequency):
+            holders[pair].append(number)
+    count, first = 0, None
+    for row in unseen:
+        pairs = _pairs(row.prompt or row.answer)
+        if len(pairs) < LEAST_PAIRS:
+            continue
+        near = {number for pair in _rarest(pairs, frequency) for number in holders.get(pair, ())}
+        twin = next((n for n in sorted(near) if _alike(pairs, shingles[n]) and _differ(row, known[n])), None)
+        if twin is not None:
+            count += 1
+            first = first or f"{known[twin].where} and {row.where}"
+    if count and count >= NEAR * len(unseen):
+        yield (
+            f"{count:,} of {len(unseen):,} {name} rows hardly differ from a training row with the same answer (as "
+            f"{first}): numbers measured on {name} will look too good"
+        )
+
+
+def _pairs(text: str) -> frozenset[tuple[str, str]]:
+    return frozenset(pairwise(re.findall(r"\w+", text.casefold())))
+
+
+def _rarest(pairs: frozenset[tuple[str, str]], frequency: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
+    """The pairs of which a row that is alike must have one, by one order for all rows."""
+    kept = len(pairs) - int(-(-ALIKE * len(pairs) // 1)) + 1
+    return sorted(pairs, key=lambda pair: (frequency.get(pair, 0), pair))[:kept]
+
+
+def _alike(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> bool:
+    shared = len(one & other)
+    return shared >= ALIKE * (len(one) + len(other) - shared)
+
+
+def _differ(one: _Row, other: _Row) -> bool:
+    """Equal rows are counted as such already; those that are answered otherwise ask something else."""
+    return one.answer == other.answer and one.prompt != other.prompt
+
+
+def _short(text: str, most: int = 40) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= most else text[: most - 3] + "...")

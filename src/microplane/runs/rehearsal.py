@@ -1,0 +1,137 @@
+"""A rehearsal: the whole of a run - train, evaluate, save, read back, merge - on its eight longest rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microplane.config.knobs import RunKnobs
+from microplane.data.progress import Watcher
+from microplane.data.reading.read import read_rows
+from microplane.evaluation.probe import Check
+from microplane.runs.inline_data import InlineData
+from microplane.runs.prepare import Prepared
+from microplane.runs.result import IMPROVED
+from microplane.runs.train import train
+
+ROWS, STEPS, ANSWERS = 8, 2, 2
+MOST_TOKENS = 4096  # of the rows together, so that it takes seconds
+NEW_TOKENS = 16
+MOST_CHARACTERS = 20_000  # of a text, which is cut into rows
+HARM = 1.1  # times the loss before, above which two steps have done harm
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    checks: list[Check]
+    loss_before: float  # of the rows themselves, before the first step
+    loss_after: float  # and after the last
+    seconds: float  # of training
+    tokens_per_second: float
+    peak_memory_bytes: int  # of the whole process
+
+    def wrong(self) -> list[str]:
+        """What went wrong, in words."""
+        found = [
+            f"the rehearsal's check failed: {check.name} ({check.detail or check.value})"
+            for check in self.checks
+            if check.passed is False and check.name != IMPROVED
+        ]
+        if self.loss_after > HARM * self.loss_before:
+            found.append(
+                f"two steps on {ROWS} rows raised the loss of these rows from {self.loss_before:.3f} to "
+                f"{self.loss_after:.3f}: the learning rate is likely too high (train.lr)"
+            )
+        return found
+
+
+def rehearse(prepared: Prepared, watch: Watcher) -> Rehearsed:
+    """Run it small, in a folder that is deleted afterwards. The rows are those that take the most memory, one of each
+    class first; they are measured on too.
+
+    Raises:
+        MicroplaneError: what a run would end with.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        rows = InlineData.of_rows(_shortened(row) for row in _raw_rows(prepared)).write(Path(place))
+        small = _small(prepared.config, rows, place, prepared.objective.needs_head)
+        result = train(knobs=small, watch=(quiet := _Quiet(watch))).result
+    figures = result["train"]
+    return Rehearsed(
+        checks=[Check(one["name"], one["passed"], one["value"], one["detail"]) for one in result["checks"]],
+        loss_before=quiet.losses[0],
+        loss_after=quiet.losses[-1],
+        seconds=figures["seconds"],
+        tokens_per_second=figures["tokens_per_second"],
+        peak_memory_bytes=result["peak_memory_bytes"],
+    )
+
+
+class _Quiet:
+    """Shows what goes on, and keeps what the rehearsal says of its eight rows to itself, but for their losses."""
+
+    def __init__(self, watch: Watcher):
+        self.progress = watch.progress
+        self.losses: list[float] = []
+
+    def say(self, text: str) -> None:
+        pass
+
+    def record(self, record: dict[str, Any]) -> None:
+        if "validation_loss" in record:
+            self.losses.append(record["validation_loss"])
+
+
+def _small(config: RunKnobs, rows: Path, place: str, labelled: bool) -> RunKnobs:
+    """The run's configuration with little of everything that takes time."""
+    most = None if labelled else min(config.eval.max_new_tokens or NEW_TOKENS, NEW_TOKENS)
+    train_ = {"steps": STEPS, "epochs": None, "batch_size": ROWS, "batch_tokens": None, "eval_every": None}
+    data = {"train": str(rows), "validation": str(rows), "test": None, "limit": None, "skip_bad_rows": True}
+    return config.model_copy(
+        update={
+            "name": None,
+            "runs": str(Path(place) / "runs"),
+            "data": config.data.model_copy(update=data | {"max_unknown": 1.0}),
+            "train": config.train.model_copy(update=train_ | {"save_every": None, "warmup": 0.0}),
+            "eval": config.eval.model_copy(update={"rows": ANSWERS, "max_new_tokens": most}),
+        }
+    )
+
+
+def _raw_rows(prepared: Prepared) -> Iterator[Mapping[str, Any]]:
+    """The chosen rows as they stand in their files."""
+    wanted = dict.fromkeys(_places(prepared))
+    for name in prepared.splits.summary.files["train"]:
+        lines = {int(place.rpartition(":")[2]) for place in wanted if place.rpartition(":")[0] == Path(name).name}
+        for row in read_rows(Path(name)) if lines else ():
+            if row.line in lines and row.values is not None:
+                yield row.values
+                lines.remove(row.line)
+            if not lines:
+                break
+
+
+def _places(prepared: Prepared) -> list[str]:
+    """Where the chosen rows stand: the longest, one of each class first, as many as fit together."""
+    train, labelled = prepared.splits.train, prepared.splits.summary.task
+    order = np.argsort(-train.lengths, kind="stable").tolist()
+    if labelled:
+        first: dict[tuple[float, ...], int] = {}
+        for row in order:
+            first.setdefault(tuple(train.labels(row).tolist()), row)
+        order = [*first.values(), *order]
+    chosen: dict[str, int] = {}
+    for row in order:
+        length = int(train.lengths[row])
+        if len(chosen) < ROWS and sum(chosen.values()) + length <= MOST_TOKENS:
+            chosen.setdefault(train.where(row), length)
+    return list(chosen) or [train.where(order[0])]
+
+
+def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value[:MOST_CHARACTERS] if isinstance(value, str) else value for key, value in row.items()}

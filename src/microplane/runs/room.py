@@ -1,0 +1,66 @@
+"""Whether a run finds room: the least memory and disk that it needs, from shapes alone, against what is free."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from microplane.hardware import free_memory
+from microplane.methods import trainable_parameters
+from microplane.methods.method import attach_method
+from microplane.models.files.load import build_on_meta
+from microplane.models.heads import meta_copy
+from microplane.nn.quantised import weight_count
+from microplane.report.words import size
+from microplane.runs.prepare import Prepared
+
+QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}  # of a weight, its scales left out
+MOMENTS = {"adamw": 8, "adafactor": 0}  # bytes of optimizer state for each weight that trains, at least
+
+
+@dataclass(frozen=True)
+class Need:
+    """The least that a run takes, in bytes: without activations, logits and what the process itself holds."""
+
+    base: int
+    training: int  # of weights that the method adds, gradients, and the optimizer's state
+    disk: int  # of the adapter, and of checkpoints to go on from, while one is written beside the one before
+
+
+def least_need(prepared: Prepared) -> Need:
+    """By the shapes of the model and the method."""
+    plain, form = build_on_meta(prepared.checkpoint), prepared.form
+    with torch.device("meta"):
+        attach_method(prepared.method, shapes := meta_copy(plain))
+    weights, trained = weight_count(plain), trainable_parameters(shapes)
+    each = QUANTISED_BYTES.get(form.quantised or "", form.stored.itemsize)
+    moments = MOMENTS[prepared.config.train.optimizer]
+    added = 0 if prepared.method.trains == "weights" else 4
+    checkpoint = (4 + moments) * trained
+    return Need(int(each * weights), (added + 4 + moments) * trained, 4 * trained + 2 * checkpoint)
+
+
+def lacking(prepared: Prepared) -> list[str]:
+    """What is not there for a run, in words; nothing where there is enough memory and disk."""
+    need, runs = least_need(prepared), prepared.config.runs
+    found, memory, disk = [], free_memory(), free_disk(Path(runs).expanduser())
+    if need.base + need.training > memory:
+        found.append(
+            f"the base takes {size(need.base)} and its training at least {size(need.training)} more, and "
+            f"{size(memory)} of memory are free: choose method=qlora (4 bits a weight) or a smaller model, or free some"
+        )
+    if need.disk > disk:
+        found.append(
+            f"the run's folder will hold up to {size(need.disk)}, and {size(disk)} are free where {runs} lies: "
+            "choose another folder with runs=FOLDER, or a method that trains fewer weights"
+        )
+    return found
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder lies, or will lie."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(there).free

@@ -1,0 +1,161 @@
+"""Doubts about what rows mean: each kind is found, and rows that nothing is wrong with raise none."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.load_splits import load_splits
+from microplane.data.tokenizers.load import load_tokenizer
+from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
+from tests.labels import save_wordpiece
+from tests.tiny import save_tiny_folder
+
+NOUNS = "lamp door fan heater blind radio kettle oven gate pump bell clock desk tap shelf vent".split()
+PLACES = "kitchen hall attic garden cellar porch garage office nursery studio".split()
+
+
+def asked(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Questions of many words, each with an answer of its own."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = draw.sample(NOUNS, 5) + draw.sample(PLACES, 3)
+        rows.append({"prompt": f"{' '.join(words)} {number}", "completion": f"{words[0]} in the {words[-1]}"})
+    return rows
+
+
+def reviews(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    said = {"good": "fine warm bright".split(), "bad": "poor cold dull".split()}
+    rows = []
+    for number in range(count):
+        label = ("good", "bad")[number % 2]
+        words = draw.sample(NOUNS, 4) + draw.sample(said[label], 2) + draw.sample(PLACES, 3)
+        rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+def warned(tmp_path: Path, train, validation=None, labels: bool = False) -> list[str]:
+    files = {"train": train} | ({"validation": validation} if validation else {})
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    knobs = DataKnobs(train=str(tmp_path / "train.jsonl"), max_length=200)
+    if validation:
+        knobs = knobs.model_copy(update={"validation": str(tmp_path / "validation.jsonl")})
+    folder = tmp_path / "model"
+    folder.mkdir(exist_ok=True)
+    if labels:
+        save_wordpiece(folder)
+    else:
+        save_tiny_folder(folder)
+    possible = LabelCandidates(None) if labels else NEXT_TOKEN
+    return load_splits(knobs, load_tokenizer(folder), possible).summary.warnings
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_nothing_is_wrong_with_raise_no_doubt(tmp_path, labels, seed):
+    make = reviews if labels else asked
+    assert warned(tmp_path, make(120, seed), make(40, seed + 100), labels) == []
+
+
+def test_the_same_question_with_other_answers(tmp_path):
+    rows = asked(100)
+    rows[20:23] = [rows[10] | {"completion": f"other {n}"} for n in range(3)]
+    (line,) = warned(tmp_path, rows, asked(30, 100))
+    assert line.startswith("4 of 100 training rows ask the same")
+    assert "train.jsonl:11 ('" in line
+    assert "train.jsonl:21 ('other 0')" in line
+
+
+def test_a_row_with_two_labels(tmp_path):
+    rows = reviews(100)
+    rows[30:32] = [{"text": rows[n]["text"], "label": {"good": "bad", "bad": "good"}[rows[n]["label"]]} for n in (2, 5)]
+    (line,) = warned(tmp_path, rows, reviews(30, 100), labels=True)
+    assert line.startswith("4 of 100 training rows ask the same")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: text.upper(),
+        lambda text: f"{text} now",
+        lambda text: text.replace(" ", ", ") + "!",
+        lambda text: "so " + text,
+    ],
+    ids=["capitals", "a word more", "punctuation", "a word before"],
+)
+@pytest.mark.parametrize("labels", [False, True])
+def test_held_out_rows_that_hardly_differ_from_training_rows(tmp_path, labels, changed):
+    train = (reviews if labels else asked)(100)
+    key = "text" if labels else "prompt"
+    near = [row | {key: changed(row[key])} for row in train[:5]]
+    rest = (reviews if labels else asked)(35, 100)
+    found = [line for line in warned(tmp_path, train, near + rest, labels) if "hardly differ" in line]
+    if labels and changed("a") in ("A", "a!"):  # to this vocabulary the rows are equal, or other ones
+        assert found == []
+        return
+    assert found[0].startswith("5 of 40 validation rows hardly differ from a training row with the same answer")
+    assert "train.jsonl:1 and validation.jsonl:1" in found[0]
+
+
+def test_rows_that_are_alike_and_answered_otherwise_are_no_duplicates(tmp_path):
+    train = asked(100)
+    near = [row | {"prompt": f"{row['prompt']} now", "completion": "no"} for row in train[:9]]
+    assert warned(tmp_path, train, near + asked(35, 100)) == []
+
+
+def test_one_answer_to_everything(tmp_path):
+    rows = [row | {"completion": "yes"} for row in asked(100)]
+    (line,) = [line for line in warned(tmp_path, rows) if "same answer, 'yes'" in line]
+    assert line.startswith("90 of 90 training rows")
+
+
+@pytest.mark.parametrize("twin", ["Good", "good ", "GOOD!", "-good"])
+def test_classes_that_differ_in_spelling_alone(tmp_path, twin):
+    rows = reviews(100)
+    for row in rows[:20:2]:
+        row["label"] = twin
+    lines = warned(tmp_path, rows, labels=True)
+    kept = twin.strip()
+    if kept == "good":  # white space around a label is none of it
+        assert not any("spelling" in line for line in lines)
+    else:
+        assert any("differ in spelling alone, and are learnt as 2 classes" in line and kept in line for line in lines)
+
+
+def test_a_label_that_was_left_in_the_text(tmp_path):
+    rows = [row | {"text": f"{row['text']} rated {row['label']}"} for row in reviews(100)]
+    (line,) = [line for line in warned(tmp_path, rows, labels=True) if "own name" in line]
+    assert "2 of 2 classes" in line
+
+
+def test_a_label_that_all_texts_hold_is_no_leak(tmp_path):
+    rows = [row | {"text": f"{row['text']} good or bad"} for row in reviews(100)]
+    assert not any("own name" in line for line in warned(tmp_path, rows, labels=True))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_conversations_without_a_chat_template(tmp_path, template):
+    folder = save_tiny_folder(tmp_path / "model")
+    if not template:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        del config["chat_template"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    turns = [[("user", row["prompt"]), ("assistant", row["completion"])] for row in asked(50)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in turns]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_splits(DataKnobs(train=str(tmp_path / "rows.jsonl")), load_tokenizer(folder), NEXT_TOKEN)
+    assert bool(found.summary.warnings) is not template
+    assert all("no chat template" in line for line in found.summary.warnings)
+
+
+def test_plain_text_asks_nothing(tmp_path):
+    rows = [{"text": f"{row['prompt']} {row['completion']}"} for row in asked(80)]
+    assert warned(tmp_path, rows, [{"text": row["prompt"]} for row in asked(30, 100)]) == []

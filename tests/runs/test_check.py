@@ -1,0 +1,292 @@
+"""`microplane check`: prepared faults are found, each by its own words, and clean data raise nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import microplane
+from microplane.cli.app import app
+from microplane.models.files.load import load_model, save_model
+from microplane.runs import room
+from tests.data.preparing.test_doubts import asked, reviews
+from tests.labels import encoder_folder
+from tests.runs.test_seq2seq import pair_folder
+from tests.tiny import save_tiny_folder
+
+SETS = {"train.threads": 1, "model.dtype": "float32", "eval.rows": 4}
+Rows = list[dict[str, Any]]
+
+
+def write(folder: Path, rows: Rows, **others: Rows) -> Path:
+    """A folder of data."""
+    place = folder / "data"
+    place.mkdir(exist_ok=True)
+    for name, content in {"train": rows, **others}.items():
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return place
+
+
+REHEARSED = ("weights that are no numbers", "a rate that explodes", "targets that do not exist", "no model")
+
+
+def check(model: Path, data: Path, rehearsal: bool = True, **sets: Any) -> microplane.runs.check.Checked:
+    changes = {name.replace("__", "."): value for name, value in sets.items()}
+    return microplane.check(model, data, set=SETS | {"runs": str(data / "runs")} | changes, rehearsal=rehearsal)
+
+
+def found(model: Path, data: Path, **sets: Any) -> dict[str, list[str]]:
+    done = check(model, data, **sets)
+    texts: dict[str, list[str]] = {"wrong": [], "doubtful": []}
+    for finding in done.findings:
+        texts[finding.level].append(finding.text)
+    assert done.ok is not bool(texts["wrong"])
+    return texts
+
+
+CLEAN: dict[str, Callable[[Path], tuple[Path, Path]]] = {
+    "answers": lambda place: (save_tiny_folder(place / "model"), write(place, asked(90))),
+    "two splits": lambda place: (save_tiny_folder(place / "model"), write(place, asked(60), test=asked(30, 9))),
+    "text": lambda place: (save_tiny_folder(place / "model"), write(place, [{"text": r["prompt"]} for r in asked(60)])),
+    "pairs": lambda place: (
+        pair_folder(place / "model"),
+        write(place, [{"inputs": r["prompt"], "targets": r["completion"]} for r in asked(60)]),
+    ),
+    "classes": lambda place: (encoder_folder(place / "model"), write(place, reviews(90))),
+    "numbers": lambda place: (
+        encoder_folder(place / "model"),
+        write(place, [{"text": row["text"], "score": n / 7} for n, row in enumerate(reviews(90))]),
+    ),
+    "tags": lambda place: (
+        encoder_folder(place / "model"),
+        write(
+            place,
+            [{"tokens": (words := row["text"].split()), "tags": [w[0].upper() for w in words]} for row in reviews(60)],
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CLEAN))
+def test_nothing_is_said_against_clean_data(tmp_path, name):
+    model, data = CLEAN[name](tmp_path)
+    done = check(model, data)
+    assert done.findings == []
+    assert done.ok
+    assert done.rehearsed is not None
+    assert done.rehearsed.peak_memory_bytes > 0
+    assert len(done.samples) == 3
+    assert any(part["trained"] for part in done.samples[0]["parts"])
+    assert done.seconds is not None
+    assert not (data / "runs").exists()  # nothing is kept
+
+
+def decoder(place: Path, rows: Rows, **others: Rows) -> tuple[Path, Path]:
+    return save_tiny_folder(place / "model"), write(place, rows, **others)
+
+
+def encoder(place: Path, rows: Rows, **others: Rows) -> tuple[Path, Path]:
+    return encoder_folder(place / "model"), write(place, rows, **others)
+
+
+def broken_row(place: Path) -> tuple[Path, Path]:
+    model, data = decoder(place, asked(40))
+    (data / "train.jsonl").write_text((data / "train.jsonl").read_text() + '{"prompt": "x", "completion": 3.5\n')
+    return model, data
+
+
+def nan_weights(place: Path) -> tuple[Path, Path]:
+    model, data = decoder(place, asked(40))
+    changed = load_model(model)
+    next(changed.parameters()).data[3, 0] = torch.nan
+    save_model(changed, model)
+    return model, data
+
+
+def weightless(rows: Rows) -> Rows:
+    turns = [[("user", row["prompt"], 1), ("assistant", row["completion"], 0)] for row in rows]
+    return [{"messages": [{"role": who, "content": text, "weight": w} for who, text, w in row]} for row in turns]
+
+
+def other_label(rows: Rows) -> Rows:
+    return [*rows, {"text": "lamp door attic fine", "label": "neutral"}]
+
+
+FAULTS: dict[str, tuple[Callable[[Path], tuple[Path, Path]], dict[str, Any], str, str]] = {
+    "broken row": (broken_row, {}, "wrong", "train.jsonl:41"),
+    "missing file": (lambda p: (save_tiny_folder(p / "model"), p / "none.jsonl"), {}, "wrong", "none.jsonl"),
+    "no model": (lambda p: (p / "none", write(p, asked(9))), {}, "wrong", "none"),
+    "unknown knob value": (lambda p: decoder(p, asked(40)), {"method__rank": 0}, "wrong", "rank"),
+    "knob without effect": (lambda p: decoder(p, asked(40)), {"model__pooling": "mean"}, "wrong", "model.pooling"),
+    "all weights zero": (lambda p: decoder(p, weightless(asked(40))), {}, "wrong", "train"),
+    "one row": (lambda p: decoder(p, asked(1)), {}, "wrong", "at least 2"),
+    "equal rows": (lambda p: decoder(p, asked(1) * 30), {}, "wrong", "all equal"),
+    "unknown letters": (
+        lambda p: encoder(p, [row | {"text": "рыба и мясо " * 3} for row in reviews(40)]),
+        {},
+        "wrong",
+        "data.max_unknown",
+    ),
+    "rows above the context": (
+        lambda p: decoder(p, [row | {"prompt": row["prompt"] * 4} for row in asked(40)]),
+        {},
+        "doubtful",
+        "lost the start of their prompt",
+    ),
+    "answers above the context": (
+        lambda p: decoder(p, [row | {"completion": row["prompt"] * 4} for row in asked(40)]),
+        {},
+        "doubtful",
+        "lost their end",
+    ),
+    "label of the test alone": (
+        lambda p: encoder(p, reviews(40), test=other_label(reviews(20, 9))),
+        {},
+        "wrong",
+        "neutral",
+    ),
+    "class without a validation row": (
+        lambda p: encoder(p, other_label(reviews(40)), validation=reviews(20, 9)),
+        {},
+        "doubtful",
+        "neutral",
+    ),
+    "test rows in train": (
+        lambda p: decoder(p, asked(60), test=asked(60)[:10]),
+        {},
+        "doubtful",
+        "10 of 10 test rows stand in the training rows too",
+    ),
+    "near-duplicates": (
+        lambda p: decoder(p, asked(60), test=[r | {"prompt": r["prompt"].upper()} for r in asked(60)[:10]]),
+        {},
+        "doubtful",
+        "10 of 10 test rows hardly differ",
+    ),
+    "contradictions": (
+        lambda p: encoder(p, [row | {"label": "ab"[n // 30 % 2]} for n, row in enumerate(reviews(30) * 3)]),
+        {},
+        "doubtful",
+        "ask the same and are answered otherwise",
+    ),
+    "spelled in two ways": (
+        lambda p: encoder(
+            p, [row | {"label": "Good" if n == 4 or n == 8 else row["label"]} for n, row in enumerate(reviews(60))]
+        ),
+        {},
+        "doubtful",
+        "differ in spelling alone",
+    ),
+    "one answer": (
+        lambda p: decoder(p, [row | {"completion": "yes"} for row in asked(60)]),
+        {},
+        "doubtful",
+        "it is all they teach",
+    ),
+    "label in the text": (
+        lambda p: encoder(p, [row | {"text": f"{row['text']} {row['label']}"} for row in reviews(60)]),
+        {},
+        "doubtful",
+        "left in the text",
+    ),
+    "weights that are no numbers": (nan_weights, {}, "wrong", "NaN"),
+    "a rate that explodes": (
+        lambda p: decoder(p, asked(40)),
+        {"train__lr": 5.0, "train__clip": 0.0},
+        "wrong",
+        "learning rate",
+    ),
+    "targets that do not exist": (
+        lambda p: decoder(p, asked(40)),
+        {"method__targets": ["kitchen"]},
+        "wrong",
+        "kitchen",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_a_prepared_fault_is_found(tmp_path, name):
+    build, sets, level, words = FAULTS[name]
+    model, data = build(tmp_path)
+    texts = found(model, data, rehearsal=name in REHEARSED, **sets)
+    assert any(words in text for text in texts[level]), texts
+
+
+def test_rows_are_looked_at_though_some_are_broken(tmp_path):
+    """One fault does not hide the next."""
+    model, data = broken_row(tmp_path)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()[:-1]]
+    lines = [json.dumps(row | {"completion": "yes"}) for row in rows]
+    (data / "train.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
+    texts = found(model, data)
+    assert any("train.jsonl:41" in text for text in texts["wrong"])
+    assert any("it is all they teach" in text for text in texts["doubtful"])
+
+
+def test_too_little_memory_is_told_and_nothing_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    done = check(*decoder(tmp_path, asked(40)))
+    assert any("of memory are free" in finding.text for finding in done.findings)
+    assert not done.ok
+    assert done.rehearsed is None
+
+
+def test_too_little_disk_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "free_disk", lambda folder: 10)
+    texts = found(*decoder(tmp_path, asked(40)))
+    assert any("are free where" in text for text in texts["wrong"])
+
+
+def test_an_adapter_of_another_model(tmp_path):
+    model, data = decoder(tmp_path, asked(40))
+    run = microplane.train(model, data, set=SETS | {"runs": str(tmp_path / "runs"), "train.steps": 1, "eval.rows": 0})
+    other = save_tiny_folder(tmp_path / "other", "qwen2")
+    texts = found(other, data, rehearsal=False, model__adapter=str(run.folder))
+    assert any("belongs to" in text for text in texts["wrong"])
+
+
+def test_train_tells_what_there_is_no_room_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "free_disk", lambda folder: 10)
+    model, data = decoder(tmp_path, asked(40))
+    run = microplane.train(model, data, set=SETS | {"runs": str(tmp_path / "runs"), "train.steps": 1, "eval.rows": 0})
+    assert any("are free where" in line for line in run.result["advice"])
+
+
+def test_the_command_shows_rows_and_findings(tmp_path):
+    model, data = decoder(tmp_path, [row | {"completion": "yes"} for row in asked(40)])
+    arguments = ["check", str(model), str(data), "--set", "train.threads=1", "--set", "model.dtype=float32"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "[[yes<|im_end|>]]" in done.output
+    assert "doubtful  36 of 36 training rows have the same answer" in done.output
+    done = CliRunner().invoke(app, [*arguments, "--set", "data.max_length=16", "--json"], catch_exceptions=False)
+    told = json.loads(done.stdout)
+    assert done.exit_code == (0 if told["ok"] else 1)
+    assert told["findings"]
+
+
+def test_rehearsed_rows_are_the_longest_and_one_of_each_class(tmp_path):
+    from microplane.config.build import assemble
+    from microplane.data.progress import Silent
+    from microplane.runs.prepare import check_config, prepare
+    from microplane.runs.rehearsal import ROWS, _places
+
+    rows = reviews(40)
+    rows[7] = {"text": rows[7]["text"] * 3, "label": rows[7]["label"]}
+    rows.append({"text": "fine", "label": "neutral"})
+    rows.append({"text": "poor", "label": "neutral"})
+    model, data = encoder(tmp_path, rows)
+    config = assemble(given={"model.name": str(model), "data.train": str(data)} | SETS)
+    prepared = prepare(config, check_config(config, Silent()), Silent())
+    places = _places(prepared)
+    assert len(places) == ROWS
+    assert places[0] == "train.jsonl:8"
+    neutral = {f"train.jsonl:{n}" for n in (41, 42)}
+    assert neutral & set(places[:3])
