@@ -13,6 +13,7 @@ import microplane
 from microplane.errors import ConfigError
 from microplane.training import loop
 from tests import labels as rows
+from tests.cases import some
 from tests.labels import encoder_folder, write
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import ENCODER_CONFIGS, save_tiny_folder
@@ -40,8 +41,13 @@ def sound(run) -> None:
     assert all(check["passed"] in (True, None) for check in run.result["checks"]), run.result["checks"]
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-@pytest.mark.parametrize("family", list(ENCODER_CONFIGS))
+@pytest.mark.parametrize(
+    ("family", "method"),
+    some(
+        [(family, method) for family in ENCODER_CONFIGS for method in METHODS],
+        [("bert", "full"), *((family, "lora") for family in ENCODER_CONFIGS)],
+    ),
+)
 def test_an_encoder_learns_classes_and_is_opened_again(family, method, tmp_path):
     run = train(encoder_folder(tmp_path / "model", family), write(tmp_path / "data.jsonl", rows.reviews()), method)
     sound(run)
@@ -113,8 +119,13 @@ def test_two_texts_that_belong_together(family, tmp_path):
     assert run.result["data"]["format"] == "classification (premise + hypothesis -> label)"
 
 
-@pytest.mark.parametrize("kind", ["decoder", "t5-last", "t5-mean"])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    some(
+        [(kind, method) for kind in ("decoder", "t5-last", "t5-mean") for method in METHODS],
+        [("decoder", "full"), ("t5-mean", "lora")],
+    ),
+)
 def test_models_that_write_take_heads_too(kind, method, tmp_path):
     model = save_tiny_folder(tmp_path / "model") if kind == "decoder" else pair_folder(tmp_path / "model")
     changes = {"data.task": "classification", "model.pooling": "auto" if kind == "decoder" else kind[3:]}
