@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microplane.models.configs.decoder import ARCHITECTURES, HEADLESS, SPECS, DecoderConfig
@@ -24,7 +23,7 @@ from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import GatedMLP, Linear, RMSNorm
-from microplane.nn.position import rotate
+from microplane.nn.ops.few_rows import linear
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 
@@ -54,10 +53,9 @@ class Attention(nn.Module):
         )  # (T, H, Dh)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
         prefix = None if self.prefix is None else self.prefix()
-        mixed = attend(q, k, v, mask_spec, self.scale, self.softcap, cache, self.layer, prefix=prefix)
+        how = mask_spec, self.scale, self.softcap, cache, self.layer
+        mixed = attend(q, k, v, *how, prefix=prefix, angles=angles)
         return self.o(mixed.flatten(1))
 
 
@@ -156,7 +154,8 @@ class Decoder(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
-        scores = self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight.to(hidden.dtype))
+        head = self.head
+        scores = linear(hidden, self.embed.weight.to(hidden.dtype), None) if head is None else head(hidden)
         cap = self.config.final_logit_softcapping
         return scores if cap is None else torch.tanh(scores / cap) * cap
 

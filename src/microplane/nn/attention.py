@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from microplane.nn.cache import Cache
-from microplane.nn.ops import row_attention
+from microplane.nn.ops import cached_attention, row_attention
 from microplane.nn.ops.pointwise import softmax
+from microplane.nn.position import rotate
 from microplane.nn.rows import Rows, from_heads, to_heads
 from microplane.nn.selective_recompute import checkpointed
 
@@ -180,11 +181,18 @@ def attend(
     bias: Tensor | None = None,  # (H, S, L) or (B, H, S, L), added to the scores
     dropout: float = 0.0,
     prefix: Prefix | None = None,
+    angles: tuple[Tensor, Tensor] | None = None,  # that q and k are turned by first, `nn.position.rotate`
 ) -> Tensor:
     """softmax(scale q k^T + bias) v, per row and head: (T, H, Dh). With a cache, k and v are appended to it first.
 
     `softcap` c turns each score s into c tanh(s / c) (arXiv 2408.00118, 2.1).
     """
+    plain = softcap is None and bias is None and prefix is None and not dropout and mask_spec.causal
+    if cache is not None and plain and cached_attention.usable(q, mask_spec.rows, cache):
+        where = mask_spec.rows, cache, layer
+        return cached_attention.cached_attention(q, k, v, angles, *where, scale, mask_spec.window)
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
     if cache is not None:
         k, v = cache.append(layer, k, v, mask_spec.rows)  # (B, KV, L, Dh)
     return attend_to(q, k, v, mask_spec, scale, softcap, bias, dropout, prefix)

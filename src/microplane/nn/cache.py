@@ -36,13 +36,30 @@ class Cache:
         Returns all keys and values of that layer, two views (B, KV, L, Dh). `lengths` stays until `advance` is called,
         after all layers have appended.
         """
-        longest = max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
         batch = torch.repeat_interleave(torch.arange(len(rows.lengths)), torch.tensor(rows.lengths)).to(k.device)
-        keys = self.keys[layer] = self._grow(self.keys[layer], k, longest)
-        values = self.values[layer] = self._grow(self.values[layer], v, longest)
+        keys, values = self.room(layer, k, v, rows)
+        longest = self._longest(rows)
         keys[batch, :, rows.positions] = k
         values[batch, :, rows.positions] = v
         return keys[:, :, :longest], values[:, :, :longest]
+
+    def room(self, layer: int, k: Tensor, v: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The whole buffers of one layer, (B, KV, C, Dh) each, with room for new tokens behind `lengths`."""
+        longest = self._longest(rows)
+        keys = self.keys[layer] = self._grow(self.keys[layer], k, longest)
+        values = self.values[layer] = self._grow(self.values[layer], v, longest)
+        return keys, values
+
+    def _longest(self, rows: Rows) -> int:
+        return max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
+
+    def starts(self) -> Tensor:
+        """`lengths` as (B,) int64."""
+        if self._starts is None or self._starts[0] is not self.lengths:
+            self._starts = self.lengths, torch.tensor(self.lengths, dtype=torch.long)
+        return self._starts[1]
+
+    _starts: tuple[list[int], Tensor] | None = None
 
     def advance(self, rows: Rows) -> None:
         """Add the new tokens to `lengths`, once every layer has appended them."""

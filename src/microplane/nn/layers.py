@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microplane.nn.ops.dropout import Dropout
+from microplane.nn.ops.few_rows import linear
 from microplane.nn.ops.pointwise import GATES, gate_by, layer_norm, rms_norm
 from microplane.nn.selective_recompute import recomputed
 
@@ -34,7 +35,7 @@ class Linear(nn.Linear):
     __call__: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class LayerNorm(nn.LayerNorm):

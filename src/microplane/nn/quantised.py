@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microplane.nn.ops import int8, nf4
+from microplane.nn.ops import few_rows, int8, nf4
 from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.scratch import persistent, scratch_buffer
 
@@ -38,6 +38,7 @@ class QuantisedLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.dtype, self.cached, self.in_8_bits = dtype, cached, in_8_bits
         self._cached_weight: Tensor | int8.Int8 | None = None
+        self._absmax: Tensor | None = None  # of nf4, in float32: made once for generation, half a bit a weight
         self.register_parameter("bias", None)
 
     @classmethod
@@ -80,8 +81,14 @@ class QuantisedLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + bias, (T, in) -> (T, out), without a gradient."""
+        if (y := self.few_rows(x, bias)) is not None:
+            return y
         weight = self._multiplied_weight()
         return F.linear(x, weight, bias) if isinstance(weight, Tensor) else int8.product(x, weight, bias)
+
+    def few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The product of a few rows in generation, with the weight as it is stored; None where that is not done so."""
+        return None
 
     def product_back(self, grad: Tensor) -> Tensor:
         """grad W, (T, out) -> (T, in), without a gradient."""
@@ -111,7 +118,7 @@ class QuantisedLinear(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, part in exact.items():
             setattr(self, name, part.to(getattr(self, name).device))
-        self.dtype, self._cached_weight = fn(torch.empty(0, dtype=self.dtype)).dtype, None
+        self.dtype, self._cached_weight, self._absmax = fn(torch.empty(0, dtype=self.dtype)).dtype, None, None
         return self
 
     def extra_repr(self) -> str:
@@ -145,6 +152,14 @@ class NF4Linear(QuantisedLinear):
     def parts(self) -> nf4.NF4:
         return nf4.NF4(self.codes, self.absmax, self.nested_absmax, self.offset)
 
+    def few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        if not few_rows.fits_nf4(x):
+            return None
+        if self._absmax is None:
+            with persistent():
+                self._absmax = nf4.dequantise_absmax(self.parts)
+        return few_rows.nf4_linear(x, self.codes, self._absmax, self.out_features, bias)
+
     def dequantise(self, out: Tensor | None = None) -> Tensor:
         return nf4.dequantise(self.parts, (self.out_features, self.in_features), self.dtype, out)
 
@@ -162,6 +177,9 @@ class Int8Linear(QuantisedLinear):
     @classmethod
     def parts_of(cls, weight: Tensor) -> int8.Int8:
         return int8.quantise(weight)
+
+    def few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        return few_rows.int8_linear(x, self.in_int8(), bias)
 
     def dequantise(self, out: Tensor | None = None) -> Tensor:
         return int8.dequantise(self.in_int8(), self.dtype, out)

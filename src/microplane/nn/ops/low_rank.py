@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.dropout import apply_dropout, draw_seed, dropout
+from microplane.nn.ops.few_rows import linear
 from microplane.nn.quantised import QuantisedLinear
 
 
@@ -61,7 +62,7 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         A_cast, B_cast = A.to(x.dtype), (scale * B).to(x.dtype)
         low = (apply_dropout(x, p, seed) if p else x) @ A_cast.t()  # (T, r)
-        y = W.product(x, bias) if isinstance(W, QuantisedLinear) else F.linear(x, W, bias)
+        y = W.product(x, bias) if isinstance(W, QuantisedLinear) else linear(x, W, bias)
         y.addmm_(low, B_cast.t())
         kept = x if ctx.needs_input_grad[3] else None  # a frozen A needs no inputs
         ctx.save_for_backward(kept, W if isinstance(W, Tensor) else None, A_cast, B_cast, low)

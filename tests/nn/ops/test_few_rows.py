@@ -1,0 +1,136 @@
+"""Products of a few rows, and attention of one new token a row, are what the plain operations say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from microplane.nn.attention import MaskSpec, attend
+from microplane.nn.cache import Cache
+from microplane.nn.ops import few_rows, int8, native, nf4
+from microplane.nn.position import Rope
+from microplane.nn.quantised import QUANTISED
+from microplane.nn.rows import Rows
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="nothing can be compiled here")
+
+SHAPES = [(1, 32, 4), (1, 576, 1536), (2, 33, 7), (3, 100, 5), (4, 64, 9), (5, 1, 1), (7, 576, 192), (16, 70, 31)]
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The operations that were called."""
+    names, run = [], native.run
+    monkeypatch.setattr(native, "run", lambda name, *given, **more: names.append(name) or run(name, *given, **more))
+    return names
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bfloat16(shape, bias, called):
+    T, width, outputs = shape
+    x, W, b = drawn(T, width), drawn(outputs, width), drawn(outputs) if bias else None
+    with torch.inference_mode():
+        y = few_rows.linear(x, W, b)
+    assert called == ["few_rows"]
+    exact = F.linear(x.double(), W.double(), None if b is None else b.double())
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-3 * width**0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", list(QUANTISED))
+@pytest.mark.parametrize("shape", [(1, 64, 5), (3, 128, 7), (5, 576, 32), (32, 192, 9)], ids=str)
+def test_quantised_weights_are_multiplied_as_they_are_stored(kind, shape, dtype, called):
+    T, width, outputs = shape
+    x, bias = drawn(T, width, dtype=dtype), drawn(outputs, dtype=dtype)
+    linear = QUANTISED[kind].of(drawn(outputs, width, dtype=torch.float32), bias, dtype)
+    with torch.inference_mode():
+        y = linear(x)
+    assert called == [f"few_rows_{kind}"]
+    parts = linear.parts if kind == "nf4" else linear.in_int8()
+    reference = nf4.dequantise_reference if kind == "nf4" else int8.dequantise_reference
+    W = reference(parts, (outputs, width)) if kind == "nf4" else reference(parts)
+    exact = F.linear(x.double(), W.double(), bias.double())
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+    assert linear.to(dtype)._absmax is None  # made anew for another format or device
+
+
+@pytest.mark.parametrize("width", [63, 130])
+def test_a_row_that_is_no_whole_number_of_blocks_is_expanded(width):
+    linear = QUANTISED["nf4"].of(drawn(5, width, dtype=torch.float32), None, torch.float32)
+    x = drawn(2, width, dtype=torch.float32)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x), F.linear(x, linear.weight))
+
+
+def test_a_row_does_not_depend_on_the_others():
+    x, W = drawn(16, 200), drawn(30, 200)
+    with torch.inference_mode():
+        together = few_rows.linear(x, W, None)
+        alone = torch.cat([few_rows.linear(row[None], W, None) for row in x])
+    assert torch.equal(together, alone)
+
+
+def test_training_and_validation_multiply_as_ever(called):
+    x, W = drawn(2, 64), drawn(3, 64)
+    with torch.no_grad():
+        assert torch.equal(few_rows.linear(x, W, None), F.linear(x, W))
+    few_rows.linear(x.requires_grad_(), W, None).sum().backward()
+    assert called == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_number_that_is_none_stays_in_its_row(threads):
+    x, W = drawn(3, 64), drawn(5, 64)
+    x[1, 7] = torch.nan
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            y = few_rows.linear(x, W, None)
+    finally:
+        torch.set_num_threads(before)
+    assert y[1].isnan().all()
+    assert y[[0, 2]].isfinite().all()
+
+
+def written(steps, dtype, window, native_on, monkeypatch, heads=(6, 2), width=32, turned=True):
+    """What attention gives for tokens that are written one by one behind rows of other lengths."""
+    torch.manual_seed(3)
+    monkeypatch.setenv("MICROPLANE_NATIVE", "1" if native_on else "0")
+    H, KV = heads
+    lengths = (3, 1, 6)
+    cache, found = Cache(2, len(lengths)), []
+    rope = Rope(10_000.0)
+    with torch.inference_mode():
+        for step in range(steps + 1):
+            own = lengths if step == 0 else (1,) * len(lengths)
+            rows = Rows.of([[0] * n for n in own], starts=cache.lengths)
+            mask = MaskSpec(rows, cache.lengths, window)
+            angles = rope.angles(rows.positions, width, dtype) if turned else None
+            for layer in range(2):
+                q, k, v = (drawn(sum(own), n, width, dtype=dtype) for n in (H, KV, KV))
+                found.append(attend(q, k, v, mask, 0.3, cache=cache, layer=layer, angles=angles))
+            cache.advance(rows)
+            if step == 2:
+                cache.select([2, 0, 2])
+    return torch.cat(found), cache
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_written_tokens_attend_as_the_plain_way_does(dtype, window, turned, monkeypatch, called):
+    fast, one = written(70, dtype, window, True, monkeypatch, turned=turned)  # past the first 64 cells
+    assert called.count("cached_attention") == 2 * 70
+    plain, other = written(70, dtype, window, False, monkeypatch, turned=turned)
+    assert one.lengths == other.lengths
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 4e-2}
+    torch.testing.assert_close(fast, plain, **close)
+    for mine, theirs in zip(one.keys, other.keys, strict=True):
+        torch.testing.assert_close(mine[0, :, :60], theirs[0, :, :60], **close)
