@@ -21,6 +21,7 @@ from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
 from microplane.errors import ConfigError, DataError
 from microplane.models.contract import GenerationRules
 from microplane.nn.cache import Cache
+from microplane.nn.ops.low_rank import factors_kept
 from microplane.nn.rows import Rows
 
 MOST_ROWS = 128  # computed together: more gain nothing, and their logits over a large vocabulary fill the memory
@@ -62,15 +63,16 @@ def generate(
     _check(knobs, prompts, model)
     end = _End.of(tokenizer, stop_ids, knobs)
     answers: dict[int, Answer] = {}
-    for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
-        rows = [GenerationRow(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
-        written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
-        for row, answer in written:
-            answers[row.number] = answer
-            if on_text:
-                row.send(answer.text, on_text)
-            if progress:
-                progress(len(answers), len(prompts))
+    with factors_kept():
+        for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
+            rows = [GenerationRow(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
+            written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
+            for row, answer in written:
+                answers[row.number] = answer
+                if on_text:
+                    row.send(answer.text, on_text)
+                if progress:
+                    progress(len(answers), len(prompts))
     return [answers[number] for number in range(len(prompts))]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,13 +11,15 @@ from torch.nn import functional as F
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.ops import few_rows, int8, native, nf4
+from microplane.nn.ops.low_rank import factors_kept, low_rank_linear
+from microplane.nn.ops.pointwise import gate_by, rms_norm
 from microplane.nn.position import Rope
 from microplane.nn.quantised import QUANTISED
 from microplane.nn.rows import Rows
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="nothing can be compiled here")
 
-SHAPES = [(1, 32, 4), (1, 576, 1536), (2, 33, 7), (3, 100, 5), (4, 64, 9), (5, 1, 1), (7, 576, 192), (16, 70, 31)]
+SHAPES = [(1, 32, 4), (1, 576, 1536), (2, 33, 7), (3, 100, 5), (4, 64, 9), (5, 1, 1), (7, 576, 192), (8, 70, 31)]
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -44,7 +48,7 @@ def test_bfloat16(shape, bias, called):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", list(QUANTISED))
-@pytest.mark.parametrize("shape", [(1, 64, 5), (3, 128, 7), (5, 576, 32), (32, 192, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 64, 5), (3, 128, 7), (5, 576, 32), (8, 192, 9)], ids=str)
 def test_quantised_weights_are_multiplied_as_they_are_stored(kind, shape, dtype, called):
     T, width, outputs = shape
     x, bias = drawn(T, width, dtype=dtype), drawn(outputs, dtype=dtype)
@@ -69,7 +73,7 @@ def test_a_row_that_is_no_whole_number_of_blocks_is_expanded(width):
 
 
 def test_a_row_does_not_depend_on_the_others():
-    x, W = drawn(16, 200), drawn(30, 200)
+    x, W = drawn(8, 200), drawn(30, 200)
     with torch.inference_mode():
         together = few_rows.linear(x, W, None)
         alone = torch.cat([few_rows.linear(row[None], W, None) for row in x])
@@ -97,6 +101,42 @@ def test_a_number_that_is_none_stays_in_its_row(threads):
         torch.set_num_threads(before)
     assert y[1].isnan().all()
     assert y[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("base", ["plain", *QUANTISED])
+def test_a_low_rank_update_is_to_the_bit_what_it_is_outside(base, kept):
+    x, A, B = drawn(20, 64, dtype=torch.float32), *(torch.nn.Parameter(torch.randn(s)) for s in ((3, 64), (9, 3)))
+    W = drawn(9, 64, dtype=torch.float32)
+    W = W if base == "plain" else QUANTISED[base].of(W, None, torch.float32)
+    for _ in range(2):
+        with torch.no_grad():
+            wanted = low_rank_linear(x, W, None, A, B, 0.7)
+        with torch.inference_mode(), factors_kept() if kept else nullcontext():
+            for _ in range(2):
+                assert torch.equal(low_rank_linear(x, W, None, A, B, 0.7), wanted)
+        with torch.no_grad():
+            B += 1  # trained on in between
+
+
+def test_factors_that_are_made_anew_are_not_kept():
+    """As AdaLoRA's, whose singular values are multiplied in each time."""
+    x, W = drawn(2, 64, dtype=torch.float32), drawn(9, 64, dtype=torch.float32)
+    A, B = torch.randn(3, 64), torch.nn.Parameter(torch.randn(9, 3))
+    with torch.inference_mode(), factors_kept():
+        for factor in range(1, 6):
+            found = low_rank_linear(x, W, None, factor * A, B, 1.0)
+            torch.testing.assert_close(found, F.linear(x, W + B @ (factor * A)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("numbers", [(1, 48), (3, 40_000)])
+def test_norms_and_gates_are_to_the_bit_what_they_are_outside(numbers):
+    x, weight = drawn(*numbers), drawn(numbers[1])
+    with torch.no_grad():
+        wanted = rms_norm(x, weight, 1e-5), gate_by("silu", x, x + 1)
+    with torch.inference_mode():
+        assert torch.equal(rms_norm(x, weight, 1e-5), wanted[0])
+        assert torch.equal(gate_by("silu", x, x + 1), wanted[1])
 
 
 def written(steps, dtype, window, native_on, monkeypatch, heads=(6, 2), width=32, turned=True):

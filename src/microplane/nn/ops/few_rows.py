@@ -16,8 +16,8 @@ from microplane.nn.ops import native
 from microplane.nn.ops.int8 import Int8
 from microplane.nn.ops.nf4 import BLOCK, levels
 
-MOST = 16  # rows: of more, torch's own products are as fast
-MOST_QUANTISED = 32  # rows: of more, a weight is expanded as fast as it is multiplied so
+MOST = 8  # rows: of more, torch's own products are as fast
+MOST_QUANTISED = 8  # rows: of more, a weight is expanded as fast as it is multiplied so
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

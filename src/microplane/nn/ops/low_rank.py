@@ -7,10 +7,13 @@ Shapes: x (T, in), W (out, in), A (r, in), B (out, r), y (T, out).
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.nn.ops.autograd import apply
@@ -34,12 +37,50 @@ def low_rank_linear(
     Args:
         p: probability of dropout on the update's input, 0 <= p < 1; its mask is made again in backward from a seed.
     """
+    if torch.is_inference_mode_enabled() and x.dim() == 2 and not p:
+        return _in_inference(x, W, bias, A, B, scale)
     if isinstance(W, QuantisedLinear):
         x, shape = x.flatten(0, -2), x.shape[:-1]
         return torch.unflatten(apply(_LowRankLinear, x, W, bias, A, B, scale, p, _seed(p)), 0, shape)
     if W.requires_grad or x.dim() != 2:
         return low_rank_linear_reference(x, W, bias, A, B, scale, p)
     return apply(_LowRankLinear, x, W, bias, A, B, scale, p, _seed(p))
+
+
+@contextmanager
+def factors_kept() -> Iterator[None]:
+    """Inside, factors that train are rounded to the format of x once, and not for each token. They must not change."""
+    before, _kept.factors = _kept.factors, {}
+    try:
+        yield
+    finally:
+        _kept.factors = before
+
+
+class _Kept(threading.local):
+    factors: dict[int, tuple[Tensor, Tensor, Tensor]] | None = None  # by id of A: A itself, A and s B rounded
+
+
+_kept = _Kept()
+
+
+def _in_inference(
+    x: Tensor, W: Tensor | QuantisedLinear, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
+) -> Tensor:
+    y = W.product(x, bias) if isinstance(W, QuantisedLinear) else linear(x, W, bias)
+    A_cast, B_cast = _rounded(A, B, scale, x.dtype)
+    return y.addmm_(x @ A_cast.t(), B_cast.t())
+
+
+def _rounded(A: Tensor, B: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A, and s B, in the format of x."""
+    found = _kept.factors.get(id(A)) if _kept.factors is not None else None
+    if found is not None and found[1].dtype == dtype:
+        return found[1:]
+    rounded = A.to(dtype), (scale * B).to(dtype)
+    if _kept.factors is not None and isinstance(A, nn.Parameter) and isinstance(B, nn.Parameter):
+        _kept.factors[id(A)] = A, *rounded  # which holds A, so that nothing else gets its id
+    return rounded
 
 
 def _seed(p: float) -> int:

@@ -29,7 +29,13 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(..., D) -> (..., D), as the reference."""
     x = x.contiguous()
-    return apply(_FusedRMSNorm if native.fusable(x) else _RMSNorm, x, weight, eps)
+    if not native.fusable(x):
+        return apply(_RMSNorm, x, weight, eps)
+    return (
+        _fused_rms_norm(x, weight, eps)[0]
+        if torch.is_inference_mode_enabled()
+        else apply(_FusedRMSNorm, x, weight, eps)
+    )
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -63,12 +69,18 @@ class _FusedLayerNorm(torch.autograd.Function):
         return grad_x, _as(grad_weight, weight.dtype), _as(grad_bias, ctx.bias), None
 
 
+def _fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and 1 / rms of each row (T,) float32."""
+    y, (rows, D) = torch.empty_like(x), _rows(x)
+    inverse, threads = torch.empty(rows), native.threads_for(x.numel())
+    native.run("rms_norm", x, _float(weight), y, inverse, float(eps), rows, D, dtype=x.dtype, threads=threads)
+    return y, inverse
+
+
 class _FusedRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, (rows, D) = torch.empty_like(x), _rows(x)
-        inverse = torch.empty(rows)
-        native.run("rms_norm", x, _float(weight), y, inverse, float(eps), rows, D, dtype=x.dtype)
+        y, inverse = _fused_rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return y
 
@@ -185,7 +197,16 @@ def gate_reference(activation: str, gate: Tensor, up: Tensor) -> Tensor:
 
 def gate_by(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """(..., M), (..., M) -> (..., M), as the reference, of an activation of `GATES`."""
-    return apply(_Gate, GATES[activation], gate.contiguous(), up.contiguous())
+    kind, gate, up = GATES[activation], gate.contiguous(), up.contiguous()
+    return _gate(kind, gate, up) if torch.is_inference_mode_enabled() else apply(_Gate, kind, gate, up)
+
+
+def _gate(kind: int, gate: Tensor, up: Tensor) -> Tensor:
+    if not native.fusable(gate) or gate.dtype != up.dtype:
+        return _activated(kind, gate) * up
+    y, count = torch.empty_like(gate), gate.numel()
+    native.run("gate", gate, up, y, kind, count, dtype=gate.dtype, threads=native.threads_for(count))
+    return y
 
 
 def _activated(kind: int, gate: Tensor) -> Tensor:
@@ -197,11 +218,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, kind: int, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.kind = kind
-        if not native.fusable(gate) or gate.dtype != up.dtype:
-            return _activated(kind, gate) * up
-        y = torch.empty_like(gate)
-        native.run("gate", gate, up, y, kind, gate.numel(), dtype=gate.dtype)
-        return y
+        return _gate(kind, gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

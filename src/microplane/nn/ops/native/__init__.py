@@ -20,6 +20,7 @@ from microplane.errors import notice
 from microplane.nn.ops.native.build import CompileError, load_or_compile
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SMALL = 1 << 14  # numbers that one thread passes over before another is awake
 SLOWER = (
     "Attention, norms, dropout, gated activations, cross-entropy and the products of int8 and nf4 weights are computed "
     "by torch's own operations, which is slower"
@@ -39,13 +40,20 @@ def fusable(x: Tensor, *others: Tensor | None) -> bool:
     return x.dtype in SUFFIX and usable(x, *others)
 
 
-def run(name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype | None = None) -> None:
+def run(
+    name: str, *arguments: Tensor | int | float | None, dtype: torch.dtype | None = None, threads: int | None = None
+) -> None:
     """Call one operation, if it has several formats that of `dtype`.
 
-    Tensors go by their address (None: no address), and the number of threads comes last.
+    Tensors go by their address (None: no address), and the number of threads comes last, torch's if it is not given.
     """
     function = getattr(library(), name if dtype is None else f"{name}_{SUFFIX[dtype]}")
-    function(*map(_argument, arguments), ctypes.c_int64(torch.get_num_threads()))
+    function(*map(_argument, arguments), ctypes.c_int64(threads or torch.get_num_threads()))
+
+
+def threads_for(numbers: int) -> int:
+    """How many threads a single pass over so many numbers is worth: waking them takes longer than a small one."""
+    return 1 if numbers < SMALL else torch.get_num_threads()
 
 
 def has(question: str) -> bool:
