@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from microplane.device import put
 from microplane.nn.rows import Rows, to_heads
 
 
@@ -37,7 +38,7 @@ class Cache:
         after all layers have appended.
         """
         longest = max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
-        batch = torch.repeat_interleave(torch.arange(len(rows.lengths)), torch.tensor(rows.lengths)).to(k.device)
+        batch = rows.row_of_token
         keys = self.keys[layer] = self._grow(self.keys[layer], k, longest)
         values = self.values[layer] = self._grow(self.values[layer], v, longest)
         keys[batch, :, rows.positions] = k
@@ -55,7 +56,7 @@ class Cache:
         self.lengths = [self.lengths[index] for index in indices]
         chosen = torch.tensor(list(indices), dtype=torch.long)
         for tensors in (self.keys, self.values):
-            tensors[:] = [None if x is None else x.index_select(0, chosen.to(x.device)) for x in tensors]
+            tensors[:] = [None if x is None else x.index_select(0, put(chosen, x.device)) for x in tensors]
 
     def _grow(self, buffer: Tensor | None, new: Tensor, longest: int) -> Tensor:
         """The buffer, doubled until `longest` tokens fit; filled with zeros, as masked cells must not be NaN."""
@@ -85,8 +86,8 @@ class PairCache(Cache):
         chosen, longest = torch.tensor(list(indices), dtype=torch.long), max(self.source_lengths, default=0)
         self.memory = [
             (
-                k[:, :, :longest].index_select(0, chosen.to(k.device)),  # narrowed first, so that it is dense
-                v[:, :, :longest].index_select(0, chosen.to(v.device)),
+                k[:, :, :longest].index_select(0, put(chosen, k.device)),  # narrowed first, so that it is dense
+                v[:, :, :longest].index_select(0, put(chosen, v.device)),
             )
             for k, v in self.memory
         ]
@@ -94,6 +95,6 @@ class PairCache(Cache):
 
 def in_rectangles(pair: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Keys and values of rows of these lengths, end to end (T, KV, Dh), as a cache holds them: (B, KV, L, Dh) each."""
-    rows = Rows.of_lengths(lengths)
+    rows = Rows.of_lengths(lengths, pair[0].device)
     keys, values = (to_heads(x, rows).contiguous() for x in pair)
     return keys, values

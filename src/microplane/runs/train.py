@@ -14,6 +14,7 @@ from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
 from microplane.data.progress import Calling, Silent, Watcher
+from microplane.device import PeakDeviceMemory, name_of
 from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
 from microplane.evaluation.text_metrics import lower_is_better
@@ -165,6 +166,7 @@ def _configuration(
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
     result, folder = job.result, job.folder
     prepared = prepare(config, method, watch, job.resume)
+    job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
     _describe(result, prepared, model, watch)
@@ -267,6 +269,7 @@ def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) 
     )
     result.data = data_figures(prepared.splits)
     result.environment = provenance.describe() | {"compiled_operations": native.library() is not None}
+    result.environment["device"] = name_of(form.device)
     result.advice = advise(summary, prepared.method.name, prepared.config.model.init == "random")
     held = f"kept in {form.quantised}, " if form.quantised else ""
     watch.say(
@@ -284,6 +287,7 @@ class _Lifetime:
         self.folder, self.resume, self.started = folder, resume, started
         self.result, self.memory, self.begun = Result(folder.name), PeakMemory(), False
         self.earlier = earlier_seconds(folder) if resume else 0.0
+        self.device_memory: PeakDeviceMemory | None = None  # once it is known where the run computes
 
     def on_record(self, watch: Watcher) -> Callable[[Record], None]:
         def record(line: Record) -> None:
@@ -320,6 +324,7 @@ class _Lifetime:
     def _end(self, status: str) -> None:
         self.result.status, self.result.seconds = status, self.earlier + time.time() - self.started
         self.result.peak_memory_bytes = self.memory.bytes()
+        self.result.peak_device_memory_bytes = self.device_memory.bytes() if self.device_memory else None
         self.result.write(self.folder)
 
 

@@ -18,6 +18,8 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.store import Dataset
+from microplane.device import out_of_memory
+from microplane.errors import TrainingError
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.objectives.base import AnyObjective
@@ -29,6 +31,10 @@ from microplane.training.monitor import CHECK_STEP, Check, Monitor, Movement, Va
 from microplane.training.step import RETREAT, RETREATS, NotFiniteError, Totals, TrainState, train_step
 
 TRIM_EVERY = 10  # steps
+SMALLER = (
+    "Take less at once: half of train.micro_tokens, train.recompute=cheap (or blocks), a smaller eval.batch_tokens; or "
+    "hold the base in fewer bits: model.dtype=nf4"
+)
 BEFORE = {"train_error": 0.0, "end_loss": math.inf, "end_error": 0.0, "passes": 0.0, "groups": []}
 """What a check of version 0.1 doesn't have."""
 
@@ -106,7 +112,7 @@ def fit(
     """
     state = TrainState.of(objective, model, method, train, knobs)
     training = Training(state, folder, validate, save_best, identity, Log(folder, on_record))
-    with recomputed_in_backward(model, knobs.recompute):
+    with recomputed_in_backward(model, knobs.recompute), out_of_memory(TrainingError, SMALLER):
         training.begin(resume)
         model.train()
         trimmer = MemoryTrimmer()

@@ -17,6 +17,7 @@ from microplane.errors import TrainingError
 from microplane.methods import Method
 from microplane.models.contract import Model
 from microplane.objectives.base import AnyObjective
+from microplane.objectives.collate import batch_of
 from microplane.training.log import Record
 from microplane.training.monitor import CHECK_STEP
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
@@ -86,19 +87,23 @@ def train_step(state: TrainState, totals: Totals) -> Record:
     epoch, rows = state.plan.at(totals.step)
     train = state.train.at(epoch)
     parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
-    batches = [state.objective.collate(train, indices) for indices in parts]
+    batches = [batch_of(state.objective, model, train, indices) for indices in parts]
     tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
-    loss = 0.0
+    shares = []
     with temporarily_frozen(state.still_frozen(totals.step).values()):
-        for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
+        for part, batch in enumerate(batches):
             torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
             share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
-            if not math.isfinite(share.item()):
-                raise NotFiniteError(_not_finite("loss", share.item(), number, state, indices))
-            loss += share.item()
             torch.autograd.backward(share)
+            shares.append(share.detach())
+    losses: list[float] = torch.stack(shares).tolist()  # read once, so that a device works on while rows are prepared
+    loss = 0.0
+    for indices, part_loss in zip(parts, losses, strict=True):
+        if not math.isfinite(part_loss):
+            raise NotFiniteError(_not_finite("loss", part_loss, number, state, indices))
+        loss += part_loss
     penalty = state.method.penalty(model)
     if isinstance(penalty, torch.Tensor):
         torch.autograd.backward(penalty)
@@ -127,9 +132,10 @@ def train_step(state: TrainState, totals: Totals) -> Record:
 def _clipped(parameters: list[torch.nn.Parameter], most: float) -> float:
     """The norm of the gradients; they are scaled down to `most` if it is above, and else not touched."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    if not norm.item() <= most:
+    size = norm.item()
+    if not size <= most:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
-    return norm.item()
+    return size
 
 
 def _seed(*numbers: int) -> int:
