@@ -6,6 +6,7 @@ so that a seed gives the same ones everywhere.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,23 +25,20 @@ def present() -> list[torch.device]:
     return [torch.device(kind.type, number) for number in range(count) if kind is not None] + [CPU]
 
 
-def choose(wanted: str, place: int | None = None) -> torch.device:
+def choose(wanted: str) -> torch.device:
     """The device that the knob `model.device` asks for; `auto` takes an accelerator if there is one.
 
-    Args:
-        place: of several processes on this machine the number of this one, which takes that accelerator where the
-            knob names none.
+    Of several processes on one machine, of which the launcher gives each a number in LOCAL_RANK, each takes the
+    accelerator of its number, where the knob names none.
 
     Raises:
         ConfigError: for one that is not there, with those that are.
     """
     there = present()
-    if wanted in ("auto", "cpu"):
-        found = there[0] if wanted == "auto" else CPU
-        return found if found == CPU or place is None else there[min(place, len(there) - 2)]
-    kind, _, number = wanted.partition(":")
-    index = int(number) if number else (place or 0)
-    device = torch.device(kind, index)
+    if wanted == "cpu" or (wanted == "auto" and there == [CPU]):
+        return CPU
+    kind, _, number = (there[0].type if wanted == "auto" else wanted).partition(":")
+    device = torch.device(kind, int(number or os.environ.get("LOCAL_RANK", "0")))
     if device not in there:
         listed = ", ".join(str(one) for one in there)
         built = "" if any(one.type == kind for one in there) else f"; this torch is {torch.__version__}"

@@ -52,17 +52,20 @@ def for_each_batch(
     batch_tokens: int,
     visit: Callable[[list[int], B], None],
     progress: Progress | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """Call `visit` with the row numbers and the batch of all rows of a data set, the longest first, without dropout and
     gradients. The order is always the same, so sums over it have always the same bits.
 
     Args:
         batch_tokens: tokens in a batch; a longer row makes one alone.
+        share: (r, n) for every n-th batch only, from number r on.
     """
-    done = 0
+    done, (first, step) = 0, share
     with in_eval_mode(model):
-        for indices in packed_by_length(dataset.lengths, batch_tokens):
-            visit(indices, batch_of(objective, model, dataset, indices))
+        for number, indices in enumerate(packed_by_length(dataset.lengths, batch_tokens)):
+            if number % step == first:
+                visit(indices, batch_of(objective, model, dataset, indices))
             done += len(indices)
             if progress:
                 progress(done, len(dataset))

@@ -27,7 +27,7 @@ from microplane.nn.ops import native
 from microplane.nn.quantised import bytes_held, weight_count
 from microplane.objectives.base import Measured
 from microplane.report.page import write_report
-from microplane.runs import provenance
+from microplane.runs import others, provenance
 from microplane.runs.baseline import measure_base
 from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
@@ -50,6 +50,7 @@ from microplane.runs.result import (
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
+from microplane.training.ranks import Ranks
 from microplane.training.resume import CHANGEABLE, check_resumable, prune
 
 SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
@@ -125,20 +126,35 @@ def train(
     """
     config, inline = _configuration(model, data, method, set, knobs)
     config = config if resume else continued(config)
+    if others.world()[0]:  # who is not the first says nothing
+        watch = callback = None
     say = watch.say if watch else None
     watch = Calling(watch or Silent(), callback)
-    checked = check_config(config, watch, begun=resume)
-    with _folder(config, checked, resume) as folder:
-        if inline is not None:
-            config = with_data(config, inline.write(folder))
-        job = _Lifetime(folder, resume, started or time.time())
-        with run_context(config.train.threads), notices_to(say):
+    with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train.threads):
+        checked = check_config(config, watch, begun=resume)
+        if not ranks.is_first:
+            return _follow(config, checked, resume, ranks)
+        with _folder(config, checked, resume) as folder, notices_to(say):
+            if inline is not None:
+                config = with_data(config, inline.write(folder))
+            job = _Lifetime(folder, resume, started or time.time())
             try:
-                _run(job, config, checked, watch)
+                _run(job, config, checked, watch, ranks)
             except BaseException as error:
                 job.fail(error)
                 raise
     return Run(job.folder, job.result.to_dict())
+
+
+def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run:
+    """A process that trains along with the first one, which makes the folder, measures and writes."""
+    folder = Path(ranks.first_says(""))
+    prepared = others.prepared_alike(ranks, lambda: prepare(config, method, Silent(), resume))
+    base, _ = open_base(prepared, folder if resume else None)
+    attach(prepared, base.model, folder, resume, lambda line: None)
+    fitted = fit(prepared, base.model, folder, Silent(), lambda record: None, lambda size: None, resume, ranks)
+    status = "stopped" if fitted.outcome.interrupted else "success"
+    return Run(folder, {"status": status, "process": ranks.rank})
 
 
 def _configuration(
@@ -163,13 +179,15 @@ def _configuration(
     return config, inline
 
 
-def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
+def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
     result, folder = job.result, job.folder
-    prepared = prepare(config, method, watch, job.resume)
+    ranks.first_says(str(folder.resolve()))
+    prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
     _describe(result, prepared, model, watch)
+    result.environment = (result.environment or {}) | {"processes": ranks.size}
     if head_notice:
         watch.say(head_notice)
     if job.resume:
@@ -184,7 +202,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    how = job.on_record(watch), job.on_saved, job.resume
+    how = job.on_record(watch), job.on_saved, job.resume, ranks
     fitted = fit(prepared, model, folder, watch, *how)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
