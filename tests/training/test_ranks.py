@@ -43,6 +43,11 @@ def check(found: dict) -> None:
     ]
     for one, other in zip(both["checks"], alone["checks"], strict=True):
         assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-5), case
+    for one in (
+        both,
+        alone,
+    ):  # scores do not depend on a bias of the keys: its gradient is rounding, which Adam enlarges
+        one["weights"] = {name: size for name, size in one["weights"].items() if not name.endswith("attention.k.bias")}
     assert both["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-4), case
     assert both["summed"] == pytest.approx(1, abs=0.05), f"{case}: more is summed than what trains"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -188,8 +189,8 @@ def joined(check: Callable[[], None]) -> Iterator[Ranks]:
     try:
         check()
         yield ranks
-    except LeftError as error:
-        raise _explained(error) from None
+    except LeftError:
+        raise
     except BaseException as error:
         _tell(rank, error)
         raise
@@ -229,7 +230,7 @@ def _others_may_leave() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and of nccl
-        raise LeftError(str(error).splitlines()[0]) from None
+        raise _explained() from error
 
 
 def _tell(rank: int, error: BaseException) -> None:
@@ -239,14 +240,16 @@ def _tell(rank: int, error: BaseException) -> None:
         dist.distributed_c10d._get_default_store().compare_set(REASON, "", f"process {rank} ended: {text}")
 
 
-def _explained(error: LeftError) -> LeftError:
+def _explained() -> LeftError:
     """Why another process has ended, if it could say so."""
     with suppress(Exception):
         store = dist.distributed_c10d._get_default_store()
-        store.set_timeout(timedelta(seconds=2))
-        return LeftError(store.get(REASON).decode(), told=True)
+        for _ in range(20):  # it may be about to say so
+            if store.check([REASON]):
+                return LeftError(store.get(REASON).decode(), told=True)
+            time.sleep(0.1)
     return LeftError(
-        f"another process has ended without a word, killed perhaps ({error}). All that was saved is there: go on with "
+        "another process has ended without a word, killed perhaps. All that was saved is there: go on with "
         "microplane train --resume, with as many processes as you like"
     )
 
