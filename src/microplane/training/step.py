@@ -110,8 +110,8 @@ def train_step(state: TrainState, totals: Totals) -> Record:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
     shares = []
     with temporarily_frozen(state.still_frozen(totals.step).values()):
-        for part, batch in enumerate(batches):
-            torch.manual_seed(_seed(knobs.seed, totals.step, before + part))  # of dropout
+        for part, batch in enumerate(batches, start=before):
+            torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
             share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
             torch.autograd.backward(share)
             shares.append(share.detach())
