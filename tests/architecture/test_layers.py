@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "microplane"
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = [  # from the ground up; what stands on one floor does not know of each other
     {"errors"},
-    {"files", "config", "hardware"},
+    {"files", "config", "hardware", "device"},
     {"cache"},
     {"nn"},
     {"models"},
@@ -28,7 +28,7 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-TOP_LEVEL = {"__init__", "__main__", "errors", "files", "hardware"}  # and packages
+TOP_LEVEL = {"__init__", "__main__", "device", "errors", "files", "hardware"}  # and packages
 
 
 def module_of(path: Path) -> str:

@@ -51,6 +51,7 @@ class Scripted:
     generation_rules = GenerationRules()
     config = SimpleNamespace(context=1000)
     max_row_tokens = 1000
+    device = torch.device("cpu")
 
     def __init__(self, *scripts):
         self.scripts = [[*script.encode(), EOS] for script in scripts]

@@ -75,7 +75,7 @@ def test_all_linears_have_their_roles():
 
 
 def test_positions_are_the_papers_but_for_their_order():
-    table = sinusoids(torch.arange(40), 8)
+    table = sinusoids(torch.arange(40), 8, 39)
     for position in (0, 1, 39):
         for i in range(4):
             angle = position / 10_000 ** (2 * i / 8)
@@ -85,10 +85,10 @@ def test_positions_are_the_papers_but_for_their_order():
 
 def test_positions_that_generation_asked_for_first_can_train():
     with torch.inference_mode():
-        sinusoids(torch.tensor([5]), 6)
+        sinusoids(torch.tensor([5]), 6, 5)
     weight = torch.ones(1, 6, requires_grad=True)
-    (weight * sinusoids(torch.tensor([5]), 6)).sum().backward()
-    torch.testing.assert_close(weight.grad, sinusoids(torch.tensor([5]), 6))
+    (weight * sinusoids(torch.tensor([5]), 6, 5)).sum().backward()
+    torch.testing.assert_close(weight.grad, sinusoids(torch.tensor([5]), 6, 5))
 
 
 class Prefix(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from microplane.data.batch_plan import micro_batches
+from microplane.device import CPU
 from microplane.models.families import family_of
 from microplane.nn import attention
 from microplane.nn.attention import MaskSpec, attend, attend_reference, attend_to
@@ -59,7 +60,7 @@ def test_groups_change_no_number(split, monkeypatch, causal, window, softcap, bi
 def test_groups_of_pairs(split, rectangle):
     """Queries of some lengths to keys of others, end to end or as a cache holds them."""
     sources = (3, 50, 2, 2, 9, 40, 1, 1, 7, 2)
-    rows, own = Rows.of([[1] * n for n in LENGTHS]), Rows.of_lengths(sources)
+    rows, own = Rows.of([[1] * n for n in LENGTHS]), Rows.of_lengths(sources, CPU)
     q, k, v = inputs = leaves((sum(LENGTHS), 4, 6), (sum(sources), 4, 6), (sum(sources), 4, 6))
     spec = MaskSpec(rows, causal=False, keys=sources)
     assert len(spec.groups) > 3
@@ -75,7 +76,7 @@ def test_groups_of_pairs(split, rectangle):
 def test_rectangles_hold_little_more_than_their_rows(sorted_first):
     lengths = [990, *[8 + n % 25 for n in range(400)], 300, 500]
     lengths = sorted(lengths, reverse=True) if sorted_first else lengths
-    spec = MaskSpec(Rows.of_lengths(tuple(lengths)))
+    spec = MaskSpec(Rows.of_lengths(tuple(lengths), CPU))
     covered = [row for rows, _ in spec.groups for row in range(rows.start, rows.stop)]
     assert covered == list(range(len(lengths)))
     cells = sum(len(own.rows.lengths) * own.rows.longest**2 for _, own in spec.groups)
@@ -86,9 +87,9 @@ def test_rectangles_hold_little_more_than_their_rows(sorted_first):
 
 
 def test_rows_of_one_length_and_small_rectangles_are_not_cut():
-    assert len(MaskSpec(Rows.of_lengths((300,) * 50)).groups) == 1
-    assert len(MaskSpec(Rows.of_lengths((60, 50, 3, 2, 1))).groups) == 1
-    assert len(MaskSpec(Rows.of_lengths((900, 1)), starts=[4, 5]).groups) == 1
+    assert len(MaskSpec(Rows.of_lengths((300,) * 50, CPU)).groups) == 1
+    assert len(MaskSpec(Rows.of_lengths((60, 50, 3, 2, 1), CPU)).groups) == 1
+    assert len(MaskSpec(Rows.of_lengths((900, 1), CPU), starts=[4, 5]).groups) == 1
 
 
 MAKE = {"llama-tied": tiny, "gemma2": tiny, "bert": tiny_encoder, "modernbert": tiny_encoder}

@@ -385,4 +385,4 @@ def test_positions_are_transformers():
     table = transformers.models.marian.modeling_marian.MarianSinusoidalPositionalEmbedding(700, 21)
     expected = table.create_weight()
     positions = torch.tensor([3, 0, 511, 512, 699])
-    torch.testing.assert_close(sinusoids(positions, 21), expected[positions])
+    torch.testing.assert_close(sinusoids(positions, 21, 699), expected[positions])

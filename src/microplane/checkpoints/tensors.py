@@ -19,7 +19,7 @@ from microplane.files import aside
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file, aside and renamed."""
     with aside(path) as temporary, disk_errors(path):
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata)
 
 

@@ -18,6 +18,7 @@ from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
 from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows, assigned
 from microplane.cli.problems import fail, tell_foreign
+from microplane.cli.processes import is_first, start
 from microplane.cli.runs import runs
 from microplane.errors import ConfigError, MicroplaneError, notices_to
 from microplane.files import json_line
@@ -45,6 +46,8 @@ def main() -> None:
         interrupts.disarm()
         sys.exit(code if isinstance(code, int) else 0)
     except MicroplaneError as error:
+        if not is_first() and getattr(error, "told", True):  # the first process tells it
+            sys.exit(1)
         fail(str(error))
     except KeyboardInterrupt:
         interrupts.end()
@@ -74,6 +77,7 @@ def train(
     skip_bad_rows: SkipBadRows = False,
     resume: options.Resume = None,
     from_: options.From = None,
+    processes: options.Processes = None,
     json_: options.ResultAsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,6 +85,8 @@ def train(
 
     The exit code is 0 when it is done, 3 when Ctrl-C stopped it in good order (all is saved; --resume goes on), 130
     when it was interrupted elsewhere, 1 for an error and 2 for wrong options."""
+    if processes and processes > 1:
+        start(processes, sys.argv[1:])
     from microplane.cli.terminal import Terminal, make_console, tell
     from microplane.config.build import assemble
     from microplane.hardware import process_started
@@ -101,12 +107,13 @@ def train(
             given |= {"model.adapter": from_, "data.skip_bad_rows": skip_bad_rows or None}
             given |= {knob: value for knob, value in assigned(plain, set or ()).items() if plain.get(knob) is not None}
             done = run.train(knobs=assemble(config, given, set or ()), watch=watch, started=process_started())
-    if json_:
-        typer.echo(json_line(done.result))
-    elif quiet:
-        typer.echo(done.folder)
-    else:
-        tell(done)
+    if is_first():
+        if json_:
+            typer.echo(json_line(done.result))
+        elif quiet:
+            typer.echo(done.folder)
+        else:
+            tell(done)
     _leave(done.result["status"])
 
 

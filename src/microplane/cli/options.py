@@ -68,6 +68,12 @@ Resume = Annotated[
 From = Annotated[
     str | None, typer.Option("--from", metavar="RUN", help="Begin with this run's adapter (leave MODEL out).")
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", metavar="N", min=1, help="Train on N processes of this machine, each on a share of every step."
+    ),
+]
 ResultAsJson = Annotated[
     bool, typer.Option("--json", help="Print result.json at the end; progress goes to standard error.")
 ]

@@ -36,6 +36,11 @@ class ModelKnobs(Knobs):
         description="a short name, a folder in Hugging Face layout, a .gguf file, or a Hub name such as org/model",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$",
+        description="where the run computes: cpu, cuda, cuda:N, mps or xpu; auto: an accelerator if torch sees one",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
         "auto",
         description="number format of the frozen base: float32, bfloat16, int8 or nf4 (4 bits); int8 and nf4 are for "

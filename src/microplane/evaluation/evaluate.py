@@ -21,12 +21,18 @@ from microplane.models.contract import Model, in_eval_mode
 from microplane.objectives.base import AnyObjective, B, ByClass, Measured, Objective
 from microplane.objectives.collate import for_each_batch
 from microplane.training.monitor import ValidationLoss
+from microplane.training.ranks import ALONE, Ranks
 
 LEAST_BATCHES = 10
 
 
 def validation_loss(
-    objective: Objective[B], model: nn.Module, dataset: Dataset, batch_tokens: int, progress: Progress | None = None
+    objective: Objective[B],
+    model: nn.Module,
+    dataset: Dataset,
+    batch_tokens: int,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> ValidationLoss:
     """The mean loss of all items that the objective counts in `dataset` (target tokens, rows, labelled tokens); always
     in the same order, so always the same bits. In `LEAST_BATCHES` batches at least, so that groups of rows can be
@@ -34,14 +40,18 @@ def validation_loss(
 
     Args:
         batch_tokens: tokens computed at once, at most.
+        ranks: who compute it together, batch by batch in turn, and all get it.
     """
-    sums, ours = [], cast(Model, model)
+    sums, ours = list[tuple[float, int]](), cast(Model, model)
 
     def add(indices: list[int], batch: B) -> None:
         sums.append((objective.loss(ours, batch).item(), batch.count))
 
-    for_each_batch(objective, ours, dataset, _at_once(dataset, batch_tokens), add, progress)
-    return ValidationLoss.of(sums)
+    share = ranks.rank % ranks.size, ranks.size
+    for_each_batch(objective, ours, dataset, _at_once(dataset, batch_tokens), add, progress, share)
+    every = ranks.each(sums)
+    total = sum(map(len, every))
+    return ValidationLoss.of(every[number % ranks.size][number // ranks.size] for number in range(total))
 
 
 def _at_once(dataset: Dataset, batch_tokens: int) -> int:

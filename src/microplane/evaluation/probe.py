@@ -28,7 +28,7 @@ def probe_rows(objective: AnyObjective, dataset: Dataset) -> list[ProbeRow]:
 def probe_logits(objective: AnyObjective, model: Model, rows: Sequence[ProbeRow]) -> list[Tensor]:
     """Logits (up to 64, V) at the last positions of each row, or what the task head says, one row at a time."""
     with in_eval_mode(model):
-        return [objective.probe(model, row) for row in rows]
+        return [objective.probe(model, row).cpu() for row in rows]
 
 
 def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

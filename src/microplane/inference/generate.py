@@ -18,6 +18,7 @@ from torch import Tensor
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
+from microplane.device import put
 from microplane.errors import ConfigError, DataError
 from microplane.models.contract import GenerationRules
 from microplane.nn.cache import Cache
@@ -211,7 +212,7 @@ def _start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[
 
 def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     """Append tokens to the cached rows and compute the logits of the next token: (B, V) float32."""
-    rows = Rows.of(tokens, starts=cache.lengths)
+    rows = Rows.of(tokens, starts=cache.lengths).to(model.device)
     logits: Tensor = model.logits(model(rows, cache)[rows.last])
     return logits.float()
 
@@ -228,8 +229,8 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
     """Make tokens of `seen` less likely (arXiv 1909.05858, 4.1): positive scores are divided, negative multiplied."""
     if penalty == 1.0:
         return scores
-    row = torch.tensor([number for number, tokens in enumerate(seen) for _ in tokens])
-    token = torch.tensor([token for tokens in seen for token in tokens])
+    row = put(torch.tensor([number for number, tokens in enumerate(seen) for _ in tokens]), scores.device)
+    token = put(torch.tensor([token for tokens in seen for token in tokens]), scores.device)
     value = scores[row, token]
     return scores.index_put((row, token), torch.where(value < 0, value * penalty, value / penalty))
 
@@ -237,7 +238,7 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
 def confine(scores: Tensor, written: Sequence[int], limit: int, rules: GenerationRules) -> Tensor:
     """Scores (B, V) with minus infinity for bad tokens, and for all but the forced eos at a row's last token."""
     if rules.bad_tokens:
-        scores = scores.index_fill(1, torch.tensor(rules.bad_tokens, device=scores.device), -torch.inf)
+        scores = scores.index_fill(1, put(torch.tensor(rules.bad_tokens), scores.device), -torch.inf)
     if rules.forced_eos is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
         scores = scores.clone()
         scores[ends] = -torch.inf
@@ -265,8 +266,9 @@ def narrow(scores: Tensor, knobs: GenerateKnobs) -> Tensor:
 def draw(scores: Tensor, chances: Sequence[float]) -> list[int]:
     """One token per row: the one at which the cumulative probability passes the row's random number from [0, 1)."""
     # in float64, for a sum of 50,000 float32 numbers is off by more than the last ones are worth
-    heights = scores.double().softmax(-1).cumsum(-1)
-    marks = torch.tensor(chances, dtype=heights.dtype, device=heights.device)[:, None] * heights[:, -1:]
+    exact = scores if scores.device.type != "mps" else scores.cpu()  # where there is no float64
+    heights = exact.double().softmax(-1).cumsum(-1)
+    marks = put(torch.tensor(chances, dtype=heights.dtype), heights.device)[:, None] * heights[:, -1:]
     return torch.searchsorted(heights, marks, right=True).flatten().tolist()
 
 
@@ -290,7 +292,7 @@ class _Beams:
         So many candidates are looked at that some go on even if the best all end here. Of those that end, the ones
         among the best `knobs.beams` count.
         """
-        totals = log_probs + torch.tensor([beam.score for beam in self.growing], device=log_probs.device)[:, None]
+        totals = log_probs + put(torch.tensor([beam.score for beam in self.growing]), log_probs.device)[:, None]
         wanted = max(2, 1 + len(end.stop_ids)) * knobs.beams
         best = totals.flatten().topk(min(wanted, totals.numel()))
         parents, growing = [], list[_Beam]()

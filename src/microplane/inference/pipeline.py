@@ -17,6 +17,7 @@ from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.device import choose
 from microplane.errors import ConfigError, DataError, ModelError, check_type
 from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate
@@ -144,13 +145,18 @@ class Pipeline:
 
 
 def load(
-    name: str | Path, dtype: str = "auto", revision: str | None = None, base: str | Path | None = None
+    name: str | Path,
+    dtype: str = "auto",
+    revision: str | None = None,
+    base: str | Path | None = None,
+    device: str = "auto",
 ) -> Pipeline:
     """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
 
     Args:
         dtype: as the knob `model.dtype`; auto quantises the base of an adapter as it was when the adapter was trained.
         base: of an adapter: where its base is now, if not where the adapter says.
+        device: as the knob `model.device`.
 
     Raises:
         ModelError, AdapterError: saying what is not there or does not fit.
@@ -166,12 +172,12 @@ def load(
         path = resolve(str(name), revision)
         stored = open_checkpoint(path).stored
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
-        plain = load_model(path, number_format(dtype))
+        plain = load_model(path, number_format(dtype, device=choose(device)))
         _check_weights(plain, path)
         return Pipeline(plain, load_tokenizer(path).with_unicode("auto"), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about, base)
-    model = load_model(path, _opened_as(method, about, dtype))
+    model = load_model(path, _opened_as(method, about, dtype, choose(device)))
     if not method.whole_model:
         about["replaced"] = attach_saved_adapter(model, method, folder, about)
     _check_weights(model, folder)
@@ -190,12 +196,16 @@ def _check_weights(model: Model, where: Path) -> None:
         raise ModelError(f"{where}: the tensor {name} holds NaN or infinity. Fetch or train the model again")
 
 
-def _opened_as(method: Method, about: dict[str, Any], dtype: str) -> NumberFormat:
+def _opened_as(method: Method, about: dict[str, Any], dtype: str, device: torch.device) -> NumberFormat:
     """The format of the base of an adapter that is opened to be used."""
     if method.needs_float32:
-        return base_format(ModelKnobs.model_validate({"dtype": dtype}), method)
+        return base_format(ModelKnobs.model_validate({"dtype": dtype, "device": str(device)}), method)
     own = about.get("base_dtype")
     if dtype == "auto" and own in ("float32", "bfloat16"):  # as in its run, to the bit
         dtype = own
-    form = number_format(*trained_on(method, about)) if dtype == "auto" else number_format(dtype)
+    form = (
+        number_format(*trained_on(method, about), device=device)
+        if dtype == "auto"
+        else number_format(dtype, device=device)
+    )
     return form._replace(weights=torch.float32) if method.trains == "weights" and dtype == own else form

@@ -46,7 +46,9 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[
     with in_eval_mode(model):
         for indices, rows in batches(encoded):
             own_texts, own_encoded = [texts[index] for index in indices], [encoded[index] for index in indices]
-            predictions = objective.predictions(task_scores(model, rows), own_texts, own_encoded, head.labels)
+            predictions = objective.predictions(
+                task_scores(model, rows.to(model.device)), own_texts, own_encoded, head.labels
+            )
             found |= zip(indices, predictions, strict=True)
     return [found[index] for index in range(len(texts))]
 
@@ -71,7 +73,7 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     with in_eval_mode(model):
         for indices, rows in batches(encode_all(model, tokenizer, texts)):
-            embeddings[indices] = embed(model, rows, chosen)
+            embeddings[indices] = embed(model, rows.to(model.device), chosen).cpu()
     return embeddings
 
 

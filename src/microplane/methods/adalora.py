@@ -28,6 +28,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from microplane.device import drawn
 from microplane.errors import TrainingError
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, set_parameter_
 from microplane.methods.init.low_rank_method import LowRankMethod
@@ -35,13 +36,17 @@ from microplane.methods.init.low_rank_method import LowRankMethod
 TENSORS = ("lora_A", "lora_E", "lora_B")
 
 
+def _small(rows: int, columns: int, device: torch.device) -> Tensor:
+    return drawn(lambda matrix: matrix.normal_(0, 0.02), rows, columns, device=device)
+
+
 class AdaLoRALinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
         device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device).normal_(0, 0.02))
+        self.lora_A = nn.Parameter(_small(rank, self.in_features, device))
         self.lora_E = nn.Parameter(torch.zeros(rank, 1, device=device))
-        self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, device=device).normal_(0, 0.02))
+        self.lora_B = nn.Parameter(_small(self.out_features, rank, device))
         self.scale, self.dropout = scale, dropout
         self.averages: dict[str, tuple[Tensor, Tensor]] = {}  # of each tensor: (sensitivity, uncertainty)
         self.kept: Tensor | None = None  # (r) the directions of the last choice
@@ -65,11 +70,11 @@ class AdaLoRALinear(AdaptedLinear):
         """
         width, height = A.norm(dim=1), B.norm(dim=0)  # (r)
         if len(A) != len(self.lora_E):
-            set_parameter_(self.lora_B, torch.empty(self.out_features, len(A)).normal_(0, 0.02))
+            set_parameter_(self.lora_B, _small(self.out_features, len(A), A.device))
         set_parameter_(self.lora_A, A / width[:, None])
         if height.all():
             set_parameter_(self.lora_B, B / height)
-        set_parameter_(self.lora_E, torch.zeros(len(A), 1) if relative_to_start else (width * height)[:, None])
+        set_parameter_(self.lora_E, A.new_zeros(len(A), 1) if relative_to_start else (width * height)[:, None])
 
     def saved_shapes(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         rank = saved_rank(saved.get("lora_A"), len(self.lora_A))

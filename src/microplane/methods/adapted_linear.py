@@ -5,6 +5,7 @@ One law, tested for every member: in eval mode `forward(x) == merged()(x)`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microplane.device import drawn
 from microplane.errors import AdapterError
 from microplane.methods.disable import AddedModule
 from microplane.methods.method import copy_strictly, forget_method
@@ -132,6 +134,11 @@ def hf_paths(model: nn.Module, sites: Iterable[str]) -> list[str]:
 def saved_rank(A: Tensor | None, otherwise: int) -> int:
     """How many rows a first factor (r, in) has that a file holds; `otherwise` where it has none, or no matrix."""
     return otherwise if A is None or A.dim() != 2 else len(A)
+
+
+def drawn_rows(rank: int, width: int, device: torch.device) -> Tensor:
+    """Random rows (r, in) as LoRA's A begins: uniform in +-1/sqrt(in), float32, the same on every device."""
+    return drawn(lambda rows: nn.init.kaiming_uniform_(rows, a=math.sqrt(5)), rank, width, device=device)
 
 
 def set_parameter_(parameter: nn.Parameter, value: Tensor) -> None:

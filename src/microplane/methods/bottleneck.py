@@ -20,7 +20,7 @@ from microplane.errors import ConfigError
 from microplane.methods.disable import AddedModule
 from microplane.methods.method import NEEDS_SOCKETS, Method
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
-from microplane.nn.layers import ACTIVATIONS, Linear
+from microplane.nn.layers import ACTIVATIONS, drawn_linear
 from microplane.nn.ops.dropout import Dropout
 
 SOCKETS = {
@@ -36,8 +36,8 @@ class Adapter(nn.Module):
 
     def __init__(self, width: int, inner: int, knobs: Bottleneck, device: torch.device):
         super().__init__()
-        self.down_proj = Linear(width, inner, device=device)
-        self.up_proj = Linear(inner, width, device=device)
+        self.down_proj = drawn_linear(width, inner, device)
+        self.up_proj = drawn_linear(inner, width, device)
         self.activation = ACTIVATIONS[knobs.activation]
         self.dropout = Dropout(knobs.dropout)
         for linear in (self.down_proj, self.up_proj):

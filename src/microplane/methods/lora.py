@@ -8,7 +8,6 @@ on the original base, it is what is saved, and it is zero to the bit when traini
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +19,14 @@ from torch import Tensor, nn
 
 from microplane.errors import AdapterError
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, saved_sites, set_parameter_
+from microplane.methods.adapted_linear import (
+    AdaptedLinear,
+    adapted_layers,
+    drawn_rows,
+    saved_rank,
+    saved_sites,
+    set_parameter_,
+)
 from microplane.methods.init.low_rank_method import LowRankMethod
 from microplane.methods.method import PREFIX
 
@@ -28,9 +34,8 @@ from microplane.methods.method import PREFIX
 class LoRALinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=self.device))
+        self.lora_A = nn.Parameter(drawn_rows(rank, base.in_features, self.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=self.device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.start_A: Tensor | None  # (r, in) and (out, r): where training started, if that is not counted as a change
         self.start_B: Tensor | None
         self.register_buffer("start_A", None)

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microplane.methods import peft_format
-from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, saved_sites, set_parameter_
+from microplane.methods.adapted_linear import (
+    AdaptedLinear,
+    adapted_layers,
+    drawn_rows,
+    saved_rank,
+    saved_sites,
+    set_parameter_,
+)
 from microplane.methods.linear_method import LinearMethod
 from microplane.methods.method import trainable
 
@@ -40,8 +47,7 @@ class Pair(nn.Module):
 class GrowingLinear(AdaptedLinear):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float):
         super().__init__(base)
-        A = torch.empty(rank, self.in_features, device=base.weight.device)
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        A = drawn_rows(rank, self.in_features, base.weight.device)
         self.pairs = nn.ModuleList([Pair(A, self.out_features)])
         self.scale, self.dropout = scale, dropout
 
@@ -79,7 +85,7 @@ class GrowingLinear(AdaptedLinear):
     def grow(self, rank: int, born: int, seed: int) -> None:
         """Add a pair of `rank` that changes nothing yet."""
         A = torch.cat([pair.lora_A for pair in self.parts])
-        random = torch.randn(self.in_features, rank, generator=torch.Generator().manual_seed(seed)).to(A)
+        random = torch.randn(self.in_features, rank, generator=torch.Generator().manual_seed(seed), device="cpu").to(A)
         basis, _ = torch.linalg.qr(A.t())
         new, _ = torch.linalg.qr(random - basis @ (basis.t() @ random))
         norm = 1 / math.sqrt(3)  # what a row of A has at the start

@@ -12,7 +12,6 @@ the tests; temperature and delta have no published default that we know.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -21,7 +20,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError
-from microplane.methods.adapted_linear import AdaptedLinear
+from microplane.methods.adapted_linear import AdaptedLinear, drawn_rows
 from microplane.methods.linear_method import LinearMethod
 from microplane.nn.ops.cayley import cayley
 
@@ -37,8 +36,7 @@ class NBLoRALinear(AdaptedLinear):
                 "the rank of nb-lora can be at most the smaller of the two"
             )
         self.free_A = nn.Parameter(torch.zeros(rank, self.out_features, device=device))
-        self.free_B = nn.Parameter(torch.empty(rank, self.in_features, device=device))
-        nn.init.kaiming_uniform_(self.free_B, a=math.sqrt(5))
+        self.free_B = nn.Parameter(drawn_rows(rank, self.in_features, device))
         if method.bounds_train:
             self.v = nn.Parameter(torch.zeros(rank, device=device))
         self.kept: tuple[Tensor, Tensor] | None = None

@@ -16,12 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from microplane.device import drawn
 from microplane.errors import ConfigError
 from microplane.methods.adapted_linear import set_parameter_
 from microplane.methods.disable import AddedModule
 from microplane.methods.method import NEEDS_SOCKETS, Method, check_fits
 from microplane.methods.prompt import length_of_peft, virtual_tokens
-from microplane.nn.layers import Linear
+from microplane.nn.layers import Linear, drawn_linear
 from microplane.nn.position import Rope, rotate
 
 STATE = "prompt_embeddings"  # peft's name
@@ -33,8 +34,8 @@ class Trunk(nn.Module):
 
     def __init__(self, length: int, width: int, mid: int, device: torch.device):
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(length, width, device=device))
-        self.first = Linear(width, mid, device=device)
+        self.embedding = nn.Parameter(drawn(nn.init.normal_, length, width, device=device))
+        self.first = drawn_linear(width, mid, device)
 
     def forward(self) -> Tensor:
         return torch.tanh(self.first(self.embedding))
@@ -46,11 +47,11 @@ class Prefix(AddedModule, nn.Module):
     def __init__(self, heads: int, length: int, width: int, rope: Rope | None, device: torch.device):
         super().__init__()
         self.shape = heads, length, width  # (KV, l, Dh)
-        self.keys = nn.Parameter(torch.randn(self.shape, device=device) * 0.02)
-        self.values = nn.Parameter(torch.randn(self.shape, device=device) * 0.02)
+        self.keys = nn.Parameter(drawn(nn.init.normal_, *self.shape, device=device) * 0.02)
+        self.values = nn.Parameter(drawn(nn.init.normal_, *self.shape, device=device) * 0.02)
         self.last: Linear | None = None  # (mid -> 2 KV Dh)
         self._trunk: tuple[Trunk, ...] = ()  # hidden from torch, for it belongs to the model and is saved once
-        angles = None if rope is None else rope.angles(torch.tensor([-length], device=device), width, torch.float32)
+        angles = None if rope is None else rope.angles(torch.full((1,), -length, device=device), width, torch.float32)
         self.cos: Tensor | None
         self.sin: Tensor | None
         self.register_buffer("cos", None if angles is None else angles[0], persistent=False)  # (1, 1, Dh/2)
@@ -60,7 +61,7 @@ class Prefix(AddedModule, nn.Module):
         """Let the MLP make keys and values, which are no parameters of their own then."""
         heads, _, width = self.shape
         device = self.keys.device
-        self.last = Linear(trunk.first.out_features, 2 * heads * width, device=device)
+        self.last = drawn_linear(trunk.first.out_features, 2 * heads * width, device)
         self._trunk = (trunk,)
         _empty(self.keys, self.values)
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from microplane.device import CPU, put
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import peft_format
 from microplane.methods.disable import AddedModule
@@ -104,12 +105,15 @@ class PromptTuning(Method):
                 raise ConfigError("method.start = 'text' needs the text's tokens: method.with_tokens(tokenizer.encode)")
             if max(self.text_ids) >= size:
                 raise ConfigError(f"method.text_ids has {max(self.text_ids)}, and the model has {size} tokens")
-            ids = torch.tensor(list(islice(cycle(self.text_ids), self.length)), device=model.device)
+            ids = put(torch.tensor(list(islice(cycle(self.text_ids), self.length))), model.device)
         else:
             ids = torch.randint(min(size, COMMON), (self.length,)).to(model.device)
         words = model.embedded(ids)
         words = words.to(torch.promote_types(words.dtype, torch.float32))
-        return torch.randn_like(words) * words.std() if self.start == "random" else words.clone()
+        if self.start != "random":
+            return words.clone()
+        noise = torch.randn_like(words, device=None if words.is_meta else CPU)  # the same on every device
+        return put(noise, words.device) * words.std()
 
     def param_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
         return norms_apart(model, lr)

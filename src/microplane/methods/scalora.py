@@ -26,6 +26,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from microplane.device import CPU, put
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers, saved_rank, set_parameter_
 from microplane.methods.init.low_rank_method import LowRankMethod
@@ -45,9 +46,9 @@ class ScaLoRALinear(AdaptedLinear):
             kind = str(base.weight.dtype).removeprefix("torch.") if plain else type(base).__name__
             raise ConfigError(f"model.dtype: the method scalora {PLAIN}; the base is {kind}. Set model.dtype=float32")
         device, dtype = base.weight.device, base.weight.dtype
-        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
+        A = torch.empty(rank, self.in_features, dtype=dtype, device=device if device.type == "meta" else CPU)
+        self.lora_A = nn.Parameter(put(nn.init.kaiming_uniform_(A, a=math.sqrt(5)), device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device, dtype=dtype))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.scale = scale
         self.register_buffer("drift", None, persistent=False)
         self.register_buffer("weight", base.weight.detach(), persistent=False)
@@ -185,7 +186,7 @@ def scaling(A: Tensor, B: Tensor, D_A: Tensor, D_B: Tensor, L_eta: float) -> tup
         two = _scalars(A, B, D_A, D_B)
         if two is None:
             return None
-        squares = torch.tensor(two, dtype=A.dtype).repeat_interleave(rank)
+        squares = put(torch.tensor(two, dtype=A.dtype), A.device).repeat_interleave(rank)
     alpha, beta = (squares / L_eta).sqrt().split(rank)
     return alpha, beta
 

@@ -149,7 +149,9 @@ class Decoder(Model):
     def embedded(self, ids: Tensor) -> Tensor:
         x = super().embedded(ids)
         if self.config.gemma:  # the factor is rounded to the format of the embedding, as it was in training
-            x = x * torch.tensor(math.sqrt(self.config.hidden_size)).to(x)
+            x = x * torch.tensor(math.sqrt(self.config.hidden_size), device="cpu").to(
+                x.dtype
+            )  # one number: goes anywhere
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def features(model: Model, rows: Rows, pooling: str) -> Tensor:
         return model(rows)
     if pooling != "last":
         return model.encode(rows)
-    starts = rows.last - torch.tensor(rows.lengths) + 1
+    starts = rows.last - rows.sizes + 1
     shifted = rows.ids.roll(1).index_fill(0, starts, model.config.decoder_start)
     return model(Pairs(rows, Rows(shifted, rows.positions, rows.lengths)))
 
@@ -121,7 +121,7 @@ def put_head(model: Model, head: TaskHead) -> None:
         wanted = {"tied": True, "scaled": False}  # as a head for words would have it
         changed = {name: value for name, value in wanted.items() if hasattr(model.config, name)}
         model.head, model.config = None, replace(model.config, **changed)
-    model.task_head = head
+    model.task_head = head.to(model.device)
     head.train(model.training)
 
 

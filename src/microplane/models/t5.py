@@ -249,7 +249,7 @@ class T5(Model):
 
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
         """Encode the prompts. Each answer begins with the decoder's start token."""
-        source = self._encoded_source(Rows.of(prompts))
+        source = self._encoded_source(Rows.of(prompts).to(self.device))
         cache = PairCache(self.config.num_decoder_layers, source.lengths)
         cache.memory = [in_rectangles(pair, source.lengths) for pair in source.layers]
         return cache, [[self.config.decoder_start] for _ in prompts]

@@ -100,11 +100,9 @@ def pooled(hidden: Tensor, rows: Rows, pooling: str) -> Tensor:
     """One vector for each row: (T, D) -> (B, D)."""
     if pooling == "last":
         return hidden.index_select(0, rows.last)
-    lengths = torch.tensor(rows.lengths)
     if pooling == "cls":
-        return hidden.index_select(0, rows.last - lengths + 1)
+        return hidden.index_select(0, rows.last - rows.sizes + 1)
     assert pooling == "mean", pooling
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    sums = wide.new_zeros(len(lengths), hidden.shape[1])
-    sums = sums.index_add(0, torch.repeat_interleave(torch.arange(len(lengths)), lengths), wide)
-    return (sums / lengths[:, None]).to(hidden.dtype)
+    sums = wide.new_zeros(len(rows.lengths), hidden.shape[1]).index_add(0, rows.row_of_token, wide)
+    return (sums / rows.sizes[:, None]).to(hidden.dtype)

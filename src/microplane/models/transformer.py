@@ -198,7 +198,7 @@ class Transformer(Model):
 
     def _enter(self, x: Tensor, rows: Rows) -> Tensor:
         """Embeddings with positions: (T, D)."""
-        return self.dropout(x + sinusoids(rows.positions, self.config.hidden_size).to(x))
+        return self.dropout(x + sinusoids(rows.positions, self.config.hidden_size, rows.last_position).to(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -229,7 +229,7 @@ class Transformer(Model):
         return GenerationRules(tuple(bad_tokens), forced_eos, bool(settings.get("renormalize_logits")))
 
     def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        lengths, memory = self._encoded_source(Rows.of(prompts))
+        lengths, memory = self._encoded_source(Rows.of(prompts).to(self.device))
         cache = PairCache(self.config.num_decoder_layers, lengths)
         cache.memory = [in_rectangles(pair, lengths) for pair in memory]
         return cache, [[self.config.decoder_start] for _ in prompts]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from microplane.device import put
 from microplane.nn.cache import Cache
 from microplane.nn.ops import cached_attention, row_attention
 from microplane.nn.ops.pointwise import softmax
@@ -79,7 +80,7 @@ class MaskSpec:
     @cached_property
     def key_rows(self) -> Rows:
         """The places of the keys of each row, without a cache."""
-        return self.rows if self.keys is None else Rows.of_lengths(self.keys)
+        return self.rows if self.keys is None else Rows.of_lengths(self.keys, self.rows.ids.device)
 
     @cached_property
     def groups(self) -> list[tuple[slice, MaskSpec]]:
@@ -127,7 +128,8 @@ class MaskSpec:
 
     @cached_property
     def bool_mask(self) -> Tensor:
-        """bool (B, 1, S, L), True where a query may attend; with 1 in place of B or S where all of them are alike."""
+        """bool (B, 1, S, L) on the CPU, True where a query may attend; with 1 in place of B or S where all of them are
+        alike."""
         key = torch.arange(self.longest)
         query = self._query_positions()[:, None, :, None]  # (B or 1, 1, S, 1)
         if self.causal:
@@ -149,7 +151,7 @@ class MaskSpec:
         """`bool_mask` as numbers to add to the scores: 0 where True, else minus infinity; in the format of `like`."""
         if self._additive is None or self._additive.dtype != like.dtype:
             zeros = torch.zeros(self.bool_mask.shape, dtype=like.dtype)
-            self._additive = zeros.masked_fill_(~self.bool_mask, -math.inf).to(like.device)
+            self._additive = put(zeros.masked_fill_(~self.bool_mask, -math.inf), like.device)
         return self._additive
 
     _additive: Tensor | None = None
@@ -390,7 +392,8 @@ def attend_reference(
             scores = scores + bias[:, : len(q_row), : len(k_row)]
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if keys is None:
-            ago = torch.arange(len(q_row))[:, None] - torch.arange(len(q_row))[None]  # (n, n)
+            place = torch.arange(len(q_row), device=q.device)
+            ago = place[:, None] - place[None]  # (n, n)
             hidden = (ago if causal else ago.abs()) >= (window or len(q_row))
             wide = wide.masked_fill(hidden | (ago < 0) if causal else hidden, -math.inf)
         mixed.append(torch.einsum("hij,jhd->ihd", wide.softmax(-1).to(q.dtype), v_row))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from microplane.device import put
 from microplane.nn.rows import Rows, to_heads
 
 
@@ -36,7 +37,7 @@ class Cache:
         Returns all keys and values of that layer, two views (B, KV, L, Dh). `lengths` stays until `advance` is called,
         after all layers have appended.
         """
-        batch = torch.repeat_interleave(torch.arange(len(rows.lengths)), torch.tensor(rows.lengths)).to(k.device)
+        batch = rows.row_of_token
         keys, values = self.room(layer, k, v, rows)
         longest = self._longest(rows)
         keys[batch, :, rows.positions] = k
@@ -72,7 +73,7 @@ class Cache:
         self.lengths = [self.lengths[index] for index in indices]
         chosen = torch.tensor(list(indices), dtype=torch.long)
         for tensors in (self.keys, self.values):
-            tensors[:] = [None if x is None else x.index_select(0, chosen.to(x.device)) for x in tensors]
+            tensors[:] = [None if x is None else x.index_select(0, put(chosen, x.device)) for x in tensors]
 
     def _grow(self, buffer: Tensor | None, new: Tensor, longest: int) -> Tensor:
         """The buffer, doubled until `longest` tokens fit; filled with zeros, as masked cells must not be NaN."""
@@ -102,8 +103,8 @@ class PairCache(Cache):
         chosen, longest = torch.tensor(list(indices), dtype=torch.long), max(self.source_lengths, default=0)
         self.memory = [
             (
-                k[:, :, :longest].index_select(0, chosen.to(k.device)),  # narrowed first, so that it is dense
-                v[:, :, :longest].index_select(0, chosen.to(v.device)),
+                k[:, :, :longest].index_select(0, put(chosen, k.device)),  # narrowed first, so that it is dense
+                v[:, :, :longest].index_select(0, put(chosen, v.device)),
             )
             for k, v in self.memory
         ]
@@ -111,6 +112,6 @@ class PairCache(Cache):
 
 def in_rectangles(pair: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Keys and values of rows of these lengths, end to end (T, KV, Dh), as a cache holds them: (B, KV, L, Dh) each."""
-    rows = Rows.of_lengths(lengths)
+    rows = Rows.of_lengths(lengths, pair[0].device)
     keys, values = (to_heads(x, rows).contiguous() for x in pair)
     return keys, values

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microplane.device import CPU
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.ops.few_rows import linear
 from microplane.nn.ops.pointwise import GATES, gate_by, layer_norm, rms_norm
@@ -36,6 +37,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def drawn_linear(in_features: int, out_features: int, device: torch.device) -> Linear:
+    """A new linear layer with torch's own start, the same on every device."""
+    linear = Linear(in_features, out_features, device=device if device.type == "meta" else CPU)
+    return linear if linear.weight.device == device else linear.to(device)
 
 
 class LayerNorm(nn.LayerNorm):

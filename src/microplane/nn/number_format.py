@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from microplane import hardware as environment
 from microplane.cache.entries import touch
+from microplane.device import CPU, name_of
 from microplane.files import cache_dir, write_aside
 
 SHAPE = (512, 576, 1536)  # (tokens, in, out): a small step of a small model
@@ -25,13 +26,14 @@ CANDIDATES = (torch.float32, torch.bfloat16)
 
 
 class NumberFormat(NamedTuple):
-    """In which number formats a base model is stored and multiplied."""
+    """In which number formats a base model is stored and multiplied, and where."""
 
     dtype: torch.dtype  # of the products and activations, of the embedding, the norms and the head
     quantised: str | None = None  # "int8" or "nf4": how the linears of the blocks are stored, nn/quantised.py
     cached: bool = False  # keep weights dequantised after their first use
     in_8_bits: bool = False  # multiply quantised weights in 8 bits (nn/ops/int8.py), not in `dtype`
     weights: torch.dtype | None = None  # format of weights that train, if it is wider than `dtype`
+    device: torch.device = CPU  # where it is held and multiplied
 
     @property
     def stored(self) -> torch.dtype:
@@ -58,15 +60,15 @@ class NumberFormat(NamedTuple):
         return self.quantised or self.dtype_name
 
 
-def fastest_dtype(refresh: bool = False) -> torch.dtype:
+def fastest_dtype(refresh: bool = False, device: torch.device = CPU) -> torch.dtype:
     """float32 or bfloat16, whichever is at least a tenth faster; float32 in doubt, as it is the more exact."""
-    seconds = measured(refresh)
+    seconds = measured(refresh, device)
     return torch.bfloat16 if seconds["bfloat16"] < 0.9 * seconds["float32"] else torch.float32
 
 
-def measured(refresh: bool = False) -> dict[str, float]:
+def measured(refresh: bool = False, device: torch.device = CPU) -> dict[str, float]:
     """Seconds of one forward and one backward product of `SHAPE` in each format."""
-    path = _cache_file()
+    path = _cache_file(device)
     if not refresh:
         touch(path)
         try:
@@ -74,29 +76,32 @@ def measured(refresh: bool = False) -> dict[str, float]:
             return {name: float(seconds[name]) for name in ("float32", "bfloat16")}
         except (OSError, ValueError, KeyError, TypeError):
             pass
-    seconds = {str(dtype).removeprefix("torch."): _time(dtype) for dtype in CANDIDATES}
+    seconds = {str(dtype).removeprefix("torch."): _time(dtype, device) for dtype in CANDIDATES}
     with suppress(OSError):  # a cache that cannot be written only costs the measurement again
-        write_aside(path, json.dumps({"machine": _machine(), "seconds": seconds}).encode())
+        write_aside(path, json.dumps({"machine": _machine(device), "seconds": seconds}).encode())
     return seconds
 
 
-def _time(dtype: torch.dtype, budget: float = 0.2) -> float:
+def _time(dtype: torch.dtype, device: torch.device = CPU, budget: float = 0.2) -> float:
     tokens, width, out = SHAPE
     x, w, g = torch.randn(tokens, width), torch.randn(out, width), torch.randn(tokens, out)
-    x, w, g = x.to(dtype), w.to(dtype), g.to(dtype)
+    x, w, g = (matrix.to(device, dtype) for matrix in (x, w, g))
     best, spent, rounds = float("inf"), 0.0, 0
     while spent < budget and rounds < 50:
         start = time.perf_counter()
         F.linear(x, w)
         torch.mm(g, w)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         last = time.perf_counter() - start
         spent, rounds, best = spent + last, rounds + 1, min(best, last) if rounds else best
     return best if best < float("inf") else spent
 
 
-def _machine() -> str:
-    return f"{environment.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+def _machine(device: torch.device) -> str:
+    where = "" if device.type == "cpu" else f"{name_of(device)}, "
+    return f"{where}{environment.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _cache_file() -> Path:
-    return cache_dir() / "number_format" / f"{hashlib.sha256(_machine().encode()).hexdigest()[:16]}.json"
+def _cache_file(device: torch.device) -> Path:
+    return cache_dir() / "number_format" / f"{hashlib.sha256(_machine(device).encode()).hexdigest()[:16]}.json"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microplane.device import put
 from microplane.errors import ModelError
 from microplane.nn.ops.scratch import persistent
 
@@ -77,7 +78,7 @@ class Rope:
 
     def angles(self, positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine at positions (T,): two of (T, 1, Dh/2), computed in float32 and then rounded to `dtype`."""
-        turned = positions.float()[:, None, None] * self.frequencies(width).to(positions.device)
+        turned = positions.float()[:, None, None] * put(self.frequencies(width), positions.device)
         return turned.cos().to(dtype), turned.sin().to(dtype)
 
 
@@ -95,19 +96,22 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def sinusoids(positions: Tensor, width: int) -> Tensor:
+def sinusoids(positions: Tensor, width: int, last: int) -> Tensor:
     """The Transformer's positions (arXiv 1706.03762, 3.5), in Marian's order: (T,) -> (T, D) float32.
 
     Of angles a_i = position / 10000^(2i/D), the paper puts sin a_0, cos a_0, sin a_1, cos a_1, ...; Marian puts all
     sines and then all cosines, which to a model trained so is the same but for the names of its dimensions.
+
+    Args:
+        last: the largest position.
     """
-    size = 1 << max(9, int(positions.max()).bit_length())  # a power of two, so that the table is seldom made again
-    return _sinusoid_table(size, width).to(positions.device)[positions]
+    size = 1 << max(9, last.bit_length())  # a power of two, so that the table is seldom made again
+    return _sinusoid_table(size, width, positions.device)[positions]
 
 
 @lru_cache(maxsize=4)
-def _sinusoid_table(size: int, width: int) -> Tensor:
+def _sinusoid_table(size: int, width: int, device: torch.device) -> Tensor:
     with persistent():  # a table first made inside inference_mode could not be used by autograd later
         powers = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
         angles = torch.arange(size, dtype=torch.float64, device="cpu")[:, None] / 10_000.0**powers  # (size, D/2)
-        return torch.cat((angles.sin(), angles.cos()[:, : width // 2]), 1).float()
+        return put(torch.cat((angles.sin(), angles.cos()[:, : width // 2]), 1).float(), device)

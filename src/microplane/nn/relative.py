@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microplane.device import put
 from microplane.nn.attention import MaskSpec
 from microplane.nn.ops.autograd import apply
 
@@ -57,7 +58,7 @@ class RelativeBias(nn.Module):
     def _of(self, distance: Tensor) -> Tensor:
         """(...) -> (..., H)."""
         bucket = bucket_of(distance, len(self.weight), self.max_distance, self.causal)
-        return self.weight[bucket.to(self.weight.device)]
+        return self.weight[put(bucket, self.weight.device)]
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, max_distance={self.max_distance}, causal={self.causal}"

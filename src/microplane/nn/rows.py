@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microplane.device import put
 from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.scratch import persistent
 
@@ -51,15 +52,24 @@ class Rows:
         return cls(ids, positions, lengths, segments)
 
     @classmethod
-    def of_lengths(cls, lengths: tuple[int, ...]) -> Rows:
+    def of_lengths(cls, lengths: tuple[int, ...], device: torch.device) -> Rows:
         """The places of rows alone, without tokens."""
-        none = torch.empty(0, dtype=torch.long)
+        none = torch.empty(0, dtype=torch.long, device=device)
         return cls(none, none, lengths)
 
     @classmethod
     def from_padded(cls, ids: Tensor, mask: Tensor) -> Rows:
         """From a padded rectangle (B, S) and its attention mask, padded on either side."""
         return cls.of([row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)])
+
+    def to(self, device: torch.device) -> Rows:
+        """The rows on a device; these themselves if they are there."""
+        if self.ids.device == device:
+            return self
+        types = None if self.types is None else put(self.types, device)
+        there = Rows(put(self.ids, device), put(self.positions, device), self.lengths, types)
+        there.__dict__["last_position"] = self.last_position  # which would have to be waited for there
+        return there
 
     @property
     def longest(self) -> int:
@@ -69,9 +79,16 @@ class Rows:
         """The rows with `count` more positions at the start of each: no tokens, with id 0 and segment 0."""
         none = self.ids.new_zeros(count)
         ids = prepend_to_each_row(none, self.ids, self.lengths)
-        positions = prepend_to_each_row(torch.arange(count), self.positions + count, self.lengths)
+        positions = prepend_to_each_row(torch.arange(count, device=none.device), self.positions + count, self.lengths)
         types = None if self.types is None else prepend_to_each_row(none, self.types, self.lengths)
-        return Rows(ids, positions, tuple(n + count for n in self.lengths), types)
+        longer = Rows(ids, positions, tuple(n + count for n in self.lengths), types)
+        longer.__dict__["last_position"] = self.last_position + count
+        return longer
+
+    @cached_property
+    def last_position(self) -> int:
+        """The largest of the positions."""
+        return int(self.positions.max())
 
     @cached_property
     def grid(self) -> Tensor:
@@ -80,7 +97,7 @@ class Rows:
             lengths = torch.tensor(self.lengths)
             ends = lengths.cumsum(0)
             column = torch.arange(self.longest)
-            return (ends - lengths)[:, None] + torch.minimum(column[None], lengths[:, None] - 1)
+            return self._here((ends - lengths)[:, None] + torch.minimum(column[None], lengths[:, None] - 1))
 
     @cached_property
     def cells(self) -> Tensor:
@@ -89,14 +106,14 @@ class Rows:
             lengths = torch.tensor(self.lengths)
             starts = torch.arange(len(self.lengths)) * self.longest
             within = torch.cat([torch.arange(n) for n in self.lengths])
-            return torch.repeat_interleave(starts, lengths) + within
+            return self._here(torch.repeat_interleave(starts, lengths) + within)
 
     def of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
         """`grid` and `cells` for tensors of `heads` vectors per token: int64 (B * H * S,), indices into the flattened
         (T, H); and int64 (T * H,), indices into the flattened (B, H, S)."""
         if heads not in self._of_heads:
             with persistent():
-                head, S = torch.arange(heads), self.longest
+                head, S = torch.arange(heads, device=self.ids.device), self.longest
                 grid = self.grid[:, None] * heads + head[:, None]  # (B, H, S)
                 cells = (self.cells // S * heads * S + self.cells % S)[:, None] + head * S  # (T, H)
                 self._of_heads[heads] = grid.view(-1), cells.view(-1)
@@ -110,7 +127,29 @@ class Rows:
     def last(self) -> Tensor:
         """(B,) int64: the index in T of each row's last token."""
         with persistent():
-            return torch.tensor(self.lengths).cumsum(0) - 1
+            return self._here(torch.tensor(self.lengths).cumsum(0) - 1)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """(B,) int64: `lengths`."""
+        with persistent():
+            return self._here(torch.tensor(self.lengths))
+
+    @cached_property
+    def is_token(self) -> Tensor:
+        """(B, S) bool: of the cells of the rectangle, those that hold a token; the rest lies past a row's end."""
+        with persistent():
+            return self._here(torch.arange(self.longest) < torch.tensor(self.lengths)[:, None])
+
+    @cached_property
+    def row_of_token(self) -> Tensor:
+        """(T,) int64: the row of each token."""
+        with persistent():
+            return self._here(torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths)))
+
+    def _here(self, index: Tensor) -> Tensor:
+        """Indices are made on the CPU, which knows the lengths, and used where the tokens are."""
+        return put(index, self.ids.device)
 
 
 @dataclass(frozen=True)
@@ -122,6 +161,10 @@ class Pairs:
 
     source: Rows
     target: Rows  # each begins with the decoder's start token
+
+    def to(self, device: torch.device) -> Pairs:
+        """The pairs on a device."""
+        return Pairs(self.source.to(device), self.target.to(device))
 
 
 def prepend_to_each_row(first: Tensor, x: Tensor, lengths: Sequence[int]) -> Tensor:

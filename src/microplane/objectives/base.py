@@ -6,8 +6,9 @@ Shapes: T tokens of all rows side by side, K target tokens, B rows, C classes, V
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypedDict, TypeVar
 
+import torch
 from torch import Tensor
 
 from microplane.config.knobs import DataKnobs
@@ -30,6 +31,9 @@ class Batch(Protocol):
     @property
     def count(self) -> int:
         """What the loss is a sum over: target tokens, rows, or labelled tokens."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device. Only asked for where that is not the CPU."""
 
 
 class ProbeRow(NamedTuple):
@@ -126,7 +130,7 @@ class Objective(Protocol[B]):
         """
 
     def collate(self, dataset: Dataset, indices: Sequence[int]) -> B:
-        """Rows by their numbers, side by side, with what is to be predicted."""
+        """Rows by their numbers, side by side, with what is to be predicted; on the CPU."""
 
     def loss(self, model: Model, batch: B, label_smoothing: float = 0.0) -> Tensor:
         """The loss as a sum over `batch.count` items, a float32 scalar."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from microplane.data.rendering.labelled import LabelRenderer, OneClassRenderer
+from microplane.device import put
 from microplane.models.configs.head import IGNORED, Task
 from microplane.objectives.head import HeadObjective, Prediction
 
@@ -29,7 +31,9 @@ class Classification(HeadObjective):
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Labels are numbers of classes, (B,)."""
-        weights = scores.new_tensor(self.class_weights) if self.class_weights else None
+        weights = (
+            put(torch.tensor(self.class_weights, dtype=scores.dtype), scores.device) if self.class_weights else None
+        )
         return F.cross_entropy(scores, labels.long(), weights, ignore_index=IGNORED, reduction="sum")
 
     def words(self, scores: Tensor, classes: Sequence[str]) -> list[str]:

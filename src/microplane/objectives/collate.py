@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from microplane.data.batch_plan import packed_by_length
 from microplane.data.progress import Progress
 from microplane.data.store import Dataset
-from microplane.models.contract import Model, in_eval_mode
+from microplane.models.contract import Model, device_of, in_eval_mode
 from microplane.nn.rows import Rows
 from microplane.objectives.base import B, Objective
 
@@ -38,6 +38,12 @@ def features_of(dataset: Dataset, indices: Sequence[int]) -> Tensor | None:
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor  # numpy has no bfloat16
 
 
+def batch_of(objective: Objective[B], model: nn.Module, dataset: Dataset, indices: Sequence[int]) -> B:
+    """Rows by their numbers, where the model is."""
+    batch, device = objective.collate(dataset, indices), device_of(model)
+    return batch if device.type == "cpu" else batch.to(device)
+
+
 @torch.no_grad()
 def for_each_batch(
     objective: Objective[B],
@@ -46,17 +52,20 @@ def for_each_batch(
     batch_tokens: int,
     visit: Callable[[list[int], B], None],
     progress: Progress | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """Call `visit` with the row numbers and the batch of all rows of a data set, the longest first, without dropout and
     gradients. The order is always the same, so sums over it have always the same bits.
 
     Args:
         batch_tokens: tokens in a batch; a longer row makes one alone.
+        share: (r, n) for every n-th batch only, from number r on.
     """
-    done = 0
+    done, (first, step) = 0, share
     with in_eval_mode(model):
-        for indices in packed_by_length(dataset.lengths, batch_tokens):
-            visit(indices, objective.collate(dataset, indices))
+        for number, indices in enumerate(packed_by_length(dataset.lengths, batch_tokens)):
+            if number % step == first:
+                visit(indices, batch_of(objective, model, dataset, indices))
             done += len(indices)
             if progress:
                 progress(done, len(dataset))

@@ -19,6 +19,7 @@ from microplane.data.reading.example import Message
 from microplane.data.rendering.labelled import LabelRenderer
 from microplane.data.store import Dataset, TokenDataset
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
+from microplane.device import put
 from microplane.errors import ConfigError
 from microplane.models.configs.head import Task
 from microplane.models.contract import Model
@@ -38,6 +39,11 @@ class LabelBatch:
     labels: Tensor  # float32: (B,) classes or numbers, (B, C) of several classes, (T,) of tokens
     count: int  # rows, or labelled tokens
     cached_features: Tensor | None = None  # (T, D) as of a TokenBatch, or (B, D): the rows' pooled vectors
+
+    def to(self, device: torch.device) -> LabelBatch:
+        """The batch on a device."""
+        cached = None if self.cached_features is None else put(self.cached_features, device)
+        return LabelBatch(self.rows.to(device), put(self.labels, device), self.count, cached)
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class HeadObjective(ABC):
 
     def probe(self, model: Model, row: ProbeRow) -> Tensor:
         """Scores (1, C), of tokens (T, C)."""
-        return task_scores(model, Rows.of([row.ids]))
+        return task_scores(model, Rows.of([row.ids]).to(model.device))
 
     # Using a model
 
@@ -176,7 +182,7 @@ class HeadObjective(ABC):
         self, scores: Tensor, texts: Sequence[Text], encoded: Sequence[Encoded], classes: Sequence[str]
     ) -> list[Prediction]:
         """What the scores say of each text."""
-        return [self.prediction(row, classes) for row in self.probabilities(scores)]
+        return [self.prediction(row, classes) for row in self.probabilities(scores).cpu()]
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer, template: str, system: str | None) -> list[int]:
         """Raises: ConfigError, since a task head writes nothing."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from microplane.data.rendering.labelled import LabelRenderer, SomeClassesRenderer
+from microplane.device import put
 from microplane.models.configs.head import Task
 from microplane.objectives.head import HeadObjective, Prediction
 
@@ -34,7 +36,9 @@ class MultiLabel(HeadObjective):
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Labels are 0 or 1, (B, C)."""
         targets = labels.to(scores.dtype).view_as(scores)
-        weights = scores.new_tensor(self.class_weights) if self.class_weights else None
+        weights = (
+            put(torch.tensor(self.class_weights, dtype=scores.dtype), scores.device) if self.class_weights else None
+        )
         return (
             F.binary_cross_entropy_with_logits(scores, targets, reduction="sum", pos_weight=weights) / scores.shape[1]
         )

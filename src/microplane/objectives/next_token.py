@@ -50,4 +50,4 @@ class NextToken(TextObjective):
 
     def probe(self, model: Model, row: ProbeRow) -> Tensor:
         """Logits (up to 64, V) at its last positions."""
-        return model.logits(model(Rows.of([row.ids]))[-PROBE_POSITIONS:])
+        return model.logits(model(Rows.of([row.ids]).to(model.device))[-PROBE_POSITIONS:])

@@ -58,4 +58,5 @@ class Seq2Seq(TextObjective):
         """Logits (up to 64, V) at the target's last positions; of a text without a target, what would begin it."""
         cut = row.cut or len(row.ids)
         target = [self.decoder_start, *row.ids[cut:]]
-        return model.logits(model(Pairs(Rows.of([row.ids[:cut]]), Rows.of([target])))[-PROBE_POSITIONS:])
+        pair = Pairs(Rows.of([row.ids[:cut]]), Rows.of([target])).to(model.device)
+        return model.logits(model(pair)[-PROBE_POSITIONS:])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from microplane.config.knobs import DataKnobs
@@ -17,6 +18,7 @@ from microplane.data.rendering.causal import CausalRenderer
 from microplane.data.rendering.seq2seq import Seq2SeqRenderer
 from microplane.data.store import Dataset, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.device import put
 from microplane.models.contract import Model
 from microplane.nn.ops.linear_cross_entropy import chunked_cross_entropy, linear_cross_entropy
 from microplane.nn.rows import Pairs, Rows
@@ -36,6 +38,11 @@ class TokenBatch:
     def count(self) -> int:
         """What the loss is a sum over."""
         return len(self.targets)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The batch on a device."""
+        cached = None if self.cached_features is None else put(self.cached_features, device)
+        return TokenBatch(self.rows.to(device), put(self.positions, device), put(self.targets, device), cached)
 
 
 def token_loss(model: Model, batch: TokenBatch, label_smoothing: float = 0.0) -> Tensor:

@@ -42,7 +42,7 @@ class TokenClassification(Classification):
         self, scores: Tensor, texts: Sequence[Text], encoded: Sequence[Encoded], classes: Sequence[str]
     ) -> list[Prediction]:
         """Words are what stands between white space; the first token that reaches into a word speaks for it."""
-        by_row = torch.split(self.probabilities(scores), [len(one.ids) for one in encoded])
+        by_row = torch.split(self.probabilities(scores).cpu(), [len(one.ids) for one in encoded])
         return [self._words_of(*row, classes) for row in zip(texts, encoded, by_row, strict=True)]
 
     def _words_of(self, text: Text, encoded: Encoded, probabilities: Tensor, classes: Sequence[str]) -> Prediction:

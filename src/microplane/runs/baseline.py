@@ -13,6 +13,7 @@ import torch
 
 from microplane.cache.entries import touch
 from microplane.data.progress import Watcher
+from microplane.device import name_of
 from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
 from microplane.files import cache_dir, write_aside
@@ -74,4 +75,6 @@ def _key(prepared: Prepared, base: OpenedBase) -> str:
         config.eval.model_dump(mode="json"),
         [torch.get_num_threads(), torch.__version__, processor(), native.library() is not None],
     ]
+    if prepared.form.device.type != "cpu":
+        parts.append(name_of(prepared.form.device))
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -27,6 +27,7 @@ from microplane.training.init_from_data import init_from_data
 from microplane.training.log import Record
 from microplane.training.loop import Outcome, passes
 from microplane.training.monitor import ValidationLoss
+from microplane.training.ranks import ALONE, Ranks
 from microplane.training.resume import checkpoints
 
 KEPT_PASSES = 30.0
@@ -69,8 +70,9 @@ def fit(
     on_record: Callable[[Record], None],
     on_saved: Callable[[int], None],
     resume: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
-    """Train `model`, to which the method is attached.
+    """Train `model`, to which the method is attached; with other processes, if there are any.
 
     Args:
         on_record: sees each line of metrics.jsonl, with the clock's figures.
@@ -88,7 +90,8 @@ def fit(
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
-    read, kept = cache_features(objective, model, sets, passes(train, if_kept), watch, off)
+    with ranks.first_alone():
+        read, kept = cache_features(objective, model, sets, passes(train, if_kept), watch, off)
     stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
     tokenizer, tokens = finished(model, prepared.tokenizer, stops)
 
@@ -98,9 +101,9 @@ def fit(
 
     def validate(tuned: nn.Module) -> ValidationLoss:
         at_once = prepared.config.eval.batch_tokens
-        return validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING))
+        return validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING), ranks)
 
-    if method.whole_model:
+    if method.whole_model and ranks.is_first:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "adapter")
     outcome = loop.fit(
@@ -115,5 +118,6 @@ def fit(
         identity=prepared.identity() | {"features kept": kept is not None},
         resume=resume,
         on_record=on_record,
+        ranks=ranks,
     )
     return Fitted(outcome, trainable_parameters(model), kept)

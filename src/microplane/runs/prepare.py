@@ -19,6 +19,7 @@ from microplane.data.progress import Watcher, counting
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.device import name_of
 from microplane.errors import ConfigError, ModelError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.inference.check_ids import check_ids
@@ -97,6 +98,7 @@ class Prepared:
             "method": {"name": self.method.name, **self.method.model_dump(mode="json")},
             "train": train,
             "threads": torch.get_num_threads(),
+            "device": self.form.device.type,
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
@@ -149,6 +151,8 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
     opened = open_for_data(config, method, watch)
     config, method, path, checkpoint, tokenizer, possible, plain = opened
     form = base_format(config.model, method, checkpoint.stored)
+    if form.device.type != "cpu" and config.model.device == "auto":
+        watch.say(f"device    {name_of(form.device)}, as torch sees it; --set model.device=cpu for the processor")
     if form.quantised and config.model.init == "random":
         raise ConfigError(
             f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "

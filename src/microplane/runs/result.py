@@ -112,6 +112,7 @@ class Result:
     measuring_seconds: float | None = None  # of measuring the tuned model on the held-out rows
     seconds: float | None = None  # of the whole run, all its sittings: the command's
     peak_memory_bytes: int | None = None  # of the process, over the whole run with its checks
+    peak_device_memory_bytes: int | None = None  # of what torch holds on an accelerator, over the same
 
     def to_dict(self) -> dict[str, Any]:
         """As result.json has it."""

@@ -14,6 +14,7 @@ from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
 from microplane.data.progress import Calling, Silent, Watcher
+from microplane.device import PeakDeviceMemory, name_of
 from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
 from microplane.evaluation.text_metrics import lower_is_better
@@ -26,7 +27,7 @@ from microplane.nn.ops import native
 from microplane.nn.quantised import bytes_held, weight_count
 from microplane.objectives.base import Measured
 from microplane.report.page import write_report
-from microplane.runs import provenance
+from microplane.runs import others, provenance
 from microplane.runs.baseline import measure_base
 from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
@@ -50,6 +51,7 @@ from microplane.runs.room import lacking
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
+from microplane.training.ranks import Ranks
 from microplane.training.resume import CHANGEABLE, check_resumable, prune
 
 SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
@@ -125,20 +127,35 @@ def train(
     """
     config, inline = configuration(model, data, method, set, knobs)
     config = config if resume else continued(config)
+    if others.world()[0]:  # who is not the first says nothing
+        watch = callback = None
     say = watch.say if watch else None
     watch = Calling(watch or Silent(), callback)
-    checked = check_config(config, watch, begun=resume)
-    with _folder(config, checked, resume) as folder:
-        if inline is not None:
-            config = with_data(config, inline.write(folder))
-        job = _Lifetime(folder, resume, started or time.time())
-        with run_context(config.train.threads), notices_to(say):
+    with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train.threads):
+        checked = check_config(config, watch, begun=resume)
+        if not ranks.is_first:
+            return _follow(config, checked, resume, ranks)
+        with _folder(config, checked, resume) as folder, notices_to(say):
+            if inline is not None:
+                config = with_data(config, inline.write(folder))
+            job = _Lifetime(folder, resume, started or time.time())
             try:
-                _run(job, config, checked, watch)
+                _run(job, config, checked, watch, ranks)
             except BaseException as error:
                 job.fail(error)
                 raise
     return Run(job.folder, job.result.to_dict())
+
+
+def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run:
+    """A process that trains along with the first one, which makes the folder, measures and writes."""
+    folder = Path(ranks.first_says(""))
+    prepared = others.prepared_alike(ranks, lambda: prepare(config, method, Silent(), resume))
+    base, _ = open_base(prepared, folder if resume else None)
+    attach(prepared, base.model, folder, resume, lambda line: None)
+    fitted = fit(prepared, base.model, folder, Silent(), lambda record: None, lambda size: None, resume, ranks)
+    status = "stopped" if fitted.outcome.interrupted else "success"
+    return Run(folder, {"status": status, "process": ranks.rank})
 
 
 def configuration(
@@ -163,16 +180,19 @@ def configuration(
     return config, inline
 
 
-def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> None:
+def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
     result, folder = job.result, job.folder
-    prepared = prepare(config, method, watch, job.resume)
+    ranks.first_says(str(folder.resolve()))
+    prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     lacks = lacking(prepared)
     for line in lacks:
         watch.say(f"warning   {line}")
+    job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
     _describe(result, prepared, model, watch)
     result.advice = [*lacks, *(result.advice or ())]
+    result.environment = (result.environment or {}) | {"processes": ranks.size}
     if head_notice:
         watch.say(head_notice)
     if job.resume:
@@ -187,7 +207,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher) -> No
     attach(prepared, model, folder, job.resume, watch.say)
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    how = job.on_record(watch), job.on_saved, job.resume
+    how = job.on_record(watch), job.on_saved, job.resume, ranks
     fitted = fit(prepared, model, folder, watch, *how)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
@@ -272,6 +292,7 @@ def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) 
     )
     result.data = data_figures(prepared.splits)
     result.environment = provenance.describe() | {"compiled_operations": native.library() is not None}
+    result.environment["device"] = name_of(form.device)
     result.advice = advise(summary, prepared.method.name, prepared.config.model.init == "random")
     held = f"kept in {form.quantised}, " if form.quantised else ""
     watch.say(
@@ -289,6 +310,7 @@ class _Lifetime:
         self.folder, self.resume, self.started = folder, resume, started
         self.result, self.memory, self.begun = Result(folder.name), PeakMemory(), False
         self.earlier = earlier_seconds(folder) if resume else 0.0
+        self.device_memory: PeakDeviceMemory | None = None  # once it is known where the run computes
 
     def on_record(self, watch: Watcher) -> Callable[[Record], None]:
         def record(line: Record) -> None:
@@ -325,6 +347,7 @@ class _Lifetime:
     def _end(self, status: str) -> None:
         self.result.status, self.result.seconds = status, self.earlier + time.time() - self.started
         self.result.peak_memory_bytes = self.memory.bytes()
+        self.result.peak_device_memory_bytes = self.device_memory.bytes() if self.device_memory else None
         self.result.write(self.folder)
 
 

@@ -66,7 +66,7 @@ class Adafactor(torch.optim.Optimizer):
         state.setdefault("step", torch.zeros(()))
         state["step"] += 1
         new_share = state["step"].item() ** -group["decay"]  # 1 - beta2_t
-        eps1, eps2 = group["eps"]
+        eps1 = group["eps"][0]
         square = grad.square()
         if factors is None:
             _average(state, "square", square.add_(eps1), new_share)
@@ -77,12 +77,26 @@ class Adafactor(torch.optim.Optimizer):
             columns = _average(state, "columns", square.mean(smaller, keepdim=True).add_(eps1), new_share)
             shares = (rows / rows.mean(smaller, keepdim=True)).rsqrt_()
             update = torch.mul(grad, shares, out=square).mul_(columns.rsqrt())
-        size = group["lr"] / max(1.0, _rms(update) / group["clip"])
-        if group["scale_parameter"]:
-            size *= max(eps2, _rms(weight.to(exact)))
+        on_host = weight.device.type == "cpu"
+        size = _size(update, weight.to(exact), group) if on_host else _size_there(update, weight.to(exact), group)
         if group["weight_decay"]:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(update, alpha=-size)  # summed in float32, rounded once
+        if isinstance(size, float):
+            weight.add_(update, alpha=-size)  # summed in float32, rounded once
+        else:
+            weight.sub_(update.mul_(size))
+
+
+def _size(update: Tensor, weight: Tensor, group: dict[str, Any]) -> float:
+    """What the update is multiplied by."""
+    size: float = group["lr"] / max(1.0, _rms(update) / group["clip"])
+    return size * max(group["eps"][1], _rms(weight)) if group["scale_parameter"] else size
+
+
+def _size_there(update: Tensor, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    """The same as a number on the device, which nobody has to wait for."""
+    size: Tensor = group["lr"] / (_rms_there(update) / group["clip"]).clamp(min=1.0)
+    return size * _rms_there(weight).clamp(min=group["eps"][1]) if group["scale_parameter"] else size
 
 
 def factored_dims(shape: torch.Size, least: int) -> tuple[int, int] | None:
@@ -104,3 +118,8 @@ def _average(state: dict[str, Tensor], name: str, new: Tensor, share: float) -> 
 
 def _rms(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
+
+
+def _rms_there(x: Tensor) -> Tensor:
+    root: Tensor = torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+    return root

@@ -57,7 +57,7 @@ class PeakMemory:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(speaks: bool = True) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (SIGTERM, or the end of the terminal) asks for an orderly end after the step, and is answered at
     once; the second one is what it was outside, an end at once. A signal that the process was told to ignore stays so.
     """
@@ -67,7 +67,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         nonlocal asked
         if not asked:
             asked = True
-            return _answer("stopping after this step, and saving; Ctrl-C again ends at once")
+            return _answer("stopping after this step, and saving; Ctrl-C again ends at once") if speaks else None
         before = previous[number]
         if callable(before):
             before(number, frame)

@@ -183,6 +183,7 @@ class FeatureCache:
 
 
 def as_numbers(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.cpu()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
 
 
@@ -192,5 +193,5 @@ def frozen_weights(model: Model) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import micro_batches
 from microplane.data.store import Dataset
+from microplane.device import put
 from microplane.errors import ConfigError
 from microplane.methods import Method
-from microplane.models.contract import Model, hf_names, module_map_of
+from microplane.models.contract import Model, device_of, hf_names, module_map_of
 from microplane.objectives.base import AnyObjective
+from microplane.objectives.collate import batch_of
 
 
 def init_from_data(
@@ -43,7 +45,7 @@ def init_from_data(
                 "method.start: this start needs the weights as they were before they were quantised, which are not at "
                 "hand for a model that is loaded through transformers; choose zero, or a base that is not quantised"
             )
-        return stored[names[f"{site}.weight"]]
+        return put(stored[names[f"{site}.weight"]], device_of(model))
 
     method.init_from_data(model, losses, weight)
 
@@ -55,7 +57,7 @@ def sample_losses(
     order = np.random.default_rng(seed).permutation(np.flatnonzero(dataset.trained_counts))[:rows]
 
     def loss(indices: Sequence[int]) -> Tensor:
-        batch = objective.collate(dataset, indices)
+        batch = batch_of(objective, model, dataset, indices)
         mean: Tensor = objective.loss(cast(Model, model), batch) / batch.count
         return mean
 

@@ -42,6 +42,18 @@ class Log:
         self.on_record(record | clock)
 
 
+class NoLog:
+    """The log of a process that does not write."""
+
+    bytes = 0
+
+    def rewind(self, size: int, step: int) -> None:
+        pass
+
+    def write(self, record: Record, clock: Record) -> None:
+        pass
+
+
 def read_lines(path: Path) -> list[Record]:
     """The whole lines of a JSONL file of ours; a last line cut off by a kill is left out."""
     records = []

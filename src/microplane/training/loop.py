@@ -18,17 +18,24 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.store import Dataset
+from microplane.device import out_of_memory
+from microplane.errors import TrainingError
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.objectives.base import AnyObjective
 from microplane.training import resume as checkpoint
 from microplane.training.activation_checkpointing import recomputed_in_backward
 from microplane.training.context import interruptible
-from microplane.training.log import Log, Record
+from microplane.training.log import Log, NoLog, Record
 from microplane.training.monitor import CHECK_STEP, Check, Monitor, Movement, ValidationLoss, Verdict
+from microplane.training.ranks import ALONE, Ranks
 from microplane.training.step import RETREAT, RETREATS, NotFiniteError, Totals, TrainState, train_step
 
 TRIM_EVERY = 10  # steps
+SMALLER = (
+    "Take less at once: half of train.micro_tokens, train.recompute=cheap (or blocks), a smaller eval.batch_tokens; or "
+    "hold the base in fewer bits: model.dtype=nf4"
+)
 BEFORE = {"train_error": 0.0, "end_loss": math.inf, "end_error": 0.0, "passes": 0.0, "groups": []}
 """What a check of version 0.1 doesn't have."""
 
@@ -88,6 +95,7 @@ def fit(
     identity: Record,
     resume: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train `model`, to which `method` is attached, and leave the best weights in `adapter/`.
 
@@ -99,24 +107,29 @@ def fit(
         identity: what must be the same for a resume: fingerprints of data and model, the method, the knobs.
         resume: continue from the last checkpoint, if there is one.
         on_record: sees every line of metrics.jsonl, with the clock's figures added.
+        ranks: the processes that train together. The first one writes; when training is done the others are done too,
+            and theirs is not what a method makes of the best weights at the end.
 
     Raises:
         TrainingError: loss or gradient not finite; a tensor that does not move; nothing to train on.
         CheckpointError: a checkpoint of another run, or damaged.
     """
-    state = TrainState.of(objective, model, method, train, knobs)
-    training = Training(state, folder, validate, save_best, identity, Log(folder, on_record))
-    with recomputed_in_backward(model, knobs.recompute):
+    state = TrainState.of(objective, model, method, train, knobs, ranks)
+    log = Log(folder, on_record) if ranks.is_first else NoLog()
+    training = Training(state, folder, validate, save_best, identity, log)
+    with recomputed_in_backward(model, knobs.recompute), out_of_memory(TrainingError, SMALLER):
         training.begin(resume)
         model.train()
         trimmer = MemoryTrimmer()
-        with interruptible() as interrupted:
-            while training.goes_on and not interrupted():
+        with interruptible(ranks.is_first) as interrupted:
+            while training.goes_on and not ranks.any(interrupted()):
                 training.step()
                 trimmer.update(psutil.Process().memory_info().rss)
-                training.after_step(interrupted())
-            cut_short = interrupted()  # after the last step too: whoever asked does not want to wait for what follows
-    return training.outcome(cut_short) if cut_short or not method.finishes else training.finish()
+                training.after_step(ranks.any(interrupted()))
+            # after the last step too: whoever asked does not want to wait for what follows
+            cut_short = ranks.any(interrupted())
+    ranks.leave()
+    return training.finish() if method.finishes and ranks.is_first and not cut_short else training.outcome(cut_short)
 
 
 @dataclass
@@ -128,7 +141,7 @@ class Training:
     validate: Callable[[nn.Module], ValidationLoss | float]
     save_best: Callable[[int, float], None]
     identity: Record
-    log: Log
+    log: Log | NoLog
     totals: Totals = field(init=False)
     monitor: Monitor = field(init=False)
     movement: Movement = field(init=False)
@@ -136,6 +149,7 @@ class Training:
     def __post_init__(self) -> None:
         self.totals, self.monitor = Totals(), Monitor(self.state.knobs.patience)
         self.movement = Movement.of(self.state.model)
+        self.state.ranks.check_same("weights to begin with", self.movement.start)
 
     @property
     def goes_on(self) -> bool:
@@ -153,7 +167,9 @@ class Training:
         if not saved:
             self.log.rewind(0, 0)
             return self.check()
-        self._rewind_log(self._restore(saved[-1]))
+        size = self._restore(saved[-1])
+        self.state.ranks.each(None)  # all have read it
+        self._rewind_log(size)
         if (verdict := self.monitor.verdict()) and verdict.kind == "divergence":
             self.retreat(verdict.text)  # killed before it could
         return None
@@ -187,7 +203,9 @@ class Training:
         settled = method.can_be_result(totals.step, state.total)
         best = self.monitor.add(totals.step, loss, totals.losses, passes, settled)
         totals.losses = []
-        if best:
+        if state.ranks.size > 1:
+            state.ranks.check_same("weights any more", Movement.of(state.model).start, TrainingError)
+        if best and state.ranks.is_first:
             self.save_best(totals.step, loss.mean)
             if method.finishes:
                 checkpoint.save_best(self.resume_folder, state.model, method)
@@ -222,7 +240,8 @@ class Training:
         if best is None or not self.state.knobs.lowers_lr or len(self.totals.retreats) >= RETREATS:
             return False
         since = [check for check in self.monitor.checks if check["step"] >= best["step"]]
-        there = checkpoint.of_step(self.resume_folder, int(best["step"])).is_dir()  # not of a run begun by 0.1
+        place = checkpoint.of_step(self.resume_folder, int(best["step"]))
+        there = self.state.ranks.first_says(place.is_dir())  # not of a run begun by 0.1
         return there and self.totals.step > best["step"] and not any("decision" in check for check in since)
 
     def retreat(self, why: str) -> bool:
@@ -236,12 +255,14 @@ class Training:
             return False
         left = [_brief(check) for check in self.monitor.checks if check["step"] > best["step"]]
         self.log.bytes = self._restore(checkpoint.of_step(self.resume_folder, int(best["step"])))
+        self.state.ranks.each(None)  # all have read it
         self.state.optimizer.zero_grad(set_to_none=True)
         event: Record = {"step": self.totals.step, "from_step": then.step, "why": why, "checks": left}
         event["lr_factor"] = then.lr_factor * RETREAT
         self.totals.retreats = [*then.retreats, event]
         self.save()
-        checkpoint.forget_after(self.resume_folder, self.totals.step)
+        if self.state.ranks.is_first:
+            checkpoint.forget_after(self.resume_folder, self.totals.step)
         self._rewind_log(self.log.bytes)
         return True
 
@@ -261,7 +282,9 @@ class Training:
                 self.log.write({"step": event["step"], "retreat": event}, {})
 
     def save(self) -> None:
-        """A checkpoint: all that is needed to go on as if nothing had happened."""
+        """A checkpoint: all that is needed to go on as if nothing had happened, with any number of processes."""
+        if not self.state.ranks.is_first:
+            return
         state: Record = {"identity": self.identity, "totals": asdict(self.totals), "checks": self.monitor.checks}
         state |= {"movement": self.movement.start, "log_bytes": self.log.bytes}
         model, method, optimizer = self.state.model, self.state.method, self.state.optimizer

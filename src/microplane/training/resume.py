@@ -29,11 +29,12 @@ from microplane.training.optim import add_groups
 KEEP = 2  # checkpoints kept in resume/ while a run goes on
 CHANGEABLE = {  # knobs that may be others in a run that goes on
     *("train.epochs", "train.steps", "train.patience", "train.eval_every", "train.save_every", "train.threads"),
-    *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens"),
+    *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens", "model.device"),
 }
-MAY_DIFFER = CHANGEABLE | {"threads", "features kept"}  # of what a run is known by
+ROUNDS = {"threads", "device", "features kept"}  # with another of these the numbers are the same to rounding alone
+MAY_DIFFER = CHANGEABLE | ROUNDS  # of what a run is known by
 BEST = "best.safetensors"
-EARLIER = {"train.on_divergence": "go_on"}
+EARLIER = {"train.on_divergence": "go_on", "device": "cpu"}
 """What runs did that were begun before there was a knob for it."""
 TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
 
@@ -145,7 +146,7 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
         )
     told = [f"goes on with another {line}" for line in differences.values()]
     rounding = "the same to rounding from here on, and no longer to the bit"
-    return told + ([rounding] if differences.keys() & {"threads", "features kept"} else [])
+    return told + ([rounding] if differences.keys() & ROUNDS else [])
 
 
 def prune(folder: Path) -> None:

@@ -13,13 +13,15 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan, micro_batches
 from microplane.data.store import Dataset
-from microplane.errors import TrainingError
+from microplane.errors import ConfigError, TrainingError
 from microplane.methods import Method
 from microplane.models.contract import Model
 from microplane.objectives.base import AnyObjective
+from microplane.objectives.collate import batch_of
 from microplane.training.log import Record
 from microplane.training.monitor import CHECK_STEP
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
+from microplane.training.ranks import ALONE, Ranks
 
 RETREAT, RETREATS = 1 / 3, 3  # of the rate after a divergence, and how often
 
@@ -57,15 +59,29 @@ class TrainState:
     total: int  # optimizer steps
     warmup: int  # of them
     optimizer: torch.optim.Optimizer
+    ranks: Ranks = ALONE
 
     @classmethod
     def of(
-        cls, objective: AnyObjective, model: nn.Module, method: Method, train: Dataset, knobs: TrainKnobs
+        cls,
+        objective: AnyObjective,
+        model: nn.Module,
+        method: Method,
+        train: Dataset,
+        knobs: TrainKnobs,
+        ranks: Ranks = ALONE,
     ) -> TrainState:
+        most = min(len(train), len(train) if knobs.batch_tokens else knobs.batch_size)
+        if ranks.size > most:
+            raise ConfigError(
+                f"there are more processes ({ranks.size}) than rows in a step ({most}): start fewer, or raise "
+                "train.batch_size"
+            )
         plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
         total = knobs.steps or plan.total_steps(knobs.epochs or 1)
         warmup = warmup_steps(knobs.warmup, total)
-        return cls(objective, model, method, train, knobs, plan, total, warmup, make_optimizer(method, model, knobs))
+        optimizer = make_optimizer(method, model, knobs)
+        return cls(objective, model, method, train, knobs, plan, total, warmup, optimizer, ranks)
 
     def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
         """What gradual unfreezing has not reached in the step of this number, counted from 0."""
@@ -82,27 +98,35 @@ class TrainState:
 
 def train_step(state: TrainState, totals: Totals) -> Record:
     """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
-    model, knobs, number = state.model, state.knobs, totals.step + 1
+    model, knobs, number, ranks = state.model, state.knobs, totals.step + 1, state.ranks
     epoch, rows = state.plan.at(totals.step)
     train = state.train.at(epoch)
-    parts = micro_batches(rows, train.lengths, knobs.micro_tokens)
-    batches = [state.objective.collate(train, indices) for indices in parts]
-    tokens, trained = int(train.lengths[rows].sum()), sum(batch.count for batch in batches)
+    parts = micro_batches(ranks.share(rows, train.lengths), train.lengths, knobs.micro_tokens)
+    batches = [batch_of(state.objective, model, train, indices) for indices in parts]
+    counts = ranks.each((sum(batch.count for batch in batches), len(parts)))
+    tokens, trained = int(train.lengths[rows].sum()), sum(count for count, _ in counts)
+    before = sum(count for _, count in counts[: ranks.rank])  # micro-batches of this step on other ranks
     if not trained:
         raise TrainingError(f"step {number} has no trained token in its rows {_places(train, rows)}")
-    loss = 0.0
+    shares = []
     with temporarily_frozen(state.still_frozen(totals.step).values()):
-        for part, (indices, batch) in enumerate(zip(parts, batches, strict=True)):
+        for part, batch in enumerate(batches, start=before):
             torch.manual_seed(_seed(knobs.seed, totals.step, part))  # of dropout
             share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
-            if not math.isfinite(share.item()):
-                raise NotFiniteError(_not_finite("loss", share.item(), number, state, indices))
-            loss += share.item()
             torch.autograd.backward(share)
-    penalty = state.method.penalty(model)
+            shares.append(share.detach())
+    # read once, so that a device works on while rows are prepared
+    losses: list[float] = torch.stack(shares).tolist() if shares else []
+    loss = 0.0
+    for indices, part_loss in ranks.joined_lists(list(zip(parts, losses, strict=True))):
+        if not math.isfinite(part_loss):
+            raise NotFiniteError(_not_finite("loss", part_loss, number, state, indices))
+        loss += part_loss
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    ranks.sum_gradients(parameters)
+    penalty = state.method.penalty(model)  # which all ranks compute as a whole
     if isinstance(penalty, torch.Tensor):
         torch.autograd.backward(penalty)
-    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     norm = _clipped(parameters, knobs.clip or math.inf)
     if not math.isfinite(norm):
         raise NotFiniteError(_not_finite("gradient norm", norm, number, state, rows.tolist()))
@@ -127,9 +151,10 @@ def train_step(state: TrainState, totals: Totals) -> Record:
 def _clipped(parameters: list[torch.nn.Parameter], most: float) -> float:
     """The norm of the gradients; they are scaled down to `most` if it is above, and else not touched."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    if not norm.item() <= most:
+    size = norm.item()
+    if not size <= most:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
-    return norm.item()
+    return size
 
 
 def _seed(*numbers: int) -> int:

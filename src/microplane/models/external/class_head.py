@@ -77,7 +77,7 @@ def fill_new(net: Any, seed: int, known: Mapping[str, Tensor]) -> None:
     `known` that fit, by name, else new ones as the class draws them."""
     fresh = list(_without_weights(net))
     for module in fresh:
-        module.to_empty(device="cpu", recurse=False)
+        module.to_empty(device="cpu", recurse=False)  # drawn there, whatever the device
         module.float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,6 +88,7 @@ def fill_new(net: Any, seed: int, known: Mapping[str, Tensor]) -> None:
     for name, tensor in known.items():
         if name in own and id(own[name]) in new and own[name].shape == tensor.shape:
             own[name].copy_(tensor)
+    net.to(net.get_input_embeddings().weight.device)
 
 
 def _without_weights(net: nn.Module) -> Iterator[nn.Module]:

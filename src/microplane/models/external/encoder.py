@@ -153,8 +153,7 @@ class TransformersEncoder(TransformersModel):
 
     def _computed(self, net: nn.Module, rows: Rows) -> Any:
         """What transformers' model gives for rows, as a rectangle padded on the right."""
-        lengths, ids = torch.tensor(rows.lengths), rows.ids[rows.grid]
-        mask = torch.arange(rows.longest) < lengths[:, None]
+        ids, mask = rows.ids[rows.grid], rows.is_token
         pad = getattr(self.net.config, "pad_token_id", None)
         given = {"input_ids": ids if pad is None else ids.masked_fill(~mask, pad), "attention_mask": mask.long()}
         if rows.types is not None:
@@ -195,7 +194,7 @@ class TransformersEncoder(TransformersModel):
     @torch.no_grad()
     def _tried(self) -> set[str]:
         told = trial_rows(self.config.vocab_size, getattr(self.net.config, "pad_token_id", None))
-        rows = Rows.of(told, types=[[0] * len(row) for row in told])
+        rows = Rows.of(told, types=[[0] * len(row) for row in told]).to(self.device)
         compute = self._states if self.config.head is None else self._class_scores
         was_training = self.net.training
         self.net.eval()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microplane.device import put
 from microplane.models.external.together import Together, groups, in_order
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
@@ -38,7 +39,7 @@ class TokenCache(Cache):
         for held, new in zip(self.rows, torch.split(rows.ids, list(rows.lengths)), strict=True):
             held.extend(new.tolist())
         self.advance(rows)
-        return Rows.of(self.rows)
+        return Rows.of(self.rows).to(rows.ids.device)
 
     def select(self, indices: Sequence[int]) -> None:
         super().select(indices)
@@ -80,7 +81,7 @@ class StateCache(Cache):
                 self.runs += [Run([new], run.ids, copy.deepcopy(run.given)) for new, _ in kept[1:]]
                 run.numbers = [new for new, _ in kept[:1]]
             elif kept:
-                chosen = torch.tensor([own for _, own in kept])
+                chosen = put(torch.tensor([own for _, own in kept]), run.ids.device)
                 run.ids = run.ids.index_select(0, chosen)
                 run.given = {name: _selected(value, chosen) for name, value in run.given.items()}
         self.runs = [run for run in self.runs if run.numbers]
@@ -129,15 +130,15 @@ def extend(net: Any, body: nn.Module, cache: StateCache, rows: Rows) -> list[Ten
 
 
 def _begun(net: Any, rows: Rows, numbers: list[int], memory: list[Tensor] | None) -> Run:
-    lengths = torch.tensor(rows.lengths)
-    column = torch.arange(rows.longest)[None] - (rows.longest - lengths)[:, None]  # below 0: left of the row
+    lengths = rows.sizes
+    left = torch.arange(rows.longest, device=lengths.device)[None] - rows.longest
+    column = left + lengths[:, None]  # below 0: left of the row
     ids, mask = rows.ids[(rows.last - lengths + 1)[:, None] + column.clamp(min=0)], (column >= 0).long()
     given: dict[str, Any] = {"use_cache": True}
     if memory is not None:
         from transformers.modeling_outputs import BaseModelOutput
 
-        sizes = torch.tensor([len(row) for row in memory])
-        given["attention_mask"] = (torch.arange(int(sizes.max())) < sizes[:, None]).long()
+        given["attention_mask"] = Rows.of_lengths(tuple(map(len, memory)), ids.device).is_token.long()
         given["encoder_outputs"] = BaseModelOutput(nn.utils.rnn.pad_sequence(memory, batch_first=True))
         assert mask.all(), "each answer begins with one token"
         return Run(numbers, ids, given)

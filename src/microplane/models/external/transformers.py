@@ -106,7 +106,7 @@ class TransformersModel(Model):
     @contextmanager
     def compute_format(self) -> Iterator[None]:
         """Compute in the format of the activations (autocast), if weights that train are wider."""
-        with torch.autocast("cpu", self.compute or torch.bfloat16, enabled=self.compute is not None):
+        with torch.autocast(self.device.type, self.compute or torch.bfloat16, enabled=self.compute is not None):
             yield
 
     def hf_names(self) -> dict[str, str]:

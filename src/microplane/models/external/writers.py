@@ -108,11 +108,12 @@ class TransformersWriter(TransformersModel):
         if cache is None:
             return self._decoded(rows, None)
         assert isinstance(cache, TokenCache)
-        whole, new = cache.extend(rows), torch.tensor(rows.lengths)
+        whole, new = cache.extend(rows), rows.lengths
         output = self._decoded(whole, None if cache.memory is None else cache.memory)
-        ends = torch.repeat_interleave(whole.last + 1, new)
-        back = torch.cat([torch.arange(count, 0, -1) for count in rows.lengths])
-        return output.index_select(0, ends - back)
+        kept = [
+            row[len(row) - count :] for row, count in zip(torch.split(output, list(whole.lengths)), new, strict=True)
+        ]
+        return torch.cat(kept)
 
     @property
     def _body(self) -> Any:
@@ -149,8 +150,7 @@ class TransformersWriter(TransformersModel):
         if memory is not None:
             from transformers.modeling_outputs import BaseModelOutput
 
-            lengths = torch.tensor([len(row) for row in memory])
-            read = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            read = Rows.of_lengths(tuple(map(len, memory)), ids.device).is_token.long()
             given = {
                 "encoder_outputs": BaseModelOutput(nn.utils.rnn.pad_sequence(memory, batch_first=True)),
                 "attention_mask": read,
@@ -173,7 +173,7 @@ class TransformersWriter(TransformersModel):
 
     def _begin(self, prompts: Sequence[Sequence[int]], together: Together | None) -> tuple[Cache, list[list[int]]]:
         pair = self.KIND == "encoder-decoder"
-        memory = self._encoded(Rows.of(prompts)) if pair else None
+        memory = self._encoded(Rows.of(prompts).to(self.device)) if pair else None
         cache = TokenCache(len(prompts), memory) if together is None else StateCache(len(prompts), together, memory)
         return cache, [[self.config.decoder_start] if pair else list(prompt) for prompt in prompts]  # type: ignore[list-item]
 
@@ -184,6 +184,7 @@ class TransformersWriter(TransformersModel):
             ModelError: if it does not compute a row.
         """
         told = Rows.of(trial_rows(self.config.vocab_size, getattr(self.net.config, "pad_token_id", None)))
+        told = told.to(self.device)
         rows: Rows | Pairs = Pairs(told, told) if self.KIND == "encoder-decoder" else told
 
         def compute(_: Rows, together: Together) -> Tensor:
@@ -218,7 +219,7 @@ class TransformersWriter(TransformersModel):
             cache, tokens = self._begin(told, together)
             going, found = list(told), []
             for step, order in enumerate(([0, 1, 2], [1, 0, 0], [2, 0], [0, 1])):
-                rows = Rows.of(tokens, starts=cache.lengths)
+                rows = Rows.of(tokens, starts=cache.lengths).to(self.device)
                 found.append(self(rows, cache)[rows.last])
                 cache.select(order)
                 going = [going[number] for number in order]
@@ -238,8 +239,8 @@ class TransformersWriter(TransformersModel):
         was_training = self.net.training
         self.net.eval()
         ids = [number % self.config.vocab_size for number in (3, 1, 4, 1, 5)]
-        rows: Rows | Pairs = Rows.of([ids])
-        rows = Pairs(Rows.of([ids]), rows) if self.KIND == "encoder-decoder" else rows  # type: ignore[arg-type]
+        rows: Rows | Pairs = Rows.of([ids]).to(self.device)
+        rows = Pairs(rows, rows) if self.KIND == "encoder-decoder" else rows  # type: ignore[arg-type]
         found = []
         try:
             for self.head_is_separable in (False, True):
@@ -255,5 +256,4 @@ class TransformersWriter(TransformersModel):
 
 def _rectangle(rows: Rows) -> tuple[Tensor, Tensor]:
     """(ids, attention mask), both (B, S): padded on the right with copies of the last token."""
-    lengths = torch.tensor(rows.lengths)
-    return rows.ids[rows.grid], (torch.arange(rows.longest) < lengths[:, None]).long()
+    return rows.ids[rows.grid], rows.is_token.long()

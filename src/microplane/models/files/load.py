@@ -207,7 +207,13 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
     model.sentence_pooling = sentence_pooling(checkpoint.path)
-    return model.eval().requires_grad_(False)
+    return _ready(model, form)
+
+
+def _ready(model: Model, form: NumberFormat) -> Model:
+    """In eval mode, frozen, and on its device."""
+    model.eval().requires_grad_(False)
+    return model if form.device == model.device else model.to(form.device)
 
 
 def read_parameters(model: Model, checkpoint: Checkpoint, dtype: torch.dtype, names: set[str]) -> dict[str, Tensor]:
@@ -246,7 +252,7 @@ def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
     fields = open_config(path).config
     model = family_of(fields).from_hf(fields).init_weights(seed)
     model.source_config, model.compute = fields, form.multiplied
-    return model.eval().requires_grad_(False)
+    return _ready(model, form)
 
 
 def quantise_linears(model: nn.Module, form: NumberFormat, left: Collection[str] = ()) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from microplane.device import put
 from microplane.models.contract import Model
 from microplane.models.external.transformers import TransformersModel
 from microplane.models.files.checkpoint import Checkpoint
@@ -75,7 +76,8 @@ class OpenedBase:
         read = read_parameters(self._bare, self.checkpoint, self.form.stored, changed)
         if changed - read.keys():  # what follows from other weights, or is not in the files by itself
             return self._make()
-        self._bare.load_state_dict(read, strict=False, assign=True)
+        there = {name: put(tensor, self.form.device) for name, tensor in read.items()}
+        self._bare.load_state_dict(there, strict=False, assign=True)
         return self._bare.requires_grad_(False)
 
 
@@ -89,7 +91,7 @@ def share(model: Model) -> Model:
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes. Tensors count no version for what is written through `.data` or numpy."""
-    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

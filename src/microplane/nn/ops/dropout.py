@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microplane.device import CPU
 from microplane.nn.ops import native
 from microplane.nn.ops.autograd import apply
 
@@ -31,15 +32,19 @@ def keep_steps(p: float) -> int:
 
 def draw_seed() -> int:
     """The seed of one mask: the next number of torch's generator."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return int(torch.empty((), dtype=torch.int64, device=CPU).random_())
 
 
-def dropout_mask(shape: torch.Size, p: float, seed: int) -> Tensor:
-    """Which elements are kept: bool of `shape`, each True with probability `keep_steps(p) / 65536`.
+def dropout_mask(shape: torch.Size, p: float, seed: int, device: torch.device = CPU) -> Tensor:
+    """Which elements are kept: bool of `shape`, each True with probability `keep_steps(p) / 65536`; on every device the
+    same ones.
 
     Of n elements, word j < half = ceil(n / 2) decides on element j (its low bits) and element half + j (its high bits).
     """
     count = shape.numel()
+    if device.type != "cpu":
+        on_device = _words_on(device, seed, -(-count // 2))
+        return (torch.cat([on_device & 0xFFFF, on_device >> 16])[:count] < keep_steps(p)).view(shape)
     words = _words(seed, -(-count // 2))
     numbers = np.concatenate([words & np.uint32(0xFFFF), words >> np.uint32(16)])[:count]
     return torch.from_numpy(numbers < keep_steps(p)).view(shape)
@@ -57,6 +62,19 @@ def _words(seed: int, count: int) -> np.ndarray:
     h += np.uint32(seed >> 32)
     h *= np.uint32(0xD35A2D97)
     h ^= h >> np.uint32(15)
+    return h
+
+
+def _words_on(device: torch.device, seed: int, count: int) -> Tensor:
+    """`_words` on another device, in int64, whose low 32 bits are those of a product in uint32."""
+    seed, low = _mixed(seed), 0xFFFFFFFF
+    h = torch.arange(count, device=device).mul_(0x9E3779B9).add_(seed & low).bitwise_and_(low)
+    h ^= h >> 16
+    h.mul_(0x21F0AAAD).bitwise_and_(low)
+    h ^= h >> 15
+    h.add_(seed >> 32).bitwise_and_(low)
+    h.mul_(0xD35A2D97).bitwise_and_(low)
+    h ^= h >> 15
     return h
 
 
@@ -105,7 +123,8 @@ def apply_dropout(x: Tensor, p: float, seed: int, added: Tensor | None = None) -
         y = torch.empty_like(x)
         native.run("dropout", x, added, y, seed, keep_steps(p), x.numel(), dtype=x.dtype)
         return y
-    y = _masked(x, dropout_mask(x.shape, p, seed), STEPS / keep_steps(p))
+    mask = dropout_mask(x.shape, p, seed, x.device)
+    y = _masked(x, mask, STEPS / keep_steps(p)) if x.device.type == "cpu" else dropout_reference(x, mask, p)
     return y if added is None else added + y
 
 

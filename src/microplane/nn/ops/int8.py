@@ -121,7 +121,8 @@ def product_back(grad: Tensor, weight: Int8) -> Tensor:
 def _sums(x: Tensor, codes: Tensor) -> Tensor:
     """x codes, (T, n) int32, in a scratch buffer: valid until the next call."""
     if x.device.type != "cpu":
-        return torch._int_mm(x, codes)
+        fits = len(x) > 16 and x.shape[1] % 8 == 0 and codes.shape[1] % 8 == 0  # what CUDA's kernel asks for
+        return torch._int_mm(x, codes) if fits else (x.double() @ codes.double()).to(torch.int32)
     out = scratch_buffer("sums", (len(x), codes.shape[1]), torch.int32, x.device)
     return torch._int_mm(x, codes, out=out)
 

@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None and not len(targets):
             grad_weight.zero_()
         weight = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+        total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         fused = _fusable(hidden, softcap)
         size = _positions(len(weight), hidden.element_size(), fused)
         for start in range(0, len(targets), size):

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from microplane.device import CPU, put
 from microplane.nn.ops import native
 from microplane.nn.ops.int8 import LEAST as LEAST_ROW
 from microplane.nn.ops.int8 import MOST, Int8
 from microplane.nn.ops.scratch import persistent, scratch_buffer
 
-CPU = torch.device("cpu")
 BLOCK, NESTED = 64, 256
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -47,7 +47,7 @@ class NF4(NamedTuple):
 def levels(device: torch.device = CPU) -> Tensor:
     """(16,) float32: the number that each 4-bit code stands for, before it is multiplied by its block's absmax."""
     with persistent():
-        return torch.tensor(LEVELS, device=device)
+        return put(torch.tensor(LEVELS, device=CPU), device)
 
 
 @cache
@@ -58,7 +58,7 @@ def dynamic_map(device: torch.device = CPU) -> Tensor:
         for exponent in range(7):
             edges = torch.linspace(0.1, 1, 2**exponent + 1, device=CPU)
             positive += (10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
-        return torch.tensor(sorted([-value for value in positive] + [0.0, *positive, 1.0]), device=device)
+        return put(torch.tensor(sorted([-value for value in positive] + [0.0, *positive, 1.0]), device=CPU), device)
 
 
 def empty_nf4(numel: int, device: torch.device | None = None) -> NF4:
@@ -74,6 +74,8 @@ def quantise(weight: Tensor) -> NF4:
     """A weight of any shape and floating format."""
     if weight.is_meta:
         return empty_nf4(weight.numel(), weight.device)
+    if weight.device.type != "cpu":  # to the same bytes as there
+        return NF4(*(put(part, weight.device) for part in quantise(weight.cpu())))
     flat = weight.detach().reshape(-1)
     whole = len(flat) // BLOCK * BLOCK
     absmax = torch.empty(-(-len(flat) // BLOCK))

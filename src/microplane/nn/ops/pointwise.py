@@ -157,7 +157,7 @@ class _Softmax(torch.autograd.Function):
             native.run("softmax_back", grad, shares, slope, *drop, rows, L, dtype=shares.dtype)
         else:
             if ctx.drop:
-                grad = dropout_reference(grad, dropout_mask(grad.shape, ctx.drop, ctx.seed), ctx.drop)
+                grad = dropout_reference(grad, dropout_mask(grad.shape, ctx.drop, ctx.seed, grad.device), ctx.drop)
             slope = torch._softmax_backward_data(grad, shares, -1, shares.dtype)
         if not ctx.needs_input_grad[1]:
             return slope, None, None, None
@@ -170,7 +170,9 @@ def _softmax_in_passes(scores: Tensor, added: Tensor | None, drop: float, seed: 
     if added is not None:
         wide = wide.add_(added.to(wide.dtype)) if wide is not scores else wide + added
     shares = wide.softmax(-1).type_as(scores)
-    return shares, dropout_reference(shares, dropout_mask(shares.shape, drop, seed), drop) if drop else None
+    if not drop:
+        return shares, None
+    return shares, dropout_reference(shares, dropout_mask(shares.shape, drop, seed, shares.device), drop)
 
 
 def _fused_softmax(scores: Tensor, added: Tensor | None, drop: float, seed: int) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,55 @@
+"""What a run has to see to where several processes train together (training/ranks.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from microplane.device import choose
+from microplane.errors import ConfigError
+from microplane.runs import provenance
+from microplane.runs.prepare import Prepared
+from microplane.training import ranks
+from microplane.training.ranks import Ranks, world
+
+__all__ = ["joined", "prepared_alike", "world"]
+
+
+@contextmanager
+def joined(device: str, rows_in_hand: bool) -> Iterator[Ranks]:
+    """The processes of this run, as the launcher has started them; most often this one alone.
+
+    Args:
+        device: as the knob `model.device`.
+        rows_in_hand: whether the training rows lie in no file.
+
+    Raises:
+        ConfigError: for what several processes cannot do.
+        LeftError: if another process ends.
+    """
+
+    def check() -> None:
+        kind = choose(device).type
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"several processes train on CPUs or CUDA devices, not on {kind}: set model.device=cpu")
+        if ":" in device:
+            raise ConfigError(f"model.device = {device}: of several processes each takes its own; set it to cuda")
+        if rows_in_hand:
+            raise ConfigError("several processes cannot share rows from standard input or memory: give them a file")
+
+    with ranks.joined(check) as found:
+        yield found
+
+
+def prepared_alike(found: Ranks, prepare: Callable[[], Prepared]) -> Prepared:
+    """What each process prepares for itself; the first before the others, which find its caches. All must be alike.
+
+    Raises:
+        ConfigError: on all of them, if one has other data, another model or other versions.
+    """
+    with found.first_alone():
+        prepared = prepare()
+    if found.size > 1:
+        versions = {name: provenance.describe()[name] for name in ("microplane", "commit")}
+        found.check_same("data, model and versions", prepared.identity() | versions)
+    return prepared

@@ -1,0 +1,80 @@
+"""Several processes train as one does: the same rows, the same losses to rounding, the same bits on all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from microplane.training.ranks import Ranks
+
+ROOT = Path(__file__).parents[2]
+
+
+def together(size: int, cases: str) -> list[dict]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    env |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "tests.training.together", cases]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(size)
+    ]
+    said = [rank.communicate(timeout=3000)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * size
+    return [json.loads(line) for line in said[0].splitlines()]
+
+
+def check(found: dict) -> None:
+    alone, both, case = found["alone"], found["together"], found["case"]
+    assert found["same bits"], case
+    assert both["losses"] == pytest.approx(alone["losses"], rel=1e-5), case
+    assert [one["step"] for one in both["checks"]] == [one["step"] for one in alone["checks"]]
+    assert [one.get("decision") is None for one in both["checks"]] == [
+        one.get("decision") is None for one in alone["checks"]
+    ]
+    for one, other in zip(both["checks"], alone["checks"], strict=True):
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-5), case
+    for one in (
+        both,
+        alone,
+    ):  # scores do not depend on a bias of the keys: its gradient is rounding, which Adam enlarges
+        one["weights"] = {name: size for name, size in one["weights"].items() if not name.endswith("attention.k.bias")}
+    assert both["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-4), case
+    assert both["summed"] == pytest.approx(1, abs=0.05), f"{case}: more is summed than what trains"
+
+
+def test_two_processes_train_as_one():
+    found = together(2, "few")
+    assert len(found) == 3
+    for one in found:
+        check(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_method_trains_on_several_processes_as_on_one(size):
+    found = together(size, "all")
+    assert len(found) > 35
+    for one in found:
+        check(one)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_step_is_shared_by_tokens(size):
+    lengths = np.random.default_rng(0).integers(1, 60, 100)
+    rows = np.array([90, 3, 17, 54, 8, 61, 30, 29, 2, 71])
+    shares = [Ranks(rank, size).share(rows, lengths) for rank in range(size)]
+    assert sorted(row for share in shares for row in share) == sorted(rows)
+    tokens = [int(lengths[share].sum()) for share in shares]
+    assert max(tokens) - min(tokens) <= lengths[rows].max()
+    for share in shares:  # in the order of the step
+        assert list(share) == [row for row in rows if row in share]
