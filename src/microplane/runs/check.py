@@ -15,11 +15,10 @@ from microplane.errors import MicroplaneError
 from microplane.objectives.base import AnyObjective
 from microplane.report.words import duration, size
 from microplane.runs.continued import continued
-from microplane.runs.inline_data import in_a_file
+from microplane.runs.inline_data import configuration, in_a_file
 from microplane.runs.prepare import Prepared, check_config, prepare
 from microplane.runs.rehearsal import Rehearsed, rehearse
 from microplane.runs.room import lacking
-from microplane.runs.train import configuration
 from microplane.training.context import run_context
 
 Level = Literal["wrong", "doubtful"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from microplane.config.build import assemble
 from microplane.config.knobs import RunKnobs
-from microplane.errors import DataError, check_type
+from microplane.errors import ConfigError, DataError, check_type
 from microplane.files import write_aside
 
 STDIN = "-"
@@ -76,6 +76,28 @@ def in_a_file(config: RunKnobs, inline: InlineData | None = None) -> Iterator[Ru
         return
     with tempfile.TemporaryDirectory() as folder:
         yield with_data(config, (inline or InlineData.of_stdin()).write(Path(folder)))
+
+
+def configuration(
+    model: str | Path | None,
+    data: str | Path | Iterable[Mapping[str, Any]] | None,
+    method: str | None,
+    set: Mapping[str, Any] | None,
+    knobs: RunKnobs | None,
+) -> tuple[RunKnobs, InlineData | None]:
+    """The configuration that the arguments of `train` give, and rows that lie in no file."""
+    inline = None
+    if knobs is not None:
+        check_type(knobs, "knobs", RunKnobs, "a RunKnobs")
+        if any(given is not None for given in (model, data, method, set)):
+            raise ConfigError("knobs are the whole configuration: leave out model, data, method and set")
+        config = knobs
+    else:
+        config, inline = configured(model, data, {"method.name": method}, set)
+    if config.data.train == STDIN:
+        inline = InlineData.of_stdin()
+        config = with_data(config, inline.name)
+    return config, inline
 
 
 def configured(

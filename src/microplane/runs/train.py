@@ -32,7 +32,7 @@ from microplane.runs.baseline import measure_base
 from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
-from microplane.runs.inline_data import STDIN, InlineData, configured, with_data
+from microplane.runs.inline_data import configuration, with_data
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
     MethodSection,
@@ -156,28 +156,6 @@ def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run
     fitted = fit(prepared, base.model, folder, Silent(), lambda record: None, lambda size: None, resume, ranks)
     status = "stopped" if fitted.outcome.interrupted else "success"
     return Run(folder, {"status": status, "process": ranks.rank})
-
-
-def configuration(
-    model: str | Path | None,
-    data: str | Path | Iterable[Mapping[str, Any]] | None,
-    method: str | None,
-    set: Mapping[str, Any] | None,
-    knobs: RunKnobs | None,
-) -> tuple[RunKnobs, InlineData | None]:
-    """The configuration that the arguments of `train` give, and rows that lie in no file."""
-    inline = None
-    if knobs is not None:
-        check_type(knobs, "knobs", RunKnobs, "a RunKnobs")
-        if any(given is not None for given in (model, data, method, set)):
-            raise ConfigError("knobs are the whole configuration: leave out model, data, method and set")
-        config = knobs
-    else:
-        config, inline = configured(model, data, {"method.name": method}, set)
-    if config.data.train == STDIN:
-        inline = InlineData.of_stdin()
-        config = with_data(config, inline.name)
-    return config, inline
 
 
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
