@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,19 @@ class Merged:
     notices: tuple[str, ...] = ()  # what other tools do otherwise, and what to do about it
     trained_base: str | None = None  # "int8" or "nf4", if the adapter was trained on such a base
     from_trained: float | None = None  # then: largest logit difference, merged against the adapter on that base
+
+    def lines(self) -> Iterator[str]:
+        name = str(self.dtype).removeprefix("torch.")
+        yield f"merged into {self.folder} as {name}"
+        yield f"largest logit difference on {self.rows} stored rows: {self.difference:.2e} merged against unmerged"
+        if self.rounded != self.difference:
+            yield f"after rounding the weights to {name}: {self.rounded:.2e}"
+        if self.trained_base:
+            yield (
+                f"the adapter was trained on the base in {self.trained_base} and is merged into the original one: "
+                f"largest logit difference {self.from_trained:.2e} to what was trained"
+            )
+        yield from self.notices
 
 
 def merge(
