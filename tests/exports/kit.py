@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from microplane.checkpoints.adapter import save_adapter
 from microplane.data.tokenizers.gguf import CUTS
+from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.methods.method import attach_method, trainable
 from microplane.models.decoder import Decoder
@@ -111,5 +112,7 @@ def adapter_of(
     for number, tensor in enumerate(trainable(model).values()):
         tensor.data += 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
     folder.mkdir(parents=True)
+    if made.whole_model:
+        load(base).tokenizer.save(folder)
     save_adapter(folder, model, made, {"base": str(base), **(about or {})})
     return folder

@@ -16,7 +16,7 @@ from microplane.exports.export import export
 from microplane.exports.gguf_file import check_whole
 from microplane.exports.gguf_model import permuted
 from microplane.inference.pipeline import load
-from microplane.models.files.gguf import _unpermute
+from microplane.models.files.gguf import unpermuted
 from microplane.models.files.gguf_format import read_header
 from microplane.nn.rows import Rows
 from tests.exports.kit import FAMILIES, adapter_of, byte_level, folder_of, sentencepiece
@@ -110,7 +110,7 @@ def test_smaller_formats_say_how_far_they_are(dtype, most, tmp_path):
 def test_q_and_k_are_permuted_as_the_reader_undoes_it():
     weight = torch.randn(24, 5)
     assert not torch.equal(permuted(weight, 4), weight)
-    assert torch.equal(_unpermute(permuted(weight, 4), 4), weight)
+    assert torch.equal(unpermuted(permuted(weight, 4), 4), weight)
 
 
 def test_keys_that_llama_cpp_stops_and_renders_by(tmp_path):

@@ -54,6 +54,9 @@ FORMATS = {
         Format("gguf", "one file for llama.cpp, with tokenizer and chat template", (DECODERS,),
                ("float32", "float16", "bfloat16", "q8_0", "q4_0"), suffix=".gguf", engine="llama_cpp",
                package="llama-cpp-python", extra="export-gguf"),
+        Format("gguf-lora", "an adapter by itself for llama.cpp, to put on its base", (DECODERS,),
+               ("float32", "float16"), whole=False, needs_adapter=True, suffix=".gguf", engine="llama_cpp",
+               package="llama-cpp-python", extra="export-gguf"),
     )
 }  # fmt: skip
 

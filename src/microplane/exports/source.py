@@ -43,6 +43,7 @@ class Source:
     texts: list[str]  # that are cut into tokens
     questions: list[str]  # that are answered
     about: dict[str, Any] = field(default_factory=dict)  # what the adapter says of its making
+    base: str | Path | None = None  # where the base is, if not where the adapter says
     room: int = ROOM  # tokens of the context, as the format has it
 
     @property
@@ -93,7 +94,7 @@ def opened(name: str | Path, form: Format, base: str | Path | None = None) -> So
         difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     texts = [*row_texts(path), *SENTENCES, *LETTER_TEXTS, *QUESTIONS][:TEXTS]
     ids = [list(row.ids) for row in rows if row.ids]
-    source = Source(str(name), loaded, method, difference, ids, texts, _questions(path), about)
+    source = Source(str(name), loaded, method, difference, ids, texts, _questions(path), about, base)
     source.context(loaded.model.max_row_tokens or ROOM)
     return source
 
