@@ -104,13 +104,18 @@ def folder_of(
 
 
 def adapter_of(
-    base: Path, folder: Path, method: str = "lora", about: dict[str, Any] | None = None, **knobs: Any
+    base: Path,
+    folder: Path,
+    method: str = "lora",
+    about: dict[str, Any] | None = None,
+    spread: float = 0.1,
+    **knobs: Any,
 ) -> Path:
     """A saved adapter whose tensors have moved far enough to change answers."""
     made, model = make_method({"name": method, **knobs}), load_model(base)
     attach_method(made, model)
     for number, tensor in enumerate(trainable(model).values()):
-        tensor.data += 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+        tensor.data += spread * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
     folder.mkdir(parents=True)
     if made.whole_model:
         load(base).tokenizer.save(folder)

@@ -57,6 +57,9 @@ FORMATS = {
         Format("gguf-lora", "an adapter by itself for llama.cpp, to put on its base", (DECODERS,),
                ("float32", "float16"), whole=False, needs_adapter=True, suffix=".gguf", engine="llama_cpp",
                package="llama-cpp-python", extra="export-gguf"),
+        Format("ollama", "a GGUF file and a Modelfile that asks and stops as in training", (DECODERS,),
+               ("float32", "float16", "bfloat16", "q8_0", "q4_0"), engine="llama_cpp", package="llama-cpp-python",
+               extra="export-gguf"),
     )
 }  # fmt: skip
 

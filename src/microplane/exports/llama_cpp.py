@@ -62,6 +62,7 @@ class LlamaCpp:
             "n_threads": 1,
             "n_threads_batch": 1,
         }
+        settings |= dict.fromkeys(("type_k", "type_v"), self.library.GGML_TYPE_F32)  # its cache is float16 otherwise
         settings |= {"lora_path": str(adapter), "lora_scale": scale} if adapter else {}
         try:
             self.llama = self.library.Llama(str(file), logits_all=True, n_gpu_layers=0, verbose=False, **settings)
