@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from microplane.config.knobs import GenerateKnobs
-from microplane.exports.source import WRITTEN, Source, row_logits
+from microplane.exports.source import WRITTEN, Source, answer_scores, row_logits
 from microplane.inference.generate import generate
 
 
@@ -22,8 +22,15 @@ class Engine(Protocol):
     def ids(self, text: str) -> list[int]:
         """Of a text with what the model wants around it."""
 
+    @property
+    def measure(self) -> str:
+        """What its scores are."""
+
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """At every position: (T, V)."""
+        """Of a decoder, at every position: (T, V)."""
+
+    def scores(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Of an encoder-decoder, log p of each token of an answer: (T,)."""
 
     def greedy(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """The continuations, of up to `most` tokens; where the engine itself stops, -1 in place of the stop token."""
@@ -39,13 +46,14 @@ class Comparison:
     rows: int
     logits: float  # the largest difference
     continuations: tuple[int | None, ...]  # of each, the number of the first token that differs; None: it is the same
+    measure: str = "logit"
 
     def lines(self) -> Iterator[str]:
         same = self.texts - len(self.other_ids)
         yield f"{self.engine}: {same} of {self.texts} texts have the same token ids" + (
             f"; not {self.other_ids[0][:60]!r}" if self.other_ids else ""
         )
-        yield f"{self.engine}: largest logit difference on {self.rows} rows {self.logits:.2e}"
+        yield f"{self.engine}: largest {self.measure} difference on {self.rows} rows {self.logits:.2e}"
         equal = sum(first is None for first in self.continuations)
         others = ", ".join(f"{n + 1} at token {first + 1}" for n, first in enumerate(self.continuations)
                            if first is not None)  # fmt: skip
@@ -58,14 +66,28 @@ def compare(source: Source, engine: Engine) -> Comparison:
     """An engine beside ours. Texts are given to it in the Unicode form that they are trained in."""
     texts = [source.tokenizer.in_form(text) for text in source.texts]
     others = tuple(text for text in texts if engine.ids(text) != source.tokenizer.encode(text))
-    ours = row_logits(source.pipeline, source.rows)
-    pairs = [(mine, engine.logits(ids)) for mine, ids in zip(ours, source.rows, strict=True)]
-    logits = max((float((mine - theirs).abs().max()) for mine, theirs in pairs), default=0.0)
     prompts = source.prompts()
     wanted = continuations(source, prompts)
-    found = engine.greedy(prompts, WRITTEN)
-    firsts = tuple(first_difference(mine, theirs) for mine, theirs in zip(wanted, found, strict=True))
-    return Comparison(engine.name, len(texts), others, len(pairs), logits, firsts)
+    firsts = tuple(
+        first_difference(mine, theirs) for mine, theirs in zip(wanted, engine.greedy(prompts, WRITTEN), strict=True)
+    )
+    pairs = list(_scores(source, engine, prompts, wanted))
+    furthest = max((float((mine - theirs).abs().max()) for mine, theirs in pairs), default=0.0)
+    return Comparison(engine.name, len(texts), others, len(pairs), furthest, firsts, engine.measure)
+
+
+def _scores(
+    source: Source, engine: Engine, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ours and the engine's: logits of rows, or of an encoder-decoder log p of its own answers."""
+    if source.pipeline.model.KIND == "decoder":
+        for ids, ours in zip(source.rows, row_logits(source.pipeline, source.rows), strict=True):
+            yield ours, engine.logits(ids)
+        return
+    end = source.pipeline.stop_ids[0]
+    for prompt, said in zip(prompts, answers, strict=True):
+        answer = [end if token == -1 else token for token in said]
+        yield answer_scores(source.pipeline, prompt, answer), engine.scores(prompt, answer)
 
 
 def continuations(source: Source, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -16,14 +16,19 @@ from microplane.adapters.merge import merge
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, check_type
-from microplane.exports import gguf, gguf_lora, ollama
+from microplane.exports import ctranslate2, gguf, gguf_lora, ollama
 from microplane.exports.formats import Format, format_named
 from microplane.exports.source import Source, opened
 from microplane.exports.written import Written
 from microplane.files import aside, folder_aside, json_value, scratch_folder, write_json
 
 Writer = Callable[[Source, Path, str], Written]
-WRITERS: dict[str, Writer] = {"gguf": gguf.write, "gguf-lora": gguf_lora.write, "ollama": ollama.write}
+WRITERS: dict[str, Writer] = {
+    "gguf": gguf.write,
+    "gguf-lora": gguf_lora.write,
+    "ollama": ollama.write,
+    "ctranslate2": ctranslate2.write,
+}
 RECORD = "export.json"
 
 

@@ -60,6 +60,8 @@ FORMATS = {
         Format("ollama", "a GGUF file and a Modelfile that asks and stops as in training", (DECODERS,),
                ("float32", "float16", "bfloat16", "q8_0", "q4_0"), engine="llama_cpp", package="llama-cpp-python",
                extra="export-gguf"),
+        Format("ctranslate2", "a folder for CTranslate2's Translator or Generator", (DECODERS, PAIRS),
+               ("float32", "int8"), engine="ctranslate2", package="ctranslate2", extra="export-ct2"),
     )
 }  # fmt: skip
 

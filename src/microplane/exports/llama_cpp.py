@@ -23,7 +23,16 @@ from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
 
 
-class OwnReader:
+class DecoderEngine:
+    """What compares decoders alone."""
+
+    measure = "logit"
+
+    def scores(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+
+class OwnReader(DecoderEngine):
     """The file as Microplane opens it."""
 
     name = "read back"
@@ -49,7 +58,7 @@ def is_installed() -> bool:
     return find_spec("llama_cpp") is not None
 
 
-class LlamaCpp:
+class LlamaCpp(DecoderEngine):
     """llama.cpp with the file opened."""
 
     def __init__(self, file: Path, adapter: Path | None = None, scale: float = 1.0):

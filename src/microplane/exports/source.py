@@ -20,6 +20,7 @@ from microplane.errors import AdapterError, MicroplaneError
 from microplane.evaluation.probe import largest_difference, probe_logits
 from microplane.exports.formats import Format
 from microplane.inference.pipeline import Pipeline, load
+from microplane.nn.rows import Pairs, Rows
 
 TEXTS, PROMPTS = 200, 10
 WRITTEN = 32  # most tokens of a continuation
@@ -111,7 +112,17 @@ def _questions(run: Path) -> list[str]:
 @torch.no_grad()
 def row_logits(pipeline: Pipeline, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits of a decoder at every position of each row, one row at a time: (T, V) float32."""
-    from microplane.nn.rows import Rows
-
     model = pipeline.model
     return [model.logits(model(Rows.of([list(ids)]))).float() for ids in rows]
+
+
+@torch.no_grad()
+def answer_scores(pipeline: Pipeline, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """Of an encoder-decoder, log p of each token of an answer among those that it may write: (T,)."""
+    model = pipeline.model
+    _, [start] = model.start_generation([prompt])
+    hidden = model(Pairs(Rows.of([list(prompt)]), Rows.of([[*start, *answer[:-1]]])))
+    logits = model.logits(hidden).float()
+    logits[:, list(model.generation_rules.bad_tokens)] = -torch.inf
+    scores = logits.log_softmax(-1)
+    return scores.gather(1, torch.tensor(answer)[:, None])[:, 0]
