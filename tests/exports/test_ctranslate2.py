@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.runs.test_seq2seq import pair_folder
 
 installed = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
 slow = pytest.mark.slow
-WIDE = {"gemma3": {"sliding_window": 512}}
+WIDE: dict[str, dict[str, Any]] = {"gemma3": {"sliding_window": 110, "rope_scaling": None}}
 DECODERS = (
     "llama-tied",
     "llama-untied",
@@ -28,14 +29,20 @@ DECODERS = (
     "llama-linear",
     "qwen2",
     "qwen3",
-    "gemma2",
     "gemma3",
     "mistral",
 )
 
 
 @pytest.mark.parametrize(
-    ("family", "match"), [("llama3", "as Llama 3 does"), ("llama-heads", "heads of 16, where 8"), ("mistral", "window")]
+    ("family", "match"),
+    [
+        ("llama3", "as Llama 3 does"),
+        ("llama-heads", "heads of 16, where 8"),
+        ("mistral", "window"),
+        ("gemma2", "window and caps its scores"),
+        ("gemma3", "turns with the position otherwise"),
+    ],
 )
 def test_what_it_would_compute_otherwise_is_refused(family, match, tmp_path):
     changes = {"sliding_window": 8} if family == "mistral" else {}

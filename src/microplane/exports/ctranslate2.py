@@ -28,10 +28,12 @@ from microplane.exports.source import Source
 from microplane.exports.written import Written
 from microplane.files import scratch_folder
 from microplane.models.contract import Model
+from microplane.nn.position import Rope
 
 MODEL = "model.bin"
 USUAL_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-NO_WINDOWS = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+NO_WINDOWS = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM")
+GEMMA3_ROPES = (Rope(1_000_000.0), Rope(10_000.0))  # of layers without a window, and with one; others have no effect
 NEVER = -1e9  # added to the score of a token that is never written
 
 
@@ -51,6 +53,9 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         notices = write_folder(source.pipeline, merged, torch.float32)
         _convert(source, merged, folder, dtype)
     source.tokenizer.save(folder)
+    if window := _window(source.pipeline.model):
+        source.context(window)
+        notices += (f"CTranslate2 raises for a prompt beyond the model's attention window of {window:,} tokens",)
     engine = CTranslate2(folder, source, dtype)
     stops = [engine.token(stop) for stop in source.pipeline.stop_ids]
     return Written((MODEL,), notices, (compare(source, engine),), tuple(call(source, dtype, stops)))
@@ -69,11 +74,19 @@ def refuse(model: Model, what: str) -> None:
             reasons.append(f"has heads of {config.head_dim}, where {usual:g} are taken for granted")
         if config.architecture in NO_WINDOWS and any(config.windows):
             reasons.append("has an attention window")
+        if config.attn_logit_softcapping or config.final_logit_softcapping:
+            reasons.append("caps its scores")
+        if config.architecture == "Gemma3ForCausalLM" and {rope for rope in config.ropes if rope} - set(GEMMA3_ROPES):
+            reasons.append("turns with the position otherwise than the smallest Gemma 3 (rope_theta, or a scaling)")
     if model.KIND == "encoder-decoder" and getattr(model, "target_embed", None) is not None:
         reasons.append("reads and writes with two vocabularies")
     if reasons:
         why = " and ".join(reasons)
         raise AdapterError(f"CTranslate2 would not compute what {what} does, which {why}: --to hf writes it")
+
+
+def _window(model: Model) -> int | None:
+    return next((window for window in getattr(model.config, "windows", ()) if window), None)
 
 
 def _convert(source: Source, merged: Path, folder: Path, dtype: str) -> None:
