@@ -57,7 +57,7 @@ def test_a_merged_decoder_comes_back_with_the_same_logits_and_ids(family, tmp_pa
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     back = record["checked"][0]
     assert back["engine"] == "read back"
-    assert back["logits"] < 1e-4
+    assert back["difference"] < 1e-4
     assert back["continuations"] == [None] * 10
     assert any("10 of 10 greedy continuations are the same" in line for line in done.lines)
 
@@ -104,7 +104,7 @@ def test_smaller_formats_say_how_far_they_are(dtype, most, tmp_path):
     assert kinds["output.weight"] == ("Q8_0" if dtype == "q4_0" else want)
     assert kinds["blk.0.ffn_down.weight"] == ("F16" if dtype.startswith("q") else want)  # 80 is no multiple of 32
     record = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert 0 < record["checked"][0]["logits"] < most
+    assert 0 < record["checked"][0]["difference"] < most
 
 
 def test_q_and_k_are_permuted_as_the_reader_undoes_it():

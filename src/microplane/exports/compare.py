@@ -44,16 +44,19 @@ class Comparison:
     texts: int
     other_ids: tuple[str, ...]  # the texts that it cuts otherwise
     rows: int
-    logits: float  # the largest difference
+    difference: float  # the largest, of what `measure` says
     continuations: tuple[int | None, ...]  # of each, the number of the first token that differs; None: it is the same
     measure: str = "logit"
 
     def lines(self) -> Iterator[str]:
         same = self.texts - len(self.other_ids)
+        if not self.texts:  # of what writes nothing
+            yield f"{self.engine}: largest {self.measure} difference on {self.rows} texts {self.difference:.2e}"
+            return
         yield f"{self.engine}: {same} of {self.texts} texts have the same token ids" + (
             f"; not {self.other_ids[0][:60]!r}" if self.other_ids else ""
         )
-        yield f"{self.engine}: largest {self.measure} difference on {self.rows} rows {self.logits:.2e}"
+        yield f"{self.engine}: largest {self.measure} difference on {self.rows} rows {self.difference:.2e}"
         equal = sum(first is None for first in self.continuations)
         others = ", ".join(f"{n + 1} at token {first + 1}" for n, first in enumerate(self.continuations)
                            if first is not None)  # fmt: skip

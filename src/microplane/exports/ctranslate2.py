@@ -50,7 +50,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     refuse(source.pipeline.model, source.name)
     with scratch_folder(folder / "merged") as merged:
         merged.rmdir()
-        notices = write_folder(source.pipeline, merged, torch.float32)
+        notices = write_folder(source.pipeline, merged, torch.float32, source.texts)
         _convert(source, merged, folder, dtype)
     source.tokenizer.save(folder)
     if window := _window(source.pipeline.model):

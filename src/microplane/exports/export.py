@@ -16,7 +16,7 @@ from microplane.adapters.merge import merge
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, check_type
-from microplane.exports import ctranslate2, gguf, gguf_lora, ollama
+from microplane.exports import ctranslate2, gguf, gguf_lora, ollama, onnx, sentence_transformers
 from microplane.exports.formats import Format, format_named
 from microplane.exports.source import Source, opened
 from microplane.exports.written import Written
@@ -28,6 +28,8 @@ WRITERS: dict[str, Writer] = {
     "gguf-lora": gguf_lora.write,
     "ollama": ollama.write,
     "ctranslate2": ctranslate2.write,
+    "onnx": onnx.write,
+    "sentence-transformers": sentence_transformers.write,
 }
 RECORD = "export.json"
 

@@ -62,6 +62,11 @@ FORMATS = {
                extra="export-gguf"),
         Format("ctranslate2", "a folder for CTranslate2's Translator or Generator", (DECODERS, PAIRS),
                ("float32", "int8"), engine="ctranslate2", package="ctranslate2", extra="export-ct2"),
+        Format("onnx", "an encoder with its head, or pooling and length 1, in one file", (ENCODERS,), ("float32",),
+               suffix=".onnx", engine="onnxruntime", package="onnxruntime", extra="export-onnx"),
+        Format("sentence-transformers", "an encoder with modules for pooling and length 1", (ENCODERS,),
+               ("float32", "bfloat16", "float16"), engine="sentence_transformers", package="sentence-transformers",
+               extra="export-sentences"),
     )
 }  # fmt: skip
 

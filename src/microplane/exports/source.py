@@ -20,7 +20,9 @@ from microplane.errors import AdapterError, MicroplaneError
 from microplane.evaluation.probe import largest_difference, probe_logits
 from microplane.exports.formats import Format
 from microplane.inference.pipeline import Pipeline, load
+from microplane.inference.predict import embed_texts
 from microplane.nn.rows import Pairs, Rows
+from microplane.objectives.base import ProbeRow
 
 TEXTS, PROMPTS = 200, 10
 WRITTEN = 32  # most tokens of a continuation
@@ -79,7 +81,8 @@ def opened(name: str | Path, form: Format, base: str | Path | None = None) -> So
     has_adapter = adapter_folder(path) is not None
     loaded = load(name, dtype="float32", base=base)
     form.refuse_kind(loaded.model.KIND, str(name))
-    rows = probe_texts(path, loaded)
+    embeds = loaded.model.KIND == "encoder" and loaded.model.task_head is None
+    rows = [] if embeds else probe_texts(path, loaded)
     about, method = dict(loaded.about or {}), loaded.method.name if loaded.method else None
     difference = None
     if has_adapter and form.whole:
@@ -89,15 +92,21 @@ def opened(name: str | Path, form: Format, base: str | Path | None = None) -> So
                 f"--to {form.name} holds a whole model, and the method {method} adds what is no weight of one. Train "
                 "with another method, as lora, or keep to Microplane and peft with it"
             )
-        before = probe_logits(loaded.objective, loaded.model, rows)
+        before = _said(loaded, rows, embeds)
         loaded.method.merge(loaded.model)
         loaded.method = None
-        difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
+        difference = largest_difference(before, _said(loaded, rows, embeds))
     texts = [*row_texts(path), *SENTENCES, *LETTER_TEXTS, *QUESTIONS][:TEXTS]
     ids = [list(row.ids) for row in rows if row.ids]
     source = Source(str(name), loaded, method, difference, ids, texts, _questions(path), about, base)
     source.context(loaded.model.max_row_tokens or ROOM)
     return source
+
+
+def _said(loaded: Pipeline, rows: Sequence[ProbeRow], embeds: bool) -> list[Tensor]:
+    if embeds:
+        return list(embed_texts(loaded.model, loaded.tokenizer, SENTENCES))
+    return probe_logits(loaded.objective, loaded.model, rows)
 
 
 def _questions(run: Path) -> list[str]:
