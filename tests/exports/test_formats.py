@@ -41,4 +41,4 @@ def test_the_help_names_every_format_and_the_command_writes_one(tmp_path):
     assert "as gguf, float16" in done.output
     refused = runner.invoke(app, ["export", str(base), str(tmp_path / "n"), "--to", "onyx"])
     assert refused.exit_code == 1
-    assert "possible are hf, gguf" in str(refused.exception)
+    assert "possible are hf, peft, gguf" in str(refused.exception)

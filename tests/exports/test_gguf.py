@@ -167,7 +167,7 @@ def test_tokenizers_methods_and_formats_that_have_no_place(tmp_path):
         export(prefix, tmp_path / "out", "gguf")
     with pytest.raises(ConfigError, match="possible are float32, float16"):
         export(base, tmp_path / "out", "gguf", "int3")
-    with pytest.raises(ConfigError, match="possible are hf, gguf"):
+    with pytest.raises(ConfigError, match="possible are hf, peft, gguf"):
         export(base, tmp_path / "out", "tflite")
     (tmp_path / "there.gguf").write_text("mine")
     with pytest.raises(AdapterError, match="exists"):

@@ -8,15 +8,11 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from microplane.adapters.export import check_free
-from microplane.adapters.export import export as export_base
-from microplane.adapters.merge import merge
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, check_type
-from microplane.exports import ctranslate2, gguf, gguf_lora, ollama, onnx, sentence_transformers
+from microplane.exports import ctranslate2, gguf, gguf_lora, hf, ollama, onnx, peft, sentence_transformers
 from microplane.exports.formats import Format, format_named
 from microplane.exports.source import Source, opened
 from microplane.exports.written import Written
@@ -29,6 +25,7 @@ WRITERS: dict[str, Writer] = {
     "ollama": ollama.write,
     "ctranslate2": ctranslate2.write,
     "onnx": onnx.write,
+    "peft": peft.write,
     "sentence-transformers": sentence_transformers.write,
 }
 RECORD = "export.json"
@@ -106,13 +103,14 @@ def _one_file(form: Format, source: Source, place: Path, kind: str) -> Written:
 
 
 def _plain_folder(name: str | Path, place: Path, kind: str, base: str | Path | None) -> Export:
-    """A folder of transformers' layout, as `merge` and the export of a base write it."""
-    dtype = None if kind == "auto" else getattr(torch, kind)
-    if adapter_folder(Path(name).expanduser()) is None:
-        done = export_base(name, place, dtype)
-        stored = str(done.dtype).removeprefix("torch.")
-        return Export(place, "hf", (f"wrote {place} as {stored}", *done.notices))
-    return Export(place, "hf", tuple(merge(name, place, dtype, base).lines()))
+    """A folder of transformers' layout. It stands before it is compared, and stays where that cannot be done."""
+    lines = hf.write(name, place, kind, base)
+    compared = hf.check(name, place, base)
+    if compared is not None:
+        lines += compared.lines()
+    checked = [] if compared is None else [json_value(asdict(compared))]
+    write_json(place / RECORD, {"format": "hf", "source": str(name), "dtype": kind, "checked": checked, "said": lines})
+    return Export(place, "hf", tuple(lines))
 
 
 def _record(form: Format, source: Source, written: Written, kind: str) -> dict[str, object]:

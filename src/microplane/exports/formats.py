@@ -51,6 +51,8 @@ FORMATS = {
     for one in (
         Format("hf", "a folder of safetensors that transformers opens", dtypes=STORED, engine="transformers",
                package="transformers", extra="transformers"),
+        Format("peft", "the adapter's folder in peft's format", whole=False, needs_adapter=True, engine="peft",
+               package="peft", extra="export-peft"),
         Format("gguf", "one file for llama.cpp, with tokenizer and chat template", (DECODERS,),
                ("float32", "float16", "bfloat16", "q8_0", "q4_0"), suffix=".gguf", engine="llama_cpp",
                package="llama-cpp-python", extra="export-gguf"),
