@@ -30,7 +30,7 @@ def test_an_adapter_answers_the_same_there(family, to, tmp_path):
     assert one["measure"] == ("log-probability" if family == "t5" else "logit")
     if to == "peft":
         names = {path.name for path in run.iterdir()}
-        assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"export.json"}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"export.json", "README.md"}
 
 
 def test_a_difference_is_told_with_its_first_token(tmp_path):

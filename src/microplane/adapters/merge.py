@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from microplane.adapters.card import card_of
 from microplane.adapters.export import check_free, write_folder, written_dtype
 from microplane.adapters.other_tokenizer import SENTENCES
 from microplane.checkpoints.attach_saved import adapter_folder, trained_on
@@ -83,7 +84,8 @@ def merge(
     difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     loaded.model.to(dtype).float()
     rounded = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
-    notices = write_folder(loaded, folder, dtype, row_texts(Path(name)))
+    card = card_of(name, "hf", loaded.about, loaded.method.name)
+    notices = write_folder(loaded, folder, dtype, row_texts(Path(name)), card)
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded, notices)
     merged, objective = probe_logits(loaded.objective, loaded.model, rows), loaded.objective

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from microplane.adapters.card import card_of, write_card
 from microplane.adapters.export import check_free
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
@@ -75,6 +76,7 @@ def export(
     else:
         with folder_aside(place) as folder, disk_errors(place):
             written = WRITERS[to](source, folder, kind)
+            write_card(folder, card_of(name, to, source.about, source.method))
             write_json(folder / RECORD, _record(form, source, written, kind))
     return Export(place, to, (f"wrote {place} as {to}" + (f", {kind}" if form.dtypes else ""),
                               *_lines(form, source, written)))  # fmt: skip
