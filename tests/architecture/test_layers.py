@@ -22,6 +22,7 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"inference", "training"},
     {"evaluation"},
     {"adapters"},
+    {"exports"},
     {"runs"},
     {"comparison"},
     {"cli"},

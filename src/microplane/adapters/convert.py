@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from microplane.adapters.card import card_of, write_card
 from microplane.adapters.export import check_free
 from microplane.adapters.merge import probe_texts, source_of
 from microplane.checkpoints.adapter import save_adapter
@@ -95,6 +96,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None, base: st
     load_state(lora, original, state | head_state(loaded.model))
     about |= {"converted_from": loaded.method.name, "base": about.get("base")}
     save_adapter(folder, original, lora, about)
+    write_card(folder, card_of(name, "peft", about, loaded.method.name))
     wrong, size = (math.sqrt(sum(getattr(c, n) ** 2 for c in changes.values())) for n in ("wrong", "size"))
     worst = max((c.wrong / c.size if c.size else 0.0, path) for path, c in changes.items())
     difference = largest_difference(before, probe_logits(loaded.objective, original, rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from microplane.adapters.card import card_of, write_card
 from microplane.adapters.other_tokenizer import agree_with_transformers
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
@@ -46,7 +47,7 @@ def export(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) 
     check_free(folder, "export")
     loaded = load(name, dtype="float32")
     dtype = written_dtype(loaded, dtype)
-    return Exported(folder, dtype, write_folder(loaded, folder, dtype))
+    return Exported(folder, dtype, write_folder(loaded, folder, dtype, card=card_of(name, "hf")))
 
 
 def check_free(folder: Path, verb: str) -> None:
@@ -68,11 +69,14 @@ def written_dtype(loaded: Pipeline, asked: torch.dtype | None) -> torch.dtype:
     return asked or (torch.float32 if stored in loaded.model.UNSUPPORTED_DTYPES else stored)
 
 
-def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype, texts: Sequence[str] = ()) -> tuple[str, ...]:
+def write_folder(
+    loaded: Pipeline, folder: Path, dtype: torch.dtype, texts: Sequence[str] = (), card: str = ""
+) -> tuple[str, ...]:
     """The whole folder aside, then renamed: a full disk leaves nothing that looks like a model.
 
     Args:
         texts: which transformers shall cut into the same tokens.
+        card: the text of README.md; none if empty.
 
     Returns:
         What users are to be told of it.
@@ -84,6 +88,8 @@ def write_folder(loaded: Pipeline, folder: Path, dtype: torch.dtype, texts: Sequ
         tokenizer.save(temporary)
         if loaded.model.task_head is None:  # what sentence-transformers needs to embed with it
             copy_settings(loaded.path, temporary)
+        if card:
+            write_card(temporary, card)
         elsewhere = [*agree_with_transformers(temporary, tokenizer, texts)]
     return (*_notices(loaded.model, tokenizer), *elsewhere)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from microplane.adapters.card import card_of
 from microplane.adapters.export import check_free, write_folder, written_dtype
 from microplane.adapters.other_tokenizer import SENTENCES
 from microplane.checkpoints.attach_saved import adapter_folder, trained_on
@@ -31,6 +33,19 @@ class Merged:
     notices: tuple[str, ...] = ()  # what other tools do otherwise, and what to do about it
     trained_base: str | None = None  # "int8" or "nf4", if the adapter was trained on such a base
     from_trained: float | None = None  # then: largest logit difference, merged against the adapter on that base
+
+    def lines(self) -> Iterator[str]:
+        name = str(self.dtype).removeprefix("torch.")
+        yield f"merged into {self.folder} as {name}"
+        yield f"largest logit difference on {self.rows} stored rows: {self.difference:.2e} merged against unmerged"
+        if self.rounded != self.difference:
+            yield f"after rounding the weights to {name}: {self.rounded:.2e}"
+        if self.trained_base:
+            yield (
+                f"the adapter was trained on the base in {self.trained_base} and is merged into the original one: "
+                f"largest logit difference {self.from_trained:.2e} to what was trained"
+            )
+        yield from self.notices
 
 
 def merge(
@@ -69,7 +84,8 @@ def merge(
     difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     loaded.model.to(dtype).float()
     rounded = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
-    notices = write_folder(loaded, folder, dtype, row_texts(Path(name)))
+    card = card_of(name, "hf", loaded.about, loaded.method.name)
+    notices = write_folder(loaded, folder, dtype, row_texts(Path(name)), card)
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded, notices)
     merged, objective = probe_logits(loaded.objective, loaded.model, rows), loaded.objective

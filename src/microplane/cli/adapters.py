@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from microplane.cli.options import Base
+from microplane.exports.formats import choices
 
 if TYPE_CHECKING:
     import torch
@@ -26,36 +27,29 @@ def merge(
     """Write base + adapter as one plain Hugging Face folder, and state how far its logits are from unmerged."""
     from microplane.adapters.merge import merge as merge_adapter
 
-    merged = merge_adapter(run, out, _dtype(dtype), base)
-    name = str(merged.dtype).removeprefix("torch.")
-    typer.echo(f"merged into {merged.folder} as {name}")
-    typer.echo(
-        f"largest logit difference on {merged.rows} stored rows: {merged.difference:.2e} merged against unmerged"
-    )
-    if merged.rounded != merged.difference:
-        typer.echo(f"after rounding the weights to {name}: {merged.rounded:.2e}")
-    if merged.trained_base:
-        typer.echo(
-            f"the adapter was trained on the base in {merged.trained_base} and is merged into the original one: "
-            f"largest logit difference {merged.from_trained:.2e} to what was trained"
-        )
-    for line in merged.notices:
+    for line in merge_adapter(run, out, _dtype(dtype), base).lines():
         typer.echo(line)
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A short name, a .gguf file, a folder, or a Hub name.")],
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="A run's folder, an adapter's, or a model: name, .gguf file, folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER_OR_FILE", help="What is written.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"{choices()}.")] = "hf",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16; auto: as the model is stored.")
-    ] = "auto",
+        str | None, typer.Option("--dtype", help="Of the weights; which there are depends on the format.")
+    ] = None,
+    base: Base = None,
 ) -> None:
-    """Write a base model as one plain Hugging Face folder, which other tools open and adapters can name."""
-    from microplane.adapters.export import export as export_model
+    """Write a model in the format of another tool, an adapter merged where the format holds a whole model, and compare
+    what that tool computes with what was trained (docs/exports.md)."""
+    from microplane.exports.export import export as export_model
 
-    exported = export_model(model, out, _dtype(dtype))
-    typer.echo(f"wrote {exported.folder} as {str(exported.dtype).removeprefix('torch.')}")
-    for line in exported.notices:
+    for line in export_model(model, out, to, dtype, base).lines:
         typer.echo(line)
 
 

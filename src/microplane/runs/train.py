@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from microplane.adapters.card import card_run
 from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import advise
@@ -306,6 +307,7 @@ class _Lifetime:
         self._end(status)
         if status == "success":
             prune(self.folder / "resume")
+            card_run(self.folder)
         write_report(self.folder)
 
     def fail(self, error: BaseException) -> None:

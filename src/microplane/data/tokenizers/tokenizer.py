@@ -254,7 +254,7 @@ class Tokenizer:
             return f"<{token}>"
         if token in self._added:
             return text
-        if not self._byte_level:
+        if not self.byte_level:
             return text.removeprefix(self.unmatchable_prefix).replace(SPACE, " ")
         try:
             return bytes(_BYTES[letter] for letter in text).decode("utf-8")
@@ -266,7 +266,7 @@ class Tokenizer:
         return set(self.backend.get_added_tokens_decoder())
 
     @cached_property
-    def _byte_level(self) -> bool:
+    def byte_level(self) -> bool:
         return '"type":"ByteLevel"' in self._description.split('"model":')[0]
 
     @cached_property

@@ -138,7 +138,7 @@ class Tensors(Mapping[str, Tensor]):
         module = ".".join(name.split(".")[-3:-1])
         heads = self.permuted.get(module)
         if heads and tensor.shape[0] % (2 * heads) == 0:  # else the shape is wrong, which loading says
-            return _unpermute(tensor, heads)
+            return unpermuted(tensor, heads)
         if self.spec.gemma and module.endswith("norm"):
             return tensor - 1.0
         return tensor
@@ -153,7 +153,7 @@ class Tensors(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def _unpermute(weight: Tensor, heads: int) -> Tensor:
+def unpermuted(weight: Tensor, heads: int) -> Tensor:
     """The rows of q or k (or its bias) from llama.cpp's order, rotary pairs (i, i + 1), back to pairs (i, i + Dh/2)."""
     return torch.unflatten(weight, 0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 

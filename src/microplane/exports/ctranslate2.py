@@ -1,0 +1,219 @@
+"""`--to ctranslate2`: an encoder-decoder or a decoder, merged, through CTranslate2's own converter.
+
+The converter reads a folder of transformers' layout. What it would get wrong is mended here or refused. Whether the
+decoder's output is scaled follows from the model and not from `tie_word_embeddings`, which transformers 5 calls true of
+every T5. Marian keeps the row that its decoder starts from, and never writes it. Rotary settings and widths of heads
+that have no effect in CTranslate2 are refused. A call that gives our answers is printed, for its defaults forbid an
+empty one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microplane.adapters.export import write_folder
+from microplane.errors import AdapterError
+from microplane.exports.compare import compare
+from microplane.exports.source import Source
+from microplane.exports.written import Written
+from microplane.files import scratch_folder
+from microplane.models.contract import Model
+from microplane.nn.position import Rope
+
+MODEL = "model.bin"
+USUAL_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+NO_WINDOWS = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM")
+GEMMA3_ROPES = (Rope(1_000_000.0), Rope(10_000.0))  # of layers without a window, and with one; others have no effect
+NEVER = -1e9  # added to the score of a token that is never written
+
+
+def write(source: Source, folder: Path, dtype: str) -> Written:
+    """Write the folder, and compare what CTranslate2 answers.
+
+    Raises:
+        AdapterError: without ctranslate2 and transformers, or for a model that it computes otherwise.
+    """
+    needed = [name for name in ("ctranslate2", "transformers") if find_spec(name) is None]
+    if needed:
+        raise AdapterError(f"--to ctranslate2 is written by its own converter: pip install {' '.join(needed)}, or "
+                           "pip install 'microplane[export-ct2]'")  # fmt: skip
+    refuse(source.pipeline.model, source.name)
+    with scratch_folder(folder / "merged") as merged:
+        merged.rmdir()
+        notices = write_folder(source.pipeline, merged, torch.float32, source.texts)
+        _convert(source, merged, folder, dtype)
+    source.tokenizer.save(folder)
+    if window := _window(source.pipeline.model):
+        source.context(window)
+        notices += (f"CTranslate2 raises for a prompt beyond the model's attention window of {window:,} tokens",)
+    engine = CTranslate2(folder, source, dtype)
+    stops = [engine.token(stop) for stop in source.pipeline.stop_ids]
+    return Written((MODEL,), notices, (compare(source, engine),), tuple(call(source, dtype, stops)))
+
+
+def refuse(model: Model, what: str) -> None:
+    """Raises: AdapterError, for what CTranslate2 leaves out or computes otherwise."""
+    config, reasons = model.config, []
+    if model.task_head is not None:
+        reasons.append(f"has a head for {model.task_head.config.task}")
+    if model.KIND == "decoder":
+        if any(rope and rope.kind == "llama3" for rope in config.ropes):
+            reasons.append("scales its rotary positions as Llama 3 does, which has no effect there")
+        usual = config.hidden_size / config.num_heads
+        if config.architecture in USUAL_HEADS and config.head_dim != usual:
+            reasons.append(f"has heads of {config.head_dim}, where {usual:g} are taken for granted")
+        if config.architecture in NO_WINDOWS and any(config.windows):
+            reasons.append("has an attention window")
+        if config.attn_logit_softcapping or config.final_logit_softcapping:
+            reasons.append("caps its scores")
+        if config.architecture == "Gemma3ForCausalLM" and {rope for rope in config.ropes if rope} - set(GEMMA3_ROPES):
+            reasons.append("turns with the position otherwise than the smallest Gemma 3 (rope_theta, or a scaling)")
+    if model.KIND == "encoder-decoder" and getattr(model, "target_embed", None) is not None:
+        reasons.append("reads and writes with two vocabularies")
+    if reasons:
+        why = " and ".join(reasons)
+        raise AdapterError(f"CTranslate2 would not compute what {what} does, which {why}: --to hf writes it")
+
+
+def _window(model: Model) -> int | None:
+    return next((window for window in getattr(model.config, "windows", ()) if window), None)
+
+
+def _convert(source: Source, merged: Path, folder: Path, dtype: str) -> None:
+    """Through the converter into a folder of its own, and from there."""
+    library: Any = importlib.import_module("ctranslate2.converters.transformers")
+    try:
+        spec = _converter(library, source)(str(merged))
+        with scratch_folder(folder / "converted") as made:
+            spec.convert(str(made), quantization=None if dtype == "float32" else dtype, force=True)
+            for file in sorted(made.iterdir()):
+                os.replace(file, folder / file.name)
+    except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        name = source.pipeline.model.config.architecture
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise AdapterError(f"CTranslate2's converter does not take a {name} ({reason}): --to hf writes it") from None
+
+
+def _converter(library: Any, source: Source) -> Any:
+    """The library's converter with what has to be otherwise."""
+    model = source.pipeline.model
+    marian = type("Marian", (library.BartLoader,), {
+        "architecture_name": "MarianMTModel", "get_model_spec": _marian_spec(library, model),
+    })  # fmt: skip
+
+    class Converter(library.TransformersConverter):  # type: ignore[misc]
+        def _load(self) -> Any:
+            kept = dict(library._MODEL_LOADERS)
+            library._MODEL_LOADERS["MarianConfig"] = marian()
+            try:
+                spec = super()._load()
+            finally:
+                library._MODEL_LOADERS.update(kept)
+            if hasattr(model.config, "scaled"):
+                spec.decoder.scale_outputs = model.config.hidden_size**-0.5 if model.config.scaled else 1.0
+            for name in ("bos_token", "eos_token", "unk_token"):
+                if getattr(spec.config, name) is None:  # which it writes, and then cannot read
+                    setattr(spec.config, name, "")
+            return spec
+
+    return Converter
+
+
+def _marian_spec(library: Any, model: Model) -> Any:
+    """As of BART, whose norms stand behind: with the row that the decoder starts from, which full training changes."""
+
+    def spec_of(self: Any, theirs: Any) -> Any:
+        theirs.config.normalize_before = theirs.config.normalize_embedding = False
+        spec = library.BartLoader.get_model_spec(self, theirs)
+        bias = theirs.final_logits_bias.detach().flatten().clone()
+        bias[list(model.generation_rules.bad_tokens)] += NEVER
+        spec.decoder.projection.bias = bias
+        return spec
+
+    return spec_of
+
+
+class CTranslate2:
+    """CTranslate2 with the folder opened."""
+
+    def __init__(self, folder: Path, source: Source, dtype: str):
+        library: Any = importlib.import_module("ctranslate2")
+        self.name = f"CTranslate2 {library.__version__}"
+        self.pairs = source.pipeline.model.KIND == "encoder-decoder"
+        self.measure = "log-probability" if self.pairs else "logit"
+        self.source, self.vocabulary = source, _vocabulary(folder)
+        kind = library.Translator if self.pairs else library.Generator
+        self.engine = kind(str(folder), device="cpu", compute_type=dtype, inter_threads=1, intra_threads=1)
+        self.ends = [self.token(stop) for stop in source.pipeline.stop_ids]
+        self.library = library
+
+    def token(self, number: int) -> str:
+        return self.vocabulary[number]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Of each token; the first where two are called alike, as CTranslate2 has it."""
+        return {token: number for number, token in reversed(list(enumerate(self.vocabulary)))}
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self.token(number) for number in ids]
+
+    def ids(self, text: str) -> list[int]:
+        """It has no tokenizer: ids come from the files beside it, which are the run's own."""
+        numbers = self.numbers
+        return [numbers[token] for token in self.tokens(self.source.tokenizer.encode(text))]
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        found = self.engine.forward_batch([self.tokens(ids)], return_log_probs=False)
+        return torch.from_numpy(np.array(found)[0].astype(np.float32))
+
+    def scores(self, prompt: Sequence[int], target: Sequence[int]) -> Tensor:
+        """Log p of each token of an answer: (T,)."""
+        [found] = self.engine.score_batch([self.tokens(prompt)], [self.tokens(target)])
+        return torch.tensor(found.log_probs[: len(target)])
+
+    def greedy(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        return [self._continued(prompt, most) for prompt in prompts]
+
+    def _continued(self, prompt: Sequence[int], most: int) -> list[int]:
+        given, ends = [self.tokens(prompt)], {"end_token": self.ends, "return_end_token": True}
+        if self.pairs:
+            [found] = self.engine.translate_batch(
+                given, beam_size=1, max_decoding_length=most, min_decoding_length=0, **ends
+            )
+            said = found.hypotheses[0]
+        else:
+            [found] = self.engine.generate_batch(given, beam_size=1, sampling_topk=1, max_length=most, min_length=0,
+                                                 include_prompt_in_result=False, **ends)  # fmt: skip
+            said = found.sequences[0]
+        numbers = self.numbers
+        ids = [numbers[token] for token in said]
+        return [*ids[:-1], -1] if ids and said[-1] in self.ends else ids
+
+
+def _vocabulary(folder: Path) -> list[str]:
+    name = "shared_vocabulary.json" if (folder / "shared_vocabulary.json").is_file() else "vocabulary.json"
+    found: list[str] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return found
+
+
+def call(source: Source, dtype: str, stops: Sequence[str]) -> Iterator[str]:
+    """The call that answers as the run does."""
+    ends = f"end_token={list(stops)!r}"
+    if source.pipeline.model.KIND == "encoder-decoder":
+        yield (f"ctranslate2.Translator(FOLDER, compute_type={dtype!r}).translate_batch([TOKENS], beam_size=1, "
+               f"min_decoding_length=0, {ends})")  # fmt: skip
+    else:
+        yield (f"ctranslate2.Generator(FOLDER, compute_type={dtype!r}).generate_batch([TOKENS], sampling_topk=1, "
+               f"include_prompt_in_result=False, {ends})")  # fmt: skip
+    yield "TOKENS is tokenizer.convert_ids_to_tokens(ids), of ids that microplane.load(RUN).prompt(question) gives"

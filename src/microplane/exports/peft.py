@@ -1,0 +1,52 @@
+"""`--to peft`: an adapter's folder in peft's format, copied, and compared in peft on its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from microplane.adapters.export import export as export_base
+from microplane.adapters.merge import source_of
+from microplane.errors import AdapterError
+from microplane.exports.compare import Comparison, compare
+from microplane.exports.source import Source
+from microplane.exports.transformers import Transformers, writes_text
+from microplane.exports.written import Written
+from microplane.files import scratch_folder, write_aside
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def write(source: Source, folder: Path, dtype: str) -> Written:
+    """Copy the files.
+
+    Raises:
+        AdapterError: for a method that has no format of peft's.
+    """
+    own, method = source_of(source.name), source.pipeline.method
+    assert method is not None
+    if method.whole_model:
+        raise AdapterError(f"{source.name} was trained as a whole, and is no adapter: --to hf writes it")
+    if not (own / CONFIG).is_file():
+        why = method.not_convertible or ("adds what is no change of a weight" if not method.mergeable else None)
+        way = f"the method {method.name} {why}" if why else f"microplane convert {source.name} writes it as LoRA"
+        raise AdapterError(f"peft has no format for an adapter of the method {method.name}; {way}")
+    for file in sorted(own.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            write_aside(folder / file.name, file.read_bytes())
+    checked = tuple(_checks(source, folder))
+    notices = (
+        () if checked or find_spec("peft") is None else ("labels are not compared in peft; the files were opened here",)
+    )
+    how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"
+    return Written((CONFIG, WEIGHTS), notices, checked, (how,))
+
+
+def _checks(source: Source, folder: Path) -> Iterator[Comparison]:
+    """On the base as a folder of safetensors, written for as long as that takes."""
+    if find_spec("peft") is None or find_spec("transformers") is None or not writes_text(source.pipeline.model):
+        return
+    with scratch_folder(folder / "base") as beside:
+        export_base(source.pipeline.path, beside / "base")
+        yield compare(source, Transformers(beside / "base", source, folder))

@@ -1,0 +1,179 @@
+"""CTranslate2's answers to what is exported; without it, what is refused before and the call that is printed."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from microplane.errors import AdapterError
+from microplane.exports import ctranslate2
+from microplane.exports.export import export
+from microplane.exports.formats import FORMATS
+from microplane.exports.source import answer_scores, opened
+from microplane.inference.pipeline import load
+from microplane.models.files.load import load_model, save_model
+from tests.exports.kit import adapter_of, folder_of
+from tests.runs.test_seq2seq import pair_folder
+
+installed = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
+slow = pytest.mark.slow
+WIDE: dict[str, dict[str, Any]] = {"gemma3": {"sliding_window": 110, "rope_scaling": None}}
+DECODERS = (
+    "llama-tied",
+    "llama-untied",
+    "llama-biases",
+    "llama-linear",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "mistral",
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "match"),
+    [
+        ("llama3", "as Llama 3 does"),
+        ("llama-heads", "heads of 16, where 8"),
+        ("mistral", "window"),
+        ("gemma2", "window and caps its scores"),
+        ("gemma3", "turns with the position otherwise"),
+    ],
+)
+def test_what_it_would_compute_otherwise_is_refused(family, match, tmp_path):
+    changes = {"sliding_window": 8} if family == "mistral" else {}
+    model = load_model(folder_of(tmp_path / "base", family, **changes))
+    with pytest.raises(AdapterError, match=match):
+        ctranslate2.refuse(model, "it")
+
+
+def test_two_vocabularies_and_heads_are_refused(tmp_path):
+    with pytest.raises(AdapterError, match="two vocabularies"):
+        ctranslate2.refuse(load_model(pair_folder(tmp_path / "apart", "marian-apart")), "it")
+    ctranslate2.refuse(load_model(pair_folder(tmp_path / "one", "marian")), "it")
+
+
+def test_without_the_package_the_command_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(ctranslate2, "find_spec", lambda name: None if name == "ctranslate2" else object())
+    with pytest.raises(AdapterError, match="pip install ctranslate2, or pip install"):
+        export(pair_folder(tmp_path / "base", "t5"), tmp_path / "out", "ctranslate2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+@pytest.mark.parametrize("family", ["t5", "t5-v1.0", "marian"])
+def test_scores_of_an_answer_are_those_of_the_loss(family, tmp_path):
+    pipeline = load(pair_folder(tmp_path / "base", family), dtype="float32")
+    prompt, answer = pipeline.prompt("say it"), [9, 30, 31, 1]
+    scores = answer_scores(pipeline, prompt, answer)
+    objective, model = pipeline.objective, pipeline.model
+    from microplane.objectives.base import ProbeRow
+
+    logits = objective.probe(model, ProbeRow([*prompt, *answer], len(prompt)))[: len(answer)]
+    logits[:, list(model.generation_rules.bad_tokens)] = -torch.inf
+    torch.testing.assert_close(scores, logits.log_softmax(-1)[range(len(answer)), answer])
+
+
+def test_the_printed_call_names_every_end_and_allows_an_empty_answer(tmp_path):
+    source = opened(pair_folder(tmp_path / "base", "t5"), FORMATS["ctranslate2"])
+    [first, _] = ctranslate2.call(source, "int8", ["</s>", "<end>"])
+    assert "min_decoding_length=0" in first
+    assert "end_token=['</s>', '<end>']" in first
+    assert "compute_type='int8'" in first
+
+
+# With the engine
+
+
+def record(folder):
+    [one] = json.loads((folder / "export.json").read_text())["checked"]
+    return one
+
+
+@slow
+@installed
+@pytest.mark.parametrize("family", ["t5", "t5-v1.0", "marian"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_encoder_decoders_answer_the_same(family, method, tmp_path):
+    run = adapter_of(pair_folder(tmp_path / "base", family), tmp_path / "adapter", method)
+    export(run, tmp_path / "out", "ctranslate2")
+    one = record(tmp_path / "out")
+    assert one["measure"] == "log-probability"
+    assert one["difference"] < 1e-3
+    assert one["continuations"] == [None] * 10
+
+
+@slow
+@installed
+def test_beams_are_the_same(tmp_path):
+    import ctranslate2 as library
+
+    base = pair_folder(tmp_path / "base", "t5")
+    export(base, tmp_path / "out", "ctranslate2")
+    pipeline = load(base, dtype="float32")
+    engine = ctranslate2.CTranslate2(tmp_path / "out", opened(base, FORMATS["ctranslate2"]), "float32")
+    assert isinstance(engine.engine, library.Translator)
+    prompts = [f"say {chr(97 + n % 26)}{n}" for n in range(50)]
+    ours = pipeline.generate(prompts, beams=4, max_new_tokens=12)
+    given = [engine.tokens(pipeline.prompt(prompt)) for prompt in prompts]
+    found = engine.engine.translate_batch(given, beam_size=4, max_decoding_length=12, min_decoding_length=0)
+    places = {token: number for number, token in enumerate(engine.vocabulary)}
+    theirs = [pipeline.tokenizer.decode([places[token] for token in one.hypotheses[0]]) for one in found]
+    assert sum(one == other for one, other in zip(ours, theirs, strict=True)) >= 48
+
+
+@slow
+@installed
+def test_flan_t5_is_not_scaled_and_t5_is(tmp_path):
+    for family, scaled in (("t5", False), ("t5-v1.0", True)):
+        base = pair_folder(tmp_path / family, family)
+        assert load_model(base).config.scaled is scaled
+        export(base, tmp_path / f"{family}-out", "ctranslate2")
+        assert record(tmp_path / f"{family}-out")["difference"] < 1e-3
+
+
+@slow
+@installed
+def test_marian_keeps_the_row_that_it_starts_from(tmp_path):
+    base = pair_folder(tmp_path / "base", "marian")
+    model = load_model(base)
+    model.get_parameter("embed.weight").data[model.config.pad] = 2.0 * torch.randn(model.config.hidden_size)
+    save_model(model, base)
+    export(base, tmp_path / "out", "ctranslate2")
+    one = record(tmp_path / "out")
+    assert one["difference"] < 1e-3
+    assert one["continuations"] == [None] * 10
+
+
+@slow
+@installed
+@pytest.mark.parametrize(
+    "family", ["llama-tied", "llama-untied", "llama-biases", "llama-linear", "qwen2", "qwen3", "gemma2", "gemma3"]
+)
+def test_decoders_answer_the_same_or_are_refused(family, tmp_path):
+    run = adapter_of(folder_of(tmp_path / "base", family, **WIDE.get(family, {})), tmp_path / "a", rank=4, alpha=2.0)
+    export(run, tmp_path / "out", "ctranslate2")
+    one = record(tmp_path / "out")
+    assert one["difference"] < 1e-2
+    assert one["continuations"].count(None) >= 9
+
+
+@slow
+@installed
+def test_what_the_converter_does_not_know_is_refused(tmp_path):
+    base = folder_of(tmp_path / "base", "smollm3")
+    with pytest.raises(AdapterError, match="does not take a SmolLM3ForCausalLM"):
+        export(base, tmp_path / "out", "ctranslate2")
+    assert not (tmp_path / "out").exists()
+
+
+@slow
+@installed
+def test_int8_says_how_far_it_is(tmp_path):
+    base = pair_folder(tmp_path / "base", "t5")
+    done = export(base, tmp_path / "out", "ctranslate2", "int8")
+    assert 0 < record(tmp_path / "out")["difference"] < 2
+    assert any("compute_type='int8'" in line for line in done.lines)

@@ -1,0 +1,96 @@
+"""llama.cpp itself on what is exported: tiny families, and SmolLM2 with real rows' worth of texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from microplane.exports.export import export
+from tests.exports.kit import FAMILIES, adapter_of, byte_level, folder_of, sentencepiece
+
+pytest.importorskip("llama_cpp", reason="pip install 'microplane[export-gguf]'")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+def checked(record: Path) -> list[dict]:
+    return json.loads(record.read_text())["checked"]
+
+
+def same(engine: dict) -> bool:
+    """To rounding, by which one of ten answers of a random model may turn at a tie. Gemma's GELU is read out of a table
+    of float16."""
+    return (
+        engine["difference"] < 5e-3 and len(engine["continuations"]) == 10 and engine["continuations"].count(None) >= 9
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_the_same(family, tmp_path):
+    run = adapter_of(folder_of(tmp_path / "base", family), tmp_path / "adapter", rank=4, alpha=2.0)
+    export(run, tmp_path / "out.gguf", "gguf")
+    [_, engine] = checked(tmp_path / "out.export.json")
+    assert engine["other_ids"] == []
+    assert same(engine)
+    export(run, tmp_path / "lora.gguf", "gguf-lora")
+    [_, put_on, off] = checked(tmp_path / "lora.export.json")
+    assert same(put_on)
+    assert same(off)
+
+
+@pytest.mark.parametrize("cut", ["smollm", "llama-bpe", "smaug-bpe", "qwen2"])
+def test_every_cut_gives_the_same_ids(cut, tmp_path):
+    export(folder_of(tmp_path / "base", backend=byte_level(cut, cut == "llama-bpe")), tmp_path / "out.gguf", "gguf")
+    assert checked(tmp_path / "out.export.json")[1]["other_ids"] == []
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_gives_the_same_ids(prefix, tmp_path):
+    base = folder_of(tmp_path / "base", backend=sentencepiece(prefix), template=None)
+    export(base, tmp_path / "out.gguf", "gguf")
+    assert checked(tmp_path / "out.export.json")[1]["other_ids"] == []
+
+
+def texts() -> list[str]:
+    """200 paragraphs of this repository's own texts and code."""
+    files = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py")])
+    parts = [part for file in files for part in file.read_text().split("\n\n")]
+    return parts[:: len(parts) // 200][:200]
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-2), ("q8_0", 3.0)])
+def test_smollm2_has_the_same_ids_logits_and_answers(dtype, most, smollm2, tmp_path, monkeypatch):
+    from microplane.exports import source
+
+    monkeypatch.setattr(source, "SENTENCES", tuple(texts()))
+    monkeypatch.setattr(source, "PROMPTS", 20)
+    questions = (
+        *source.QUESTIONS,
+        *(f"Explain in one sentence: {word}" for word in "rain snow bread iron moss tea sun law map ink".split()),
+    )
+    monkeypatch.setattr(source, "QUESTIONS", questions)
+    export(smollm2, tmp_path / "out.gguf", "gguf", dtype)
+    [_, engine] = checked(tmp_path / "out.export.json")
+    print(engine, file=sys.stderr)
+    assert engine["texts"] == 200
+    assert engine["other_ids"] == []
+    assert engine["difference"] < most
+    assert len(engine["continuations"]) == 20
+    if dtype == "float32":
+        assert engine["continuations"] == [None] * 20
+
+
+@pytest.mark.parametrize(("method", "knobs"), [("lora", {}), ("rslora", {}), ("dora", {}), ("nb-lora", {})])
+def test_adapters_of_smollm2(method, knobs, smollm2, tmp_path):
+    run = adapter_of(smollm2, tmp_path / "adapter", method, rank=4, **knobs, spread=0.005)
+    export(run, tmp_path / "out.gguf", "gguf")
+    [_, engine] = checked(tmp_path / "out.export.json")
+    assert engine["continuations"] == [None] * 10
+    export(run, tmp_path / "lora.gguf", "gguf-lora")
+    [_, put_on, off] = checked(tmp_path / "lora.export.json")
+    assert off["continuations"] == [None] * 10
+    if method != "dora":  # which is converted, with its error
+        assert put_on["continuations"] == [None] * 10
