@@ -165,3 +165,10 @@ def test_rows_with_labels_and_pairs_are_shown_as_a_model_takes_them(tmp_path, ma
     assert "[[ -> good]]" in labelled
     pairs = printed(describe(DataKnobs(train=file), make_tiny(), PAIRS))
     assert "[[bad<eos>]]" in pairs or "[[good<eos>]]" in pairs
+
+
+@pytest.mark.parametrize(("form", "shown"), [("auto", "e\u0301"), ("nfc", "\u00e9")])
+def test_without_a_model_texts_are_in_the_form_that_was_asked_for(tmp_path, form, shown):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"cafe\u0301 {n}"}) + "\n" for n in range(20)))
+    facts = describe(DataKnobs(train=str(tmp_path / "rows.jsonl"), unicode=form)).facts
+    assert shown in facts["samples"][0]["parts"][0]["text"]

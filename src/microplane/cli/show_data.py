@@ -56,10 +56,11 @@ def describe(
     too_few = []
     if tokenizer is None:
         files = files_of(knobs, progress)
+        unicode = "as-is" if knobs.unicode == "auto" else knobs.unicode  # auto is the model's choice
         try:
-            found = first_pass(files, knobs, progress)
+            found = first_pass(files, knobs, progress, unicode=unicode)
         except TooFewRowsError as error:
-            found, too_few = first_pass(files, knobs, progress, hold_out=False), [str(error)]
+            found, too_few = first_pass(files, knobs, progress, hold_out=False, unicode=unicode), [str(error)]
         facts = _of_first_pass(found, knobs)
     else:
         try:
@@ -92,7 +93,7 @@ def _read_sample(where: str, example: Example) -> dict[str, Any]:
 
 def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
     train = found.splits["train"]
-    unchecked = Split("train", train.files, train.format)  # its bad rows are known
+    unchecked = Split("train", train.files, train.format, train.unicode)  # its bad rows are known
     limited = knobs.model_copy(update={"limit": SAMPLES})
     shown = examples(unchecked, limited)
     samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in shown]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +94,7 @@ class Prepared:
             "train rows": self.splits.train.fingerprint,
             "validation rows": self.splits.validation.fingerprint,
             "model": self.fingerprint,
+            **self._base(),
             "model.dtype": self.form.name,
             "model.compute": self.form.compute,
             "tokenizer": self.tokenizer.fingerprint,
@@ -102,6 +105,16 @@ class Prepared:
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
+        }
+
+    def _base(self) -> dict[str, Any]:
+        """What of the base's files is read; nothing of new weights, which the files do not hold."""
+        if not self.checkpoint.tensors:
+            return {}
+        config = json.dumps(self.checkpoint.config, sort_keys=True, default=str)
+        return {
+            "weights": weights_fingerprint(self.path),
+            "config.json": hashlib.sha256(config.encode()).hexdigest()[:32],
         }
 
     def adapter_metadata(self) -> dict[str, Any]:

@@ -36,6 +36,9 @@ MAY_DIFFER = CHANGEABLE | ROUNDS  # of what a run is known by
 BEST = "best.safetensors"
 EARLIER = {"train.on_divergence": "go_on", "device": "cpu"}
 """What runs did that were begun before there was a knob for it."""
+WEIGHTS, FILES = {"weights", "config.json"}, {"model"}
+"""By which a base is known: by what of its files is read; where a checkpoint does not have that (of an earlier version,
+or of new weights), by the files themselves."""
 TENSORS = ("weights.safetensors", "optimizer.safetensors", "method.safetensors")  # of a checkpoint
 
 
@@ -126,10 +129,11 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
         return []
     state = read_state(saved[-1])
     then = EARLIER | _flat(state["identity"])
+    ignored = FILES if then.keys() >= WEIGHTS else WEIGHTS
     differences = {
         name: f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
         for name, value in _flat(identity).items()
-        if name not in then or then[name] != value
+        if name not in ignored and (name not in then or then[name] != value)
     }
     if refused := [line for name, line in differences.items() if name not in MAY_DIFFER]:
         listed = "\n  ".join(refused)
