@@ -42,7 +42,8 @@ def test_a_section_is_added_to_what_was_set_of_it(tmp_path):
         ("train.learning_rate", "That is 'train.lr' here"),
         ("train.num-train-epochs", "That is 'train.epochs' here"),
         ("bf16", "That is 'model.dtype=bfloat16' here"),
-        ("device", "A run takes the processor"),
+        ("cuda", "That is 'model.device=cuda' here"),
+        ("num_processes", "microplane train --processes N"),
         ("train.rank", "no such knob"),
         ("eval.lr", "Did you mean 'train.lr'"),
         ("train.epocs", "Did you mean 'train.epochs'"),
@@ -81,7 +82,7 @@ def test_options_of_other_tools_say_the_knob():
     assert "--set train.lr=VALUE" in knob_for_option("--learning-rate")
     assert "--set model.dtype=nf4." in knob_for_option("--load-in-4bit")
     assert "--set train.clip=VALUE" in knob_for_option("--clip")
-    assert "processor" in knob_for_option("--device")
+    assert "--set model.device=VALUE" in knob_for_option("--device")
     assert knob_for_option("--nonsense") == ""
 
 

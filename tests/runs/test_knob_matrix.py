@@ -109,6 +109,7 @@ ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run
     "eval.batch_tokens",  # bounds batches that are small here, for there are ten at least: test_evaluate.py
     "model.revision",
     "model.adapter",
+    "model.device",  # a machine has one, or a pretended one: tests/devices
 }
 
 MORE = [  # the other choices of a knob of which the first is in the table

@@ -6,6 +6,7 @@ The method's own knobs (`method.rank`, ...) are the fields of the method itself,
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,6 @@ class ModelKnobs(Knobs):
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$",
         description="where the run computes: cpu, cuda, cuda:N, mps or xpu; auto: an accelerator if torch sees one",
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = Field(
@@ -69,6 +69,13 @@ class ModelKnobs(Knobs):
         "of all; auto: last, but on an encoder what transformers has a class for (cls), and the mean where the blocks "
         "stay as they are",
     )
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", value):
+            raise ValueError("must be auto, cpu, cuda, cuda:N, mps or xpu")
+        return value
 
 
 _FORMATS = (

@@ -141,7 +141,7 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Pipeline) -> list[str]:
 
 
 _USED_BY_EVAL = {
-    *("model.name", "model.revision", "model.dtype"),
+    *("model.name", "model.revision", "model.dtype", "model.device"),
     *(
         "data.train",
         "data.format",

@@ -74,7 +74,7 @@ def measure_file(knobs: RunKnobs, watch: Watcher | None = None, base: str | None
 
 
 def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured:
-    loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision, base)
+    loaded = load(knobs.model.name, knobs.model.dtype, knobs.model.revision, base, knobs.model.device)
     text_metrics.check(knobs.eval.metrics)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
