@@ -18,11 +18,24 @@ if TYPE_CHECKING:
     from microplane.adapters.merge import merge
     from microplane.comparison.compare import compare
     from microplane.inference.pipeline import load
+    from microplane.planning.plan import plan
     from microplane.runs.check import check
     from microplane.runs.evaluate import evaluate
     from microplane.runs.train import resume, train
 
-__all__ = ["__version__", "attach", "attach_saved", "check", "compare", "evaluate", "load", "merge", "resume", "train"]
+__all__ = [
+    "__version__",
+    "attach",
+    "attach_saved",
+    "check",
+    "compare",
+    "evaluate",
+    "load",
+    "merge",
+    "plan",
+    "resume",
+    "train",
+]
 
 _HOMES = {
     "attach": ("microplane.adapters.attach", "attach"),
@@ -32,6 +45,7 @@ _HOMES = {
     "evaluate": ("microplane.runs.evaluate", "evaluate"),
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),
+    "plan": ("microplane.planning.plan", "plan"),
     "resume": ("microplane.runs.train", "resume"),
     "train": ("microplane.runs.train", "train"),
 }

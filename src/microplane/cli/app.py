@@ -17,6 +17,7 @@ from microplane.cli.embed import embed
 from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
 from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows, assigned
+from microplane.cli.plan import plan
 from microplane.cli.problems import fail, tell_foreign
 from microplane.cli.processes import is_first, start
 from microplane.cli.runs import runs
@@ -269,6 +270,7 @@ def data(
 
 
 app.command(epilog="Example:  microplane check smollm2 commands.jsonl --method lora")(check)
+app.command(epilog="Example:  microplane plan smollm2 commands.jsonl --methods lora,qlora,full")(plan)
 app.command(epilog="Example:  microplane compare minilm reviews.csv --methods lora,full,head-only --budget 2h")(compare)
 app.command(epilog="Example:  microplane runs runs")(runs)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)

@@ -249,7 +249,15 @@ def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
     Raises:
         ModelError: if there is no config.json, or it is not supported.
     """
-    fields = open_config(path).config
+    return random_model(open_config(path).config, seed, form)
+
+
+def random_model(fields: dict[str, Any], seed: int, form: NumberFormat) -> Model:
+    """The same of the fields of a config.json.
+
+    Raises:
+        ModelError: if they are not supported.
+    """
     model = family_of(fields).from_hf(fields).init_weights(seed)
     model.source_config, model.compute = fields, form.multiplied
     return _ready(model, form)

@@ -1,0 +1,260 @@
+"""What each method would take on a model, before anything runs: memory by part, disk and time, and whether it fits.
+
+What follows from shapes is exact (weights, gradients, the optimizer's state, files). What a block keeps and how long it
+takes is tried on one block and on two (blocks.py). The head is computed in parts and keeps a bounded amount.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from microplane.comparison.plan import chosen_methods
+from microplane.config.build import assemble
+from microplane.config.knobs import RunKnobs
+from microplane.data.progress import Silent, Watcher
+from microplane.errors import ConfigError, MicroplaneError, ModelError
+from microplane.hardware import free_memory
+from microplane.methods import Method, make_method, trainable_parameters
+from microplane.methods.base_format import base_format
+from microplane.methods.method import attach_method
+from microplane.models.contract import Model
+from microplane.models.files.checkpoint import Checkpoint
+from microplane.models.files.hub import resolve
+from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
+from microplane.models.heads import ensure_head, meta_copy
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.ops.linear_cross_entropy import chunk_size
+from microplane.nn.quantised import weight_count
+from microplane.planning.blocks import BlockCost, block_cost, block_weights, least_bytes
+from microplane.report.words import size
+from microplane.runs.prepare import check_config, prepare
+from microplane.training.context import run_context
+
+ROW = 256  # tokens of a row, where there are no data to tell
+TRIED_TOKENS = 256  # that are computed at once when a block is tried
+WORKING = 2  # times what a block keeps: gradients of it that are on their way
+MOMENTS = {"adamw": 8, "adafactor": 0}
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """Of one method; sizes in bytes.
+
+    Attributes:
+        trainable: weights that train.
+        process: Python, torch and the compiled operations.
+        activations: what the forward pass keeps of the tokens that are computed at once, and the head's part.
+        disk: of the run's folder: the adapter and the checkpoints beside each other.
+        seconds_per_1000_tokens: of training, without what is computed only once.
+        seconds: of all steps, where there are data.
+        fits: whether `total` is within the memory that was asked for.
+        advice: what would make it fit.
+        refused: why the method cannot be trained on this model.
+    """
+
+    method: str
+    trainable: int = 0
+    process: int = 0
+    base: int = 0
+    adapter: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    disk: int = 0
+    seconds_per_1000_tokens: float | None = None
+    seconds: float | None = None
+    fits: bool | None = None
+    advice: str = ""
+    refused: str = ""
+
+    @property
+    def total(self) -> int:
+        return self.process + self.base + self.adapter + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All methods that were asked for, on one model."""
+
+    model: str
+    parameters: int
+    memory: int  # that is there
+    row: int  # tokens of a row that it is made for
+    at_once: int  # tokens that are computed at once
+    tokens: int | None  # of the whole training, where there are data
+    methods: list[MethodPlan] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = [asdict(one) | {"total": one.total} for one in self.methods]
+        return asdict(self) | {"methods": rows}
+
+
+def plan(
+    model: str | Path,
+    data: str | Path | None = None,
+    *,
+    methods: str | Sequence[str] | None = None,
+    memory: int | None = None,
+    set: dict[str, Any] | None = None,
+    watch: Watcher | None = None,
+) -> Plan:
+    """Forecast what methods take on a model. No weight is read: a config.json is enough.
+
+    Args:
+        model: as in `microplane.train`; a folder may hold its config.json alone.
+        data: rows, by which lengths, steps and time are known; without, rows of 256 tokens are assumed.
+        methods: names, or "all"; lora, qlora, full and head-only (of encoders) otherwise.
+        memory: bytes that there are; what is free on this machine otherwise.
+        set: knobs by dotted name, as `{"train.recompute": "blocks"}`.
+
+    Raises:
+        ConfigError, ModelError, DataError: for what cannot be planned, saying why.
+
+    Example:
+        >>> [(one.method, one.total) for one in microplane.plan("smollm2", methods="lora,full").methods]
+        [('lora', 2070000000), ('full', 3900000000)]
+    """
+    watch = watch or Silent()
+    given = {"model.name": str(model), **({"data.train": str(data)} if data else {}), **(set or {})}
+    config = assemble(given=given)
+    path = resolve(config.model.name, config.model.revision)
+    checkpoint = _opened(path)
+    plain = build_on_meta(checkpoint)
+    lengths = _Lengths.of(config, watch) if data else _Lengths(min(ROW, plain.config.context or ROW), None)
+    wanted = chosen_methods(methods or _usual(plain), None)
+    there = memory or free_memory() + psutil.Process().memory_info().rss
+    at_once = min(config.train.micro_tokens, lengths.row * config.train.batch_size)
+    found = Plan(str(model), weight_count(plain), there, lengths.row, at_once, lengths.tokens)
+    say = watch.progress("trying blocks")
+    with run_context(config.train.threads):
+        for number, name in enumerate(wanted):
+            say(number, len(wanted))
+            found.methods.append(_of_method(name, config, checkpoint, found))
+        say(len(wanted), len(wanted))
+    return found
+
+
+def _usual(plain: Model) -> tuple[str, ...]:
+    return ("lora", "full", "head-only") if plain.KIND == "encoder" else ("lora", "qlora", "full")
+
+
+def _opened(path: Path) -> Checkpoint:
+    """The files of a model, or its config.json where there is no more."""
+    try:
+        return open_checkpoint(path)
+    except ModelError:
+        if path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.safetensors")):
+            return open_config(path)
+        raise
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    row: int  # tokens of a row, on average
+    tokens: int | None  # of all steps
+
+    @classmethod
+    def of(cls, config: RunKnobs, watch: Watcher) -> _Lengths:
+        lengths = prepare(config, check_config(config, watch), watch).splits.train.lengths
+        row = max(1, round(float(lengths.mean())))
+        train = config.train
+        if train.steps:
+            tokens = train.steps * (train.batch_tokens or row * train.batch_size)
+        else:
+            tokens = round(float(lengths.sum()) * (train.epochs or 1))
+        return cls(row, tokens)
+
+
+def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan) -> MethodPlan:
+    try:
+        method = make_method({"name": name})
+        form = base_format(config.model, method, checkpoint.stored)
+        plain = build_on_meta(checkpoint)
+        with torch.device("meta"):
+            if plain.KIND == "encoder" and plain.task_head is None:  # it learns labels; how many hardly matters
+                ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
+            attach_method(method, shapes := meta_copy(plain))
+        cost = _cost(checkpoint, plain, method, form, shapes.frozen, found)
+    except (MicroplaneError, ConfigError) as error:
+        return MethodPlan(name, refused=str(error).splitlines()[0])
+    return _judged(_sizes(name, method, form, plain, shapes, cost, config, found), method, form, found)
+
+
+def _cost(
+    checkpoint: Checkpoint, plain: Model, method: Method, form: NumberFormat, frozen: int, found: Plan
+) -> BlockCost:
+    """Of a block that trains, or that something trains below."""
+    blocks = plain.config.num_layers
+    if frozen >= blocks:  # they are computed once, and read again
+        return BlockCost(0.0, 0.0, 0.0)
+    if frozen:  # the other blocks train as those of full fine-tuning
+        method = make_method({"name": "full"})
+    rows = max(1, min(TRIED_TOKENS, found.at_once) // found.row)
+    weights = block_weights(plain, blocks)
+    return block_cost(checkpoint.config, weights, method, form, min(found.row, found.at_once), rows)
+
+
+def _sizes(
+    name: str,
+    method: Method,
+    form: NumberFormat,
+    plain: Model,
+    shapes: Model,
+    cost: BlockCost,
+    config: RunKnobs,
+    found: Plan,
+) -> MethodPlan:
+    trained, moments = trainable_parameters(shapes), MOMENTS[config.train.optimizer]
+    trains_base = method.trains == "weights"
+    vocabulary, width = plain.config.vocab_size, plain.config.hidden_size
+    in_memory = min(chunk_size(vocabulary), found.at_once)  # rows of logits, and of their gradient
+    head = 0 if plain.task_head is not None else 2 * 4 * vocabulary * in_memory
+    blocks, frozen = plain.config.num_layers, shapes.frozen
+    computed = max(0, blocks - frozen)
+    block = cost.kept * found.at_once + cost.fixed
+    kept = computed * block
+    if config.train.recompute == "blocks":
+        kept = computed * form.dtype.itemsize * width * found.at_once + block  # their inputs, and one block at a time
+    elif config.train.recompute == "cheap":
+        kept /= 2
+    kept += WORKING * block
+    seconds = 1000 * cost.seconds * computed
+    checkpoint_bytes = (4 + moments) * trained
+    return MethodPlan(
+        method=name,
+        trainable=trained,
+        process=psutil.Process().memory_info().rss,
+        base=least_bytes(plain, form),
+        adapter=0 if trains_base else 4 * trained,
+        gradients=4 * trained,
+        optimizer=moments * trained,
+        activations=math.ceil(kept + head),
+        disk=4 * trained + 2 * checkpoint_bytes,
+        seconds_per_1000_tokens=seconds,
+        seconds=None if found.tokens is None else seconds * found.tokens / 1000,
+    )
+
+
+def _judged(one: MethodPlan, method: Method, form: NumberFormat, found: Plan) -> MethodPlan:
+    """With whether it fits, and what would help."""
+    if one.total <= found.memory:
+        return MethodPlan(**asdict(one) | {"fits": True})
+    lacking = one.total - found.memory
+    ways = []
+    if one.activations > lacking:
+        ways.append("train.recompute=blocks, or a smaller train.micro_tokens")
+    if form.quantised is None and method.trains != "weights":
+        ways.append(f"model.dtype=nf4, which holds the base in {size(one.base / form.stored.itemsize / 2)}")
+    if method.trains == "weights" and one.optimizer > lacking:
+        ways.append("train.optimizer=adafactor")
+    if method.trains == "weights":
+        ways.append("a method that trains fewer weights, such as lora")
+    advice = f"{size(lacking)} too much: " + ("; ".join(ways) or "a smaller model")
+    return MethodPlan(**asdict(one) | {"fits": False, "advice": advice})
