@@ -38,10 +38,10 @@ OPENED = {  # form -> what opens it
     "sentence-transformers": 'sentence-transformers: `SentenceTransformer("FOLDER").encode(texts)`',
 }
 LIMITS = (
-    "The figures are of rows like those it was trained on; of anything else nothing is known. Few rows, many passes or a "
-    "high rate teach the rows themselves and not the task (overfitting): compare the figures before and after, and those "
-    "without a model. What the base model knows, favours and gets wrong, it still does (Bender et al. 2021, *On the "
-    "Dangers of Stochastic Parrots*; Weidinger et al. 2021, arXiv 2112.04359). Have people look at answers on which "
+    "The figures are of rows like those it was trained on; of anything else nothing is known. Few rows, many passes or "
+    "a high rate teach the rows themselves and not the task (overfitting): compare the figures before and after, and "
+    "those without a model. What the base knows, favours and gets wrong, it still does (Bender et al. 2021, *On "
+    "the Dangers of Stochastic Parrots*; Weidinger et al. 2021, arXiv 2112.04359). Have people look at answers on which "
     "something depends."
 )
 
@@ -194,7 +194,8 @@ def _figures(record: Mapping[str, Any]) -> Iterator[str]:
     if not (metrics := record.get("metrics")) or not metrics.get("after"):
         return
     before, after, trivial = metrics.get("before") or {}, metrics["after"], metrics.get("trivial") or {}
-    yield f"## Figures, on {metrics.get('rows') or 'all'} {metrics.get('split', 'held-out')} rows that were not trained\n"
+    rows = f"{metrics.get('rows') or 'all'} {metrics.get('split', 'held-out')} rows"
+    yield f"## Figures, on {rows} that were not trained\n"
     columns: Sequence[tuple[str, Mapping[str, Any]]] = [("before", before), ("after", after), *trivial.items()]
     yield "| | " + " | ".join(name for name, _ in columns) + " |"
     yield "|---|" + "---|" * len(columns)
