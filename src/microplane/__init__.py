@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from microplane.adapters.attach import attach, attach_saved
     from microplane.adapters.merge import merge
     from microplane.comparison.compare import compare
+    from microplane.exports.export import export
     from microplane.inference.pipeline import load
     from microplane.runs.evaluate import evaluate
     from microplane.runs.train import resume, train
 
-__all__ = ["__version__", "attach", "attach_saved", "compare", "evaluate", "load", "merge", "resume", "train"]
+__all__ = ["__version__", "attach", "attach_saved", "compare", "evaluate", "export", "load", "merge", "resume", "train"]
 
 _HOMES = {
     "attach": ("microplane.adapters.attach", "attach"),
     "attach_saved": ("microplane.adapters.attach", "attach_saved"),
     "compare": ("microplane.comparison.compare", "compare"),
     "evaluate": ("microplane.runs.evaluate", "evaluate"),
+    "export": ("microplane.exports.export", "export"),
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),
     "resume": ("microplane.runs.train", "resume"),

@@ -263,7 +263,7 @@ def data(
 app.command(epilog="Example:  microplane compare minilm reviews.csv --methods lora,full,head-only --budget 2h")(compare)
 app.command(epilog="Example:  microplane runs runs")(runs)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
-app.command(epilog="Example:  microplane export smollm2 smollm2-folder --dtype bfloat16")(export)
+app.command(epilog="Example:  microplane export runs/home home.gguf --to gguf --dtype q8_0")(export)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
