@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from microplane.adapters.attach import attach, attach_saved
     from microplane.adapters.merge import merge
     from microplane.comparison.compare import compare
+    from microplane.exports.export import export
     from microplane.inference.pipeline import load
     from microplane.planning.plan import plan
     from microplane.runs.check import check
@@ -30,6 +31,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "load",
     "merge",
     "plan",
@@ -43,6 +45,7 @@ _HOMES = {
     "check": ("microplane.runs.check", "check"),
     "compare": ("microplane.comparison.compare", "compare"),
     "evaluate": ("microplane.runs.evaluate", "evaluate"),
+    "export": ("microplane.exports.export", "export"),
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),
     "plan": ("microplane.planning.plan", "plan"),

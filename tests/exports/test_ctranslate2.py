@@ -122,7 +122,8 @@ def test_beams_are_the_same(tmp_path):
     found = engine.engine.translate_batch(given, beam_size=4, max_decoding_length=12, min_decoding_length=0)
     places = {token: number for number, token in enumerate(engine.vocabulary)}
     theirs = [pipeline.tokenizer.decode([places[token] for token in one.hypotheses[0]]) for one in found]
-    assert sum(one == other for one, other in zip(ours, theirs, strict=True)) >= 48
+    same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+    assert same == 50
 
 
 @slow
@@ -150,10 +151,8 @@ def test_marian_keeps_the_row_that_it_starts_from(tmp_path):
 
 @slow
 @installed
-@pytest.mark.parametrize(
-    "family", ["llama-tied", "llama-untied", "llama-biases", "llama-linear", "qwen2", "qwen3", "gemma2", "gemma3"]
-)
-def test_decoders_answer_the_same_or_are_refused(family, tmp_path):
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoders_answer_the_same(family, tmp_path):
     run = adapter_of(folder_of(tmp_path / "base", family, **WIDE.get(family, {})), tmp_path / "a", rank=4, alpha=2.0)
     export(run, tmp_path / "out", "ctranslate2")
     one = record(tmp_path / "out")

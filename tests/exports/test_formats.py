@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -39,6 +40,7 @@ def test_the_help_names_every_format_and_the_command_writes_one(tmp_path):
     done = runner.invoke(app, ["export", str(base), str(tmp_path / "m.gguf"), "--to", "gguf", "--dtype", "float16"])
     assert done.exit_code == 0, done.output
     assert "as gguf, float16" in done.output
+    assert ("not checked in llama-cpp-python: pip install" in done.output) is (find_spec("llama_cpp") is None)
     refused = runner.invoke(app, ["export", str(base), str(tmp_path / "n"), "--to", "onyx"])
     assert refused.exit_code == 1
     assert "possible are hf, peft, gguf" in str(refused.exception)

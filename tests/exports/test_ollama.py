@@ -124,12 +124,12 @@ def test_a_run_without_a_chat_template_gets_one_for_its_two_lines(tmp_path):
     ("template", "match"),
     [
         (CHATML.replace("assistant\n' }}", "assistant\n<think>' }}"), "begins otherwise"),
-        (CHATML.replace("message['content']", "(message['content'] if loop.last else message['content'][:9])"), "rend"),
-        (CHATML.replace("message['role'] +", "message['role'] + loop.index|string +"), "render"),
+        (CHATML.replace("message['content']", "message['content'].replace('\\n', ' ')"), "otherwise than in turns"),
+        (CHATML.replace("message['role'] +", "('!' if loop.index > 4 else '') + message['role'] +"), "than in turns"),
         ("{% for m in messages %}{{ m['content'] if m['role'] != 'system' }}|{% endfor %}", "left out"),
         (CHATML.replace("<|im_start|>", "{{ "), "no spelling"),
     ],
-    ids=["begins to think", "cuts", "numbers turns", "no system", "braces"],
+    ids=["begins to think", "joins lines", "minds the third question", "no system", "braces"],
 )
 def test_a_template_of_another_shape_is_refused_with_the_way_round(template, match, tmp_path):
     base = folder_of(tmp_path / "base", template=template)

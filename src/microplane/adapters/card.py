@@ -38,11 +38,11 @@ OPENED = {  # form -> what opens it
     "sentence-transformers": 'sentence-transformers: `SentenceTransformer("FOLDER").encode(texts)`',
 }
 LIMITS = (
-    "The figures are of rows like those it was trained on; of anything else nothing is known. Few rows, many passes "
-    "or a high rate teach the rows themselves and not the task (overfitting): compare the figures before and after, "
-    "and those without a model. What the base model knows, favours and gets wrong, it still does (Bender et al. 2021,"
-    " *On the Dangers of Stochastic Parrots*; Weidinger et al. 2021, arXiv 2112.04359). Have people look at answers "
-    "on which something depends."
+    "The figures are of rows like those it was trained on; of anything else nothing is known. Few rows, many passes or "
+    "a high rate teach the rows themselves and not the task (overfitting): compare the figures before and after, and "
+    "those without a model. What the base knows, favours and gets wrong, it still does (Bender et al. 2021, *On "
+    "the Dangers of Stochastic Parrots*; Weidinger et al. 2021, arXiv 2112.04359). Have people look at answers that "
+    "matter."
 )
 
 

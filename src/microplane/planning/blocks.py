@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from microplane.methods import Method
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
-from microplane.models.files.load import quantise_linears, random_model
+from microplane.models.families import family_of
+from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import bytes_held
 from microplane.nn.rows import Pairs, Rows
@@ -92,8 +93,8 @@ def _smaller(fields: Mapping[str, Any], depth: int, factor: int) -> dict[str, An
 
 def _tried(fields: dict[str, Any], method: Method, form: NumberFormat, row: int, rows: int) -> _Try:
     """All that a model of these fields keeps and takes: bytes and seconds."""
-    model = random_model(fields, 0, form._replace(quantised=None))
-    model.to(form.stored)
+    model = family_of(fields).from_hf(fields).init_weights(0).requires_grad_(False).to(form.stored).to(form.device)
+    model.compute = form.multiplied
     quantise_linears(model, form)
     attach_method(method, model)
     given = _rows(model, row, rows)

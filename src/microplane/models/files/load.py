@@ -249,15 +249,7 @@ def new_model(path: Path, seed: int, form: NumberFormat) -> Model:
     Raises:
         ModelError: if there is no config.json, or it is not supported.
     """
-    return random_model(open_config(path).config, seed, form)
-
-
-def random_model(fields: dict[str, Any], seed: int, form: NumberFormat) -> Model:
-    """The same of the fields of a config.json.
-
-    Raises:
-        ModelError: if they are not supported.
-    """
+    fields = open_config(path).config
     model = family_of(fields).from_hf(fields).init_weights(seed)
     model.source_config, model.compute = fields, form.multiplied
     return _ready(model, form)
