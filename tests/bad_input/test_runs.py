@@ -80,7 +80,7 @@ CASES = [
     resume("a model that vanished", "no model 'model'", spoil=remove("model")),
     resume(
         "a model that changed",
-        "model: '",
+        "weights: '",
         "Put them back",
         spoil=edit_tensors("model/model.safetensors", lambda t: t["model.norm.weight"].add_(1)),
     ),

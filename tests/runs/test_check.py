@@ -253,6 +253,15 @@ def test_an_adapter_of_another_model(tmp_path):
     assert any("belongs to" in text for text in texts["wrong"])
 
 
+@pytest.mark.parametrize("method", ["head-only", "bitfit", "prefix"])
+def test_room_is_looked_at_for_every_kind_of_method(tmp_path, monkeypatch, method):
+    """Also of those that train the head that labels bring, or nothing of which a model has."""
+    monkeypatch.setattr(room, "free_disk", lambda folder: 10)
+    model, data = encoder(tmp_path, reviews(40))
+    done = microplane.check(model, data, method=method, set=SETS, rehearsal=False)
+    assert any("are free where" in finding.text for finding in done.findings)
+
+
 def test_train_tells_what_there_is_no_room_for(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "free_disk", lambda folder: 10)
     model, data = decoder(tmp_path, asked(40))

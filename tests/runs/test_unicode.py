@@ -154,7 +154,7 @@ def same(one: microplane.Run, other: microplane.Run) -> None:
     assert one.result["data"]["labels"] == other.result["data"]["labels"]
 
 
-@pytest.mark.parametrize("kind", some(KINDS, ("T5", "BERT, accents stripped", "byte-level")))
+@pytest.mark.parametrize("kind", some(KINDS, ("T5",)))
 def test_the_same_sentence_in_every_form_is_the_same_run_answer_and_score(kind, tmp_path):
     save, tasks = KINDS[kind]
     (tmp_path / "model").mkdir()

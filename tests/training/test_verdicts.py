@@ -17,7 +17,6 @@ import microplane
 from microplane.data.progress import Silent
 from microplane.errors import DataError
 from microplane.training.monitor import Monitor, ValidationLoss
-from tests.cases import some
 from tests.labels import encoder_folder, reviews, write
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import save_tiny_folder
@@ -99,7 +98,8 @@ def check_diverging(bases: Path, family: str, seed: int) -> None:
     assert "the learning rate is too high" in run.result["train"]["verdict"]["text"]
 
 
-@pytest.mark.parametrize("family", some(MAKERS, list(MAKERS)[:1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MAKERS)
 def test_a_healthy_run_and_a_diverging_one(bases, family):
     check_healthy(bases, family, 0, **{"train.lr": RATES[family]})
     check_diverging(bases, family, 0)

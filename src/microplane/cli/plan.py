@@ -87,7 +87,7 @@ def _tell(found: Plan) -> None:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("method", "trains", "base", "trained", "active", "total", "fits", "disk"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    table.add_column("time" if found.tokens else "1,000 tokens", justify="right", no_wrap=True)
+    table.add_column("time" if found.tokens else "1k tokens", justify="right", no_wrap=True)
     for one in found.methods:
         if one.refused:
             continue

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from microplane.errors import MicroplaneError
 from microplane.hardware import free_memory
 from microplane.methods import trainable_parameters
 from microplane.methods.method import attach_method
 from microplane.models.files.load import build_on_meta
-from microplane.models.heads import meta_copy
+from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.quantised import weight_count
 from microplane.report.words import size
 from microplane.runs.prepare import Prepared
@@ -32,8 +33,9 @@ class Need:
 
 def least_need(prepared: Prepared) -> Need:
     """By the shapes of the model and the method."""
-    plain, form = build_on_meta(prepared.checkpoint), prepared.form
+    plain, form, summary = build_on_meta(prepared.checkpoint), prepared.form, prepared.splits.summary
     with torch.device("meta"):
+        ensure_head(plain, summary.task, summary.labels, prepared.config.model.pooling, seed=0)
         attach_method(prepared.method, shapes := meta_copy(plain))
     weights, trained = weight_count(plain), trainable_parameters(shapes)
     each = QUANTISED_BYTES.get(form.quantised or "", form.stored.itemsize)
@@ -44,8 +46,12 @@ def least_need(prepared: Prepared) -> Need:
 
 
 def lacking(prepared: Prepared) -> list[str]:
-    """What is not there for a run, in words; nothing where there is enough memory and disk."""
-    need, runs = least_need(prepared), prepared.config.runs
+    """What is not there for a run, in words; nothing where there is enough, or the method does not fit the model (which
+    is told when it is attached)."""
+    try:
+        need, runs = least_need(prepared), prepared.config.runs
+    except MicroplaneError:
+        return []
     found, memory, disk = [], free_memory(), free_disk(Path(runs).expanduser())
     if need.base + need.training > memory:
         found.append(
