@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from microplane.exports.gguf_file import add_metadata
+
 ARCHITECTURE = {"gemma3_text": "gemma3"}  # where GGUF's name is not the model type
 PERMUTED = ("llama", "smollm3")
 # where the float16 scales lie in a block of the K-quants: random bytes there would be infinities
@@ -57,9 +59,9 @@ def write_gguf(
     name = ARCHITECTURE.get(config["model_type"], config["model_type"])
     writer = gguf.GGUFWriter(path, name)
     for key, value in {**_metadata(name, config), **(metadata or {})}.items():
-        _add(writer, key, value)
+        add_metadata(writer, key, value)
     for key, value in (tokens or {}).items():
-        _add(writer, f"tokenizer.{key}", value)
+        add_metadata(writer, f"tokenizer.{key}", value)
     for tensor, values in tensors.items():
         kind = Kind[(kinds or {}).get(tensor, "F32")]
         if kind == Kind.F32:
@@ -98,19 +100,6 @@ def _metadata(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
             if config.get(cap):
                 told[cap] = config[cap]
     return {f"{name}.{key}": value for key, value in told.items()}
-
-
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, list(value))
 
 
 def random_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:

@@ -177,13 +177,13 @@ def test_tokenizers_methods_and_formats_that_have_no_place(tmp_path):
 
 def test_values_that_the_writer_loses_are_found(tmp_path, monkeypatch):
     base = folder_of(tmp_path / "base")
-    add = gguf_file._add
+    add = gguf_file.add_metadata
 
     def forgets(writer, key, value):
         if not key.endswith("eot_token_id") and not key.endswith("add_bos_token"):
             add(writer, key, value)
 
-    monkeypatch.setattr(gguf_file, "_add", forgets)
+    monkeypatch.setattr(gguf_file, "add_metadata", forgets)
     with pytest.raises(AdapterError, match="lost tokenizer.ggml.add_bos_token"):
         export(base, tmp_path / "out", "gguf")
 

@@ -92,6 +92,14 @@ def test_the_same_run_as_on_one_process(place):
     assert losses(place, "one") == pytest.approx(losses(place, "two"), rel=1e-4)
 
 
+def wait_for(metrics: Path, step: int) -> None:
+    """Until a run has written of a step."""
+    end = time.monotonic() + 120
+    while not (metrics.exists() and f'"step": {step}' in metrics.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run(place):
     """With its reason, within a minute; what was saved goes on, on one process too, with the same rows."""
@@ -99,10 +107,7 @@ def test_a_process_that_is_killed_ends_the_run(place):
     given = command("model", "rows.jsonl", "--name=killed", "--processes=2", **steps)
     launcher = subprocess.Popen(given, cwd=place, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     metrics = place / "runs" / "killed" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while not (metrics.exists() and '"step": 25' in metrics.read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(metrics, 25)
     ranks = {process.environ()["RANK"]: process for process in psutil.Process(launcher.pid).children()}
     ranks["1"].send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -125,10 +130,7 @@ def test_ctrl_c_saves_and_ends_all(place):
     given = command("model", "rows.jsonl", "--name=stopped", "--processes=2", **{"train.steps": 3000})
     launcher = subprocess.Popen(given, cwd=place, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     metrics = place / "runs" / "stopped" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while not (metrics.exists() and '"step": 5' in metrics.read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(metrics, 5)
     launcher.send_signal(signal.SIGTERM)
     _, said = launcher.communicate(timeout=90)
     assert launcher.returncode == 3, said

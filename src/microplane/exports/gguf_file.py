@@ -59,7 +59,7 @@ def write_gguf(
     """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        _add(writer, key, value)
+        add_metadata(writer, key, value)
     kinds = {}
     for name, tensor in tensors():
         kinds[name] = kind_of(name, tensor, kind)
@@ -82,7 +82,8 @@ def write_gguf(
     check_whole(path, architecture, metadata, kinds)
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add_metadata(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """One value in the type that it has in Python; numbers in 32 bits."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

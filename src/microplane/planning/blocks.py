@@ -22,7 +22,6 @@ from microplane.models.contract import Model
 from microplane.models.families import family_of
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.quantised import bytes_held
 from microplane.nn.rows import Pairs, Rows
 
 DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer")
@@ -139,7 +138,5 @@ def least_bytes(plain: nn.Module, form: NumberFormat) -> int:
     """What the base holds in a format: a model on the meta device, its linears quantised where the format says so."""
     with torch.device("meta"):
         quantise_linears(plain, form)
-    if form.quantised is None:
-        return sum(p.numel() for p in plain.parameters()) * form.stored.itemsize
     wide = sum(p.numel() for p in plain.parameters()) * form.stored.itemsize
-    return bytes_held(plain) - sum(p.nbytes for p in plain.parameters()) + wide
+    return wide if form.quantised is None else wide + sum(part.nbytes for part in plain.buffers())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from microplane.comparison.plan import chosen_methods
 from microplane.config.build import assemble
 from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Silent, Watcher
-from microplane.errors import ConfigError, MicroplaneError, ModelError
+from microplane.errors import MicroplaneError, ModelError
 from microplane.hardware import free_memory
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.methods.base_format import base_format
@@ -35,12 +35,12 @@ from microplane.nn.quantised import weight_count
 from microplane.planning.blocks import BlockCost, block_cost, block_weights, least_bytes
 from microplane.report.words import size
 from microplane.runs.prepare import check_config, prepare
+from microplane.runs.room import TrainingBytes
 from microplane.training.context import run_context
 
 ROW = 256  # tokens of a row, where there are no data to tell
 TRIED_TOKENS = 256  # that are computed at once when a block is tried
 WORKING = 2  # times what a block keeps: gradients of it that are on their way
-MOMENTS = {"adamw": 8, "adafactor": 0}
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan)
                 ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
             attach_method(method, shapes := meta_copy(plain))
         cost = _cost(checkpoint, plain, method, form, shapes.frozen, found)
-    except (MicroplaneError, ConfigError) as error:
+    except MicroplaneError as error:
         return MethodPlan(name, refused=str(error).splitlines()[0])
     return _judged(_sizes(name, method, form, plain, shapes, cost, config, found), method, form, found)
 
@@ -211,8 +211,8 @@ def _sizes(
     config: RunKnobs,
     found: Plan,
 ) -> MethodPlan:
-    trained, moments = trainable_parameters(shapes), MOMENTS[config.train.optimizer]
-    trains_base = method.trains == "weights"
+    trained = trainable_parameters(shapes)
+    needs = TrainingBytes.of(method, trained, config.train.optimizer)
     vocabulary, width = plain.config.vocab_size, plain.config.hidden_size
     in_memory = min(chunk_size(vocabulary), found.at_once)  # rows of logits, and of their gradient
     head = 0 if plain.task_head is not None else 2 * 4 * vocabulary * in_memory
@@ -226,17 +226,16 @@ def _sizes(
         kept /= 2
     kept += WORKING * block
     seconds = 1000 * cost.seconds * computed
-    checkpoint_bytes = (4 + moments) * trained
     return MethodPlan(
         method=name,
         trainable=trained,
         process=psutil.Process().memory_info().rss,
         base=least_bytes(plain, form),
-        adapter=0 if trains_base else 4 * trained,
-        gradients=4 * trained,
-        optimizer=moments * trained,
+        adapter=needs.added,
+        gradients=needs.gradients,
+        optimizer=needs.optimizer,
         activations=math.ceil(kept + head),
-        disk=4 * trained + 2 * checkpoint_bytes,
+        disk=needs.disk,
         seconds_per_1000_tokens=seconds,
         seconds=None if found.tokens is None else seconds * found.tokens / 1000,
     )
@@ -245,7 +244,7 @@ def _sizes(
 def _judged(one: MethodPlan, method: Method, form: NumberFormat, found: Plan) -> MethodPlan:
     """With whether it fits, and what would help."""
     if one.total <= found.memory:
-        return MethodPlan(**asdict(one) | {"fits": True})
+        return replace(one, fits=True)
     lacking = one.total - found.memory
     ways = []
     if one.activations > lacking:
@@ -257,4 +256,4 @@ def _judged(one: MethodPlan, method: Method, form: NumberFormat, found: Plan) ->
     if method.trains == "weights":
         ways.append("a method that trains fewer weights, such as lora")
     advice = f"{size(lacking)} too much: " + ("; ".join(ways) or "a smaller model")
-    return MethodPlan(**asdict(one) | {"fits": False, "advice": advice})
+    return replace(one, fits=False, advice=advice)

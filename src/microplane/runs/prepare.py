@@ -74,6 +74,11 @@ class Prepared:
         """Of the base's files."""
         return fingerprint(self.path)
 
+    @cached_property
+    def weights(self) -> str | None:
+        """The fingerprint of the base's weights; None of new ones, which the files do not hold."""
+        return weights_fingerprint(self.path) if self.checkpoint.tensors else None
+
     @property
     def objective(self) -> AnyObjective:
         """What is learnt from the rows."""
@@ -108,12 +113,12 @@ class Prepared:
         }
 
     def _base(self) -> dict[str, Any]:
-        """What of the base's files is read; nothing of new weights, which the files do not hold."""
-        if not self.checkpoint.tensors:
+        """What of the base's files is read; nothing of new weights."""
+        if self.weights is None:
             return {}
         config = json.dumps(self.checkpoint.config, sort_keys=True, default=str)
         return {
-            "weights": weights_fingerprint(self.path),
+            "weights": self.weights,
             "config.json": hashlib.sha256(config.encode()).hexdigest()[:32],
         }
 
@@ -126,7 +131,7 @@ class Prepared:
         return {
             "base": base,
             "revision": self.config.model.revision,
-            "base_weights": weights_fingerprint(self.path) if self.checkpoint.tensors else None,
+            "base_weights": self.weights,
             "base_dtype": self.form.name,
             "base_compute": self.form.compute,
             **how_asked(splits.objective, splits.train, self.tokenizer, data, splits.summary),

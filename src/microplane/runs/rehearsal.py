@@ -63,7 +63,7 @@ def rehearse(prepared: Prepared, watch: Watcher) -> Rehearsed:
         result = train(knobs=small, watch=(quiet := _Quiet(watch))).result
     figures = result["train"]
     return Rehearsed(
-        checks=[Check(one["name"], one["passed"], one["value"], one["detail"]) for one in result["checks"]],
+        checks=[Check(**one) for one in result["checks"]],
         loss_before=quiet.losses[0],
         loss_after=quiet.losses[-1],
         seconds=figures["seconds"],
@@ -105,9 +105,9 @@ def _small(config: RunKnobs, rows: Path, place: str, labelled: bool) -> RunKnobs
 
 def _raw_rows(prepared: Prepared) -> Iterator[Mapping[str, Any]]:
     """The chosen rows as they stand in their files."""
-    wanted = dict.fromkeys(_places(prepared))
+    places = [place.rpartition(":") for place in _places(prepared)]
     for name in prepared.splits.summary.files["train"]:
-        lines = {int(place.rpartition(":")[2]) for place in wanted if place.rpartition(":")[0] == Path(name).name}
+        lines = {int(line) for file, _, line in places if file == Path(name).name}
         for row in read_rows(Path(name)) if lines else ():
             if row.line in lines and row.values is not None:
                 yield row.values

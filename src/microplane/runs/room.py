@@ -10,7 +10,7 @@ import torch
 
 from microplane.errors import MicroplaneError
 from microplane.hardware import free_memory
-from microplane.methods import trainable_parameters
+from microplane.methods import Method, trainable_parameters
 from microplane.methods.method import attach_method
 from microplane.models.files.load import build_on_meta
 from microplane.models.heads import ensure_head, meta_copy
@@ -31,6 +31,28 @@ class Need:
     disk: int  # of the adapter, and of checkpoints to go on from, while one is written beside the one before
 
 
+@dataclass(frozen=True)
+class TrainingBytes:
+    """What weights that train bring with them, in bytes.
+
+    Attributes:
+        added: of weights that stand beside the base's own; none where these themselves train.
+        disk: of the run's folder: the adapter, and two checkpoints beside each other.
+    """
+
+    added: int
+    gradients: int
+    optimizer: int
+    disk: int
+
+    @classmethod
+    def of(cls, method: Method, trained: int, optimizer: str) -> TrainingBytes:
+        """Of so many weights, all in float32."""
+        state = MOMENTS[optimizer] * trained
+        added = 0 if method.trains == "weights" else 4 * trained
+        return cls(added, 4 * trained, state, 4 * trained + 2 * (4 * trained + state))
+
+
 def least_need(prepared: Prepared) -> Need:
     """By the shapes of the model and the method."""
     plain, form, summary = build_on_meta(prepared.checkpoint), prepared.form, prepared.splits.summary
@@ -39,10 +61,8 @@ def least_need(prepared: Prepared) -> Need:
         attach_method(prepared.method, shapes := meta_copy(plain))
     weights, trained = weight_count(plain), trainable_parameters(shapes)
     each = QUANTISED_BYTES.get(form.quantised or "", form.stored.itemsize)
-    moments = MOMENTS[prepared.config.train.optimizer]
-    added = 0 if prepared.method.trains == "weights" else 4
-    checkpoint = (4 + moments) * trained
-    return Need(int(each * weights), (added + 4 + moments) * trained, 4 * trained + 2 * checkpoint)
+    needs = TrainingBytes.of(prepared.method, trained, prepared.config.train.optimizer)
+    return Need(int(each * weights), needs.added + needs.gradients + needs.optimizer, needs.disk)
 
 
 def lacking(prepared: Prepared) -> list[str]:

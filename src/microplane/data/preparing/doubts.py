@@ -131,11 +131,11 @@ def _leaks(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
     """Classes whose name stands in the texts of their rows and hardly in others'."""
     if summary.task != "classification":
         return
-    told = []
+    told, texts = [], [(row.answer, row.prompt.casefold()) for row in rows]
     for label in (name for name in summary.labels if re.search(r"\w{2}", name)):
         holds = _whole(label)
-        own = [holds(row.prompt) for row in rows if row.answer == label]
-        others = [holds(row.prompt) for row in rows if row.answer != label]
+        own = [holds(text) for answer, text in texts if answer == label]
+        others = [holds(text) for answer, text in texts if answer != label]
         if own and others and sum(own) >= LEAKS * len(own) and sum(others) <= ELSEWHERE * len(others):
             told.append(label)
     if told and len(told) >= len(summary.labels) / 2:
@@ -147,9 +147,10 @@ def _leaks(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
 
 
 def _whole(label: str) -> Callable[[str], bool]:
-    """Whether a text holds the label as words of their own."""
-    pattern = re.compile(rf"(?<!\w){re.escape(label.casefold())}(?!\w)")
-    return lambda text: pattern.search(text.casefold()) is not None
+    """Whether a text, its case folded, holds the label as words of their own."""
+    folded = label.casefold()
+    pattern = re.compile(rf"(?<!\w){re.escape(folded)}(?!\w)")
+    return lambda text: folded in text and pattern.search(text) is not None
 
 
 def _near_duplicates(known: Sequence[_Row], name: str, unseen: Sequence[_Row]) -> Iterator[str]:

@@ -38,14 +38,13 @@ def int8_linear(x: Tensor, weight: Int8, bias: Tensor | None) -> Tensor | None:
     return y
 
 
-def nf4_linear(x: Tensor, codes: Tensor, absmax: Tensor, outputs: int, bias: Tensor | None) -> Tensor | None:
+def nf4_linear(x: Tensor, codes: Tensor, absmax: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
     """The same with a weight in NF4, each of whose rows is a whole number of blocks.
 
     Args:
+        x: rows that `fits_nf4` says yes to.
         codes, absmax: as `nf4.NF4` has the codes, and `nf4.dequantise_absmax` the rest.
     """
-    if not fits_nf4(x):
-        return None
     y = x.new_empty(len(x), outputs)
     native.run("few_rows_nf4", codes, absmax, levels(), x, _like(bias, x), y, *x.shape, outputs, dtype=x.dtype)
     return y
