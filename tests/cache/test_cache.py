@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -184,6 +185,58 @@ def test_a_new_entry_makes_room_for_itself(cache, monkeypatch):
     assert names() == ["data 2"]
     assert entries()[0].about == "of a test"
     assert len(said) == 1
+
+
+def write_entry(cache: Path, number: int, size: int) -> None:
+    with new_entry(cache / "data" / key(number), "the data") as temporary:
+        (temporary / "x").write_bytes(bytes(size))
+
+
+@pytest.fixture
+def looks(monkeypatch) -> list[None]:
+    """One for each time that all entries are looked at."""
+    seen: list[None] = []
+
+    def counted():
+        seen.append(None)
+        return entries()
+
+    monkeypatch.setattr(eviction, "entries", counted)
+    return seen
+
+
+def test_a_cache_with_room_is_looked_at_once_a_day(cache, looks):
+    for number in range(5):
+        write_entry(cache, number, 1000)
+    assert len(looks) == 1
+    assert json.loads((cache / eviction.COUNT).read_text())["bytes"] == 5000
+    (cache / eviction.COUNT).write_text(json.dumps({"bytes": 5000, "since": time.time() - 25 * HOUR}))
+    write_entry(cache, 5, 1000)
+    write_entry(cache, 6, 1000)
+    assert len(looks) == 2
+
+
+def test_what_was_added_since_the_count_is_in_it(cache, looks, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE_LIMIT", "3500")
+    for number in range(3):
+        write_entry(cache, number, 1000)
+        age(cache / "data" / key(number), 9 - number)
+    write_entry(cache, 3, 1000)
+    assert len(looks) == 2
+    assert names() == ["data 1", "data 2", "data 3"]
+    assert json.loads((cache / eviction.COUNT).read_text())["bytes"] == 3000
+
+
+@pytest.mark.parametrize(
+    "count",
+    ["", "7", "{}", '{"bytes": "many", "since": 0}', '{"bytes": 0, "since": 1e12}', '{"bytes": 0, "since": null}'],
+)
+def test_a_count_that_is_none_is_made_anew(cache, looks, count):
+    cache.mkdir()
+    (cache / eviction.COUNT).write_text(count)
+    write_entry(cache, 1, 1000)
+    assert len(looks) == 1
+    assert json.loads((cache / eviction.COUNT).read_text())["bytes"] == 1000
 
 
 def test_leftovers_of_killed_processes_are_cleaned(cache, monkeypatch):

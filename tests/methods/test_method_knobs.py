@@ -147,7 +147,6 @@ def once(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Nothing is resumed here."""
-    monkeypatch.setattr("os.fsync", lambda file: None)
     monkeypatch.setattr(resume, "save_checkpoint", lambda *given: None)
 
 

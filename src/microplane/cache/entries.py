@@ -125,12 +125,13 @@ def _entry(kind: Kind, key: str, paths: tuple[Path, ...]) -> Entry | None:
     with suppress(OSError, ValueError):
         about = (paths[0] / ABOUT).read_text(encoding="utf-8").strip() or about
     try:
-        return Entry(kind, key, paths, about, sum(map(_bytes, paths)), last_used(paths))
+        return Entry(kind, key, paths, about, sum(map(size_of, paths)), last_used(paths))
     except OSError:
         return None
 
 
-def _bytes(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder. Raises: OSError, if it is gone."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(Path(at, name).stat().st_size for at, _, names in os.walk(path) for name in names)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from microplane.cache.entries import ABOUT, KINDS, Entry, entries, last_used
+from microplane.cache.entries import ABOUT, KINDS, Entry, entries, last_used, size_of
 from microplane.errors import ConfigError, DataError, nearest, notice
-from microplane.files import cache_dir, clean, folder_aside, lock, remove
+from microplane.files import cache_dir, clean, folder_aside, lock, remove, write_json
 
 DEFAULT_LIMIT = "20GB"
 VARIABLE = "MICROPLANE_CACHE_LIMIT"
 SPARED = 3600.0  # seconds since its last use in which nothing is deleted unasked
+COUNT = "count.json"  # in the cache: its bytes when all entries were last looked at, plus those written since
+COUNTED_AGAIN = 86400.0  # seconds after which that count is made anew
 BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 BYTES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -45,7 +48,7 @@ def new_entry(folder: Path, what: str, about: str = "") -> Iterator[Path]:
             f"{what} cannot be written to {folder.parent}: {error.strerror or error}; make room there, or "
             "name another folder with the environment variable MICROPLANE_CACHE"
         ) from None
-    if folder.is_relative_to(cache_dir()):
+    if folder.is_relative_to(cache_dir()) and not _has_room_for(folder):
         trim()
 
 
@@ -102,6 +105,7 @@ def trim() -> None:
         if entry.used < time.time() - SPARED and delete(entry):
             gone.append(entry)
             total -= entry.bytes
+    _keep_count(total, time.time())
     size, stays = as_size(sum(entry.bytes for entry in gone)), as_size(total)
     if gone:
         what = f"the {len(gone)} entries" if len(gone) > 1 else "the entry"
@@ -110,6 +114,29 @@ def trim() -> None:
         notice(
             f"cache     holds {stays}, more than {VARIABLE} = {as_size(most)}, but all of it is in use or was of late"
         )
+
+
+def _has_room_for(new: Path) -> bool:
+    """Whether the cache is within its limit with a new entry, without looking at all of it.
+
+    A count can be too small, when two processes add to it at once, or too large, when entries were deleted by hand;
+    so it is made anew once a day, and before anything is deleted for it.
+    """
+    most = limit()
+    try:
+        count = json.loads((cache_dir() / COUNT).read_bytes())
+        total, since = count["bytes"] + size_of(new), count["since"]
+        if not 0 <= time.time() - since < COUNTED_AGAIN or (most is not None and total > most):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    _keep_count(total, since)
+    return True
+
+
+def _keep_count(total: int, since: float) -> None:
+    with suppress(OSError):
+        write_json(cache_dir() / COUNT, {"bytes": total, "since": since})
 
 
 def clean_all() -> None:
