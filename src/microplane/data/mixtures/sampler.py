@@ -8,15 +8,15 @@ in shuffled epochs; see docs/decisions/0005-mixture-rows-by-number.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from microplane.data.mixtures.sources import Fields, Source, open_source
+from microplane.data.mixtures.sources import Source, open_source
 from microplane.data.mixtures.spec import MixturePlan, read_mixture
-from microplane.data.mixtures.task_templates import Template, join_shots, option_styles
+from microplane.data.mixtures.task_templates import Fields, OptionStyle, fill_in, option_styles
 from microplane.errors import DataError
 
 Side = Literal["train", "validation"]
@@ -156,24 +156,22 @@ class Mixture:
         templates = kind.inverted if inverted else kind.templates
         chosen = int(drawn.template[place] * len(templates))
         words = _Words(self._philox(side, _INSIDE, [0, 0, drawn.start + place, 0]))
-        style = float(drawn.style[place]) if drawn.options[place] else None
+        styles = option_styles()
+        style = styles[int(drawn.style[place] * len(styles))] if drawn.options[place] else None
         row = self._place(number, time, side)
-        inputs, targets = self._render(templates[chosen], source.store[row], style, words)
-        shots = 0
-        if drawn.few_shot[place]:
-            others = self._exemplars(source, row, int(drawn.exemplars[place]), words)
-            pairs = [self._render(templates[chosen], source.store[other], style, words) for other in others]
-            inputs, shots = join_shots(pairs, inputs, self.plan.knobs.max_characters)
+        asked = self._asked(source.store[row], style, words)
+        others = self._exemplars(source, row, int(drawn.exemplars[place]), words) if drawn.few_shot[place] else []
+        shots = [self._asked(source.store[other], style, words) for other in others]
+        inputs, targets, kept = fill_in(templates[chosen], asked, shots, style, self.plan.knobs.max_characters)
         name = f"{source.plan.knobs.family}/{'inverted/' if inverted else ''}{chosen + 1}"
         made = {"inputs": inputs, "targets": targets, "source": source.name, "template": name}
-        return {**made, "shots": shots, "options": style is not None}
+        return {**made, "shots": kept, "options": style is not None}
 
-    def _render(self, template: Template, row: Fields, style: float | None, words: _Words) -> tuple[str, str]:
-        if style is None:
-            return template.render(row.values)
-        options = words.shuffled(row.options) if self.plan.knobs.shuffle_options else row.options
-        styles = option_styles()
-        return template.render(row.values, styles[int(style * len(styles))].show(options))
+    def _asked(self, row: Fields, style: OptionStyle | None, words: _Words) -> Fields:
+        """A row with its options in the order in which they are listed."""
+        if style is None or not self.plan.knobs.shuffle_options:
+            return row
+        return replace(row, options=words.shuffled(row.options))
 
     def _exemplars(self, source: Source, row: int, count: int, words: _Words) -> list[int]:
         """Different training rows, none of which says the same as the row itself. Fewer where there are not so many."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from microplane.data.mixtures.spec import SourcePlan
+from microplane.data.mixtures.task_templates import Fields
 from microplane.data.preparing.holdout import split_off
 from microplane.data.reading.bad_rows import Problems, RowError, show
 from microplane.data.reading.read import find_splits, read_rows
@@ -20,14 +21,6 @@ from microplane.errors import DataError, nearest
 
 IN_MEMORY = 2**26  # bytes of a source; larger ones are kept in a temporary file
 MISSING = "missing column"
-
-
-@dataclass(frozen=True)
-class Fields:
-    """One row as its templates see it."""
-
-    values: dict[str, str]  # text by field
-    options: list[str]  # possible answers, if there are any
 
 
 class FieldStore:

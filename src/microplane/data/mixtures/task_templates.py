@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,14 @@ BETWEEN_PAIR = "\n\n"  # between an exemplar's input and its target
 BETWEEN_SHOTS = "\n\n\n"  # between exemplars, and before the input that is asked for
 _PLACE = re.compile(r"\{(\w+)\}")
 _OPTIONS_LINE = re.compile(r"\n*\{options\}")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """One row as its templates see it."""
+
+    values: dict[str, str]  # text by field
+    options: list[str]  # possible answers, if there are any
 
 
 class TaskField(Knobs):
@@ -153,6 +162,25 @@ def _own_line(text: str) -> bool:
 def _letter(number: int) -> str:
     """A, B, ..., Z, AA, AB, ..."""
     return (_letter(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+
+
+def fill_in(
+    template: Template, row: Fields, exemplars: Sequence[Fields], style: OptionStyle | None, longest: int
+) -> tuple[str, str, int]:
+    """Inputs and targets of a row, and how many exemplars its inputs hold (see `join_shots`).
+
+    Args:
+        exemplars: other rows, which are shown with their answers before it.
+        style: how the options of each row are listed; None to list none.
+        longest: characters that the inputs may have.
+    """
+
+    def written(fields: Fields) -> tuple[str, str]:
+        return template.render(fields.values, style.show(fields.options) if style else "")
+
+    inputs, targets = written(row)
+    prompt, shots = join_shots([written(exemplar) for exemplar in exemplars], inputs, longest)
+    return prompt, targets, shots
 
 
 def join_shots(exemplars: Sequence[tuple[str, str]], inputs: str, longest: int) -> tuple[str, int]:
