@@ -1,12 +1,14 @@
 """Do the defaults hold on other data? Eight real tasks, each method as it comes, several seeds, beside what is trivial.
 
     python benchmarks/defaults.py [--tasks foods mails ...] [--methods lora full ...] [--seeds 0 1 2] [--rates]
+                                  [--ten-times]
 
 An encoder (MiniLM) on reviews of films and of food, mails and definitions; a decoder (SmolLM2) on home commands in
 three languages, and on English to French. A run gets its rows, at most 256 tokens of each, and its method's name; all
 else is a default. With `--rates` a third of each method's rate and three times that are also tried, seed 0: is another
-setting better? Beside the methods: the majority and TF-IDF (a run measures them itself) and, of labels, a logistic
-regression on the vectors of the untouched model, its penalty chosen on a fifth of the training rows. Writes
+setting better? With `--ten-times` also ten times that, with train.on_divergence=lower_lr: is the run said to diverge,
+and where does it end? Beside the methods: the majority and TF-IDF (a run measures them itself) and, of labels, a
+logistic regression on the vectors of the untouched model, its penalty chosen on a fifth of the training rows. Writes
 results/defaults_<date>.json after each run and keeps what is there already.
 """
 
@@ -35,6 +37,7 @@ from movies import snippets, split
 HERE = Path(__file__).parent
 MOST_TOKENS = 256  # of a row
 RATES = (1 / 3, 3.0)  # times the default
+TOO_HIGH = 10.0  # times the default
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression
 
 
@@ -93,7 +96,7 @@ TASKS: dict[str, Task] = {
 }
 
 
-def one(task: str, method: str, seed: int, rate: float | None, folder: Path) -> dict[str, Any]:
+def one(task: str, method: str, seed: int, rate: float | None, folder: Path, lowers: bool = False) -> dict[str, Any]:
     """A run of its own: what it scored on the rows of the test."""
     what = TASKS[task]
     given: dict[str, Any] = {
@@ -106,6 +109,7 @@ def one(task: str, method: str, seed: int, rate: float | None, folder: Path) -> 
         **what.knobs,
     }
     given |= {} if rate is None else {"train.lr": rate}
+    given |= {"train.on_divergence": "lower_lr"} if lowers else {}
     result = train(knobs=assemble(given=given, assignments=[]), watch=Terminal(make_console())).result
     return {
         "task": task,
@@ -119,6 +123,8 @@ def one(task: str, method: str, seed: int, rate: float | None, folder: Path) -> 
         "trivial": {name: scores[what.metric] for name, scores in result["metrics"].get("trivial", {}).items()},
         "validation_loss": result["train"]["validation_loss"],
         "train": {name: result["train"][name] for name in ("steps", "best_step", "seconds", "decisions")},
+        "retreats": [(event["from_step"], event["step"], event["lr_factor"]) for event in result["train"]["retreats"]],
+        "verdict": (result["train"]["verdict"] or {}).get("kind"),
         "failed_checks": [check["name"] for check in result["checks"] if not check["passed"]],
     }
 
@@ -148,7 +154,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for task, method in dict.fromkeys((run["task"], run["method"]) for run in runs):
         ours = [run for run in runs if (run["task"], run["method"]) == (task, method)]
         defaults = [run["score"] for run in ours if run["default"]]
-        first = [run for run in ours if run["seed"] == min(one["seed"] for one in ours)]
+        first = [run for run in ours if run["seed"] == min(one["seed"] for one in ours) and not run.get("ten_times")]
         chosen = min(first, key=lambda run: run["validation_loss"])
         rows.append(
             {
@@ -161,6 +167,14 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "trivial": next((run["trivial"] for run in ours if run["trivial"]), {}),
                 "best_rate": {"by": "validation loss, one seed", "rate": chosen["rate"], "score": chosen["score"]},
                 "rates": {f"{run['rate']:.3g}": run["score"] for run in first},
+                "ten_times": next(
+                    (
+                        {name: run[name] for name in ("rate", "score", "retreats", "verdict")}
+                        for run in ours
+                        if run.get("ten_times")
+                    ),
+                    None,
+                ),
             }
         )
     return rows
@@ -172,6 +186,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="those that fit the task otherwise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", action="store_true", help="also a third and three times the default rate, seed 0")
+    parser.add_argument("--ten-times", action="store_true", help="also ten times the default rate, seed 0")
     options = parser.parse_args()
     about = environment()
     path = HERE / "results" / f"defaults_{about['date'][:10]}.json"
@@ -183,26 +198,25 @@ def main() -> None:
             if TASKS[task].methods == LABELS and task not in kept["vectors"]:
                 kept["vectors"][task] = on_vectors(task, folder)
             for method in options.methods or TASKS[task].methods:
-                for run in several(task, method, options.seeds, options.rates, folder, kept["runs"]):
+                for run in several(task, method, options, folder, kept["runs"]):
                     kept["runs"].append(run)
                     write(path, about, kept)
 
 
-def several(
-    task: str, method: str, seeds: Sequence[int], rates: bool, folder: Path, known: Sequence[dict[str, Any]]
-) -> Any:
+def several(task: str, method: str, options: argparse.Namespace, folder: Path, known: Sequence[dict[str, Any]]) -> Any:
     """The runs that are not there yet, one after the other."""
     done = {(run["task"], run["method"], run["seed"], run["rate"]) for run in known}
     defaults = [run for run in known if (run["task"], run["method"]) == (task, method) and run["default"]]
-    for seed in seeds:
+    for seed in options.seeds:
         if seed not in [run["seed"] for run in defaults]:
             run = one(task, method, seed, None, folder)
             defaults.append(run)
             yield run
-    for factor in RATES if rates else ():
+    for factor in [*(RATES if options.rates else ()), *([TOO_HIGH] if options.ten_times else ())]:
         rate = float(f"{defaults[0]['rate'] * factor:.3g}")
-        if (task, method, seeds[0], rate) not in done:
-            yield one(task, method, seeds[0], rate, folder)
+        if (task, method, options.seeds[0], rate) not in done:
+            lowers = factor == TOO_HIGH
+            yield one(task, method, options.seeds[0], rate, folder, lowers) | ({"ten_times": True} if lowers else {})
 
 
 def write(path: Path, about: dict[str, Any], kept: dict[str, Any]) -> None:
