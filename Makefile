@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first.
-.PHONY: help demo flan-small test test-all mutants some-mutants lint bench clean
+.PHONY: help demo flan-small test test-all mutants some-mutants lint bench dist wheelhouse clean
 LANGUAGE ?= en
 
 help:
@@ -10,6 +10,8 @@ help:
 	@echo "make mutants   put bugs into the methods one by one, and see that the tests catch each"
 	@echo "make some-mutants  twelve of them, others every day, three minutes at most"
 	@echo "make lint      ruff and mypy"
+	@echo "make dist      the wheel, the source archive, checksums and a list of parts, tried in a new environment"
+	@echo "make wheelhouse  dist/ and all that it needs, for a machine without a network"
 	@echo "make bench     all benchmarks, one after the other; leave the machine alone meanwhile"
 
 demo:
@@ -48,5 +50,13 @@ bench:
 	@tools/venv.sh test
 	.venv/bin/python benchmarks/all.py
 
+dist:
+	@tools/venv.sh
+	@tools/dist.sh
+
+wheelhouse: dist
+	.venv/bin/python -m pip download --quiet --disable-pip-version-check -c constraints.txt -d wheelhouse dist/*.whl
+	@echo "there: pip install --no-index --find-links wheelhouse microplane"
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis dist wheelhouse

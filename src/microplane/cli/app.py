@@ -300,13 +300,14 @@ def report(
 def demo(
     lang: Annotated[str, typer.Option("--lang", help="en, fr or vi.")] = "en",
     rows: Annotated[int, typer.Option("--rows", help="Rows to train on.")] = 3000,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps to train for, in place of passes.")] = None,
     set: Set = None,
 ) -> None:
     """Teach a small model to turn home commands into JSON: fetch, measure, train, measure again, show, report."""
     from microplane.cli.demo import run_demo
     from microplane.cli.terminal import tell
 
-    done = run_demo(lang, rows, set or [])
+    done = run_demo(lang, rows, [*([f"train.steps={steps}"] if steps else []), *(set or [])])
     tell(done)
     _leave(done.result["status"])
 
