@@ -77,6 +77,9 @@ def test_the_figures_are_those_of_the_runs(whole):
         assert row["peak_memory_bytes"] == max(run["train"]["peak_memory_bytes"] for run in own)
         assert row["trainable_parameters"] == own[0]["method"]["trainable_parameters"]
         assert row["merges"] == own[0]["method"]["facts"]["mergeable"]
+        forgotten = [run["general"]["difference"] for run in own]
+        assert sorted(row["forgetting"]["by_seed"]) == sorted(forgotten)
+        assert row["forgetting"]["difference"] == pytest.approx(sum(forgotten) / 2)
     baselines = {row["name"]: row["score"]["value"] for row in done.result["baselines"]}
     theirs = finals[0]["metrics"]["trivial"]
     assert baselines.keys() == {*theirs, "untouched model"}
@@ -114,6 +117,8 @@ def test_the_files_tell_the_same(whole):
     lines = list(csv.DictReader((done.folder / "comparison.csv").open()))
     assert [line["name"] for line in lines if line["kind"] == "method"] == [row["method"] for row in done.methods]
     assert float(lines[0]["score"]) == done.methods[0]["score"]["value"]
+    assert float(lines[0]["forgetting"]) == done.methods[0]["forgetting"]["difference"]
+    assert f"| {done.methods[0]['forgetting']['difference']:+.3f} |" in text
 
 
 def test_one_that_is_done_makes_nothing_again(whole, monkeypatch):
@@ -192,6 +197,7 @@ def test_nothing_that_can_be_trained_is_an_error(again, monkeypatch):
         ({"steps": 20}, r"--steps 20 is too little for 2 methods with their search and 2 seeds: at least 38 steps"),
         ({"tokens": "100"}, "--tokens 100 is too little for 2 methods"),
         ({"budget": "2 parsecs"}, "is no time"),
+        ({"set": {"eval.general": "default"}}, "eval.general cannot be set for a comparison: use --general"),
         ({"metric": "rmse"}, "--metric rmse: rows with answers in text cannot be compared by it"),
         ({"seeds": 0}, "--seeds 0"),
         ({"set": {"train.lr": 1e-3}}, "train.lr cannot be set for a comparison: each method's rate is searched"),

@@ -25,6 +25,10 @@ Seeds = Annotated[int, typer.Option("--seeds", metavar="N", help="Final runs of 
 MetricName = Annotated[
     str | None, typer.Option("--metric", metavar="NAME", help="That they are compared by; the task's own otherwise.")
 ]
+General = Annotated[
+    str | None,
+    typer.Option("--general", metavar="FILE", help="Text on which forgetting is measured; 50 English texts otherwise."),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where it is kept; a new folder.")]
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with this comparison.")]
 DryRun = Annotated[
@@ -41,6 +45,7 @@ def compare(
     steps: Steps = None,
     seeds: Seeds = 3,
     metric: MetricName = None,
+    general: General = None,
     set: Set = None,
     out: Out = None,
     resume: Resume = None,
@@ -57,6 +62,7 @@ def compare(
 
     terminal = Terminal(make_console(stderr=json_))
     given: dict[str, Any] = {"methods": methods, "budget": budget, "tokens": tokens, "steps": steps, "metric": metric}
+    given |= {"general": general}
     given |= {"set": assigned({}, set) if set else None, "watch": None if quiet else terminal}
     with interrupts.told_with_notes(terminal.close):
         if dry_run:

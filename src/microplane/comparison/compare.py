@@ -77,6 +77,7 @@ def compare(
     steps: str | int | None = None,
     seeds: int = 3,
     metric: str | None = None,
+    general: str | Path | None = None,
     set: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -92,6 +93,8 @@ def compare(
             final run makes the passes of `train.epochs` (1), and no budget makes it longer.
         seeds: final runs of each method.
         metric: that methods are compared by; the task's own otherwise.
+        general: a file of text on which it is measured what models that write forget, as the knob `eval.general`;
+            the package's own text otherwise.
         set: more knobs for all trials, by dotted name; knobs of methods go to those that have them.
         out: the folder, which must be new; `runs/compare-<model>-<data>` otherwise.
         resume: the folder of a comparison that goes on, instead of all the above.
@@ -101,7 +104,7 @@ def compare(
         MicroplaneError: for anything that is wrong; trials that are done stay done.
     """
     watch = watch or Silent()
-    asked = (model, data, methods, budget, tokens, steps, metric, set, out)
+    asked = (model, data, methods, budget, tokens, steps, metric, general, set, out)
     with notices_to(watch.say):
         if resume is not None:
             if any(one is not None for one in asked[2:]):
@@ -110,7 +113,7 @@ def compare(
         folder = _new_folder(out, model, data)
         with _held(folder):
             limit = Budget.of(budget, tokens, steps)
-            plan = _planned(folder, model, data, set, methods, limit, seeds, metric, watch)
+            plan = _planned(folder, model, data, set, methods, limit, seeds, metric, general, watch)
             plan.write(folder)
             return _carry_out(folder, plan, watch)
 
@@ -125,6 +128,7 @@ def forecast(
     steps: str | int | None = None,
     seeds: int = 3,
     metric: str | None = None,
+    general: str | Path | None = None,
     set: Mapping[str, Any] | None = None,
     watch: Watcher | None = None,
 ) -> Forecast:
@@ -133,7 +137,7 @@ def forecast(
     with tempfile.TemporaryDirectory() as name, notices_to(watch.say):
         folder = Path(name)
         limit = Budget.of(budget, tokens, steps)
-        plan = _planned(folder, model, data, set, methods, limit, seeds, metric, watch)
+        plan = _planned(folder, model, data, set, methods, limit, seeds, metric, general, watch)
         course = Course(Trials(folder, plan, watch), plan, watch)
         course.probe()
         if plan.steps is None:
@@ -154,6 +158,7 @@ def _planned(
     budget: Budget | None,
     seeds: int,
     metric: str | None,
+    general: str | Path | None,
     watch: Watcher,
 ) -> Plan:
     """The plan of what was asked for; rows that lie in no file are in the folder then."""
@@ -168,7 +173,8 @@ def _planned(
         folder.mkdir(parents=True, exist_ok=True)
         path = inline.write(folder)
         config = assemble(given={"model.name": config.model.name, "data.train": str(path)} | common)
-    return make_plan(config, methods, budget, seeds, metric, given, folder, watch)
+    text = None if general is None else str(general)
+    return make_plan(config, methods, budget, seeds, metric, text, given, folder, watch)
 
 
 def _new_folder(out: str | Path | None, model: Any, data: Any) -> Path:

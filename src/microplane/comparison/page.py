@@ -7,7 +7,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from microplane.comparison.output import FIGURES, comma_separated, difference_cell, short_count, star, words_of
+from microplane.comparison.output import (
+    FIGURES,
+    comma_separated,
+    difference_cell,
+    forgetting_cell,
+    short_count,
+    star,
+    words_of,
+)
 from microplane.files import json_value
 from microplane.report.page import (
     chart_library,
@@ -39,6 +47,7 @@ def render(result: Mapping[str, Any]) -> str:
         "figure": words.figure,
         "between": lambda score: f"{words.figure(score['low'])} to {words.figure(score['high'])}",
         "gap": lambda found: difference_cell(words, found),
+        "forgot": forgetting_cell,
         "star": star(result),
         "environment": facts(result["environment"], "environment"),
         "when": moment(str(result["environment"].get("date", ""))),

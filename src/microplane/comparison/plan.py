@@ -22,6 +22,7 @@ from microplane.errors import ConfigError, nearest
 from microplane.files import read_object, write_aside, write_json
 from microplane.methods import METHODS, make_method
 from microplane.objectives.select import TEXT
+from microplane.runs.general import DEFAULT, open_general
 from microplane.runs.prepare import Opened, open_for_data
 
 Stage: TypeAlias = Literal["probe", "short", "half", "final"]
@@ -30,6 +31,7 @@ LEAST_STEPS = 4  # of a final run: a quarter of fewer is no run
 PROBE_STEPS = 5
 CHOSEN_BY = 200  # test rows by whose answers it is seen which metrics there are
 PROBE_ANSWERS = 8
+UNMEASURED = "forgetting is measured on text that a model writes, and here a task head answers ({task})"
 TEXT_ROWS = 300  # test rows to which answers are generated, unless eval.rows says another number
 DECIDED = {  # knobs that the comparison itself sets
     "name": "the comparison's folder is --out",
@@ -40,6 +42,7 @@ DECIDED = {  # knobs that the comparison itself sets
     "train.seed": "use --seeds for how many there are",
     "model.adapter": "each trial starts from the untouched model",
     "eval.metrics": "use --metric",
+    "eval.general": "use --general",
 }
 
 
@@ -74,6 +77,7 @@ class Plan:
         defaults: each method's own rate on this model.
         most_steps: of a run of `train.epochs` passes; no run is longer.
         answer_rows: test rows on which the methods are compared.
+        general: text on which the final runs measure what was forgotten; None where no text is written.
         steps: of a final run; None until a budget of time could be reckoned.
     """
 
@@ -91,6 +95,7 @@ class Plan:
     tokens_per_step: float
     counts: dict[str, int]
     answer_rows: int
+    general: str | None
     steps: int | None = None
 
     @property
@@ -163,6 +168,7 @@ def make_plan(
     budget: Budget | None,
     seeds: int,
     metric: str | None,
+    general: str | None,
     set: Mapping[str, Any],
     folder: Path,
     watch: Watcher,
@@ -204,11 +210,29 @@ def make_plan(
         tokens_per_step=float(splits.train.lengths.sum()) / batches.total_steps(1),
         counts=counts,
         answer_rows=asked,
+        general=_general(general, task, opened),
     )
     _check_metric(plan, opened, test, plain=splits.summary.format_name == TEXT)
     plan = with_steps(plan)
     write_aside(folder / "trials.yaml", to_yaml(common).encode())
     return plan
+
+
+def _general(asked: str | None, task: str | None, opened: Opened) -> str | None:
+    """The text that is asked for, or else the default; opened once, so that what is wrong with it is told now.
+
+    Raises:
+        ConfigError: for a text where a task head answers.
+        DataError: for a file that cannot be read.
+    """
+    if task:
+        if asked is not None:
+            raise ConfigError(f"--general {asked}: {UNMEASURED.format(task=task)}. Leave it out")
+        return None
+    text = DEFAULT if asked in (None, DEFAULT) else str(Path(str(asked)).expanduser().absolute())
+    evaluation = opened.config.eval.model_copy(update={"general": text})
+    open_general(opened.config.model_copy(update={"eval": evaluation}), opened.plain, opened.tokenizer)
+    return text
 
 
 def config_of_trials(config: RunKnobs, rows: Rows, folder: Path) -> RunKnobs:

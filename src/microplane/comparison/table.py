@@ -123,11 +123,21 @@ def method_rows(
                 "seeds": [run.trial.seed for run in runs],
                 "to_reference": _difference(judgement, name, reference),
                 "to_baseline": _difference(judgement, name, judgement.baseline),
+                "forgetting": _forgetting(runs),
                 **_costs(runs),
                 **_facts(name, runs[0]),
             }
         )
     return rows
+
+
+def _forgetting(runs: Sequence[Outcome]) -> dict[str, Any] | None:
+    """The loss on general text before and after, the mean of the seeds; None where it was not measured."""
+    found = [run.result["general"] for run in runs if run.result.get("general")]
+    if not found:
+        return None
+    means = {name: fmean(one[name] for one in found) for name in ("before", "after", "difference")}
+    return means | {"by_seed": [one["difference"] for one in found]}
 
 
 def _costs(runs: Sequence[Outcome]) -> dict[str, Any]:

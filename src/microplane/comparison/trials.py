@@ -137,6 +137,7 @@ class Trials:
         sets["eval.metrics"] = "[auto]"
         if trial.stage == "final":  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
+            sets |= {"eval.general": plan.general} if plan.general else {}
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
         return [*program, "--config", str(self.folder / "trials.yaml"), "--name", trial.name, *arguments]
 

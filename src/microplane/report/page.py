@@ -85,6 +85,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "curve_table": story.curve_table(record),
         "metric_rows": metric_rows,
         "rows": Figure("metrics.rows", record.result["metrics"].get("rows")),
+        "forgotten": story.forgotten(record),
         "held_out": story.held_out(record),
         "class_tables": story.class_tables(record),
         "confusion": story.confusion(record),
