@@ -202,7 +202,7 @@ def _undecided(judgement: Judgement, words: Words) -> list[str]:
     assert visible is not None
     several = f"These {len(leaders)}" if len(leaders) > 2 else "These two"
     said = [
-        f"{several} cannot be told apart on {judgement.rows:,} rows with {judgement.seeds} seeds "
+        f"{several} cannot be told apart on {judgement.rows:,} rows with {judgement.seeds} seed{'s' * (judgement.seeds > 1)} "
         f"(a difference below {words.gap(visible)} is invisible here): {', '.join(leaders)}. "
         f"Take the cheapest: {judgement.advised} (it trains the fewest weights)."
     ]
