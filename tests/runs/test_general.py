@@ -85,7 +85,8 @@ def test_the_text_of_the_package_is_fifty_texts_and_the_report_tells_what_came_o
     assert all(60 < len(paragraph) < 300 for paragraph in paragraphs)
 
 
-def test_the_untouched_model_is_measured_once_for_all_runs(there, monkeypatch):
+def test_the_untouched_model_is_measured_once_for_all_runs(there, tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
     (there / "once.txt").write_text("a cat\n\na dog\n\na hen\n")
     calls, loss = [], General.loss
 
