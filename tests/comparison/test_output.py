@@ -33,6 +33,7 @@ def result(share=True, name="lora"):
         "metric": {"name": "accuracy", "rows": 1260, "share": share, "lower_is_better": False},
         "answer": {"sentences": ["A first line.", "A second."], "claims": 6},
         "notes": ["Test rows: as given."],
+        "learning_curve": {"sentence": "Whether more rows would help cannot be told."},
         "command": "microplane compare minilm reviews.csv",
     }
 
@@ -56,7 +57,7 @@ def test_the_table_fits_a_terminal(name):
 
 def test_markdown_and_csv_have_all_rows():
     text = output.markdown(result())
-    assert text.startswith("**A first line.**\nA second.\n")
+    assert text.startswith("**A first line.**\nA second.\nWhether more rows would help cannot be told.\n")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.count(" | ") for line in rows}) == 1
     assert "- vera failed: a | in a reason" in text
@@ -64,7 +65,7 @@ def test_markdown_and_csv_have_all_rows():
     assert head.startswith("name,kind,score,low,high,lr,seconds")
     assert first.startswith("lora,method,0.846,0.82,0.871,0.000316,3723.0")
     assert (head.split(",")[-1], first.split(",")[-1]) == ("forgetting", "0.0312")
-    assert text.splitlines()[5].endswith("| 2.4 MB | +0.031 |")
+    assert text.splitlines()[6].endswith("| 2.4 MB | +0.031 |")
     assert base == "TF-IDF + logistic regression,baseline,0.789,0.76,0.81"
 
 

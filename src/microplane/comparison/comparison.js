@@ -178,7 +178,25 @@
       (item) => ` ${item.dataset.label}, ${item.parsed.x.toLocaleString("en")} ${axis}: ${digits(item.parsed.y)}`);
   }
 
+  function learning() {
+    const found = result.learning_curve;
+    if (!found || !found.twice) return;
+    const quiet = { borderColor: color("quiet"), backgroundColor: color("quiet"), borderWidth: 2 };
+    const mean = found.points.map((point) => ({ x: point.rows, y: point.value }));
+    const seeds = found.points.flatMap((point) => point.by_seed.map((y) => ({ x: point.rows, y })));
+    const sets = [
+      { label: "mean of the seeds", data: mean, showLine: false, pointRadius: 6, borderColor: ink(found.method), backgroundColor: ink(found.method) },
+      { label: "seeds", data: seeds, showLine: false, pointRadius: 2, ...quiet },
+      { label: "fit", data: found.fit.line.map(([x, y]) => ({ x, y })), pointRadius: 0, borderDash: [5, 4], ...quiet },
+      { label: "95% interval", data: found.twice.between.map((y) => ({ x: found.twice.rows, y })), pointRadius: 5, pointStyle: "line", ...quiet },
+    ];
+    const count = (value) => Math.round(value).toLocaleString("en");
+    draw("learning", sets, { type: "logarithmic", title: "training rows", say: count }, { title: result.metric.name, say: scored },
+      (item) => ` ${item.dataset.label}, ${count(item.parsed.x)} rows: ${scored(item.parsed.y)}`);
+  }
+
   const drawAll = () => drawn(() => {
+    learning();
     pareto();
     rates();
     curves();

@@ -94,6 +94,7 @@ def star(result: Result) -> str:
 def markdown(result: Result) -> str:
     """The answer and the table."""
     first, *more = result["answer"]["sentences"]
+    more += [curve["sentence"]] if (curve := result["learning_curve"]) else []
     lines = [f"**{first}**", *more, ""]
     title = heads(result)
     lines += [_markdown_row(title), _markdown_row(["---"] * len(title)), *map(_markdown_row, cells(result)), ""]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from microplane.comparison.course import Course
+from microplane.comparison.learning_curve import learning_curve
 from microplane.comparison.plan import UNMEASURED, Plan
 from microplane.comparison.table import (
+    Measured,
     baseline_rows,
     curves,
-    judged,
-    measured,
     method_rows,
     reference_of,
     row_lines,
@@ -22,6 +22,7 @@ from microplane.comparison.table import (
     told,
 )
 from microplane.comparison.trials import Outcome
+from microplane.comparison.verdict import Judgement
 from microplane.runs import provenance
 from microplane.runs.general import DEFAULT
 
@@ -29,9 +30,16 @@ SCHEMA = 1
 SHOWN_ROWS = 200  # with all answers, in comparison.json and the page
 
 
-def result_of(folder: Path, plan: Plan, course: Course, finals: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
-    found = measured(plan, finals)
-    judgement = judged(found, finals)
+def result_of(
+    folder: Path,
+    plan: Plan,
+    course: Course,
+    finals: Mapping[str, Sequence[Outcome]],
+    found: Measured,
+    judgement: Judgement,
+) -> dict[str, Any]:
+    advised = judgement.advised
+    learning = learning_curve(plan, found.metric, advised, course.parts, finals[advised]) if course.parts else None
     search = searched(plan, course.short, course.half)
     ledger = [one.line() for one in course.trials.ledger.values()]
     return {
@@ -52,6 +60,7 @@ def result_of(folder: Path, plan: Plan, course: Course, finals: Mapping[str, Seq
         "search": search,
         "curves": curves(finals),
         "general": general_of(plan, finals),
+        "learning_curve": learning,
         "rows": row_lines(found, SHOWN_ROWS),
         "ledger": ledger,
         "seconds": sum(line["seconds"] for line in ledger),
@@ -101,6 +110,7 @@ def command_of(plan: Plan) -> str:
         words += [option, f"{plan.budget.amount:.0f}{'s' if plan.budget.kind == 'seconds' else ''}"]
     words += ["--seeds", str(plan.seeds)] + (["--metric", plan.metric] if plan.metric else [])
     words += ["--general", plan.general] if plan.general not in (None, DEFAULT) else []
+    words += ["--learning-curve"] if plan.learning_curve else []
     for name, value in plan.set.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join(words)
