@@ -66,7 +66,7 @@ def table(folder: Path) -> dict:
     result = json.loads((folder / "comparison.json").read_text())
     clock = ("seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes")
     result["methods"] = [{k: v for k, v in row.items() if k not in clock} for row in result["methods"]]
-    keep = ("answer", "notes", "metric", "methods", "failed", "baselines", "search", "curves", "rows")
+    keep = ("answer", "notes", "metric", "methods", "failed", "baselines", "search", "curves", "rows", "learning_curve")
     lines = ("method", "stage", "lr", "steps", "seed", "status", "reason", "validation_loss", "tokens", "best_step")
     ledger = sorted(tuple(str(line[name]) for name in lines) for line in result["ledger"])
     return {name: result[name] for name in keep} | {"ledger": ledger}

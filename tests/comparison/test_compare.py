@@ -14,7 +14,8 @@ from microplane.errors import ConfigError, DataError, TrainingError
 from microplane.files import lock
 from tests.comparison.kit import SETS, in_this_process, place, rows, table, write
 
-HOW = {"methods": "lora,ia3", "seeds": 2, "set": SETS}
+HOW = {"methods": "lora,ia3", "seeds": 2, "set": SETS, "learning_curve": True}
+TRIALS = 2 * (7 + 2 + 2) + 2 * 2  # of two methods, and the learning curve's
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def runs(done, stage):
 
 def test_every_method_gets_the_same_trials_on_the_same_rows(whole):
     done, made, *_ = whole
-    assert len(made) == len(set(made)) == 2 * (7 + 2 + 2)
+    assert len(made) == len(set(made)) == TRIALS
     ledger = done.result["ledger"]
     for stage, count in (("short", 7), ("half", 2), ("final", 2)):
         lines = {name: [x for x in ledger if (x["method"], x["stage"]) == (name, stage)] for name in ("lora", "ia3")}
@@ -52,7 +53,7 @@ def test_every_method_gets_the_same_trials_on_the_same_rows(whole):
         read = {(x["seed"], x["tokens"]) for found in lines.values() for x in found}
         assert len(read) == len({seed for seed, _ in read})  # with a seed everybody reads the same tokens
     plan = done.result["plan"]
-    assert sum(x["steps"] for x in ledger) <= 2 * plan["most_steps"] * (7 / 4 + 1 + 2) + 30
+    assert sum(x["steps"] for x in ledger) <= 2 * plan["most_steps"] * (7 / 4 + 1 + 2 + 3 / 4) + 30
 
 
 def test_no_choice_has_seen_the_test_rows(whole):
@@ -63,8 +64,38 @@ def test_no_choice_has_seen_the_test_rows(whole):
     assert {run["metrics"]["split"] for run in runs(done, "final")} == {"test"}
     data = done.folder / "data"
     train, test = (set((data / f"{name}.jsonl").read_text().splitlines()) for name in ("train", "test"))
-    assert (len(train), len(test), train & test) == (80, 20, set())
-    assert {json.loads(line)["prompt"] for line in train | test} == {row["prompt"] for row in rows()}
+    validation = set((data / "validation.jsonl").read_text().splitlines())
+    assert (len(train), len(validation), len(test)) == (72, 8, 20)
+    assert {json.loads(line)["prompt"] for line in train | validation | test} == {row["prompt"] for row in rows()}
+
+
+def test_the_learning_curve_is_of_nested_rows_with_whole_schedules(whole):
+    done, *_ = whole
+    data = done.folder / "data"
+    sizes = {name: set((data / f"{name}.jsonl").read_text().splitlines()) for name in ("train-25", "train-50", "train")}
+    assert sizes["train-25"] < sizes["train-50"] < sizes["train"]
+    assert [len(lines) for lines in sizes.values()] == [18, 36, 72]
+    curve, finals = done.result["learning_curve"], [x for x in done.result["ledger"] if x["stage"] == "final"]
+    assert curve["method"] == done.result["answer"]["advised"]
+    parts = [x for x in done.result["ledger"] if x["stage"] == "part"]
+    whole_runs = [x for x in finals if x["method"] == curve["method"]]
+    assert {(x["percent"], x["seed"]) for x in parts} == {(percent, seed) for percent in (25, 50) for seed in (0, 1)}
+    assert {x["method"] for x in parts} == {curve["method"]}
+    assert {x["lr"] for x in parts} == {x["lr"] for x in whole_runs}
+    for line in parts:
+        run = json.loads((done.folder / "trials" / line["name"] / "result.json").read_text())
+        assert run["data"]["train_rows"] == 72 * line["percent"] // 100
+        assert (run["data"]["validation_rows"], run["data"]["test_rows"], run["metrics"]["rows"]) == (8, 20, 20)
+        assert run["train"]["steps_planned"] == -(-whole_runs[0]["steps"] * line["percent"] // 100)
+    for point, percent in zip(curve["points"], (25, 50, 100), strict=True):
+        names = [x["name"] for x in (whole_runs if percent == 100 else parts) if x["percent"] == percent]
+        runs_ = [json.loads((done.folder / "trials" / name / "result.json").read_text()) for name in names]
+        assert point["rows"] == 72 * percent // 100
+        assert point["value"] == pytest.approx(sum(run["metrics"]["after"]["accuracy"] for run in runs_) / 2)
+    assert curve["sentence"] in (done.folder / "comparison.md").read_text()
+    assert curve["twice"]["rows"] == 144
+    assert curve["twice"]["gain"]["low"] <= curve["twice"]["gain"]["high"]
+    assert "--learning-curve" in done.result["command"]
 
 
 def test_the_figures_are_those_of_the_runs(whole):
@@ -77,6 +108,9 @@ def test_the_figures_are_those_of_the_runs(whole):
         assert row["peak_memory_bytes"] == max(run["train"]["peak_memory_bytes"] for run in own)
         assert row["trainable_parameters"] == own[0]["method"]["trainable_parameters"]
         assert row["merges"] == own[0]["method"]["facts"]["mergeable"]
+        forgotten = [run["general"]["difference"] for run in own]
+        assert sorted(row["forgetting"]["by_seed"]) == sorted(forgotten)
+        assert row["forgetting"]["difference"] == pytest.approx(sum(forgotten) / 2)
     baselines = {row["name"]: row["score"]["value"] for row in done.result["baselines"]}
     theirs = finals[0]["metrics"]["trivial"]
     assert baselines.keys() == {*theirs, "untouched model"}
@@ -114,6 +148,8 @@ def test_the_files_tell_the_same(whole):
     lines = list(csv.DictReader((done.folder / "comparison.csv").open()))
     assert [line["name"] for line in lines if line["kind"] == "method"] == [row["method"] for row in done.methods]
     assert float(lines[0]["score"]) == done.methods[0]["score"]["value"]
+    assert float(lines[0]["forgetting"]) == done.methods[0]["forgetting"]["difference"]
+    assert f"| {done.methods[0]['forgetting']['difference']:+.3f} |" in text
 
 
 def test_one_that_is_done_makes_nothing_again(whole, monkeypatch):
@@ -126,7 +162,7 @@ def test_one_that_is_done_makes_nothing_again(whole, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [4, 20])
+@pytest.mark.parametrize("at", [4, 20, 24])
 def test_one_that_is_interrupted_goes_on_to_the_same_table(whole, again, monkeypatch, at):
     done, *_ = whole
     given, how, made = again
@@ -141,7 +177,7 @@ def test_one_that_is_interrupted_goes_on_to_the_same_table(whole, again, monkeyp
     assert interrupt.value.__notes__ == [f"all is kept; go on with: microplane compare --resume {how['out']}"]
     made = in_this_process(monkeypatch)
     microplane.compare(resume=how["out"])
-    assert len(made) == 22 - (at - 1)
+    assert len(made) == TRIALS - (at - 1)
     assert table(how["out"]) == table(done.folder)
 
 
@@ -189,9 +225,10 @@ def test_nothing_that_can_be_trained_is_an_error(again, monkeypatch):
     [
         ({"methods": "lora,lorra"}, "there is no method 'lorra'"),
         ({"methods": ["lora", "lora"]}, "one of them stands there twice"),
-        ({"steps": 20}, r"--steps 20 is too little for 2 methods with their search and 2 seeds: at least 38 steps"),
+        ({"steps": 20}, r"--steps 20 is too little for 2 methods with their search and 2 seeds: at least 44 steps"),
         ({"tokens": "100"}, "--tokens 100 is too little for 2 methods"),
         ({"budget": "2 parsecs"}, "is no time"),
+        ({"set": {"eval.general": "default"}}, "eval.general cannot be set for a comparison: use --general"),
         ({"metric": "rmse"}, "--metric rmse: rows with answers in text cannot be compared by it"),
         ({"seeds": 0}, "--seeds 0"),
         ({"set": {"train.lr": 1e-3}}, "train.lr cannot be set for a comparison: each method's rate is searched"),
@@ -209,9 +246,16 @@ def test_what_cannot_be_compared_is_said_in_one_message_and_leaves_nothing(again
 
 def test_plain_text_has_nothing_to_be_compared_by(again, tmp_path):
     (model, _), how, _ = again
-    data = write(tmp_path, "text.jsonl", [{"text": f"only text {number}"} for number in range(40)])
+    data = write(tmp_path, "text.jsonl", [{"text": f"only text {number}"} for number in range(60)])
     with pytest.raises(ConfigError, match="holds plain text"):
         microplane.compare(model, data, **how)
+
+
+def test_parts_of_too_few_rows_are_none(again, tmp_path):
+    (model, _), how, made = again
+    with pytest.raises(DataError, match="--learning-curve needs 32 training rows at least, and there are 20"):
+        microplane.compare(model, write(tmp_path, "few.jsonl", rows(28)), **how)
+    assert (made, how["out"].exists()) == ([], False)
 
 
 def test_it_does_not_go_on_with_other_rows_or_another_model(whole, tmp_path, monkeypatch):
@@ -281,7 +325,7 @@ def test_a_forecast_lists_the_trials_and_leaves_nothing(again, tmp_path):
     del how["out"]
     found = module.forecast(*given, **how)
     assert [name.split("-")[1] for name in made] == ["probe", "probe"]
-    assert len(found.trials) == 22
+    assert len(found.trials) == TRIALS
     assert found.seconds.keys() == found.memory.keys() == {"lora", "ia3"}
     assert all(seconds > 0 for seconds in found.seconds.values())
     assert list(tmp_path.iterdir()) == []

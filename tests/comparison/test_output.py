@@ -20,6 +20,7 @@ def result(share=True, name="lora"):
         "peak_memory_bytes": 1_234_000_000,
         "trainable_parameters": 589_824,
         "adapter_bytes": 2_400_000,
+        "forgetting": {"before": 3.2, "after": 3.2312, "difference": 0.0312, "by_seed": [0.0312]},
     }
     row |= dict.fromkeys(set(output.FIGURES) - row.keys(), 1.5)
     base = {"name": "TF-IDF + logistic regression", "score": {"value": 0.789, "low": 0.76, "high": 0.81}}
@@ -32,6 +33,7 @@ def result(share=True, name="lora"):
         "metric": {"name": "accuracy", "rows": 1260, "share": share, "lower_is_better": False},
         "answer": {"sentences": ["A first line.", "A second."], "claims": 6},
         "notes": ["Test rows: as given."],
+        "learning_curve": {"sentence": "Whether more rows would help cannot be told."},
         "command": "microplane compare minilm reviews.csv",
     }
 
@@ -39,9 +41,11 @@ def result(share=True, name="lora"):
 @pytest.mark.parametrize("name", ["lora", "a-method-of-a-package-with-a-long-name"])
 def test_the_table_fits_a_terminal(name):
     lines = output.terminal(result(name=name))
-    table = [line for line in lines if not line.startswith(("*", "!"))]
+    table = [line for line in lines if not line.startswith(("*", "!", "Forgetting", "  "))]
     assert all(len(line) <= 80 for line in lines)
     assert len(table) == 4
+    told = " ".join(" ".join(lines).split())
+    assert told.endswith(f"Forgetting (loss on general text, after less before): {name} +0.031")
     assert "84.6%" in table[1]
     assert "82.0 to 87.1" in table[1]
     assert "+1.2 *" in table[1]
@@ -53,13 +57,15 @@ def test_the_table_fits_a_terminal(name):
 
 def test_markdown_and_csv_have_all_rows():
     text = output.markdown(result())
-    assert text.startswith("**A first line.**\nA second.\n")
+    assert text.startswith("**A first line.**\nA second.\nWhether more rows would help cannot be told.\n")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.count(" | ") for line in rows}) == 1
     assert "- vera failed: a | in a reason" in text
     head, first, base = output.comma_separated(result()).splitlines()
     assert head.startswith("name,kind,score,low,high,lr,seconds")
     assert first.startswith("lora,method,0.846,0.82,0.871,0.000316,3723.0")
+    assert (head.split(",")[-1], first.split(",")[-1]) == ("forgetting", "0.0312")
+    assert text.splitlines()[6].endswith("| 2.4 MB | +0.031 |")
     assert base == "TF-IDF + logistic regression,baseline,0.789,0.76,0.81"
 
 

@@ -18,7 +18,7 @@ def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         in_this_process(patch)
         folder = tmp_path_factory.mktemp("page")
-        how = {"methods": "lora,ia3", "seeds": 1, "set": SETS}
+        how = {"methods": "lora,ia3", "seeds": 1, "set": SETS, "learning_curve": True}
         return microplane.compare(*place(folder), out=folder / "out", **how)
 
 
@@ -30,7 +30,7 @@ FIGURES = "[...document.querySelectorAll('[data-key]')].map(e => [e.dataset.key,
 def test_it_opens_and_its_figures_are_those_of_the_json(page, done, width, scheme):
     page.open(done.folder / "comparison.html", width, scheme)
     found = state(page)
-    assert (found["errors"], found["chartsDrawn"], found["overflow"], found["scheme"]) == ("", "3", "0", scheme)
+    assert (found["errors"], found["chartsDrawn"], found["overflow"], found["scheme"]) == ("", "4", "0", scheme)
     assert page.problems == []
     assert page.requests == [(done.folder / "comparison.html").resolve().as_uri()]
     result = json.loads((done.folder / "comparison.json").read_text())
@@ -87,3 +87,34 @@ def test_the_line_holds_those_that_none_is_better_and_cheaper_than(page, done):
             best = row["score"]["value"]
             kept.append(row["method"])
     assert front == kept
+
+
+def hovered(page, chart, x, y):
+    """What a chart tells of a point of it."""
+    page.read(f"document.getElementById('{chart}').scrollIntoView({{block: 'center'}})")
+    place = page.read(
+        f"""(() => {{ const chart = Chart.getChart('{chart}'), box = chart.canvas.getBoundingClientRect();
+        return [box.x + chart.scales.x.getPixelForValue({x}), box.y + chart.scales.y.getPixelForValue({y})] }})()"""
+    )
+    page.hover(*place)
+    page.wait(f"Chart.getChart('{chart}').tooltip.opacity > 0")
+    return page.read(f"Chart.getChart('{chart}').tooltip.body.map(b => b.lines[0].trim())")
+
+
+def test_hovering_a_chart_tells_the_values(page, done):
+    page.open(done.folder / "comparison.html", 1400)
+    row = done.methods[0]
+    told = hovered(page, "pareto", row["seconds"], row["score"]["value"])
+    assert any(line.startswith(f"{row['method']}: {row['score']['value']:.1%}, ") for line in told)
+    point = done.result["learning_curve"]["points"][1]
+    told = hovered(page, "learning", point["rows"], point["value"])
+    assert f"mean of the seeds, {point['rows']} rows: {point['value']:.1%}" in told
+    name, (tokens, loss) = "lora", done.result["curves"]["lora"][-1]
+    told = hovered(page, "curves", tokens, loss)
+    assert any(line.startswith((f"{name}, {tokens:,} tokens: ", "ia3, ")) for line in told)
+    assert page.problems == []
+
+
+def test_the_answer_on_more_rows_stands_on_the_page(page, done):
+    page.open(done.folder / "comparison.html", 400)
+    assert page.read("document.getElementById('more-rows').textContent") == done.result["learning_curve"]["sentence"]

@@ -62,11 +62,14 @@ def test_equal_losses_take_the_lower_rate():
 
 
 def test_lengths_fill_a_budget_and_no_more():
+    def taken(final):
+        return Lengths(final).of_method(3)
+
     for budget in (200, 1000, 12345):
-        steps = longest(budget, 3, 10**6)
-        assert Lengths(steps).of_method(3) <= budget < Lengths(steps + 1).of_method(3)
-    assert longest(10**9, 3, 500) == 500
-    assert longest(3, 3, 500) == 0
+        steps = longest(budget, taken, 10**6)
+        assert taken(steps) <= budget < taken(steps + 1)
+    assert longest(10**9, taken, 500) == 500
+    assert longest(3, taken, 500) == 0
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ CASES = {
     "train.unfreeze_every": Case(beside={"method.name": "full"}),
     "eval.metrics": Case(("chrf",)),
     "eval.rows": Case(1),
+    "eval.general": Case("default"),
 }
 ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run: test_edges.py
     "eval.batch_tokens",  # bounds batches that are small here, for there are ten at least: test_evaluate.py
@@ -145,6 +146,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("encoder", {}, "train.label_smoothing", 0.5),
     ("encoder", {}, "eval.metrics", ("chrf",)),
     ("encoder", {}, "eval.max_new_tokens", 2),
+    ("encoder", {}, "eval.general", "default"),
     ("tags", {}, "model.pooling", "cls"),
     ("encoder", HEAD_ONLY, "train.recompute", "blocks"),
     ("encoder", HEAD_ONLY, "train.layer_decay", 0.5),

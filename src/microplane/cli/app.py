@@ -284,16 +284,30 @@ app.command(epilog="Example:  microplane knobs train")(lists.knobs)
 app.add_typer(cache, name="cache", short_help="List and delete what is kept between runs, or show where it lies.")
 
 
-@app.command(epilog="Example:  microplane report runs/home")
+@app.command(epilog="Example:  microplane report runs/home-lora runs/home-full")
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder; also of one that is still going or has failed.")
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs' folders; also of one that is going or has failed.")
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The page of several; side-by-side.html beside the first otherwise."
+        ),
+    ] = None,
 ) -> None:
-    """Write the run's report.html again."""
+    """Write a run's report.html again; or lay several finished runs side by side in one page that opens offline:
+    settings that differ, metrics with intervals, learning curves, time, memory, answers to the same rows."""
+    if len(runs) > 1:
+        from microplane.comparison.side_by_side import write_side_by_side
+
+        typer.echo(f"page: {write_side_by_side(runs, out)}")
+        return
     from microplane.report.page import write_report
 
-    typer.echo(f"report: {write_report(run)}")
+    if out is not None:
+        raise ConfigError("--out is for the page of several runs; the report of one lies in its folder")
+    typer.echo(f"report: {write_report(runs[0])}")
 
 
 @app.command(epilog="Example:  microplane demo --lang fr")

@@ -25,6 +25,13 @@ Seeds = Annotated[int, typer.Option("--seeds", metavar="N", help="Final runs of 
 MetricName = Annotated[
     str | None, typer.Option("--metric", metavar="NAME", help="That they are compared by; the task's own otherwise.")
 ]
+General = Annotated[
+    str | None,
+    typer.Option("--general", metavar="FILE", help="Text on which forgetting is measured; 50 English texts otherwise."),
+]
+LearningCurve = Annotated[
+    bool, typer.Option("--learning-curve", help="Also from a quarter and half of the rows: would more rows help?")
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where it is kept; a new folder.")]
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with this comparison.")]
 DryRun = Annotated[
@@ -41,6 +48,8 @@ def compare(
     steps: Steps = None,
     seeds: Seeds = 3,
     metric: MetricName = None,
+    general: General = None,
+    learning_curve: LearningCurve = False,
     set: Set = None,
     out: Out = None,
     resume: Resume = None,
@@ -57,6 +66,7 @@ def compare(
 
     terminal = Terminal(make_console(stderr=json_))
     given: dict[str, Any] = {"methods": methods, "budget": budget, "tokens": tokens, "steps": steps, "metric": metric}
+    given |= {"general": general, "learning_curve": learning_curve}
     given |= {"set": assigned({}, set) if set else None, "watch": None if quiet else terminal}
     with interrupts.told_with_notes(terminal.close):
         if dry_run:
@@ -70,6 +80,8 @@ def compare(
 
     typer.echo("\n".join([*done.result["answer"]["sentences"], ""]))
     typer.echo("\n".join(table(done.result)))
+    if curve := done.result["learning_curve"]:
+        typer.echo(f"\n{curve['sentence']}")
     for failed in done.result["failed"]:
         typer.echo(f"{failed['method']} failed: {failed['reason']}")
     for note in done.result["notes"]:
@@ -83,12 +95,10 @@ def _tell_forecast(found: Forecast) -> None:
     from microplane.report.words import duration, size
 
     for trial in found.trials:
-        later = (
-            " or near it" if trial.stage == "short" else ", or what the search finds" if trial.stage != "probe" else ""
-        )
-        typer.echo(
-            f"{trial.method:12} {trial.stage:6} {trial.steps:>6,} steps  seed {trial.seed}  lr {trial.lr:g}{later}"
-        )
+        later = " or near it" if trial.stage == "short" else ", or what the search finds"
+        name = "the advised" if trial.stage == "part" else trial.method
+        stage = f"{trial.percent}%" if trial.stage == "part" else trial.stage
+        typer.echo(f"{name:12} {stage:6} {trial.steps:>6,} steps  seed {trial.seed}  lr {trial.lr:g}{later}")
     typer.echo(f"\n{shares(found.plan)}")
     for name, seconds in found.seconds.items():
         memory = size(found.memory[name]) if name in found.memory else "unknown"

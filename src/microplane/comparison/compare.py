@@ -15,6 +15,7 @@ from microplane.comparison.forecast import expected, shares, within_time
 from microplane.comparison.plan import Plan, Trial, make_plan
 from microplane.comparison.result import result_of
 from microplane.comparison.rows import source_of
+from microplane.comparison.table import judged, measured
 from microplane.comparison.trials import Trials
 from microplane.comparison.write import write_outputs
 from microplane.config.build import assemble
@@ -77,6 +78,8 @@ def compare(
     steps: str | int | None = None,
     seeds: int = 3,
     metric: str | None = None,
+    general: str | Path | None = None,
+    learning_curve: bool = False,
     set: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -92,6 +95,10 @@ def compare(
             final run makes the passes of `train.epochs` (1), and no budget makes it longer.
         seeds: final runs of each method.
         metric: that methods are compared by; the task's own otherwise.
+        general: a file of text on which it is measured what models that write forget, as the knob `eval.general`;
+            the package's own text otherwise.
+        learning_curve: whether the method that is advised is trained on a quarter and half of the rows too, to tell
+            what twice as many would bring.
         set: more knobs for all trials, by dotted name; knobs of methods go to those that have them.
         out: the folder, which must be new; `runs/compare-<model>-<data>` otherwise.
         resume: the folder of a comparison that goes on, instead of all the above.
@@ -101,7 +108,7 @@ def compare(
         MicroplaneError: for anything that is wrong; trials that are done stay done.
     """
     watch = watch or Silent()
-    asked = (model, data, methods, budget, tokens, steps, metric, set, out)
+    asked = (model, data, methods, budget, tokens, steps, metric, general, learning_curve or None, set, out)
     with notices_to(watch.say):
         if resume is not None:
             if any(one is not None for one in asked[2:]):
@@ -110,7 +117,8 @@ def compare(
         folder = _new_folder(out, model, data)
         with _held(folder):
             limit = Budget.of(budget, tokens, steps)
-            plan = _planned(folder, model, data, set, methods, limit, seeds, metric, watch)
+            how = limit, seeds, metric, general, learning_curve
+            plan = _planned(folder, model, data, set, methods, *how, watch)
             plan.write(folder)
             return _carry_out(folder, plan, watch)
 
@@ -125,6 +133,8 @@ def forecast(
     steps: str | int | None = None,
     seeds: int = 3,
     metric: str | None = None,
+    general: str | Path | None = None,
+    learning_curve: bool = False,
     set: Mapping[str, Any] | None = None,
     watch: Watcher | None = None,
 ) -> Forecast:
@@ -133,12 +143,13 @@ def forecast(
     with tempfile.TemporaryDirectory() as name, notices_to(watch.say):
         folder = Path(name)
         limit = Budget.of(budget, tokens, steps)
-        plan = _planned(folder, model, data, set, methods, limit, seeds, metric, watch)
+        how = limit, seeds, metric, general, learning_curve
+        plan = _planned(folder, model, data, set, methods, *how, watch)
         course = Course(Trials(folder, plan, watch), plan, watch)
         course.probe()
         if plan.steps is None:
             plan = within_time(plan, course.pace, course.seconds)
-        trials = [trial for trial in expected(plan) if trial.method not in course.failed]
+        trials = [trial for trial in expected(plan, next(iter(course.going), None)) if trial.method in course.going]
         by_method = {name: [trial for trial in trials if trial.method == name] for name in plan.methods}
         peaks = {one.trial.method: int(one.result["train"]["peak_memory_bytes"]) for one in course.pace.done}
         seconds = {name: course.pace.total(own) or 0.0 for name, own in by_method.items() if own}
@@ -154,6 +165,8 @@ def _planned(
     budget: Budget | None,
     seeds: int,
     metric: str | None,
+    general: str | Path | None,
+    learning_curve: bool,
     watch: Watcher,
 ) -> Plan:
     """The plan of what was asked for; rows that lie in no file are in the folder then."""
@@ -168,7 +181,8 @@ def _planned(
         folder.mkdir(parents=True, exist_ok=True)
         path = inline.write(folder)
         config = assemble(given={"model.name": config.model.name, "data.train": str(path)} | common)
-    return make_plan(config, methods, budget, seeds, metric, given, folder, watch)
+    text = None if general is None else str(general)
+    return make_plan(config, methods, budget, seeds, metric, text, learning_curve, given, folder, watch)
 
 
 def _new_folder(out: str | Path | None, model: Any, data: Any) -> Path:
@@ -231,8 +245,8 @@ def _go_on(folder: Path, model: Any, data: Any, watch: Watcher) -> Comparison:
 
 def _check_rows(folder: Path, plan: Plan) -> None:
     """Raises: DataError, if the rows that were given are others by now, or their copy is gone."""
-    for path in (plan.rows.train, plan.rows.validation, plan.rows.test):
-        if path is not None and not Path(path).is_file():
+    for path in (plan.rows.train, plan.rows.validation, plan.rows.test, *plan.rows.parts.values()):
+        if not Path(path).is_file():
             raise DataError(f"{path} is gone, so {folder} cannot go on; a comparison stays where it was begun")
     knobs = {name.removeprefix("data."): value for name, value in plan.set.items() if name.startswith("data.")}
     given = DataKnobs(**knobs | {"train": plan.data})
@@ -264,6 +278,10 @@ def _carry_out(folder: Path, plan: Plan, watch: Watcher) -> Comparison:
     if not finals:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in course.failed.items())
         raise TrainingError(f"no method could be trained. {reasons}")
-    result = result_of(folder, plan, course, finals)
+    found = measured(plan, finals)
+    judgement = judged(found, finals)
+    if plan.learning_curve:
+        course.learn(judgement.advised)
+    result = result_of(folder, plan, course, finals, found, judgement)
     write_outputs(folder, result)
     return Comparison(folder, result)

@@ -3,9 +3,12 @@
   "use strict";
   const { root, dark, charts, color, drawn, begin } = shared;
   const result = JSON.parse(document.getElementById("data").textContent);
-  const names = result.methods.map((row) => row.method);
+  // Of a comparison its methods, else runs; what was scored on the same rows stands in the charts and above the answers.
+  const all = (result.methods || result.runs).map((row) => ({ ...row, name: row.method !== undefined && !row.run ? row.method : row.run }));
+  const scoredRows = all.filter((row) => row.score);
+  const names = scoredRows.map((row) => row.name);
   const ink = (name) => {
-    const place = [...names, ...result.failed.map((row) => row.method)].indexOf(name);
+    const place = [...all, ...(result.failed || []).map((row) => ({ name: row.method }))].findIndex((row) => row.name === name);
     return `hsl(${(place * 137.5 + 210) % 360} 62% ${dark.matches && !root.classList.contains("printing") ? 66 : 38}%)`;
   };
   const digits = (value) => (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4)
@@ -75,7 +78,7 @@
     prompt.dir = "auto";
     const outputs = element("div", undefined, "outputs");
     const shown = [["target", line.target], ["untouched model", line["untouched model"]],
-      ...Object.entries(line.answers), ...Object.entries(line.trivial)];
+      ...Object.entries(line.answers), ...Object.entries(line.trivial)].filter(([, text]) => text !== undefined);
     for (const [name, text] of shown) {
       const output = element("div", undefined, "output" + (text.trim() === line.target.trim() ? " equal" : ""));
       const answer = element("pre", text || "(empty)");
@@ -119,9 +122,10 @@
   }
 
   function pareto() {
+    if (!document.getElementById("cost")) return;
     const cost = document.getElementById("cost").value, [unit, name] = SCALES[cost];
     const title = document.getElementById("cost").selectedOptions[0].textContent;
-    const points = result.methods.map((row) => ({ x: row[cost] / unit, y: row.score.value, row }));
+    const points = scoredRows.map((row) => ({ x: row[cost] / unit, y: row.score.value, row }));
     const better = result.metric.lower_is_better ? (a, b) => a < b : (a, b) => a > b;
     let best = null;
     const front = [...points].sort((a, b) => a.x - b.x || (better(a.y, b.y) ? -1 : 1)).filter((point) => {
@@ -130,8 +134,8 @@
       return kept;
     });
     const one = (point) => ({
-      label: point.row.method, data: [{ x: point.x, y: point.y }], pointRadius: 6, pointHoverRadius: 8,
-      borderColor: ink(point.row.method), backgroundColor: ink(point.row.method), pointStyle: "circle",
+      label: point.row.name, data: [{ x: point.x, y: point.y }], pointRadius: 6, pointHoverRadius: 8,
+      borderColor: ink(point.row.name), backgroundColor: ink(point.row.name), pointStyle: "circle",
     });
     const line = {
       label: "none is better and cheaper", data: front.map(({ x, y }) => ({ x, y })), pointRadius: 0, borderWidth: 2,
@@ -142,10 +146,11 @@
     draw("pareto", [...points.map(one), line], { type: log ? "logarithmic" : "linear", title, say },
       { title: result.metric.name, say: scored },
       (item) => ` ${item.dataset.label}: ${scored(item.parsed.y)}, ${say(item.parsed.x)}`);
-    root.dataset.front = JSON.stringify(front.map((point) => point.row.method));
+    root.dataset.front = JSON.stringify(front.map((point) => point.row.name));
   }
 
   function rates() {
+    if (!result.search) return;
     const sets = Object.entries(result.search).map(([name, found]) => {
       const points = found.points.filter((point) => point.stage === "short" && point.validation_loss !== null)
         .sort((a, b) => a.lr - b.lr);
@@ -167,12 +172,31 @@
       label: name, data: points.map(([x, y]) => ({ x, y })), borderColor: ink(name), backgroundColor: ink(name),
       borderWidth: 2, pointRadius: 2,
     }));
-    draw("curves", sets, { type: "linear", title: "tokens", say: (value) => value.toLocaleString("en") },
+    const axis = document.getElementById("curves").dataset.axis;
+    draw("curves", sets, { type: "linear", title: axis, say: (value) => value.toLocaleString("en") },
       { title: "validation loss", say: digits },
-      (item) => ` ${item.dataset.label}, ${item.parsed.x.toLocaleString("en")} tokens: ${digits(item.parsed.y)}`);
+      (item) => ` ${item.dataset.label}, ${item.parsed.x.toLocaleString("en")} ${axis}: ${digits(item.parsed.y)}`);
+  }
+
+  function learning() {
+    const found = result.learning_curve;
+    if (!found || !found.twice) return;
+    const quiet = { borderColor: color("quiet"), backgroundColor: color("quiet"), borderWidth: 2 };
+    const mean = found.points.map((point) => ({ x: point.rows, y: point.value }));
+    const seeds = found.points.flatMap((point) => point.by_seed.map((y) => ({ x: point.rows, y })));
+    const sets = [
+      { label: "mean of the seeds", data: mean, showLine: false, pointRadius: 6, borderColor: ink(found.method), backgroundColor: ink(found.method) },
+      { label: "seeds", data: seeds, showLine: false, pointRadius: 2, ...quiet },
+      { label: "fit", data: found.fit.line.map(([x, y]) => ({ x, y })), pointRadius: 0, borderDash: [5, 4], ...quiet },
+      { label: "95% interval", data: found.twice.between.map((y) => ({ x: found.twice.rows, y })), pointRadius: 5, pointStyle: "line", ...quiet },
+    ];
+    const count = (value) => Math.round(value).toLocaleString("en");
+    draw("learning", sets, { type: "logarithmic", title: "training rows", say: count }, { title: result.metric.name, say: scored },
+      (item) => ` ${item.dataset.label}, ${count(item.parsed.x)} rows: ${scored(item.parsed.y)}`);
   }
 
   const drawAll = () => drawn(() => {
+    learning();
     pareto();
     rates();
     curves();
@@ -184,7 +208,7 @@
     const csv = kind === "csv";
     const text = csv ? JSON.parse(document.getElementById("csv").textContent) : JSON.stringify(result, null, 2) + "\n";
     const link = element("a");
-    link.download = "comparison." + kind;
+    link.download = (result.methods ? "comparison." : "side-by-side.") + kind;
     link.href = URL.createObjectURL(new Blob([text], { type: csv ? "text/csv" : "application/json" }));
     link.click();
     root.dataset.downloaded = kind + " " + text.length;
@@ -193,7 +217,7 @@
 
   fillRows();
   begin(drawAll);
-  document.getElementById("cost").addEventListener("change", pareto);
+  document.getElementById("cost")?.addEventListener("change", pareto);
   for (const button of document.querySelectorAll("[data-sort]")) button.addEventListener("click", () => sort(button));
   for (const button of document.querySelectorAll("[data-download]")) {
     button.addEventListener("click", () => download(button.dataset.download));

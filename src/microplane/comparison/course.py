@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from microplane.comparison.forecast import Pace, expected
 from microplane.comparison.plan import PROBE_STEPS, Plan, Trial
-from microplane.comparison.search import best_of, finalists, rates
+from microplane.comparison.search import PARTS, best_of, finalists, rates
 from microplane.comparison.trials import Outcome, Trials
 from microplane.data.progress import Watcher
 from microplane.report.words import duration
@@ -29,6 +29,7 @@ class Course:
     short: By = field(default_factory=dict)
     half: By = field(default_factory=dict)
     finals: By = field(default_factory=dict)
+    parts: dict[int, list[Outcome]] = field(default_factory=dict)  # of the method that is advised, by percent
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.plan)
@@ -82,6 +83,14 @@ class Course:
             if not any(run.ok for run in runs):
                 self.failed[name] = str(runs[0].reason)
 
+    def learn(self, name: str) -> None:
+        """The method that is advised, on parts of the rows: at its rate, with as many passes and the same seeds."""
+        rate, lengths = self.finals[name][0].trial.lr, self.plan.lengths
+        for seed in range(self.plan.seeds):
+            for percent in PARTS:
+                outcome = self._run(Trial(name, "part", rate, lengths.part(percent), seed, percent))
+                self.parts.setdefault(percent, []).append(outcome)
+
     def _run(self, trial: Trial) -> Outcome:
         known = self.trials.is_done(trial)
         outcome = self.trials.run(trial)
@@ -90,12 +99,13 @@ class Course:
         return outcome
 
     def _line(self, trial: Trial, outcome: Outcome, known: bool) -> str:
-        made = Counter((one.trial.method, one.trial.stage) for one in self.trials.ledger.values())
-        every = [one for one in expected(self.plan) if one.method in self.going] if self.plan.steps else []
-        waiting = []
+        made = Counter(map(_kind, (one.trial for one in self.trials.ledger.values())))
+        advised = trial.method if trial.stage == "part" else next(iter(self.going), None)
+        every = expected(self.plan, advised) if self.plan.steps else []
+        every, waiting = [one for one in every if one.method in self.going], []
         for one in every:
-            if made[one.method, one.stage] > 0:
-                made[one.method, one.stage] -= 1
+            if made[_kind(one)] > 0:
+                made[_kind(one)] -= 1
             else:
                 waiting.append(one)
         left = self.pace.total(waiting) if waiting else None
@@ -105,3 +115,8 @@ class Course:
         took = "done before" if known else duration(max(outcome.seconds, 0.01))
         eta = f"  ETA {duration(left)}" if left else ""
         return f"[{at}] {trial}: {came}  ({took}){eta}"
+
+
+def _kind(trial: Trial) -> tuple[str, str]:
+    """Trials of a kind are interchangeable in what is left to do; whose the parts are is known late."""
+    return "" if trial.stage == "part" else trial.method, trial.stage

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from microplane.comparison.plan import LEAST_STEPS, PROBE_ANSWERS, Plan, Stage, Trial
-from microplane.comparison.search import BEST, GRID, MORE
+from microplane.comparison.plan import ANSWERING, LEAST_STEPS, PROBE_ANSWERS, Plan, Stage, Trial
+from microplane.comparison.search import BEST, GRID, MORE, PARTS
 from microplane.comparison.trials import Outcome
 from microplane.errors import ConfigError
 
@@ -29,11 +29,12 @@ class Pace:
         own = [one for one in self.done if one.trial.method == trial.method] or self.done
         if not own:
             return None
-        alike = [one for one in own if one.trial.stage == trial.stage]
+        answers = trial.stage in ANSWERING
+        alike = [one for one in own if (one.trial.stage in ANSWERING if answers else one.trial.stage == trial.stage)]
         steps = sum(one.result["train"]["steps"] for one in own)
         step = sum(one.result["train"]["seconds"] for one in own) / max(steps, 1)
         beside = fmean(one.seconds - one.result["train"]["seconds"] for one in alike or own)
-        if trial.stage == "final" and not alike:
+        if answers and not alike:
             beside += self._answers(own)
         return float(beside + step * trial.steps)
 
@@ -49,8 +50,12 @@ class Pace:
         return None if any(one is None for one in each) else sum(one for one in each if one is not None)
 
 
-def expected(plan: Plan) -> list[Trial]:
-    """All trials of a comparison, in their order. Rates that depend on earlier ones stand as the method's own."""
+def expected(plan: Plan, advised: str | None = None) -> list[Trial]:
+    """All trials of a comparison, in their order. Rates that depend on earlier ones stand as the method's own.
+
+    Args:
+        advised: the method whose learning curve is made; the reference stands for it as long as it is not known.
+    """
     lengths = plan.lengths
     stages: list[tuple[Stage, int, int]] = [("short", len(GRID) + MORE, lengths.short), ("half", BEST, lengths.half)]
     searching = [
@@ -64,7 +69,13 @@ def expected(plan: Plan) -> list[Trial]:
         for seed in range(plan.seeds)
         for name in plan.methods
     ]
-    return searching + finals
+    chosen = advised or plan.reference
+    parts = [
+        Trial(chosen, "part", plan.defaults[chosen], lengths.part(percent), seed, percent)
+        for seed in range(plan.seeds if plan.learning_curve else 0)
+        for percent in PARTS
+    ]
+    return searching + finals + parts
 
 
 def within_time(plan: Plan, pace: Pace, spent: float) -> Plan:
@@ -80,7 +91,8 @@ def within_time(plan: Plan, pace: Pace, spent: float) -> Plan:
     left = plan.budget.amount - spent
 
     def seconds(steps: int) -> float:
-        return pace.total(expected(replace(plan, steps=steps))) or 0.0
+        sized = replace(plan, steps=steps)
+        return max(pace.total(expected(sized, name)) or 0.0 for name in plan.methods)  # whichever is advised
 
     if seconds(LEAST_STEPS) > left:
         least = seconds(LEAST_STEPS) + spent
@@ -95,8 +107,10 @@ def within_time(plan: Plan, pace: Pace, spent: float) -> Plan:
 def shares(plan: Plan) -> str:
     """What each method gets, in words."""
     lengths = plan.lengths
+    of_parts = " and ".join(f"{lengths.part(percent):,}" for percent in PARTS)
+    parts = f"; the one that is advised, {plan.seeds} times {of_parts} on parts of the rows" * plan.learning_curve
     return (
         f"each method gets {lengths.of_method(plan.seeds):,} optimizer steps: {lengths.search:,} for its learning rate "
         f"({len(GRID) + MORE} runs of {lengths.short:,}, {BEST} of {lengths.half:,}), and {plan.seeds} seeds of "
-        f"{lengths.final:,}"
+        f"{lengths.final:,}{parts}"
     )

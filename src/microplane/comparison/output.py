@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from microplane.comparison.verdict import Words
 from microplane.report.words import duration, size
 
 Result = Mapping[str, Any]
-COLUMNS = ("method", "score", "95% interval", "to {reference}", "rate", "time", "memory", "weights", "file")
+COLUMNS = (
+    *("method", "score", "95% interval", "to {reference}", "rate", "time", "memory", "weights", "file"),
+    "forgetting",
+)
 
 
 def words_of(result: Result) -> Words:
@@ -33,6 +37,7 @@ def cells(result: Result) -> list[list[str]]:
                 size(row["peak_memory_bytes"]),
                 short_count(row["trainable_parameters"]),
                 size(row["adapter_bytes"]) if row["adapter_bytes"] else "-",
+                forgetting_cell(row["forgetting"]),
             ]
         )
     for row in result["failed"]:
@@ -62,6 +67,11 @@ def difference_cell(words: Words, found: Mapping[str, Any] | None) -> str:
     return "+0.0" if said == "-0.0" else said + (" *" if found["told_apart"] else "")
 
 
+def forgetting_cell(found: Mapping[str, float] | None) -> str:
+    """`+0.031`: what the loss on general text grew by."""
+    return "-" if found is None else f"{found['difference']:+.3f}"
+
+
 def _edge(result: Result, method: str) -> str:
     return " (edge)" if result["search"][method]["edge"] else ""
 
@@ -84,6 +94,7 @@ def star(result: Result) -> str:
 def markdown(result: Result) -> str:
     """The answer and the table."""
     first, *more = result["answer"]["sentences"]
+    more += [curve["sentence"]] if (curve := result["learning_curve"]) else []
     lines = [f"**{first}**", *more, ""]
     title = heads(result)
     lines += [_markdown_row(title), _markdown_row(["---"] * len(title)), *map(_markdown_row, cells(result)), ""]
@@ -113,9 +124,10 @@ def comma_separated(result: Result) -> str:
     """Figures of each method and baseline, unrounded."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["name", "kind", "score", "low", "high", *FIGURES])
+    out.writerow(["name", "kind", "score", "low", "high", *FIGURES, "forgetting"])
     for row in result["methods"]:
-        out.writerow([row["method"], "method", *row["score"].values(), *(row[name] for name in FIGURES)])
+        figures = [*(row[name] for name in FIGURES), (row["forgetting"] or {}).get("difference")]
+        out.writerow([row["method"], "method", *row["score"].values(), *figures])
     for row in result["baselines"]:
         out.writerow([row["name"], "baseline", *row["score"].values()])
     return text.getvalue()
@@ -137,7 +149,14 @@ def terminal(result: Result) -> list[str]:
         "  ".join([_cut(first, room).ljust(room), *map(str.rjust, rest, widths)]).rstrip() for first, *rest in table
     ]
     edge = ["!: the best rate lies on the edge of those that were tried"] if "!" in "".join(lines) else []
-    return [*lines, star(result), *edge]
+    return [*lines, star(result), *edge, *_forgetting(result)]
+
+
+def _forgetting(result: Result) -> list[str]:
+    """What each method forgot, in lines of their own, for the table has no room."""
+    found = [f"{row['method']} {forgetting_cell(row['forgetting'])}" for row in result["methods"] if row["forgetting"]]
+    told = f"Forgetting (loss on general text, after less before): {', '.join(found)}"
+    return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False) if found else []
 
 
 def _cut(text: str, room: int) -> str:

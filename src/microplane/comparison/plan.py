@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 from microplane.comparison.budget import Budget
 from microplane.comparison.rows import Rows, copy_rows
 from microplane.comparison.scoring import choose
-from microplane.comparison.search import BEST, GRID, MORE, Lengths, longest
+from microplane.comparison.search import PARTS, Lengths, longest
 from microplane.config.build import to_yaml
-from microplane.config.knobs import RunKnobs
+from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
@@ -22,14 +22,17 @@ from microplane.errors import ConfigError, nearest
 from microplane.files import read_object, write_aside, write_json
 from microplane.methods import METHODS, make_method
 from microplane.objectives.select import TEXT
+from microplane.runs.general import DEFAULT, open_general
 from microplane.runs.prepare import Opened, open_for_data
 
-Stage: TypeAlias = Literal["probe", "short", "half", "final"]
+Stage: TypeAlias = Literal["probe", "short", "half", "final", "part"]
 
+ANSWERING: tuple[Stage, ...] = ("final", "part")  # stages in which the test rows are answered
 LEAST_STEPS = 4  # of a final run: a quarter of fewer is no run
 PROBE_STEPS = 5
 CHOSEN_BY = 200  # test rows by whose answers it is seen which metrics there are
 PROBE_ANSWERS = 8
+UNMEASURED = "forgetting is measured on text that a model writes, and here a task head answers ({task})"
 TEXT_ROWS = 300  # test rows to which answers are generated, unless eval.rows says another number
 DECIDED = {  # knobs that the comparison itself sets
     "name": "the comparison's folder is --out",
@@ -40,6 +43,7 @@ DECIDED = {  # knobs that the comparison itself sets
     "train.seed": "use --seeds for how many there are",
     "model.adapter": "each trial starts from the untouched model",
     "eval.metrics": "use --metric",
+    "eval.general": "use --general",
 }
 
 
@@ -52,16 +56,19 @@ class Trial:
     lr: float
     steps: int
     seed: int = 0
+    percent: int = 100  # of the training rows
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        seed = f"-seed{self.seed}" if self.stage == "final" else ""
-        return f"{self.method}-{self.stage}-lr{self.lr:g}-steps{self.steps}{seed}"
+        seed = f"-seed{self.seed}" if self.stage in ANSWERING else ""
+        part = str(self.percent) if self.stage == "part" else ""
+        return f"{self.method}-{self.stage}{part}-lr{self.lr:g}-steps{self.steps}{seed}"
 
     def __str__(self) -> str:
-        seed = f", seed {self.seed}" if self.stage == "final" else ""
-        return f"{self.method}, {self.stage}, lr {self.lr:g}, {self.steps} steps{seed}"
+        seed = f", seed {self.seed}" if self.stage in ANSWERING else ""
+        stage = f"{self.percent}% of the rows" if self.stage == "part" else self.stage
+        return f"{self.method}, {stage}, lr {self.lr:g}, {self.steps} steps{seed}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Plan:
         defaults: each method's own rate on this model.
         most_steps: of a run of `train.epochs` passes; no run is longer.
         answer_rows: test rows on which the methods are compared.
+        learning_curve: whether the method that is advised is trained on parts of the rows too.
+        general: text on which the final runs measure what was forgotten; None where no text is written.
         steps: of a final run; None until a budget of time could be reckoned.
     """
 
@@ -91,6 +100,8 @@ class Plan:
     tokens_per_step: float
     counts: dict[str, int]
     answer_rows: int
+    general: str | None
+    learning_curve: bool = False
     steps: int | None = None
 
     @property
@@ -102,9 +113,11 @@ class Plan:
         assert self.steps is not None, "the length is decided before the first trial"
         return Lengths(self.steps)
 
-    @property
-    def trials_of_method(self) -> int:
-        return len(GRID) + MORE + BEST + self.seeds
+    def all_steps(self, final: int) -> int:
+        """Optimizer steps of all trials, with final runs of so many."""
+        lengths = Lengths(final)
+        parts = self.seeds * sum(lengths.part(percent) for percent in PARTS) if self.learning_curve else 0
+        return len(self.methods) * lengths.of_method(self.seeds) + parts
 
     def method_knobs(self, method: str) -> dict[str, Any]:
         """Those of `set` that are this method's."""
@@ -163,6 +176,8 @@ def make_plan(
     budget: Budget | None,
     seeds: int,
     metric: str | None,
+    general: str | None,
+    learning_curve: bool,
     set: Mapping[str, Any],
     folder: Path,
     watch: Watcher,
@@ -177,7 +192,7 @@ def make_plan(
     check_set(set, list(METHODS) if methods is None else chosen_methods(methods, None))
     watch.say(f"opening {config.model.name}, reading {config.data.train}")
     opened = open_for_data(config, make_method("lora"), watch)
-    rows = copy_rows(opened, folder / "data")
+    rows = copy_rows(opened, folder / "data", learning_curve)
     common = config_of_trials(opened.config, rows, folder)
     how = opened.tokenizer, opened.possible, counting(watch)
     load_splits(common.data, *how)  # kept in the cache for the trials
@@ -204,6 +219,8 @@ def make_plan(
         tokens_per_step=float(splits.train.lengths.sum()) / batches.total_steps(1),
         counts=counts,
         answer_rows=asked,
+        general=_general(general, task, opened),
+        learning_curve=learning_curve,
     )
     _check_metric(plan, opened, test, plain=splits.summary.format_name == TEXT)
     plan = with_steps(plan)
@@ -211,11 +228,29 @@ def make_plan(
     return plan
 
 
+def _general(asked: str | None, task: str | None, opened: Opened) -> str | None:
+    """The text that is asked for, or else the default; opened once, so that what is wrong with it is told now.
+
+    Raises:
+        ConfigError: for a text where a task head answers.
+        DataError: for a file that cannot be read.
+    """
+    if task:
+        if asked is not None:
+            raise ConfigError(f"--general {asked}: {UNMEASURED.format(task=task)}. Leave it out")
+        return None
+    text = DEFAULT if asked in (None, DEFAULT) else str(Path(str(asked)).expanduser().absolute())
+    evaluation = opened.config.eval.model_copy(update={"general": text})
+    open_general(opened.config.model_copy(update={"eval": evaluation}), opened.plain, opened.tokenizer)
+    return text
+
+
 def config_of_trials(config: RunKnobs, rows: Rows, folder: Path) -> RunKnobs:
     """What all trials have in common. Paths are absolute: they may be gone on with from elsewhere."""
     name = config.model.name
     here = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
     data = {"train": rows.train, "validation": rows.validation, "test": None, "limit": None}
+    data |= {name: DataKnobs.model_fields[name].default for name in ("validation_share", "validation_rows")}  # done
     return config.model_copy(
         update={
             "name": None,
@@ -251,9 +286,9 @@ def with_steps(plan: Plan) -> Plan:
     if plan.budget.kind == "seconds":
         return plan
     total = plan.budget.amount / (plan.tokens_per_step if plan.budget.kind == "tokens" else 1)
-    steps = longest(total / len(plan.methods), plan.seeds, max(plan.most_steps, LEAST_STEPS))
+    steps = longest(total, plan.all_steps, max(plan.most_steps, LEAST_STEPS))
     if steps < LEAST_STEPS:
-        least = len(plan.methods) * Lengths(LEAST_STEPS).of_method(plan.seeds)
+        least = plan.all_steps(LEAST_STEPS)
         least = math.ceil(least * plan.tokens_per_step) if plan.budget.kind == "tokens" else least
         raise ConfigError(
             f"--{plan.budget.kind} {plan.budget.amount:,.0f} is too little for {len(plan.methods)} methods with their "

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from microplane.comparison.course import Course
-from microplane.comparison.plan import Plan
+from microplane.comparison.learning_curve import learning_curve
+from microplane.comparison.plan import UNMEASURED, Plan
 from microplane.comparison.table import (
+    Measured,
     baseline_rows,
     curves,
-    judged,
-    measured,
     method_rows,
     reference_of,
     row_lines,
@@ -22,15 +22,24 @@ from microplane.comparison.table import (
     told,
 )
 from microplane.comparison.trials import Outcome
+from microplane.comparison.verdict import Judgement
 from microplane.runs import provenance
+from microplane.runs.general import DEFAULT
 
 SCHEMA = 1
 SHOWN_ROWS = 200  # with all answers, in comparison.json and the page
 
 
-def result_of(folder: Path, plan: Plan, course: Course, finals: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
-    found = measured(plan, finals)
-    judgement = judged(found, finals)
+def result_of(
+    folder: Path,
+    plan: Plan,
+    course: Course,
+    finals: Mapping[str, Sequence[Outcome]],
+    found: Measured,
+    judgement: Judgement,
+) -> dict[str, Any]:
+    advised = judgement.advised
+    learning = learning_curve(plan, found.metric, advised, course.parts, finals[advised]) if course.parts else None
     search = searched(plan, course.short, course.half)
     ledger = [one.line() for one in course.trials.ledger.values()]
     return {
@@ -50,6 +59,8 @@ def result_of(folder: Path, plan: Plan, course: Course, finals: Mapping[str, Seq
         "baselines": baseline_rows(found),
         "search": search,
         "curves": curves(finals),
+        "general": general_of(plan, finals),
+        "learning_curve": learning,
         "rows": row_lines(found, SHOWN_ROWS),
         "ledger": ledger,
         "seconds": sum(line["seconds"] for line in ledger),
@@ -57,6 +68,14 @@ def result_of(folder: Path, plan: Plan, course: Course, finals: Mapping[str, Seq
         "command": command_of(plan),
         "environment": provenance.describe(),
     }
+
+
+def general_of(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> dict[str, Any] | None:
+    """The text of forgetting: its name, how many of its tokens are predicted, and by which objective."""
+    if plan.general is None:
+        return None
+    first = next(iter(finals.values()))[0].result["general"]
+    return {name: first[name] for name in ("text", "tokens", "objective")}
 
 
 def _notes(plan: Plan, dropped: int, search: Mapping[str, Any], finals: Mapping[str, Sequence[Outcome]]) -> list[str]:
@@ -75,6 +94,8 @@ def _notes(plan: Plan, dropped: int, search: Mapping[str, Any], finals: Mapping[
                 f"The best rate of {name} is the {told_['edge']} that was tried ({told_['taken']:g}): "
                 "a better one may lie beyond."
             )
+    if plan.task:
+        notes.append(f"Not measured: {UNMEASURED.format(task=plan.task)}.")
     for name, runs in finals.items():
         if len(runs) < plan.seeds:
             notes.append(f"Of {name} {plan.seeds - len(runs)} of {plan.seeds} seeds failed; the ledger says why.")
@@ -88,6 +109,8 @@ def command_of(plan: Plan) -> str:
         option = "--budget" if plan.budget.kind == "seconds" else f"--{plan.budget.kind}"
         words += [option, f"{plan.budget.amount:.0f}{'s' if plan.budget.kind == 'seconds' else ''}"]
     words += ["--seeds", str(plan.seeds)] + (["--metric", plan.metric] if plan.metric else [])
+    words += ["--general", plan.general] if plan.general not in (None, DEFAULT) else []
+    words += ["--learning-curve"] if plan.learning_curve else []
     for name, value in plan.set.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join(words)

@@ -4,13 +4,14 @@ anything sees the test rows."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from microplane.comparison.search import PARTS
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.spec import is_mixture
 from microplane.data.preparing.first_pass import Split, check_split, files_of
@@ -21,6 +22,7 @@ from microplane.files import file_sha256, write_aside
 from microplane.runs.inline_data import InlineData
 from microplane.runs.prepare import Opened
 
+LEAST_ROWS = 32  # for the training on parts of them
 TEST_SHARE = 0.2  # of the rows, where none are given for the test
 MOST_TEST_ROWS = 1_000
 
@@ -30,16 +32,21 @@ class Rows:
     """Files of a comparison's rows, and where they come from."""
 
     train: str
-    validation: str | None  # None: each run splits the same rows off
+    validation: str
     test: str
     told: str  # how the test rows were chosen
     source: str  # checksum of the files that were given
+    parts: dict[str, str] = field(default_factory=dict)  # by percent: each holds the smaller ones
 
 
-def copy_rows(opened: Opened, folder: Path) -> Rows:
-    """Write train.jsonl, test.jsonl and, where there is one, validation.jsonl.
+def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> Rows:
+    """Write train.jsonl, validation.jsonl and test.jsonl.
 
-    Test rows that nobody gave are cut off the training rows by a hash of their content, of each class the same share.
+    Test rows that nobody gave are cut off the training rows by a hash of their content, of each class the same share;
+    then validation rows, as a run would do it.
+
+    Args:
+        learning_curve: whether parts of the training rows are written too, train-25.jsonl and train-50.jsonl.
 
     Raises:
         DataError: for rows that cannot be read or are too few, or a mixture, which has no rows of its own.
@@ -54,10 +61,46 @@ def copy_rows(opened: Opened, folder: Path) -> Rows:
     if not given:
         held = split_off(train.hashes, TEST_SHARE, MOST_TEST_ROWS, train.classes)
         splits["test"], parts["test"], parts["train"] = train, held, ~held
+    if "validation" not in splits:
+        held = _held(splits["train"], parts["train"], knobs.validation_share, knobs.validation_rows)
+        splits["validation"], parts["validation"], parts["train"] = train, held, parts["train"] & ~held
+    smaller = _smaller(splits["train"], parts["train"]) if learning_curve else {}
+    splits |= {f"train-{percent}": train for percent in smaller}
+    parts |= {f"train-{percent}": chosen for percent, chosen in smaller.items()}
     written = {name: _write(folder / f"{name}.jsonl", splits[name], parts[name]) for name in splits}
     cut = f"{TEST_SHARE:.0%} of the rows, at most {MOST_TEST_ROWS:,}, cut off by a hash of their content"
     told = f"{knobs.test or knobs.train}, as given" if given else cut
-    return Rows(written["train"], written.get("validation"), written["test"], told, source_of(knobs))
+    return Rows(
+        written["train"],
+        written["validation"],
+        written["test"],
+        told,
+        source_of(knobs),
+        {percent: written[f"train-{percent}"] for percent in smaller},
+    )
+
+
+def _held(split: Split, among: np.ndarray, share: float, most: int) -> np.ndarray:
+    """Of the rows of a mask those that are held out, as a mask over all."""
+    held = np.zeros(len(among), np.bool_)
+    held[among] = split_off(split.hashes[among], share, most, split.classes.of(among))
+    return held
+
+
+def _smaller(split: Split, among: np.ndarray) -> dict[str, np.ndarray]:
+    """Of the rows of a mask the parts of the learning curve, by percent, each within the next larger one.
+
+    Raises:
+        DataError: if there are too few rows.
+    """
+    count = int(among.sum())
+    if count < LEAST_ROWS:
+        raise DataError(f"--learning-curve needs {LEAST_ROWS} training rows at least, and there are {count}")
+    found, whole = {}, 100
+    for percent in sorted(PARTS, reverse=True):
+        among = _held(split, among, percent / whole, count)
+        found[str(percent)], whole = among, percent
+    return found
 
 
 def source_of(knobs: DataKnobs) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,6 +19,7 @@ FACTOR = 10**0.5  # between neighbours of the grid
 GRID = (0, -1, 1, -2, 2)  # powers of it, the method's own rate first: if that cannot be trained, none can
 MORE = 2  # rates behind the grid
 BEST = 2  # rates that go on at half the length
+PARTS = (25, 50)  # percent of the training rows, for the learning curve
 
 Losses: TypeAlias = Mapping[float, float]  # validation loss by rate; infinite of a run that failed
 Edge: TypeAlias = Literal["lowest", "highest"]
@@ -93,14 +94,19 @@ class Lengths:
         """Of a method's whole search."""
         return (len(GRID) + MORE) * self.short + BEST * self.half
 
+    def part(self, percent: int) -> int:
+        """Of a run on so much of the training rows: as many passes over them as the final runs make."""
+        return max(1, math.ceil(self.final * percent / 100))
+
     def of_method(self, seeds: int) -> int:
         return self.search + seeds * self.final
 
 
-def longest(steps: float, seeds: int, most: int) -> int:
-    """Steps of a final run, so that a method's search and its seeds take no more than so many in all.
+def longest(steps: float, all_steps: Callable[[int], int], most: int) -> int:
+    """Steps of a final run, so that all trials together take no more than so many.
 
     Args:
+        all_steps: what they take, by the steps of a final run.
         most: no longer than this, whatever would be possible.
     """
-    return bisect_right(range(1, most + 1), steps, key=lambda final: Lengths(final).of_method(seeds))
+    return bisect_right(range(1, most + 1), steps, key=all_steps)

@@ -63,9 +63,19 @@ def measured(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> Measured:
         finals: those that succeeded, at least one of each method that is named.
     """
     answers = {name: [Answers.of(one.folder) for one in runs] for name, runs in finals.items()}
-    every = [one for runs in answers.values() for one in runs]
-    first, seeds = every[0], max(answers.values(), key=len)
-    metric = choose(plan.metric, plan.task, first.targets)
+    return scored(answers, plan.metric, plan.task)
+
+
+def scored(answers: dict[str, list[Answers]], metric_name: str | None, task: str | None) -> Measured:
+    """Scores of all on the same rows.
+
+    Args:
+        answers: of each method (or run), by seed.
+        metric_name: None for the task's own.
+        task: of a task head; None of answers in text.
+    """
+    first, seeds = next(iter(answers.values()))[0], max(answers.values(), key=len)
+    metric = choose(metric_name, task, first.targets)
 
     def matrix(runs: Iterable[Answers], side: str) -> Any:
         return np.array([metric.of(run.said(side), run.targets) for run in runs])
@@ -76,7 +86,7 @@ def measured(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> Measured:
     known = np.isfinite(np.concatenate([*found.values(), *beside.values(), untouched])).all(0)
     methods = {name: Scores(values[:, known], share=metric.share) for name, values in found.items()}
     baselines = {name: Scores(values[:, known], False, metric.share) for name, values in beside.items()}
-    alike = plan.task is None
+    alike = task is None
     own = untouched[:1] if alike else untouched
     baselines[UNTOUCHED] = Scores(own[:, known], not alike, metric.share)
     return Measured(metric, answers, methods, baselines, np.flatnonzero(known).tolist(), int((~known).sum()))
@@ -87,17 +97,17 @@ def judged(found: Measured, finals: Mapping[str, Sequence[Outcome]]) -> Judgemen
     return Judgement(found.methods, found.baselines, costs, found.metric.lower)
 
 
-def _interval(found: Interval) -> dict[str, float]:
+def interval_of(found: Interval) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _difference(judgement: Judgement, one: str, other: str | None) -> dict[str, Any] | None:
+def difference_of(judgement: Judgement, one: str, other: str | None) -> dict[str, Any] | None:
     if other is None or one == other:
         return None
     claim = judgement.claim(one, other)
     found: Difference = claim.difference
     more = {"to": other, "p": found.p, "p_adjusted": claim.p, "identical": found.identical, "told_apart": claim.holds}
-    return _interval(found) | more
+    return interval_of(found) | more
 
 
 def reference_of(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> str:
@@ -118,16 +128,26 @@ def method_rows(
                 "method": name,
                 "lr": runs[0].trial.lr,
                 "default_lr": plan.defaults[name],
-                "score": _interval(interval(found.methods[name])),
+                "score": interval_of(interval(found.methods[name])),
                 "by_seed": found.methods[name].of_seeds,
                 "seeds": [run.trial.seed for run in runs],
-                "to_reference": _difference(judgement, name, reference),
-                "to_baseline": _difference(judgement, name, judgement.baseline),
+                "to_reference": difference_of(judgement, name, reference),
+                "to_baseline": difference_of(judgement, name, judgement.baseline),
+                "forgetting": _forgetting(runs),
                 **_costs(runs),
                 **_facts(name, runs[0]),
             }
         )
     return rows
+
+
+def _forgetting(runs: Sequence[Outcome]) -> dict[str, Any] | None:
+    """The loss on general text before and after, the mean of the seeds; None where it was not measured."""
+    found = [run.result["general"] for run in runs if run.result.get("general")]
+    if not found:
+        return None
+    means = {name: fmean(one[name] for one in found) for name in ("before", "after", "difference")}
+    return means | {"by_seed": [one["difference"] for one in found]}
 
 
 def _costs(runs: Sequence[Outcome]) -> dict[str, Any]:
@@ -167,7 +187,7 @@ def baseline_rows(found: Measured) -> list[dict[str, Any]]:
     """A row for each baseline, the best first."""
     sign = 1 if found.metric.lower else -1
     order = sorted(found.baselines, key=lambda name: sign * found.baselines[name].mean)
-    return [{"name": name, "score": _interval(interval(found.baselines[name]))} for name in order]
+    return [{"name": name, "score": interval_of(interval(found.baselines[name]))} for name in order]
 
 
 def searched(plan: Plan, short: Mapping[str, Sequence[Outcome]], half: Mapping[str, Sequence[Outcome]]) -> Any:
@@ -194,17 +214,24 @@ def _point(run: Outcome) -> dict[str, Any]:
 
 
 def curves(finals: Mapping[str, Sequence[Outcome]]) -> dict[str, list[list[float]]]:
-    """Validation loss by trained and read tokens, of each method's first seed."""
-    found = {}
-    for name, runs in finals.items():
-        tokens, points = 0, []
-        for line in read_lines(runs[0].folder / "metrics.jsonl"):
-            if "validation_loss" in line:
-                points.append([tokens, line["validation_loss"]])
-            else:
-                tokens += line.get("tokens", 0)
-        found[name] = points
-    return found
+    """Validation loss by read tokens, of each method's first seed."""
+    return {name: curve(read_lines(runs[0].folder / "metrics.jsonl"), "tokens") for name, runs in finals.items()}
+
+
+def curve(lines: Iterable[Mapping[str, Any]], counted: str) -> list[list[float]]:
+    """Validation loss by what was read until then.
+
+    Args:
+        lines: of metrics.jsonl.
+        counted: `tokens`, or `trained_tokens` for those of them that are predicted.
+    """
+    read, points = 0, []
+    for line in lines:
+        if "validation_loss" in line:
+            points.append([read, line["validation_loss"]])
+        else:
+            read += line.get(counted, 0)
+    return points
 
 
 def row_lines(found: Measured, most: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microplane.comparison.plan import PROBE_ANSWERS, Plan, Trial
+from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
 from microplane.data.progress import Watcher
 from microplane.files import lock, object_in, write_json
 from microplane.training.log import read_lines
@@ -132,11 +132,16 @@ class Trials:
         plan, sets = self.plan, {"method.name": trial.method}
         sets |= {f"method.{name}": json.dumps(value) for name, value in plan.method_knobs(trial.method).items()}
         sets |= {"train.lr": f"{trial.lr:g}", "train.steps": str(trial.steps), "train.seed": str(trial.seed)}
-        answers = {"final": plan.answer_rows, "probe": 0 if plan.task else PROBE_ANSWERS}.get(trial.stage, 0)
-        sets["eval.rows"] = str(answers)
+        answering = trial.stage in ANSWERING
+        probed = PROBE_ANSWERS if trial.stage == "probe" and not plan.task else 0
+        sets["eval.rows"] = str(plan.answer_rows if answering else probed)
         sets["eval.metrics"] = "[auto]"
-        if trial.stage == "final":  # the one place where the test rows are read
+        if answering:  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
+        if trial.stage == "final" and plan.general:
+            sets["eval.general"] = plan.general
+        if trial.stage == "part":
+            sets["data.train"] = plan.rows.parts[str(trial.percent)]
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
         return [*program, "--config", str(self.folder / "trials.yaml"), "--name", trial.name, *arguments]
 

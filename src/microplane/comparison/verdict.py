@@ -201,8 +201,9 @@ def _undecided(judgement: Judgement, words: Words) -> list[str]:
     leaders, visible = judgement.leaders, judgement.visible
     assert visible is not None
     several = f"These {len(leaders)}" if len(leaders) > 2 else "These two"
+    seeds = "one seed" if judgement.seeds == 1 else f"{judgement.seeds} seeds"
     said = [
-        f"{several} cannot be told apart on {judgement.rows:,} rows with {judgement.seeds} seeds "
+        f"{several} cannot be told apart on {judgement.rows:,} rows with {seeds} "
         f"(a difference below {words.gap(visible)} is invisible here): {', '.join(leaders)}. "
         f"Take the cheapest: {judgement.advised} (it trains the fewest weights)."
     ]

@@ -331,6 +331,12 @@ class EvalKnobs(Knobs):
     max_new_tokens: int | None = Field(
         None, ge=1, description="most tokens of an answer; twice the longest target otherwise"
     )
+    general: str | None = Field(
+        None,
+        description="text on which a model that writes loses what it could before: its loss there is measured before "
+        "and after training. default: 50 short English texts of the package; or a file (.txt with a text a paragraph, "
+        "or rows with a column text)",
+    )
 
 
 class RunKnobs(Knobs):

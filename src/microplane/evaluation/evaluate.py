@@ -216,6 +216,6 @@ def class_lines(found: ByClass) -> list[str]:
 
 def describe_scores(scores: dict[str, float]) -> str:
     """One line: shares as percentages, the rest with three decimals."""
-    plain = ("loss", "perplexity", "bleu", "chrf", "rmse", "pearson", "spearman")
+    plain = ("loss", "general_loss", "perplexity", "bleu", "chrf", "rmse", "pearson", "spearman")
     parts = [f"{name} {value:.3f}" if name in plain else f"{name} {value:.1%}" for name, value in scores.items()]
     return ", ".join(parts)

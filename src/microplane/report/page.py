@@ -62,8 +62,11 @@ def without_surrogates(page: str) -> str:
 def template(room: str, name: str) -> jinja2.Template:
     """A page's, out of a package."""
     strict = jinja2.StrictUndefined
-    environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(own_file(name, room))
+    loader = jinja2.FunctionLoader(lambda name: own_file(name, room))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True, loader=loader
+    )
+    return environment.get_template(name)
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "curve_table": story.curve_table(record),
         "metric_rows": metric_rows,
         "rows": Figure("metrics.rows", record.result["metrics"].get("rows")),
+        "forgotten": story.forgotten(record),
         "held_out": story.held_out(record),
         "class_tables": story.class_tables(record),
         "confusion": story.confusion(record),

@@ -31,6 +31,7 @@ SAID_BY = {
     "tokens": ("train_tokens",),
     "warnings": ("warnings",),
 }
+FORGOTTEN = ("text", "tokens", "before", "after", "difference")
 BY_CLASS = ("precision", "recall", "f1", "rows")
 MAX_COMPARED = 4000  # characters; comparing longer texts word by word takes too long
 
@@ -232,6 +233,12 @@ def metric_rows(record: RunRecord) -> list[MetricRow]:
         )
         for name in names
     ]
+
+
+def forgotten(record: RunRecord) -> list[Figure]:
+    """The loss on general text before and after training, and what it grew by; empty where it was not measured."""
+    found = [Figure(f"general.{name}", record.result["general"].get(name)) for name in FORGOTTEN]
+    return found if all(found) else []
 
 
 def class_tables(record: RunRecord) -> list[tuple[str, list[ClassRow]]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,8 +25,9 @@ from microplane.models.heads import head_metadata
 from microplane.nn.ops import native
 from microplane.objectives.base import Measured
 from microplane.runs.prepare import Prepared
+from microplane.runs.result import GeneralSection
 
-VERSION = 6  # of what is kept, and of all code that decides it; raise it when either changes
+VERSION = 7  # of what is kept, and of all code that decides it; raise it when either changes
 
 Measure = Callable[[Model, str], Measured]  # of a model, and whose it is
 
@@ -36,7 +38,7 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
     Raises:
         TrainingError: if its loss is not a finite number.
     """
-    place = _place(prepared, base)
+    place = _place(_rows(prepared), prepared, base)
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measure again
         found: Measured = json.loads(place.read_text(encoding="utf-8"))
         shape = (len(found["prompts"]), len(found["targets"]), len(found["texts"]))
@@ -55,26 +57,59 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
     return measured
 
 
-def _place(prepared: Prepared, base: OpenedBase) -> Path:
-    return cache_dir() / "baseline" / f"{_key(prepared, base)}.json"
+def measure_general(prepared: Prepared, base: OpenedBase, watch: Watcher) -> float | None:
+    """The loss of the base on general text; that of an earlier run where there is one, and None where none is asked."""
+    if (general := prepared.general) is None:
+        return None
+    batch_tokens = prepared.config.eval.batch_tokens
+    place = _place([general.rows.fingerprint, general.objective.name, batch_tokens], prepared, base)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        loss = float(json.loads(place.read_text(encoding="utf-8"))["general"])
+        touch(place)
+        return loss
+    loss = general.loss(base.model, batch_tokens, watch.progress("general text of the untouched model"))
+    write_aside(place, json.dumps({"general": loss}).encode())
+    return loss
 
 
-def _key(prepared: Prepared, base: OpenedBase) -> str:
-    """Of all that decides the figures: rows, weights, head, how both are multiplied, and how answers are measured."""
+def forgotten(prepared: Prepared, before: float | None, tuned: Model, watch: Watcher) -> GeneralSection | None:
+    """What the tuned model loses more on general text.
+
+    Args:
+        before: what `measure_general` gave.
+    """
+    if (general := prepared.general) is None or before is None:
+        return None
+    after = general.loss(tuned, prepared.config.eval.batch_tokens, watch.progress("general text of the tuned model"))
+    watch.say(str(told := GeneralSection.of(general, before, after)))
+    return told
+
+
+def _rows(prepared: Prepared) -> list[Any]:
+    """What decides the figures of the held-out rows: these, how they are written, and how answers are measured."""
     config = prepared.config
-    parts = [
-        VERSION,
+    return [
         prepared.held_out.fingerprint,
         prepared.answer_rows,
+        [config.data.template, config.data.system],
+        config.eval.model_dump(mode="json", exclude={"general"}),
+    ]
+
+
+def _place(measured: list[Any], prepared: Prepared, base: OpenedBase) -> Path:
+    """Named by all that decides a figure: what is measured, the weights, the head, and how both are multiplied."""
+    parts = [
+        VERSION,
+        measured,
         prepared.tokenizer.fingerprint,
         base.digest,
         head_metadata(base.model),
-        config.train.seed if base.model.task_head is not None else None,  # from which a new head is drawn
+        # from which a new head is drawn
+        prepared.config.train.seed if base.model.task_head is not None else None,
         [prepared.form.name, prepared.form.compute, prepared.form.cached],
-        [config.data.template, config.data.system],
-        config.eval.model_dump(mode="json"),
         [torch.get_num_threads(), torch.__version__, processor(), native.library() is not None],
     ]
     if prepared.form.device.type != "cpu":
         parts.append(name_of(prepared.form.device))
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_dir() / "baseline" / f"{key}.json"

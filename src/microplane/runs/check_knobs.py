@@ -153,7 +153,7 @@ _USED_BY_EVAL = {
         "data.unicode",
     ),
     *("data.task", "data.no_label", "data.skip_bad_rows", "data.limit"),
-    *("eval.metrics", "eval.rows", "eval.batch_tokens", "eval.max_new_tokens"),
+    *("eval.metrics", "eval.rows", "eval.batch_tokens", "eval.max_new_tokens", "eval.general"),
 }
 
 
@@ -244,6 +244,7 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
     yield "train.label_smoothing", f"{head}; only the loss of tokens is smoothed. Leave it out"
     yield "eval.metrics", f"{head}, and it is measured by all metrics of its task. Leave it at auto"
     yield "eval.max_new_tokens", f"{head}, and none is generated. Leave it out"
+    yield "eval.general", f"{head}, and it writes no text of which something could be forgotten. Leave it out"
 
 
 def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: bool) -> Idle:

@@ -21,6 +21,7 @@ from microplane.objectives.base import Measured
 from microplane.objectives.select import TextCandidates, candidates
 from microplane.runs.asked import TAKEN_OVER
 from microplane.runs.check_knobs import check_knobs_for_eval
+from microplane.runs.general import open_general
 from microplane.runs.inline_data import configured, in_a_file
 from microplane.runs.max_length import within_context
 
@@ -92,7 +93,12 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
-    return measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
+    measured = measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
+    general = open_general(knobs, loaded.model, loaded.tokenizer, taken, counting(watch))
+    if general is not None:
+        show = watch.progress("general text of the model")
+        measured["scores"]["general_loss"] = general.loss(loaded.model, knobs.eval.batch_tokens, show)
+    return measured
 
 
 def _unsaid(text: str) -> None:

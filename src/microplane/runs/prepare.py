@@ -40,6 +40,7 @@ from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnyCandidates, AnySplits, candidates
 from microplane.runs.asked import how_asked
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
+from microplane.runs.general import General, open_general
 from microplane.runs.max_length import within_context
 from microplane.training.optim import peak_lr
 
@@ -57,6 +58,7 @@ class Prepared:
         form: in which format the base is held and multiplied.
         held_out: rows that are measured on: the test rows, or else the validation rows.
         answer_rows: numbers of those for which answers are generated.
+        general: text that is measured for what the model forgets, if `eval.general` asks for it.
     """
 
     config: RunKnobs
@@ -68,6 +70,7 @@ class Prepared:
     splits: AnySplits
     held_out: Dataset
     answer_rows: tuple[int, ...]
+    general: General | None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,6 +183,8 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
     if not begun:
         check_knobs_for_data(config, splits.objective, splits.summary, tokenizer)
     held_out = splits.test or splits.validation
+    writes = not splits.objective.needs_head
+    general = open_general(config, plain, tokenizer, method.num_virtual_tokens, counting(watch)) if writes else None
     return Prepared(
         config=_resolved(config, method, plain, form, splits, tokenizer.date or config.data.date),
         method=method,
@@ -190,6 +195,7 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         splits=splits,
         held_out=held_out,
         answer_rows=tuple(choose_rows(held_out, config.eval.rows)),
+        general=general,
     )
 
 

@@ -10,13 +10,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from microplane.evaluation.probe import Check
 from microplane.files import json_line, json_value, object_in, write_aside
 from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
+from microplane.runs.general import General
 from microplane.training.log import Record, read_lines
 from microplane.training.loop import Outcome
 
@@ -83,6 +84,26 @@ class MetricsSection:
 
 
 @dataclass(frozen=True)
+class GeneralSection:
+    """What was forgotten: the loss on general text, in nats per token."""
+
+    text: str  # `default`, or the file
+    tokens: int  # that are predicted
+    objective: str  # by which they are
+    before: float  # of the untouched model
+    after: float
+    difference: float  # what the tuned model loses more
+
+    @classmethod
+    def of(cls, general: General, before: float, after: float) -> Self:
+        """Of a text, and the losses of both models on it."""
+        return cls(general.text, general.tokens, general.objective.name, before, after, after - before)
+
+    def __str__(self) -> str:
+        return f"general text: loss {self.before:.3f} before, {self.after:.3f} after ({self.difference:+.3f})"
+
+
+@dataclass(frozen=True)
 class Sample:
     """A held-out row, and what the untouched and the tuned model answer."""
 
@@ -108,6 +129,7 @@ class Result:
     train: TrainSection | None = None
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None
+    general: GeneralSection | None = None
     samples: list[Sample] | None = None
     measuring_seconds: float | None = None  # of measuring the tuned model on the held-out rows
     seconds: float | None = None  # of the whole run, all its sittings: the command's
