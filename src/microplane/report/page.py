@@ -90,6 +90,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "confusion": story.confusion(record),
         "samples": story.samples(record),
         "checks": story.checks(record),
+        "forecast": story.forecast(record),
         "parts": story.parts(record),
         "environment": facts(record.result["environment"], "environment"),
         "run_yaml": record.run_yaml,

@@ -17,6 +17,7 @@ from microplane.files import json_line, json_value, object_in, write_aside
 from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
+from microplane.runs.own_forecast import ForecastSection
 from microplane.training.log import Record, read_lines
 from microplane.training.loop import Outcome
 
@@ -105,6 +106,7 @@ class Result:
     data: dict[str, Any] | None = None  # `DataSummary` and totals over it
     environment: dict[str, Any] | None = None
     advice: list[str] | None = None
+    forecast: ForecastSection | None = None
     train: TrainSection | None = None
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None

@@ -34,6 +34,7 @@ from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import configuration, with_data
+from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
     MethodSection,
@@ -166,6 +167,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     lacks = lacking(prepared)
     for line in lacks:
         watch.say(f"warning   {line}")
+    result.forecast = own_forecast(prepared)
+    watch.say(f"forecast  {result.forecast.line()}")
     job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
@@ -191,6 +194,9 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
+    result.forecast = result.forecast.beside(outcome.totals.step, result.train.seconds, result.train.peak_memory_bytes)
+    if came := result.forecast.off_line():
+        watch.say(f"forecast  {came}")
     result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
