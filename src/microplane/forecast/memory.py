@@ -86,13 +86,12 @@ class AtOnce:
         parts = (lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.micro_tokens))
         most = max(parts, key=lambda part: int(tokens_kept(part).sum()))
         tokens = int(most.sum())
-        rows = math.ceil(len(lengths) / plan.total_steps(1))
         there = max(int(validation.max(initial=1)), -(-int(validation.sum()) // LEAST_BATCHES))
         return cls(
             tokens=tokens,
             row=max(1, round(float((most.astype(float) ** 2).sum() / tokens))),
             trained=math.ceil(share * tokens),
-            step=float(lengths.mean()) * rows,
+            step=float(lengths.sum()) / plan.total_steps(1),
             evaluated=min(evaluated, there),
         )
 
