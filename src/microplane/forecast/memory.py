@@ -29,6 +29,8 @@ MOMENTS = {"adamw": 8, "adafactor": 0}  # bytes of optimizer state for each weig
 PASSES = {"adamw": 28, "adafactor": 16}  # bytes that a step of the optimizer reads and writes for each of them
 LOOKED_AT = 500  # steps whose rows are looked at for the largest
 SMALL = 0.02  # of the process: blocks that hold less are not tried
+LIBRARIES = 80_000_000  # bytes that training loads beside what is there before
+LEFT, MOST_SIZES = 1.4, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
 LEAST_BATCHES = 10  # of a validation, see `evaluation.evaluate`
 
 
@@ -64,6 +66,7 @@ class AtOnce:
         trained: of them, those that the loss is of.
         step: of a step, on average.
         evaluated: in a validation.
+        sizes: how many micro-batches there are of another size than all before.
     """
 
     tokens: int
@@ -71,6 +74,7 @@ class AtOnce:
     trained: int
     step: float
     evaluated: int
+    sizes: int = 1
 
     @classmethod
     def of(cls, lengths: np.ndarray, validation: np.ndarray, share: float, knobs: TrainKnobs, evaluated: int) -> Self:
@@ -83,7 +87,7 @@ class AtOnce:
         plan = BatchPlan(lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
         steps = min(LOOKED_AT, knobs.steps or plan.total_steps(knobs.epochs or 1))
         every = (plan.at(step)[1] for step in range(steps))
-        parts = (lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.micro_tokens))
+        parts = [lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.micro_tokens)]
         most = max(parts, key=lambda part: int(tokens_kept(part).sum()))
         tokens = int(most.sum())
         there = max(int(validation.max(initial=1)), -(-int(validation.sum()) // LEAST_BATCHES))
@@ -93,6 +97,7 @@ class AtOnce:
             trained=math.ceil(share * tokens),
             step=float(lengths.sum()) / plan.total_steps(1),
             evaluated=min(evaluated, there),
+            sizes=len({int(part.sum()) for part in parts}),
         )
 
     @classmethod
@@ -169,7 +174,7 @@ def forecast(
     trained = trainable_parameters(shapes.attached)
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
     cost = _cost(shapes, at_once, knobs, process, always)
-    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients)
+    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients) + _lost(shapes, at_once)
     seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
     return Forecast(
         trainable=trained,
@@ -207,6 +212,13 @@ def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int) -> f
     training = (max(begin, end) + cost.once(at_once.tokens)) if shapes.computed else 0.0
     evaluating = cost.evaluated(at_once.evaluated) - gradients
     return max(0.0, training, evaluating) + _head(shapes, at_once)
+
+
+def _lost(shapes: Shapes, at_once: AtOnce) -> float:
+    """What comes to the process beside tensors: libraries that training loads, and what every micro-batch of a new size
+    leaves behind (compiled products, pieces of the heap). Measured: benchmarks/forecast.py."""
+    of_size = LEFT * _by_formula(shapes).kept(at_once.tokens) if shapes.computed else 0.0
+    return LIBRARIES + min(at_once.sizes, MOST_SIZES) * of_size
 
 
 def _head(shapes: Shapes, at_once: AtOnce) -> float:
