@@ -107,6 +107,7 @@ class Result:
     environment: dict[str, Any] | None = None
     advice: list[str] | None = None
     forecast: ForecastSection | None = None
+    lr_search: dict[str, Any] | None = None  # where train.lr was auto: `RangeTest`
     train: TrainSection | None = None
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None

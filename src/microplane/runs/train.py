@@ -34,6 +34,7 @@ from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import configuration, with_data
+from microplane.runs.lr_search import refuse_many, searched
 from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
@@ -151,6 +152,7 @@ def train(
 
 def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run:
     """A process that trains along with the first one, which makes the folder, measures and writes."""
+    refuse_many(config, ranks)
     folder = Path(ranks.first_says(""))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, Silent(), resume))
     base, _ = open_base(prepared, folder if resume else None)
@@ -162,6 +164,7 @@ def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run
 
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
     result, folder = job.result, job.folder
+    refuse_many(config, ranks)
     ranks.first_says(str(folder.resolve()))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     lacks = lacking(prepared)
@@ -187,6 +190,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
 
     before = measure_base(prepared, base, measured, watch)
     attach(prepared, model, folder, job.resume, watch.say)
+    prepared, result.lr_search = searched(prepared, model, folder, watch)
+    result.run = prepared.config.model_dump(mode="json")
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
     how = job.on_record(watch), job.on_saved, job.resume, ranks
