@@ -23,6 +23,7 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"evaluation"},
     {"adapters"},
     {"exports"},
+    {"forecast"},
     {"runs"},
     {"comparison"},
     {"planning"},

@@ -32,6 +32,8 @@ KINDS = {
         Kind("native", "compiled operations"),
         Kind("baseline", "how an untouched model does"),
         Kind("number_format", "the speed of number formats"),
+        Kind("blocks", "what a block of a model holds"),
+        Kind("machine", "the speed of this machine"),
         Kind("sums", "a checksum of a model's weights"),
         Kind("models", "a downloaded model or tokenizer", automatic=False),
     )

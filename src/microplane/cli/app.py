@@ -14,6 +14,7 @@ from microplane.cli.cache import cache
 from microplane.cli.check import check
 from microplane.cli.compare import compare
 from microplane.cli.embed import embed
+from microplane.cli.machine import machine
 from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
 from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows, assigned
@@ -271,6 +272,7 @@ def data(
 
 app.command(epilog="Example:  microplane check smollm2 commands.jsonl --method lora")(check)
 app.command(epilog="Example:  microplane plan smollm2 commands.jsonl --methods lora,qlora,full")(plan)
+app.command(epilog="Example:  microplane machine --refresh")(machine)
 app.command(epilog="Example:  microplane compare minilm reviews.csv --methods lora,full,head-only --budget 2h")(compare)
 app.command(epilog="Example:  microplane runs runs")(runs)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)

@@ -214,7 +214,11 @@ class TrainKnobs(Knobs):
         "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
         "third more time)",
     )
-    lr: float | None = Field(None, gt=0, description="peak learning rate; the method's own default otherwise")
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+        None,
+        description="peak learning rate; the method's own default otherwise. auto: found by a short sweep over rates "
+        "on the run's own rows before it starts, and then written into run.yaml",
+    )
     on_divergence: Literal["auto", "lower_lr", "go_on"] = Field(
         "auto",
         description="lower_lr: a run whose loss leaves its course goes back to its best weights and on at a third of "
@@ -271,7 +275,8 @@ class TrainKnobs(Knobs):
     @property
     def lowers_lr(self) -> bool:
         """Whether a run that diverges goes back to its best weights and on at a smaller rate."""
-        return self.lr is None if self.on_divergence == "auto" else self.on_divergence == "lower_lr"
+        by_itself = not isinstance(self.lr, float)
+        return by_itself if self.on_divergence == "auto" else self.on_divergence == "lower_lr"
 
     @field_validator("feature_cache", mode="before")
     @classmethod

@@ -1,12 +1,10 @@
 """What each method would take on a model, before anything runs: memory by part, disk and time, and whether it fits.
 
-What follows from shapes is exact (weights, gradients, the optimizer's state, files). What a block keeps and how long it
-takes is tried on one block and on two (blocks.py). The head is computed in parts and keeps a bounded amount.
+The figures are those of the forecast (microplane/forecast) that a run makes of itself.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +18,10 @@ from microplane.config.build import assemble
 from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Silent, Watcher
 from microplane.errors import MicroplaneError, ModelError
+from microplane.forecast import machine
+from microplane.forecast.memory import AtOnce, Shapes, forecast
 from microplane.hardware import free_memory
-from microplane.methods import Method, make_method, trainable_parameters
+from microplane.methods import Method, make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
@@ -30,17 +30,13 @@ from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.ops.linear_cross_entropy import chunk_size
 from microplane.nn.quantised import weight_count
-from microplane.planning.blocks import BlockCost, block_cost, block_weights, least_bytes
 from microplane.report.words import size
+from microplane.runs.own_forecast import run_at_once, steps_of
 from microplane.runs.prepare import check_config, prepare
-from microplane.runs.room import TrainingBytes
 from microplane.training.context import run_context
 
 ROW = 256  # tokens of a row, where there are no data to tell
-TRIED_TOKENS = 256  # that are computed at once when a block is tried
-WORKING = 2  # times what a block keeps: gradients of it that are on their way
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ class MethodPlan:
     Attributes:
         trainable: weights that train.
         process: Python, torch and the compiled operations.
-        activations: what the forward pass keeps of the tokens that are computed at once, and the head's part.
+        activations: what is held of the tokens that are computed at once, and the head's part.
         disk: of the run's folder: the adapter and the checkpoints beside each other.
-        seconds_per_1000_tokens: of training, without what is computed only once.
+        seconds_per_1000_tokens: of a step, without what is computed only once.
         seconds: of all steps, where there are data.
         fits: whether `total` is within the memory that was asked for.
         advice: what would make it fit.
@@ -127,16 +123,18 @@ def plan(
     path = resolve(config.model.name, config.model.revision)
     checkpoint = _opened(path)
     plain = build_on_meta(checkpoint)
-    lengths = _Lengths.of(config, watch) if data else _Lengths(min(ROW, plain.config.context or ROW), None)
+    row = min(ROW, plain.config.context or ROW)
+    assumed = AtOnce.of_rows(row, config.train, config.eval.batch_tokens)
+    lengths = _Lengths.of(config, watch) if data else _Lengths(assumed, None)
     wanted = chosen_methods(methods or _usual(plain), None)
     there = memory or free_memory() + psutil.Process().memory_info().rss
-    at_once = min(config.train.micro_tokens, lengths.row * config.train.batch_size)
-    found = Plan(str(model), weight_count(plain), there, lengths.row, at_once, lengths.tokens)
+    at_once = lengths.at_once
+    found = Plan(str(model), weight_count(plain), there, at_once.row, at_once.tokens, lengths.tokens)
     say = watch.progress("trying blocks")
     with run_context(config.train.threads):
         for number, name in enumerate(wanted):
             say(number, len(wanted))
-            found.methods.append(_of_method(name, config, checkpoint, found))
+            found.methods.append(_of_method(name, config, checkpoint, found, lengths))
         say(len(wanted), len(wanted))
     return found
 
@@ -157,22 +155,17 @@ def _opened(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True)
 class _Lengths:
-    row: int  # tokens of a row, on average
+    at_once: AtOnce
     tokens: int | None  # of all steps
 
     @classmethod
     def of(cls, config: RunKnobs, watch: Watcher) -> _Lengths:
-        lengths = prepare(config, check_config(config, watch), watch).splits.train.lengths
-        row = max(1, round(float(lengths.mean())))
-        train = config.train
-        if train.steps:
-            tokens = train.steps * (train.batch_tokens or row * train.batch_size)
-        else:
-            tokens = round(float(lengths.sum()) * (train.epochs or 1))
-        return cls(row, tokens)
+        prepared = prepare(config, check_config(config, watch), watch)
+        at_once, tokens = run_at_once(prepared), steps_of(prepared) * run_at_once(prepared).step
+        return cls(at_once, round(tokens))
 
 
-def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan) -> MethodPlan:
+def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan, lengths: _Lengths) -> MethodPlan:
     try:
         method = make_method({"name": name})
         form = base_format(config.model, method, checkpoint.stored)
@@ -180,65 +173,15 @@ def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan)
         with torch.device("meta"):
             if plain.KIND == "encoder" and plain.task_head is None:  # it learns labels; how many hardly matters
                 ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
-            attach_method(method, shapes := meta_copy(plain))
-        cost = _cost(checkpoint, plain, method, form, shapes.frozen, found)
+            attach_method(method, attached := meta_copy(plain))
+        shapes = Shapes(checkpoint.config, plain, attached, method, form)
+        rates, process = machine.measured(), psutil.Process().memory_info().rss
+        cost = forecast(shapes, lengths.at_once, config.train, process, rates, always=True)
     except MicroplaneError as error:
         return MethodPlan(name, refused=str(error).splitlines()[0])
-    return _judged(_sizes(name, method, form, plain, shapes, cost, config, found), method, form, found)
-
-
-def _cost(
-    checkpoint: Checkpoint, plain: Model, method: Method, form: NumberFormat, frozen: int, found: Plan
-) -> BlockCost:
-    """Of a block that trains, or that something trains below."""
-    blocks = plain.config.num_layers
-    if frozen >= blocks:  # they are computed once, and read again
-        return BlockCost(0.0, 0.0, 0.0)
-    if frozen:  # the other blocks train as those of full fine-tuning
-        method = make_method({"name": "full"})
-    rows = max(1, min(TRIED_TOKENS, found.at_once) // found.row)
-    weights = block_weights(plain, blocks)
-    return block_cost(checkpoint.config, weights, method, form, min(found.row, found.at_once), rows)
-
-
-def _sizes(
-    name: str,
-    method: Method,
-    form: NumberFormat,
-    plain: Model,
-    shapes: Model,
-    cost: BlockCost,
-    config: RunKnobs,
-    found: Plan,
-) -> MethodPlan:
-    trained = trainable_parameters(shapes)
-    needs = TrainingBytes.of(method, trained, config.train.optimizer)
-    vocabulary, width = plain.config.vocab_size, plain.config.hidden_size
-    in_memory = min(chunk_size(vocabulary), found.at_once)  # rows of logits, and of their gradient
-    head = 0 if plain.task_head is not None else 2 * 4 * vocabulary * in_memory
-    blocks, frozen = plain.config.num_layers, shapes.frozen
-    computed = max(0, blocks - frozen)
-    block = cost.kept * found.at_once + cost.fixed
-    kept = computed * block
-    if config.train.recompute == "blocks":
-        kept = computed * form.dtype.itemsize * width * found.at_once + block  # their inputs, and one block at a time
-    elif config.train.recompute == "cheap":
-        kept /= 2
-    kept += WORKING * block
-    seconds = 1000 * cost.seconds * computed
-    return MethodPlan(
-        method=name,
-        trainable=trained,
-        process=psutil.Process().memory_info().rss,
-        base=least_bytes(plain, form),
-        adapter=needs.added,
-        gradients=needs.gradients,
-        optimizer=needs.optimizer,
-        activations=math.ceil(kept + head),
-        disk=needs.disk,
-        seconds_per_1000_tokens=seconds,
-        seconds=None if found.tokens is None else seconds * found.tokens / 1000,
-    )
+    seconds = cost.seconds_per_1000_tokens
+    whole = None if seconds is None or found.tokens is None else seconds * found.tokens / 1000
+    return _judged(MethodPlan(name, **asdict(cost), seconds=whole), method, form, found)
 
 
 def _judged(one: MethodPlan, method: Method, form: NumberFormat, found: Plan) -> MethodPlan:

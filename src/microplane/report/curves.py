@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from microplane.report.read import Line, RunRecord
@@ -10,6 +12,18 @@ from microplane.report.words import is_finite
 
 Points = list[tuple[int, float | None]]  # (step, value); None leaves a gap where a value is not a number
 MAX_POINTS = 2000  # more than any screen is wide
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Gain by rate, rates on a logarithmic scale; 100 wide and 40 high."""
+
+    points: str  # of an SVG line
+    chosen: float  # where the chosen rate is, from the left
+    nothing: float  # where no gain is, from the top
+    lowest: float  # rates
+    highest: float
+    why: str
 
 
 def curves(record: RunRecord) -> dict[str, Any]:
@@ -24,6 +38,28 @@ def curves(record: RunRecord) -> dict[str, Any]:
         "speed": thin(points(record.speed, "tokens_per_second")),
         "trained_speed": thin(points(record.speed, "trained_tokens_per_second")),
     }
+
+
+def sweep(record: RunRecord) -> Sweep | None:
+    """The search of the learning rate as a drawing; None where there was none."""
+    found = record.result["lr_search"]
+    rates, gains, chosen = (found.get(name) for name in ("rates", "gains", "chosen"))
+    if not (isinstance(rates, list) and isinstance(gains, list) and is_finite(chosen) and chosen > 0):
+        return None
+    known = [(r, g) for r, g in zip(rates, gains, strict=False) if is_finite(r) and is_finite(g) and r > 0]
+    if len(known) < 2:
+        return None
+    low, high = math.log(min(chosen, known[0][0])), math.log(max(chosen, known[-1][0]))
+    top, bottom = max(g for _, g in known), max(-1.0, min(0.0, *(g for _, g in known)))
+
+    def x(rate: float) -> float:
+        return round(100 * (math.log(rate) - low) / max(high - low, 1e-9), 2)
+
+    def y(gain: float) -> float:
+        return round(40 * (top - max(gain, bottom)) / max(top - bottom, 1e-9), 2)
+
+    line = " ".join(f"{x(rate)},{y(gain)}" for rate, gain in known)
+    return Sweep(line, x(chosen), y(0.0), known[0][0], known[-1][0], str(found.get("why") or ""))
 
 
 def best_step(record: RunRecord) -> int | None:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from microplane.files import write_aside
 from microplane.report import story
-from microplane.report.curves import curves
+from microplane.report.curves import curves, sweep
 from microplane.report.read import ReportError, RunRecord, read_run
 from microplane.report.words import Figure, facts
 
@@ -83,6 +83,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "lead": next((row for row in metric_rows if row.key == story.leading_metric(record)), None),
         "cards": story.cards(record),
         "curves": data,
+        "sweep": sweep(record),
         "data": Markup(inline_json(data)),
         "loss_summary": story.loss_summary(record),
         "curve_table": story.curve_table(record),
@@ -94,6 +95,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "confusion": story.confusion(record),
         "samples": story.samples(record),
         "checks": story.checks(record),
+        "forecast": story.forecast(record),
         "parts": story.parts(record),
         "environment": facts(record.result["environment"], "environment"),
         "run_yaml": record.run_yaml,

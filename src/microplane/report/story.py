@@ -32,6 +32,7 @@ SAID_BY = {
     "warnings": ("warnings",),
 }
 FORGOTTEN = ("text", "tokens", "before", "after", "difference")
+FORECAST = {"peak_memory_bytes": "memory", "step_seconds": "time of a step", "seconds": "time of training"}
 BY_CLASS = ("precision", "recall", "f1", "rows")
 MAX_COMPARED = 4000  # characters; comparing longer texts word by word takes too long
 
@@ -341,6 +342,22 @@ def parts(record: RunRecord) -> list[tuple[str, list[Fact]]]:
     method[1:1] = facts({name: value for name, value in record.method_knobs.items() if name != "name"}, "run.method")
     found = [("Model", part("model")), ("Method", method), ("Data", part("data")), ("Training", part("train"))]
     return [(title, rows) for title, rows in found if rows]
+
+
+def forecast(record: RunRecord) -> list[tuple[str, Figure, Figure, str]]:
+    """What was forecast before training beside what was measured: (name, forecast, measured, how far it was off)."""
+    found = record.result["forecast"]
+    measured, off = (found.get(name) if isinstance(found.get(name), dict) else {} for name in ("measured", "off"))
+    return [
+        (
+            FORECAST[name],
+            Figure(f"forecast.{name}", found[name]),
+            Figure(f"forecast.measured.{name}", measured.get(name)),
+            f"{abs(off[name]):.0%} too {'high' if off[name] > 0 else 'low'}" if is_finite(off.get(name)) else "",
+        )
+        for name in FORECAST
+        if is_finite(found.get(name))
+    ]
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:

@@ -91,6 +91,7 @@ SPEAK: dict[str, Callable[[float], str]] = {
 
 UNITS = {
     "seconds": "seconds",
+    "step_seconds": "seconds",
     "adapter_bytes": "bytes",
     "peak_memory_bytes": "bytes",
     "memory_bytes": "bytes",
@@ -136,6 +137,7 @@ NAMES = {
     "tokens_per_second": "tokens per second",
     "trained_tokens_per_second": "trained tokens per second",
     "seconds": "time",
+    "step_seconds": "time of a step",
     "quantize": "base quantised",
     "optimizers": "optimizers",
     "starts_at_base": "starts as the base model",

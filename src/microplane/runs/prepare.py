@@ -296,8 +296,9 @@ def _resolved(
 
 
 def _inferred_training(method: Method, model: Model, knobs: TrainKnobs) -> dict[str, Any]:
-    """The rate, and whether it may be lowered, which follows from whether it was asked for."""
-    return {"lr": peak_lr(method, model, knobs), "on_divergence": "lower_lr" if knobs.lowers_lr else "go_on"}
+    """The rate, unless it is to be searched, and whether it may be lowered, which follows from who chose it."""
+    lr = "auto" if knobs.lr == "auto" else peak_lr(method, model, knobs)
+    return {"lr": lr, "on_divergence": "lower_lr" if knobs.lowers_lr else "go_on"}
 
 
 def inferred(splits: AnySplits) -> dict[str, Any]:

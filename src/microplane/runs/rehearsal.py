@@ -90,7 +90,14 @@ class _Quiet:
 def _small(config: RunKnobs, rows: Path, place: str, labelled: bool) -> RunKnobs:
     """The run's configuration with little of everything that takes time."""
     most = None if labelled else min(config.eval.max_new_tokens or NEW_TOKENS, NEW_TOKENS)
-    train_ = {"steps": STEPS, "epochs": None, "batch_size": ROWS, "batch_tokens": None, "eval_every": None}
+    train_: dict[str, Any] = {
+        "steps": STEPS,
+        "epochs": None,
+        "batch_size": ROWS,
+        "batch_tokens": None,
+        "eval_every": None,
+    }
+    train_ |= {"lr": None} if config.train.lr == "auto" else {}  # there is too little to search on
     data = {"train": str(rows), "validation": str(rows), "test": None, "limit": None, "skip_bad_rows": True}
     return config.model_copy(
         update={

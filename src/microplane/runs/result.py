@@ -18,6 +18,7 @@ from microplane.objectives.base import ByClass
 from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
 from microplane.runs.general import General
+from microplane.runs.own_forecast import ForecastSection
 from microplane.training.log import Record, read_lines
 from microplane.training.loop import Outcome
 
@@ -126,6 +127,8 @@ class Result:
     data: dict[str, Any] | None = None  # `DataSummary` and totals over it
     environment: dict[str, Any] | None = None
     advice: list[str] | None = None
+    forecast: ForecastSection | None = None
+    lr_search: dict[str, Any] | None = None  # where train.lr was auto: `RangeTest`
     train: TrainSection | None = None
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None

@@ -6,20 +6,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from microplane.errors import MicroplaneError
+from microplane.forecast.memory import TrainingBytes
 from microplane.hardware import free_memory
-from microplane.methods import Method, trainable_parameters
-from microplane.methods.method import attach_method
-from microplane.models.files.load import build_on_meta
-from microplane.models.heads import ensure_head, meta_copy
+from microplane.methods import trainable_parameters
 from microplane.nn.quantised import weight_count
 from microplane.report.words import size
+from microplane.runs.own_forecast import run_shapes
 from microplane.runs.prepare import Prepared
 
 QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}  # of a weight, its scales left out
-MOMENTS = {"adamw": 8, "adafactor": 0}  # bytes of optimizer state for each weight that trains, at least
 
 
 @dataclass(frozen=True)
@@ -31,35 +27,10 @@ class Need:
     disk: int  # of the adapter, and of checkpoints to go on from, while one is written beside the one before
 
 
-@dataclass(frozen=True)
-class TrainingBytes:
-    """What weights that train bring with them, in bytes.
-
-    Attributes:
-        added: of weights that stand beside the base's own; none where these themselves train.
-        disk: of the run's folder: the adapter, and two checkpoints beside each other.
-    """
-
-    added: int
-    gradients: int
-    optimizer: int
-    disk: int
-
-    @classmethod
-    def of(cls, method: Method, trained: int, optimizer: str) -> TrainingBytes:
-        """Of so many weights, all in float32."""
-        state = MOMENTS[optimizer] * trained
-        added = 0 if method.trains == "weights" else 4 * trained
-        return cls(added, 4 * trained, state, 4 * trained + 2 * (4 * trained + state))
-
-
 def least_need(prepared: Prepared) -> Need:
     """By the shapes of the model and the method."""
-    plain, form, summary = build_on_meta(prepared.checkpoint), prepared.form, prepared.splits.summary
-    with torch.device("meta"):
-        ensure_head(plain, summary.task, summary.labels, prepared.config.model.pooling, seed=0)
-        attach_method(prepared.method, shapes := meta_copy(plain))
-    weights, trained = weight_count(plain), trainable_parameters(shapes)
+    shapes, form = run_shapes(prepared), prepared.form
+    weights, trained = weight_count(shapes.plain), trainable_parameters(shapes.attached)
     each = QUANTISED_BYTES.get(form.quantised or "", form.stored.itemsize)
     needs = TrainingBytes.of(prepared.method, trained, prepared.config.train.optimizer)
     return Need(int(each * weights), needs.added + needs.gradients + needs.optimizer, needs.disk)

@@ -34,6 +34,8 @@ from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import configuration, with_data
+from microplane.runs.lr_search import refuse_many, searched
+from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
     MethodSection,
@@ -150,6 +152,7 @@ def train(
 
 def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run:
     """A process that trains along with the first one, which makes the folder, measures and writes."""
+    refuse_many(config, ranks)
     folder = Path(ranks.first_says(""))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, Silent(), resume))
     base, _ = open_base(prepared, folder if resume else None)
@@ -161,11 +164,14 @@ def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run
 
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
     result, folder = job.result, job.folder
+    refuse_many(config, ranks)
     ranks.first_says(str(folder.resolve()))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     lacks = lacking(prepared)
     for line in lacks:
         watch.say(f"warning   {line}")
+    result.forecast = own_forecast(prepared)
+    watch.say(f"forecast  {result.forecast.line()}")
     job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
@@ -184,6 +190,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
 
     before, general = measure_base(prepared, base, measured, watch), measure_general(prepared, base, watch)
     attach(prepared, model, folder, job.resume, watch.say)
+    prepared, result.lr_search = searched(prepared, model, folder, watch)
+    result.run = prepared.config.model_dump(mode="json")
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
     how = job.on_record(watch), job.on_saved, job.resume, ranks
@@ -191,6 +199,9 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
+    result.forecast = result.forecast.beside(outcome.totals.step, result.train.seconds, result.train.peak_memory_bytes)
+    if came := result.forecast.off_line():
+        watch.say(f"forecast  {came}")
     result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")

@@ -20,8 +20,11 @@ RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a s
 
 
 def peak_lr(method: Method, model: nn.Module, knobs: TrainKnobs) -> float:
-    """train.lr, else the method's rate for the model; with train.scale_parameter T5's, as steps are relative there."""
-    return knobs.lr or (RELATIVE_LR if knobs.scale_parameter else method.rate(model))
+    """train.lr where it is a number, else the method's rate for the model; with train.scale_parameter T5's, as steps
+    are relative there."""
+    if isinstance(knobs.lr, float):
+        return knobs.lr
+    return RELATIVE_LR if knobs.scale_parameter else method.rate(model)
 
 
 def by_level(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:

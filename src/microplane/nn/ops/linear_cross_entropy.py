@@ -130,6 +130,12 @@ def _positions(vocabulary: int, element_size: int, fused: bool) -> int:
     return chunk_size(vocabulary, 4 * LOGITS // element_size, 4 * MOST) if fused else chunk_size(vocabulary)
 
 
+def positions_at_once(vocabulary: int, dtype: torch.dtype) -> tuple[int, bool]:
+    """Of a chunk on the CPU, and whether its logits have a float32 copy beside them."""
+    fused = native.fusable(torch.empty(0, dtype=dtype))
+    return _positions(vocabulary, dtype.itemsize, fused), not fused and dtype.itemsize < 4
+
+
 def _losses_fused(logits: Tensor, targets: Tensor, label_smoothing: float, bias: Tensor | None, slope: bool) -> Tensor:
     """(K,) losses of logits (K, V), which their gradient replaces if asked for, in one compiled pass."""
     wide_bias = None if bias is None else bias.float().contiguous()

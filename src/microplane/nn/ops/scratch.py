@@ -36,3 +36,13 @@ def scratch_buffer(use: str, shape: Sequence[int], dtype: torch.dtype, device: t
         with persistent():
             buffers[key] = torch.empty(size, dtype=dtype, device=device)
     return buffers[key][:size].view(*shape)
+
+
+@contextmanager
+def no_scratch() -> Iterator[None]:
+    """Inside, nothing is there yet that could be used again, and what is made is given back at the end."""
+    before = _local.__dict__.pop("buffers", {})
+    try:
+        yield
+    finally:
+        _local.buffers = before

@@ -1,0 +1,263 @@
+"""How far off is the forecast of a run's memory? Real runs, each in a process of its own, few steps.
+
+    python benchmarks/forecast.py [--only NAME] [--out FILE]
+
+Every run forecasts its own peak before training (microplane/forecast) and measures it; both stand in its result.json.
+Memory may be measured beside other work, time not: the forecast of time is left out here. The T5 has new weights of a
+published shape. Needs SmolLM2 and MiniLM (fetched where they are not there) and the demo's rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+DECODER, ENCODER, T5, TINY = "smollm2", "minilm", "t5", "tiny"
+T5_SHAPE = {  # of t5-small v1.1, without its weights
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_decoder_layers": 8,
+    "num_heads": 6,
+    "vocab_size": 32128,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+TINY_SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32128,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+
+
+def case(model: str, method: str, length: int, dtype: str = "auto", recompute: str = "none") -> dict[str, Any]:
+    return {"model": model, "method": method, "length": length, "dtype": dtype, "recompute": recompute}
+
+
+CASES = [
+    case(DECODER, "lora", 32, "bfloat16"),
+    case(DECODER, "lora", 128, "bfloat16"),
+    case(DECODER, "lora", 256, "float32"),
+    case(DECODER, "lora", 512, "bfloat16"),
+    case(DECODER, "lora", 1024, "bfloat16"),
+    case(DECODER, "lora", 256, "bfloat16", "blocks"),
+    case(DECODER, "lora", 512, "float32", "blocks"),
+    case(DECODER, "lora", 256, "bfloat16", "cheap"),
+    case(DECODER, "lora", 1024, "int8", "cheap"),
+    case(DECODER, "lora", 256, "int8"),
+    case(DECODER, "qlora", 256, "nf4"),
+    case(DECODER, "qlora", 64, "nf4"),
+    case(DECODER, "qlora", 512, "nf4", "blocks"),
+    case(DECODER, "dora", 128, "bfloat16"),
+    case(DECODER, "ia3", 256, "bfloat16"),
+    case(DECODER, "vera", 128, "float32"),
+    case(DECODER, "prefix", 256, "bfloat16"),
+    case(DECODER, "bottleneck", 128, "bfloat16"),
+    case(DECODER, "full", 128, "bfloat16"),
+    case(DECODER, "full", 256, "float32", "blocks"),
+    case(DECODER, "last-n", 128, "float32"),
+    case(DECODER, "norms", 64, "bfloat16"),
+    case(ENCODER, "lora", 64, "float32"),
+    case(ENCODER, "lora", 256, "bfloat16"),
+    case(ENCODER, "full", 128, "float32"),
+    case(ENCODER, "full", 256, "bfloat16", "blocks"),
+    case(ENCODER, "head-only", 128, "float32"),
+    case(ENCODER, "bitfit", 256, "float32"),
+    case(ENCODER, "qlora", 128, "nf4"),
+    case(T5, "full", 64, "bfloat16"),
+    case(T5, "full", 256, "float32"),
+    case(T5, "full", 512, "bfloat16", "blocks"),
+    case(T5, "lora", 256, "bfloat16"),
+    case(T5, "lora", 1024, "bfloat16", "cheap"),
+    case(T5, "qlora", 128, "nf4"),
+    case(TINY, "lora", 64, "float32"),
+    case(TINY, "full", 512, "float32"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        for one in CASES:
+            if options.only in name_of(one):
+                found.append(measured(one, Path(place), options.steps, options.batch_size))
+                print(line_of(found[-1]), flush=True)
+    result = summary(found, options)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    out = options.out or RESULTS / f"forecast_{today}.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name] for name in ("off_median", "off_worst", "too_low_worst")}), out)
+
+
+def name_of(one: dict[str, Any]) -> str:
+    return "-".join(str(one[part]) for part in ("model", "method", "length", "dtype", "recompute"))
+
+
+def line_of(one: dict[str, Any]) -> str:
+    if "error" in one:
+        return f"{name_of(one):45} {one['error']}"
+    forecast, measured_ = one["forecast_bytes"] / 1e6, one["measured_bytes"] / 1e6
+    return f"{name_of(one):45} {forecast:8,.0f} MB forecast {measured_:8,.0f} MB measured {one['off']:+.1%}"
+
+
+def measured(one: dict[str, Any], place: Path, steps: int, batch_size: int) -> dict[str, Any]:
+    """One run; its folder is deleted."""
+    name = name_of(one)
+    model, rows = model_of(one["model"], place), rows_of(one, place, steps * batch_size)
+    knobs = {
+        "name": name,
+        "runs": str(place / "runs"),
+        "model.dtype": one["dtype"],
+        "train.recompute": one["recompute"],
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "train.threads": 1,
+        "data.max_length": one["length"] + 8,
+        "data.template": "plain",
+        "data.max_unknown": 1.0,
+        "eval.rows": 0,
+    }
+    command = [sys.executable, "-m", "microplane", "train", model, str(rows), "--method", one["method"], "--quiet"]
+    command += [part for knob, value in knobs.items() for part in ("--set", f"{knob}={value}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return one | {"error": (done.stderr.strip().splitlines() or ["failed"])[-1][:300]}
+    forecast = json.loads((place / "runs" / name / "result.json").read_text())["forecast"]
+    if forecast.get("peak_memory_bytes") is None:
+        return one | {"error": forecast["reason"]}
+    figures = {"forecast_bytes": forecast["peak_memory_bytes"], "parts": forecast["parts"]}
+    return (
+        one
+        | figures
+        | {
+            "measured_bytes": int(forecast["measured"]["peak_memory_bytes"]),
+            "off": forecast["off"]["peak_memory_bytes"],
+        }
+    )
+
+
+def model_of(name: str, place: Path) -> str:
+    """A short name, or a folder with new weights of a shape."""
+    if name in (DECODER, ENCODER):
+        return name
+    folder = place / name
+    if not folder.is_dir():
+        from microplane.models.families import family_of
+        from microplane.models.files.load import save_model
+
+        folder.mkdir()
+        fields = T5_SHAPE if name == T5 else TINY_SHAPE
+        save_model(family_of(fields).from_hf(fields).init_weights(0), folder)
+        tokenizer = _words(fields)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(special))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 1, "pad_token_id": 0}))
+    return str(folder)
+
+
+def _words(fields: dict[str, Any]) -> Any:
+    """A tokenizer of one token a word: `w0` and so on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{number}": number + 3 for number in range(2000)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if fields is T5_SHAPE:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+def rows_of(one: dict[str, Any], place: Path, count: int) -> Path:
+    """Rows of about so many tokens: a fifth shorter ones among them."""
+    file, drawn = place / f"{name_of(one)}.jsonl", random.Random(0)
+    words = [f"w{number}" for number in range(2000)] if one["model"] in (T5, TINY) else PLAIN
+    each = 1.0
+
+    def text(tokens: int) -> str:
+        return " ".join(drawn.choice(words) for _ in range(max(1, round(tokens / each))))
+
+    with file.open("w") as out:
+        for number in range(count + count // 4 + 10):
+            length = round(one["length"] * (1 if number % 5 else drawn.uniform(0.5, 1)))
+            if one["model"] == ENCODER:
+                row = {"text": text(length - 4), "label": "even" if number % 2 else "odd"}
+            else:
+                row = {"prompt": text(length // 2 - 4), "completion": text(length // 2 - 4)}
+            out.write(json.dumps(row) + "\n")
+    return file
+
+
+PLAIN = ["the", "house", "time", "water", "light", "people", "day", "work", "and", "of", "in", "world", "small", "old"]
+
+
+def summary(found: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    off = [one["off"] for one in found if "off" in one]
+    from importlib.metadata import version
+
+    return {
+        "what": "the forecast of a run's peak memory against what was measured",
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "options": {"steps": options.steps, "batch_size": options.batch_size, "only": options.only},
+        "threads": 1,
+        "runs": len(off),
+        "off_median": round(statistics.median(abs(value) for value in off), 4) if off else None,
+        "off_worst": round(max((abs(value) for value in off), default=0.0), 4),
+        "too_low_worst": round(-min(0.0, *off, 0.0), 4) if off else None,
+        "cases": found,
+    }
+
+
+def _processor() -> str:
+    from microplane.hardware import cpu_name
+
+    return cpu_name()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""How much memory and time a run's training takes, from its configuration, shapes and rows alone.
+
+What follows from shapes is exact (weights, gradients, the optimizer's state). What blocks hold and how long they take
+is tried on one block and on two (blocks.py); of models so small that it hardly counts, a published formula is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from microplane.config.knobs import TrainKnobs
+from microplane.data.batch_plan import BatchPlan, micro_batches, tokens_kept
+from microplane.forecast.blocks import BlockCost, Line, block_cost
+from microplane.forecast.machine import Rates
+from microplane.methods import Method, make_method, trainable_parameters
+from microplane.models.contract import Model
+from microplane.models.files.load import quantise_linears
+from microplane.models.heads import meta_copy
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.ops.linear_cross_entropy import positions_at_once
+
+MOMENTS = {"adamw": 8, "adafactor": 0}  # bytes of optimizer state for each weight that trains, at least
+PASSES = {"adamw": 28, "adafactor": 16}  # bytes that a step of the optimizer reads and writes for each of them
+LOOKED_AT = 500  # steps whose rows are looked at for the largest
+SMALL = 0.02  # of the process: blocks that hold less are not tried
+LIBRARIES = 80_000_000  # bytes that training loads beside what is there before
+LEFT, MOST_SIZES = 1.4, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
+LEAST_BATCHES = 10  # of a validation, see `evaluation.evaluate`
+
+
+@dataclass(frozen=True)
+class TrainingBytes:
+    """What weights that train bring with them, in bytes.
+
+    Attributes:
+        added: of weights that stand beside the base's own; none where these themselves train.
+        disk: of the run's folder: the adapter, and two checkpoints beside each other.
+    """
+
+    added: int
+    gradients: int
+    optimizer: int
+    disk: int
+
+    @classmethod
+    def of(cls, method: Method, trained: int, optimizer: str) -> Self:
+        """Of so many weights, all in float32."""
+        state = MOMENTS[optimizer] * trained
+        added = 0 if method.trains == "weights" else 4 * trained
+        return cls(added, 4 * trained, state, 4 * trained + 2 * (4 * trained + state))
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """What is computed at once, in tokens.
+
+    Attributes:
+        tokens: of the micro-batch that holds the most.
+        row: of its rows, each weighted by its length.
+        trained: of them, those that the loss is of.
+        step: of a step, on average.
+        evaluated: in a validation.
+        sizes: how many micro-batches there are of another size than all before.
+    """
+
+    tokens: int
+    row: int
+    trained: int
+    step: float
+    evaluated: int
+    sizes: int = 1
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, validation: np.ndarray, share: float, knobs: TrainKnobs, evaluated: int) -> Self:
+        """Of a run's rows.
+
+        Args:
+            share: of the tokens that are trained.
+            evaluated: as the knob `eval.batch_tokens`.
+        """
+        plan = BatchPlan(lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
+        steps = min(LOOKED_AT, knobs.steps or plan.total_steps(knobs.epochs or 1))
+        every = (plan.at(step)[1] for step in range(steps))
+        parts = [lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.micro_tokens)]
+        most = max(parts, key=lambda part: int(tokens_kept(part).sum()))
+        tokens = int(most.sum())
+        there = max(int(validation.max(initial=1)), -(-int(validation.sum()) // LEAST_BATCHES))
+        return cls(
+            tokens=tokens,
+            row=max(1, round(float((most.astype(float) ** 2).sum() / tokens))),
+            trained=math.ceil(share * tokens),
+            step=float(lengths.sum()) / plan.total_steps(1),
+            evaluated=min(evaluated, there),
+            sizes=len({int(part.sum()) for part in parts}),
+        )
+
+    @classmethod
+    def of_rows(cls, row: int, knobs: TrainKnobs, evaluated: int) -> Self:
+        """Of rows that are all as long, where there are none to look at."""
+        step = knobs.batch_tokens or row * knobs.batch_size
+        tokens = max(row, min(knobs.micro_tokens, step))
+        return cls(tokens, row, tokens, float(step), evaluated)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of the training of a run; sizes in bytes, of the process that trains.
+
+    Attributes:
+        trainable: weights that train.
+        process: Python, torch and the compiled operations.
+        activations: what is held of the tokens that are computed at once, gradients on their way and the loss with it.
+        disk: of the run's folder: the adapter and the checkpoints beside each other.
+        seconds_per_1000_tokens: of a step; None where the machine was not measured, or blocks not tried.
+    """
+
+    trainable: int
+    process: int
+    base: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    disk: int
+    seconds_per_1000_tokens: float | None = None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return self.process + self.base + self.adapter + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model on the meta device: `plain` as it is, `attached` with a method.
+
+    Args:
+        fields: of its config.json.
+    """
+
+    fields: dict[str, Any]
+    plain: Model
+    attached: Model
+    method: Method
+    form: NumberFormat
+
+    @property
+    def computed(self) -> int:
+        """Blocks that train, or that something trains below; the others are computed once, and read again."""
+        return max(0, int(self.plain.config.num_layers) - self.attached.frozen)
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of one block, on average."""
+        return _in_blocks(self.plain) // max(1, int(self.plain.config.num_layers))
+
+
+def forecast(
+    shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: int, rates: Rates | None, always: bool = False
+) -> Forecast:
+    """Of a run's training.
+
+    Args:
+        process: bytes that it takes without a model.
+        rates: of this machine; without them there is no time.
+        always: try the blocks, however little they hold.
+    """
+    method, form = shapes.method, shapes.form
+    trained = trainable_parameters(shapes.attached)
+    needs = TrainingBytes.of(method, trained, knobs.optimizer)
+    cost = _cost(shapes, at_once, knobs, process, always)
+    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients) + _lost(shapes, at_once)
+    seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
+    return Forecast(
+        trainable=trained,
+        process=process,
+        base=base_bytes(shapes.plain, form),
+        adapter=needs.added,
+        gradients=needs.gradients,
+        optimizer=needs.optimizer,
+        activations=math.ceil(held),
+        disk=needs.disk,
+        seconds_per_1000_tokens=seconds,
+    )
+
+
+def _cost(shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: int, always: bool) -> BlockCost | None:
+    """Of a block; None of one that hardly counts."""
+    if not always and _by_formula(shapes).kept(at_once.tokens) * shapes.computed < SMALL * process:
+        return None
+    # above a boundary all of a block trains, as in full fine-tuning
+    method = make_method({"name": "full"}) if shapes.attached.frozen else shapes.method
+    return block_cost(shapes.fields, shapes.block_weights, method, shapes.form, at_once.row, knobs.recompute)
+
+
+def _by_formula(shapes: Shapes) -> BlockCost:
+    """Of a block, what it keeps at most for a token: arXiv 2205.05198, equation 2, without scores of attention."""
+    token = 17 * shapes.form.dtype.itemsize * shapes.plain.config.hidden_size
+    return BlockCost(kept=Line(0, token), once=Line(0, token), evaluated=Line(0, token))
+
+
+def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int) -> float:
+    """The most beside weights, gradients and the optimizer's state."""
+    kept = cost.kept(at_once.tokens)
+    # When the backward pass begins there are no gradients yet, and at its end all of them and one block.
+    begin, end = shapes.computed * kept - gradients, kept
+    training = (max(begin, end) + cost.once(at_once.tokens)) if shapes.computed else 0.0
+    evaluating = cost.evaluated(at_once.evaluated) - gradients
+    return max(0.0, training, evaluating) + _head(shapes, at_once)
+
+
+def _lost(shapes: Shapes, at_once: AtOnce) -> float:
+    """What comes to the process beside tensors: libraries that training loads, and what every micro-batch of a new size
+    leaves behind (compiled products, pieces of the heap). Measured: benchmarks/forecast.py."""
+    of_size = LEFT * _by_formula(shapes).kept(at_once.tokens) if shapes.computed else 0.0
+    return LIBRARIES + min(at_once.sizes, MOST_SIZES) * of_size
+
+
+def _head(shapes: Shapes, at_once: AtOnce) -> float:
+    """Of the loss over the vocabulary, whose logits are made in parts."""
+    plain, form = shapes.plain, shapes.form
+    if plain.task_head is not None:
+        return 0.0
+    vocabulary, width = plain.config.vocab_size, plain.config.hidden_size
+    size, wide = positions_at_once(vocabulary, form.dtype)
+    logits: int = min(size, at_once.trained) * vocabulary * (form.dtype.itemsize + (4 if wide else 0))
+    weight = vocabulary * width
+    trains = any(p.requires_grad for name, p in shapes.attached.named_parameters() if p.numel() == weight)
+    cast = form.dtype.itemsize * weight if form.stored != form.dtype else 0
+    return logits + cast + (4 * weight if trains else 0)  # of a tied one two gradients are added up
+
+
+def _seconds(shapes: Shapes, cost: BlockCost, at_once: AtOnce, knobs: TrainKnobs, trained: int, rates: Rates) -> float:
+    """Of 1,000 tokens."""
+    plain, form = shapes.plain, shapes.form
+    blocks = 1000 * cost.seconds * shapes.computed
+    products = 0 if plain.task_head is not None else 2 * 2 * plain.config.vocab_size * plain.config.hidden_size
+    head = 1000 * at_once.trained / at_once.tokens * products / rates.products(form.dtype)
+    optimizer = 1000 / at_once.step * PASSES[knobs.optimizer] * trained / rates.copy
+    return blocks + head + optimizer
+
+
+def _in_blocks(plain: nn.Module) -> int:
+    return sum(p.numel() for name, p in plain.named_parameters() if "layers." in name)
+
+
+def base_bytes(plain: Model, form: NumberFormat) -> int:
+    """What a model on the meta device holds in a format, its linears quantised where the format says so."""
+    if form.quantised is not None:
+        with torch.device("meta"):
+            quantise_linears(plain := meta_copy(plain), form)
+    wide = sum(p.numel() for p in plain.parameters()) * form.stored.itemsize
+    return wide if form.quantised is None else wide + sum(part.nbytes for part in plain.buffers())

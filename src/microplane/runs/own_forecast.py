@@ -1,0 +1,120 @@
+"""A run's forecast of itself, made before training, and how far it was off."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from microplane.data.batch_plan import BatchPlan
+from microplane.errors import MicroplaneError
+from microplane.forecast import machine
+from microplane.forecast.memory import AtOnce, Forecast, Shapes, forecast
+from microplane.hardware import give_back_memory
+from microplane.methods.method import attach_method
+from microplane.models.files.load import build_on_meta
+from microplane.models.heads import ensure_head, meta_copy
+from microplane.report.words import duration, size
+from microplane.runs.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class ForecastSection:
+    """What was forecast before training, and what was measured of it.
+
+    Attributes:
+        parts: of the memory, in bytes, and what else is in `Forecast`.
+        measured: under the same names as here, as far as training came to it.
+        off: forecast by measured, less 1: 0.1 where the forecast was a tenth too high.
+        reason: why there is no forecast.
+    """
+
+    peak_memory_bytes: int | None = None
+    step_seconds: float | None = None
+    seconds: float | None = None
+    parts: dict[str, Any] | None = None
+    measured: dict[str, float] | None = None
+    off: dict[str, float] | None = None
+    reason: str | None = None
+
+    def beside(self, steps: int, seconds: float, peak_memory_bytes: int) -> ForecastSection:
+        """With what came of it."""
+        figures = {"peak_memory_bytes": float(peak_memory_bytes)}
+        figures |= {"step_seconds": seconds / steps, "seconds": seconds} if steps and seconds else {}
+        own = {name: value for name in figures if (value := getattr(self, name)) is not None}
+        off = {name: round(value / figures[name] - 1, 4) for name, value in own.items()}
+        return ForecastSection(**{**vars(self), "measured": {name: figures[name] for name in own}, "off": off})
+
+    def line(self) -> str:
+        """In words, before training."""
+        if self.peak_memory_bytes is None:
+            return f"none, {self.reason}"
+        if self.seconds is None or self.step_seconds is None:
+            return f"{size(self.peak_memory_bytes)} of memory at most"
+        time = f"{duration(max(self.seconds, 0.001))} of training, {duration(max(self.step_seconds, 0.001))} a step"
+        return f"{size(self.peak_memory_bytes)} of memory at most; {time}"
+
+    def off_line(self) -> str | None:
+        """How far it was off, in words."""
+        if not self.off or not self.measured:
+            return None
+        names = {"peak_memory_bytes": "memory", "seconds": "training"}
+        told = []
+        for name, what in names.items():
+            if name in self.off:
+                say = size if name == "peak_memory_bytes" else duration
+                high = "too high" if self.off[name] > 0 else "too low"
+                told.append(f"{what} {say(self.measured[name])}, the forecast {abs(self.off[name]):.0%} {high}")
+        return "; ".join(told)
+
+
+def run_shapes(prepared: Prepared) -> Shapes:
+    """The run's model on the meta device, with its head and its method.
+
+    Raises:
+        MicroplaneError: if the method does not fit the model.
+    """
+    plain, summary = build_on_meta(prepared.checkpoint), prepared.splits.summary
+    with torch.device("meta"):
+        ensure_head(plain, summary.task, summary.labels, prepared.config.model.pooling, seed=0)
+        attach_method(prepared.method, attached := meta_copy(plain))
+    return Shapes(prepared.checkpoint.config, plain, attached, prepared.method, prepared.form)
+
+
+def run_at_once(prepared: Prepared) -> AtOnce:
+    """What the run computes at once."""
+    splits, config = prepared.splits, prepared.config
+    totals = splits.summary.to_dict()
+    share = totals["trained_tokens"]["train"] / max(1, totals["tokens"]["train"])
+    lengths = splits.train.lengths, splits.validation.lengths
+    return AtOnce.of(*lengths, share, config.train, config.eval.batch_tokens)
+
+
+def steps_of(prepared: Prepared) -> int:
+    """How many a run makes."""
+    train = prepared.config.train
+    plan = BatchPlan(prepared.splits.train.lengths, train.batch_size, train.batch_tokens, train.seed)
+    return train.steps or plan.total_steps(train.epochs or 1)
+
+
+def own_forecast(prepared: Prepared) -> ForecastSection:
+    """Of a run's training, before its base is read. A run is never stopped by what is wrong with its forecast."""
+    if prepared.form.device.type != "cpu":
+        return ForecastSection(reason="which is made for the processor alone")
+    try:
+        shapes, at_once = run_shapes(prepared), run_at_once(prepared)
+        found = _forecast(prepared, shapes, at_once)
+    except (MicroplaneError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return ForecastSection(reason=f"for {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    per_step = found.seconds_per_1000_tokens
+    step = None if per_step is None else per_step * at_once.step / 1000
+    seconds = None if step is None else step * steps_of(prepared)
+    return ForecastSection(found.peak_memory_bytes, step, seconds, asdict(found) | asdict(at_once))
+
+
+def _forecast(prepared: Prepared, shapes: Shapes, at_once: AtOnce) -> Forecast:
+    rates, train = machine.known(), prepared.config.train
+    give_back_memory()
+    return forecast(shapes, at_once, train, psutil.Process().memory_info().rss, rates)

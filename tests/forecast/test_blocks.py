@@ -1,0 +1,109 @@
+"""What is seen on one block and two tells what all blocks hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from microplane.forecast import blocks
+from microplane.forecast.blocks import BlockCost, Line, block_cost
+from microplane.forecast.held import Held
+from microplane.methods import make_method
+from microplane.nn.number_format import NumberFormat
+from microplane.nn.ops.scratch import no_scratch, scratch_buffer
+from tests.tiny import LLAMA
+
+SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 512}
+FLOAT32 = NumberFormat(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "cache_dir", lambda: tmp_path / "cache")
+
+
+def test_what_lives_is_held_and_what_is_gone_is_not():
+    with Held() as held:
+        x = torch.zeros(100)
+        y = x + 1
+        del x
+        z = torch.zeros(50)
+    assert (held.now, held.peak) == (y.nbytes + z.nbytes, 800)
+
+
+def test_views_and_what_was_there_count_nothing():
+    there = torch.zeros(100)
+    with Held([there]) as held:
+        views = there.view(10, 10), there[:5]
+        there.add_(1)
+    assert (held.now, held.peak, len(views)) == (0, 0, 2)
+
+
+def test_backward_is_seen_too():
+    layer, x = nn.Linear(8, 8), torch.ones(4, 8)
+    with Held([*layer.parameters(), x]) as held:
+        layer(x).sum().backward()
+    assert held.now >= sum(p.grad.nbytes for p in layer.parameters())
+
+
+def test_scratch_memory_is_made_anew_and_comes_back():
+    before = scratch_buffer("a test's", (10,), torch.float32, torch.device("cpu"))
+    with no_scratch():
+        assert scratch_buffer("a test's", (10,), torch.float32, torch.device("cpu")).data_ptr() != before.data_ptr()
+    assert scratch_buffer("a test's", (10,), torch.float32, torch.device("cpu")).data_ptr() == before.data_ptr()
+
+
+def test_a_line_through_two_numbers_of_tokens():
+    line = Line.through(10, 50.0, 80.0)
+    assert (line.fixed, line.token, line(100)) == (20.0, 3.0, 320.0)
+    assert Line.through(10, 80.0, 50.0) == Line(80.0, 0.0)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "dora", "prefix"])
+@pytest.mark.parametrize("recompute", ["none", "blocks"])
+def test_what_all_blocks_hold_is_what_two_tell(method, recompute):
+    """Of six blocks, seen as a whole."""
+    made = make_method({"name": method})
+    cost = block_cost(SHAPE, 1, made, FLOAT32, 48, recompute)
+    whole = blocks._Try.of(blocks._model(blocks._smaller(SHAPE, 6, 1), made, FLOAT32), 48, 8, recompute)
+    tokens = 48 * 8
+    assert 0.97 * whole.peak < 6 * cost.kept(tokens) + cost.once(tokens) < 1.4 * whole.peak
+    assert cost.evaluated(tokens) == pytest.approx(whole.evaluated, rel=0.1)
+
+
+def test_recomputed_blocks_keep_less():
+    made = make_method({"name": "lora"})
+    every, none = (block_cost(SHAPE, 1, made, FLOAT32, 48, what) for what in ("none", "blocks"))
+    assert none.kept.token < every.kept.token / 4
+
+
+def test_narrower_blocks_tell_of_wide_ones():
+    wide = SHAPE | {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 16, "num_key_value_heads": 8}
+    made = make_method({"name": "lora", "rank": 1})
+    as_it_is = block_cost(wide, 1, made, FLOAT32, 64)
+    narrower = block_cost(wide, 200_000_000, made, FLOAT32, 64)
+    assert narrower.kept.token == pytest.approx(as_it_is.kept.token, rel=0.15)
+
+
+def test_blocks_are_tried_once(monkeypatch):
+    made = make_method({"name": "lora"})
+    first = block_cost(SHAPE, 1, made, FLOAT32, 16)
+    monkeypatch.setattr(blocks, "_tried", lambda *how: pytest.fail("tried again"))
+    assert block_cost(SHAPE, 1, made, FLOAT32, 16) == first
+    monkeypatch.setattr(blocks, "_tried", lambda *how: BlockCost(seconds=7.0))
+    assert block_cost(SHAPE, 1, make_method({"name": "lora", "rank": 2}), FLOAT32, 16).seconds == 7.0
+
+
+def test_a_damaged_entry_is_made_anew(tmp_path):
+    made = make_method({"name": "lora"})
+    first = block_cost(SHAPE, 1, made, FLOAT32, 16)
+    (entry,) = (tmp_path / "cache" / "blocks").iterdir()
+    entry.write_text("{")
+    assert block_cost(SHAPE, 1, made, FLOAT32, 16).kept == first.kept
+
+
+def test_random_numbers_stay_as_they_were():
+    state = torch.get_rng_state()
+    block_cost(SHAPE, 1, make_method({"name": "lora"}), FLOAT32, 16)
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,55 @@
+"""The rates of the machine: measured once, told by `microplane machine`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from microplane.cli.app import app
+from microplane.forecast import machine
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path))
+    monkeypatch.setattr(machine, "SECONDS", 0.01)
+
+
+def test_rates_are_measured_once(monkeypatch):
+    assert machine.known() is None
+    first = machine.measured()
+    assert machine.known() == machine.measured() == first
+    assert first.float32 > 1e8
+    assert first.copy > 1e7
+    monkeypatch.setattr(machine, "_median", lambda do: 1.0)
+    assert machine.measured() == first
+    assert machine.measured(refresh=True).overhead == 1.0
+
+
+def test_another_number_of_threads_is_another_machine():
+    machine.measured()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert machine.known() is None
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_damaged_entry_is_measured_anew(tmp_path):
+    machine.measured()
+    (entry,) = (tmp_path / "machine").iterdir()
+    entry.write_text('{"rates": {}}')
+    assert machine.known() is None
+
+
+def test_the_command():
+    told = CliRunner().invoke(app, ["machine"], catch_exceptions=False).output
+    assert "billion operations" in told
+    assert "bfloat16" in told
+    found = json.loads(CliRunner().invoke(app, ["machine", "--json"], catch_exceptions=False).stdout)
+    assert found["float32"] == machine.known().float32
+    assert found["threads"] == torch.get_num_threads()

@@ -1,0 +1,122 @@
+"""What is computed at once, and what is held at most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from microplane.config.knobs import TrainKnobs
+from microplane.forecast import memory
+from microplane.forecast.blocks import BlockCost, Line
+from microplane.forecast.machine import Rates
+from microplane.forecast.memory import AtOnce, Forecast, Shapes, forecast
+from microplane.methods import make_method
+from microplane.methods.method import attach_method
+from microplane.models.heads import meta_copy
+from microplane.nn.number_format import NumberFormat
+from tests.tiny import LLAMA, tiny
+
+GB = 10**9
+KNOBS = TrainKnobs()
+RATES = Rates(float32=1e11, bfloat16=2e11, int8=None, copy=1e10, overhead=1e-6)
+
+
+def shapes(method: str = "lora", blocks: int | None = None) -> Shapes:
+    knobs = {"n": blocks} if blocks else {}
+    made, form = make_method({"name": method, **knobs}), NumberFormat(torch.float32)
+    plain = tiny().to("meta")
+    with torch.device("meta"):
+        attach_method(made, attached := meta_copy(plain))
+    return Shapes(LLAMA, plain, attached, made, form)
+
+
+def rows(tokens: int = 1000, evaluated: int = 0) -> AtOnce:
+    return AtOnce(tokens, row=10, trained=tokens // 2, step=2 * tokens, evaluated=evaluated)
+
+
+@pytest.fixture
+def cost(monkeypatch):
+    """Of blocks that nobody tries."""
+
+    def put(**lines: Line | float) -> None:
+        monkeypatch.setattr(memory, "block_cost", lambda *how: BlockCost(**lines))
+
+    return put
+
+
+def activations(method: str = "lora", at_once: AtOnce | None = None) -> int:
+    return forecast(shapes(method), at_once or rows(), KNOBS, GB, None, always=True).activations
+
+
+def test_each_block_keeps_and_one_works(cost):
+    cost()
+    least = activations()  # the head's part, gradients being none yet
+    cost(kept=Line(0, 1e4), once=Line(5e5, 1e3))
+    gradients = forecast(shapes(), rows(), KNOBS, GB, None, always=True).gradients
+    assert activations() - least == pytest.approx(2 * 1e7 - gradients + 5e5 + 1e6)
+
+
+def test_gradients_and_what_is_kept_are_not_there_together(cost):
+    """Of full fine-tuning, whose gradients come while what is kept goes."""
+    cost(kept=Line(1e6, 0))
+    trained = forecast(shapes("full"), rows(), KNOBS, GB, None, always=True)
+    cost(kept=Line(0, 0))
+    without = forecast(shapes("full"), rows(), KNOBS, GB, None, always=True)
+    assert trained.activations - without.activations == pytest.approx(max(2e6 - trained.gradients, 1e6))
+
+
+def test_a_long_validation_counts(cost):
+    cost(kept=Line(0, 1), evaluated=Line(0, 1e5))
+    assert activations(at_once=rows(evaluated=1000)) - activations() > 0.9 * 1e8
+
+
+def test_frozen_blocks_keep_nothing(cost):
+    cost(kept=Line(0, 1e6))
+    every, one = (
+        forecast(shapes(*method), rows(), KNOBS, GB, None, always=True).activations
+        for method in (("full",), ("last-n", 1))
+    )
+    assert one < 0.6 * every
+
+
+def test_small_blocks_are_not_tried(monkeypatch):
+    monkeypatch.setattr(memory, "block_cost", lambda *how: pytest.fail("tried"))
+    found = forecast(shapes(), rows(), KNOBS, GB, RATES)
+    assert found.activations > 0
+    assert found.seconds_per_1000_tokens is None
+
+
+def test_time_is_of_blocks_head_and_optimizer(cost):
+    cost(seconds=1e-4)
+    found = forecast(shapes(), rows(), KNOBS, GB, RATES, always=True)
+    head = 500 * 4 * 97 * 32 / 1e11
+    optimizer = 0.5 * 28 * found.trainable / 1e10
+    assert found.seconds_per_1000_tokens == pytest.approx(0.2 + head + optimizer)
+    assert forecast(shapes(), rows(), KNOBS, GB, None, always=True).seconds_per_1000_tokens is None
+
+
+def test_the_peak_is_the_sum_of_its_parts():
+    assert Forecast(1, 10, 20, 30, 40, 50, 60, 70).peak_memory_bytes == 210
+
+
+def test_the_largest_micro_batch_is_found():
+    lengths = np.array([10] * 30 + [400, 380], dtype=np.int32)
+    knobs = TrainKnobs(batch_size=4, micro_tokens=500)
+    found = AtOnce.of(lengths, lengths[:10], 0.25, knobs, 8192)
+    assert 400 <= found.tokens <= 500
+    assert found.row > 300  # rows weigh by their length
+    assert found.trained == -(-found.tokens // 4)
+    assert found.evaluated == 10  # a tenth of the validation
+    assert found.step == pytest.approx(lengths.mean() * 4)
+
+
+def test_all_of_a_batch_is_computed_at_once_where_it_fits():
+    lengths = np.array([50] * 16, dtype=np.int32)
+    assert AtOnce.of(lengths, lengths, 1.0, TrainKnobs(batch_size=8), 8192).tokens == 400
+    assert AtOnce.of(lengths, lengths, 1.0, TrainKnobs(batch_size=8, micro_tokens=100), 8192).tokens == 100
+
+
+def test_rows_that_are_assumed():
+    found = AtOnce.of_rows(256, TrainKnobs(), 8192)
+    assert (found.tokens, found.row, found.trained, found.step) == (2048, 256, 2048, 2048)
