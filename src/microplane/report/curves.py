@@ -53,10 +53,10 @@ def sweep(record: RunRecord) -> Sweep | None:
     top, bottom = max(g for _, g in known), max(-1.0, min(0.0, *(g for _, g in known)))
 
     def x(rate: float) -> float:
-        return round(100 * (math.log(rate) - low) / max(high - low, 1e-9), 2)
+        return float(round(100 * (math.log(rate) - low) / max(high - low, 1e-9), 2))
 
     def y(gain: float) -> float:
-        return round(40 * (top - max(gain, bottom)) / max(top - bottom, 1e-9), 2)
+        return float(round(40 * (top - max(gain, bottom)) / max(top - bottom, 1e-9), 2))
 
     line = " ".join(f"{x(rate)},{y(gain)}" for rate, gain in known)
     return Sweep(line, x(chosen), y(0.0), known[0][0], known[-1][0], str(found.get("why") or ""))
