@@ -16,7 +16,7 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -33,6 +33,7 @@ from microplane.nn.quantised import Int8Linear
 from microplane.runs import prepare as prepare_module
 from microplane.runs import train as run_module
 from microplane.runs.evaluate import measure_file
+from microplane.runs.trackers import TRACKERS
 from microplane.training import activation_checkpointing
 from tests.knob_values import NoValueError, another
 from tests.labels import encoder_folder, reviews, tags, write
@@ -56,6 +57,7 @@ FULL, HEAD_ONLY = {"method.name": "full"}, {"method.name": "head-only"}
 CASES = {
     "name": Case("other"),
     "runs": Case("elsewhere"),
+    "track": Case(("tensorboard",)),
     "model.name": Case("other-model"),
     "model.dtype": Case("int8"),
     "model.compute": Case("int8", beside={"model.dtype": "int8"}),
@@ -205,6 +207,10 @@ class Place:
         write(folder / "text.jsonl", [{"text": f"the quick fox number {n} jumps over dogs"} for n in range(20)])
         shout(folder, 24)
 
+    def tracker(self, run: Any) -> MagicMock:
+        self.calls.update(["a tracker"])
+        return MagicMock(known="a run")
+
     def knobs(self, where: str, sets: dict[str, Any]) -> RunKnobs:
         """Those of the tiny run with these set; names of files are those of the place."""
         model, data = RUNS[where]
@@ -270,6 +276,7 @@ def there(tmp_path_factory) -> Iterator[Place]:
         patch.setenv("MICROPLANE_CACHE", str(folder / "cache"))
         patch.setattr(run_module, "write_report", lambda folder: None)  # these two see no knob, and take their time
         patch.setattr("microplane.runs.verify._merge", lambda *given: [])
+        patch.setitem(TRACKERS, "tensorboard", ("json", made.tracker))
         patch.setattr(torch, "set_num_threads", lambda count: made.calls.update([f"{count} threads"]))
         for owner, name in ((Int8Linear, "dequantise"), (activation_checkpointing, "selective_recompute")):
             patch.setattr(owner, name, counted(made.calls, getattr(owner, name)))

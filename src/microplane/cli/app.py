@@ -79,6 +79,7 @@ def train(
     skip_bad_rows: SkipBadRows = False,
     resume: options.Resume = None,
     from_: options.From = None,
+    track: options.Track = None,
     processes: options.Processes = None,
     json_: options.ResultAsJson = False,
     quiet: Quiet = False,
@@ -100,13 +101,13 @@ def train(
     watch = None if quiet else terminal
     with interrupts.told_with_notes(terminal.close):
         if resume:
-            if model or data or method or name or config or from_ or skip_bad_rows:
+            if model or data or method or name or config or from_ or skip_bad_rows or track:
                 raise ConfigError(f"--resume {resume} takes everything from that run; give it alone, or with --set")
             done = run.resume(resume, watch, assigned(plain, set or ()), process_started())
         else:
             model, data = (None, model) if from_ and data is None else (model, data)
             given: dict[str, Any] = {"model.name": model, "data.train": data, "method.name": method, "name": name}
-            given |= {"model.adapter": from_, "data.skip_bad_rows": skip_bad_rows or None}
+            given |= {"model.adapter": from_, "data.skip_bad_rows": skip_bad_rows or None, "track": track}
             given |= {knob: value for knob, value in assigned(plain, set or ()).items() if plain.get(knob) is not None}
             done = run.train(knobs=assemble(config, given, set or ()), watch=watch, started=process_started())
     if is_first():

@@ -68,6 +68,10 @@ Resume = Annotated[
 From = Annotated[
     str | None, typer.Option("--from", metavar="RUN", help="Begin with this run's adapter (leave MODEL out).")
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME", help="Also tell tensorboard, wandb, mlflow or trackio; repeat for more."),
+]
 Processes = Annotated[
     int | None,
     typer.Option(

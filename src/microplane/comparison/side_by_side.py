@@ -26,6 +26,7 @@ from microplane.comparison.table import (
     told,
 )
 from microplane.comparison.verdict import Judgement
+from microplane.config.build import dotted
 from microplane.errors import ConfigError
 from microplane.files import write_aside
 from microplane.report.read import ReportError, RunRecord, read_run
@@ -33,7 +34,7 @@ from microplane.report.story import STATUS, method_title, shown_folder
 from microplane.training.log import read_lines
 
 SHOWN_ROWS = 200  # with all answers
-NOT_SETTINGS = {"name", "runs"}  # of run.yaml: where it lies
+NOT_SETTINGS = {"name", "runs", "track"}  # of run.yaml: where it lies, and who is told
 PAGE = "side-by-side.html"
 
 
@@ -181,18 +182,10 @@ def _row(name: str, record: RunRecord, found: Measured | None, judgement: Judgem
 
 def _settings(records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
     """Knobs that are not the same in all runs, with each run's value; None where a run does not have one."""
-    flat = {name: _flat(record.result["run"]) for name, record in records.items()}
+    flat = {name: dotted(record.result["run"]) for name, record in records.items()}
     names = [name for name in dict.fromkeys(key for own in flat.values() for key in own) if name not in NOT_SETTINGS]
     every = {name: [own.get(name) for own in flat.values()] for name in names}
     return [{"name": name, "values": values} for name, values in every.items() if any(v != values[0] for v in values)]
-
-
-def _flat(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return found
 
 
 def _measured(records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:

@@ -155,6 +155,14 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
         values[name] = value
 
 
+def dotted(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by `train.lr` and so on."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
+
+
 def parse_value(text: str) -> Any:
     """A knob's value from its text; what is not YAML is itself, as in `data.system=Answer: yes or no`."""
     try:

@@ -349,6 +349,9 @@ class RunKnobs(Knobs):
 
     name: str | None = Field(None, description="name of the run's folder; made of model, method and data otherwise")
     runs: str = Field("runs", description="the folder that holds the runs")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="programs that are told how the run goes, and get its report and adapter where they keep files"
+    )
     model: ModelKnobs = ModelKnobs()
     method: dict[str, Any] = Field({"name": "lora"}, description="the method's name and its own knobs")
     data: DataKnobs = DataKnobs()

@@ -42,6 +42,7 @@ from microplane.runs.asked import how_asked
 from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check_knobs_for_model, class_weighted
 from microplane.runs.general import General, open_general
 from microplane.runs.max_length import within_context
+from microplane.runs.trackers import check_trackers
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
@@ -151,6 +152,7 @@ def check_config(config: RunKnobs, watch: Watcher, begun: bool = False) -> Metho
         ConfigError: for knobs that do not go together, or no data.
     """
     method = make_method(config.method)
+    check_trackers(config.track)
     if not begun:
         for line in check_knobs(config, method):
             watch.say(line)

@@ -51,6 +51,7 @@ from microplane.runs.result import (
     train_section,
 )
 from microplane.runs.room import lacking
+from microplane.runs.trackers import tracked
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
@@ -142,11 +143,12 @@ def train(
             if inline is not None:
                 config = with_data(config, inline.write(folder))
             job = _Lifetime(folder, resume, started or time.time())
-            try:
-                _run(job, config, checked, watch, ranks)
-            except BaseException as error:
-                job.fail(error)
-                raise
+            with tracked(config.track, folder, watch) as told:
+                try:
+                    _run(job, config, checked, told, ranks)
+                except BaseException as error:
+                    job.fail(error)
+                    raise
     return Run(job.folder, job.result.to_dict())
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from microplane.checkpoints.tensors import read_tensors, save_tensors
+from microplane.config.build import dotted
 from microplane.errors import CheckpointError
 from microplane.files import file_sha256, folder_aside, read_object, write_json
 from microplane.methods import Method, trainable
@@ -128,11 +129,11 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
     if not saved:
         return []
     state = read_state(saved[-1])
-    then = EARLIER | _flat(state["identity"])
+    then = EARLIER | dotted(json.loads(json.dumps(state["identity"])))
     ignored = FILES if then.keys() >= WEIGHTS else WEIGHTS
     differences = {
         name: f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
-        for name, value in _flat(identity).items()
+        for name, value in dotted(json.loads(json.dumps(identity))).items()
         if name not in ignored and (name not in then or then[name] != value)
     }
     if refused := [line for name, line in differences.items() if name not in MAY_DIFFER]:
@@ -161,14 +162,6 @@ def prune(folder: Path) -> None:
 
 def _brief(value: Any) -> str:
     return f"{value!r}" if len(str(value)) < 40 else f"'{str(value)[:12]}...'"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, `train.lr` and so on; as JSON has the values."""
-    found: dict[str, Any] = {}
-    for name, value in json.loads(json.dumps(values)).items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def load_checkpoint(folder: Path, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> None:

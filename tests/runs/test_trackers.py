@@ -1,0 +1,186 @@
+"""Trackers are told the knobs, every step, the scores and the files; one that fails leaves the run alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+import microplane
+from microplane.data.progress import Silent
+from microplane.errors import ConfigError
+from microplane.runs import trackers
+from microplane.runs.train import resume
+from tests.labels import write
+from tests.tiny import save_tiny_folder
+from tests.training.test_verdicts import sayings
+
+SETS = {"train.threads": 1, "train.steps": 4, "train.batch_size": 8, "data.max_unknown": 1.0, "eval.rows": 4}
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class StandIn:
+    """Keeps what it is told."""
+
+    made: ClassVar[list[StandIn]] = []
+
+    def __init__(self, run: trackers.Begun):
+        self.run, self.known, self.where = run, run.known or f"id of {run.name}", "here"
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.ended: Any = None
+        StandIn.made.append(self)
+
+    def log(self, figures, step):
+        self.logged.append((step, dict(figures)))
+
+    def end(self, figures, step, files, well):
+        self.ended = SimpleNamespace(figures=dict(figures), step=step, files=dict(files), well=well)
+
+
+class Breaks(StandIn):
+    def log(self, figures, step):
+        if step == 3:
+            raise OSError("no network\nfor the moment")
+        super().log(figures, step)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """In place of wandb."""
+    monkeypatch.setattr(StandIn, "made", [])
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", ("json", StandIn))
+    return StandIn.made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tracked")
+    save_tiny_folder(folder / "model")
+    write(folder / "rows.jsonl", sayings(60, 0))
+    return folder
+
+
+def train(place: Path, runs: Path, track: Any = ("wandb",), watch: Any = None, **sets: Any) -> microplane.Run:
+    changes = SETS | {"runs": str(runs), "name": "run", "track": list(track)} | sets
+    return microplane.train(place / "model", place / "rows.jsonl", set=changes, watch=watch)
+
+
+def test_it_is_told_all_of_a_run(place, tmp_path, stand_in):
+    watch = Told()
+    run = train(place, tmp_path, watch=watch)
+    [tracker] = stand_in
+    assert tracker.run.knobs["method.rank"] == 16
+    assert tracker.run.knobs["train.lr"] == run.result["run"]["train"]["lr"]
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert {step: told["train/loss"] for step, told in tracker.logged if "train/loss" in told} == losses
+    validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert {step: told["validation/loss"] for step, told in tracker.logged if "validation/loss" in told} == validations
+    assert all(told["train/tokens_per_second"] > 0 for _, told in tracker.logged if "train/loss" in told)
+    after = run.metrics["after"]
+    assert {name: tracker.ended.figures[f"after/{name}"] for name in after} == after
+    assert tracker.ended.files == {"report": run.folder / "report.html", "adapter": run.folder / "adapter"}
+    assert tracker.ended.well
+    assert "track     wandb: here" in watch.lines
+
+
+def test_one_that_fails_is_left_behind_and_the_run_goes_on(place, tmp_path, stand_in, monkeypatch):
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", ("json", Breaks))
+    watch = Told()
+    run = train(place, tmp_path, ("wandb", "mlflow"), watch)
+    assert run.result["status"] == "success"
+    well, broken = stand_in
+    assert well.ended.step == 4
+    assert broken.ended is None
+    assert max(step for step, _ in broken.logged) == 2
+    said = [line for line in watch.lines if line.startswith("warning   mlflow")]
+    assert said == ["warning   mlflow is told nothing more of this run: OSError: no network"]
+
+
+def test_a_resumed_run_goes_on_under_the_name_that_it_had(place, tmp_path, stand_in):
+    run = train(place, tmp_path)
+    resume(run.folder, set={"train.steps": 6})
+    first, second = stand_in
+    assert first.run.known is None
+    assert second.run.known == "id of run"
+    assert [step for step, told in second.logged if "train/loss" in told] == [5, 6]
+    assert second.ended.step == 6
+
+
+def test_a_run_that_fails_is_told_as_such(place, tmp_path, stand_in, monkeypatch):
+    def fails(*given: Any, **named: Any) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("microplane.runs.train.reopen", fails)
+    with pytest.raises(RuntimeError, match="no more"):
+        train(place, tmp_path)
+    assert not stand_in[0].ended.well
+
+
+def test_one_that_is_not_installed_is_told_before_the_work(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", ("not_there", StandIn))
+    with pytest.raises(ConfigError, match="track = wandb: not_there is not installed: pip install not_there"):
+        train(place, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_is_tracked_unasked(place, tmp_path, stand_in):
+    train(place, tmp_path, ())
+    assert stand_in == []
+    assert not (tmp_path / "run" / trackers.NAMES).exists()
+
+
+def test_tensorboard(place, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(place, tmp_path, ("tensorboard",))
+    resume(run.folder, set={"train.steps": 6})
+    found = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert found.Scalars("after/loss")[-1].value == pytest.approx(run.metrics["after"]["loss"], abs=0.5)
+
+
+def test_mlflow(place, tmp_path, monkeypatch):
+    pytest.importorskip("sqlalchemy")
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = train(place, tmp_path, ("mlflow",))
+    resume(run.folder, set={"train.steps": 6})
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    [told] = client.search_runs([client.get_experiment_by_name("microplane").experiment_id])
+    assert told.info.status == "FINISHED"
+    assert told.data.params["method.name"] == "lora"
+    assert sorted(metric.step for metric in client.get_metric_history(told.info.run_id, "train/loss")) == [*range(1, 7)]
+    assert {file.path for file in client.list_artifacts(told.info.run_id)} == {"adapter", "report.html"}
+
+
+def test_wandb(place, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    watch = Told()
+    run = train(place, tmp_path, ("wandb",), watch)
+    [offline] = (run.folder / "wandb").glob("offline-run-*")
+    assert list(offline.glob("*.wandb"))
+    assert any("wandb: offline; wandb sync" in line for line in watch.lines)
+    assert not [line for line in watch.lines if line.startswith("warning   wandb")]
+
+
+def test_trackio(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    watch = Told()
+    train(place, tmp_path, ("trackio",), watch)
+    assert not [line for line in watch.lines if line.startswith("warning   trackio")]
+    [told] = trackio.Api().runs("microplane")
+    assert told.name == "run"
