@@ -114,6 +114,7 @@ def test_the_figures_are_those_of_the_runs(whole):
     baselines = {row["name"]: row["score"]["value"] for row in done.result["baselines"]}
     theirs = finals[0]["metrics"]["trivial"]
     assert baselines.keys() == {*theirs, "untouched model"}
+    assert any(name.startswith("untouched model, ") and name.endswith("-shot") for name in theirs)
     for name, scores in theirs.items():
         assert baselines[name] == pytest.approx(scores["accuracy"])
     assert baselines["untouched model"] == finals[0]["metrics"]["before"]["accuracy"]
