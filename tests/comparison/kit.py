@@ -9,6 +9,7 @@ import microplane
 from microplane.comparison.trials import Outcome, Trials
 from microplane.config.build import assemble
 from microplane.errors import MicroplaneError
+from microplane.files import cache_dir
 from tests.tiny import save_tiny_folder
 
 SETS = {"train.batch_size": 4, "train.threads": 1, "eval.max_new_tokens": 4}
@@ -27,6 +28,15 @@ def write(folder: Path, name: str, lines: list[dict[str, str]]) -> str:
 def place(folder: Path) -> tuple[str, str]:
     """A model and its rows."""
     return str(save_tiny_folder(folder / "model")), write(folder, "rows.jsonl", rows())
+
+
+def own_cache(monkeypatch, folder: Path) -> None:
+    """An empty cache, but for the compiled operations, which take half a minute to make."""
+    compiled = cache_dir() / "native"
+    (folder / "cache").mkdir()
+    if compiled.is_dir():
+        (folder / "cache" / "native").symlink_to(compiled)
+    monkeypatch.setenv("MICROPLANE_CACHE", str(folder / "cache"))
 
 
 def in_this_process(monkeypatch, fails=lambda trial: None) -> list[str]:

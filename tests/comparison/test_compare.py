@@ -92,6 +92,7 @@ def test_the_learning_curve_is_of_nested_rows_with_whole_schedules(whole):
         runs_ = [json.loads((done.folder / "trials" / name / "result.json").read_text()) for name in names]
         assert point["rows"] == 72 * percent // 100
         assert point["value"] == pytest.approx(sum(run["metrics"]["after"]["accuracy"] for run in runs_) / 2)
+    assert "With one seed" not in curve["sentence"]
     assert curve["sentence"] in (done.folder / "comparison.md").read_text()
     assert curve["twice"]["rows"] == 144
     assert curve["twice"]["gain"]["low"] <= curve["twice"]["gain"]["high"]
@@ -114,6 +115,7 @@ def test_the_figures_are_those_of_the_runs(whole):
     baselines = {row["name"]: row["score"]["value"] for row in done.result["baselines"]}
     theirs = finals[0]["metrics"]["trivial"]
     assert baselines.keys() == {*theirs, "untouched model"}
+    assert any(name.startswith("untouched model, ") and name.endswith("-shot") for name in theirs)
     for name, scores in theirs.items():
         assert baselines[name] == pytest.approx(scores["accuracy"])
     assert baselines["untouched model"] == finals[0]["metrics"]["before"]["accuracy"]

@@ -117,4 +117,6 @@ def test_hovering_a_chart_tells_the_values(page, done):
 
 def test_the_answer_on_more_rows_stands_on_the_page(page, done):
     page.open(done.folder / "comparison.html", 400)
-    assert page.read("document.getElementById('more-rows').textContent") == done.result["learning_curve"]["sentence"]
+    told = page.read("document.getElementById('more-rows').textContent")
+    assert told == done.result["learning_curve"]["sentence"]
+    assert "With one seed of each size, what seeds differ by is not in this" in told

@@ -14,7 +14,7 @@ from microplane.errors import ConfigError, DataError
 from microplane.nn.rows import Rows
 from microplane.runs import general as module
 from microplane.runs.general import General
-from tests.comparison.kit import rows, write
+from tests.comparison.kit import own_cache, rows, write
 from tests.labels import encoder_folder, reviews
 from tests.runs.test_seq2seq import pair_folder, shout
 from tests.tiny import save_tiny_folder
@@ -86,7 +86,7 @@ def test_the_text_of_the_package_is_fifty_texts_and_the_report_tells_what_came_o
 
 
 def test_the_untouched_model_is_measured_once_for_all_runs(there, tmp_path, monkeypatch):
-    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    own_cache(monkeypatch, tmp_path)
     (there / "once.txt").write_text("a cat\n\na dog\n\na hen\n")
     calls, loss = [], General.loss
 

@@ -107,6 +107,7 @@ CASES = {
     "eval.metrics": Case(("chrf",)),
     "eval.rows": Case(1),
     "eval.general": Case("default"),
+    "eval.shots": Case(1, beside={"eval.max_new_tokens": 3}),
 }
 ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run: test_edges.py
     "eval.batch_tokens",  # bounds batches that are small here, for there are ten at least: test_evaluate.py
@@ -149,6 +150,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("encoder", {}, "eval.metrics", ("chrf",)),
     ("encoder", {}, "eval.max_new_tokens", 2),
     ("encoder", {}, "eval.general", "default"),
+    ("encoder", {}, "eval.shots", 2),
+    ("decoder", {"data.format": "text"}, "eval.shots", 2),
     ("tags", {}, "model.pooling", "cls"),
     ("encoder", HEAD_ONLY, "train.recompute", "blocks"),
     ("encoder", HEAD_ONLY, "train.layer_decay", 0.5),
@@ -489,7 +492,11 @@ def test_a_model_with_a_task_head_generates_nothing(there, capsys):
         measure_file(there.knobs("encoder", {"model.name": head, "data.task": "regression"}))
 
 
-@pytest.mark.parametrize("name", [name for name in EvalKnobs.model_fields if f"eval.{name}" not in ELSEWHERE])
+OF_TRAINING = {"shots"}  # what only training has rows for; it is said not to be used
+MEASURED = [name for name in EvalKnobs.model_fields if f"eval.{name}" not in ELSEWHERE and name not in OF_TRAINING]
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_a_knob_changes_how_a_model_is_measured(name, there):
     beside = {"model.dtype": "float32"} | ({} if name == "max_new_tokens" else {"eval.max_new_tokens": 3})
     case = CASES.get(f"eval.{name}", Case())
@@ -504,8 +511,11 @@ def test_a_knob_changes_how_a_model_is_measured(name, there):
 def test_what_a_measurement_does_not_use_is_said(there):
     watch = Listening()
     sets = {"train.steps": 3, "train.epochs": 2.0, "method.name": "ia3", "data.validation_rows": 7, "eval.rows": 2}
+    sets |= {f"eval.{name}": 2 for name in OF_TRAINING}
     measure_file(there.knobs("decoder", sets | {"eval.max_new_tokens": 2}), watch)
-    assert "not used to measure a model: method, data.validation_rows, train.epochs, train.steps" in watch.said
+    assert (
+        "not used to measure a model: method, data.validation_rows, train.epochs, train.steps, eval.shots" in watch.said
+    )
 
 
 def test_what_would_change_nothing_in_a_measurement_is_refused(there):

@@ -30,6 +30,7 @@ EXPONENTS = tuple(number / 20 for number in range(21))
 SAMPLES = 2_000
 AT_ONCE = 100  # samples that are drawn together
 DRAWN = 40  # points of the fitted line
+ONE_SEED = " With one seed of each size, what seeds differ by is not in this: it may be far wider."
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ class Curve:
     Args:
         gain: what twice the rows would bring; more is better, whatever the metric.
         fit: the curve through the means.
+        seeded: whether what seeds differ by is in the interval; of one seed of each size it is not known.
     """
 
     gain: Interval
     fit: Fit
+    seeded: bool = True
 
     @property
     def told(self) -> bool:
@@ -114,7 +117,7 @@ def extrapolated(shares: Sequence[float], errors: Sequence[Scores], seed: int = 
         samples += rng.standard_normal(samples.shape) * scale * spread
     many, one = fitted(shares, samples), fitted(shares, means[None])
     low, high = np.quantile(many.at(1) - many.at(2), [LEVEL / 2, 1 - LEVEL / 2])
-    return Curve(Interval(float((one.at(1) - one.at(2))[0]), float(low), float(high)), one)
+    return Curve(Interval(float((one.at(1) - one.at(2))[0]), float(low), float(high)), one, freedom > 0)
 
 
 def learning_curve(
@@ -151,7 +154,7 @@ def learning_curve(
         "points": points,
         "fit": {"exponent": float(curve.fit.exponents[0]), "line": line},
         "twice": {"rows": 2 * rows[-1], "gain": interval_of(curve.gain), "score": line[-1][1], "between": sorted(ends)},
-        "sentence": _sentence(method, 2 * rows[-1], curve, Words(metric.share)),
+        "sentence": _sentence(method, 2 * rows[-1], curve, Words(metric.share)) + ONE_SEED * (not curve.seeded),
         "told": curve.told,
     }
 

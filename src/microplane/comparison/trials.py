@@ -25,6 +25,7 @@ from microplane.training.log import read_lines
 POLL = 0.1  # seconds between two looks at whether a process of an earlier sitting has ended
 SHOWN_EVERY = 1.0  # seconds: the log that tells the progress is read whole, beside a trial whose time is measured
 RESULT = "result.json"
+SHOTS = 4  # training rows before each question of the untouched model, unless eval.shots says another number
 TOLD = 600  # characters of a reason
 
 
@@ -140,6 +141,7 @@ class Trials:
             sets["data.test"] = plan.rows.test
         if trial.stage == "final" and plan.general:
             sets["eval.general"] = plan.general
+            sets["eval.shots"] = str(plan.set.get("eval.shots", SHOTS))
         if trial.stage == "part":
             sets["data.train"] = plan.rows.parts[str(trial.percent)]
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]

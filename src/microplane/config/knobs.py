@@ -336,6 +336,13 @@ class EvalKnobs(Knobs):
     max_new_tokens: int | None = Field(
         None, ge=1, description="most tokens of an answer; twice the longest target otherwise"
     )
+    shots: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="training rows before each question, as many as fit, for what the untouched model answers when it "
+        "is shown examples; 0: that is not measured",
+    )
     general: str | None = Field(
         None,
         description="text on which a model that writes loses what it could before: its loss there is measured before "

@@ -120,16 +120,34 @@ def evaluate_answers(
     """
     pairs = [dataset.prompt_and_target(index) for index in indices]
     targets = [tokenizer.for_targets.decode(target) for _, target in pairs]
-    limit = knobs.max_new_tokens or max(16, 2 * max(len(target) for _, target in pairs))
-    if (context := model.max_row_tokens) and model.KIND == "decoder":  # prompt and answer share it
-        limit = max(1, min(limit, context - max(len(prompt) for prompt, _ in pairs)))
-    prompts = [prompt for prompt, _ in pairs]
-    with in_eval_mode(model):
-        generation = GenerateKnobs(max_new_tokens=limit)
-        answers = generate(model, tokenizer.for_targets, prompts, generation, stop_ids, progress=progress)
-    texts = [answer.text for answer in answers]
+    prompts, answers = [prompt for prompt, _ in pairs], [target for _, target in pairs]
+    texts = generated_texts(model, tokenizer, prompts, answers, knobs, stop_ids, progress)
     shown = [without_frame(tokenizer.decode(prompt), frame) for prompt in prompts]
     return Answers(list(indices), shown, targets, texts, metrics.score(knobs.metrics, texts, targets))
+
+
+def answer_limit(targets: Sequence[Sequence[int]], knobs: EvalKnobs) -> int:
+    """Tokens that an answer may have, where the right ones are these."""
+    return knobs.max_new_tokens or max(16, 2 * max(map(len, targets)))
+
+
+def generated_texts(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    targets: Sequence[list[int]],
+    knobs: EvalKnobs,
+    stop_ids: Sequence[int],
+    progress: Progress | None = None,
+) -> list[str]:
+    """What the model writes behind each prompt, greedily, as long as the right answers at most allow."""
+    limit = answer_limit(targets, knobs)
+    if (context := model.max_row_tokens) and model.KIND == "decoder":  # prompt and answer share it
+        limit = max(1, min(limit, context - max(map(len, prompts))))
+    with in_eval_mode(model):
+        generation = GenerateKnobs(max_new_tokens=limit)
+        answers = generate(model, tokenizer.for_targets, list(prompts), generation, stop_ids, progress=progress)
+    return [answer.text for answer in answers]
 
 
 @dataclass(frozen=True)

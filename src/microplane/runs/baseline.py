@@ -17,7 +17,9 @@ from microplane.data.progress import Watcher
 from microplane.device import name_of
 from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
-from microplane.files import cache_dir, write_aside
+from microplane.evaluation.few_shot import Asked, few_shot_answers, room_of, with_examples
+from microplane.evaluation.trivial import Trivial
+from microplane.files import cache_dir, object_in, write_aside
 from microplane.hardware import processor
 from microplane.models.contract import Model, first_not_finite
 from microplane.models.files.opened import OpenedBase
@@ -57,16 +59,49 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
     return measured
 
 
+def measure_few_shot(prepared: Prepared, base: OpenedBase, watch: Watcher) -> dict[str, Trivial]:
+    """What the base answers with some training rows before each question, by the name of this predictor; nothing where
+    none are asked for, or none fit."""
+    config, rows, held_out = prepared.config, prepared.answer_rows, prepared.held_out
+    if not config.eval.shots or not rows or prepared.objective.needs_head:
+        return {}
+    summary, train = prepared.splits.summary, prepared.splits.train
+    system = summary.shared_system if config.data.system is None else config.data.system
+    asked = Asked(prepared.objective, prepared.tokenizer, config.data.template, system)
+    room = room_of(base.model, held_out, rows, config.eval)
+    shots = with_examples(asked, train, held_out, rows, config.eval.shots, room)
+    if not shots.examples:
+        watch.say(
+            "few-shot: not measured, as no training row fits before each question, or rows are no single questions"
+        )
+        return {}
+    name = f"untouched model, {shots.examples}-shot"
+    place = _place(["few-shot", shots.prompts, _rows(prepared)], prepared, base)
+    if (kept := _kept(place)) and kept.keys() == {"scores", "texts"} and len(kept["texts"]) == len(rows):
+        found = Trivial(kept["scores"], kept["texts"])
+    else:
+        found = few_shot_answers(asked, base.model, shots, held_out, rows, config.eval, watch.progress(name))
+        write_aside(place, json.dumps(found._asdict(), ensure_ascii=False).encode())
+    watch.say(f"{name}: {describe_scores(found.scores)}")
+    return {name: found}
+
+
+def _kept(place: Path) -> dict[str, Any]:
+    """A figure of an earlier run, marked as used now; nothing where there is none, or it is damaged."""
+    found = object_in(place)
+    if found:
+        touch(place)  # the cache gives up first what was not used for longest
+    return found
+
+
 def measure_general(prepared: Prepared, base: OpenedBase, watch: Watcher) -> float | None:
     """The loss of the base on general text; that of an earlier run where there is one, and None where none is asked."""
     if (general := prepared.general) is None:
         return None
     batch_tokens = prepared.config.eval.batch_tokens
     place = _place([general.rows.fingerprint, general.objective.name, batch_tokens], prepared, base)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        loss = float(json.loads(place.read_text(encoding="utf-8"))["general"])
-        touch(place)
-        return loss
+    if isinstance(kept := _kept(place).get("general"), float):
+        return kept
     loss = general.loss(base.model, batch_tokens, watch.progress("general text of the untouched model"))
     write_aside(place, json.dumps({"general": loss}).encode())
     return loss
@@ -92,7 +127,7 @@ def _rows(prepared: Prepared) -> list[Any]:
         prepared.held_out.fingerprint,
         prepared.answer_rows,
         [config.data.template, config.data.system],
-        config.eval.model_dump(mode="json", exclude={"general"}),
+        config.eval.model_dump(mode="json", exclude={"general", "shots"}),
     ]
 
 

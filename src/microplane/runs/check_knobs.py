@@ -208,6 +208,7 @@ _GIVES_WAY = {
     "train.batch_size": "train.batch_tokens",
     "eval.metrics": "eval.rows",
     "eval.max_new_tokens": "eval.rows",
+    "eval.shots": "eval.rows",
 }
 
 
@@ -244,6 +245,7 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
     yield "train.label_smoothing", f"{head}; only the loss of tokens is smoothed. Leave it out"
     yield "eval.metrics", f"{head}, and it is measured by all metrics of its task. Leave it at auto"
     yield "eval.max_new_tokens", f"{head}, and none is generated. Leave it out"
+    yield "eval.shots", f"{head}, which is new in the untouched model: examples would show it nothing. Leave it out"
     yield "eval.general", f"{head}, and it writes no text of which something could be forgotten. Leave it out"
 
 
@@ -261,6 +263,8 @@ def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: b
     if (plain_text or pairs) and knobs.data.template == "chat":
         what = "plain text has" if plain_text else "an encoder-decoder reads"
         yield "data.template", f"{what} no chat template. Leave it at auto"
+    if plain_text:
+        yield "eval.shots", "the rows are plain text, and no questions with answers. Leave it out"
     if plain_text and knobs.data.system:
         yield "data.system", "the rows are plain text, which has no place for a system prompt. Leave it out"
 

@@ -29,7 +29,7 @@ from microplane.nn.quantised import bytes_held, weight_count
 from microplane.objectives.base import Measured
 from microplane.report.page import write_report
 from microplane.runs import others, provenance
-from microplane.runs.baseline import forgotten, measure_base, measure_general
+from microplane.runs.baseline import forgotten, measure_base, measure_few_shot, measure_general
 from microplane.runs.continued import continued
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
@@ -191,6 +191,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
         return _measure(prepared, model, whose, watch)
 
     before, general = measure_base(prepared, base, measured, watch), measure_general(prepared, base, watch)
+    few_shot = measure_few_shot(prepared, base, watch)
     attach(prepared, model, folder, job.resume, watch.say)
     prepared, result.lr_search = searched(prepared, model, folder, watch)
     result.run = prepared.config.model_dump(mode="json")
@@ -213,7 +214,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     began = time.monotonic()
     after = measured(saved, "tuned model")
     result.measuring_seconds = time.monotonic() - began
-    result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch), folder)
+    result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch) | few_shot, folder)
     result.general = forgotten(prepared, general, saved, watch)
     result.checks += [*verify(prepared, saved, folder), *course_checks(outcome)]
     return job.finish("success")

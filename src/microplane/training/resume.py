@@ -30,7 +30,8 @@ from microplane.training.optim import add_groups
 KEEP = 2  # checkpoints kept in resume/ while a run goes on
 CHANGEABLE = {  # knobs that may be others in a run that goes on
     *("train.epochs", "train.steps", "train.patience", "train.eval_every", "train.save_every", "train.threads"),
-    *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens", "eval.general", "model.device"),
+    *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens", "eval.general", "eval.shots"),
+    "model.device",
 }
 ROUNDS = {"threads", "device", "features kept"}  # with another of these the numbers are the same to rounding alone
 MAY_DIFFER = CHANGEABLE | ROUNDS  # of what a run is known by
