@@ -56,7 +56,7 @@ def sweep(record: RunRecord) -> Sweep | None:
         return round(100 * (math.log(rate) - low) / max(high - low, 1e-9), 2)
 
     def y(gain: float) -> float:
-        return round(40 * (top - max(gain, bottom)) / max(top - bottom, 1e-9), 2)
+        return float(round(40 * (top - max(gain, bottom)) / max(top - bottom, 1e-9), 2))
 
     line = " ".join(f"{x(rate)},{y(gain)}" for rate, gain in known)
     return Sweep(line, x(chosen), y(0.0), known[0][0], known[-1][0], str(found.get("why") or ""))

@@ -141,7 +141,7 @@ def _loss_at_start(state: TrainState, model: nn.Module, step: int) -> float:
     batches = [batch_of(state.objective, ours, train, indices) for indices in parts]
     with in_eval_mode(ours), torch.no_grad():
         losses = [state.objective.loss(ours, batch, state.knobs.label_smoothing).item() for batch in batches]
-    return math.fsum(losses) / max(1, sum(batch.count for batch in batches))
+    return math.fsum(losses) / max(1, int(sum(batch.count for batch in batches)))
 
 
 def choose(own: float, rates: Sequence[float], gains: Sequence[float]) -> RangeTest:
