@@ -40,7 +40,7 @@ def test_help_needs_no_torch():
 
 def test_knobs_and_methods_list_what_there_is():
     knobs = run("-m", "microplane.cli.app", "knobs", "train").stdout
-    assert "train.lr = null (float or null): peak learning rate" in knobs
+    assert "train.lr = null (float or auto or null): peak learning rate" in knobs
     methods = run("-m", "microplane.cli.app", "methods").stdout
     assert "lora: low-rank updates" in methods
     assert "method.rank = 16 (int): r, the rank of the update" in methods

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,14 @@ def test_gradients_and_what_is_kept_are_not_there_together(cost):
 def test_a_long_validation_counts(cost):
     cost(kept=Line(0, 1), evaluated=Line(0, 1e5))
     assert activations(at_once=rows(evaluated=1000)) - activations() > 0.9 * 1e8
+
+
+def test_each_new_size_leaves_something_behind_up_to_a_limit(cost):
+    cost()
+    one, two, many, more = (activations(at_once=replace(rows(), sizes=sizes)) for sizes in (1, 2, 25, 1000))
+    assert two - one == pytest.approx(memory.LEFT * 17 * 4 * 32 * 1000)
+    assert many - one == pytest.approx(24 * (two - one))
+    assert more == many
 
 
 def test_frozen_blocks_keep_nothing(cost):

@@ -6,7 +6,7 @@ import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -214,6 +214,8 @@ def type_name(field: FieldInfo) -> str:
 
 
 def _part_name(part: Any) -> str:
+    if get_origin(part) is Annotated:
+        part = get_args(part)[0]
     if get_origin(part) is dict:
         return f"{'a number' if get_args(part)[1] is float else 'text or null'} for each name"
     return "null" if part is type(None) else " or ".join(map(str, get_args(part))) or part.__name__

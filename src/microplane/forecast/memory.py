@@ -29,8 +29,13 @@ MOMENTS = {"adamw": 8, "adafactor": 0}  # bytes of optimizer state for each weig
 PASSES = {"adamw": 28, "adafactor": 16}  # bytes that a step of the optimizer reads and writes for each of them
 LOOKED_AT = 500  # steps whose rows are looked at for the largest
 SMALL = 0.02  # of the process: blocks that hold less are not tried
-LIBRARIES = 80_000_000  # bytes that training loads beside what is there before
-LEFT, MOST_SIZES = 1.4, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
+# What a process holds beside tensors, as the runs of benchmarks/forecast.py had it:
+LIBRARIES = 45_000_000  # bytes that training loads beside what is there before
+PRODUCTS = 30_000_000  # the same, of products with a quantised weight
+LOADED = 0.2  # of the base: left behind by reading it
+LEFT, MOST_SIZES = 1.2, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
+RECOMPUTED = 0.15  # of what all blocks would keep: left behind by computing them anew
+PROBED = 128  # positions whose logits are compared before and after saving
 LEAST_BATCHES = 10  # of a validation, see `evaluation.evaluate`
 
 
@@ -174,12 +179,13 @@ def forecast(
     trained = trainable_parameters(shapes.attached)
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
     cost = _cost(shapes, at_once, knobs, process, always)
-    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients) + _lost(shapes, at_once)
+    base = base_bytes(shapes.plain, form)
+    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients) + _lost(shapes, at_once, base, knobs)
     seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
     return Forecast(
         trainable=trained,
         process=process,
-        base=base_bytes(shapes.plain, form),
+        base=base,
         adapter=needs.added,
         gradients=needs.gradients,
         optimizer=needs.optimizer,
@@ -214,11 +220,16 @@ def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int) -> f
     return max(0.0, training, evaluating) + _head(shapes, at_once)
 
 
-def _lost(shapes: Shapes, at_once: AtOnce) -> float:
-    """What comes to the process beside tensors: libraries that training loads, and what every micro-batch of a new size
-    leaves behind (compiled products, pieces of the heap). Measured: benchmarks/forecast.py."""
-    of_size = LEFT * _by_formula(shapes).kept(at_once.tokens) if shapes.computed else 0.0
-    return LIBRARIES + min(at_once.sizes, MOST_SIZES) * of_size
+def _lost(shapes: Shapes, at_once: AtOnce, base: int, knobs: TrainKnobs) -> float:
+    """What comes to the process beside the tensors of a step: libraries, what reading leaves behind, and what every
+    micro-batch of a new size does (compiled products, pieces of the heap)."""
+    plain, form = shapes.plain, shapes.form
+    block = _by_formula(shapes).kept(at_once.tokens)
+    of_size = LEFT * block if shapes.computed else 0.0
+    anew = RECOMPUTED * block * shapes.computed if knobs.recompute == "blocks" else 0.0
+    probed = 4 * PROBED * plain.config.vocab_size if plain.task_head is None else 0
+    process = LIBRARIES + (PRODUCTS if form.quantised else 0) + LOADED * base
+    return process + probed + anew + min(at_once.sizes, MOST_SIZES) * of_size
 
 
 def _head(shapes: Shapes, at_once: AtOnce) -> float:
