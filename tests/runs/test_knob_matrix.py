@@ -279,7 +279,7 @@ def there(tmp_path_factory) -> Iterator[Place]:
         patch.setenv("MICROPLANE_CACHE", str(folder / "cache"))
         patch.setattr(run_module, "write_report", lambda folder: None)  # these two see no knob, and take their time
         patch.setattr("microplane.runs.verify._merge", lambda *given: [])
-        patch.setitem(TRACKERS, "tensorboard", ("json", made.tracker))
+        patch.setitem(TRACKERS, "tensorboard", (made.tracker, ()))
         patch.setattr(torch, "set_num_threads", lambda count: made.calls.update([f"{count} threads"]))
         for owner, name in ((Int8Linear, "dequantise"), (activation_checkpointing, "selective_recompute")):
             patch.setattr(owner, name, counted(made.calls, getattr(owner, name)))

@@ -58,7 +58,7 @@ class Breaks(StandIn):
 def stand_in(monkeypatch):
     """In place of wandb."""
     monkeypatch.setattr(StandIn, "made", [])
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", ("json", StandIn))
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", (StandIn, ()))
     return StandIn.made
 
 
@@ -95,7 +95,7 @@ def test_it_is_told_all_of_a_run(place, tmp_path, stand_in):
 
 
 def test_one_that_fails_is_left_behind_and_the_run_goes_on(place, tmp_path, stand_in, monkeypatch):
-    monkeypatch.setitem(trackers.TRACKERS, "mlflow", ("json", Breaks))
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", (Breaks, ()))
     watch = Told()
     run = train(place, tmp_path, ("wandb", "mlflow"), watch)
     assert run.result["status"] == "success"
@@ -128,8 +128,8 @@ def test_a_run_that_fails_is_told_as_such(place, tmp_path, stand_in, monkeypatch
 
 
 def test_one_that_is_not_installed_is_told_before_the_work(place, tmp_path, monkeypatch):
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", ("not_there", StandIn))
-    with pytest.raises(ConfigError, match="track = wandb: not_there is not installed: pip install not_there"):
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", (StandIn, ("not_there",)))
+    with pytest.raises(ConfigError, match="track = wandb: without not_there there is nobody to tell. pip install"):
         train(place, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 

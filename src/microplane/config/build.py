@@ -39,7 +39,11 @@ def build(model: type[K], values: Mapping[str, Any], where: str = "", section: s
         return model.model_validate(dict(values))
     except ValidationError as error:
         known = [f"{section}{name}" for name, _ in fields(model)]
-        lines = [_complaint(item, model, known, section) for item in error.errors()]
+        told = dict.fromkeys(_complaint(item, model, known, section) for item in error.errors())
+        said: dict[str, list[str]] = {}
+        for name, message in told:  # of a knob of several types, one of each
+            said.setdefault(name, []).append(message)
+        lines = [f"  {name}: {', or '.join(messages)}" for name, messages in said.items()]
         place = f" in {where}" if where else ""
         raise ConfigError(
             f"{'This knob is' if len(lines) == 1 else 'These knobs are'} wrong{place}:\n" + "\n".join(lines)
@@ -81,13 +85,16 @@ _SECTION, _LIST = "must be a section, as in {name: value}", "must be a list, as 
 _WORDS = {"model_type": _SECTION, "dict_type": _SECTION, "tuple_type": _LIST, "string_type": "must be text"}
 
 
-def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> str:
+def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str) -> tuple[str, str]:
+    """The knob, with its value where there is such a knob, and what is wrong."""
     name = section + ".".join(str(part) for part in item["loc"])
     if item["type"] in ("extra_forbidden", "invalid_key"):
-        return f"  {name}: there is no such knob.{_nearest_knob(name, known)} All knobs: microplane knobs"
+        return name, f"there is no such knob.{_nearest_knob(name, known)} All knobs: microplane knobs"
+    if (knob := name.rpartition(".")[0]) in known and isinstance(item["loc"][-1], str):
+        name = knob  # the last part tells which of the knob's types was tried
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
     message = _WORDS.get(item["type"], message[:1].lower() + message[1:])
-    return f"  {name} = {shown(item['input'])}: {message}"
+    return f"{name} = {shown(item['input'])}", message
 
 
 def _nearest_knob(name: str, known: Sequence[str]) -> str:

@@ -170,20 +170,21 @@ class Trackio:
         self._run.finish()
 
 
-TRACKERS: dict[str, tuple[str, Callable[[Begun], Tracker]]] = {  # by the knob's word: the package, and what tells it
-    "tensorboard": ("tensorboard", TensorBoard),
-    "wandb": ("wandb", WeightsAndBiases),
-    "mlflow": ("mlflow", MLflow),
-    "trackio": ("trackio", Trackio),
+TRACKERS: dict[str, tuple[Callable[[Begun], Tracker], tuple[str, ...]]] = {
+    "tensorboard": (TensorBoard, ("tensorboard",)),
+    "wandb": (WeightsAndBiases, ("wandb",)),
+    "mlflow": (MLflow, ("mlflow", "sqlalchemy", "alembic")),
+    "trackio": (Trackio, ("trackio",)),
 }
+"""By the knob's word: what tells it, and the packages that it needs."""
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Raises: ConfigError, for one whose package is not installed."""
-    if missing := [package for package, _ in (TRACKERS[name] for name in names) if find_spec(package) is None]:
+    """Raises: ConfigError, for one whose packages are not installed."""
+    if missing := [package for name in names for package in TRACKERS[name][1] if find_spec(package) is None]:
         raise ConfigError(
-            f"track = {', '.join(names)}: {' and '.join(missing)} is not installed: pip install {' '.join(missing)}, "
-            "or leave track out"
+            f"track = {', '.join(names)}: without {', '.join(missing)} there is nobody to tell. pip install "
+            "'microplane[track]' installs all four trackers; or leave track out"
         )
 
 
@@ -242,7 +243,7 @@ class Telling:
         knobs, self._open = dotted(read_yaml(self._folder / "run.yaml")), {}
         for name in self._names:
             try:
-                self._open[name] = TRACKERS[name][1](Begun(self._folder, knobs, self._step, known.get(name)))
+                self._open[name] = TRACKERS[name][0](Begun(self._folder, knobs, self._step, known.get(name)))
             except Exception as error:
                 self._leave(name, error)
             else:
