@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from microplane.comparison.budget import Budget
-from microplane.comparison.rows import Rows, copy_rows
+from microplane.comparison.rows import ComparisonRows, copy_rows
 from microplane.comparison.scoring import choose
 from microplane.comparison.search import PARTS, Lengths, longest
 from microplane.config.build import to_yaml
@@ -93,7 +93,7 @@ class Plan:
     metric: str | None
     set: dict[str, Any]
     budget: Budget | None
-    rows: Rows
+    rows: ComparisonRows
     task: str | None
     defaults: dict[str, float]
     most_steps: int
@@ -137,7 +137,7 @@ class Plan:
         try:
             values["methods"] = tuple(values["methods"])
             values["budget"] = values["budget"] and Budget(**values["budget"])
-            return cls(**{**values, "rows": Rows(**values["rows"])})
+            return cls(**{**values, "rows": ComparisonRows(**values["rows"])})
         except (KeyError, TypeError) as problem:
             raise ConfigError(f"{folder / 'plan.json'} is damaged, or of another version: {problem}") from None
 
@@ -245,7 +245,7 @@ def _general(asked: str | None, task: str | None, opened: Opened) -> str | None:
     return text
 
 
-def config_of_trials(config: RunKnobs, rows: Rows, folder: Path) -> RunKnobs:
+def config_of_trials(config: RunKnobs, rows: ComparisonRows, folder: Path) -> RunKnobs:
     """What all trials have in common. Paths are absolute: they may be gone on with from elsewhere."""
     name = config.model.name
     here = str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name

@@ -28,7 +28,7 @@ MOST_TEST_ROWS = 1_000
 
 
 @dataclass(frozen=True)
-class Rows:
+class ComparisonRows:
     """Files of a comparison's rows, and where they come from."""
 
     train: str
@@ -39,7 +39,7 @@ class Rows:
     parts: dict[str, str] = field(default_factory=dict)  # by percent: each holds the smaller ones
 
 
-def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> Rows:
+def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> ComparisonRows:
     """Write train.jsonl, validation.jsonl and test.jsonl.
 
     Test rows that nobody gave are cut off the training rows by a hash of their content, of each class the same share;
@@ -70,7 +70,7 @@ def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> Row
     written = {name: _write(folder / f"{name}.jsonl", splits[name], parts[name]) for name in splits}
     cut = f"{TEST_SHARE:.0%} of the rows, at most {MOST_TEST_ROWS:,}, cut off by a hash of their content"
     told = f"{knobs.test or knobs.train}, as given" if given else cut
-    return Rows(
+    return ComparisonRows(
         written["train"],
         written["validation"],
         written["test"],
