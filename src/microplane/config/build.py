@@ -90,11 +90,17 @@ def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str
     name = section + ".".join(str(part) for part in item["loc"])
     if item["type"] in ("extra_forbidden", "invalid_key"):
         return name, f"there is no such knob.{_nearest_knob(name, known)} All knobs: microplane knobs"
-    if (knob := name.rpartition(".")[0]) in known and isinstance(item["loc"][-1], str):
-        name = knob  # the last part tells which of the knob's types was tried
+    if (knob := name.rpartition(".")[0]) in _of_several_types(model, section):
+        name = knob  # the last part tells which of its types was tried
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
     message = _WORDS.get(item["type"], message[:1].lower() + message[1:])
     return f"{name} = {shown(item['input'])}", message
+
+
+def _of_several_types(model: type[BaseModel], section: str) -> set[str]:
+    return {
+        f"{section}{name}" for name, field in fields(model) if get_origin(field.annotation) in (Union, types.UnionType)
+    }
 
 
 def _nearest_knob(name: str, known: Sequence[str]) -> str:
