@@ -87,6 +87,11 @@ def notices_to(say: Callable[[str], None] | None) -> Iterator[None]:
         _listener.reset(token)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; empty for one that says nothing."""
+    return next(iter(str(error).splitlines()), "")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'rank'?"` for a near miss of a known name, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from microplane.config.knobs import TrainKnobs
+from microplane.data.batch_plan import BatchPlan
 from microplane.forecast import memory
 from microplane.forecast.blocks import BlockCost, Line
 from microplane.forecast.machine import Rates
@@ -113,7 +114,7 @@ def test_the_peak_is_the_sum_of_its_parts():
 def test_the_largest_micro_batch_is_found():
     lengths = np.array([10] * 30 + [400, 380], dtype=np.int32)
     knobs = TrainKnobs(batch_size=4, micro_tokens=500)
-    found = AtOnce.of(lengths, lengths[:10], 0.25, knobs, 8192)
+    found = AtOnce.of(BatchPlan.of(lengths, knobs), lengths[:10], 0.25, knobs, 8192)
     assert 400 <= found.tokens <= 500
     assert found.row > 300  # rows weigh by their length
     assert found.trained == -(-found.tokens // 4)
@@ -123,8 +124,8 @@ def test_the_largest_micro_batch_is_found():
 
 def test_all_of_a_batch_is_computed_at_once_where_it_fits():
     lengths = np.array([50] * 16, dtype=np.int32)
-    assert AtOnce.of(lengths, lengths, 1.0, TrainKnobs(batch_size=8), 8192).tokens == 400
-    assert AtOnce.of(lengths, lengths, 1.0, TrainKnobs(batch_size=8, micro_tokens=100), 8192).tokens == 100
+    for knobs, tokens in ((TrainKnobs(batch_size=8), 400), (TrainKnobs(batch_size=8, micro_tokens=100), 100)):
+        assert AtOnce.of(BatchPlan.of(lengths, knobs), lengths, 1.0, knobs, 8192).tokens == tokens
 
 
 def test_rows_that_are_assumed():

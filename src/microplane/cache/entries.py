@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from microplane.files import Lock, cache_dir, lock
+from microplane.files import Lock, cache_dir, lock, object_in
 
 ABOUT = "about.txt"  # in an entry's folder: a line for people, of where it comes from
 
@@ -89,6 +90,14 @@ def touch(path: Path) -> None:
     """Mark an entry as used now; a cache that may only be read stays as it is."""
     with suppress(OSError):
         os.utime(path)
+
+
+def remembered(path: Path) -> dict[str, Any]:
+    """The JSON object in the cache at `path`, marked as used now; empty where there is none, or it is damaged."""
+    found = object_in(path)
+    if found:
+        touch(path)
+    return found
 
 
 def last_used(paths: tuple[Path, ...]) -> float:

@@ -98,9 +98,11 @@ def _complaint(item: Any, model: type[BaseModel], known: list[str], section: str
 
 
 def _of_several_types(model: type[BaseModel], section: str) -> set[str]:
-    return {
-        f"{section}{name}" for name, field in fields(model) if get_origin(field.annotation) in (Union, types.UnionType)
-    }
+    return {f"{section}{name}" for name, field in fields(model) if _is_union(field.annotation)}
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
 
 
 def _nearest_knob(name: str, known: Sequence[str]) -> str:
@@ -221,7 +223,7 @@ def type_name(field: FieldInfo) -> str:
     if possible := choices(field):
         return " | ".join(str(value) for value in possible)
     annotation = field.annotation
-    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
+    if _is_union(annotation):
         return " or ".join(_part_name(part) for part in get_args(annotation))
     return getattr(annotation, "__name__", str(annotation))
 

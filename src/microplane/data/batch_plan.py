@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from microplane.config.knobs import TrainKnobs
+
 POOL = 50  # steps whose rows are sorted by length together: little padding in attention, and still well mixed
 LONG = 512  # tokens
 
@@ -33,6 +35,11 @@ class BatchPlan:
     seed: int = 0
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
     _counts: dict[int, int] = field(default_factory=dict, repr=False)  # steps of each epoch that was planned once
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, knobs: TrainKnobs) -> BatchPlan:
+        """Of a run."""
+        return cls(lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """All steps of one pass over the rows, each an array of row numbers."""
@@ -74,6 +81,10 @@ class BatchPlan:
         whole = math.floor(epochs)
         rest = epochs - whole
         return max(1, sum(map(self._count, range(whole))) + (round(rest * self._count(whole)) if rest else 0))
+
+    def run_steps(self, knobs: TrainKnobs) -> int:
+        """Optimizer steps of a run: `train.steps`, or else those of its passes."""
+        return knobs.steps or self.total_steps(knobs.epochs or 1)
 
     def at(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, row numbers) of the optimizer step number `step`, counted from 0."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from microplane.adapters.export import write_folder
-from microplane.errors import AdapterError
+from microplane.errors import AdapterError, first_line
 from microplane.exports.compare import compare
 from microplane.exports.source import Source
 from microplane.exports.written import Written
@@ -100,7 +100,7 @@ def _convert(source: Source, merged: Path, folder: Path, dtype: str) -> None:
                 os.replace(file, folder / file.name)
     except (ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
         name = source.pipeline.model.config.architecture
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = first_line(error)[:200] or type(error).__name__
         raise AdapterError(f"CTranslate2's converter does not take a {name} ({reason}): --to hf writes it") from None
 
 

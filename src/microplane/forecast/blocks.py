@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from microplane.cache.entries import touch
+from microplane.cache.entries import remembered
 from microplane.files import cache_dir, write_aside
 from microplane.forecast.held import Held
 from microplane.hardware import processor
@@ -108,10 +108,8 @@ def block_cost(
         factor *= 2
     given = _smaller(fields, 1, factor), method.name, method.model_dump(mode="json"), tuple(map(str, form))
     place = cache_dir() / "blocks" / f"{_key([*given, factor, row, recompute])}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: try again
-        found = BlockCost.read(json.loads(place.read_text()))
-        touch(place)
-        return found
+    with suppress(ValueError, KeyError, TypeError):  # not there, or damaged: try again
+        return BlockCost.read(remembered(place))
     with torch.random.fork_rng(devices=[]):
         cost = _tried(fields, factor, method, form, row, recompute)
     with suppress(OSError):

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from microplane.cache.entries import touch
+from microplane.cache.entries import remembered
 from microplane.files import cache_dir, write_aside
 from microplane.hardware import processor
 
@@ -47,10 +47,8 @@ class Rates:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """None where there are none."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            found = cls(**json.loads(path.read_text())["rates"])
-            touch(path)
-            return found
+        with suppress(TypeError, KeyError):
+            return cls(**remembered(path)["rates"])
         return None
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan, micro_batches, tokens_kept
+from microplane.evaluation.evaluate import LEAST_BATCHES
 from microplane.forecast.blocks import BlockCost, Line, block_cost
 from microplane.forecast.machine import Rates
 from microplane.methods import Method, make_method, trainable_parameters
@@ -36,7 +37,6 @@ LOADED = 0.2  # of the base: left behind by reading it
 LEFT, MOST_SIZES = 1.2, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
 RECOMPUTED = 0.15  # of what all blocks would keep: left behind by computing them anew
 PROBED = 128  # positions whose logits are compared before and after saving
-LEAST_BATCHES = 10  # of a validation, see `evaluation.evaluate`
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class AtOnce:
     sizes: int = 1
 
     @classmethod
-    def of(cls, lengths: np.ndarray, validation: np.ndarray, share: float, knobs: TrainKnobs, evaluated: int) -> Self:
+    def of(cls, plan: BatchPlan, validation: np.ndarray, share: float, knobs: TrainKnobs, evaluated: int) -> Self:
         """Of a run's rows.
 
         Args:
+            validation: lengths of the rows to validate on.
             share: of the tokens that are trained.
             evaluated: as the knob `eval.batch_tokens`.
         """
-        plan = BatchPlan(lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
-        steps = min(LOOKED_AT, knobs.steps or plan.total_steps(knobs.epochs or 1))
+        lengths, steps = plan.lengths, min(LOOKED_AT, plan.run_steps(knobs))
         every = (plan.at(step)[1] for step in range(steps))
         parts = [lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.micro_tokens)]
         most = max(parts, key=lambda part: int(tokens_kept(part).sum()))

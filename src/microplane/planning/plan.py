@@ -32,7 +32,7 @@ from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import weight_count
 from microplane.report.words import size
-from microplane.runs.own_forecast import run_at_once, steps_of
+from microplane.runs.own_forecast import run_at_once
 from microplane.runs.prepare import check_config, prepare
 from microplane.training.context import run_context
 
@@ -161,8 +161,8 @@ class _Lengths:
     @classmethod
     def of(cls, config: RunKnobs, watch: Watcher) -> _Lengths:
         prepared = prepare(config, check_config(config, watch), watch)
-        at_once, tokens = run_at_once(prepared), steps_of(prepared) * run_at_once(prepared).step
-        return cls(at_once, round(tokens))
+        at_once, steps = run_at_once(prepared), prepared.batch_plan.run_steps(prepared.config.train)
+        return cls(at_once, round(steps * at_once.step))
 
 
 def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan, lengths: _Lengths) -> MethodPlan:

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from microplane.cache.entries import touch
+from microplane.cache.entries import remembered
 from microplane.data.progress import Watcher
 from microplane.device import name_of
 from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
 from microplane.evaluation.few_shot import Asked, few_shot_answers, room_of, with_examples
 from microplane.evaluation.trivial import Trivial
-from microplane.files import cache_dir, object_in, write_aside
+from microplane.files import cache_dir, write_aside
 from microplane.hardware import processor
 from microplane.models.contract import Model, first_not_finite
 from microplane.models.files.opened import OpenedBase
@@ -41,11 +41,10 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
         TrainingError: if its loss is not a finite number.
     """
     place = _place(_rows(prepared), prepared, base)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measure again
-        found: Measured = json.loads(place.read_text(encoding="utf-8"))
+    with suppress(KeyError, TypeError):  # not there, or damaged: measure again
+        found = cast(Measured, remembered(place))
         shape = (len(found["prompts"]), len(found["targets"]), len(found["texts"]))
         if len(set(shape)) == 1 and math.isfinite(found["scores"]["loss"]):
-            touch(place)  # the cache gives up first what was not used for longest
             watch.say(f"untouched model: {describe_scores(found['scores'])} (measured by an earlier run)")
             return found
     measured = measure(base.model, "untouched model")
@@ -77,7 +76,7 @@ def measure_few_shot(prepared: Prepared, base: OpenedBase, watch: Watcher) -> di
         return {}
     name = f"untouched model, {shots.examples}-shot"
     place = _place(["few-shot", shots.prompts, _rows(prepared)], prepared, base)
-    if (kept := _kept(place)) and kept.keys() == {"scores", "texts"} and len(kept["texts"]) == len(rows):
+    if (kept := remembered(place)) and kept.keys() == {"scores", "texts"} and len(kept["texts"]) == len(rows):
         found = Trivial(kept["scores"], kept["texts"])
     else:
         found = few_shot_answers(asked, base.model, shots, held_out, rows, config.eval, watch.progress(name))
@@ -86,21 +85,13 @@ def measure_few_shot(prepared: Prepared, base: OpenedBase, watch: Watcher) -> di
     return {name: found}
 
 
-def _kept(place: Path) -> dict[str, Any]:
-    """A figure of an earlier run, marked as used now; nothing where there is none, or it is damaged."""
-    found = object_in(place)
-    if found:
-        touch(place)  # the cache gives up first what was not used for longest
-    return found
-
-
 def measure_general(prepared: Prepared, base: OpenedBase, watch: Watcher) -> float | None:
     """The loss of the base on general text; that of an earlier run where there is one, and None where none is asked."""
     if (general := prepared.general) is None:
         return None
     batch_tokens = prepared.config.eval.batch_tokens
     place = _place([general.rows.fingerprint, general.objective.name, batch_tokens], prepared, base)
-    if isinstance(kept := _kept(place).get("general"), float):
+    if isinstance(kept := remembered(place).get("general"), float):
         return kept
     loss = general.loss(base.model, batch_tokens, watch.progress("general text of the untouched model"))
     write_aside(place, json.dumps({"general": loss}).encode())

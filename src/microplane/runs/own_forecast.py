@@ -6,16 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
-import torch
 
-from microplane.data.batch_plan import BatchPlan
-from microplane.errors import MicroplaneError
+from microplane.errors import MicroplaneError, first_line
 from microplane.forecast import machine
 from microplane.forecast.memory import AtOnce, Forecast, Shapes, forecast
 from microplane.hardware import give_back_memory
-from microplane.methods.method import attach_method
-from microplane.models.files.load import build_on_meta
-from microplane.models.heads import ensure_head, meta_copy
 from microplane.report.words import duration, size
 from microplane.runs.prepare import Prepared
 
@@ -70,33 +65,12 @@ class ForecastSection:
         return "; ".join(told)
 
 
-def run_shapes(prepared: Prepared) -> Shapes:
-    """The run's model on the meta device, with its head and its method.
-
-    Raises:
-        MicroplaneError: if the method does not fit the model.
-    """
-    plain, summary = build_on_meta(prepared.checkpoint), prepared.splits.summary
-    with torch.device("meta"):
-        ensure_head(plain, summary.task, summary.labels, prepared.config.model.pooling, seed=0)
-        attach_method(prepared.method, attached := meta_copy(plain))
-    return Shapes(prepared.checkpoint.config, plain, attached, prepared.method, prepared.form)
-
-
 def run_at_once(prepared: Prepared) -> AtOnce:
     """What the run computes at once."""
     splits, config = prepared.splits, prepared.config
     totals = splits.summary.to_dict()
     share = totals["trained_tokens"]["train"] / max(1, totals["tokens"]["train"])
-    lengths = splits.train.lengths, splits.validation.lengths
-    return AtOnce.of(*lengths, share, config.train, config.eval.batch_tokens)
-
-
-def steps_of(prepared: Prepared) -> int:
-    """How many a run makes."""
-    train = prepared.config.train
-    plan = BatchPlan(prepared.splits.train.lengths, train.batch_size, train.batch_tokens, train.seed)
-    return train.steps or plan.total_steps(train.epochs or 1)
+    return AtOnce.of(prepared.batch_plan, splits.validation.lengths, share, config.train, config.eval.batch_tokens)
 
 
 def own_forecast(prepared: Prepared) -> ForecastSection:
@@ -104,13 +78,13 @@ def own_forecast(prepared: Prepared) -> ForecastSection:
     if prepared.form.device.type != "cpu":
         return ForecastSection(reason="which is made for the processor alone")
     try:
-        shapes, at_once = run_shapes(prepared), run_at_once(prepared)
+        shapes, at_once = prepared.shapes, run_at_once(prepared)
         found = _forecast(prepared, shapes, at_once)
     except (MicroplaneError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return ForecastSection(reason=f"for {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return ForecastSection(reason=f"for {type(error).__name__}: {first_line(error)}")
     per_step = found.seconds_per_1000_tokens
     step = None if per_step is None else per_step * at_once.step / 1000
-    seconds = None if step is None else step * steps_of(prepared)
+    seconds = None if step is None else step * prepared.batch_plan.run_steps(prepared.config.train)
     return ForecastSection(found.peak_memory_bytes, step, seconds, asdict(found) | asdict(at_once))
 
 

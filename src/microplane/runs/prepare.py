@@ -15,7 +15,7 @@ import torch
 from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
 from microplane.config.knobs import RunKnobs, TrainKnobs
-from microplane.data.batch_plan import LONG
+from microplane.data.batch_plan import LONG, BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.store import Dataset
@@ -24,6 +24,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.device import name_of
 from microplane.errors import ConfigError, ModelError
 from microplane.evaluation.evaluate import choose_rows
+from microplane.forecast.memory import Shapes
 from microplane.inference.check_ids import check_ids
 from microplane.methods import Method, make_method
 from microplane.methods.base_format import base_format
@@ -82,6 +83,24 @@ class Prepared:
     def weights(self) -> str | None:
         """The fingerprint of the base's weights; None of new ones, which the files do not hold."""
         return weights_fingerprint(self.path) if self.checkpoint.tensors else None
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The run's model on the meta device, with its head and its method.
+
+        Raises:
+            MicroplaneError: if the method does not fit the model.
+        """
+        plain, summary = build_on_meta(self.checkpoint), self.splits.summary
+        with torch.device("meta"):
+            ensure_head(plain, summary.task, summary.labels, self.config.model.pooling, seed=0)
+            attach_method(self.method, attached := meta_copy(plain))
+        return Shapes(self.checkpoint.config, plain, attached, self.method, self.form)
+
+    @cached_property
+    def batch_plan(self) -> BatchPlan:
+        """Which rows make which optimizer step."""
+        return BatchPlan.of(self.splits.train.lengths, self.config.train)
 
     @property
     def objective(self) -> AnyObjective:

@@ -12,7 +12,6 @@ from microplane.hardware import free_memory
 from microplane.methods import trainable_parameters
 from microplane.nn.quantised import weight_count
 from microplane.report.words import size
-from microplane.runs.own_forecast import run_shapes
 from microplane.runs.prepare import Prepared
 
 QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}  # of a weight, its scales left out
@@ -29,7 +28,7 @@ class Need:
 
 def least_need(prepared: Prepared) -> Need:
     """By the shapes of the model and the method."""
-    shapes, form = run_shapes(prepared), prepared.form
+    shapes, form = prepared.shapes, prepared.form
     weights, trained = weight_count(shapes.plain), trainable_parameters(shapes.attached)
     each = QUANTISED_BYTES.get(form.quantised or "", form.stored.itemsize)
     needs = TrainingBytes.of(prepared.method, trained, prepared.config.train.optimizer)

@@ -7,10 +7,9 @@ the run goes on. Where a tracker keeps its things is what its own environment va
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from microplane.config.build import dotted, read_yaml
-from microplane.data.progress import Progress, Watcher
-from microplane.errors import ConfigError
-from microplane.files import write_json
+from microplane.data.progress import Calling, Watcher
+from microplane.errors import ConfigError, first_line
+from microplane.files import object_in, write_json
 
 PROJECT = "microplane"  # of Weights & Biases, MLflow and Trackio, unless their environment names another
 NAMES = "trackers.json"  # in a run's folder: how each tracker knows the run, so that a resumed one goes on there
@@ -196,27 +195,20 @@ def tracked(names: tuple[str, ...], folder: Path, watch: Watcher) -> Iterator[Wa
         return
     telling = Telling(names, folder, watch)
     try:
-        yield telling
+        yield Calling(watch, telling.record)
     finally:
         telling.end()
 
 
 class Telling:
-    """Hands everything on to another watcher, and the records to trackers."""
+    """Hands the records of a run on to trackers, and says what becomes of these."""
 
     def __init__(self, names: tuple[str, ...], folder: Path, watch: Watcher):
         self._names, self._folder, self._watch = names, folder, watch
         self._open: dict[str, Tracker] | None = None  # from the first record on: then all knobs are decided
         self._step = 0
 
-    def say(self, text: str) -> None:
-        self._watch.say(text)
-
-    def progress(self, what: str) -> Progress:
-        return self._watch.progress(what)
-
     def record(self, record: dict[str, Any]) -> None:
-        self._watch.record(record)
         self._step = int(record["step"])
         if self._open is None:
             self._begin()
@@ -227,9 +219,7 @@ class Telling:
         """Also of a run that failed."""
         if self._open is None:
             return
-        result: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            result = json.loads((self._folder / "result.json").read_text(encoding="utf-8"))
+        result = object_in(self._folder / "result.json")
         there = {"report": self._folder / "report.html", "adapter": self._folder / "adapter"}
         files = {name: path for name, path in there.items() if path.exists()}
         well = result.get("status") in ("success", "stopped")
@@ -237,9 +227,7 @@ class Telling:
         self._each(lambda tracker: tracker.end(scores, self._step, files, well))
 
     def _begin(self) -> None:
-        known: dict[str, str] = {}
-        with suppress(OSError, ValueError):
-            known = json.loads((self._folder / NAMES).read_text(encoding="utf-8"))
+        known = object_in(self._folder / NAMES)
         knobs, self._open = dotted(read_yaml(self._folder / "run.yaml")), {}
         for name in self._names:
             try:
@@ -247,7 +235,7 @@ class Telling:
             except Exception as error:
                 self._leave(name, error)
             else:
-                self.say(f"track     {name}: {self._open[name].where}")
+                self._watch.say(f"track     {name}: {self._open[name].where}")
         write_json(self._folder / NAMES, known | {name: tracker.known for name, tracker in self._open.items()})
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
@@ -260,7 +248,9 @@ class Telling:
     def _leave(self, name: str, error: Exception) -> None:
         if self._open is not None:
             self._open.pop(name, None)
-        self.say(f"warning   {name} is told nothing more of this run: {type(error).__name__}: {first_line(error)}")
+        self._watch.say(
+            f"warning   {name} is told nothing more of this run: {type(error).__name__}: {first_line(error)[:200]}"
+        )
 
 
 def figures_of(record: Mapping[str, Any]) -> dict[str, float]:
@@ -284,7 +274,3 @@ def scores_of(result: Mapping[str, Any]) -> dict[str, float]:
     }
     names = ("seconds", "peak_memory_bytes", "best_step", "validation_loss")
     return found | {f"run/{name}": float(train[name]) for name in names if type(train.get(name)) in (int, float)}
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]

@@ -137,6 +137,7 @@ def train(
     watch = Calling(watch or Silent(), callback)
     with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train.threads):
         checked = check_config(config, watch, begun=resume)
+        refuse_many(config, ranks)
         if not ranks.is_first:
             return _follow(config, checked, resume, ranks)
         with _folder(config, checked, resume) as folder, notices_to(say):
@@ -154,7 +155,6 @@ def train(
 
 def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run:
     """A process that trains along with the first one, which makes the folder, measures and writes."""
-    refuse_many(config, ranks)
     folder = Path(ranks.first_says(""))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, Silent(), resume))
     base, _ = open_base(prepared, folder if resume else None)
@@ -166,7 +166,6 @@ def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run
 
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
     result, folder = job.result, job.folder
-    refuse_many(config, ranks)
     ranks.first_says(str(folder.resolve()))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     lacks = lacking(prepared)

@@ -78,7 +78,7 @@ class MemoryTrimmer:
 
 def passes(train: Dataset, knobs: TrainKnobs) -> float:
     """How often a run reads the training rows."""
-    plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
+    plan = BatchPlan.of(train.lengths, knobs)
     return knobs.steps / plan.total_steps(1) if knobs.steps else knobs.epochs or 1
 
 

@@ -75,7 +75,7 @@ def range_test(
         ConfigError: for a run too short to search for, or a method that changes the base while it trains.
     """
     own = peak_lr(method, model, knobs)
-    total = knobs.steps or BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens).total_steps(knobs.epochs or 1)
+    total = BatchPlan.of(train.lengths, knobs).run_steps(knobs)
     steps = min(STEPS, total // 4)
     if steps < LEAST:
         raise ConfigError(

@@ -130,7 +130,7 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
     if not saved:
         return []
     state = read_state(saved[-1])
-    then = EARLIER | dotted(json.loads(json.dumps(state["identity"])))
+    then = EARLIER | dotted(state["identity"])
     ignored = FILES if then.keys() >= WEIGHTS else WEIGHTS
     differences = {
         name: f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"

@@ -77,8 +77,8 @@ class TrainState:
                 f"there are more processes ({ranks.size}) than rows in a step ({most}): start fewer, or raise "
                 "train.batch_size"
             )
-        plan = BatchPlan(train.lengths, knobs.batch_size, knobs.batch_tokens, knobs.seed)
-        total = knobs.steps or plan.total_steps(knobs.epochs or 1)
+        plan = BatchPlan.of(train.lengths, knobs)
+        total = plan.run_steps(knobs)
         warmup = warmup_steps(knobs.warmup, total)
         optimizer = make_optimizer(method, model, knobs)
         return cls(objective, model, method, train, knobs, plan, total, warmup, optimizer, ranks)
