@@ -1,4 +1,4 @@
-"""A run at far too high a rate goes back to its best weights and on at a third of it, to the same bits after kills."""
+"""A run at far too high a rate goes back to its best weights and on at a smaller one, to the same bits after kills."""
 
 from __future__ import annotations
 
@@ -77,8 +77,10 @@ def test_it_goes_back_to_the_best_and_ends_better_than_it_began(straight):
     events = [line["retreat"] for line in lines if "retreat" in line]
     assert events == outcome.retreats
     assert 1 <= len(events) <= loop.RETREATS
-    for number, event in enumerate(events, 1):
-        assert event["lr_factor"] == pytest.approx(3.0**-number)
+    factor = 1.0
+    for event in events:
+        factor *= 1 / 3 if event["step"] else 1 / 10
+        assert event["lr_factor"] == pytest.approx(factor)
         assert event["step"] < event["from_step"]
         assert event["why"]
         assert all(check["step"] > event["step"] for check in event["checks"])
@@ -88,6 +90,15 @@ def test_it_goes_back_to_the_best_and_ends_better_than_it_began(straight):
     assert outcome.validation_loss < 0.99 * before
     last = [line for line in lines if "loss" in line and line["step"] > events[-1]["step"]]
     assert last[0]["lr"] <= RATE * events[-1]["lr_factor"]
+
+
+def test_from_the_start_it_takes_a_tenth_and_from_a_better_place_a_third(tmp_path):
+    """A warm-up over most of the run: the first steps have a rate at which something is learnt."""
+    slow = run(tmp_path / "slow", KNOBS.model_copy(update={"warmup": 0.9}))
+    assert [(event["step"], round(event["lr_factor"], 4)) for event in slow.retreats] == [(10, 0.3333), (20, 0.1111)]
+    assert slow.best_step > 20
+    at_once = run(tmp_path / "at once")
+    assert [(event["step"], event["lr_factor"]) for event in at_once.retreats] == [(0, pytest.approx(0.1))]
 
 
 @pytest.mark.parametrize("when", ["before it goes back", "at the event", "later"])

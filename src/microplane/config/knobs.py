@@ -222,7 +222,7 @@ class TrainKnobs(Knobs):
     on_divergence: Literal["auto", "lower_lr", "go_on"] = Field(
         "auto",
         description="lower_lr: a run whose loss leaves its course goes back to its best weights and on at a third of "
-        "the rate; auto: so where train.lr is not set",
+        "the rate, at a tenth where the best are those of the start; auto: so where train.lr is not set",
     )
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"

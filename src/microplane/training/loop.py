@@ -29,7 +29,15 @@ from microplane.training.context import interruptible
 from microplane.training.log import Log, NoLog, Record
 from microplane.training.monitor import CHECK_STEP, Check, Monitor, Movement, ValidationLoss, Verdict
 from microplane.training.ranks import ALONE, Ranks
-from microplane.training.step import RETREAT, RETREATS, NotFiniteError, Totals, TrainState, train_step
+from microplane.training.step import (
+    FROM_START,
+    RETREAT,
+    RETREATS,
+    NotFiniteError,
+    Totals,
+    TrainState,
+    train_step,
+)
 
 TRIM_EVERY = 10  # steps
 SMALLER = (
@@ -245,7 +253,7 @@ class Training:
         return there and self.totals.step > best["step"] and not any("decision" in check for check in since)
 
     def retreat(self, why: str) -> bool:
-        """Go back to the best check and on from there at a third of the rate; false where that can't be done.
+        """Go back to the best check and on at a third of the rate, or at a tenth from the start; false where it can't.
 
         The steps since are taken back, in the log too. What is left to do is in a checkpoint before anything is
         deleted, so a kill at any moment leaves a run that resumes to the same bits.
@@ -258,7 +266,7 @@ class Training:
         self.state.ranks.each(None)  # all have read it
         self.state.optimizer.zero_grad(set_to_none=True)
         event: Record = {"step": self.totals.step, "from_step": then.step, "why": why, "checks": left}
-        event["lr_factor"] = then.lr_factor * RETREAT
+        event["lr_factor"] = then.lr_factor * (RETREAT if self.totals.step else FROM_START)
         self.totals.retreats = [*then.retreats, event]
         self.save()
         if self.state.ranks.is_first:

@@ -23,7 +23,8 @@ from microplane.training.monitor import CHECK_STEP
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
 from microplane.training.ranks import ALONE, Ranks
 
-RETREAT, RETREATS = 1 / 3, 3  # of the rate after a divergence, and how often
+RETREAT, FROM_START = 1 / 3, 1 / 10  # of the rate after a divergence; and where nothing had been gained before it
+RETREATS = 3  # at most
 
 
 class NotFiniteError(TrainingError):
@@ -43,7 +44,7 @@ class Totals:
     @property
     def lr_factor(self) -> float:
         """What is left of the learning rate."""
-        return float(RETREAT ** len(self.retreats))
+        return float(self.retreats[-1]["lr_factor"]) if self.retreats else 1.0
 
 
 @dataclass(frozen=True)
