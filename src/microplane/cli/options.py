@@ -47,11 +47,13 @@ Data = Annotated[
         help="JSONL, JSON, CSV or Parquet file, a folder with train/validation/test, or a mixture.",
     ),
 ]
-Method = Annotated[str | None, typer.Option("--method", "-m", help="How to adapt; list: microplane methods")]
+Method = Annotated[
+    str | None, typer.Option("--method", "-m", help="How to adapt, or auto (docs/auto.md); list: microplane methods")
+]
 RunName = Annotated[str | None, typer.Option("--name", "-n", help="Of the run's folder.")]
 Rate = Annotated[str | None, typer.Option("--lr", metavar="NUMBER", help="train.lr, the peak learning rate.")]
 Epochs = Annotated[str | None, typer.Option("--epochs", metavar="NUMBER", help="train.epochs.")]
-Rank = Annotated[str | None, typer.Option("--rank", metavar="NUMBER", help="method.rank.")]
+Rank = Annotated[str | None, typer.Option("--rank", metavar="NUMBER", help="method.rank; auto: found for you.")]
 BatchSize = Annotated[
     str | None, typer.Option("--batch-size", metavar="ROWS", help="train.batch_size, of an optimizer step.")
 ]

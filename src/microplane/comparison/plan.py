@@ -20,7 +20,7 @@ from microplane.data.progress import Watcher, counting
 from microplane.data.store import Dataset
 from microplane.errors import ConfigError, nearest
 from microplane.files import read_object, write_aside, write_json
-from microplane.methods import METHODS, make_method
+from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, make_method
 from microplane.objectives.select import TEXT
 from microplane.runs.general import DEFAULT, open_general
 from microplane.runs.prepare import Opened, open_for_data
@@ -145,7 +145,7 @@ class Plan:
 def chosen_methods(wanted: str | Sequence[str] | None, task: str | None) -> tuple[str, ...]:
     """Raises: ConfigError, for a method that does not exist, none, or one twice."""
     if wanted is None:
-        return ("lora", "full", "head-only") if task else ("lora", "full", "ia3")
+        return USUAL_WITH_LABELS if task else USUAL
     names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
         return tuple(METHODS)

@@ -360,7 +360,7 @@ class RunKnobs(Knobs):
         (), description="programs that are told how the run goes, and get its report and adapter where they keep files"
     )
     model: ModelKnobs = ModelKnobs()
-    method: dict[str, Any] = Field({"name": "lora"}, description="the method's name and its own knobs")
+    method: dict[str, Any] = Field({"name": "lora"}, description="the method's name, or auto, and its own knobs")
     data: DataKnobs = DataKnobs()
     train: TrainKnobs = TrainKnobs()
     eval: EvalKnobs = EvalKnobs()

@@ -32,6 +32,13 @@ class Silent:
         pass
 
 
+class OnlyProgress(Silent):
+    """Of another watcher: it sees what takes a while, and is told nothing."""
+
+    def __init__(self, watch: Watcher):
+        self.progress = watch.progress  # type: ignore[method-assign]
+
+
 class Calling:
     """Hands everything on to another watcher, and each step and validation to a function too."""
 

@@ -54,8 +54,12 @@ def _checked(name: str, found: object) -> type[Method]:
 
 METHODS = Registry("microplane.methods", {method.name: method for method in BUILT_IN}, _checked)
 
+USUAL, USUAL_WITH_LABELS = ("lora", "full", "ia3"), ("lora", "full", "head-only")  # where none are named
+
 __all__ = [
     "METHODS",
+    "USUAL",
+    "USUAL_WITH_LABELS",
     "Full",
     "LoRA",
     "Method",

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -152,6 +152,10 @@ class AdaLoRA(LowRankMethod):
         if self.warm_share + self.final_share >= 1:
             raise ValueError("warm_share + final_share must be below 1, to leave steps in which to prune")
         return self
+
+    @classmethod
+    def at_rank(cls, rank: int) -> dict[str, Any]:
+        return super().at_rank(rank) | {"initial_rank": -(-rank * 3 // 2)}
 
     def idle_knobs(self) -> dict[str, str]:
         if self.initial_rank > self.rank:

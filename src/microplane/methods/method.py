@@ -79,6 +79,15 @@ class Method(BaseModel):
         """The same method, with what its knobs say in words as the model's tokens."""
         return self
 
+    @classmethod
+    def at_rank(cls, rank: int) -> dict[str, Any]:
+        """Its knobs at a rank, of a method that has one: those that follow it, too. An update that is scaled by alpha /
+        rank gets the alpha with which it is as large as at the method's own rank: one that grows as the root of the
+        rank (arXiv 2312.03732)."""
+        own = cls.model_fields
+        scaled = {"alpha": own["alpha"].default * (rank / own["rank"].default) ** 0.5} if "alpha" in own else {}
+        return {"rank": rank, **scaled}
+
     @property
     def init_rows(self) -> int:
         """How many training rows `init_from_data` looks at; 0 for none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,10 @@ class RsLoRA(LoRA):
     @staticmethod
     def scale_of(rank: int, alpha: float) -> float:
         return alpha / math.sqrt(rank)
+
+    @classmethod
+    def at_rank(cls, rank: int) -> dict[str, Any]:
+        return {"rank": rank}  # the scale is made for every rank
 
     def alpha_of(self, rank: int) -> float:
         return self.alpha if rank == self.rank else self.scale * math.sqrt(rank)

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from microplane.files import write_aside
 from microplane.report import story
+from microplane.report.choice import choice
 from microplane.report.curves import curves, sweep
 from microplane.report.read import ReportError, RunRecord, read_run
 from microplane.report.words import Figure, facts
@@ -83,6 +84,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "lead": next((row for row in metric_rows if row.key == story.leading_metric(record)), None),
         "cards": story.cards(record),
         "curves": data,
+        "choice": choice(record),
         "sweep": sweep(record),
         "data": Markup(inline_json(data)),
         "loss_summary": story.loss_summary(record),

@@ -16,7 +16,19 @@ from microplane.errors import ConfigError, MicroplaneError
 from microplane.report.words import is_finite
 
 SCHEMA = 1
-SECTIONS = ("run", "method", "model", "data", "forecast", "lr_search", "train", "metrics", "general", "environment")
+SECTIONS = (
+    "run",
+    "method",
+    "model",
+    "data",
+    "forecast",
+    "choice",
+    "lr_search",
+    "train",
+    "metrics",
+    "general",
+    "environment",
+)
 LISTS = ("samples", "checks")
 STATUSES = ("success", "stopped", "failed")
 Line = dict[str, Any]

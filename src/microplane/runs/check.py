@@ -12,10 +12,12 @@ from microplane.data.progress import Silent, Watcher
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import MicroplaneError
+from microplane.methods import make_method
 from microplane.objectives.base import AnyObjective
 from microplane.report.words import duration, size
 from microplane.runs.continued import continued
 from microplane.runs.inline_data import configuration, in_a_file
+from microplane.runs.method_search import left_open, stand_in
 from microplane.runs.prepare import Prepared, check_config, prepare
 from microplane.runs.rehearsal import Rehearsed, rehearse
 from microplane.runs.room import lacking
@@ -102,6 +104,9 @@ def _prepared(found: Checked, config: RunKnobs, watch: Watcher) -> Prepared | No
     """The run made ready; what stands in its way is noted, and as far as data are at fault they are read all the
     same."""
     try:
+        if knob := left_open(config):
+            config = stand_in(config)
+            found.facts.append(f"{knob} = auto: checked with {make_method(config.method).name}, one of what it may be")
         config = continued(config)
         method = check_config(config, watch)
     except MicroplaneError as error:
@@ -119,7 +124,7 @@ def _prepared(found: Checked, config: RunKnobs, watch: Watcher) -> Prepared | No
 
 def _look(found: Checked, prepared: Prepared, rehearsal: bool, watch: Watcher) -> None:
     summary = prepared.splits.summary
-    found.facts = [line for line in summary.lines() if not line.startswith("warning")]
+    found.facts += [line for line in summary.lines() if not line.startswith("warning")]
     found.findings += [Finding("doubtful", text) for text in summary.warnings]
     rows = prepared.splits.train
     how = prepared.objective, rows, prepared.tokenizer, summary.labels

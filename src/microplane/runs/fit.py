@@ -12,7 +12,10 @@ from torch import nn
 
 from microplane.adapters.export import finished
 from microplane.checkpoints.adapter import load_adapter, save_adapter
+from microplane.config.knobs import TrainKnobs
+from microplane.data.batch_plan import BatchPlan
 from microplane.data.progress import Watcher
+from microplane.data.store import Dataset
 from microplane.evaluation.evaluate import validation_loss
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
 from microplane.methods import trainable_parameters
@@ -71,12 +74,14 @@ def fit(
     on_saved: Callable[[int], None],
     resume: bool = False,
     ranks: Ranks = ALONE,
+    share: float = 1.0,
 ) -> Fitted:
     """Train `model`, to which the method is attached; with other processes, if there are any.
 
     Args:
         on_record: sees each line of metrics.jsonl, with the clock's figures.
         on_saved: is told the bytes of the weights file in `adapter/` whenever that is written.
+        share: of the run's steps; a part of it is a whole run of its own, with its whole schedule and two validations.
 
     Raises:
         TrainingError, CheckpointError: see `training.loop.fit`.
@@ -87,6 +92,8 @@ def fit(
     if_kept = knobs
     if knobs.epochs is None and not knobs.steps and head_trains_alone(model):  # a pass over kept vectors costs nothing
         if_kept = knobs.model_copy(update={"epochs": KEPT_PASSES})
+    if share < 1:
+        knobs, if_kept = (_part_of(train, one, share) for one in (knobs, if_kept))
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
@@ -121,3 +128,8 @@ def fit(
         ranks=ranks,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
+
+
+def _part_of(train: Dataset, knobs: TrainKnobs, share: float) -> TrainKnobs:
+    steps = max(1, int(share * BatchPlan.of(train.lengths, knobs).run_steps(knobs)))
+    return knobs.model_copy(update={"steps": steps, "eval_every": -(-steps // 2), "save_every": None})

@@ -128,6 +128,7 @@ class Result:
     environment: dict[str, Any] | None = None
     advice: list[str] | None = None
     forecast: ForecastSection | None = None
+    choice: dict[str, Any] | None = None  # where the method or its rank was auto: `runs.choice.Choice`
     lr_search: dict[str, Any] | None = None  # where train.lr was auto: `RangeTest`
     train: TrainSection | None = None
     checks: list[Check] | None = None

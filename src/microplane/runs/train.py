@@ -13,24 +13,22 @@ from typing import Any
 from microplane.adapters.card import card_run
 from microplane.config.build import build, place, read_yaml, to_yaml
 from microplane.config.knobs import RunKnobs
-from microplane.data.preparing.advice import advise
 from microplane.data.progress import Calling, Silent, Watcher
-from microplane.device import PeakDeviceMemory, name_of
+from microplane.device import PeakDeviceMemory
 from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
 from microplane.evaluation.text_metrics import lower_is_better
 from microplane.evaluation.trivial import Trivial, beaten_by, trivial_predictions
 from microplane.files import write_aside
 from microplane.inference.pipeline import Pipeline, load
-from microplane.methods import Method, trainable_parameters
+from microplane.methods import Method, make_method, trainable_parameters
 from microplane.models.contract import Model
-from microplane.nn.ops import native
-from microplane.nn.quantised import bytes_held, weight_count
 from microplane.objectives.base import Measured
 from microplane.report.page import write_report
-from microplane.runs import others, provenance
+from microplane.runs import method_search, others
 from microplane.runs.baseline import forgotten, measure_base, measure_few_shot, measure_general
 from microplane.runs.continued import continued
+from microplane.runs.describe import describe
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import configuration, with_data
@@ -38,13 +36,10 @@ from microplane.runs.lr_search import refuse_many, searched
 from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
-    MethodSection,
     MetricsSection,
-    ModelSection,
     Result,
     Sample,
     course_checks,
-    data_figures,
     earlier_seconds,
     keep_answers,
     moved_check,
@@ -130,13 +125,14 @@ def train(
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
     config, inline = configuration(model, data, method, set, knobs)
-    config = config if resume else continued(config)
+    config = config if resume or method_search.left_open(config) else continued(config)
     if others.world()[0]:  # who is not the first says nothing
         watch = callback = None
     say = watch.say if watch else None
     watch = Calling(watch or Silent(), callback)
     with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train.threads):
-        checked = check_config(config, watch, begun=resume)
+        method_search.refuse(config, ranks)
+        checked = check_config(method_search.stand_in(config), watch, begun=resume)
         refuse_many(config, ranks)
         if not ranks.is_first:
             return _follow(config, checked, resume, ranks)
@@ -167,6 +163,12 @@ def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run
 def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks: Ranks) -> None:
     result, folder = job.result, job.folder
     ranks.first_says(str(folder.resolve()))
+    if (left := method_search.chosen(config, folder, watch)) is None:
+        return job.finish("stopped")
+    config, result.choice = left
+    if result.choice:
+        method = make_method(config.method)
+        job.memory = PeakMemory()
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     lacks = lacking(prepared)
     for line in lacks:
@@ -176,7 +178,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
     model = base.model
-    _describe(result, prepared, model, watch)
+    describe(result, prepared, model, watch)
     result.advice = [*lacks, *(result.advice or ())]
     result.environment = (result.environment or {}) | {"processes": ranks.size}
     if head_notice:
@@ -263,37 +265,6 @@ def _compared(
         beaten=beaten,
     )
     return metrics, wrong_first[:SAMPLES]
-
-
-def _describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -> None:
-    """Note and say what will be done."""
-    total, form, summary = weight_count(model), prepared.form, prepared.splits.summary
-    name, stored = prepared.config.model.name, prepared.checkpoint.stored
-    architecture = (prepared.checkpoint.config.get("architectures") or ["?"])[0]
-    result.run = prepared.config.model_dump(mode="json")
-    result.method = MethodSection(prepared.method.name, prepared.method.facts(), total)
-    result.model = ModelSection(
-        name=name,
-        path=str(prepared.path),
-        architecture=architecture,
-        parameters=total,
-        stored=stored,
-        dtype=form.name,
-        compute=form.compute,
-        base_bytes=bytes_held(model),
-        fingerprint=prepared.fingerprint,
-    )
-    result.data = data_figures(prepared.splits)
-    result.environment = provenance.describe() | {"compiled_operations": native.library() is not None}
-    result.environment["device"] = name_of(form.device)
-    result.advice = advise(summary, prepared.method.name, prepared.config.model.init == "random")
-    held = f"kept in {form.quantised}, " if form.quantised else ""
-    watch.say(
-        f"{name}: {architecture}, {total / 1e6:.1f} million parameters, "
-        f"stored as {stored}, {held}computed in {form.compute}"
-    )
-    for line in [*summary.lines(), *(f"advice    {line}" for line in result.advice)]:
-        watch.say(line)
 
 
 class _Lifetime:
@@ -392,5 +363,6 @@ def changed(config: RunKnobs, knobs: Mapping[str, Any], run: Path) -> RunKnobs:
 
 
 def _folder(config: RunKnobs, method: Method, again: bool) -> AbstractContextManager[Path]:
-    parts = config.model.name, method.name, config.data.train
+    whose = "auto" if method_search.left_open(config) == "method.name" else method.name
+    parts = config.model.name, whose, config.data.train
     return run_folder(Path(config.runs), config.name or "", [Path(part).stem for part in parts], again=again)

@@ -59,6 +59,7 @@ class Outcome:
     train_loss: float
     stopped_early: bool
     interrupted: bool
+    best: Check  # the validation of the best step
     verdict: Verdict | None  # what went wrong at the end, if anything did
     retreats: list[Record]  # after divergence: step, from_step, lr_factor, why, checks
     moved: int | None  # trainable tensors that moved; None if there were too few steps to tell
@@ -325,6 +326,7 @@ def _outcome(state: TrainState, totals: Totals, monitor: Monitor, movement: Move
         train_loss=monitor.checks[-1]["train_loss"],
         stopped_early=monitor.exhausted and totals.step < state.total,
         interrupted=cut_short,
+        best=best,
         verdict=monitor.verdict() if cut_short else monitor.at_end(),
         retreats=totals.retreats,
         moved=len(begun - set(movement.still(state.model))) if totals.step >= CHECK_STEP else None,

@@ -10,19 +10,21 @@ from __future__ import annotations
 from microplane.data.preparing.summary import DataSummary
 
 FEW, MANY = 500, 10_000  # rows below which a head alone fits, and from which full does
+NEAR = 0.1  # of the loss with shuffled answers, saved by the right ones: from here on a task is near
 RARE = 20  # rows of a class below which it can hardly be learnt, or measured
 LOPSIDED = 0.8  # share of the commonest class from which accuracy says little
 
 
-def advise(summary: DataSummary, method: str, new_weights: bool = False) -> list[str]:
+def advise(summary: DataSummary, method: str, new_weights: bool = False, near: float | None = None) -> list[str]:
     """Sentences on which method fits and why, and on classes that are too rare or too common.
 
     Args:
         method: the one that was chosen; nothing is said of it where it is the one that fits.
         new_weights: the model is not a trained one.
+        near: as of `fitting`.
     """
     rows = summary.rows["train"]
-    fits, why = _fitting(rows, summary)
+    fits, why = fitting(summary, near)
     if new_weights:
         fits, why = "full", "the weights are new, and what does not train of them stays random"
     advice = f"{rows:,} training rows: {fits} fits, for {why}"
@@ -30,17 +32,24 @@ def advise(summary: DataSummary, method: str, new_weights: bool = False) -> list
     return lines + _balance(summary)
 
 
-def _fitting(rows: int, summary: DataSummary) -> tuple[str, str]:
-    counts = summary.label_counts.get("train", {})
+def fitting(summary: DataSummary, near: float | None = None) -> tuple[str, str]:
+    """The method that fits, and why.
+
+    Args:
+        near: how near the task is to what the model does already, as `evaluation.nearness` has it, where that is known.
+    """
+    rows, counts = summary.rows["train"], summary.label_counts.get("train", {})
     smallest = min(counts.values(), default=0)
     labelled = summary.task is not None
-    if labelled and rows < FEW:
+    if labelled and rows < FEW and (near is None or near >= NEAR):
         return "head-only", f"below {FEW:,} rows a head on frozen features has the fewest weights to overfit with"
     if summary.task == "classification" and counts and smallest < RARE:
         name = min(counts, key=lambda name: (counts[name], name))
         return "lora", f"it changes all blocks with few weights, and the class {name!r} has {smallest} rows only"
     if rows < MANY:
         return "lora", f"it changes all blocks with few weights, which below {MANY:,} rows are enough"
+    if near is not None and near >= NEAR:
+        return "lora", "it changes all blocks with few weights, and the task is near to what the model does already"
     return "full", f"from {MANY:,} rows on there is enough to move every weight; lora costs less and is often as good"
 
 

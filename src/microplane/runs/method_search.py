@@ -1,0 +1,266 @@
+"""`--method auto` and `method.rank = auto`: decided once, before a run, by short trials of it; then in its run.yaml."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from microplane.config.build import to_yaml
+from microplane.config.knobs import RunKnobs
+from microplane.data.preparing.advice import fitting
+from microplane.data.progress import OnlyProgress, Watcher
+from microplane.errors import ConfigError, MicroplaneError, notices_to
+from microplane.evaluation.nearness import nearness
+from microplane.files import json_value, object_in, write_aside, write_json
+from microplane.hardware import free_memory, give_back_memory
+from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, LoRA, make_method
+from microplane.models.contract import Model
+from microplane.report.words import size
+from microplane.runs import choice as rules
+from microplane.runs.choice import Candidate, Choice, Knob
+from microplane.runs.fit import attach, fit
+from microplane.runs.own_forecast import own_forecast
+from microplane.runs.prepare import Prepared, open_base, prepare
+from microplane.runs.room import lacking
+from microplane.training.ranks import Ranks
+
+AUTO = "auto"
+FOUND, TRIALS = "choice.json", "trials"  # in the run's folder
+IN_4_BITS = "qlora"  # in place of lora, where that finds no room
+
+
+def left_open(config: RunKnobs) -> Knob | None:
+    """Which knob is to be chosen by trials; LoRA's rank grows during the run instead (docs/methods/lora-auto.md)."""
+    name = config.method.get("name", LoRA.name)
+    if name == AUTO:
+        return "method.name"
+    fields = METHODS[name].model_fields if name in METHODS else {}
+    ranked = "rank" in fields and fields["rank"].annotation is int
+    return "method.rank" if config.method.get("rank") == AUTO and ranked and name != LoRA.name else None
+
+
+def stand_in(config: RunKnobs) -> RunKnobs:
+    """The same with a method, or a rank, that may be chosen; as it is where nothing is left open.
+
+    Raises:
+        ConfigError: for knobs that none of the candidates has, or that leave nothing to choose.
+    """
+    knob = left_open(config)
+    if knob is None:
+        return config
+    if knob == "method.name":
+        _check_open(config)
+        return with_method(config, _of_method(LoRA.name, config.method))
+    return with_method(config, {name: value for name, value in config.method.items() if name != "rank"})
+
+
+def _check_open(config: RunKnobs) -> None:
+    possible = {*USUAL, *USUAL_WITH_LABELS}
+    for name in config.method.keys() - {"name"}:
+        if not any(name in METHODS[method].model_fields for method in possible):
+            raise ConfigError(
+                f"method.{name}: none of {', '.join(sorted(possible))}, of which auto chooses, has this knob"
+            )
+    if isinstance(config.train.lr, float):
+        raise ConfigError(
+            f"train.lr = {config.train.lr:g} with method.name = auto: a rate suits one method, and each candidate is "
+            "tried at its own. Leave train.lr out, or set it to auto"
+        )
+
+
+def refuse(config: RunKnobs, ranks: Ranks) -> None:
+    """Raises: ConfigError, for what cannot be chosen by several processes, or for a run that continues an adapter."""
+    knob = left_open(config)
+    if knob and ranks.size > 1:
+        raise ConfigError(
+            f"{knob} = auto with {ranks.size} processes: choose with one of them, and run again with its run.yaml"
+        )
+    if knob and config.model.adapter:
+        raise ConfigError(f"{knob} = auto: the adapter {config.model.adapter} has its method and rank. Leave it out")
+
+
+def with_method(config: RunKnobs, knobs: Mapping[str, Any]) -> RunKnobs:
+    return config.model_copy(update={"method": dict(knobs)})
+
+
+def _of_method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `method` with a candidate's name, and of what was given the knobs that it has."""
+    own = METHODS[name].model_fields
+    return {"name": name, **{knob: value for knob, value in given.items() if knob in own}}
+
+
+def chosen(config: RunKnobs, folder: Path, watch: Watcher) -> tuple[RunKnobs, dict[str, Any] | None] | None:
+    """The run with its method and rank, and what decided them, if anything was left open; what an earlier sitting
+    found is taken. None where the user stopped it: all is kept.
+
+    Raises:
+        MicroplaneError: for data or a model that cannot be used, or if no candidate can be trained.
+    """
+    knob, known = left_open(config), object_in(folder / FOUND)
+    if knob is None:
+        return config, known or None
+    write_aside(folder / "run.yaml", to_yaml(config).encode())  # from here on it can be gone on with
+    search = _Search(config, folder, watch, knob)
+    if not search.choice.chosen and not search.run():
+        return None
+    for line in search.choice.lines():
+        watch.say(f"auto      {line}")
+    shutil.rmtree(folder / TRIALS, ignore_errors=True)
+    give_back_memory()
+    return with_method(config, search.choice.knobs), json_value(search.choice.to_dict())
+
+
+class _Search:
+    """The trials of a run, each a part of its training in a folder of its own."""
+
+    def __init__(self, config: RunKnobs, folder: Path, watch: Watcher, knob: Knob):
+        self.config, self.folder, self.watch, self.quiet = config, folder, watch, OnlyProgress(watch)
+        self.first = self._prepared(stand_in(config))
+        self.summary = self.first.splits.summary
+        self.choice = Choice(knob, self.first.batch_plan.run_steps(config.train))
+        with suppress(KeyError, TypeError):
+            found = Choice.read(object_in(folder / FOUND))
+            if (found.knob, found.run_steps) == (knob, self.choice.run_steps):
+                self.choice = found
+
+    def run(self) -> bool:
+        """Decide; false if the user stopped it."""
+        choice = self.choice
+        if not choice.candidates:
+            choice.candidates = self._methods() if choice.knob == "method.name" else self._ranks()
+            many = len(choice.possible)
+            choice.share = rules.trial_share(choice.run_steps, many) if many > 1 else 0.0
+            self._keep()
+        if not choice.possible:
+            raise ConfigError("; ".join(f"{one.name}: {one.reason}" for one in choice.candidates))
+        if not self._try_all():
+            return False
+        self._begin_with()
+        (rules.decide_method if choice.knob == "method.name" else rules.decide_rank)(choice)
+        self._keep()
+        return True
+
+    def _methods(self) -> list[Candidate]:
+        names = USUAL_WITH_LABELS if self.summary.task else USUAL
+        found = [self._candidate(name, _of_method(name, self.config.method)) for name in names]
+        if found[0].reason is not None:
+            found.append(self._candidate(IN_4_BITS, _of_method(IN_4_BITS, self.config.method)))
+        return found
+
+    def _ranks(self) -> list[Candidate]:
+        given = {name: value for name, value in self.config.method.items() if name != "rank"}
+        kind = METHODS[str(given["name"])]
+        ranks = rules.ladder(kind.model_fields["rank"].default, self.choice.run_steps)
+        return [self._candidate(f"rank {rank}", kind.at_rank(rank) | given) for rank in ranks]
+
+    def _candidate(self, name: str, knobs: dict[str, Any]) -> Candidate:
+        """With its forecast, and why it cannot be trained here, if so."""
+        found = Candidate(name, knobs)
+        try:
+            prepared = self._prepared(with_method(self.config, knobs))
+            found.reason = next(iter(lacking(prepared)), None)
+            found.memory_bytes = own_forecast(prepared).peak_memory_bytes
+        except MicroplaneError as error:
+            found.reason = str(error)
+        room = free_memory() + psutil.Process().memory_info().rss
+        if found.reason is None and found.memory_bytes is not None and found.memory_bytes > room:
+            found.reason = f"{size(room)} of memory are there for it"
+        return found
+
+    def _prepared(self, config: RunKnobs) -> Prepared:
+        """Without what the run itself does: its text of what is forgotten, and the search of its rate."""
+        evaluation, train = config.eval.model_copy(update={"general": None}), config.train
+        if train.lr == AUTO:
+            train = train.model_copy(update={"lr": None})
+        plain = config.model_copy(update={"eval": evaluation, "train": train})
+        with notices_to(None):  # which the run itself hears
+            return prepare(plain, make_method(config.method), self.quiet)
+
+    def _try_all(self) -> bool:
+        """Each for the same part of the run; false if the user stopped one."""
+        choice = self.choice
+        if not choice.share:
+            return True
+        names = ", ".join(one.name for one in choice.possible)
+        self.watch.say(f"auto      trials of {names}: {choice.share:.0%} of the run's {choice.run_steps:,} steps each")
+        for one in choice.possible:
+            if one.loss is None and not self._try(one):
+                return False
+            if choice.knob == "method.rank" and rules.raised_enough(choice.tried):
+                break
+        return True
+
+    def _try(self, one: Candidate) -> bool:
+        """False if the user stopped it."""
+        place = self.folder / TRIALS / one.name.replace(" ", "-")
+        begun = time.monotonic()
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            whole = self._train(one, place)
+        except MicroplaneError as error:
+            one.reason, whole = str(error), True
+        one.seconds += time.monotonic() - begun
+        self.choice.steps = sum(tried.steps for tried in self.choice.candidates)
+        self.choice.seconds = sum(tried.seconds for tried in self.choice.candidates)
+        if whole:
+            shutil.rmtree(place, ignore_errors=True)
+        self._keep()
+        give_back_memory()
+        return whole
+
+    def _train(self, one: Candidate, place: Path) -> bool:
+        """A part of the run with this candidate; false if the user stopped it."""
+        prepared = self._prepared(with_method(self.config, one.knobs))
+        base, _ = open_base(prepared)
+        model = base.model
+        if not self.summary.task:
+            self._look(prepared, model)
+        attach(prepared, model, place, True, lambda line: None)
+        told = self.quiet, lambda record: None, lambda size: None
+        outcome = fit(prepared, model, place, *told, resume=True, share=self.choice.share).outcome
+        if outcome.interrupted:
+            return False
+        passed = outcome.totals.tokens >= int(prepared.splits.train.lengths.sum())
+        if self.summary.task and passed and prepared.method.frozen_below(model) == model.config.num_layers:
+            self._look(prepared, model)
+        one.steps, one.tokens = outcome.totals.step, outcome.totals.tokens
+        one.loss, one.check = outcome.validation_loss, outcome.best
+        return True
+
+    def _look(self, prepared: Prepared, model: Model) -> None:
+        """How near the task is: of answers to the untouched model, of labels to what a head makes of its features, once
+        it has read all rows."""
+        plain, rows = self.summary.template == "none" and not self.summary.task, prepared.splits.validation
+        if self.choice.near is None and not plain and self.summary.task != "tokens" and len(rows) > 1:
+            found = nearness(prepared.objective, model, rows, prepared.config.eval.batch_tokens)
+            self.choice.near = asdict(found) | {"share": found.share}
+
+    def _begin_with(self) -> None:
+        """What the rule says, by now that all is known."""
+        choice = self.choice
+        if choice.knob == "method.rank":
+            own = METHODS[str(self.config.method["name"])].model_fields["rank"].default
+            choice.start, choice.rule = f"rank {own}", "the method's own"
+            return
+        near = choice.near["share"] if choice.near else None
+        choice.start, why = ("full", "the weights are new") if self._is_new else fitting(self.summary, near)
+        known = (
+            ""
+            if near is None
+            else f", {abs(near):.0%} {'below' if near >= 0 else 'above'} the loss with shuffled answers"
+        )
+        choice.rule = f"{self.summary.rows['train']:,} rows{known}: {why}"
+
+    @property
+    def _is_new(self) -> bool:
+        return self.config.model.init == "random"
+
+    def _keep(self) -> None:
+        write_json(self.folder / FOUND, json_value(self.choice.to_dict()))
