@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from microplane.adapters.merge import merge
     from microplane.comparison.compare import compare
     from microplane.exports.export import export
+    from microplane.exports.push import push
     from microplane.inference.pipeline import load
     from microplane.planning.plan import plan
     from microplane.runs.check import check
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "merge",
     "plan",
+    "push",
     "resume",
     "train",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),
     "plan": ("microplane.planning.plan", "plan"),
+    "push": ("microplane.exports.push", "push"),
     "resume": ("microplane.runs.train", "resume"),
     "train": ("microplane.runs.train", "train"),
 }

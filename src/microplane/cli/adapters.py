@@ -53,6 +53,39 @@ def export(
         typer.echo(line)
 
 
+def push(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_FOLDER", help="A run, an adapter, or a folder that merge or export wrote."),
+    ],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="On the Hub; made where there is none.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The adapter merged into its base, not alone.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; private otherwise. One that exists stays.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and send nothing.")] = False,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    base: Base = None,
+) -> None:
+    """Upload a run's adapter, its merged model or an exported folder to the Hub, with its model card.
+
+    HF_TOKEN holds the token. Nothing else of the run goes: not its rows, answers or report."""
+    from microplane.exports.push import push as push_folder
+    from microplane.report.words import size
+
+    done = push_folder(source, repository, merged, public, dry_run, message, base)
+    for name, count in done.files:
+        typer.echo(f"{size(count):>10}  {name}")
+    for notice in done.notices:
+        typer.echo(f"note: {notice}")
+    kind = "public" if done.public else "private"
+    total = size(sum(count for _, count in done.files))
+    if done.address is None:
+        typer.echo(f"nothing was sent; {total} would go to {repository}, {kind} if it is new")
+    else:
+        typer.echo(f"pushed {total} to {repository}: {done.address}")
+
+
 def _dtype(name: str) -> torch.dtype | None:
     import torch
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from microplane.cli import interrupts, lists, options
-from microplane.cli.adapters import convert, export, merge
+from microplane.cli.adapters import convert, export, merge, push
 from microplane.cli.cache import cache
 from microplane.cli.check import check
 from microplane.cli.compare import compare
@@ -279,6 +279,7 @@ app.command(epilog="Example:  microplane runs runs")(runs)
 app.command(epilog="Example:  microplane merge runs/home home-model --dtype bfloat16")(merge)
 app.command(epilog="Example:  microplane export runs/home home.gguf --to gguf --dtype q8_0")(export)
 app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(convert)
+app.command(epilog="Example:  microplane push runs/home me/home-commands --dry-run")(push)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
 app.command(epilog="Example:  microplane models --json")(models)

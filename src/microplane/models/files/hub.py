@@ -130,17 +130,16 @@ def _what_it_is(path: Path) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    # the environment is read here and not by the library, which reads it only once, at import
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    endpoint = hub_endpoint()
     try:
         folder = snapshot_download(
             name,
             revision=revision,
             cache_dir=_hub_cache(),
             endpoint=endpoint,
-            local_files_only=_offline(),
+            local_files_only=hub_offline(),
             allow_patterns=HUB_FILES,
             ignore_patterns=HUB_NOT,
         )
@@ -157,7 +156,14 @@ def _hub_cache() -> str | None:
     return found and str(Path(found).expanduser())
 
 
-def _offline() -> bool:
+def hub_endpoint() -> str:
+    """Where the Hub is. The environment is read here and not by the library, which reads it only once, at import."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def hub_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -175,7 +181,7 @@ def _why_not(name: str, revision: str | None, error: Exception, endpoint: str) -
     if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
         token = "the token in HF_TOKEN may not read it" if has_token else "if it is private, set HF_TOKEN"
         return f"there is no folder {name} here, and no model {name} at {endpoint}, or {token}.{_hint(name)}"
-    if isinstance(error, errors.LocalEntryNotFoundError) and _offline():
+    if isinstance(error, errors.LocalEntryNotFoundError) and hub_offline():
         return f"{wanted} is not whole in the cache, and HF_HUB_OFFLINE is set: unset it once to fetch the model"
     if isinstance(error, errors.HFValidationError):
         return f"{name!r} is neither a folder here nor a name that a Hub model can have.{_hint(name)}"
@@ -207,7 +213,7 @@ def _weights_on_hub(name: str, revision: str | None, endpoint: str) -> Iterator[
     """The names of weight files that were not downloaded, for an error message."""
     from huggingface_hub import HfApi
 
-    if _offline():
+    if hub_offline():
         return
     with suppress(Exception):
         for file in HfApi(endpoint=endpoint).list_repo_files(name, revision=revision):
