@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what it needs first.
-.PHONY: help demo flan-small test test-all mutants some-mutants lint bench dist wheelhouse clean
+.PHONY: help demo flan-small test test-all mutants some-mutants lint bench dist wheelhouse docs clean
 LANGUAGE ?= en
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make dist      the wheel, the source archive, checksums and a list of parts, tried in a new environment"
 	@echo "make wheelhouse  dist/ and all that it needs, for a machine without a network"
+	@echo "make docs      the documentation as a site, in site/"
 	@echo "make bench     all benchmarks, one after the other; leave the machine alone meanwhile"
 
 demo:
@@ -50,6 +51,10 @@ bench:
 	@tools/venv.sh test
 	.venv/bin/python benchmarks/all.py
 
+docs:
+	@tools/venv.sh docs
+	.venv/bin/mkdocs build --quiet
+
 dist:
 	@tools/venv.sh
 	@tools/dist.sh
@@ -59,4 +64,4 @@ wheelhouse: dist
 	@echo "there: pip install --no-index --find-links wheelhouse microplane"
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .hypothesis dist wheelhouse
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis dist wheelhouse site

@@ -33,7 +33,7 @@ def methods(
         list_line(f"{name}: {method.summary}{f' (from the package {package})' if package else ''}")
         list_line(f"  {told}; default train.lr: {method.default_lr:g}")
         for knob, field in fields(method):
-            list_line(f"  method.{knob} = {_shown(field.default)} ({type_name(field)}): {field.description}")
+            list_line(f"  method.{knob} = {shown_default(field.default)} ({type_name(field)}): {field.description}")
 
 
 def knobs(
@@ -54,7 +54,7 @@ def knobs(
         if name == "method":
             list_line("method.*: see microplane methods")
         else:
-            default = "(must be given)" if field.is_required() else _shown(field.default)
+            default = "(must be given)" if field.is_required() else shown_default(field.default)
             list_line(f"{name} = {default} ({type_name(field)}): {field.description}")
 
 
@@ -76,7 +76,7 @@ def list_line(text: str) -> None:
     typer.echo(text)
 
 
-def _shown(value: Any) -> str:
+def shown_default(value: Any) -> str:
     return (
         json.dumps(value) if value is None or isinstance(value, str | bool | int | float | list | tuple) else str(value)
     )

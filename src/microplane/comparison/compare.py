@@ -36,7 +36,7 @@ class Comparison:
         result: what comparison.json holds: `answer` (sentences, leaders, advised), `methods` and `baselines` (a row for
             each, the best first), `search`, `ledger`, `plan`, `environment`.
 
-    Example:
+    Examples:
         >>> found = microplane.compare("minilm", "reviews.csv", methods=["lora", "full"], steps=2000)
         >>> print(found.answer)
         These two cannot be told apart on 126 rows with 3 seeds (a difference below 7.0 points is invisible here): ...

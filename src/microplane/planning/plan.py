@@ -113,7 +113,7 @@ def plan(
     Raises:
         ConfigError, ModelError, DataError: for what cannot be planned, saying why.
 
-    Example:
+    Examples:
         >>> [(one.method, one.total) for one in microplane.plan("smollm2", methods="lora,full").methods]
         [('lora', 2070000000), ('full', 3900000000)]
     """

@@ -81,13 +81,13 @@ def check(
     a run of two steps is trained, evaluated, saved, read back and merged. Nothing is left behind but caches.
 
     Args:
-        model, data, method, set, knobs, watch: as in `microplane.train`.
+        model: and data, method, set, knobs, watch: as in `microplane.train`.
         rehearsal: whether to train two steps; without them the weights are not read.
 
     Raises:
         ConfigError: for arguments of another type, or knobs that do not exist.
 
-    Example:
+    Examples:
         >>> [finding.text for finding in microplane.check("smollm2", "commands.jsonl").findings]
         ['12 of 300 training rows ask the same and are answered otherwise, as ...']
     """

@@ -48,7 +48,7 @@ def evaluate(
     Raises:
         MicroplaneError: for a model or data that cannot be used, saying why.
 
-    Example:
+    Examples:
         >>> microplane.evaluate("runs/home", "test.jsonl")["scores"]
         {'loss': 0.02, 'perplexity': 1.02, 'exact_match': 0.917, ...}
     """

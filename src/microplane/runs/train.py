@@ -67,7 +67,7 @@ class Run:
             `checks` (each with name, passed, value, detail), `samples` (held-out rows with both answers), `data`,
             `method`, `model`, `environment`, `run` (the whole configuration), `seconds`.
 
-    Example:
+    Examples:
         >>> run = microplane.train("smollm2", "commands.jsonl", method="lora", set={"method.rank": 8})
         >>> run.metrics["after"]["exact_match"]
         0.917
@@ -120,7 +120,7 @@ def train(
     Raises:
         MicroplaneError: anything that is wrong; what was done so far stays in the run's folder.
 
-    Example:
+    Examples:
         >>> microplane.train("minilm", "reviews.csv", method="head-only", set={"train.epochs": 5}).metrics["after"]
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
