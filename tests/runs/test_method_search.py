@@ -15,7 +15,7 @@ import torch
 import microplane
 from microplane.config.build import assemble
 from microplane.errors import ConfigError
-from microplane.evaluation.nearness import Paired, nearness
+from microplane.evaluation.nearness import Paired, ignores_inputs, nearness
 from microplane.methods import METHODS, make_method
 from microplane.objectives.next_token import NextToken
 from microplane.report.page import write_report
@@ -300,3 +300,17 @@ def test_only_a_model_that_knows_the_task_is_near():
         (objective.loss(known, batch) / batch.count).backward()
         optimizer.step()
     assert nearness(objective, known, rows, 512).share > 0.3
+
+
+def test_a_model_ignores_its_inputs_only_where_they_change_nothing(monkeypatch):
+    """One that has learnt nothing yet looks at them all the same."""
+    objective, rows, model = NextToken(), copied(), tiny()
+    assert not ignores_inputs(objective, model, rows, 512)
+    forward = type(model).forward
+
+    def deaf(self, rows, *given, **named):  # every token's state is that of the first row's first
+        states = forward(self, rows, *given, **named)
+        return states.new_ones(states.shape)
+
+    monkeypatch.setattr(type(model), "forward", deaf)
+    assert ignores_inputs(objective, model, rows, 512)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import TrainingError
+from microplane.evaluation.evaluate import validation_loss
 from microplane.methods import METHODS, make_method
 from microplane.objectives.next_token import NextToken
 from microplane.training import loop
@@ -44,14 +46,14 @@ def pretrained():
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def run(folder, knobs=KNOBS, resume=False, kill=None):
+def run(folder, knobs=KNOBS, resume=False, kill=None, measured=validation_loss):
     method = make_method({"name": "lora", "rank": 4})
     model = tiny()
     model.load_state_dict(pretrained())
     torch.manual_seed(knobs.seed)
     method.attach(model)
 
-    given = {"kill": kill, "identity": {"rows": "a"}, "resume": resume}
+    given = {"kill": kill, "identity": {"rows": "a"}, "resume": resume, "measured": measured}
     return fit_next_token(folder, model, method, TRAIN, knobs, HELD_OUT, **given)
 
 
@@ -79,7 +81,7 @@ def test_it_goes_back_to_the_best_and_ends_better_than_it_began(straight):
     assert 1 <= len(events) <= loop.RETREATS
     factor = 1.0
     for event in events:
-        factor *= 1 / 3 if event["step"] else 1 / 10
+        factor = factor / 3 if event["step"] else min(1 / 10, factor / 3)
         assert event["lr_factor"] == pytest.approx(factor)
         assert event["step"] < event["from_step"]
         assert event["why"]
@@ -99,6 +101,24 @@ def test_from_the_start_it_takes_a_tenth_and_from_a_better_place_a_third(tmp_pat
     assert slow.best_step > 20
     at_once = run(tmp_path / "at once")
     assert [(event["step"], event["lr_factor"]) for event in at_once.retreats] == [(0, pytest.approx(0.1))]
+
+
+def test_inputs_that_are_ignored_again_send_it_back_to_the_start(tmp_path):
+    """Its best weights had been on the way there already."""
+    calls = []
+
+    def measured(*given):
+        calls.append(1)  # at 0, 10, 20, then 20 again and so on
+        return replace(validation_loss(*given), ignores_inputs=len(calls) in (3, 4))
+
+    knobs = KNOBS.model_copy(update={"lr": 1e-3, "on_divergence": "lower_lr"})
+    outcome = run(tmp_path, knobs, measured=measured)
+    told = [(event["step"], event["from_step"], round(event["lr_factor"], 4)) for event in outcome.retreats]
+    assert told == [(10, 20, 0.3333), (0, 20, 0.1)]
+    assert all("whatever it is asked" in event["why"] for event in outcome.retreats)
+    assert outcome.best_step > 20
+    steps = [line["step"] for line in records(tmp_path) if "loss" in line]
+    assert steps == list(range(1, outcome.steps_planned + 1))
 
 
 @pytest.mark.parametrize("when", ["before it goes back", "at the event", "later"])

@@ -37,6 +37,30 @@ def test_overfitting_is_said_with_the_step_that_is_kept():
     assert monitor.exhausted
 
 
+def ignoring(*checks):
+    """Checks of (validation loss, whether the inputs are ignored)."""
+    monitor = Monitor(0)
+    for number, (loss, ignored) in enumerate(checks):
+        monitor.add(10 * number, ValidationLoss(loss, ignores_inputs=ignored), [loss] * 10, number)
+    return monitor
+
+
+def test_a_model_that_ignores_its_inputs_has_diverged_though_its_loss_falls():
+    monitor = ignoring((4.7, False), (2.5, False), (2.1, True))
+    assert kind(monitor) == "divergence"
+    assert "whatever it is asked" in monitor.verdict().text
+    assert monitor.best["step"] == 10  # not the lowest loss, which is that of the answers' frequencies
+    assert kind(ignoring((4.7, False), (2.1, True), (2.2, False))) is None
+    assert ignoring((4.7, False), (2.1, True)).best["step"] == 0
+
+
+def test_a_model_that_ignored_its_inputs_from_the_start_is_not_blamed():
+    assert kind(ignoring((4.7, True), (2.1, True), (2.2, True))) is None
+    monitor = ignoring((4.7, True), (2.1, True), (2.0, True))
+    assert kind(monitor) is None
+    assert monitor.best["step"] == 20
+
+
 def test_rows_that_are_seen_for_the_first_time_cannot_be_overfitted():
     monitor, _ = fed(3, START, (1.0, 1.0), (1.1, 0.8), (1.2, 0.6), passes=0.1)
     assert kind(monitor) == "mismatch"

@@ -119,6 +119,20 @@ def test_twenty_diverging_runs_are_called_that(bases, family, seed):
     check_diverging(bases, family, seed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ten_times_the_right_rate_is_recovered_from_where_the_inputs_are_ignored(bases, seed):
+    """Its loss fell to that of the answers' frequencies and stayed: nothing rose, so nothing was said."""
+    rows = sayings(600, seed, str.upper)
+    sets = {"method.name": "lora", "train.epochs": 4, "train.seed": seed, "train.on_divergence": "lower_lr"}
+    right, high = (
+        train(bases, "encoder-decoder", rows, f"rate-{seed}-{lr}", **sets, **{"train.lr": lr, "eval.rows": 100})
+        for lr in (3e-3, 3e-2)
+    )
+    assert any("whatever it is asked" in event["why"] for event in high.result["train"]["retreats"])
+    assert high.metrics["after"]["accuracy"] > right.metrics["after"]["accuracy"] - 0.03
+
+
 def test_lora_on_an_encoder_decoder_is_not_stopped_by_the_noise_of_its_first_steps(bases):
     """Such a run was ended at step 18 of 60, "overfitting since step 0", and its untouched weights were the result."""
     rows = sayings(900, 3, str.upper)

@@ -15,6 +15,8 @@ from microplane.models.contract import Model
 from microplane.objectives.base import AnyObjective
 
 ROWS = 64  # that are looked at, at most
+PARTS, OF_PART = 4, 4  # of rows, and how many are in one, that are looked at for whether a model ignores its inputs
+SAME = 0.005  # of the loss: what differs by less is the same
 
 
 @dataclass(frozen=True)
@@ -107,3 +109,35 @@ def nearness(objective: AnyObjective, model: Model, rows: Dataset, batch_tokens:
     own = Paired(rows, chosen, chosen)
     shuffled = Paired(rows, chosen, [chosen[number] for number in others])
     return Nearness(*(evaluate_loss(objective, model, sets, batch_tokens) for sets in (own, shuffled)))
+
+
+def comparable(template: str | None, task: str | None, rows: Dataset) -> bool:
+    """Whether rows have inputs and answers that can be exchanged.
+
+    Args:
+        template: of the rows, by their summary; `none` of plain text.
+        task: of their labels; None where there are none.
+    """
+    return not (template == "none" and not task) and task != "tokens" and len(rows) > 1
+
+
+def ignores_inputs(objective: AnyObjective, model: Model, rows: Dataset, batch_tokens: int) -> bool:
+    """Whether a model gives the same answer whatever it is asked: the losses of the same answers to the inputs of other
+    rows hardly differ, in none of several parts of the rows.
+
+    A model that knows nothing of a task yet does not do so: its answers are wrong, and still depend on the inputs. One
+    whose rate was far too high does.
+
+    Args:
+        rows: with answers or labels, see `comparable`.
+    """
+    chosen = choose_rows(rows, PARTS * OF_PART)
+    moved = [*chosen[1:], *chosen[:1]]
+    for part in range(min(PARTS, len(chosen))):
+        asked = (chosen[part::PARTS], moved[part::PARTS])
+        own, other = (
+            evaluate_loss(objective, model, Paired(rows, inputs, chosen[part::PARTS]), batch_tokens) for inputs in asked
+        )
+        if not abs(own - other) <= SAME * abs(own):
+            return False
+    return True

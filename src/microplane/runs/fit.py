@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from microplane.data.batch_plan import BatchPlan
 from microplane.data.progress import Watcher
 from microplane.data.store import Dataset
 from microplane.evaluation.evaluate import validation_loss
+from microplane.evaluation.nearness import comparable, ignores_inputs
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
 from microplane.methods import trainable_parameters
 from microplane.methods.adapted_linear import adapted_line
@@ -99,6 +100,8 @@ def fit(
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     with ranks.first_alone():
         read, kept = cache_features(objective, model, sets, passes(train, if_kept), watch, off)
+    summary = prepared.splits.summary
+    can_ignore = not head_trains_alone(model) and comparable(summary.template, summary.task, validation)
     stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
     tokenizer, tokens = finished(model, prepared.tokenizer, stops)
 
@@ -108,7 +111,9 @@ def fit(
 
     def validate(tuned: nn.Module) -> ValidationLoss:
         at_once = prepared.config.eval.batch_tokens
-        return validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING), ranks)
+        found = validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING), ranks)
+        ignores = can_ignore and ignores_inputs(objective, cast(Model, tuned), validation, at_once)
+        return replace(found, ignores_inputs=ignores)
 
     if method.whole_model and ranks.is_first:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from microplane.config.knobs import RunKnobs
 from microplane.data.preparing.advice import fitting
 from microplane.data.progress import OnlyProgress, Watcher
 from microplane.errors import ConfigError, MicroplaneError, notices_to
-from microplane.evaluation.nearness import nearness
+from microplane.evaluation.nearness import comparable, nearness
 from microplane.files import json_value, object_in, write_aside, write_json
 from microplane.hardware import free_memory, give_back_memory
 from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, LoRA, make_method
@@ -237,8 +237,8 @@ class _Search:
     def _look(self, prepared: Prepared, model: Model) -> None:
         """How near the task is: of answers to the untouched model, of labels to what a head makes of its features, once
         it has read all rows."""
-        plain, rows = self.summary.template == "none" and not self.summary.task, prepared.splits.validation
-        if self.choice.near is None and not plain and self.summary.task != "tokens" and len(rows) > 1:
+        rows = prepared.splits.validation
+        if self.choice.near is None and comparable(self.summary.template, self.summary.task, rows):
             found = nearness(prepared.objective, model, rows, prepared.config.eval.batch_tokens)
             self.choice.near = asdict(found) | {"share": found.share}
 

@@ -30,8 +30,6 @@ from microplane.training.log import Log, NoLog, Record
 from microplane.training.monitor import CHECK_STEP, Check, Monitor, Movement, ValidationLoss, Verdict
 from microplane.training.ranks import ALONE, Ranks
 from microplane.training.step import (
-    FROM_START,
-    RETREAT,
     RETREATS,
     NotFiniteError,
     Totals,
@@ -220,7 +218,7 @@ class Training:
                 checkpoint.save_best(self.resume_folder, state.model, method)
         record: Record = {"step": totals.step, "validation_loss": loss.mean, "best": best}
         verdict = self.monitor.verdict()
-        retreats = verdict is not None and verdict.kind == "divergence" and self.can_retreat
+        retreats = verdict is not None and verdict.kind == "divergence" and self.way_back is not None
         if not retreats and (decision := self._decision()):
             record["decision"] = decision
         self.log.write(record, {"verdict": str(verdict) if verdict else None})
@@ -242,16 +240,25 @@ class Training:
         return decision
 
     @property
-    def can_retreat(self) -> bool:
-        """Whether the run may go back to its best check, and has gone on from there without a decision of the method,
-        which can't be taken back."""
+    def way_back(self) -> int | None:
+        """The step that a run that diverged goes back to: of its best check; or the start where it ignores its inputs
+        again, for then its best weights were ruined already. None where it may not, or where the method has decided
+        something since, which can't be taken back."""
         best = self.monitor.best
         if best is None or not self.state.knobs.lowers_lr or len(self.totals.retreats) >= RETREATS:
-            return False
-        since = [check for check in self.monitor.checks if check["step"] >= best["step"]]
-        place = checkpoint.of_step(self.resume_folder, int(best["step"]))
-        there = self.state.ranks.first_says(place.is_dir())  # not of a run begun by 0.1
-        return there and self.totals.step > best["step"] and not any("decision" in check for check in since)
+            return None
+        again = self._collapsed and any(event.get("collapsed") for event in self.totals.retreats)
+        return next(filter(self._may_go_back_to, [0, int(best["step"])] if again else [int(best["step"])]), None)
+
+    @property
+    def _collapsed(self) -> bool:
+        last = self.monitor.checks[-1]
+        return int(last["step"]) == self.totals.step and self.monitor.collapsed(last)
+
+    def _may_go_back_to(self, step: int) -> bool:
+        decided = any("decision" in check for check in self.monitor.checks if check["step"] >= step)
+        there = checkpoint.of_step(self.resume_folder, step).is_dir()  # not of a run begun by 0.1
+        return self.state.ranks.first_says(there) and self.totals.step > step and not decided
 
     def retreat(self, why: str) -> bool:
         """Go back to the best check and on at a third of the rate, or at a tenth from the start; false where it can't.
@@ -259,15 +266,16 @@ class Training:
         The steps since are taken back, in the log too. What is left to do is in a checkpoint before anything is
         deleted, so a kill at any moment leaves a run that resumes to the same bits.
         """
-        best, then = self.monitor.best, self.totals
-        if best is None or not self.can_retreat:
+        step, then, collapsed = self.way_back, self.totals, self._collapsed
+        if step is None:
             return False
-        left = [_brief(check) for check in self.monitor.checks if check["step"] > best["step"]]
-        self.log.bytes = self._restore(checkpoint.of_step(self.resume_folder, int(best["step"])))
+        left = [_brief(check) for check in self.monitor.checks if check["step"] > step]
+        self.log.bytes = self._restore(checkpoint.of_step(self.resume_folder, step))
         self.state.ranks.each(None)  # all have read it
         self.state.optimizer.zero_grad(set_to_none=True)
         event: Record = {"step": self.totals.step, "from_step": then.step, "why": why, "checks": left}
-        event["lr_factor"] = then.lr_factor * (RETREAT if self.totals.step else FROM_START)
+        event |= {"collapsed": True} if collapsed else {}
+        event["lr_factor"] = then.lowered(from_start=not step)
         self.totals.retreats = [*then.retreats, event]
         self.save()
         if self.state.ranks.is_first:
@@ -298,7 +306,7 @@ class Training:
         state |= {"movement": self.movement.start, "log_bytes": self.log.bytes}
         model, method, optimizer = self.state.model, self.state.method, self.state.optimizer
         best = self.monitor.best if self.state.knobs.lowers_lr else None
-        keep = {int(best["step"])} if best else set()
+        keep = {0, int(best["step"])} if best else set()
         checkpoint.save_checkpoint(self.resume_folder, self.totals.step, model, method, optimizer, state, keep)
 
     def outcome(self, cut_short: bool) -> Outcome:

@@ -19,7 +19,8 @@ from microplane.models.files.opened import checksum
 Check = dict[str, Any]
 """step, validation_loss, train_loss (of the steps since the last one), train_error (the standard error of that),
 end_loss and end_error (the same of the last quarter of these steps), passes over the training rows so far, groups (of
-validation rows: summed loss and count); settled where false; decision where there was one."""
+validation rows: summed loss and count); settled where false; ignores_inputs where true; decision where there was
+one."""
 
 CHECK_STEP = 3  # LoRA's A first moves in the second step, as its gradient is zero while B is
 GROUPS = 20  # of validation rows, at most
@@ -35,6 +36,7 @@ class ValidationLoss:
 
     mean: float
     groups: tuple[tuple[float, int], ...] = ()  # of rows: their summed loss, and how many items that is of
+    ignores_inputs: bool = False  # the answers are the same, whatever is asked
 
     @classmethod
     def of(cls, sums: Iterable[tuple[float, int]]) -> ValidationLoss:
@@ -69,8 +71,10 @@ class Monitor:
 
     @property
     def best(self) -> Check | None:
-        """The lowest validation loss among weights that can be the result, or among all as long as none can."""
+        """The lowest validation loss among weights that can be the result, or among all as long as none can. Weights
+        that ignore their inputs can't, if those of the start do not."""
         possible = [check for check in self.checks if check.get("settled", True)] or self.checks
+        possible = [check for check in possible if not self.collapsed(check)] or possible
         return min(possible, key=lambda check: (check["validation_loss"], check["step"]), default=None)
 
     def add(
@@ -92,6 +96,7 @@ class Monitor:
         check |= {"train_loss": _mean(losses), "train_error": _error(losses)}
         check |= {"end_loss": _mean(end), "end_error": _error(end)}
         check |= {"groups": [list(group) for group in validation.groups]}
+        check |= {"ignores_inputs": True} if validation.ignores_inputs else {}
         self.checks.append(check if settled else check | {"settled": False})
         return self.best is self.checks[-1]
 
@@ -123,6 +128,8 @@ class Monitor:
         if best is None or best is self.checks[-1] or not self.checks[-1].get("settled", True):
             return None
         last = self.checks[-1]
+        if self.collapsed(last):
+            return _verdict("divergence", best, last, _COLLAPSED)
         after = [check for check in self.checks if check["step"] > best["step"]][-CONFIRMED:]
         confirmed = len(after) == CONFIRMED and all(is_worse(check, best) for check in after)
         if self._left_the_base(last) or (confirmed and _got_worse_on_training_rows(last, best)):
@@ -136,6 +143,10 @@ class Monitor:
         if len(self.checks) > 1 and self.best is self.checks[-1] and is_worse(self.checks[-2], self.checks[-1]):
             return _verdict("unfinished", self.checks[-2], self.checks[-1])
         return self.verdict()
+
+    def collapsed(self, check: Check) -> bool:
+        """Whether a model that looked at its inputs no longer does."""
+        return bool(check.get("ignores_inputs")) and not self.checks[0].get("ignores_inputs")
 
     def _left_the_base(self, last: Check) -> bool:
         """Whether both losses are above what the model had before the first step."""
@@ -157,11 +168,17 @@ _TEXTS: dict[Kind, str] = {
 }
 
 
-def _verdict(kind: Kind, best: Check, last: Check) -> Verdict:
+_COLLAPSED = (
+    "divergence since step {since}: the model now gives the same answer whatever it is asked (validation loss "
+    "{high:.4g}): the learning rate is too high; the weights of step {since} are kept"
+)
+
+
+def _verdict(kind: Kind, best: Check, last: Check, text: str | None = None) -> Verdict:
     since, number = int(best["step"]), math.ceil(last["passes"])
     low, high = best["validation_loss"], last["validation_loss"]
     told = {"since": since, "low": low, "high": high, "train": last["train_loss"], "number": number}
-    return Verdict(kind, since, _TEXTS[kind].format(**told))
+    return Verdict(kind, since, (text or _TEXTS[kind]).format(**told))
 
 
 def is_worse(later: Check, best: Check) -> bool:

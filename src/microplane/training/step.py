@@ -23,7 +23,7 @@ from microplane.training.monitor import CHECK_STEP
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
 from microplane.training.ranks import ALONE, Ranks
 
-RETREAT, FROM_START = 1 / 3, 1 / 10  # of the rate after a divergence; and where nothing had been gained before it
+RETREAT, FROM_START = 1 / 3, 1 / 10  # of the rate after a divergence; of the first one, where a run starts anew
 RETREATS = 3  # at most
 
 
@@ -45,6 +45,11 @@ class Totals:
     def lr_factor(self) -> float:
         """What is left of the learning rate."""
         return float(self.retreats[-1]["lr_factor"]) if self.retreats else 1.0
+
+    def lowered(self, from_start: bool) -> float:
+        """What is left of the learning rate after one more divergence."""
+        third = self.lr_factor * RETREAT
+        return min(FROM_START, third) if from_start else third
 
 
 @dataclass(frozen=True)
