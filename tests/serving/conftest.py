@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
-from microplane.config.knobs import ServeKnobs
+from microplane.config.serving import ServeKnobs
 from microplane.serving.app import Server
 from microplane.serving.library import Library
 from tests.serving.kit import adapter, decoder_folder, encoder_folder, pair_folder

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from microplane.checkpoints.adapter import save_adapter
+from microplane.checkpoints.attach_saved import weights_fingerprint
 from microplane.methods import make_method
 from microplane.methods.method import attach_method, trainable
 from microplane.models.families import family_of
@@ -52,7 +53,8 @@ def adapter(
     for tensor in trainable(model).values():
         noise = torch.randn(tensor.shape, generator=generator)
         tensor.data.add_(0.3 * noise.to(tensor.dtype))
-    about = {"base": str(base), "base_dtype": "float32", "template": "auto", **head_metadata(model)}
+    about = {"base": str(base), "base_weights": weights_fingerprint(base), "base_dtype": "float32", "template": "auto"}
+    about |= head_metadata(model)
     folder.mkdir(parents=True)
     save_adapter(folder, model, made, about)
     return folder

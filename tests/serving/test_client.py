@@ -56,7 +56,9 @@ def test_a_stream_ends_as_openai_ends_it(address):
 def test_completions_continue_a_text_as_it_stands(client, bases):
     opened = load(bases["base"], "float32")
     ids = opened.tokenizer.encode("turn on", special=False)
-    done = client.completions.create(model="base", prompt=["turn on", "play"], max_tokens=8, temperature=0, n=2, logprobs=3)
+    done = client.completions.create(
+        model="base", prompt=["turn on", "play"], max_tokens=8, temperature=0, n=2, logprobs=3
+    )
     assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
     assert done.choices[0].text == done.choices[1].text
     assert done.choices[2].text == done.choices[3].text != done.choices[0].text
@@ -87,7 +89,9 @@ def test_an_answer_ends_before_its_stop_text(client, single):
     answer = chat(client, "lora1", PROMPTS[0], stop=[stop]).choices[0]
     assert answer.message.content == whole[: whole.index(stop)]
     assert answer.finish_reason == "stop"
-    assert chat(client, "lora1", PROMPTS[0], max_completion_tokens=2, max_tokens=None).choices[0].finish_reason == "length"
+    assert (
+        chat(client, "lora1", PROMPTS[0], max_completion_tokens=2, max_tokens=None).choices[0].finish_reason == "length"
+    )
 
 
 def test_scores_are_those_of_the_model(client, bases):
@@ -103,8 +107,10 @@ def test_scores_are_those_of_the_model(client, bases):
     with torch.no_grad():
         hidden = opened.model(Rows.of([prompt + ids]))[len(prompt) - 1 : -1]
         scores = opened.model.logits(hidden).float().log_softmax(-1)
-    assert [one.logprob for one in found] == pytest.approx([float(row[i]) for row, i in zip(scores, ids, strict=True)], abs=1e-4)
-    assert [len(one.top_logprobs) for one in found] == [4] * 6
+    assert [one.logprob for one in found] == pytest.approx(
+        [float(row[i]) for row, i in zip(scores, ids, strict=True)], abs=1e-4
+    )
+    assert [len(one.top_logprobs) for one in found] == [4] * len(ids) != []
     assert [one.top_logprobs[0].logprob for one in found] == pytest.approx(scores.amax(-1).tolist(), abs=1e-4)
 
 

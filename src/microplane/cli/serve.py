@@ -11,7 +11,7 @@ import typer
 
 from microplane.cli import interrupts
 from microplane.cli.options import Base
-from microplane.config.knobs import ServeKnobs
+from microplane.config.serving import ServeKnobs
 
 DEFAULTS = ServeKnobs()
 
@@ -21,33 +21,42 @@ def _option(knob: str) -> Any:
     return typer.Option(f"--{knob.replace('_', '-')}", help=f"{said[0].upper()}{said[1:]}.")
 
 
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="BASE_OR_RUN...",
+        help="Short name (microplane models), folder, .gguf file or Hub name of a base; a run's folder, or an adapter's "
+        "with its base.",
+    ),
+]
+Adapters = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapters",
+        metavar="FOLDER",
+        help="Serve every run and adapter in this folder, also those that come, change or go while it runs.",
+    ),
+]
+Host = Annotated[str, typer.Option("--host", help="Where to listen; one that other machines can reach needs a token.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", metavar="FILE", help="Holds the token of all requests; else MICROPLANE_TOKEN, or none."
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto (as each adapter was trained), float32, bfloat16, int8 or nf4.")
+]
+Device = Annotated[str, typer.Option("--device", help="As model.device: auto, cpu, cuda, ...")]
+
+
 def serve(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="BASE_OR_RUN...",
-            help="Short name (microplane models), folder, .gguf file or Hub name of a base; a run's folder or an "
-            "adapter's, whose base is served too.",
-        ),
-    ] = None,
-    adapters: Annotated[
-        Path | None,
-        typer.Option(
-            "--adapters",
-            metavar="FOLDER",
-            help="Serve every run and adapter in this folder, also those that come, change or go while it runs.",
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option("--host", help="Where to listen; 0.0.0.0 lets other machines ask, and needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")] = 8000,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--token-file", metavar="FILE", help="The bearer token of all requests; else MICROPLANE_TOKEN, or none."
-        ),
-    ] = None,
+    models: Models = None,
+    adapters: Adapters = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_file: TokenFile = None,
     max_batch: Annotated[int, _option("max_batch")] = DEFAULTS.max_batch,
     batch_tokens: Annotated[int, _option("batch_tokens")] = DEFAULTS.batch_tokens,
     queue: Annotated[int, _option("queue")] = DEFAULTS.queue,
@@ -55,10 +64,8 @@ def serve(
     max_tokens: Annotated[int, _option("max_tokens")] = DEFAULTS.max_tokens,
     max_body: Annotated[int, _option("max_body")] = DEFAULTS.max_body,
     grace: Annotated[float, _option("grace")] = DEFAULTS.grace,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="auto (as each adapter was trained), float32, bfloat16, int8 or nf4.")
-    ] = "auto",
-    device: Annotated[str, typer.Option("--device", help="As model.device: auto, cpu, cuda, ...")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     base: Base = None,
 ) -> None:
     """Serve models and many adapters over one base: OpenAI's API under /v1 (chat, completions, embeddings, classify),

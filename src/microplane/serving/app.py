@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from microplane.config.knobs import ServeKnobs
+from microplane.config.serving import ServeKnobs
 from microplane.errors import nearest
 from microplane.inference.predict import classify, embed_texts, encode_all
 from microplane.objectives.head import Prediction, Text
@@ -195,7 +195,7 @@ class Server:
         return Json({"status": "ok" if alive else "the computing thread has ended", **told}, 200 if alive else 503)
 
     async def counts(self, request: Request) -> Response:
-        text = self.metrics.text(self.scheduler, len(self.library.served))
+        text = self.metrics.text(self.scheduler.running, self.scheduler.waiting, len(self.library.served))
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def playground(self, request: Request) -> Response:

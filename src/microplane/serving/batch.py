@@ -6,7 +6,7 @@ Shapes: B answers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from microplane.inference.generate import End, GenerationRow, next_logits, pick
 from microplane.models.contract import GenerationRules, Model
 from microplane.nn.cache import Cache
 from microplane.serving.json_text import JsonGuide
+from microplane.serving.metrics import Metrics
 from microplane.serving.routing import Router
 
 MOST_LIKELY = 20  # tokens told beside each that is written, at most
@@ -139,19 +140,10 @@ def _score(tokenizer: Tokenizer, logits: Tensor, token: int, count: int) -> Toke
 class Batch:
     """The answers that are being written with one engine."""
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self, engine: Engine, metrics: Metrics | None = None):
+        self.engine, self.metrics = engine, metrics or Metrics()
         self.answers: list[Generation] = []
         self.cache: Cache | None = None
-
-    @property
-    def cells(self) -> int:
-        """Cells of the cache that its answers may come to need: it is a rectangle."""
-        return len(self.answers) * max((one.most_tokens for one in self.answers), default=0)
-
-    def cells_with(self, more: Generation) -> int:
-        longest = max(more.most_tokens, *(one.most_tokens for one in self.answers), 0)
-        return (len(self.answers) + 1) * longest
 
     @property
     def is_open(self) -> bool:
@@ -169,7 +161,7 @@ class Batch:
             one.row.first_tokens = tokens
         engine.send(adapters, [len(tokens) for tokens in first])
         self._write(new, next_logits(model, first, cache))
-        going = _leave(cache, new)
+        going = self._going(cache, new)
         if not going:
             return
         if self.cache is None:
@@ -191,7 +183,7 @@ class Batch:
     def tidy(self) -> None:
         """Let those leave that are over or not wanted any more."""
         if self.cache is not None:
-            self.answers = _leave(self.cache, self.answers)
+            self.answers = self._going(self.cache, self.answers)
             if not self.answers:
                 self.cache = None  # its memory goes with it
 
@@ -236,16 +228,15 @@ class Batch:
     def _rules(self) -> GenerationRules:
         return self.engine.model.generation_rules
 
-
-def _leave(cache: Cache, answers: Iterable[Generation]) -> list[Generation]:
-    """Those of the cache's answers that go on, in the order that the cache has then."""
-    here = list(answers)
-    gone = [place for place, one in enumerate(here) if one.over or one.cancelled]
-    if not gone:
-        return here
-    if cache.rows_can_join:
-        order = cache.drop(gone)
-    else:
-        order = [place for place in range(len(here)) if place not in set(gone)]
-        cache.select(order)
-    return [here[place] for place in order]
+    def _going(self, cache: Cache, answers: Sequence[Generation]) -> list[Generation]:
+        """Those of the cache's answers that go on, in the order that it has then; the others leave it."""
+        gone = [place for place, one in enumerate(answers) if one.over or one.cancelled]
+        if not gone:
+            return list(answers)
+        self.metrics.cancelled += sum(not answers[place].over for place in gone)
+        if cache.rows_can_join:
+            order = cache.drop(gone)
+        else:
+            order = [place for place in range(len(answers)) if place not in set(gone)]
+            cache.select(order)
+        return [answers[place] for place in order]

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from microplane.checkpoints.adapter import read_method, read_state
 from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of
 from microplane.checkpoints.peft_files import PAIR
@@ -185,7 +183,7 @@ class Library:
 
     def _on(self, base: Base, folder: Path, name: str, method: Method, about: dict[str, Any]) -> Served:
         """An adapter that leaves the base's weights as they are."""
-        twin = _twin(base.bare)
+        twin = share(base.bare)
         attach_saved_adapter(twin, method, folder, about)
         check_weights(twin, folder)
         pairs = low_rank_pairs(twin) if base.engine.router is not None else None
@@ -211,18 +209,7 @@ def short(name: str) -> str:
 
 
 def _shares(method: Method, about: dict[str, Any], folder: Path) -> bool:
-    """Whether it can stand on the base's own weights: it changes none of them."""
+    """Whether it can stand on the base's own weights: neither it nor what its file holds beside it changes any."""
     if method.trains != "adapter":
         return False
     return about.get("peft") is None or all(PAIR.search(name) for name in read_state(folder, method))
-
-
-def _twin(bare: Model) -> Model:
-    """Modules of their own over the same matrices. Vectors are copied: a method may train norms beside its adapter."""
-    twin = share(bare)
-    for module in twin.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() < 2:
-                copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-                setattr(module, name, copied)
-    return twin

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from microplane.serving.scheduler import Scheduler
 
 
 @dataclass
@@ -27,7 +23,7 @@ class Metrics:
         """A batch has written one token of so many answers."""
         self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + answers, self.seconds + seconds
 
-    def text(self, scheduler: Scheduler, models: int) -> str:
+    def text(self, running: int, waiting: int, models: int) -> str:
         """Version 0.0.4 of Prometheus' text format."""
         lines = list[str]()
 
@@ -48,7 +44,7 @@ class Metrics:
         tell("generated_tokens_total", "counter", "Tokens that were written.", self.tokens)
         tell("steps_total", "counter", "Steps in which a batch wrote a token of each answer.", self.steps)
         tell("step_seconds_total", "counter", "Seconds that these steps took.", self.seconds)
-        tell("answers_running", "gauge", "Answers that are being written.", scheduler.running)
-        tell("requests_waiting", "gauge", "Requests in the queue.", scheduler.waiting)
+        tell("answers_running", "gauge", "Answers that are being written.", running)
+        tell("requests_waiting", "gauge", "Requests in the queue.", waiting)
         tell("models", "gauge", "Models and adapters that are served.", models)
         return "\n".join(lines) + "\n"

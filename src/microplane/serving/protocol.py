@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
@@ -76,6 +76,7 @@ class ResponseFormat(BaseModel):
 
 
 Number = StrictFloat | StrictInt
+Stop = Annotated[StrictStr, Field(min_length=1)]
 
 
 class _Writing(_Request):
@@ -88,7 +89,7 @@ class _Writing(_Request):
     min_p: Annotated[Number, Field(ge=0, lt=1)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
     seed: Annotated[StrictInt, Field(ge=0)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -243,9 +244,8 @@ def read(kind: type[R], body: Mapping[str, Any]) -> R:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda one: len(one["loc"]))
-        path = [str(part) for part in first["loc"] if not _is_alternative(part)]
-        param = ".".join(path)
+        first = max(error.errors(), key=lambda one: (len(_path(one["loc"])), not one["type"].endswith("_type")))
+        param = ".".join(_path(first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
         missing = first["type"] == "missing"
         text = (
@@ -259,6 +259,7 @@ def _is(given: Any, value: Any) -> bool:
     return bool(given == value) and isinstance(given, bool) == isinstance(value, bool)
 
 
-def _is_alternative(part: str | int) -> bool:
-    """Whether a part of a place names one of several types and not a key."""
-    return isinstance(part, str) and (part in ("str", "int", "float") or "[" in part or part == "TextPart")
+def _path(place: Sequence[str | int]) -> list[str]:
+    """A place in a request, without the names of the types of which one was tried there."""
+    types = ("str", "int", "float", "constrained-str", "TextPart")
+    return [str(part) for part in place if isinstance(part, int) or (part not in types and "[" not in part)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from microplane.checkpoints.attach_saved import adapter_folder
-from microplane.config.knobs import ServeKnobs
+from microplane.config.serving import ServeKnobs
 from microplane.errors import ConfigError
 from microplane.serving.app import Server
 from microplane.serving.library import Library

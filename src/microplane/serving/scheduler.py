@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from microplane.config.knobs import ServeKnobs
+from microplane.config.serving import ServeKnobs
 from microplane.errors import MicroplaneError
 from microplane.serving.batch import Batch, Engine, Generation
 from microplane.serving.metrics import Metrics
@@ -95,7 +95,7 @@ class Scheduler:
         with self._changed:
             self._take_on(len(answers))
             number = id(engine.model)
-            self._batches.setdefault(number, Batch(engine))
+            self._batches.setdefault(number, Batch(engine, self.metrics))
             queue = self._waiting.setdefault(number, deque())
             for one in answers:
                 one.deadline = time.monotonic() + self.limits.timeout
@@ -190,10 +190,10 @@ class Scheduler:
                 one.give_up(TooLateError(f"the request took longer than {self.limits.timeout:g} seconds"))
         with self._changed:
             kept = [one for one in waiting if not one.over and not one.cancelled]
+            self.metrics.cancelled += sum(one.cancelled and not one.over for one in waiting)
             if len(kept) < len(waiting):
                 waiting.clear()
                 waiting.extend(kept)
-        self.metrics.cancelled += sum(one.cancelled for one in batch.answers)
         batch.tidy()
 
     def _admit(self, batch: Batch, waiting: deque[Generation]) -> None:
