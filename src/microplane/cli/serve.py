@@ -25,7 +25,7 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="BASE_OR_RUN...",
-        help="Short name (microplane models), folder, .gguf file or Hub name of a base; a run's folder, or an adapter's "
+        help="Short name (microplane models), folder, .gguf file or Hub name of a base; a run's or an adapter's folder "
         "with its base.",
     ),
 ]

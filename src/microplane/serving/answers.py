@@ -60,7 +60,7 @@ class Asked:
                 knobs = request.knobs(most, number, seed)
                 tokenizer = pipeline.tokenizer.for_targets
                 knobs = knobs.model_copy(update={"stop": tuple(map(tokenizer.in_form, knobs.stop))})
-                how = served.adapter, scores, request.as_json
+                how = served.adapter, scores, request.as_json, bool(request.stream)
                 self.answers.append(Generation(prompt, tokenizer, knobs, stops, self._teller(number), *how))
         self.choices = [Choice() for _ in self.answers]
 

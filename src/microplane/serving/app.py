@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ class Server:
         self.adapters = AdapterFolder(self.folder, self.library, self.scheduler) if self.folder else None
 
     def app(self) -> Starlette:
-        """Raises nothing of its own: what goes wrong is told to the client."""
+        """The paths, and what is around them all."""
         routes = [
             Route("/", self.playground),
             Route("/playground/rows", self.rows),
@@ -108,6 +108,12 @@ class Server:
             raise ApiError(404, said, "model", "model_not_found")
         return found
 
+    def still(self, served: Served) -> Served:
+        """The same, if it was not unloaded since: what is queued from here on is computed before it is freed."""
+        if self.library.served.get(served.name) is not served:
+            raise ApiError(404, f"the model {served.name!r} was unloaded meanwhile", "model", "model_not_found")
+        return served
+
     # Answers
 
     async def write(self, kind: type[ChatRequest | CompletionRequest], request: Request) -> Response:
@@ -118,7 +124,7 @@ class Server:
             raise ApiError(400, f"{served.name} writes no text: ask {way}", "model", "model_not_supported")
         prompts = await asyncio.to_thread(prepare, asked_for, served)
         asked = Asked(asked_for, served, prompts, self.knobs.max_tokens)
-        self.scheduler.write(served.engine, asked.answers)
+        self.scheduler.write(self.still(served).engine, asked.answers)
         form = Form(asked)
         if asked_for.stream:
             return Stream(asked, form)
@@ -131,12 +137,11 @@ class Server:
         count = await asyncio.to_thread(_tokens, served, asked.texts)
 
         def compute(texts: Sequence[Any]) -> list[list[float]]:
-            with _through(served):
-                found: list[list[float]] = embed_texts(served.model, served.pipeline.tokenizer, texts).tolist()
-                return found
+            found: list[list[float]] = embed_texts(served.model, served.pipeline.tokenizer, texts).tolist()
+            return found
 
-        doing = self.scheduler.compute(("embed", served.name, served.created), asked.texts, compute)
-        vectors = await while_connected(request, asyncio.wrap_future(doing))
+        doing = self._compute(served, "embed", asked.texts, compute)
+        vectors = await while_connected(request, doing)
         form = _packed if asked.encoding_format == "base64" else list
         data = [{"object": "embedding", "index": n, "embedding": form(vector)} for n, vector in enumerate(vectors)]
         usage = {"prompt_tokens": count, "total_tokens": count}
@@ -155,14 +160,26 @@ class Server:
         count = await asyncio.to_thread(_tokens, served, asked.texts)
 
         def compute(texts: Sequence[Any]) -> list[Prediction]:
-            with _through(served):
-                return classify(served.model, served.pipeline.tokenizer, texts)
+            return classify(served.model, served.pipeline.tokenizer, texts)
 
-        doing = self.scheduler.compute(("label", served.name, served.created), asked.texts, compute)
-        found = await while_connected(request, asyncio.wrap_future(doing))
+        doing = self._compute(served, "label", asked.texts, compute)
+        found = await while_connected(request, doing)
         data = [{"index": number, **_told(one)} for number, one in enumerate(found)]
         usage = {"prompt_tokens": count, "total_tokens": count}
         return Json({"object": "list", "data": data, "model": served.name, "usage": usage})
+
+    def _compute(
+        self, served: Served, what: str, texts: Sequence[Any], how: Callable[[Sequence[Any]], Sequence[Any]]
+    ) -> asyncio.Future[Sequence[Any]]:
+        """Queue texts that one pass is enough for."""
+
+        def through(own: Sequence[Any]) -> Sequence[Any]:
+            router = served.engine.router
+            with nullcontext() if router is None else router.only(served.adapter):
+                return how(own)
+
+        engine = self.still(served).engine
+        return asyncio.wrap_future(self.scheduler.compute(engine, served.adapter, what, texts, through))
 
     # Models
 
@@ -228,11 +245,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 HANDLERS: Any = {HTTPException: _http_error}
-
-
-def _through(served: Served) -> AbstractContextManager[None]:
-    router = served.engine.router
-    return nullcontext() if router is None else router.only(served.adapter)
 
 
 def _tokens(served: Served, texts: Sequence[Text]) -> int:

@@ -65,6 +65,7 @@ class Generation:
         tell: gets the answer's pieces, on the thread that computes. The last one has `finish` or `error`.
         logprobs: how many likely tokens are told of each that is written; None: no scores at all.
         as_json: whether it must be an object in JSON.
+        in_pieces: whether its pieces are told as they come; else all of it at its end.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Generation:
         adapter: int | None = None,
         logprobs: int | None = None,
         as_json: bool = False,
+        in_pieces: bool = True,
     ):
         self.row = GenerationRow(0, prompt, tokenizer, knobs.seed)
         self.end, self.knobs, self.tokenizer = End.of(tokenizer, stop_ids, knobs), knobs, tokenizer
-        self.adapter, self.tell, self.logprobs = adapter, tell, logprobs
+        self.adapter, self.tell, self.logprobs, self.in_pieces = adapter, tell, logprobs, in_pieces
         self.guide = JsonGuide(tokenizer, self.end.stop_ids) if as_json else None
         self.scores: list[TokenScore] = []  # not told yet
         self.cancelled = self.over = False
@@ -116,7 +118,7 @@ class Generation:
 
     def _tell(self, text: str, finish: str | None) -> None:
         new = text[self.row.sent :]
-        if not new and finish is None:
+        if finish is None and not (new and self.in_pieces):
             return
         self.row.sent += len(new)
         scores, self.scores = self.scores, []

@@ -36,11 +36,17 @@ class TooLateError(MicroplaneError):
 class Texts:
     """Texts for which one pass is enough; those of a kind that wait together are computed together."""
 
-    kind: object  # of the same kind: the same model and options
+    engine: Engine
+    adapter: int | None
+    what: str  # is done with them: with others of the same kind in one go
     texts: Sequence[Any]
     compute: Callable[[Sequence[Any]], Sequence[Any]]
     done: Future[Sequence[Any]]
     deadline: float
+
+    @property
+    def kind(self) -> tuple[int, int | None, str]:
+        return id(self.engine.model), self.adapter, self.what
 
 
 class Scheduler:
@@ -59,6 +65,7 @@ class Scheduler:
         self._texts: deque[Texts] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._ending = False
+        self._joining = 0  # answers whose prompts are being read
         self._thread = threading.Thread(target=self._run, name="microplane-compute", daemon=True)
 
     # What other threads call
@@ -80,7 +87,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Answers that are being written."""
-        return sum(len(batch.answers) for batch in list(self._batches.values()))
+        return self._joining + sum(len(batch.answers) for batch in list(self._batches.values()))
 
     @property
     def waiting(self) -> int:
@@ -102,7 +109,14 @@ class Scheduler:
                 queue.append(one)
             self._changed.notify()
 
-    def compute(self, kind: object, texts: Sequence[Any], how: Callable[[Sequence[Any]], Sequence[Any]]) -> Future[Any]:
+    def compute(
+        self,
+        engine: Engine,
+        adapter: int | None,
+        what: str,
+        texts: Sequence[Any],
+        how: Callable[[Sequence[Any]], Sequence[Any]],
+    ) -> Future[Sequence[Any]]:
         """Queue texts; the future gives what `how` gives of them.
 
         Raises:
@@ -110,7 +124,7 @@ class Scheduler:
         """
         with self._changed:
             self._take_on(1)
-            work = Texts(kind, texts, how, Future(), time.monotonic() + self.limits.timeout)
+            work = Texts(engine, adapter, what, texts, how, Future(), time.monotonic() + self.limits.timeout)
             self._texts.append(work)
             self._changed.notify()
             return work.done
@@ -124,11 +138,13 @@ class Scheduler:
             self._changed.notify()
             return done
 
-    def adapters_in_use(self, engine: Engine) -> set[int | None]:
-        """Of the answers that wait for an engine or are being written; call it on the thread that computes."""
+    def uses(self, engine: Engine, adapter: int | None) -> bool:
+        """Whether anything waits for an adapter of an engine or is written with it; call it on the computing thread."""
         number = id(engine.model)
-        batch, waiting = self._batches.get(number), self._waiting.get(number, ())
-        return {one.adapter for one in [*(batch.answers if batch else ()), *waiting]}
+        batch = self._batches.get(number)
+        answers = [*(batch.answers if batch else ()), *self._waiting.get(number, ())]
+        texts = [one for one in self._texts if one.engine.model is engine.model]
+        return any(one.adapter == adapter for one in [*answers, *texts])
 
     def forget(self, engine: Engine) -> None:
         """Let go of an engine that nothing waits for; call it on the thread that computes."""
@@ -209,6 +225,7 @@ class Scheduler:
                 break
             with self._changed:
                 waiting.popleft()
+                self._joining += 1
             new.append(one)
             tokens += len(one.row.prompt)
         if not new:
@@ -218,9 +235,10 @@ class Scheduler:
             self.metrics.prompt_tokens += tokens
         except Exception as error:  # those who were being answered go on
             self.metrics.failed += len(new)
-            batch.answers = [one for one in batch.answers if one not in new]
             for one in new:
                 one.give_up(error)
+        finally:
+            self._joining = 0
 
     def _read_texts(self) -> None:
         """Those of the first one's kind, together; if that fails, each by itself, for one of them may be to blame."""

@@ -117,7 +117,7 @@ class AdapterFolder:
         """Free an adapter once the answers that still need it are written."""
 
         def try_to_free() -> bool:
-            if served.adapter in self.scheduler.adapters_in_use(served.engine):
+            if self.scheduler.uses(served.engine, served.adapter):
                 return False
             if served.adapter is None:
                 self.scheduler.forget(served.engine)
