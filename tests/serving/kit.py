@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,4 +58,6 @@ def adapter(
     about |= head_metadata(model)
     folder.mkdir(parents=True)
     save_adapter(folder, model, made, about)
+    for name in ("tokenizer.json", "tokenizer_config.json") if made.whole_model else ():
+        shutil.copy(base / name, folder)
     return folder

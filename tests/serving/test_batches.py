@@ -10,12 +10,6 @@ from microplane.serving.batch import Batch, Generation
 from microplane.serving.library import Library
 from tests.serving.kit import PROMPTS, adapter, decoder_folder, pair_folder
 
-LOW_RANK = ["lora", "rslora", "lora-plus", "nb-lora", "adalora", "vera", "paca"]
-
-
-def everyone(library):
-    return [(served, prompt) for served in library for prompt in PROMPTS]
-
 
 def asked(served, prompt, most=12, told=None, **more):
     knobs = GenerateKnobs(max_new_tokens=most, **more)
@@ -55,21 +49,24 @@ def alone(requests, most=12):
     return [opened[served.name].generate(prompt, max_new_tokens=most) for served, prompt in requests]
 
 
-@pytest.mark.parametrize("way", ["compiled", "plain"], indirect=True)
-@pytest.mark.parametrize("family", ["decoder", "t5", "marian"])
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [("decoder", "compiled"), ("decoder", "plain"), ("t5", "compiled"), ("marian", "compiled")],
+    indirect=["way"],
+)
 def test_mixed_adapters_answer_as_each_does_alone(tmp_path, family, way):
     base = decoder_folder(tmp_path / "base") if family == "decoder" else pair_folder(tmp_path / "base", family)
     library = Library("float32")
     library.publish(library.open(str(base)))
-    for number, method in enumerate(["lora", "rslora", "lora", "dora"]):
-        rank = {"rank": 2 + number}
-        library.publish(library.open(str(adapter(base, tmp_path / f"a{number}", method, number, **rank))))
-    assert [served.adapter for served in library] == [None, 0, 1, 2, None]  # dora has modules of its own
-    assert len({id(served.engine.model) for served in library}) == 2
-    requests = everyone(library)
+    for number, method in enumerate(["lora", "rslora", "lora"]):
+        folder = adapter(base, tmp_path / f"a{number}", method, number, rank=2 + number)
+        library.publish(library.open(str(folder)))
+    assert [served.adapter for served in library] == [None, 0, 1, 2]
+    assert len({id(served.engine.model) for served in library}) == 1
+    requests = [(served, prompt) for served in library for prompt in PROMPTS[:5]]
     answers = drive(requests)
     assert answers == alone(requests)
-    assert len(set(answers)) > 8  # they are told apart by their adapters
+    assert len(set(answers)) > 6  # they are told apart by their adapters
 
 
 def test_whatever_ends_as_a_low_rank_pair_shares_the_batch(tmp_path):
