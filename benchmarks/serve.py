@@ -199,7 +199,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "family": args.family, "adapters": args.adapters, "clients": args.clients, "tokens": args.tokens, "runs": runs,
         "answers_unlike_single_user": wrong, "different_answers": len(set(expected.values())), "peft": peer,
         "exit_code": code, "adapter_bytes": sizes[0],
-        "memory_every_2_s": memory, "memory_growth_after_the_first_third": max(memory) / max(memory[: len(memory) // 3]) - 1,
+        "memory_every_2_s": memory,
+        "memory_growth_after_the_first_third": max(memory) / max(memory[: len(memory) // 3]) - 1,
         "times_one_client": together / runs["one client"]["tokens_per_second"],
         "times_peft": together / peer["tokens_per_second"], "one_adapter_to_all": one / together,
     }  # fmt: skip

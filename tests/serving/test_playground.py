@@ -162,6 +162,15 @@ def test_escape_stops_and_errors_are_told(page, address):
     assert page.read("document.getElementById('stop').disabled")
 
 
+def test_a_token_is_typed_where_the_server_asks_for_one(page, library):
+    with running(Server(library, token="s3cret")) as address:
+        page.call("Page.navigate", url=address)
+        page.wait(f"{STATE} === 'refused'")
+        assert "token is needed" in page.read("document.getElementById('status').textContent")
+        page.read("document.getElementById('token').value = 's3cret'; document.getElementById('token').onchange()")
+        page.wait(f"{STATE} === 'ready'")
+
+
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_and_can_be_read(page, address, width, scheme):

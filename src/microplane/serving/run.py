@@ -52,7 +52,7 @@ def serve(
     listening = _listen(host, port)
     with listening:
         library = library or Library()
-        hosts = [*LOOPBACK[:2], "[::1]"] if host in LOOPBACK else []
+        hosts = [*LOOPBACK, "[::1]"] if host in LOOPBACK else []
         server = Server(library, knobs, adapters, token, hosts)
         for name in _runs_first(names):
             library.publish(library.open(name))
@@ -64,7 +64,8 @@ def serve(
             say(f"{served.name}: {', '.join(_abilities(served.writes, served.labels))}; {served.way}")
         shown = f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{listening.getsockname()[1]}  the playground; /v1 is OpenAI's API. Ctrl-C ends it")
-        logging.getLogger("microplane").setLevel(logging.INFO)
+        logging.basicConfig(format="%(levelname)s: %(message)s")
+        logging.getLogger("microplane.serving").setLevel(logging.INFO)
         config = uvicorn.Config(
             server.app(),
             http="h11",
