@@ -1,9 +1,16 @@
 """What the command refuses before it serves anything."""
 
+import shutil
+
 import pytest
 
-from microplane.errors import ConfigError
+from microplane.config.serving import ServeKnobs
+from microplane.errors import AdapterError, ConfigError
+from microplane.serving.library import Library
+from microplane.serving.metrics import Metrics
 from microplane.serving.run import serve
+from microplane.serving.scheduler import Scheduler
+from microplane.serving.watch import AdapterFolder
 
 
 def test_another_host_needs_a_token(bases):
@@ -27,19 +34,28 @@ def test_nothing_to_serve(tmp_path):
 
 
 def test_an_adapter_of_another_base(tmp_path, bases, adapters):
-    from microplane.errors import AdapterError
-    from microplane.serving.library import Library
-
     with pytest.raises(AdapterError, match="trained on other files"):
         Library("float32", base=str(bases["t5"])).open(str(adapters / "lora0"))
 
 
 def test_two_of_one_name(tmp_path, bases, adapters):
-    from microplane.serving.library import Library
-
     library = Library("float32")
     library.publish(library.open(str(adapters / "lora0")))
     assert list(library.served) == ["base", "lora0"]
+    assert library.open(str(adapters / "lora0")) == []  # it is there already
+    assert library.open(str(bases["base"])) == []
+    (tmp_path / "lora0").symlink_to(adapters / "lora1")
     with pytest.raises(ConfigError, match="served already"):
-        library.open(str(adapters / "lora0"))
-    assert library.open(str(bases["base"])) == []  # it is there already
+        library.open_adapter(tmp_path / "lora0", "lora0")
+
+
+def test_runs_are_served_under_their_names(tmp_path, adapters, bases):
+    shutil.copytree(adapters / "lora0", tmp_path / "home" / "adapter")
+    (tmp_path / "going").mkdir()  # a run that has no adapter yet
+    (tmp_path / "going" / "run.yaml").write_text("name: going\n")
+    library = Library("float32")
+    folder = AdapterFolder(tmp_path, library, Scheduler(ServeKnobs(), Metrics()))
+    assert folder.open_all() == []
+    assert list(library.served) == ["base", "home"]
+    assert library.served["home"].adapter == 0
+    assert library.open(str(tmp_path / "home")) == []

@@ -120,13 +120,21 @@ class Library:
             return [] if self.served.get(base.name) else [self._served_base(base)]
 
     def open_adapter(self, folder: Path, name: str | None = None) -> list[Served]:
-        """What was trained, under its folder's name or another; before it its base, if that is not served yet."""
+        """What was trained, under its folder's name or another; before it its base, if that is not served yet.
+
+        Args:
+            folder: of a run or of an adapter.
+        """
         with self._opening:
+            folder = adapter_folder(folder) or folder
             run = folder.parent if folder.name == "adapter" else folder
             name = name or run.resolve().name
             if not NAME.fullmatch(name):
                 raise ConfigError(f"the name {name!r}: 1 to 200 characters without spaces are possible")
-            if name in self.served:
+            known = self.served.get(name)
+            if known is not None and known.folder is not None and known.folder.resolve() == folder.resolve():
+                return []
+            if known is not None:
                 raise ConfigError(f"a model called {name!r} is served already: unload that one, or give another name")
             method, about = read_method(folder)
             if method.whole_model or not _shares(method, about, folder):

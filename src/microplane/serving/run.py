@@ -54,10 +54,10 @@ def serve(
         library = library or Library()
         hosts = [*LOOPBACK, "[::1]"] if host in LOOPBACK else []
         server = Server(library, knobs, adapters, token, hosts)
-        for name in _runs_first(names):
-            library.publish(library.open(name))
         for problem in server.adapters.open_all() if server.adapters else ():
             say(problem)
+        for name in _runs_first(names):
+            library.publish(library.open(name))
         if not library.served:
             raise ConfigError("there is nothing to serve: name a base or a run, or put an adapter into the folder")
         for served in library:

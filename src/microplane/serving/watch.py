@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from microplane.checkpoints.attach_saved import adapter_folder
-from microplane.errors import MicroplaneError
+from microplane.errors import ConfigError, MicroplaneError
 from microplane.serving.library import Library, Served
 from microplane.serving.protocol import ApiError
 from microplane.serving.scheduler import Scheduler
@@ -105,6 +105,8 @@ class AdapterFolder:
             await self._let_go(name)
 
     async def _open(self, folder: Path, name: str) -> Served:
+        if name in self.library.served:
+            raise ConfigError(f"a model called {name!r} is served already: unload that one, or give another name")
         opened = await asyncio.to_thread(self.library.open_adapter, folder, name)
         self.library.publish(opened)
         return opened[-1]
