@@ -93,10 +93,10 @@ class Served:
 async def load(url: str, requests: Any, clients: int, seconds: float, tokens: int, every: Any = None) -> dict[str, Any]:
     """Ask for so long; every answer is kept."""
     answers, errors, written, end = {}, list[str](), 0, time.perf_counter() + seconds
-    mixed = 0
+    mixed = computed = 0
 
     async def ask(client: httpx.AsyncClient) -> None:
-        nonlocal written, mixed
+        nonlocal written, mixed, computed
         while time.perf_counter() < end:
             model, prompt = next(requests)
             body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
@@ -110,6 +110,7 @@ async def load(url: str, requests: Any, clients: int, seconds: float, tokens: in
             text = found["choices"][0]["message"]["content"]
             mixed += answers.setdefault((model, prompt), text) != text
             written += found["usage"]["completion_tokens"]
+            computed += found["usage"]["total_tokens"]
             counts.append(time.perf_counter())
 
     counts: list[float] = []
@@ -193,7 +194,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     wrong = {kind: sum(expected[key] != text for key, text in run.pop("answers").items()) for kind, run in runs.items()}
     peer = peft_loop(base, adapters, names, args.family, args.tokens, args.peer_requests)
     together = runs["all"]["tokens_per_second"]
-    one = max(runs[kind]["tokens_per_second"] for kind in ("one adapter", "one adapter again"))
+    one = max(runs[kind]["with_prompts_per_second"] for kind in ("one adapter", "one adapter again"))
     sizes = [sum(file.stat().st_size for file in (adapters / name).iterdir()) for name in names]
     return {
         "family": args.family, "adapters": args.adapters, "clients": args.clients, "tokens": args.tokens, "runs": runs,
@@ -202,7 +203,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "memory_every_2_s": memory,
         "memory_growth_after_the_first_third": max(memory) / max(memory[: len(memory) // 3]) - 1,
         "times_one_client": together / runs["one client"]["tokens_per_second"],
-        "times_peft": together / peer["tokens_per_second"], "one_adapter_to_all": one / together,
+        "times_peft": together / peer["tokens_per_second"],
+        "one_adapter_to_all": one / runs["all"]["with_prompts_per_second"],
     }  # fmt: skip
 
 

@@ -230,6 +230,7 @@ class Scheduler:
             tokens += len(one.row.prompt)
         if not new:
             return
+        new.sort(key=lambda one: -1 if one.adapter is None else one.adapter)  # an adapter's rows lie side by side
         try:
             batch.join(new)
             self.metrics.prompt_tokens += tokens
