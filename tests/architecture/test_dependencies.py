@@ -13,7 +13,13 @@ from microplane.exports.formats import FORMATS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL = {"compare", "parquet", "transformers", "vi"}  # extras of users; the others are for work on the package
+OPTIONAL = {
+    "compare",
+    "parquet",
+    "serve",
+    "transformers",
+    "vi",
+}  # extras of users; the others are for work on the package
 # imported by their names where they are installed; torch itself writes with onnx
 ENGINES = {one.package for one in FORMATS.values() if one.package} | {"onnx"}
 OPTIONAL |= {one.extra for one in FORMATS.values() if one.extra}

@@ -25,6 +25,7 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"exports"},
     {"forecast"},
     {"runs"},
+    {"serving"},
     {"comparison"},
     {"planning"},
     {"cli"},

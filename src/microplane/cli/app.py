@@ -22,6 +22,7 @@ from microplane.cli.plan import plan
 from microplane.cli.problems import fail, tell_foreign
 from microplane.cli.processes import is_first, start
 from microplane.cli.runs import runs
+from microplane.cli.serve import serve
 from microplane.errors import ConfigError, MicroplaneError, notices_to
 from microplane.files import json_line
 
@@ -282,6 +283,7 @@ app.command(epilog="Example:  microplane convert runs/home home-lora --rank 8")(
 app.command(epilog="Example:  microplane push runs/home me/home-commands --dry-run")(push)
 app.command(epilog="Example:  microplane mixture mixture.yaml --rows 100000")(mixture)
 app.command(epilog='Example:  microplane embed minilm "a man is eating food" "someone has a meal"')(embed)
+app.command(epilog="Example:  microplane serve smollm2 --adapters runs")(serve)
 app.command(epilog="Example:  microplane models --json")(models)
 app.command(epilog="Example:  microplane methods")(lists.methods)
 app.command(epilog="Example:  microplane knobs train")(lists.knobs)

@@ -61,8 +61,8 @@ def generate(
         DataError: for a prompt without a token.
     """
     assert not model.training, "dropout would fall on the answers: call model.eval() first"
-    _check(knobs, prompts, model)
-    end = _End.of(tokenizer, stop_ids, knobs)
+    check(knobs, prompts, model)
+    end = End.of(tokenizer, stop_ids, knobs)
     answers: dict[int, Answer] = {}
     with factors_kept():
         for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
@@ -77,7 +77,7 @@ def generate(
     return [answers[number] for number in range(len(prompts))]
 
 
-def _check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
+def check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
     """Refuse settings that cannot work or would be ignored, before the first step."""
     context, written = model.max_row_tokens, model.config.context
     if knobs.beams > 1 and knobs.temperature > 0:
@@ -142,7 +142,7 @@ class GenerationRow:
 
 
 @dataclass(frozen=True)
-class _End:
+class End:
     """What ends an answer."""
 
     tokenizer: Tokenizer
@@ -151,7 +151,7 @@ class _End:
     limit: int
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, stop_ids: Sequence[int], knobs: GenerateKnobs) -> _End:
+    def of(cls, tokenizer: Tokenizer, stop_ids: Sequence[int], knobs: GenerateKnobs) -> End:
         """Special tokens do not appear in decoded text, so a stop text that is one becomes a stop token."""
         written = [tokenizer.encode(text, special=False) for text in knobs.stop]
         hidden = [ids[0] for ids in written if len(ids) == 1 and not tokenizer.decode(ids)]
@@ -182,12 +182,12 @@ class _End:
 
 
 def _write(
-    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: _End, on_text: Callable[[int, str], None] | None
+    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: End, on_text: Callable[[int, str], None] | None
 ) -> Iterator[tuple[GenerationRow, Answer]]:
     """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
-    cache, tokens = _start(model, rows)
+    cache, tokens = start(model, rows)
     while rows:
-        chosen = _pick(_next_logits(model, tokens, cache), rows, knobs, model.generation_rules)
+        chosen = pick(next_logits(model, tokens, cache), rows, knobs, model.generation_rules)
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             row.ids.append(token)
@@ -203,21 +203,21 @@ def _write(
         tokens = [row.ids[-1:] for row in rows]
 
 
-def _start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[int]]]:
+def start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[int]]]:
     cache, tokens = model.start_generation([row.prompt for row in rows])
     for row, first in zip(rows, tokens, strict=True):
         row.first_tokens = first
     return cache, tokens
 
 
-def _next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+def next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     """Append tokens to the cached rows and compute the logits of the next token: (B, V) float32."""
     rows = Rows.of(tokens, starts=cache.lengths).to(model.device)
     logits: Tensor = model.logits(model(rows, cache)[rows.last])
     return logits.float()
 
 
-def _pick(scores: Tensor, rows: Sequence[GenerationRow], knobs: GenerateKnobs, rules: GenerationRules) -> list[int]:
+def pick(scores: Tensor, rows: Sequence[GenerationRow], knobs: GenerateKnobs, rules: GenerationRules) -> list[int]:
     scores = penalise(scores, [row.first_tokens + row.ids for row in rows], knobs.repetition_penalty)
     scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, rules)
     if knobs.temperature == 0:
@@ -286,7 +286,7 @@ class _Beams:
     growing: list[_Beam]
     ended: list[_Beam] = field(default_factory=list)  # best first
 
-    def grow(self, log_probs: Tensor, knobs: GenerateKnobs, end: _End) -> list[int]:
+    def grow(self, log_probs: Tensor, knobs: GenerateKnobs, end: End) -> list[int]:
         """Extend the beams by one token, given log p (beams, V). Returns for each new beam the index of its parent.
 
         So many candidates are looked at that some go on even if the best all end here. Of those that end, the ones
@@ -318,15 +318,15 @@ class _Beams:
 
 
 def _search(
-    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: _End
+    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: End
 ) -> Iterator[tuple[GenerationRow, Answer]]:
     """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
     searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
-    cache, tokens = _start(model, rows)
+    cache, tokens = start(model, rows)
     while searches:
         seen = [search.row.first_tokens + beam.ids for search in searches for beam in search.growing]
         written = [len(beam.ids) for search in searches for beam in search.growing]
-        log_probs = penalise(_next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
+        log_probs = penalise(next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
         log_probs = confine(log_probs, written, knobs.max_new_tokens, model.generation_rules)
         if model.generation_rules.renormalize:
             log_probs = log_probs.log_softmax(-1)

@@ -173,14 +173,23 @@ def load(
         stored = open_checkpoint(path).stored
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
         plain = load_model(path, number_format(dtype, device=choose(device)))
-        _check_weights(plain, path)
+        check_weights(plain, path)
         return Pipeline(plain, load_tokenizer(path).with_unicode("auto"), path)
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about, base)
-    model = load_model(path, _opened_as(method, about, dtype, choose(device)))
+    model = load_model(path, opened_as(method, about, dtype, choose(device)))
     if not method.whole_model:
         about["replaced"] = attach_saved_adapter(model, method, folder, about)
-    _check_weights(model, folder)
+    check_weights(model, folder)
+    return asked_as_trained(model, path, folder, method, about)
+
+
+def asked_as_trained(model: Model, path: Path, folder: Path, method: Method, about: dict[str, Any]) -> Pipeline:
+    """A model with an adapter on it, with what the adapter's folder says of how it was asked in training.
+
+    Args:
+        path: of the base.
+    """
     template, system, prefix = about.get("template", "auto"), about.get("system"), about.get("prefix", "")
     before_and_behind, pairs = about.get("frame"), bool(about.get("pairs", True))
     frame = (before_and_behind[0], before_and_behind[1]) if before_and_behind else None
@@ -190,13 +199,13 @@ def load(
     return Pipeline(model, tokenizer, path, template, system, method, about, prefix, frame, pairs)
 
 
-def _check_weights(model: Model, where: Path) -> None:
+def check_weights(model: Model, where: Path) -> None:
     """Raises: ModelError, for weights of which everything that is computed would be NaN."""
     if (name := first_not_finite(model)) is not None:
         raise ModelError(f"{where}: the tensor {name} holds NaN or infinity. Fetch or train the model again")
 
 
-def _opened_as(method: Method, about: dict[str, Any], dtype: str, device: torch.device) -> NumberFormat:
+def opened_as(method: Method, about: dict[str, Any], dtype: str, device: torch.device) -> NumberFormat:
     """The format of the base of an adapter that is opened to be used."""
     if method.needs_float32:
         return base_format(ModelKnobs.model_validate({"dtype": dtype, "device": str(device)}), method)

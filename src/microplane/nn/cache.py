@@ -5,10 +5,12 @@ Shapes: B rows, KV heads of keys and values, C capacity, L longest row so far, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from microplane.device import put
 from microplane.nn.rows import Rows, to_heads
@@ -28,7 +30,7 @@ class Cache:
     def __init__(self, layers: int, batch: int, capacity: int = 0):
         self.lengths: list[int] = [0] * batch
         self.capacity = capacity
-        self.keys: list[Tensor | None] = [None] * layers  # (B, KV, C, Dh) once written
+        self.keys: list[Tensor | None] = [None] * layers  # (B or more, KV, C, Dh) once written
         self.values: list[Tensor | None] = [None] * layers
 
     def append(self, layer: int, k: Tensor, v: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -49,7 +51,7 @@ class Cache:
         longest = self._longest(rows)
         keys = self.keys[layer] = self._grow(self.keys[layer], k, longest)
         values = self.values[layer] = self._grow(self.values[layer], v, longest)
-        return keys, values
+        return keys[: len(self.lengths)], values[: len(self.lengths)]
 
     def _longest(self, rows: Rows) -> int:
         return max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
@@ -61,6 +63,7 @@ class Cache:
         return self._starts[1]
 
     _starts: tuple[list[int], Tensor] | None = None
+    rows_can_join: ClassVar[bool] = True  # whether `join` and `drop` are to be had
 
     def advance(self, rows: Rows) -> None:
         """Add the new tokens to `lengths`, once every layer has appended them."""
@@ -75,15 +78,48 @@ class Cache:
         for tensors in (self.keys, self.values):
             tensors[:] = [None if x is None else x.index_select(0, put(chosen, x.device)) for x in tensors]
 
+    def join(self, other: Cache) -> None:
+        """Append the rows of another cache, which are copied behind those that are here."""
+        held, longest = len(self.lengths), max(other.lengths)
+        self.lengths = [*self.lengths, *other.lengths]
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, new in enumerate(theirs):
+                if new is not None:
+                    mine[layer] = buffer = self._grow(mine[layer], new[:, :, 0], longest)
+                    buffer[held : len(self.lengths), :, :longest] = new[: len(other.lengths), :, :longest]
+
+    def drop(self, gone: Collection[int]) -> list[int]:
+        """Let the rows `gone` go: rows from the end are copied into their places. What is free is kept for others.
+
+        Returns:
+            For each row that is left, which it was.
+        """
+        order = list(range(len(self.lengths)))
+        for index in sorted(gone, reverse=True):
+            last = order.pop()
+            if index < len(order):
+                order[index] = last
+        self.lengths = [self.lengths[index] for index in order]
+        for place, index in enumerate(order):
+            if place != index:
+                for buffer in (*self.keys, *self.values):
+                    if buffer is not None:
+                        length = self.lengths[place]
+                        buffer[place, :, :length] = buffer[index, :, :length]
+        return order
+
     def _grow(self, buffer: Tensor | None, new: Tensor, longest: int) -> Tensor:
-        """The buffer, doubled until `longest` tokens fit; filled with zeros, as masked cells must not be NaN."""
-        if buffer is not None and buffer.shape[2] >= longest:
+        """The buffer, doubled until `longest` tokens fit, and made larger by half for more rows; filled with zeros, as
+        masked cells must not be NaN."""
+        held = 0 if buffer is None else len(buffer)
+        if buffer is not None and buffer.shape[2] >= longest and held >= len(self.lengths):
             return buffer
         while self.capacity < longest:
             self.capacity = max(2 * self.capacity, 64)
-        grown = new.new_zeros(len(self.lengths), new.shape[1], self.capacity, new.shape[2])
+        rows = held if held >= len(self.lengths) else max(len(self.lengths), held + held // 2)
+        grown = new.new_zeros(rows, new.shape[1], self.capacity, new.shape[2])
         if buffer is not None:
-            grown[:, :, : buffer.shape[2]] = buffer
+            grown[:held, :, : buffer.shape[2]] = buffer
         return grown
 
 
@@ -95,10 +131,31 @@ class PairCache(Cache):
         self.source_lengths = source_lengths
         self.memory: list[tuple[Tensor, Tensor]] = []  # per layer: keys, values (B, KV, L, Dh)
 
+    def join(self, other: Cache) -> None:
+        assert isinstance(other, PairCache), "pairs join pairs"
+        super().join(other)
+        self.source_lengths = (*self.source_lengths, *other.source_lengths)
+        longest = max(self.source_lengths)
+        self.memory = [
+            (
+                torch.cat([_widened(k, longest), _widened(more_k, longest)]),
+                torch.cat([_widened(v, longest), _widened(more_v, longest)]),
+            )
+            for (k, v), (more_k, more_v) in zip(self.memory, other.memory, strict=True)
+        ]
+
+    def drop(self, gone: Collection[int]) -> list[int]:
+        order = super().drop(gone)
+        self._choose(order)
+        return order
+
     def select(self, indices: Sequence[int]) -> None:
         if list(indices) == list(range(len(self.lengths))):
             return
         super().select(indices)
+        self._choose(indices)
+
+    def _choose(self, indices: Sequence[int]) -> None:
         self.source_lengths = tuple(self.source_lengths[index] for index in indices)
         chosen, longest = torch.tensor(list(indices), dtype=torch.long), max(self.source_lengths, default=0)
         self.memory = [
@@ -108,6 +165,11 @@ class PairCache(Cache):
             )
             for k, v in self.memory
         ]
+
+
+def _widened(x: Tensor, longest: int) -> Tensor:
+    """(B, KV, L, Dh) with zeros up to L = longest."""
+    return F.pad(x, (0, 0, 0, longest - x.shape[2]))
 
 
 def in_rectangles(pair: tuple[Tensor, Tensor], lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -358,6 +358,12 @@ class TextStream:
         self.start, self.done = self.done, len(self.ids)
         return text
 
+    def with_next(self, token: int) -> str:
+        """The text that would be out next with this token, which is not fed; part of a character at its end is
+        U+FFFD."""
+        before = self.tokenizer.decode(self.ids[self.start : self.done], self.skip_special)
+        return self.tokenizer.decode([*self.ids[self.start :], token], self.skip_special)[len(before) :]
+
     def flush(self) -> str:
         """What is left at the end: part of a character, if the ids stop inside one."""
         text = self._pending()

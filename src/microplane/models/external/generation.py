@@ -12,7 +12,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ KEPT = ("past_key_values", "cache_params", "state")  # as the families call what
 class TokenCache(Cache):
     """The rows' tokens instead of keys and values; of an encoder-decoder also the encoder's output. For families whose
     own cache does not give what they give without: each new token computes its whole row again."""
+
+    rows_can_join: ClassVar[bool] = False
 
     def __init__(self, batch: int, memory: list[Tensor] | None = None):
         super().__init__(0, batch)
@@ -63,6 +65,8 @@ class StateCache(Cache):
         together: which rows may share one.
         memory: of an encoder-decoder, the encoder's output of each row, (tokens of the source, width).
     """
+
+    rows_can_join: ClassVar[bool] = False
 
     def __init__(self, batch: int, together: Together, memory: list[Tensor] | None = None):
         super().__init__(0, batch)
