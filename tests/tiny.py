@@ -132,6 +132,19 @@ ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
         "local_attention": 6,
         "pad_token_id": 0,
     },
+    "distilbert": {
+        "architectures": ["DistilBertModel"],
+        "model_type": "distilbert",
+        "vocab_size": 97,
+        "dim": 32,
+        "hidden_dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    },
+    "electra": BERT | {"architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 16},
+    "mpnet": BERT | {"architectures": ["MPNetModel"], "model_type": "mpnet", "pad_token_id": 1},
 }
 
 

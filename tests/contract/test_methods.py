@@ -60,13 +60,19 @@ MORE = [
 ]
 CASES = [(family, {"name": name}) for family in FAMILIES if family != "gemma2" for name in METHODS] + MORE
 WORKING = [(family, knobs) for family, knobs in CASES if (knobs["name"], family) not in REFUSED]
+SIMILAR = {"distilbert", "electra", "mpnet"}  # to a family that meets every method in the ordinary tests
+QUICK = {"lora", "prompt"}  # what they meet there; all the rest in the slow ones
 
 
 def label(case) -> str:
     return "-".join([case[0], *(str(value) for value in case[1].values())])
 
 
-@pytest.fixture(params=WORKING, ids=label)
+def marked(case):
+    return pytest.param(case, marks=pytest.mark.slow) if case[0] in SIMILAR and case[1]["name"] not in QUICK else case
+
+
+@pytest.fixture(params=[marked(case) for case in WORKING], ids=label)
 def case(request):
     family, knobs = request.param
     return FAMILIES[family], make_method(knobs)
