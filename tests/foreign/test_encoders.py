@@ -187,7 +187,7 @@ def test_peft_opens_the_adapter_of_the_familys_own_class_and_ours_opens_that_of_
 def test_methods(place, method):
     sets = {f"method.{name}": value for name, value in method.items()}
     sets |= {"model.dtype": "auto"} if method["name"] == "qlora" else {}
-    done = train(place, "deberta", method=None, **sets, **{"train.steps": 6, "train.eval_every": 3})
+    done = train(place, "camembert", method=None, **sets, **{"train.steps": 6, "train.eval_every": 3})
     assert len(done.load().classify(["it is good"])[0].probabilities) == 2
 
 
@@ -277,7 +277,7 @@ def test_labels_again_with_others_and_from_the_familys_own_class_to_a_head_of_ou
 
 
 def test_weights_in_bfloat16_and_what_fails_in_it(place, tmp_path):
-    model = load_model(place / "camembert", torch.bfloat16)
+    model = load_model(place / "albert", torch.bfloat16)
     assert model.net.dtype == torch.bfloat16
     assert model.together is Together.PADDED
     head = add_head(model, "classification", ("a", "b"), "cls")
@@ -288,8 +288,8 @@ def test_weights_in_bfloat16_and_what_fails_in_it(place, tmp_path):
     again = load_model(tmp_path / "labels", torch.bfloat16)
     assert again.net.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in again.task_head.parameters())
-    mixed = load_model(place / "camembert", NumberFormat(torch.bfloat16, weights=torch.float32))
-    states = load_model(place / "camembert")(Rows.of(IDS))
+    mixed = load_model(place / "albert", NumberFormat(torch.bfloat16, weights=torch.float32))
+    states = load_model(place / "albert")(Rows.of(IDS))
     torch.testing.assert_close(mixed(Rows.of(IDS)).float(), states, atol=0.2, rtol=0.1)
     assert not torch.equal(mixed(Rows.of(IDS)).float(), states)
     wide = load_model(place / "deberta", torch.bfloat16)  # whose code in transformers mixes formats
