@@ -43,6 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-untied": LLAMA | {"tie_word_embeddings": False},
     "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
     "qwen3": LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16},
+    "olmo2": LLAMA | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
     "gemma2": LLAMA
     | {
         "architectures": ["Gemma2ForCausalLM"],
@@ -145,6 +146,18 @@ ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "electra": BERT | {"architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 16},
     "mpnet": BERT | {"architectures": ["MPNetModel"], "model_type": "mpnet", "pad_token_id": 1},
+    "deberta": BERT
+    | {
+        "architectures": ["DebertaV2Model"],
+        "model_type": "deberta-v2",
+        "relative_attention": True,
+        "pos_att_type": "p2c|c2p",
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "position_buckets": 8,
+        "conv_kernel_size": 3,
+    },
 }
 
 

@@ -44,10 +44,10 @@ def test_what_runs_through_transformers_is_opened_as_the_kind_that_is_said(liste
             fields = {"model_type": family["name"], "architectures": [name]}
             assert find_transformers_class(fields) == (name, family["kind"]), name
     by_name = {family["name"]: family for family in others}
-    deberta, gpt2 = by_name["deberta-v2"], by_name["gpt2"]
+    deberta, gpt2 = by_name["deberta"], by_name["gpt2"]
     assert deberta["heads"] == {
-        "rows": "DebertaV2ForSequenceClassification",
-        "tokens": "DebertaV2ForTokenClassification",
+        "rows": "DebertaForSequenceClassification",
+        "tokens": "DebertaForTokenClassification",
     }
     assert "head-only" in deberta["methods"]
     assert deberta["labels"]

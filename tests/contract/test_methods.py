@@ -30,6 +30,8 @@ ONE, PAIRS = "llama-tied", "t5"
 REFUSED = {
     ("bitfit", "llama-tied"): "trains biases, and LlamaForCausalLM has none",
     ("bitfit", "t5"): "trains biases, and T5ForConditionalGeneration has none",
+    ("bitfit", "olmo2"): "trains biases, and Olmo2ForCausalLM has none",
+    ("head-only", "olmo2"): "this Olmo2ForCausalLM has no head of its own to train",
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
 }
@@ -60,8 +62,9 @@ MORE = [
 ]
 CASES = [(family, {"name": name}) for family in FAMILIES if family != "gemma2" for name in METHODS] + MORE
 WORKING = [(family, knobs) for family, knobs in CASES if (knobs["name"], family) not in REFUSED]
-SIMILAR = {"distilbert", "electra", "mpnet"}  # to a family that meets every method in the ordinary tests
-QUICK = {"lora", "prompt"}  # what they meet there; all the rest in the slow ones
+# Similar to a family that meets every method in the ordinary tests: there they meet two, all the rest in the slow ones.
+SIMILAR = {"distilbert", "electra", "mpnet", "deberta", "olmo2"}
+QUICK = {"lora", "prompt"}
 
 
 def label(case) -> str:

@@ -40,7 +40,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "granite": GROUPED | {"logits_scaling": 3.0},
     "mixtral": GROUPED | {"num_local_experts": 2},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
-    "olmo2": GROUPED,
+    "olmo": GROUPED,
     "openai-gpt": GPT,
     "opt": WIDE | {"ffn_dim": 48, "word_embed_proj_dim": 16},
     "phi": WIDE,

@@ -67,6 +67,7 @@ def test_sockets_stand_before_the_sums(family):
     assert torch.equal(seen[0], model.embed(ROWS.ids))
     for block in model.layers:
         block.attention_socket, block.mlp_socket = Nothing(), Nothing()
+    model.conv = None
     rows = Rows.of([[5, 6], [7, 6]])
     hidden = model(rows)
     torch.testing.assert_close(hidden[1], hidden[3])  # nothing mixes tokens any more
@@ -122,6 +123,15 @@ def test_dropout_while_training_only(family):
     assert not torch.equal(model(ROWS), model(ROWS))
     model.eval()
     assert torch.equal(model(ROWS), model(ROWS))
+
+
+def test_distilbert_drops_nothing_of_its_attentions_output():
+    model, seen = Encoder(replace(tiny_encoder("distilbert").config, attention_dropout=0.0)).init_weights().train(), []
+    block = model.layers[0]
+    block.attention_socket.register_forward_hook(lambda _module, given, _made: seen.append(given[0]))
+    block.mlp_socket.register_forward_hook(lambda _module, given, _made: seen.append(given[0]))
+    model(ROWS)
+    assert [bool((x == 0).any()) for x in seen] == [False, True]
 
 
 def test_dropouts_of_zero_change_nothing(family):
@@ -201,6 +211,14 @@ def test_settings_that_do_not_work_are_refused(changes, message):
         ("distilbert", {"activation": "mish"}, r"the activation 'mish' .* \(activation\)"),
         ("electra", {"embedding_size": 0}, "embedding_size = 0: expected a whole number above 0"),
         ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets = 16 .* only 32 is"),
+        ("deberta", {"pos_att_type": "c2q"}, "pos_att_type = 'c2q' .* expected some of c2p and p2c"),
+        ("deberta", {"relative_attention": False}, "relative_attention = False .* only both together"),
+        ("deberta", {"position_buckets": 3}, "position_buckets = 3 .* do not fit 64 distances"),
+        ("deberta", {"position_buckets": 8, "max_relative_positions": 5}, "do not fit 5 distances"),
+        ("deberta", {"position_buckets": "8"}, "position_buckets = '8' .* whole numbers"),
+        ("deberta", {"embedding_size": 16}, "embedding_size = 16 .* only 32 is"),
+        ("deberta", {"pooler_dropout": 0.1}, "pooler_dropout = 0.1 .* only 0 is"),
+        ("deberta", {"conv_kernel_size": 4}, "'conv_kernel_size': 4.* not supported"),
         ("modernbert", {"layer_types": ["full_attention"]}, r"layer_types = .* expected 3 entries"),
         ("modernbert", {"rope_parameters": {"full_attention": 3}}, "full_attention = 3: expected an object"),
     ],

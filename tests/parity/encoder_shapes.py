@@ -35,6 +35,13 @@ DISTILBERT = {
     "hidden_act": "activation",
 }
 WIDE = {"initializer_range": 0.15, "pad_token_id": 0}
+V3 = {
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+}
 GELUS = ("gelu", "gelu_new", "relu", "silu")
 
 
@@ -62,6 +69,21 @@ SHAPES: dict[str, list[Case]] = {
     ),
     "mpnet": _cases(
         "mpnet", transformers.MPNetConfig, {}, {"pad_token_id": 1}, {"pad_token_id": 1, "layer_norm_eps": 1e-5}
+    ),
+    "deberta": _cases(
+        *("deberta", transformers.DebertaV2Config, {}),
+        V3 | {"position_buckets": 8},  # DeBERTa-v3
+        V3 | {"position_buckets": 8, "conv_kernel_size": 3, "conv_act": "gelu"},  # DeBERTa-v2-xlarge
+        V3 | {"share_att_key": False, "position_buckets": 4},
+        V3 | {"position_buckets": -1, "max_relative_positions": -1, "type_vocab_size": 2},
+        V3 | {"pos_att_type": "c2p", "max_relative_positions": 20, "norm_rel_ebd": "none", "pad_token_id": 4},
+        V3 | {"pos_att_type": ["p2c"], "position_biased_input": True, "share_att_key": False},
+        V3 | {"pos_att_type": "p2c", "max_relative_positions": 9, "pooler_hidden_act": "tanh"},
+        V3 | {"position_buckets": 16, "conv_kernel_size": 5, "conv_groups": 2},
+        {"layer_norm_eps": 1e-7},
+        V3 | {"position_buckets": 6, "max_relative_positions": 12, "share_att_key": False, "type_vocab_size": 3},
+        V3 | {"position_buckets": 32, "hidden_act": "gelu"},
+        V3 | {"pos_att_type": ["c2p"], "share_att_key": False, "position_buckets": 10, "layer_norm_eps": 1e-7},
     ),
 }
 ALL = [case for cases in SHAPES.values() for case in cases]

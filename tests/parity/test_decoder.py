@@ -37,6 +37,26 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 8.0},
 }
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24}
+OLMO2: list[dict[str, Any]] = [
+    {},
+    {"num_key_value_heads": 4},
+    {"num_key_value_heads": 1, "hidden_act": "gelu"},
+    {"tie_word_embeddings": True},
+    {"attention_bias": True},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+    {"rms_norm_eps": 1e-6, "num_hidden_layers": 1},
+    {"rms_norm_eps": 1e-3, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    {"num_hidden_layers": 4, "attention_bias": True, "num_key_value_heads": 1},
+    {"rope_parameters": LLAMA3},
+    {"hidden_act": "relu", "num_key_value_heads": 2},
+]
+OLMO2_SIZES = [
+    {"hidden_size": 8 * wide, "intermediate_size": inner}
+    for wide, inner in zip(
+        (4, 3, 2, 5, 4, 7, 2, 6, 1, 3, 4, 5), (48, 31, 7, 64, 33, 20, 9, 50, 11, 72, 25, 17), strict=True
+    )
+]
 SLIDES = {"use_sliding_window": True, "max_window_layers": 1}
 
 
@@ -84,6 +104,10 @@ CASES = [
     Case("qwen2 window 64", transformers.Qwen2Config, SLIDES | {"sliding_window": 64}),
     Case("qwen3", transformers.Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
     Case("qwen3 window biases", transformers.Qwen3Config, SLIDES | {"sliding_window": 4, "attention_bias": True}),
+    *(
+        Case(f"olmo2-{number}", transformers.Olmo2Config, OLMO2_SIZES[number] | switch)
+        for number, switch in enumerate(OLMO2)
+    ),
     Case("gemma2 window 4", transformers.Gemma2Config, GEMMA | {"sliding_window": 4}),
     Case(
         "gemma2 tight caps",

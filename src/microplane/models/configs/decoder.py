@@ -1,4 +1,5 @@
-"""What a config.json of the decoder family means: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and 3 text.
+"""What a config.json of the decoder family means: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Gemma 2
+and 3 text.
 
 Read as transformers 4 and 5 write it; written so that both understand it. Dropout of the original training is not
 applied, whatever a config.json says.
@@ -29,7 +30,10 @@ class DecoderSpec:
     switch: bool = False  # a window is in force only with use_sliding_window
     qkv_bias: bool = False  # always; attention_bias decides otherwise
     qk_norm: bool = False
+    qk_norm_whole: bool = False
+    norm_after: bool = False
     gemma: bool = False
+    labels_tokens: bool = True  # whether Hugging Face has a class of it that does
     local_rope: bool = False  # layers with a window have their own rotary base
     no_rope: bool = False  # some layers have no rotary positions
 
@@ -73,6 +77,9 @@ SPECS = {
         switch=True,
         qk_norm=True,
     ),
+    "Olmo2ForCausalLM": DecoderSpec(
+        "olmo2", {"rms_norm_eps": 1e-5}, qk_norm=True, qk_norm_whole=True, norm_after=True, labels_tokens=False
+    ),
     "Gemma2ForCausalLM": DecoderSpec("gemma2", GEMMA2, slides=lambda c, i: i % 2 == 0, layer_types=True, gemma=True),
     "Gemma3ForCausalLM": DecoderSpec(
         "gemma3_text",
@@ -81,6 +88,7 @@ SPECS = {
         layer_types=True,
         qk_norm=True,
         gemma=True,
+        labels_tokens=False,
         local_rope=True,
     ),
 }
@@ -133,6 +141,8 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # a norm on each head of q and k
+    qk_norm_whole: bool = False  # or one on all heads together
+    norm_after: bool = False  # the norm of a sub-layer stands behind it, before its output is added, and none before it
     gemma: bool = False  # scaled embeddings, norms around one, a norm also behind each sub-layer
     tied: bool = False  # the head is the embedding
     context: int = 2048  # max_position_embeddings
@@ -174,6 +184,8 @@ class DecoderConfig:
             o_bias=bias,
             mlp_bias=bool(fields.get("mlp_bias")),
             qk_norm=spec.qk_norm,
+            qk_norm_whole=spec.qk_norm_whole,
+            norm_after=spec.norm_after,
             gemma=spec.gemma,
             tied=named in HEADLESS or fields.get("tie_word_embeddings", False),
             context=fields.get("max_position_embeddings", 2048),

@@ -1,4 +1,5 @@
-"""What a config.json of the encoder family means: BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA, MPNet, ModernBERT.
+"""What a config.json of the encoder family means: BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA, MPNet,
+DeBERTa-v2 and v3, ModernBERT.
 
 Read as transformers 4 and 5 write it; written so that both understand it.
 """
@@ -12,6 +13,7 @@ from typing import Any
 from microplane.errors import ModelError
 from microplane.models.configs.encoder_families import ARCHITECTURES, MODERNBERT, PRETRAINED, SPECS, EncoderSpec
 from microplane.models.configs.fields import NUMBER, SIZE, SWITCH, Wanted, architecture_of, check_types
+from microplane.nn.disentangled import Distances
 from microplane.nn.layers import ACTIVATIONS
 from microplane.nn.position import Rope
 
@@ -23,20 +25,32 @@ COUNT = ("a whole number, 0 or more", lambda x: type(x) is int and x >= 0)
 OBJECT = ("an object", lambda x: isinstance(x, dict))
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
-    *("attention_dropout", "mlp_dropout", "embedding_dropout", "seq_classif_dropout"),
+    *("attention_dropout", "mlp_dropout", "embedding_dropout", "seq_classif_dropout", "cls_dropout"),
 )
 WANTED: Wanted = {
-    **dict.fromkeys((*SIZES, "max_position_embeddings", "type_vocab_size", "embedding_size"), SIZE),
+    **dict.fromkeys((*SIZES, "max_position_embeddings", "embedding_size", "conv_groups"), SIZE),
     **dict.fromkeys(("local_attention", "global_attn_every_n_layers"), SIZE),
     **dict.fromkeys(("layer_norm_eps", "norm_eps", "initializer_range"), NUMBER),
     **dict.fromkeys(("global_rope_theta", "local_rope_theta"), NUMBER),
     **dict.fromkeys(DROPOUTS, SHARE),
     **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "is_decoder"), SWITCH),
-    "pad_token_id": COUNT,
+    **dict.fromkeys(("pad_token_id", "conv_kernel_size"), COUNT),
     "layer_types": ("a list", lambda x: isinstance(x, list)),
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
 }
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Over neighbouring tokens, of what enters the first block; added to what leaves it (DeBERTa-v2)."""
+
+    width: int  # tokens that it sees at once, an odd number
+    groups: int = 1
+    activation: str = "tanh"
+
+    def to_hf(self) -> dict[str, Any]:
+        return {"conv_kernel_size": self.width, "conv_groups": self.groups, "conv_act": self.activation}
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,9 @@ class EncoderConfig:
     norm_eps: float = 1e-12
     token_types: int = 0  # how many kinds of segments have an embedding
     buckets: int = 0  # of distances, each with a bias per head that is added to the scores of all layers
+    distances: Distances | None = None  # that have vectors of their own in the scores
+    convolution: Convolution | None = None
+    positions: bool = True  # whether positions are embedded
     first_position: int = 0  # row of the table of positions that belongs to a row's first token
     attention_bias: bool = True
     mlp_bias: bool = True
@@ -90,6 +107,8 @@ class EncoderConfig:
         check_types(told, wanted, tuple(spec.spelled(name) for name in SIZES))
         _check_values(spec, fields)
         special = _modern(fields) if spec.modern else _classic(spec, fields)
+        if architecture == "DebertaV2Model":
+            special |= _deberta(fields)
         return cls(
             architecture=architecture,
             vocab_size=fields["vocab_size"],
@@ -129,9 +148,13 @@ class EncoderConfig:
             "attention_probs_dropout_prob": self.attention_dropout,
             "embedding_size": self.embedding_size or self.hidden_size,
             "relative_attention_num_buckets": self.buckets,
+            "position_biased_input": self.positions,
         }
         known = SPECS[self.architecture].defaults
-        return {name: value for name, value in fields.items() if name in known}
+        found = {name: value for name, value in fields.items() if name in known}
+        for part in (self.distances, self.convolution):
+            found |= {} if part is None else part.to_hf()
+        return found
 
     def _modern_to_hf(self) -> dict[str, Any]:
         """Fields for windows and rotary settings, as transformers 4 and as 5 read them."""
@@ -209,6 +232,25 @@ def _classic(spec: EncoderSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _deberta(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What DeBERTa-v2 and v3 have beside BERT's kind."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    only = {"embedding_size": width, "pooler_hidden_size": width, "attention_head_size": width // heads}
+    for name, value in (only | {"pooler_dropout": 0}).items():
+        if fields.get(name, value) != value:
+            raise ModelError(f"{name} = {fields[name]!r} in config.json is not supported; only {value} is")
+    convolution = None
+    if size := fields["conv_kernel_size"]:
+        convolution = Convolution(size, fields["conv_groups"], fields["conv_act"])
+        if size % 2 == 0 or width % convolution.groups or convolution.activation not in ("tanh", *ACTIVATIONS):
+            raise ModelError(f"in config.json, {convolution.to_hf()} are not supported for hidden_size = {width}")
+    return {
+        "distances": Distances.from_hf(fields, fields["max_position_embeddings"]),
+        "convolution": convolution,
+        "positions": bool(fields["position_biased_input"]),
+    }
+
+
 def _modern(fields: Mapping[str, Any]) -> dict[str, Any]:
     windows = _windows(fields)
     context = fields["max_position_embeddings"]
@@ -223,6 +265,7 @@ def _modern(fields: Mapping[str, Any]) -> dict[str, Any]:
         "context": context,
         "windows": windows,
         "ropes": tuple(ropes[SLIDING if window else FULL] for window in windows),
+        "positions": False,
         "norm_eps": fields["norm_eps"],
         "attention_bias": bool(fields.get("attention_bias")),
         "mlp_bias": bool(fields.get("mlp_bias")),

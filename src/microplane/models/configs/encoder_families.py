@@ -6,7 +6,7 @@ A new family is an entry in `SPECS`, and in models/encoder.py what it computes o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from microplane.models.configs.form import Form
@@ -79,6 +79,20 @@ MODERNBERT: dict[str, Any] = {
 DISTILBERT = NO_SEGMENTS | {"num_hidden_layers": 6, "seq_classif_dropout": 0.2}
 ELECTRA = BERT | {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 MPNET = NO_SEGMENTS | {"vocab_size": 30527, "pad_token_id": 1, "relative_attention_num_buckets": 32}
+DEBERTA = NO_SEGMENTS | {
+    "vocab_size": 128100,
+    "hidden_size": 1536,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 24,
+    "intermediate_size": 6144,
+    "layer_norm_eps": 1e-7,
+    "type_vocab_size": 0,
+    "position_biased_input": True,
+    "conv_kernel_size": 0,
+    "conv_groups": 1,
+    "conv_act": "tanh",
+    "pos_att_type": [],  # and the other fields of `nn.disentangled.Distances`
+}
 
 WORDS = {"embed": "embeddings.word_embeddings", "positions": "embeddings.position_embeddings"}
 BERT_BLOCK = {
@@ -149,10 +163,37 @@ MPNET_NAMES = Names(
     kept=("pooler.dense",),
     has_pooler=True,
 )
+DEBERTA_NAMES = Names(
+    stack="encoder.layer",
+    tables=BERT_NAMES.tables | {"distances.table": "encoder.rel_embeddings"},
+    around={
+        "embed_norm": "embeddings.LayerNorm",
+        "distances.norm": "encoder.LayerNorm",
+        "conv.conv": "encoder.conv.conv",
+        "conv.norm": "encoder.conv.LayerNorm",
+    },
+    block=BERT_BLOCK
+    | {
+        "attention.q": "attention.self.query_proj",
+        "attention.k": "attention.self.key_proj",
+        "attention.v": "attention.self.value_proj",
+        "attention.distance_k": "attention.self.pos_key_proj",
+        "attention.distance_q": "attention.self.pos_query_proj",
+    },
+    unused=("cls", "lm_predictions", "mask_predictions", "pooler"),
+    kept=("pooler.dense",),
+)
 
 BERT_ROWS = Form("", "classifier", dense="bert.pooler.dense")
 ROBERTA_ROWS = Form("", "classifier.out_proj", dense="classifier.dense", dropout_first=True)
-MODERN_ROWS = Form("", "classifier", dense="head.dense", norm="head.norm", poolings=("cls", "mean"))
+MODERN_ROWS = Form(
+    *("", "classifier"),
+    dense="head.dense",
+    norm="head.norm",
+    activation="gelu",
+    activation_field="classifier_activation",
+    poolings=("cls", "mean"),
+)
 
 SPECS = {
     "BertModel": EncoderSpec("bert", "bert.", BERT, BERT_NAMES, BERT_ROWS),
@@ -163,7 +204,7 @@ SPECS = {
     "ModernBertModel": EncoderSpec(
         *("modernbert", "model.", MODERNBERT, MODERNBERT_NAMES),
         rows=MODERN_ROWS,
-        tokens=Form("", "classifier", tokens=True, dense="head.dense", norm="head.norm", poolings=("cls", "mean")),
+        tokens=replace(MODERN_ROWS, tokens=True),
         modern=True,
     ),
     "DistilBertModel": EncoderSpec(
@@ -191,6 +232,17 @@ SPECS = {
         tokens=Form("", "classifier", tokens=True, dropout=None),
         first_position=2,
     ),
+    "DebertaV2Model": EncoderSpec(
+        *("deberta-v2", "deberta.", DEBERTA, DEBERTA_NAMES),
+        rows=Form(
+            *("", "classifier"),
+            dense="pooler.dense",
+            activation="gelu",
+            activation_field="pooler_hidden_act",
+            dropout="cls_dropout",
+        ),
+        tokens=Form("", "classifier", tokens=True, dropout=None),
+    ),
 }
 PRETRAINED = {  # a model with the head of its pre-training, which is of no use here -> the model alone
     "BertForMaskedLM": "BertModel",
@@ -202,6 +254,7 @@ PRETRAINED = {  # a model with the head of its pre-training, which is of no use 
     "ElectraForPreTraining": "ElectraModel",
     "ElectraForMaskedLM": "ElectraModel",
     "MPNetForMaskedLM": "MPNetModel",
+    "DebertaV2ForMaskedLM": "DebertaV2Model",
 }
 ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
 ARCHITECTURES |= {name: SPECS[plain].model_type for name, plain in PRETRAINED.items()}

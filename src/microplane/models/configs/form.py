@@ -16,6 +16,7 @@ class Form:
     dense: str | None = None  # what the linear layer before it is called
     norm: str | None = None  # and the norm behind that
     activation: str = "tanh"  # of the hidden layer, where config.json does not say it
+    activation_field: str | None = None  # config.json's field that may say it
     dropout_first: bool = False  # dropout also before the hidden layer
     dropout: str | None = "classifier_dropout"  # config.json's field of it; None: as the blocks of the model have it
     out_bias: bool = True

@@ -42,12 +42,12 @@ def _encoder_forms() -> dict[str, Form]:
 
 def _other_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain in decoder_config.SPECS:
+    for plain, family in decoder_config.SPECS.items():
         name = plain.removesuffix("ForCausalLM")
         name = "Gemma3Text" if name == "Gemma3" else name
         sequence = Form(plain, "score", out_bias=False, poolings=("last",))
         forms[f"{name}ForSequenceClassification"] = sequence
-        if name != "Gemma3Text":  # there is no such class
+        if family.labels_tokens:
             forms[f"{name}ForTokenClassification"] = Form(plain, "score", tokens=True)
     for plain in t5_config.ARCHITECTURES:
         forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(
@@ -109,8 +109,10 @@ class HeadConfig:
             return fields
         if (called := FORMS[self.form].dropout) is not None:
             fields |= {called: self.dropout}
+        if (told := FORMS[self.form].activation_field) is not None:
+            fields |= {told: self.activation}
         if FORMS[self.form].norm:
-            fields |= {"classifier_bias": self.dense_bias, "classifier_activation": self.activation}
+            fields |= {"classifier_bias": self.dense_bias}
             fields |= {} if FORMS[self.form].tokens else {"classifier_pooling": self.pooling}
         return fields
 
@@ -171,13 +173,7 @@ def shaped(
     """A head as Hugging Face's class `form` makes it from the fields of a config.json."""
     if FORMS[form].norm is None:
         share = _dropout(form, config) if dropout is None else dropout
-        return HeadConfig(task, labels, width, pooling, form, share, FORMS[form].activation)
-    activation = config.get("classifier_activation", "gelu")
-    if activation not in HIDDEN_ACTIVATIONS:
-        raise ModelError(
-            f"classifier_activation = {activation!r} in config.json is not supported; supported are "
-            f"{', '.join(HIDDEN_ACTIVATIONS)}"
-        )
+        return HeadConfig(task, labels, width, pooling, form, share, _activation(FORMS[form], config))
     return HeadConfig(
         task,
         labels,
@@ -185,7 +181,7 @@ def shaped(
         pooling,
         form,
         _dropout(form, config) if dropout is None else dropout,
-        activation,
+        _activation(FORMS[form], config),
         dense_bias=bool(config.get("classifier_bias", False)),
         norm_bias=bool(config.get("norm_bias", False)),
         norm_eps=config.get("norm_eps", 1e-5),
@@ -226,6 +222,17 @@ def _task(config: Mapping[str, Any], labels: int) -> str:
         if name == problem:
             return task
     raise ModelError(f"problem_type = {problem!r} in config.json: expected one of {', '.join(PROBLEMS.values())}")
+
+
+def _activation(layout: Form, config: Mapping[str, Any]) -> str:
+    """Of a head's hidden layer."""
+    name = layout.activation_field
+    activation: str = config.get(name, layout.activation) if name else layout.activation
+    if activation not in HIDDEN_ACTIVATIONS:
+        raise ModelError(
+            f"{name} = {activation!r} in config.json is not supported; supported are {', '.join(HIDDEN_ACTIVATIONS)}"
+        )
+    return activation
 
 
 def _dropout(form: str, config: Mapping[str, Any]) -> float:
