@@ -24,7 +24,7 @@ from tests.parity.peft_kit import (
 )
 from tests.tiny import save_tiny_folder
 
-FAMILIES = ("llama-tied", "llama-untied", "qwen2", "qwen3", "gemma2")
+FAMILIES = ("llama-tied", "llama-untied", "qwen2", "qwen3", "gemma2", pytest.param("olmo2", marks=pytest.mark.slow))
 KNOBS = [
     {"name": "lora", "rank": 4},
     {"name": "lora", "rank": 8, "alpha": 4, "targets": ["q", "v"]},
