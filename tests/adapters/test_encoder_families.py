@@ -1,4 +1,4 @@
-"""Runs of the encoder families beside BERT: what they leave opens in transformers and in peft, and goes on to the bit."""
+"""Runs of encoder families beside BERT: what they leave opens in transformers and in peft, and goes on to the bit."""
 
 from __future__ import annotations
 

@@ -37,7 +37,6 @@ DECODERS: dict[str, dict[str, Any]] = {
     },
     "gpt_neox": WIDE,
     "gptj": GPT | {"rotary_dim": 8},
-    "granite": GROUPED | {"logits_scaling": 3.0},
     "mixtral": GROUPED | {"num_local_experts": 2},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
     "olmo": GROUPED,

@@ -51,6 +51,31 @@ OLMO2: list[dict[str, Any]] = [
     {"rope_parameters": LLAMA3},
     {"hidden_act": "relu", "num_key_value_heads": 2},
 ]
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+}
+GRANITES: list[dict[str, Any]] = [  # the first as granite-3 has them
+    {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.015625,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+    {"tie_word_embeddings": True},
+    {"num_key_value_heads": 1},
+    {"num_key_value_heads": 4, "attention_bias": True},
+    {"mlp_bias": True, "num_hidden_layers": 1},
+    {"embedding_multiplier": 1.0},
+    {"attention_multiplier": 1.0, "num_hidden_layers": 4},
+    {"residual_multiplier": 1.0, "tie_word_embeddings": True},
+    {"logits_scaling": 1.0, "hidden_act": "gelu"},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000.0}},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}, "rms_norm_eps": 1e-5},
+    {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "logits_scaling": 0.5},
+]
 OLMO2_SIZES = [
     {"hidden_size": 8 * wide, "intermediate_size": inner}
     for wide, inner in zip(
@@ -107,6 +132,10 @@ CASES = [
     *(
         Case(f"olmo2-{number}", transformers.Olmo2Config, OLMO2_SIZES[number] | switch)
         for number, switch in enumerate(OLMO2)
+    ),
+    *(
+        Case(f"granite-{number}", transformers.GraniteConfig, OLMO2_SIZES[number] | GRANITE | switch)
+        for number, switch in enumerate(GRANITES)
     ),
     Case("gemma2 window 4", transformers.Gemma2Config, GEMMA | {"sliding_window": 4}),
     Case(

@@ -1,4 +1,4 @@
-"""The decoder family: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Gemma 2 and 3 text, one block.
+"""The decoder family: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite, Gemma 2 and 3 text, one block.
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   query heads                            M   width of the feed-forward layer (intermediate_size)
@@ -70,6 +70,7 @@ class Block(nn.Module):
         def norm() -> RMSNorm:
             return RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
 
+        self.multiplier = config.residual_multiplier
         before, after = not config.norm_after, config.gemma or config.norm_after
         self.attention_norm = norm() if before else nn.Identity()
         self.attention = Attention(config, layer)
@@ -86,12 +87,15 @@ class Block(nn.Module):
         y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, cache)
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
-        x = x + self.attention_socket(y)
+        x = x + self.attention_socket(self._scaled(y))
         y = self.mlp(self.mlp_norm(x))
         if self.mlp_out_norm is not None:
             y = self.mlp_out_norm(y)
-        y = self.mlp_socket(y)
+        y = self.mlp_socket(self._scaled(y))
         return x + y
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return y if self.multiplier == 1.0 else y * self.multiplier
 
 
 class Decoder(Model):
@@ -127,16 +131,26 @@ class Decoder(Model):
         x, whole = self.prompt_socket(
             self.embedded(rows.ids), rows, starts
         )  # (T, D), longer where a prompt stands before
-        x = self._blocks(x, whole, 0, self.config.num_layers, cache)
+        x = self._blocks(self._entry(x), whole, 0, self.config.num_layers, cache)
         if cache is not None:
             cache.advance(whole)
-        return self.norm(self.prompt_socket.strip_prompt(x, whole, rows))
+        return self._last(self.prompt_socket.strip_prompt(x, whole, rows))
 
     def lower(self, rows: Rows, blocks: int) -> Tensor:
-        return self._blocks(self.embedded(rows.ids), rows, 0, blocks)
+        return self._blocks(self._entry(self.embedded(rows.ids)), rows, 0, blocks)
 
     def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
-        return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
+        return self._last(self._blocks(x, rows, blocks, self.config.num_layers))
+
+    def _entry(self, x: Tensor) -> Tensor:
+        """The input of the first block: Granite scales a prompt's vectors as it does those of words."""
+        scale = self.config.embedding_multiplier
+        return x if scale == 1.0 else x * scale
+
+    def _last(self, x: Tensor) -> Tensor:
+        """Normed, and divided as the logits are to be."""
+        hidden: Tensor = self.norm(x)
+        return hidden if self.config.logits_scaling == 1.0 else hidden / self.config.logits_scaling
 
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     told = {f"{name}_piece": text for name, text in PIECES.items()}
     told |= {f"{name}_id": number for number, name in enumerate(PIECES)}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 20), model_prefix=str(folder / "spm"), vocab_size=90, minloglevel=2, **told
+        sentence_iterator=iter(LINES * 20), model_prefix=str(folder / "spm"), vocab_size=60, minloglevel=2, **told
     )
     (folder / "config.json").write_text(json.dumps({"model_type": "deberta-v2", "vocab_size": 96}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 def test_ids_are_those_of_sentencepiece(folder, text):
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
     ids = load_tokenizer(folder).encode_pair(text, "", 100).ids
-    begin, end, mask = 1, 2, 90
+    begin, end, mask = 1, 2, 60
     inner = {"a [MASK] in the text": None, "[SEP]": [2]}.get(text, model.encode(text))
     if inner is None:  # a special token parts the text
         assert mask in ids
@@ -55,7 +55,7 @@ def test_a_second_text_has_its_own_segment(folder):
 
 def test_a_model_without_the_special_tokens_is_refused(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 20), model_prefix=str(tmp_path / "spm"), vocab_size=90, minloglevel=2
+        sentence_iterator=iter(LINES * 20), model_prefix=str(tmp_path / "spm"), vocab_size=60, minloglevel=2
     )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "deberta-v2"}))
     with pytest.raises(ModelError, match=r"spm.model lacks the special tokens \[UNK\], \[SEP\], \[PAD\], \[CLS\]"):

@@ -95,6 +95,7 @@ DEBERTA = NO_SEGMENTS | {
 }
 
 WORDS = {"embed": "embeddings.word_embeddings", "positions": "embeddings.position_embeddings"}
+SEGMENTS = WORDS | {"types": "embeddings.token_type_embeddings"}
 BERT_BLOCK = {
     "attention.q": "attention.self.query",
     "attention.k": "attention.self.key",
@@ -107,7 +108,7 @@ BERT_BLOCK = {
 }
 BERT_NAMES = Names(
     stack="encoder.layer",
-    tables=WORDS | {"types": "embeddings.token_type_embeddings"},
+    tables=SEGMENTS,
     around={"embed_norm": "embeddings.LayerNorm"},
     block=BERT_BLOCK,
     unused=("cls", "lm_head", "pooler"),
@@ -145,7 +146,7 @@ DISTILBERT_NAMES = Names(
 )
 ELECTRA_NAMES = Names(
     stack="encoder.layer",
-    tables=BERT_NAMES.tables,
+    tables=SEGMENTS,
     around={"embed_norm": "embeddings.LayerNorm", "embed_project": "embeddings_project"},
     block=BERT_BLOCK,
     unused=("discriminator_predictions", "generator_predictions", "generator_lm_head"),
@@ -165,7 +166,7 @@ MPNET_NAMES = Names(
 )
 DEBERTA_NAMES = Names(
     stack="encoder.layer",
-    tables=BERT_NAMES.tables | {"distances.table": "encoder.rel_embeddings"},
+    tables=SEGMENTS | {"distances.table": "encoder.rel_embeddings"},
     around={
         "embed_norm": "embeddings.LayerNorm",
         "distances.norm": "encoder.LayerNorm",

@@ -46,7 +46,8 @@ def _other_forms() -> dict[str, Form]:
         name = plain.removesuffix("ForCausalLM")
         name = "Gemma3Text" if name == "Gemma3" else name
         sequence = Form(plain, "score", out_bias=False, poolings=("last",))
-        forms[f"{name}ForSequenceClassification"] = sequence
+        if family.labels_rows:
+            forms[f"{name}ForSequenceClassification"] = sequence
         if family.labels_tokens:
             forms[f"{name}ForTokenClassification"] = Form(plain, "score", tokens=True)
     for plain in t5_config.ARCHITECTURES:
