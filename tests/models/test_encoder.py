@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from microplane.errors import ModelError
+from microplane.forecast.blocks import _smaller as smaller
 from microplane.methods import make_method
 from microplane.models.configs.encoder import EncoderConfig
 from microplane.models.contract import hf_names, linears
@@ -194,6 +195,7 @@ def test_names_cover_all_parameters(family):
         ({"hidden_act": ["gelu"]}, r"the activation \['gelu'\] in config.json is not supported"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob = 1.0: expected a number from 0 to below 1"),
         ({"hidden_size": 0}, "hidden_size = 0: expected a whole number above 0"),
+        ({"type_vocab_size": -1}, "type_vocab_size = -1: expected a whole number, 0 or more"),
         ({"pad_token_id": -1}, "pad_token_id = -1: expected a whole number, 0 or more"),
     ],
 )
@@ -226,6 +228,13 @@ def test_settings_that_do_not_work_are_refused(changes, message):
 def test_settings_of_a_family_that_do_not_work_are_refused(family, changes, message):
     with pytest.raises(ModelError, match=message):
         EncoderConfig.from_hf(ENCODER_CONFIGS[family] | changes)
+
+
+def test_the_forecast_can_make_it_narrower(family):
+    """As it does with blocks that are too large to be tried."""
+    fields = ENCODER_CONFIGS[family] | {"pooler_hidden_size": 32}
+    narrow = Encoder.from_hf(smaller(fields, 1, 2)).config
+    assert (narrow.num_layers, narrow.num_heads, narrow.hidden_size, narrow.intermediate_size) == (1, 2, 16, 24)
 
 
 def test_context_leaves_out_the_places_before_the_first(family):

@@ -34,7 +34,7 @@ WANTED: Wanted = {
     **dict.fromkeys(("global_rope_theta", "local_rope_theta"), NUMBER),
     **dict.fromkeys(DROPOUTS, SHARE),
     **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "is_decoder"), SWITCH),
-    **dict.fromkeys(("pad_token_id", "conv_kernel_size"), COUNT),
+    **dict.fromkeys(("pad_token_id", "conv_kernel_size", "type_vocab_size"), COUNT),
     "layer_types": ("a list", lambda x: isinstance(x, list)),
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
