@@ -43,6 +43,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-untied": LLAMA | {"tie_word_embeddings": False},
     "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
     "qwen3": LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16},
+    "granite": LLAMA
+    | {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "olmo2": LLAMA | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
     "gemma2": LLAMA
     | {
         "architectures": ["Gemma2ForCausalLM"],
@@ -131,6 +141,31 @@ ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
         "global_attn_every_n_layers": 2,
         "local_attention": 6,
         "pad_token_id": 0,
+    },
+    "distilbert": {
+        "architectures": ["DistilBertModel"],
+        "model_type": "distilbert",
+        "vocab_size": 97,
+        "dim": 32,
+        "hidden_dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    },
+    "electra": BERT | {"architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 16},
+    "mpnet": BERT | {"architectures": ["MPNetModel"], "model_type": "mpnet", "pad_token_id": 1},
+    "deberta": BERT
+    | {
+        "architectures": ["DebertaV2Model"],
+        "model_type": "deberta-v2",
+        "relative_attention": True,
+        "pos_att_type": "p2c|c2p",
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "position_buckets": 8,
+        "conv_kernel_size": 3,
     },
 }
 

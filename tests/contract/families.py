@@ -21,6 +21,7 @@ from microplane.objectives.seq2seq import Seq2Seq
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS, MemoryDataset, copy_task
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "dropout": 0.0}
+QUIET |= {"attention_dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ def decoder(name: str) -> Family:
     return Family(_maker(CONFIGS[name]), copy_task())
 
 
+def encoder(name: str) -> Family:
+    return Family(_maker(ENCODER_CONFIGS[name]), Parity(copy_task().rows), lr=2e-3, objective=Classification())
+
+
 def _maker(fields: dict[str, Any]) -> Callable[[], Model]:
     return lambda: family_of(fields).from_hf(fields | QUIET).init_weights(0)
 
@@ -72,6 +77,7 @@ def _maker(fields: dict[str, Any]) -> Callable[[], Model]:
 FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
+    **{name: decoder(name) for name in ("olmo2", "granite")},
     **{name: Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq()) for name in ("t5", "marian")},
-    "bert": Family(_maker(ENCODER_CONFIGS["bert"]), Parity(copy_task().rows), lr=2e-3, objective=Classification()),
+    **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta")},
 }

@@ -27,17 +27,18 @@ def causal(name: str, seed: int = 0) -> torch.nn.Module:
     if name == "gpt-neox":
         config = transformers.GPTNeoXConfig(**size, **wide, intermediate_size=48, max_position_embeddings=64)
         return transformers.GPTNeoXForCausalLM(config).eval()
-    if name == "granite":  # whose logits are divided behind the head
-        config = transformers.GraniteConfig(
-            **size, **wide, intermediate_size=48, max_position_embeddings=64, num_key_value_heads=2, logits_scaling=3.0
-        )
-        return transformers.GraniteForCausalLM(config).eval()
+    if name == "cohere":  # whose logits are scaled behind the head
+        config = transformers.CohereConfig(
+            **size, **wide, intermediate_size=48, max_position_embeddings=64, num_key_value_heads=2, logit_scale=0.3,
+            pad_token_id=0,
+        )  # fmt: skip
+        return transformers.CohereForCausalLM(config).eval()
     assert name == "bloom", name
     config = transformers.BloomConfig(**size, hidden_size=32, n_layer=2, n_head=4)
     return transformers.BloomForCausalLM(config).eval()
 
 
-CAUSAL = ("gpt2", "opt", "gpt-neox", "bloom", "granite")
+CAUSAL = ("gpt2", "opt", "gpt-neox", "bloom", "cohere")
 
 
 def save_causal(folder: Path, name: str = "gpt2") -> Path:

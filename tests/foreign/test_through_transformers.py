@@ -44,7 +44,7 @@ def grouped(request, monkeypatch):
 def test_rows_of_a_decoder_as_transformers_has_them_one_by_one(folders, name):
     model = load_model(folders[name])
     assert isinstance(model, TransformersModel)
-    assert model.head_is_separable == (name != "granite")
+    assert model.head_is_separable == (name != "cohere")
     peer = AutoModelForCausalLM.from_pretrained(folders[name]).eval()
     rows = Rows.of(ROWS)
     wanted = torch.cat([peer(torch.tensor([row])).logits[0] for row in ROWS])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from microplane.errors import ModelError
+from microplane.forecast.blocks import _smaller as smaller
 from microplane.methods import make_method
 from microplane.models.configs.encoder import EncoderConfig
 from microplane.models.contract import hf_names, linears
@@ -21,11 +22,8 @@ from microplane.nn.rows import Rows
 from tests.tiny import ENCODER_CONFIGS, tiny_encoder
 
 ROWS = Rows.of([[5, 6, 7, 8, 9], [10], [11, 12, 13]])
-ROLES = {
-    "bert": {"q", "k", "v", "o", "up", "down"},
-    "roberta": {"q", "k", "v", "o", "up", "down"},
-    "modernbert": {"qkv", "o", "gate_up", "down"},
-}
+ROLES = {"modernbert": {"qkv", "o", "gate_up", "down"}}  # of the others:
+USUAL = {"q", "k", "v", "o", "up", "down"}
 
 
 @pytest.fixture(params=ENCODER_CONFIGS)
@@ -42,7 +40,7 @@ def test_rows_do_not_influence_each_other(family):
 
 def test_linears_have_their_roles(family):
     sites = linears(tiny_encoder(family))
-    assert {site.role for site in sites.values()} == ROLES[family]
+    assert {site.role for site in sites.values()} == ROLES.get(family, USUAL)
     assert all(site.layer is not None for site in sites.values())
 
 
@@ -70,6 +68,7 @@ def test_sockets_stand_before_the_sums(family):
     assert torch.equal(seen[0], model.embed(ROWS.ids))
     for block in model.layers:
         block.attention_socket, block.mlp_socket = Nothing(), Nothing()
+    model.conv = None
     rows = Rows.of([[5, 6], [7, 6]])
     hidden = model(rows)
     torch.testing.assert_close(hidden[1], hidden[3])  # nothing mixes tokens any more
@@ -125,6 +124,15 @@ def test_dropout_while_training_only(family):
     assert not torch.equal(model(ROWS), model(ROWS))
     model.eval()
     assert torch.equal(model(ROWS), model(ROWS))
+
+
+def test_distilbert_drops_nothing_of_its_attentions_output():
+    model, seen = Encoder(replace(tiny_encoder("distilbert").config, attention_dropout=0.0)).init_weights().train(), []
+    block = model.layers[0]
+    block.attention_socket.register_forward_hook(lambda _module, given, _made: seen.append(given[0]))
+    block.mlp_socket.register_forward_hook(lambda _module, given, _made: seen.append(given[0]))
+    model(ROWS)
+    assert [bool((x == 0).any()) for x in seen] == [False, True]
 
 
 def test_dropouts_of_zero_change_nothing(family):
@@ -187,6 +195,7 @@ def test_names_cover_all_parameters(family):
         ({"hidden_act": ["gelu"]}, r"the activation \['gelu'\] in config.json is not supported"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob = 1.0: expected a number from 0 to below 1"),
         ({"hidden_size": 0}, "hidden_size = 0: expected a whole number above 0"),
+        ({"type_vocab_size": -1}, "type_vocab_size = -1: expected a whole number, 0 or more"),
         ({"pad_token_id": -1}, "pad_token_id = -1: expected a whole number, 0 or more"),
     ],
 )
@@ -199,6 +208,19 @@ def test_settings_that_do_not_work_are_refused(changes, message):
     ("family", "changes", "message"),
     [
         ("roberta", {"pad_token_id": 64}, "max_position_embeddings = 64 .* positions begin at 65"),
+        ("distilbert", {"dim": 0}, "dim = 0: expected a whole number above 0"),
+        ("distilbert", {"n_heads": 5}, "dim = 32 is not a multiple of n_heads = 5"),
+        ("distilbert", {"activation": "mish"}, r"the activation 'mish' .* \(activation\)"),
+        ("electra", {"embedding_size": 0}, "embedding_size = 0: expected a whole number above 0"),
+        ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets = 16 .* only 32 is"),
+        ("deberta", {"pos_att_type": "c2q"}, "pos_att_type = 'c2q' .* expected some of c2p and p2c"),
+        ("deberta", {"relative_attention": False}, "relative_attention = False .* only both together"),
+        ("deberta", {"position_buckets": 3}, "position_buckets = 3 .* do not fit 64 distances"),
+        ("deberta", {"position_buckets": 8, "max_relative_positions": 5}, "do not fit 5 distances"),
+        ("deberta", {"position_buckets": "8"}, "position_buckets = '8' .* whole numbers"),
+        ("deberta", {"embedding_size": 16}, "embedding_size = 16 .* only 32 is"),
+        ("deberta", {"pooler_dropout": 0.1}, "pooler_dropout = 0.1 .* only 0 is"),
+        ("deberta", {"conv_kernel_size": 4}, "'conv_kernel_size': 4.* not supported"),
         ("modernbert", {"layer_types": ["full_attention"]}, r"layer_types = .* expected 3 entries"),
         ("modernbert", {"rope_parameters": {"full_attention": 3}}, "full_attention = 3: expected an object"),
     ],
@@ -208,5 +230,12 @@ def test_settings_of_a_family_that_do_not_work_are_refused(family, changes, mess
         EncoderConfig.from_hf(ENCODER_CONFIGS[family] | changes)
 
 
+def test_the_forecast_can_make_it_narrower(family):
+    """As it does with blocks that are too large to be tried."""
+    fields = ENCODER_CONFIGS[family] | {"pooler_hidden_size": 32}
+    narrow = Encoder.from_hf(smaller(fields, 1, 2)).config
+    assert (narrow.num_layers, narrow.num_heads, narrow.hidden_size, narrow.intermediate_size) == (1, 2, 16, 24)
+
+
 def test_context_leaves_out_the_places_before_the_first(family):
-    assert EncoderConfig.from_hf(ENCODER_CONFIGS[family]).context == {"roberta": 62}.get(family, 64)
+    assert EncoderConfig.from_hf(ENCODER_CONFIGS[family]).context == {"roberta": 62, "mpnet": 62}.get(family, 64)

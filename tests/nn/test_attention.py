@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.nn.attention import LONG, MaskSpec, attend, attend_reference, attend_to
+from microplane.nn.attention import LONG, MaskSpec, attend, attend_to
+from microplane.nn.attention_reference import attend_reference
 from microplane.nn.rows import Rows, to_heads
 
 ROWS, OTHERS = (Rows.of([[1] * n for n in lengths]) for lengths in ((5, 3, 7), (4, 9, 2)))

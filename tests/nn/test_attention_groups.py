@@ -10,7 +10,8 @@ from microplane.data.batch_plan import micro_batches
 from microplane.device import CPU
 from microplane.models.families import family_of
 from microplane.nn import attention
-from microplane.nn.attention import MaskSpec, attend, attend_reference, attend_to
+from microplane.nn.attention import MaskSpec, attend, attend_to
+from microplane.nn.attention_reference import attend_reference
 from microplane.nn.relative import RelativeBias
 from microplane.nn.rows import Pairs, Rows
 from tests.tiny import BERT, CONFIGS, ENCODER_CONFIGS, LLAMA, MARIAN, T5_SMALL, tiny, tiny_encoder, tiny_pairs

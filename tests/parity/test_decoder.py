@@ -37,6 +37,51 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 8.0},
 }
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24}
+OLMO2: list[dict[str, Any]] = [
+    {},
+    {"num_key_value_heads": 4},
+    {"num_key_value_heads": 1, "hidden_act": "gelu"},
+    {"tie_word_embeddings": True},
+    {"attention_bias": True},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 500_000.0, "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+    {"rms_norm_eps": 1e-6, "num_hidden_layers": 1},
+    {"rms_norm_eps": 1e-3, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    {"num_hidden_layers": 4, "attention_bias": True, "num_key_value_heads": 1},
+    {"rope_parameters": LLAMA3},
+    {"hidden_act": "relu", "num_key_value_heads": 2},
+]
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 4.0,
+}
+GRANITES: list[dict[str, Any]] = [  # the first as granite-3 has them
+    {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.015625,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+    {"tie_word_embeddings": True},
+    {"num_key_value_heads": 1},
+    {"num_key_value_heads": 4, "attention_bias": True},
+    {"mlp_bias": True, "num_hidden_layers": 1},
+    {"embedding_multiplier": 1.0},
+    {"attention_multiplier": 1.0, "num_hidden_layers": 4},
+    {"residual_multiplier": 1.0, "tie_word_embeddings": True},
+    {"logits_scaling": 1.0, "hidden_act": "gelu"},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000.0}},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}, "rms_norm_eps": 1e-5},
+    {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "logits_scaling": 0.5},
+]
+OLMO2_SIZES = [
+    {"hidden_size": 8 * wide, "intermediate_size": inner}
+    for wide, inner in zip(
+        (4, 3, 2, 5, 4, 7, 2, 6, 1, 3, 4, 5), (48, 31, 7, 64, 33, 20, 9, 50, 11, 72, 25, 17), strict=True
+    )
+]
 SLIDES = {"use_sliding_window": True, "max_window_layers": 1}
 
 
@@ -84,6 +129,14 @@ CASES = [
     Case("qwen2 window 64", transformers.Qwen2Config, SLIDES | {"sliding_window": 64}),
     Case("qwen3", transformers.Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
     Case("qwen3 window biases", transformers.Qwen3Config, SLIDES | {"sliding_window": 4, "attention_bias": True}),
+    *(
+        Case(f"olmo2-{number}", transformers.Olmo2Config, OLMO2_SIZES[number] | switch)
+        for number, switch in enumerate(OLMO2)
+    ),
+    *(
+        Case(f"granite-{number}", transformers.GraniteConfig, OLMO2_SIZES[number] | GRANITE | switch)
+        for number, switch in enumerate(GRANITES)
+    ),
     Case("gemma2 window 4", transformers.Gemma2Config, GEMMA | {"sliding_window": 4}),
     Case(
         "gemma2 tight caps",

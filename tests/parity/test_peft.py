@@ -24,7 +24,8 @@ from tests.parity.peft_kit import (
 )
 from tests.tiny import save_tiny_folder
 
-FAMILIES = ("llama-tied", "llama-untied", "qwen2", "qwen3", "gemma2")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("olmo2", "granite")]
+FAMILIES = ["llama-tied", "llama-untied", "qwen2", "qwen3", "gemma2", *SLOW]
 KNOBS = [
     {"name": "lora", "rank": 4},
     {"name": "lora", "rank": 8, "alpha": 4, "targets": ["q", "v"]},

@@ -17,7 +17,7 @@ from tests.tiny import save_tiny_folder
 
 P = 4
 CASES = [
-    *(("prompt", family) for family in ("llama-tied", "qwen2", "qwen3", "gemma2")),
+    *(("prompt", family) for family in ("llama-tied", "qwen2", "qwen3", "gemma2", "granite")),
     *(("prefix", family) for family in ("llama-tied", "llama-untied", "qwen2", "qwen3")),
 ]
 CONFIGS = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}

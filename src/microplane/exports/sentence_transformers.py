@@ -45,7 +45,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         if file.name not in (MODULES, "1_Pooling", "2_Normalize"):
             file.rename(folder / file.name)
     shutil.rmtree(inner)
-    write_settings(folder, pooling, model.config.hidden_size, model.max_row_tokens or MAX_LENGTH)
+    longest = model.sentence_tokens or model.max_row_tokens or MAX_LENGTH
+    write_settings(folder, pooling, model.config.hidden_size, longest)
     checked = []
     if find_spec("sentence_transformers") is not None:
         library: Any = importlib.import_module("sentence_transformers")

@@ -36,11 +36,19 @@ from microplane.nn.rows import Pairs, Rows
 from microplane.training.activation_checkpointing import recomputed_in_backward
 
 VERSION = 1  # of what is kept, and of all code that decides it; raise it when either changes
-DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer")
+DEPTHS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "n_layer",
+    "n_layers",
+)
 WIDTHS = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     *("d_model", "d_ff", "num_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
-    *("encoder_attention_heads", "decoder_attention_heads"),
+    *("encoder_attention_heads", "decoder_attention_heads", "dim", "hidden_dim", "n_heads", "pooler_hidden_size"),
 )
 MOST_WEIGHTS = 16_000_000  # of a block that is tried as it is
 MOST_TOKENS = 512  # that are tried at once, or one row

@@ -72,23 +72,27 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
         )
     embeddings = torch.empty(len(texts), model.config.hidden_size)
     with in_eval_mode(model):
-        for indices, rows in batches(encode_all(model, tokenizer, texts)):
+        for indices, rows in batches(encode_all(model, tokenizer, texts, longest=model.sentence_tokens)):
             embeddings[indices] = embed(model, rows.to(model.device), chosen).cpu()
     return embeddings
 
 
-def encode_all(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], placed: bool = False) -> list[Encoded]:
+def encode_all(
+    model: Model, tokenizer: Tokenizer, texts: Sequence[Text], placed: bool = False, longest: int | None = None
+) -> list[Encoded]:
     """Texts as they are in training; what is longer than the model's context loses its end.
 
     Args:
         placed: whether the places of the tokens are asked for.
+        longest: tokens of a text that are read, where that is less.
     """
-    encoded = []
+    encoded, most = [], model.max_row_tokens or MAX_LENGTH
+    most = min(most, longest or most)
     for text in texts:
         first, second = (text, "") if isinstance(text, str) else text
         if not first.strip() or not is_utf8(first + second):
             raise DataError(f"the text {shown(first)} is empty or holds bytes that are not UTF-8")
-        encoded.append(tokenizer.encode_pair(first, second, model.max_row_tokens or MAX_LENGTH, placed))
+        encoded.append(tokenizer.encode_pair(first, second, most, placed))
     return encoded
 
 

@@ -96,6 +96,7 @@ class Model(nn.Module):
     task_head: TaskHead | None  # predicts labels instead of text, and is trained whole beside any method
     inside: Inside | None = None  # where its files are those of a larger model
     sentence_pooling: str | None = None  # how its folder says that sentences are embedded
+    sentence_tokens: int | None = None  # and how many tokens of one are read
     extra_weights: dict[str, Tensor]  # tensors of the checkpoint that may initialise a task head; Hugging Face's names
 
     def __init__(self, config: Any = None):

@@ -1,4 +1,4 @@
-"""The decoder family: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3 text, with one block.
+"""The decoder family: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite, Gemma 2 and 3 text, one block.
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   query heads                            M   width of the feed-forward layer (intermediate_size)
@@ -41,17 +41,21 @@ class Attention(nn.Module):
         self.k = Linear(D, KV * Dh, bias=config.qkv_bias)
         self.v = Linear(D, KV * Dh, bias=config.qkv_bias)
         self.o = Linear(H * Dh, D, bias=config.o_bias)
-        self.q_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
-        self.k_norm = RMSNorm(Dh, config.norm_eps, config.gemma) if config.qk_norm else None
+        self.whole = config.qk_norm_whole
+        widths = (H * Dh, KV * Dh) if self.whole else (Dh, Dh)
+        self.q_norm, self.k_norm = (
+            RMSNorm(width, config.norm_eps, config.gemma) if config.qk_norm else None for width in widths
+        )
         self.prefix: nn.Module | None = None  # gives keys and values (KV, P, Dh) that every row sees before its own
 
     def forward(
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        q, k, v = (
-            torch.unflatten(linear(x), -1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v)
-        )  # (T, H, Dh)
-        if self.q_norm is not None and self.k_norm is not None:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.whole and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in (q, k, v))  # (T, H, Dh)
+        if not self.whole and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         prefix = None if self.prefix is None else self.prefix()
         how = mask_spec, self.scale, self.softcap, cache, self.layer
@@ -66,13 +70,15 @@ class Block(nn.Module):
         def norm() -> RMSNorm:
             return RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
 
-        self.attention_norm = norm()
+        self.multiplier = config.residual_multiplier
+        before, after = not config.norm_after, config.gemma or config.norm_after
+        self.attention_norm = norm() if before else nn.Identity()
         self.attention = Attention(config, layer)
-        self.attention_out_norm = norm() if config.gemma else None
+        self.attention_out_norm = norm() if after else None
         self.attention_socket = nn.Identity()
-        self.mlp_norm = norm()
+        self.mlp_norm = norm() if before else nn.Identity()
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
-        self.mlp_out_norm = norm() if config.gemma else None
+        self.mlp_out_norm = norm() if after else None
         self.mlp_socket = nn.Identity()
 
     def forward(
@@ -81,12 +87,15 @@ class Block(nn.Module):
         y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, cache)
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
-        x = x + self.attention_socket(y)
+        x = x + self.attention_socket(self._scaled(y))
         y = self.mlp(self.mlp_norm(x))
         if self.mlp_out_norm is not None:
             y = self.mlp_out_norm(y)
-        y = self.mlp_socket(y)
+        y = self.mlp_socket(self._scaled(y))
         return x + y
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return y if self.multiplier == 1.0 else y * self.multiplier
 
 
 class Decoder(Model):
@@ -122,16 +131,26 @@ class Decoder(Model):
         x, whole = self.prompt_socket(
             self.embedded(rows.ids), rows, starts
         )  # (T, D), longer where a prompt stands before
-        x = self._blocks(x, whole, 0, self.config.num_layers, cache)
+        x = self._blocks(self._entry(x), whole, 0, self.config.num_layers, cache)
         if cache is not None:
             cache.advance(whole)
-        return self.norm(self.prompt_socket.strip_prompt(x, whole, rows))
+        return self._last(self.prompt_socket.strip_prompt(x, whole, rows))
 
     def lower(self, rows: Rows, blocks: int) -> Tensor:
-        return self._blocks(self.embedded(rows.ids), rows, 0, blocks)
+        return self._blocks(self._entry(self.embedded(rows.ids)), rows, 0, blocks)
 
     def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
-        return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
+        return self._last(self._blocks(x, rows, blocks, self.config.num_layers))
+
+    def _entry(self, x: Tensor) -> Tensor:
+        """The input of the first block: Granite scales a prompt's vectors as it does those of words."""
+        scale = self.config.embedding_multiplier
+        return x if scale == 1.0 else x * scale
+
+    def _last(self, x: Tensor) -> Tensor:
+        """Normed, and divided as the logits are to be."""
+        hidden: Tensor = self.norm(x)
+        return hidden if self.config.logits_scaling == 1.0 else hidden / self.config.logits_scaling
 
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
@@ -199,9 +218,10 @@ class Decoder(Model):
         parts += ["attention.q_norm.weight", "attention.k_norm.weight"] if config.qk_norm else []
         kinds = ("weight", "bias") if config.mlp_bias else ("weight",)
         parts += [f"mlp.{role}.{kind}" for role in ("gate", "up", "down") for kind in kinds]
-        modules = MODULES | NORMS[config.gemma]
+        norms = NORMS["after" if config.norm_after else "around" if config.gemma else "before"]
+        modules = MODULES | norms
         names = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-        for part in [*parts, *(f"{norm}.weight" for norm in NORMS[config.gemma])]:
+        for part in [*parts, *(f"{norm}.weight" for norm in norms)]:
             module, kind = part.rsplit(".", 1)
             for i in range(config.num_layers):
                 names[f"layers.{i}.{part}"] = f"model.layers.{i}.{modules[module]}.{kind}"
@@ -216,8 +236,9 @@ MODULES = {
     "attention.k_norm": "self_attn.k_norm",
 }
 NORMS = {
-    False: {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
-    True: {
+    "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "after": {"attention_out_norm": "post_attention_layernorm", "mlp_out_norm": "post_feedforward_layernorm"},
+    "around": {
         "attention_norm": "input_layernorm",
         "attention_out_norm": "post_attention_layernorm",
         "mlp_norm": "pre_feedforward_layernorm",

@@ -1,8 +1,11 @@
-"""The encoder family: BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116), ModernBERT (2412.13663).
+"""The encoder family: BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116), DistilBERT (1910.01108),
+ELECTRA (2003.10555), MPNet (2004.09297), DeBERTa-v2 and v3 (2006.03654, 2111.09543), ModernBERT (2412.13663).
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   heads                                  M   width of the feed-forward layer (intermediate_size)
     Dh  width of a head                        P   length of a prefix
+    E   width of the embeddings (embedding_size): D, but for ELECTRA
+    S   longest row
 
 Two kinds of blocks: BERT's, with the norm after each sum, and ModernBERT's, with the norm before each sub-layer.
 Every token attends to its whole row, or to a window around itself. An encoder has no head for words: labels are
@@ -19,18 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.configs.encoder import ARCHITECTURES, SPECS, EncoderConfig
+from microplane.models.configs.encoder import Convolution, EncoderConfig
+from microplane.models.configs.encoder_families import ARCHITECTURES, SPECS, Names
 from microplane.models.contract import Model
-from microplane.nn.attention import MaskSpec, attend
+from microplane.models.task_head import activation
+from microplane.nn.attention import Bias, MaskSpec, attend
 from microplane.nn.cache import Cache
+from microplane.nn.disentangled import DistanceTable, distance_scores
 from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
 from microplane.nn.prompt_socket import PromptSocket
-from microplane.nn.rows import Pairs, Rows
+from microplane.nn.relative import RelativeBias
+from microplane.nn.rows import Pairs, Rows, from_grid
 from microplane.nn.selective_recompute import recomputed
 
 Angles = tuple[Tensor, Tensor]
+DistanceVectors = tuple[Tensor, Tensor]  # see `DistanceTable`
 
 
 class Attention(nn.Module):
@@ -48,16 +56,42 @@ class Attention(nn.Module):
         self.o = Linear(D, D, bias=bias)
         self.modern = config.modern
         self.prefix: nn.Module | None = None
+        distances = self.distances = config.distances
+        terms = 1 if distances is None else distances.terms
+        self.scale = 1.0 / math.sqrt(self.head_dim * terms)
+        self.table_dropout = config.hidden_dropout
+        if distances is not None and not distances.shared:
+            self.distance_k = Linear(D, D) if distances.keys else None
+            self.distance_q = Linear(D, D) if distances.queries else None
 
-    def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
+    def forward(
+        self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None, bias: Bias | DistanceVectors | None = None
+    ) -> Tensor:  # (T, D) -> (T, D)
+        if isinstance(bias, tuple):
+            bias = self._of_distances(*bias)
         parts = self.qkv(x).chunk(3, dim=-1) if self.modern else (self.q(x), self.k(x), self.v(x))
         q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in parts)  # (T, H, Dh)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         p = self.dropout if self.training else 0.0
         prefix = None if self.prefix is None else self.prefix()
-        mixed = attend(q, k, v, mask_spec, 1.0 / math.sqrt(self.head_dim), dropout=p, prefix=prefix)
+        mixed = attend(q, k, v, mask_spec, self.scale, bias=bias, dropout=p, prefix=prefix)
         return self.o(mixed.flatten(1))
+
+    def _of_distances(self, vectors: Tensor, index: Tensor) -> Bias:
+        """What distances add to the scores: vectors (R, D), and for each distance which of them it has (W,)."""
+        assert self.distances is not None
+        vectors = dropout(vectors, self.table_dropout, self.training)
+        shared = self.distances.shared
+        by_key = self.k if shared else self.distance_k
+        by_query = self.q if shared else self.distance_q
+
+        def projected(linear: nn.Module) -> Tensor:  # (W, H, Dh)
+            return torch.unflatten(linear(vectors), -1, (-1, self.head_dim)).index_select(0, index)
+
+        keys = projected(by_key) if self.distances.keys and by_key is not None else None
+        queries = projected(by_query) if self.distances.queries and by_query is not None else None
+        return distance_scores(keys, queries, self.scale)
 
 
 class MLP(nn.Module):
@@ -89,6 +123,7 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.dropout = config.hidden_dropout
+        self.attention_dropout = config.hidden_dropout if SPECS[config.architecture].drops_attention else 0.0
         self.attention = Attention(config)
         self.attention_socket = nn.Identity()
         self.attention_norm = norm_of(config)
@@ -96,8 +131,10 @@ class Block(nn.Module):
         self.mlp_socket = nn.Identity()
         self.mlp_norm = norm_of(config)
 
-    def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
-        y = dropout(self.attention(x, mask_spec, angles), self.dropout, self.training)
+    def forward(
+        self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None, bias: Bias | DistanceVectors | None = None
+    ) -> Tensor:  # (T, D) -> (T, D)
+        y = dropout(self.attention(x, mask_spec, angles, bias), self.attention_dropout, self.training)
         x = self.attention_norm(x + self.attention_socket(y))
         y = dropout(self.mlp(x), self.dropout, self.training)
         return self.mlp_norm(x + self.mlp_socket(y))
@@ -117,15 +154,36 @@ class ModernBlock(nn.Module):
         self.mlp = MLP(config)
         self.mlp_socket = nn.Identity()
 
-    def forward(self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None) -> Tensor:  # (T, D) -> (T, D)
-        y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles)
+    def forward(
+        self, x: Tensor, mask_spec: MaskSpec, angles: Angles | None, bias: Bias | DistanceVectors | None = None
+    ) -> Tensor:  # (T, D) -> (T, D)
+        y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, bias)
         x = x + self.attention_socket(dropout(y, self.dropout, self.training))
         y = self.mlp_socket(self.mlp(self.mlp_norm(x)))
         return x + y
 
 
-def norm_of(config: EncoderConfig) -> LayerNorm:
-    return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+class ConvolutionLayer(nn.Module):
+    """norm(y + act(conv(x))) of each row by itself, what lies beyond its ends being 0."""
+
+    def __init__(self, config: EncoderConfig, convolution: Convolution):
+        super().__init__()
+        D, self.activation = config.hidden_size, activation(convolution.activation)
+        self.conv = nn.Conv1d(D, D, convolution.width, groups=convolution.groups)
+        self.norm = norm_of(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:  # (T, D), (T, D) -> (T, D)
+        grid = x[rows.grid].masked_fill(~rows.is_token[..., None], 0.0).transpose(1, 2)  # (B, D, S)
+        conv = self.conv
+        weight, bias = conv.weight.to(x.dtype), None if conv.bias is None else conv.bias.to(x.dtype)
+        mixed = nn.functional.conv1d(grid, weight, bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
+        near = from_grid(mixed.transpose(1, 2), rows)
+        return self.norm(y + self.activation(dropout(near, self.dropout, self.training)))
+
+
+def norm_of(config: EncoderConfig, width: int = 0) -> LayerNorm:
+    return LayerNorm(width or config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class Encoder(Model):
@@ -144,11 +202,17 @@ class Encoder(Model):
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
         D, places = config.hidden_size, config.context + config.first_position
-        self.embed = nn.Embedding(config.vocab_size, D)
+        E = config.embedding_size or D
+        self.embed = nn.Embedding(config.vocab_size, E)
         self.prompt_socket = PromptSocket()
-        self.positions = None if config.modern else nn.Embedding(places, D)
-        self.types = nn.Embedding(config.token_types, D) if config.token_types else None
-        self.embed_norm = norm_of(config)
+        self.positions = nn.Embedding(places, E) if config.positions else None
+        self.types = nn.Embedding(config.token_types, E) if config.token_types else None
+        self.embed_norm = norm_of(config, E)
+        self.embed_project = Linear(E, D) if config.embedding_size else None
+        self.relative = RelativeBias(config.buckets, FARTHEST, config.num_heads, False) if config.buckets else None
+        distances, convolution = config.distances, config.convolution
+        self.distances = DistanceTable(distances, D, config.norm_eps) if distances else None
+        self.conv = ConvolutionLayer(config, convolution) if convolution else None
         blocks = [ModernBlock(config, i) if config.modern else Block(config) for i in range(config.num_layers)]
         self.layers = nn.ModuleList(blocks)
         self.norm = norm_of(config) if config.modern else nn.Identity()
@@ -175,8 +239,9 @@ class Encoder(Model):
 
     def _entry(self, words: Tensor, rows: Rows) -> Tensor:
         """The input of the first block: (T, D)."""
-        x = self.embed_norm(self._summed(words, rows))
-        return dropout(x, self.config.embed_dropout, self.training and not self.frozen)
+        x = self.embed_norm(self._summed(words, rows))  # (T, E)
+        x = dropout(x, self.config.embed_dropout, self.training and not self.frozen)
+        return x if self.embed_project is None else self.embed_project(x)
 
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
@@ -186,13 +251,19 @@ class Encoder(Model):
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, width, x.dtype) for rope in set(config.ropes)
         }
+        bias: Bias | DistanceVectors | None = None
+        if self.relative is not None:
+            bias = self.relative(mask_specs[None])  # (H, S, S)
+        elif self.distances is not None:
+            bias = self.distances(rows.longest, x.dtype)
         kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
-        for block, window, rope in kinds[first:end]:
-            x = block(x, mask_specs[window], angles[rope])
+        for number, (block, window, rope) in enumerate(kinds[first:end], first):
+            y = block(x, mask_specs[window], angles[rope], bias)
+            x = self.conv(x, y, rows) if self.conv is not None and number == 0 else y
         return x
 
     def _summed(self, words: Tensor, rows: Rows) -> Tensor:
-        """The sum of word, segment and position embeddings: (T, D)."""
+        """The sum of word, segment and position embeddings: (T, E)."""
         x = words
         if self.types is not None:
             types = torch.zeros_like(rows.ids) if rows.types is None else rows.types
@@ -224,9 +295,9 @@ class Encoder(Model):
         """New random weights, normal with the configured standard deviation; biases 0, norms neutral."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | RelativeBias):
                 module.weight.normal_(0.0, self.config.init_std, generator=generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
                 module.bias.zero_()
             if isinstance(module, LayerNorm):
                 module.reset_parameters()
@@ -240,68 +311,44 @@ class Encoder(Model):
                 return name.removesuffix(old) + new
         return name
 
+    @property
+    def names(self) -> Names:
+        return SPECS[self.config.architecture].names
+
     def is_unused_weight(self, name: str) -> bool:
         """Heads of pre-training (BERT's pooler is one of them), and stored position indices."""
         called = self.canonical_name(name)
-        return called.split(".")[0] in UNUSED[self.config.modern] or called == "embeddings.position_ids"
+        stray = "embeddings.position_ids" if self.config.positions else "embeddings.position_"  # DeBERTa's files
+        return called.split(".")[0] in self.names.unused or called.startswith(stray)
 
     def is_head_weight(self, name: str) -> bool:
-        return name.rsplit(".", 1)[0] in KEPT[self.config.modern]
+        return name.rsplit(".", 1)[0] in self.names.kept
 
     def extra_weights_to_save(self) -> dict[str, Tensor]:
         """BERT's pooler: Hugging Face's model without a head contains it."""
-        return {} if self.config.modern else self.extra_weights
+        return self.extra_weights if self.names.has_pooler else {}
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, of the model without a head."""
-        config, modern = self.config, self.config.modern
-        modules = {ours: (theirs, config.norm_bias) for ours, theirs in TOP_NORMS[modern].items()}
+        config, names = self.config, self.names
+        modules = {ours: (theirs, config.norm_bias) for ours, theirs in names.around.items() if self._has(ours)}
         for i in range(config.num_layers):
-            for ours, theirs in BLOCK[modern].items():
+            for ours, theirs in names.block.items():
                 bias = getattr(config, f"{ours.partition('.')[0]}_bias", config.norm_bias)
-                modules[f"layers.{i}.{ours}"] = f"{STACK[modern]}.{i}.{theirs}", bias
-        if modern:
+                if self._has(f"layers.{i}.{ours}"):
+                    modules[f"layers.{i}.{ours}"] = f"{names.stack}.{i}.{theirs}", bias
+        if config.modern:
             modules.pop("layers.0.attention_norm")
-        names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in TABLES[modern].items()}
-        names |= {f"{ours}.weight": f"{theirs}.weight" for ours, (theirs, _) in modules.items()}
-        return names | {f"{ours}.bias": f"{theirs}.bias" for ours, (theirs, bias) in modules.items() if bias}
+        found = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in names.tables.items() if self._has(ours)}
+        found |= {f"{ours}.weight": f"{theirs}.weight" for ours, (theirs, _) in modules.items()}
+        return found | {f"{ours}.bias": f"{theirs}.bias" for ours, (theirs, bias) in modules.items() if bias}
+
+    def _has(self, module: str) -> bool:
+        part: object = self
+        for name in module.split("."):
+            part = getattr(part, name, None)
+        return part is not None
 
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-UNUSED = {False: ("cls", "lm_head", "pooler"), True: ("head", "decoder")}
-KEPT = {False: ("pooler.dense",), True: ("head.dense", "head.norm")}  # what a task head may begin with
-
-# Our module -> Hugging Face's, of BERT and of ModernBERT.
-TABLES = {
-    False: {
-        "embed": "embeddings.word_embeddings",
-        "positions": "embeddings.position_embeddings",
-        "types": "embeddings.token_type_embeddings",
-    },
-    True: {"embed": "embeddings.tok_embeddings"},
-}
-TOP_NORMS = {
-    False: {"embed_norm": "embeddings.LayerNorm"},
-    True: {"embed_norm": "embeddings.norm", "norm": "final_norm"},
-}
-STACK = {False: "encoder.layer", True: "layers"}
-BLOCK = {
-    False: {
-        "attention.q": "attention.self.query",
-        "attention.k": "attention.self.key",
-        "attention.v": "attention.self.value",
-        "attention.o": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "mlp.up": "intermediate.dense",
-        "mlp.down": "output.dense",
-        "mlp_norm": "output.LayerNorm",
-    },
-    True: {
-        "attention_norm": "attn_norm",
-        "attention.qkv": "attn.Wqkv",
-        "attention.o": "attn.Wo",
-        "mlp_norm": "mlp_norm",
-        "mlp.gate_up": "mlp.Wi",
-        "mlp.down": "mlp.Wo",
-    },
-}
+FARTHEST = 128  # tokens: MPNet's bias is the same beyond

@@ -118,7 +118,7 @@ def put_head(model: Model, head: TaskHead) -> None:
     if isinstance(model, TransformersEncoder):
         model.take_off_own_head()
     elif model.KIND != "encoder":
-        wanted = {"tied": True, "scaled": False}  # as a head for words would have it
+        wanted = {"tied": True, "scaled": False, "logits_scaling": 1.0}  # the rest is as a head for words would have it
         changed = {name: value for name, value in wanted.items() if hasattr(model.config, name)}
         model.head, model.config = None, replace(model.config, **changed)
     model.task_head = head.to(model.device)

@@ -12,7 +12,7 @@ that what is allocated follows the rows' own scores, and not the longest row's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -37,6 +37,8 @@ LONG = 1024  # tokens; of longer rows the scores are not kept: torch's own atten
 # can't do the work, all are made again in backward
 
 Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh), prepended to those of every row
+# Added to the scores: (H, S, L) or (B, H, S, L), or what makes that of queries (B, H, S, Dh) and keys (B, KV, L, Dh).
+Bias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 class MaskSpec:
@@ -180,7 +182,7 @@ def attend(
     softcap: float | None = None,
     cache: Cache | None = None,
     layer: int = 0,
-    bias: Tensor | None = None,  # (H, S, L) or (B, H, S, L), added to the scores
+    bias: Bias | None = None,
     dropout: float = 0.0,
     prefix: Prefix | None = None,
     angles: tuple[Tensor, Tensor] | None = None,  # that q and k are turned by first, `nn.position.rotate`
@@ -207,7 +209,7 @@ def attend_to(
     mask_spec: MaskSpec,
     scale: float,
     softcap: float | None = None,
-    bias: Tensor | None = None,
+    bias: Bias | None = None,
     dropout: float = 0.0,
     prefix: Prefix | None = None,
 ) -> Tensor:
@@ -247,7 +249,7 @@ def _attend_in_rectangle(
     mask_spec: MaskSpec,
     scale: float,
     softcap: float | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     dropout: float,
     prefix: Prefix | None,
 ) -> Tensor:
@@ -255,6 +257,8 @@ def _attend_in_rectangle(
     rows = mask_spec.rows
     keys, values = (to_heads(x, mask_spec.key_rows) if x.dim() == 3 else x for x in (k, v))  # (B, KV, L, Dh)
     queries = to_heads(q, rows)  # (B, H, S, Dh)
+    if bias is not None and not isinstance(bias, Tensor):
+        bias = bias(queries, keys)  # which sees no prefix: that is at no distance
     if prefix is not None:
         keys, values = (
             torch.cat([own.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
@@ -279,7 +283,7 @@ def _by_row(
     v: Tensor,
     mask_spec: MaskSpec,
     softcap: float | None,
-    bias: Tensor | None,
+    bias: Bias | None,
     dropout: float,
     prefix: Prefix | None,
 ) -> bool:
@@ -365,36 +369,3 @@ def _attend_long(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: fl
     G = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # small compared to the scores
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-
-
-def attend_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Rows,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    causal: bool = True,
-    keys: Sequence[int] | None = None,
-    bias: Tensor | None = None,  # (H, S, L)
-) -> Tensor:
-    """`attend` without a cache, as the formula reads: row by row, with k and v repeated for the heads of a group."""
-    G = q.shape[1] // k.shape[1]
-    mixed = []
-    others = (torch.split(x, list(keys or rows.lengths)) for x in (k, v))
-    for q_row, k_row, v_row in zip(torch.split(q, list(rows.lengths)), *others, strict=True):
-        k_row, v_row = k_row.repeat_interleave(G, dim=1), v_row.repeat_interleave(G, dim=1)  # (n, H, Dh)
-        scores = torch.einsum("ihd,jhd->hij", q_row, k_row) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        if bias is not None:
-            scores = scores + bias[:, : len(q_row), : len(k_row)]
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        if keys is None:
-            place = torch.arange(len(q_row), device=q.device)
-            ago = place[:, None] - place[None]  # (n, n)
-            hidden = (ago if causal else ago.abs()) >= (window or len(q_row))
-            wide = wide.masked_fill(hidden | (ago < 0) if causal else hidden, -math.inf)
-        mixed.append(torch.einsum("hij,jhd->ihd", wide.softmax(-1).to(q.dtype), v_row))
-    return torch.cat(mixed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.nn.attention import MaskSpec, attend, attend_reference, attend_to
+from microplane.nn.attention import MaskSpec, attend, attend_to
+from microplane.nn.attention_reference import attend_reference
 from microplane.nn.ops import native
 from microplane.nn.ops.row_attention import row_attention, usable
 from microplane.nn.rows import Rows, to_heads

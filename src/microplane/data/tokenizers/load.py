@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from microplane.data.tokenizers.bert_roberta import build_from_files
+from microplane.data.tokenizers.deberta import build_deberta, is_deberta
 from microplane.data.tokenizers.folder import CONFIG, EVERY_NAME, TokenizerFolder
 from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, build_marian
@@ -31,8 +32,8 @@ JSON, MODEL = "tokenizer.json", "tokenizer.model"
 def load_tokenizer(path: Path, adapter: Path | None = None) -> Tokenizer:
     """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
 
-    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, the plain vocabulary of BERT or RoBERTa, or
-    Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
+    In a folder it is a tokenizer.json, tokenizer.model or spiece.model, DeBERTa's spm.model, the plain vocabulary of
+    BERT or RoBERTa, or Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
 
     Args:
         adapter: a folder whose own tokenizer, template or end token go before the base's: what was trained with it.
@@ -80,6 +81,9 @@ def _load_folder(folder: TokenizerFolder) -> Tokenizer:
         return _load_json(folder)
     if folder.has(MODEL):
         return _load_sentencepiece(folder)
+    if is_deberta(folder):
+        backend, own, rules = build_deberta(folder)
+        return _tokenizer(backend, own, folder, rules)
     if is_spiece(folder):
         return _load_t5(folder, *build_spiece(folder))
     if (folder.config.get("tokenizer_class") or folder.model_config.get("tokenizer_class")) in BYTES:

@@ -1,4 +1,5 @@
-"""What a config.json of the decoder family means: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and 3 text.
+"""What a config.json of the decoder family means: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite,
+Gemma 2 and 3 text.
 
 Read as transformers 4 and 5 write it; written so that both understand it. Dropout of the original training is not
 applied, whatever a config.json says.
@@ -29,7 +30,12 @@ class DecoderSpec:
     switch: bool = False  # a window is in force only with use_sliding_window
     qkv_bias: bool = False  # always; attention_bias decides otherwise
     qk_norm: bool = False
+    qk_norm_whole: bool = False
+    norm_after: bool = False
+    multiplies: bool = False  # embeddings, scores, what is added, and logits are scaled by fields of config.json
     gemma: bool = False
+    labels_rows: bool = True  # whether Hugging Face has a class of it that does
+    labels_tokens: bool = True
     local_rope: bool = False  # layers with a window have their own rotary base
     no_rope: bool = False  # some layers have no rotary positions
 
@@ -52,6 +58,12 @@ GEMMA3 = GEMMA | {
     "rope_local_base_freq": 10_000.0,
 }
 SMOLLM3 = {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True}
+GRANITE = {
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
 QWEN = {"sliding_window": 4096, "max_window_layers": 28}
 
 SPECS = {
@@ -73,6 +85,10 @@ SPECS = {
         switch=True,
         qk_norm=True,
     ),
+    "Olmo2ForCausalLM": DecoderSpec(
+        "olmo2", {"rms_norm_eps": 1e-5}, qk_norm=True, qk_norm_whole=True, norm_after=True, labels_tokens=False
+    ),
+    "GraniteForCausalLM": DecoderSpec("granite", GRANITE, multiplies=True, labels_rows=False, labels_tokens=False),
     "Gemma2ForCausalLM": DecoderSpec("gemma2", GEMMA2, slides=lambda c, i: i % 2 == 0, layer_types=True, gemma=True),
     "Gemma3ForCausalLM": DecoderSpec(
         "gemma3_text",
@@ -81,6 +97,7 @@ SPECS = {
         layer_types=True,
         qk_norm=True,
         gemma=True,
+        labels_tokens=False,
         local_rope=True,
     ),
 }
@@ -103,7 +120,7 @@ WANTED: Wanted = {
     **dict.fromkeys(("max_position_embeddings",), SIZE),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), NUMBER),
     **dict.fromkeys(("query_pre_attn_scalar", "initializer_range"), NUMBER),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), NUMBER),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", *GRANITE), NUMBER),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), ("an object", lambda x: isinstance(x, dict))),
     **dict.fromkeys(("layer_types", "no_rope_layers"), ("a list", lambda x: isinstance(x, list))),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), SWITCH),
@@ -127,12 +144,17 @@ class DecoderConfig:
     activation: str = "silu"
     norm_eps: float = 1e-6
     attention_scale: float | None = None  # of the scores; 1 / sqrt(Dh) if None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of each sub-layer's output
+    logits_scaling: float = 1.0  # that the logits are divided by
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # a norm on each head of q and k
+    qk_norm_whole: bool = False  # or one on all heads together
+    norm_after: bool = False  # the norm of a sub-layer stands behind it, before its output is added, and none before it
     gemma: bool = False  # scaled embeddings, norms around one, a norm also behind each sub-layer
     tied: bool = False  # the head is the embedding
     context: int = 2048  # max_position_embeddings
@@ -167,13 +189,16 @@ class DecoderConfig:
             ropes=_ropes(spec, fields, windows),
             activation=_activation(fields),
             norm_eps=fields.get("rms_norm_eps", 1e-6),
-            attention_scale=fields["query_pre_attn_scalar"] ** -0.5 if spec.gemma else None,
+            attention_scale=_scale(spec, fields),
+            **{name: fields[name] for name in GRANITE if spec.multiplies and name != "attention_multiplier"},
             attn_logit_softcapping=fields.get("attn_logit_softcapping") if spec.gemma else None,
             final_logit_softcapping=fields.get("final_logit_softcapping") if spec.gemma else None,
             qkv_bias=bias or spec.qkv_bias,
             o_bias=bias,
             mlp_bias=bool(fields.get("mlp_bias")),
             qk_norm=spec.qk_norm,
+            qk_norm_whole=spec.qk_norm_whole,
+            norm_after=spec.norm_after,
             gemma=spec.gemma,
             tied=named in HEADLESS or fields.get("tie_word_embeddings", False),
             context=fields.get("max_position_embeddings", 2048),
@@ -202,6 +227,9 @@ class DecoderConfig:
         }
         fields |= {"attention_bias": True} if self.o_bias else {}
         fields |= {"mlp_bias": True} if self.mlp_bias else {}
+        if spec.multiplies:
+            fields |= {name: getattr(self, name) for name in GRANITE if name != "attention_multiplier"}
+            fields["attention_multiplier"] = self.attention_scale
         fields |= {"sliding_window": window} if spec.slides else {}
         fields |= {"use_sliding_window": window is not None} if spec.switch else {}
         if spec.layer_types:
@@ -224,6 +252,12 @@ class DecoderConfig:
             near = ropes.get(False) or far
             fields |= {"rope_parameters": {FULL: far.to_hf(), SLIDING: near.to_hf()}, "rope_local_base_freq": near.base}
         return fields
+
+
+def _scale(spec: DecoderSpec, fields: Mapping[str, Any]) -> float | None:
+    if spec.multiplies:
+        return float(fields["attention_multiplier"])
+    return float(fields["query_pre_attn_scalar"] ** -0.5) if spec.gemma else None
 
 
 def _check_values(fields: Mapping[str, Any]) -> None:

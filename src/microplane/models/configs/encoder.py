@@ -1,4 +1,5 @@
-"""What a config.json of the encoder family means: BERT, RoBERTa, XLM-RoBERTa and ModernBERT.
+"""What a config.json of the encoder family means: BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA, MPNet,
+DeBERTa-v2 and v3, ModernBERT.
 
 Read as transformers 4 and 5 write it; written so that both understand it.
 """
@@ -10,91 +11,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from microplane.errors import ModelError
+from microplane.models.configs.encoder_families import ARCHITECTURES, MODERNBERT, PRETRAINED, SPECS, EncoderSpec
 from microplane.models.configs.fields import NUMBER, SIZE, SWITCH, Wanted, architecture_of, check_types
+from microplane.nn.disentangled import Distances
 from microplane.nn.layers import ACTIVATIONS
 from microplane.nn.position import Rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of the types of layers
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Properties of an architecture that its config.json does not say."""
-
-    model_type: str
-    prefix: str  # what stands before the names of its tensors in a model with a head
-    defaults: dict[str, Any]  # of fields that config.json may leave out
-    modern: bool = False  # ModernBERT's block: norms before, fused gated feed-forward, rotary positions, windows
-    counts_from_pad: bool = False  # positions begin behind the number of the pad token
-
-
-BERT = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-}
-ROBERTA = BERT | {"vocab_size": 50265, "pad_token_id": 1}
-MODERNBERT: dict[str, Any] = {
-    "vocab_size": 50368,
-    "hidden_size": 768,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 12,
-    "intermediate_size": 1152,
-    "hidden_activation": "gelu",
-    "max_position_embeddings": 8192,
-    "norm_eps": 1e-5,
-    "local_attention": 128,
-    "global_attn_every_n_layers": 3,
-    "global_rope_theta": 160_000.0,
-    "local_rope_theta": 10_000.0,
-    "pad_token_id": 50283,
-}
-
-SPECS = {
-    "BertModel": EncoderSpec("bert", "bert.", BERT),
-    "RobertaModel": EncoderSpec("roberta", "roberta.", ROBERTA, counts_from_pad=True),
-    "XLMRobertaModel": EncoderSpec("xlm-roberta", "roberta.", ROBERTA | {"vocab_size": 30522}, counts_from_pad=True),
-    "ModernBertModel": EncoderSpec("modernbert", "model.", MODERNBERT, modern=True),
-}
-PRETRAINED = {  # a model with the head of its pre-training, which is of no use here -> the model alone
-    "BertForMaskedLM": "BertModel",
-    "BertForPreTraining": "BertModel",
-    "RobertaForMaskedLM": "RobertaModel",
-    "XLMRobertaForMaskedLM": "XLMRobertaModel",
-    "ModernBertForMaskedLM": "ModernBertModel",
-}
-ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
-ARCHITECTURES |= {name: SPECS[plain].model_type for name, plain in PRETRAINED.items()}
-
+BUCKETS = "relative_attention_num_buckets"
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SHARE = ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1)
 COUNT = ("a whole number, 0 or more", lambda x: type(x) is int and x >= 0)
 OBJECT = ("an object", lambda x: isinstance(x, dict))
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
-    *("attention_dropout", "mlp_dropout", "embedding_dropout"),
+    *("attention_dropout", "mlp_dropout", "embedding_dropout", "seq_classif_dropout", "cls_dropout"),
 )
 WANTED: Wanted = {
-    **dict.fromkeys((*SIZES, "max_position_embeddings", "type_vocab_size"), SIZE),
+    **dict.fromkeys((*SIZES, "max_position_embeddings", "embedding_size", "conv_groups"), SIZE),
     **dict.fromkeys(("local_attention", "global_attn_every_n_layers"), SIZE),
     **dict.fromkeys(("layer_norm_eps", "norm_eps", "initializer_range"), NUMBER),
     **dict.fromkeys(("global_rope_theta", "local_rope_theta"), NUMBER),
     **dict.fromkeys(DROPOUTS, SHARE),
     **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "is_decoder"), SWITCH),
-    "pad_token_id": COUNT,
+    **dict.fromkeys(("pad_token_id", "conv_kernel_size", "type_vocab_size"), COUNT),
     "layer_types": ("a list", lambda x: isinstance(x, list)),
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
 }
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Over neighbouring tokens, of what enters the first block; added to what leaves it (DeBERTa-v2)."""
+
+    width: int  # tokens that it sees at once, an odd number
+    groups: int = 1
+    activation: str = "tanh"
+
+    def to_hf(self) -> dict[str, Any]:
+        return {"conv_kernel_size": self.width, "conv_groups": self.groups, "conv_act": self.activation}
 
 
 @dataclass(frozen=True)
@@ -110,15 +66,20 @@ class EncoderConfig:
     context: int  # most tokens of a row
     windows: tuple[int | None, ...]  # per layer: a token sees those less than so many places away; None for all
     ropes: tuple[Rope | None, ...]  # per layer; None where positions are embedded
+    embedding_size: int = 0  # width of the embeddings, from which a linear layer leads to the blocks; 0: hidden_size
     activation: str = "gelu"
     norm_eps: float = 1e-12
     token_types: int = 0  # how many kinds of segments have an embedding
+    buckets: int = 0  # of distances, each with a bias per head that is added to the scores of all layers
+    distances: Distances | None = None  # that have vectors of their own in the scores
+    convolution: Convolution | None = None
+    positions: bool = True  # whether positions are embedded
     first_position: int = 0  # row of the table of positions that belongs to a row's first token
     attention_bias: bool = True
     mlp_bias: bool = True
     norm_bias: bool = True
     embed_dropout: float = 0.0
-    hidden_dropout: float = 0.0  # of each sub-layer's output
+    hidden_dropout: float = 0.0  # of each sub-layer's output; of the attention's only where the family has it so
     attention_dropout: float = 0.0  # of the shares, and of ModernBERT's attention output
     mlp_dropout: float = 0.0  # inside of the feed-forward layer
     init_std: float = 0.02
@@ -139,10 +100,15 @@ class EncoderConfig:
         named = architecture_of(config, ARCHITECTURES)
         architecture = PRETRAINED.get(named, named)
         spec = SPECS[architecture]
-        fields = spec.defaults | {name: x for name, x in config.items() if x is not None}
-        check_types(fields, WANTED, SIZES)
-        _check_values(fields)
+        given = {name: x for name, x in config.items() if x is not None}
+        given |= {ours: given[theirs] for ours, theirs in spec.fields.items() if theirs in given}
+        fields = spec.defaults | given
+        told, wanted = ({spec.spelled(name): x for name, x in table.items()} for table in (fields, WANTED))
+        check_types(told, wanted, tuple(spec.spelled(name) for name in SIZES))
+        _check_values(spec, fields)
         special = _modern(fields) if spec.modern else _classic(spec, fields)
+        if architecture == "DebertaV2Model":
+            special |= _deberta(fields)
         return cls(
             architecture=architecture,
             vocab_size=fields["vocab_size"],
@@ -150,7 +116,7 @@ class EncoderConfig:
             intermediate_size=fields["intermediate_size"],
             num_layers=fields["num_hidden_layers"],
             num_heads=fields["num_attention_heads"],
-            activation=_activation(fields),
+            activation=_activation(spec, fields),
             init_std=fields.get("initializer_range", 0.02),
             pad_id=fields["pad_token_id"],
             **special,
@@ -160,8 +126,6 @@ class EncoderConfig:
         """The fields of a config.json."""
         spec = SPECS[self.architecture]
         fields = {
-            "architectures": [self.architecture],
-            "model_type": spec.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -171,16 +135,26 @@ class EncoderConfig:
             "initializer_range": self.init_std,
             "pad_token_id": self.pad_id,
         }
-        return fields | (self._modern_to_hf() if self.modern else self._classic_to_hf())
+        fields |= self._modern_to_hf() if self.modern else self._classic_to_hf()
+        named = {"architectures": [self.architecture], "model_type": spec.model_type}
+        return named | {spec.spelled(name): value for name, value in fields.items()}
 
     def _classic_to_hf(self) -> dict[str, Any]:
-        return {
+        fields = {
             "hidden_act": self.activation,
             "layer_norm_eps": self.norm_eps,
             "type_vocab_size": self.token_types,
             "hidden_dropout_prob": self.hidden_dropout,
             "attention_probs_dropout_prob": self.attention_dropout,
+            "embedding_size": self.embedding_size or self.hidden_size,
+            "relative_attention_num_buckets": self.buckets,
+            "position_biased_input": self.positions,
         }
+        known = SPECS[self.architecture].defaults
+        found = {name: value for name, value in fields.items() if name in known}
+        for part in (self.distances, self.convolution):
+            found |= {} if part is None else part.to_hf()
+        return found
 
     def _modern_to_hf(self) -> dict[str, Any]:
         """Fields for windows and rotary settings, as transformers 4 and as 5 read them."""
@@ -206,45 +180,74 @@ class EncoderConfig:
         return fields | ({"local_attention": 2 * (window - 1)} if window else {})
 
 
-def _check_values(fields: Mapping[str, Any]) -> None:
+def _check_values(spec: EncoderSpec, fields: Mapping[str, Any]) -> None:
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     if width % heads:
-        raise ModelError(f"in config.json, hidden_size = {width} is not a multiple of num_attention_heads = {heads}")
+        size, count = spec.spelled("hidden_size"), spec.spelled("num_attention_heads")
+        raise ModelError(f"in config.json, {size} = {width} is not a multiple of {count} = {heads}")
     if fields.get("is_decoder"):
         raise ModelError("is_decoder = true in config.json is not supported; this family reads in both directions")
     if (kind := fields.get("position_embedding_type", "absolute")) != "absolute":
         raise ModelError(f"position_embedding_type = {kind!r} in config.json is not supported; only 'absolute' is")
+    wanted = spec.defaults.get(BUCKETS)
+    if wanted and fields[BUCKETS] != wanted:  # transformers takes this many, whatever config.json says
+        raise ModelError(f"{BUCKETS} = {fields[BUCKETS]!r} in config.json is not supported; only {wanted} is")
 
 
-def _activation(fields: Mapping[str, Any]) -> str:
+def _activation(spec: EncoderSpec, fields: Mapping[str, Any]) -> str:
     name = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
     activation = "gelu_pytorch_tanh" if fields[name] == "gelu_new" else fields[name]  # two names of one function
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(
-            f"the activation {activation!r} in config.json is not supported ({name}); "
+            f"the activation {activation!r} in config.json is not supported ({spec.spelled(name)}); "
             f"supported are {', '.join(ACTIVATIONS)}"
         )
     return activation
 
 
 def _classic(spec: EncoderSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
-    layers, first = fields["num_hidden_layers"], fields["pad_token_id"] + 1 if spec.counts_from_pad else 0
+    layers, first = fields["num_hidden_layers"], spec.first_position
+    if spec.counts_from_pad:
+        first = fields["pad_token_id"] + 1
     places = fields["max_position_embeddings"]
     if places <= first:
         raise ModelError(
             f"max_position_embeddings = {places} in config.json leaves no room: positions begin at {first} here,"
             " behind pad_token_id"
         )
+    known = {name: fields[name] for name in spec.defaults}  # a field of another family counts for nothing
+    embedding = known.get("embedding_size", 0)
     return {
         "context": places - first,
         "first_position": first,
         "windows": (None,) * layers,
         "ropes": (None,) * layers,
-        "norm_eps": fields["layer_norm_eps"],
-        "token_types": fields["type_vocab_size"],
+        "embedding_size": 0 if embedding == fields["hidden_size"] else embedding,
+        "norm_eps": known["layer_norm_eps"],
+        "token_types": known.get("type_vocab_size", 0),
+        "buckets": known.get(BUCKETS, 0),
         "embed_dropout": fields["hidden_dropout_prob"],
         "hidden_dropout": fields["hidden_dropout_prob"],
         "attention_dropout": fields["attention_probs_dropout_prob"],
+    }
+
+
+def _deberta(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What DeBERTa-v2 and v3 have beside BERT's kind."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    only = {"embedding_size": width, "pooler_hidden_size": width, "attention_head_size": width // heads}
+    for name, value in (only | {"pooler_dropout": 0}).items():
+        if fields.get(name, value) != value:
+            raise ModelError(f"{name} = {fields[name]!r} in config.json is not supported; only {value} is")
+    convolution = None
+    if size := fields["conv_kernel_size"]:
+        convolution = Convolution(size, fields["conv_groups"], fields["conv_act"])
+        if size % 2 == 0 or width % convolution.groups or convolution.activation not in ("tanh", *ACTIVATIONS):
+            raise ModelError(f"in config.json, {convolution.to_hf()} are not supported for hidden_size = {width}")
+    return {
+        "distances": Distances.from_hf(fields, fields["max_position_embeddings"]),
+        "convolution": convolution,
+        "positions": bool(fields["position_biased_input"]),
     }
 
 
@@ -262,6 +265,7 @@ def _modern(fields: Mapping[str, Any]) -> dict[str, Any]:
         "context": context,
         "windows": windows,
         "ropes": tuple(ropes[SLIDING if window else FULL] for window in windows),
+        "positions": False,
         "norm_eps": fields["norm_eps"],
         "attention_bias": bool(fields.get("attention_bias")),
         "mlp_bias": bool(fields.get("mlp_bias")),

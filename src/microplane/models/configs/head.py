@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 from microplane.errors import ModelError
 from microplane.models.configs import decoder as decoder_config
-from microplane.models.configs import encoder as encoder_config
+from microplane.models.configs import encoder_families
 from microplane.models.configs import t5 as t5_config
+from microplane.models.configs.form import Form
 from microplane.nn.layers import ACTIVATIONS
 
 Task = Literal["classification", "multilabel", "regression", "tokens"]
@@ -30,46 +31,24 @@ OWN = "task_head"  # our entry in config.json, and what the names of its tensors
 HIDDEN_ACTIVATIONS = ("tanh", *ACTIVATIONS)  # of a head's hidden layer
 
 
-@dataclass(frozen=True)
-class Form:
-    """How one of Hugging Face's classes lays out its head."""
-
-    plain: str  # the architecture that it stands on
-    out: str  # what its last linear layer is called
-    prefix: str = ""  # what stands before the names of the model beneath
-    tokens: bool = False  # one prediction for each token
-    dense: str | None = None  # what the linear layer before it is called
-    norm: str | None = None  # and the norm behind that
-    dropout_first: bool = False  # dropout also before the hidden layer
-    out_bias: bool = True
-    poolings: tuple[str, ...] = ("cls",)
-
-
 def _encoder_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain, family in encoder_config.SPECS.items():
-        name, prefix = plain.removesuffix("Model"), family.prefix
-        if family.modern:
-            sequence = Form(plain, "classifier", prefix, dense="head.dense", norm="head.norm", poolings=("cls", "mean"))
-            tokens = replace(sequence, tokens=True)
-        else:
-            tokens = Form(plain, "classifier", prefix, tokens=True)
-            if family.counts_from_pad:  # as RoBERTa
-                sequence = Form(plain, "classifier.out_proj", prefix, dense="classifier.dense", dropout_first=True)
-            else:
-                sequence = Form(plain, "classifier", prefix, dense="bert.pooler.dense")
-        forms |= {f"{name}ForSequenceClassification": sequence, f"{name}ForTokenClassification": tokens}
+    for plain, family in encoder_families.SPECS.items():
+        name = plain.removesuffix("Model")
+        forms[f"{name}ForSequenceClassification"] = replace(family.rows, plain=plain, prefix=family.prefix)
+        forms[f"{name}ForTokenClassification"] = replace(family.tokens, plain=plain, prefix=family.prefix)
     return forms
 
 
 def _other_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain in decoder_config.SPECS:
+    for plain, family in decoder_config.SPECS.items():
         name = plain.removesuffix("ForCausalLM")
         name = "Gemma3Text" if name == "Gemma3" else name
         sequence = Form(plain, "score", out_bias=False, poolings=("last",))
-        forms[f"{name}ForSequenceClassification"] = sequence
-        if name != "Gemma3Text":  # there is no such class
+        if family.labels_rows:
+            forms[f"{name}ForSequenceClassification"] = sequence
+        if family.labels_tokens:
             forms[f"{name}ForTokenClassification"] = Form(plain, "score", tokens=True)
     for plain in t5_config.ARCHITECTURES:
         forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(
@@ -129,9 +108,12 @@ class HeadConfig:
         fields |= {"architectures": [self.form]}
         if self.form not in FORMS:  # of a family without an implementation here
             return fields
-        fields |= {"classifier_dropout": self.dropout}
+        if (called := FORMS[self.form].dropout) is not None:
+            fields |= {called: self.dropout}
+        if (told := FORMS[self.form].activation_field) is not None:
+            fields |= {told: self.activation}
         if FORMS[self.form].norm:
-            fields |= {"classifier_bias": self.dense_bias, "classifier_activation": self.activation}
+            fields |= {"classifier_bias": self.dense_bias}
             fields |= {} if FORMS[self.form].tokens else {"classifier_pooling": self.pooling}
         return fields
 
@@ -191,13 +173,8 @@ def shaped(
 ) -> HeadConfig:
     """A head as Hugging Face's class `form` makes it from the fields of a config.json."""
     if FORMS[form].norm is None:
-        return HeadConfig(task, labels, width, pooling, form, _dropout(form, config) if dropout is None else dropout)
-    activation = config.get("classifier_activation", "gelu")
-    if activation not in HIDDEN_ACTIVATIONS:
-        raise ModelError(
-            f"classifier_activation = {activation!r} in config.json is not supported; supported are "
-            f"{', '.join(HIDDEN_ACTIVATIONS)}"
-        )
+        share = _dropout(form, config) if dropout is None else dropout
+        return HeadConfig(task, labels, width, pooling, form, share, _activation(FORMS[form], config))
     return HeadConfig(
         task,
         labels,
@@ -205,7 +182,7 @@ def shaped(
         pooling,
         form,
         _dropout(form, config) if dropout is None else dropout,
-        activation,
+        _activation(FORMS[form], config),
         dense_bias=bool(config.get("classifier_bias", False)),
         norm_bias=bool(config.get("norm_bias", False)),
         norm_eps=config.get("norm_eps", 1e-5),
@@ -248,13 +225,28 @@ def _task(config: Mapping[str, Any], labels: int) -> str:
     raise ModelError(f"problem_type = {problem!r} in config.json: expected one of {', '.join(PROBLEMS.values())}")
 
 
+def _activation(layout: Form, config: Mapping[str, Any]) -> str:
+    """Of a head's hidden layer."""
+    name = layout.activation_field
+    activation: str = config.get(name, layout.activation) if name else layout.activation
+    if activation not in HIDDEN_ACTIVATIONS:
+        raise ModelError(
+            f"{name} = {activation!r} in config.json is not supported; supported are {', '.join(HIDDEN_ACTIVATIONS)}"
+        )
+    return activation
+
+
 def _dropout(form: str, config: Mapping[str, Any]) -> float:
-    share = config.get("classifier_dropout")
-    if share is None and FORMS[form].plain in encoder_config.SPECS:
-        share = config.get("hidden_dropout_prob", 0.0 if FORMS[form].norm else 0.1)
+    layout = FORMS[form]
+    called, family = layout.dropout, encoder_families.SPECS.get(layout.plain)
+    share = config.get(called) if called else None
+    if share is None and family is not None:
+        share = family.defaults.get(called or "")
+        usual = config.get(family.spelled("hidden_dropout_prob"), 0.0 if layout.norm else 0.1)
+        share = usual if share is None else share
     if share is None:
-        share = 0.1 if FORMS[form].tokens else 0.0
-    return _share(share, "classifier_dropout")
+        share = 0.1 if layout.tokens else 0.0
+    return _share(share, called or "hidden_dropout_prob")
 
 
 def _share(share: Any, name: str) -> float:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
-from microplane.models.configs.head import OWN, PER_TOKEN, POOLINGS, Form, HeadConfig, head_of_class
+from microplane.models.configs.form import Form
+from microplane.models.configs.head import OWN, PER_TOKEN, POOLINGS, HeadConfig, head_of_class
 from microplane.models.external.any_module import map_modules
 from microplane.models.external.class_head import ClassHead, fill_new, head_parts
 from microplane.models.external.library import (

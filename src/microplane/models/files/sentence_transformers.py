@@ -9,7 +9,8 @@ from microplane.errors import ModelError
 from microplane.files import read_object, write_aside
 
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
-BESIDE = (MODULES, POOLING, "config_sentence_transformers.json", "sentence_bert_config.json", "2_Normalize/config.json")
+LENGTHS = "sentence_bert_config.json"
+BESIDE = (MODULES, POOLING, "config_sentence_transformers.json", LENGTHS, "2_Normalize/config.json")
 KNOWN = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
 KNOWN |= {"mean_sqrt_len_tokens": "mean"}  # of another length, and embeddings have length 1
 
@@ -24,6 +25,18 @@ def sentence_pooling(folder: Path) -> str | None:
         return None
     modes = list(_modes(folder / POOLING))
     return KNOWN.get(modes[0], modes[0]) if len(modes) == 1 else " with ".join(modes) or None
+
+
+def sentence_tokens(folder: Path) -> int | None:
+    """How many tokens of a sentence are read, where the folder says it: no more than the model was trained with.
+
+    Raises:
+        ModelError: if the file is damaged.
+    """
+    if not folder.is_dir() or not (folder / LENGTHS).is_file():
+        return None
+    told = read_object(folder / LENGTHS, ModelError).get("max_seq_length")
+    return told if isinstance(told, int) and told > 0 else None
 
 
 def copy_settings(folder: Path, to: Path) -> None:

@@ -1,0 +1,166 @@
+"""A step of LoRA on the shapes of families that people bring: Microplane against transformers + peft, in turn.
+
+    python benchmarks/families.py [--steps 12] [--pairs 5] [--shapes deberta mpnet ...]
+
+Random weights of the released sizes in bfloat16, the same rows of unequal length in the same batches, rank 8 on all
+linear layers of the blocks, AdamW; each side in a process of its own. Prints a line for each shape, and writes
+results/families_<date>.json. GPT-2 and BART run through transformers on both sides: that shows what is added there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import WARM_STEPS, environment, peak_rss, spread
+
+HERE = Path(__file__).parent
+ROWS, RANK, LABELS = 16, 8, 3
+LENGTHS = [128, 96, 77, 64, 60, 51, 47, 40, 38, 33, 30, 24, 19, 15, 12, 9]  # as short texts are: half of a rectangle
+V3 = {
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "max_relative_positions": -1,
+    "layer_norm_eps": 1e-7,
+    "type_vocab_size": 0,
+}
+SIZES = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {  # model_type, fields
+    "deberta": ("deberta-v2", SIZES | V3 | {"num_hidden_layers": 6, "vocab_size": 128_100}),  # deberta-v3-small
+    "mpnet": ("mpnet", SIZES | {"num_hidden_layers": 12, "max_position_embeddings": 514}),
+    "distilbert": ("distilbert", {}),
+    "gpt2": ("gpt2", {}),
+    "bart": ("bart", {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072,
+                      "decoder_ffn_dim": 3072, "encoder_attention_heads": 12, "decoder_attention_heads": 12}),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--side", choices=SIDES, help="what a process of its own is asked for")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(SIDES[options.side](options.folder, options.shapes[0], options.steps)))
+        return
+    about, found = environment(), {}
+    for shape in options.shapes:
+        with tempfile.TemporaryDirectory() as name:
+            build(shape, Path(name))
+            found[shape] = [pair(Path(name), shape, options.steps) for _ in range(options.pairs)]
+        ratios = {
+            key: spread([one["peer"][key] / one["ours"][key] for one in found[shape]]) for key in ("step", "peak")
+        }
+        print(f"{shape}: a step of the peer takes {ratios['step']} of ours, its memory {ratios['peak']}", flush=True)
+    path = HERE / "results" / f"families_{about['date'][:10]}.json"
+    path.write_text(json.dumps({"what": "a step of LoRA by family", **about, "pairs": found}, indent=1) + "\n")
+
+
+def build(shape: str, folder: Path) -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    kind, fields = SHAPES[shape]
+    autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **fields)
+    autos.get(shape, AutoModel).from_config(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def pair(folder: Path, shape: str, steps: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for side in SIDES:
+        command = [sys.executable, __file__, "--side", side, "--folder", folder, "--shapes", shape, "--steps", steps]
+        done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+        found[side] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def rows() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(5, 20_000, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def timed(step: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], steps: int) -> dict[str, float]:
+    optimizer, seconds = torch.optim.AdamW(parameters, 1e-4), []
+    for _ in range(steps + WARM_STEPS):
+        began = time.perf_counter()
+        step().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    return {"step": statistics.median(seconds[WARM_STEPS:]), "peak": float(peak_rss())}
+
+
+def ours(folder: Path, shape: str, steps: int) -> dict[str, float]:
+    from microplane.methods import make_method
+    from microplane.methods.method import attach_method, trainable
+    from microplane.models.files.load import load_model
+    from microplane.models.heads import add_head, task_scores
+    from microplane.nn.rows import Pairs, Rows
+
+    model = load_model(folder, torch.bfloat16)
+    told, generator = rows(), torch.Generator().manual_seed(1)
+    if model.KIND == "encoder":
+        add_head(model, "classification", ("a", "b", "c"), "cls")
+    attach_method(make_method({"name": "lora", "rank": RANK}), model)
+    labels = torch.randint(LABELS, (ROWS,), generator=generator)
+
+    def step() -> torch.Tensor:
+        if model.KIND == "encoder":
+            return torch.nn.functional.cross_entropy(task_scores(model, Rows.of(told)), labels)
+        batch = Rows.of(told)
+        hidden = model(batch if model.KIND == "decoder" else Pairs(batch, batch))
+        last = torch.ones(len(batch.ids), dtype=torch.bool).index_fill(0, batch.last, False)
+        return torch.nn.functional.cross_entropy(model.logits(hidden[last]).float(), batch.ids.roll(-1)[last])
+
+    model.train()
+    return timed(step, list(trainable(model).values()), steps)
+
+
+def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
+    """As one who knows both would write it: padded to the longest of the batch, torch's own attention."""
+    import peft
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+    auto = autos.get(shape, AutoModelForSequenceClassification)
+    more = {} if shape in autos else {"num_labels": LABELS}
+    net = auto.from_pretrained(folder, dtype=torch.bfloat16, **more)
+    kind = "SEQ_CLS" if more else "CAUSAL_LM" if shape == "gpt2" else "SEQ_2_SEQ_LM"
+    model = peft.get_peft_model(net, peft.LoraConfig(r=RANK, task_type=kind, target_modules="all-linear"))
+    told, longest = rows(), max(LENGTHS)
+    ids = torch.tensor([row + [1] * (longest - len(row)) for row in told])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in told])
+    classes = torch.randint(LABELS, (ROWS,), generator=torch.Generator().manual_seed(1))
+    labels = classes if more else ids.masked_fill(mask == 0, -100)
+
+    def step() -> torch.Tensor:
+        loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return loss
+
+    model.train()
+    return timed(step, [parameter for parameter in model.parameters() if parameter.requires_grad], steps)
+
+
+SIDES: dict[str, Callable[[Path, str, int], dict[str, float]]] = {"ours": ours, "peer": peer}
+
+
+if __name__ == "__main__":
+    main()

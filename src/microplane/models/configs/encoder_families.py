@@ -1,0 +1,261 @@
+"""The encoder families: what a config.json leaves out, how Hugging Face calls the modules, how its heads are laid out.
+
+A new family is an entry in `SPECS`, and in models/encoder.py what it computes otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from microplane.models.configs.form import Form
+
+
+@dataclass(frozen=True)
+class Names:
+    """Our module -> Hugging Face's, in the model without a head."""
+
+    stack: str  # the list of blocks
+    tables: Mapping[str, str]  # what has a weight alone
+    around: Mapping[str, str]  # what has a bias too, outside of the blocks; where the configuration has it
+    block: Mapping[str, str]
+    unused: tuple[str, ...]  # modules of heads of pre-training
+    kept: tuple[str, ...] = ()  # those of their modules that a task head may begin with
+    has_pooler: bool = False  # whether Hugging Face's model without a head contains them
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Properties of an architecture that its config.json does not say."""
+
+    model_type: str
+    prefix: str  # what stands before the names of its tensors in a model with a head
+    defaults: dict[str, Any]  # of fields that config.json may leave out
+    names: Names
+    rows: Form  # the head of Hugging Face's class that labels rows; `plain` and `prefix` are filled in
+    tokens: Form = Form("", "classifier", tokens=True)  # noqa: RUF009 - frozen
+    fields: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> how this family spells it
+    modern: bool = False  # ModernBERT's block: norms before, fused gated feed-forward, rotary positions, windows
+    counts_from_pad: bool = False  # positions begin behind the number of the pad token
+    first_position: int = 0  # or always here
+    drops_attention: bool = True  # dropout of the attention's output, as of the feed-forward layer's
+
+    def spelled(self, name: str) -> str:
+        return self.fields.get(name, name)
+
+
+BERT = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+NO_SEGMENTS = {name: value for name, value in BERT.items() if name != "type_vocab_size"}
+ROBERTA = BERT | {"vocab_size": 50265, "pad_token_id": 1}
+MODERNBERT: dict[str, Any] = {
+    "vocab_size": 50368,
+    "hidden_size": 768,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "intermediate_size": 1152,
+    "hidden_activation": "gelu",
+    "max_position_embeddings": 8192,
+    "norm_eps": 1e-5,
+    "local_attention": 128,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160_000.0,
+    "local_rope_theta": 10_000.0,
+    "pad_token_id": 50283,
+}
+DISTILBERT = NO_SEGMENTS | {"num_hidden_layers": 6, "seq_classif_dropout": 0.2}
+ELECTRA = BERT | {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+MPNET = NO_SEGMENTS | {"vocab_size": 30527, "pad_token_id": 1, "relative_attention_num_buckets": 32}
+DEBERTA = NO_SEGMENTS | {
+    "vocab_size": 128100,
+    "hidden_size": 1536,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 24,
+    "intermediate_size": 6144,
+    "layer_norm_eps": 1e-7,
+    "type_vocab_size": 0,
+    "position_biased_input": True,
+    "conv_kernel_size": 0,
+    "conv_groups": 1,
+    "conv_act": "tanh",
+    "pos_att_type": [],  # and the other fields of `nn.disentangled.Distances`
+}
+
+WORDS = {"embed": "embeddings.word_embeddings", "positions": "embeddings.position_embeddings"}
+SEGMENTS = WORDS | {"types": "embeddings.token_type_embeddings"}
+BERT_BLOCK = {
+    "attention.q": "attention.self.query",
+    "attention.k": "attention.self.key",
+    "attention.v": "attention.self.value",
+    "attention.o": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+BERT_NAMES = Names(
+    stack="encoder.layer",
+    tables=SEGMENTS,
+    around={"embed_norm": "embeddings.LayerNorm"},
+    block=BERT_BLOCK,
+    unused=("cls", "lm_head", "pooler"),
+    kept=("pooler.dense",),
+    has_pooler=True,
+)
+MODERNBERT_NAMES = Names(
+    stack="layers",
+    tables={"embed": "embeddings.tok_embeddings"},
+    around={"embed_norm": "embeddings.norm", "norm": "final_norm"},
+    block={
+        "attention_norm": "attn_norm",
+        "attention.qkv": "attn.Wqkv",
+        "attention.o": "attn.Wo",
+        "mlp_norm": "mlp_norm",
+        "mlp.gate_up": "mlp.Wi",
+        "mlp.down": "mlp.Wo",
+    },
+    unused=("head", "decoder"),
+    kept=("head.dense", "head.norm"),
+)
+DISTILBERT_NAMES = Names(
+    stack="transformer.layer",
+    tables=WORDS,
+    around={"embed_norm": "embeddings.LayerNorm"},
+    block={
+        **{f"attention.{role}": f"attention.{role}_lin" for role in ("q", "k", "v")},
+        "attention.o": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "mlp.up": "ffn.lin1",
+        "mlp.down": "ffn.lin2",
+        "mlp_norm": "output_layer_norm",
+    },
+    unused=("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+)
+ELECTRA_NAMES = Names(
+    stack="encoder.layer",
+    tables=SEGMENTS,
+    around={"embed_norm": "embeddings.LayerNorm", "embed_project": "embeddings_project"},
+    block=BERT_BLOCK,
+    unused=("discriminator_predictions", "generator_predictions", "generator_lm_head"),
+)
+MPNET_NAMES = Names(
+    stack="encoder.layer",
+    tables=WORDS | {"relative": "encoder.relative_attention_bias"},
+    around={"embed_norm": "embeddings.LayerNorm"},
+    block={
+        **{f"attention.{role}": f"attention.attn.{role}" for role in ("q", "k", "v", "o")},
+        "attention_norm": "attention.LayerNorm",
+        **{name: theirs for name, theirs in BERT_BLOCK.items() if name.startswith("mlp")},
+    },
+    unused=("lm_head", "pooler"),
+    kept=("pooler.dense",),
+    has_pooler=True,
+)
+DEBERTA_NAMES = Names(
+    stack="encoder.layer",
+    tables=SEGMENTS | {"distances.table": "encoder.rel_embeddings"},
+    around={
+        "embed_norm": "embeddings.LayerNorm",
+        "distances.norm": "encoder.LayerNorm",
+        "conv.conv": "encoder.conv.conv",
+        "conv.norm": "encoder.conv.LayerNorm",
+    },
+    block=BERT_BLOCK
+    | {
+        "attention.q": "attention.self.query_proj",
+        "attention.k": "attention.self.key_proj",
+        "attention.v": "attention.self.value_proj",
+        "attention.distance_k": "attention.self.pos_key_proj",
+        "attention.distance_q": "attention.self.pos_query_proj",
+    },
+    unused=("cls", "lm_predictions", "mask_predictions", "pooler"),
+    kept=("pooler.dense",),
+)
+
+BERT_ROWS = Form("", "classifier", dense="bert.pooler.dense")
+ROBERTA_ROWS = Form("", "classifier.out_proj", dense="classifier.dense", dropout_first=True)
+MODERN_ROWS = Form(
+    *("", "classifier"),
+    dense="head.dense",
+    norm="head.norm",
+    activation="gelu",
+    activation_field="classifier_activation",
+    poolings=("cls", "mean"),
+)
+
+SPECS = {
+    "BertModel": EncoderSpec("bert", "bert.", BERT, BERT_NAMES, BERT_ROWS),
+    "RobertaModel": EncoderSpec("roberta", "roberta.", ROBERTA, BERT_NAMES, ROBERTA_ROWS, counts_from_pad=True),
+    "XLMRobertaModel": EncoderSpec(
+        "xlm-roberta", "roberta.", ROBERTA | {"vocab_size": 30522}, BERT_NAMES, ROBERTA_ROWS, counts_from_pad=True
+    ),
+    "ModernBertModel": EncoderSpec(
+        *("modernbert", "model.", MODERNBERT, MODERNBERT_NAMES),
+        rows=MODERN_ROWS,
+        tokens=replace(MODERN_ROWS, tokens=True),
+        modern=True,
+    ),
+    "DistilBertModel": EncoderSpec(
+        *("distilbert", "distilbert.", DISTILBERT, DISTILBERT_NAMES),
+        rows=Form("", "classifier", dense="pre_classifier", activation="relu", dropout="seq_classif_dropout"),
+        tokens=Form("", "classifier", tokens=True, dropout=None),
+        fields={
+            "hidden_size": "dim",
+            "intermediate_size": "hidden_dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "hidden_act": "activation",
+            "hidden_dropout_prob": "dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+        },
+        drops_attention=False,
+    ),
+    "ElectraModel": EncoderSpec(
+        *("electra", "electra.", ELECTRA, ELECTRA_NAMES),
+        rows=Form("", "classifier.out_proj", dense="classifier.dense", activation="gelu", dropout_first=True),
+    ),
+    "MPNetModel": EncoderSpec(
+        *("mpnet", "mpnet.", MPNET, MPNET_NAMES),
+        rows=Form("", "classifier.out_proj", dense="classifier.dense", dropout_first=True, dropout=None),
+        tokens=Form("", "classifier", tokens=True, dropout=None),
+        first_position=2,
+    ),
+    "DebertaV2Model": EncoderSpec(
+        *("deberta-v2", "deberta.", DEBERTA, DEBERTA_NAMES),
+        rows=Form(
+            *("", "classifier"),
+            dense="pooler.dense",
+            activation="gelu",
+            activation_field="pooler_hidden_act",
+            dropout="cls_dropout",
+        ),
+        tokens=Form("", "classifier", tokens=True, dropout=None),
+    ),
+}
+PRETRAINED = {  # a model with the head of its pre-training, which is of no use here -> the model alone
+    "BertForMaskedLM": "BertModel",
+    "BertForPreTraining": "BertModel",
+    "RobertaForMaskedLM": "RobertaModel",
+    "XLMRobertaForMaskedLM": "XLMRobertaModel",
+    "ModernBertForMaskedLM": "ModernBertModel",
+    "DistilBertForMaskedLM": "DistilBertModel",
+    "ElectraForPreTraining": "ElectraModel",
+    "ElectraForMaskedLM": "ElectraModel",
+    "MPNetForMaskedLM": "MPNetModel",
+    "DebertaV2ForMaskedLM": "DebertaV2Model",
+}
+ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
+ARCHITECTURES |= {name: SPECS[plain].model_type for name, plain in PRETRAINED.items()}
