@@ -139,6 +139,8 @@ class Trials:
         sets["eval.metrics"] = "[auto]"
         if answering:  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
+        if trial.stage == "final" and trial.seed == 0:
+            sets["eval.speed"] = "true"
         if trial.stage == "final" and plan.general:
             sets["eval.general"] = plan.general
             sets["eval.shots"] = str(plan.set.get("eval.shots", SHOTS))
