@@ -23,7 +23,7 @@ from microplane.models.configs.encoder import ARCHITECTURES, SPECS, EncoderConfi
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
-from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
+from microplane.nn.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, gated
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
 from microplane.nn.prompt_socket import PromptSocket
@@ -144,10 +144,10 @@ class Encoder(Model):
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
         D, places = config.hidden_size, config.context + config.first_position
-        self.embed = nn.Embedding(config.vocab_size, D)
+        self.embed = Embedding(config.vocab_size, D)
         self.prompt_socket = PromptSocket()
-        self.positions = None if config.modern else nn.Embedding(places, D)
-        self.types = nn.Embedding(config.token_types, D) if config.token_types else None
+        self.positions = None if config.modern else Embedding(places, D)
+        self.types = Embedding(config.token_types, D) if config.token_types else None
         self.embed_norm = norm_of(config)
         blocks = [ModernBlock(config, i) if config.modern else Block(config) for i in range(config.num_layers)]
         self.layers = nn.ModuleList(blocks)
