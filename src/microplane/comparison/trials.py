@@ -139,11 +139,11 @@ class Trials:
         sets["eval.metrics"] = "[auto]"
         if answering:  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
-        if trial.stage == "final" and trial.seed == 0:
-            sets["eval.speed"] = "true"
-        if trial.stage == "final" and plan.general:
-            sets["eval.general"] = plan.general
-            sets["eval.shots"] = str(plan.set.get("eval.shots", SHOTS))
+        if trial.stage == "final":
+            sets["eval.speed"] = json.dumps(trial.seed == 0)
+            if plan.general:
+                sets["eval.general"] = plan.general
+                sets["eval.shots"] = str(plan.set.get("eval.shots", SHOTS))
         if trial.stage == "part":
             sets["data.train"] = plan.rows.parts[str(trial.percent)]
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
