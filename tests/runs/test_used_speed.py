@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import microplane
+from microplane.errors import MicroplaneWarning, ModelError
 from microplane.exports.formats import FORMATS
 from microplane.exports.ways import VLLM, ways
 from microplane.methods import METHODS, make_method
@@ -41,6 +42,18 @@ def test_it_is_not_timed_unasked_and_not_without_room(tmp_path, monkeypatch):
     assert "speed" not in microplane.train(model, asked(40), set=sets).result
     monkeypatch.setattr(used_speed, "_opened", lambda *how: pytest.fail("opened"))
     assert "speed" not in microplane.train(model, asked(40), set=sets | {"eval.speed": False}).result
+
+
+def test_a_run_is_done_where_it_cannot_be_opened_again(tmp_path, monkeypatch):
+    def gone(*how):
+        raise ModelError("its base is in no file")
+
+    model, sets = save_tiny_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs")}
+    monkeypatch.setattr(used_speed, "_opened", gone)
+    with pytest.warns(MicroplaneWarning, match="not measured: its base is in no file"):
+        run = microplane.train(model, asked(40), set=sets)
+    assert run.result["status"] == "success"
+    assert "speed" not in run.result
 
 
 def found(model, name: str) -> set[str]:

@@ -12,6 +12,7 @@ from statistics import median
 import torch
 
 from microplane.config.knobs import GenerateKnobs
+from microplane.errors import MicroplaneError, first_line, notice
 from microplane.evaluation.evaluate import choose_rows
 from microplane.hardware import free_memory
 from microplane.inference.generate import generate
@@ -45,10 +46,14 @@ class UsedSpeed:
 
 
 def used_speed(prepared: Prepared, folder: Path) -> UsedSpeed | None:
-    """Of what a run has saved; None where nobody asks, or there is no memory to open it once more."""
+    """Of what a run has saved; None where nobody asks, or it cannot be opened once more, for want of memory too."""
     if not prepared.config.eval.speed or 4 * weight_count(prepared.shapes.plain) > free_memory() / 2:
         return None
-    model = _opened(prepared, folder)
+    try:
+        model = _opened(prepared, folder)
+    except MicroplaneError as error:  # as of new weights, which no file holds: the run is done all the same
+        notice(f"the speed in use was not measured: {first_line(error)}")
+        return None
     writes = not prepared.objective.needs_head
     work, done = _writing(prepared, model) if writes else _labelling(prepared, model)
     with in_eval_mode(model), torch.no_grad():
