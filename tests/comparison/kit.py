@@ -74,7 +74,7 @@ def in_this_process(monkeypatch, fails=lambda trial: None) -> list[str]:
 def table(folder: Path) -> dict:
     """What a comparison came to, without what the clock and the place say."""
     result = json.loads((folder / "comparison.json").read_text())
-    clock = ("seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes")
+    clock = ("seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes", "speed")
     result["methods"] = [{k: v for k, v in row.items() if k not in clock} for row in result["methods"]]
     keep = ("answer", "notes", "metric", "methods", "failed", "baselines", "search", "curves", "rows", "learning_curve")
     lines = ("method", "stage", "lr", "steps", "seed", "status", "reason", "validation_loss", "tokens", "best_step")

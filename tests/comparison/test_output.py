@@ -21,6 +21,8 @@ def result(share=True, name="lora"):
         "trainable_parameters": 589_824,
         "adapter_bytes": 2_400_000,
         "forgetting": {"before": 3.2, "after": 3.2312, "difference": 0.0312, "by_seed": [0.0312]},
+        "speed": {"per_second": 312.4, "unit": "tokens", "merged": True},
+        "ways": ["hf", "gguf"],
     }
     row |= dict.fromkeys(set(output.FIGURES) - row.keys(), 1.5)
     base = {"name": "TF-IDF + logistic regression", "score": {"value": 0.789, "low": 0.76, "high": 0.81}}
@@ -41,11 +43,12 @@ def result(share=True, name="lora"):
 @pytest.mark.parametrize("name", ["lora", "a-method-of-a-package-with-a-long-name"])
 def test_the_table_fits_a_terminal(name):
     lines = output.terminal(result(name=name))
-    table = [line for line in lines if not line.startswith(("*", "!", "Forgetting", "  "))]
+    table = [line for line in lines if not line.startswith(("*", "!", "In use", "Forgetting", "  "))]
     assert all(len(line) <= 80 for line in lines)
     assert len(table) == 4
     told = " ".join(" ".join(lines).split())
     assert told.endswith(f"Forgetting (loss on general text, after less before): {name} +0.031")
+    assert f"In use: {name} 312 tokens/s" in told
     assert "84.6%" in table[1]
     assert "82.0 to 87.1" in table[1]
     assert "+1.2 *" in table[1]
@@ -64,8 +67,10 @@ def test_markdown_and_csv_have_all_rows():
     head, first, base = output.comma_separated(result()).splitlines()
     assert head.startswith("name,kind,score,low,high,lr,seconds")
     assert first.startswith("lora,method,0.846,0.82,0.871,0.000316,3723.0")
-    assert (head.split(",")[-1], first.split(",")[-1]) == ("forgetting", "0.0312")
-    assert text.splitlines()[6].endswith("| 2.4 MB | +0.031 |")
+    told = dict(zip(head.split(","), first.split(","), strict=True))
+    assert (told["forgetting"], told["speed_per_second"], told["speed_unit"]) == ("0.0312", "312.4", "tokens")
+    assert told["ways"] == "hf gguf"
+    assert text.splitlines()[6].endswith("| 2.4 MB | 1.5 | 312 tokens/s | +1.5 | +0.031 | hf, gguf |")
     assert base == "TF-IDF + logistic regression,baseline,0.789,0.76,0.81"
 
 

@@ -107,6 +107,7 @@ CASES = {
     "eval.metrics": Case(("chrf",)),
     "eval.rows": Case(1),
     "eval.general": Case("default"),
+    "eval.speed": Case(),
     "eval.shots": Case(1, beside={"eval.max_new_tokens": 3}),
 }
 ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run: test_edges.py

@@ -169,8 +169,10 @@ class Heard:
 def test_it_is_decided_once(tmp_path, monkeypatch):
     """A run that goes on takes what was found, also where it was killed before run.yaml had it."""
     encoder, sets = encoder_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs")}
-    run = microplane.train(encoder, reviews(), method="auto", set=sets)
+    said: list[str] = []
+    run = microplane.train(encoder, reviews(), method="auto", set=sets, watch=Heard(said))
     assert [one["name"] for one in run.result["choice"]["candidates"]] == ["lora", "full", "head-only"]
+    assert sum("BertTokenizerFast" in line for line in said) <= 1  # of the trials nothing is heard
     monkeypatch.setattr(method_search, "fit", lambda *how, **knobs: pytest.fail("tried again"))
     longer = microplane.resume(run.folder, set={"train.steps": 110})
     assert longer.result["choice"] == run.result["choice"]

@@ -34,6 +34,9 @@ LearningCurve = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where it is kept; a new folder.")]
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with this comparison.")]
+Parallel = Annotated[
+    int, typer.Option("--parallel", metavar="N", help="Trials at once, each in a process with its part of the cores.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only list the trials and forecast time and memory from a few steps of each.")
 ]
@@ -53,6 +56,7 @@ def compare(
     set: Set = None,
     out: Out = None,
     resume: Resume = None,
+    parallel: Parallel = 1,
     dry_run: DryRun = False,
     json_: Annotated[bool, typer.Option("--json", help="Print comparison.json; progress to standard error.")] = False,
     quiet: Quiet = False,
@@ -72,7 +76,7 @@ def compare(
         if dry_run:
             _tell_forecast(comparison.forecast(model, data, seeds=seeds, **given))
             return
-        done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, **given)
+        done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, parallel=parallel, **given)
     if json_:
         typer.echo(json_line(done.result))
         return

@@ -83,6 +83,7 @@ def compare(
     set: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    parallel: int = 1,
     watch: Watcher | None = None,
 ) -> Comparison:
     """Compare methods on your data: each at its own best learning rate, with several seeds, on rows kept for the test.
@@ -102,25 +103,30 @@ def compare(
         set: more knobs for all trials, by dotted name; knobs of methods go to those that have them.
         out: the folder, which must be new; `runs/compare-<model>-<data>` otherwise.
         resume: the folder of a comparison that goes on, instead of all the above.
+        parallel: trials at once, each in a process of its own with its part of the processor; their times are then
+            those of a shared machine.
         watch: is told what happens.
 
     Raises:
         MicroplaneError: for anything that is wrong; trials that are done stay done.
     """
     watch = watch or Silent()
+    check_type(parallel, "parallel", int, "a number of trials at once")
+    if parallel < 1:
+        raise ConfigError(f"--parallel {parallel}: at least one trial has to run")
     asked = (model, data, methods, budget, tokens, steps, metric, general, learning_curve or None, set, out)
     with notices_to(watch.say):
         if resume is not None:
             if any(one is not None for one in asked[2:]):
                 raise ConfigError(f"--resume {resume} takes everything from that comparison; give it alone")
-            return _go_on(Path(resume), model, data, watch)
+            return _go_on(Path(resume), model, data, parallel, watch)
         folder = _new_folder(out, model, data)
         with _held(folder):
             limit = Budget.of(budget, tokens, steps)
             how = limit, seeds, metric, general, learning_curve
             plan = _planned(folder, model, data, set, methods, *how, watch)
             plan.write(folder)
-            return _carry_out(folder, plan, watch)
+            return _carry_out(folder, plan, parallel, watch)
 
 
 def forecast(
@@ -231,7 +237,7 @@ def _forget(folder: Path) -> None:
             empty.rmdir()
 
 
-def _go_on(folder: Path, model: Any, data: Any, watch: Watcher) -> Comparison:
+def _go_on(folder: Path, model: Any, data: Any, parallel: int, watch: Watcher) -> Comparison:
     plan = Plan.read(folder)
     for what, value, known in (("model", model, plan.model), ("data", data, plan.data)):
         if value is not None and str(value) != known:
@@ -240,7 +246,7 @@ def _go_on(folder: Path, model: Any, data: Any, watch: Watcher) -> Comparison:
             )
     _check_rows(folder, plan)
     with _held(folder):
-        return _carry_out(folder, plan, watch)
+        return _carry_out(folder, plan, parallel, watch)
 
 
 def _check_rows(folder: Path, plan: Plan) -> None:
@@ -257,8 +263,8 @@ def _check_rows(folder: Path, plan: Plan) -> None:
         )
 
 
-def _carry_out(folder: Path, plan: Plan, watch: Watcher) -> Comparison:
-    trials = Trials(folder, plan, watch)
+def _carry_out(folder: Path, plan: Plan, parallel: int, watch: Watcher) -> Comparison:
+    trials = Trials(folder, plan, watch, parallel)
     course = Course(trials, plan, watch)
     if plan.steps is None:
         course.probe()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from microplane.comparison.forecast import Pace, expected
 from microplane.comparison.plan import PROBE_STEPS, Plan, Trial
@@ -14,6 +16,8 @@ from microplane.data.progress import Watcher
 from microplane.report.words import duration
 
 By = dict[str, list[Outcome]]  # by method
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -52,17 +56,37 @@ class Course:
 
     def search(self) -> None:
         """Of each method the best rate."""
-        for name in self.going:
-            while rate := self._next_rate(name):
-                outcome = self._run(Trial(name, "short", rate, self.plan.lengths.short))
-                self.short.setdefault(name, []).append(outcome)
-                if outcome.reason is not None and len(self.short[name]) == 1:  # what its own rate cannot, none can
-                    self.failed[name] = outcome.reason
-                    break
-        for name in self.going:
-            for rate in finalists(self._losses(self.short[name])):
-                outcome = self._run(Trial(name, "half", rate, self.plan.lengths.half))
-                self.half.setdefault(name, []).append(outcome)
+        self._side_by_side(self._search_short, self.going)
+        halves = [
+            Trial(name, "half", rate, self.plan.lengths.half)
+            for name in self.going
+            for rate in finalists(self._losses(self.short[name]))
+        ]
+        for outcome in self._side_by_side(self._run, halves):
+            self.half.setdefault(outcome.trial.method, []).append(outcome)
+
+    def _search_short(self, name: str) -> None:
+        """At a quarter of the length: what is tried next depends on what was."""
+        while rate := self._next_rate(name):
+            outcome = self._run(Trial(name, "short", rate, self.plan.lengths.short))
+            self.short.setdefault(name, []).append(outcome)
+            if outcome.reason is not None and len(self.short[name]) == 1:  # what its own rate cannot, none can
+                self.failed[name] = outcome.reason
+                break
+
+    def _side_by_side(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Of each what comes of it, in their order: one after another, or so many at once as the trials may be."""
+        if self.trials.at_once == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(self.trials.at_once) as pool:
+            begun = [pool.submit(work, item) for item in items]
+            try:
+                return [one.result() for one in begun]
+            except BaseException:
+                for one in begun:
+                    one.cancel()
+                self.trials.stop()
+                raise
 
     def _next_rate(self, name: str) -> float | None:
         tried = self._losses(self.short.get(name, ()))
@@ -75,10 +99,13 @@ class Course:
     def finish(self) -> None:
         """All seeds of each method at its best rate, one seed of all methods after the other."""
         best = {name: best_of(self._losses(self.half[name])) for name in self.going}
-        for seed in range(self.plan.seeds):
-            for name, rate in best.items():
-                outcome = self._run(Trial(name, "final", rate, self.plan.lengths.final, seed))
-                self.finals.setdefault(name, []).append(outcome)
+        trials = [
+            Trial(name, "final", rate, self.plan.lengths.final, seed)
+            for seed in range(self.plan.seeds)
+            for name, rate in best.items()
+        ]
+        for outcome in self._side_by_side(self._run, trials):
+            self.finals.setdefault(outcome.trial.method, []).append(outcome)
         for name, runs in self.finals.items():
             if not any(run.ok for run in runs):
                 self.failed[name] = str(runs[0].reason)
@@ -86,16 +113,20 @@ class Course:
     def learn(self, name: str) -> None:
         """The method that is advised, on parts of the rows: at its rate, with as many passes and the same seeds."""
         rate, lengths = self.finals[name][0].trial.lr, self.plan.lengths
-        for seed in range(self.plan.seeds):
-            for percent in PARTS:
-                outcome = self._run(Trial(name, "part", rate, lengths.part(percent), seed, percent))
-                self.parts.setdefault(percent, []).append(outcome)
+        trials = [
+            Trial(name, "part", rate, lengths.part(percent), seed, percent)
+            for seed in range(self.plan.seeds)
+            for percent in PARTS
+        ]
+        for outcome in self._side_by_side(self._run, trials):
+            self.parts.setdefault(outcome.trial.percent, []).append(outcome)
 
     def _run(self, trial: Trial) -> Outcome:
         known = self.trials.is_done(trial)
         outcome = self.trials.run(trial)
-        self.pace.add(outcome)
-        self.watch.say(self._line(trial, outcome, known))
+        with self.trials.noting:
+            self.pace.add(outcome)
+            self.watch.say(self._line(trial, outcome, known))
         return outcome
 
     def _line(self, trial: Trial, outcome: Outcome, known: bool) -> str:
@@ -109,6 +140,7 @@ class Course:
             else:
                 waiting.append(one)
         left = self.pace.total(waiting) if waiting else None
+        left = left and left / self.trials.at_once
         at = f"{len(every) - len(waiting)}/{len(every)}" if every and trial.stage != "probe" else "probe"
         loss = outcome.validation_loss
         came = f"failed: {outcome.reason}" if not outcome.ok else f"validation loss {loss:.4g}"

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from microplane.comparison.verdict import Words
-from microplane.report.words import duration, size
+from microplane.report.words import duration, rate, size
 
 Result = Mapping[str, Any]
 COLUMNS = (
     *("method", "score", "95% interval", "to {reference}", "rate", "time", "memory", "weights", "file"),
-    "forgetting",
+    *("trained tokens/s", "speed in use", "gap", "forgetting", "can be used as"),
 )
 
 
@@ -37,7 +37,11 @@ def cells(result: Result) -> list[list[str]]:
                 size(row["peak_memory_bytes"]),
                 short_count(row["trainable_parameters"]),
                 size(row["adapter_bytes"]) if row["adapter_bytes"] else "-",
+                rate(row["trained_tokens_per_second"]) if row["trained_tokens_per_second"] else "-",
+                speed_cell(row["speed"]),
+                f"{row['gap']:+.3g}",
                 forgetting_cell(row["forgetting"]),
+                ways_cell(row),
             ]
         )
     for row in result["failed"]:
@@ -70,6 +74,18 @@ def difference_cell(words: Words, found: Mapping[str, Any] | None) -> str:
 def forgetting_cell(found: Mapping[str, float] | None) -> str:
     """`+0.031`: what the loss on general text grew by."""
     return "-" if found is None else f"{found['difference']:+.3f}"
+
+
+def speed_cell(found: Mapping[str, Any] | None) -> str:
+    """`312 tokens/s`, with a word where the adapter stays beside the base."""
+    if found is None:
+        return "-"
+    return f"{rate(found['per_second'])} {found['unit']}/s{'' if found['merged'] else ', unmerged'}"
+
+
+def ways_cell(row: Mapping[str, Any]) -> str:
+    """Where the tuned model can be used."""
+    return ", ".join(row["ways"]) or "Microplane alone"
 
 
 def _edge(result: Result, method: str) -> str:
@@ -124,9 +140,14 @@ def comma_separated(result: Result) -> str:
     """Figures of each method and baseline, unrounded."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["name", "kind", "score", "low", "high", *FIGURES, "forgetting"])
+    more = ["forgetting", "speed_per_second", "speed_unit", "ways"]
+    out.writerow(["name", "kind", "score", "low", "high", *FIGURES, *more])
     for row in result["methods"]:
-        figures = [*(row[name] for name in FIGURES), (row["forgetting"] or {}).get("difference")]
+        figures, speed = (
+            [*(row[name] for name in FIGURES), (row["forgetting"] or {}).get("difference")],
+            row["speed"] or {},
+        )
+        figures += [speed.get("per_second"), speed.get("unit"), " ".join(row["ways"])]
         out.writerow([row["method"], "method", *row["score"].values(), *figures])
     for row in result["baselines"]:
         out.writerow([row["name"], "baseline", *row["score"].values()])
@@ -149,14 +170,23 @@ def terminal(result: Result) -> list[str]:
         "  ".join([_cut(first, room).ljust(room), *map(str.rjust, rest, widths)]).rstrip() for first, *rest in table
     ]
     edge = ["!: the best rate lies on the edge of those that were tried"] if "!" in "".join(lines) else []
-    return [*lines, star(result), *edge, *_forgetting(result)]
+    return [*lines, star(result), *edge, *_in_use(result), *_forgetting(result)]
+
+
+def _in_use(result: Result) -> list[str]:
+    """How fast the tuned models are, in lines of their own, for the table has no room."""
+    found = [f"{row['method']} {speed_cell(row['speed'])}" for row in result["methods"] if row["speed"]]
+    return _wrapped(f"In use: {', '.join(found)}") if found else []
 
 
 def _forgetting(result: Result) -> list[str]:
-    """What each method forgot, in lines of their own, for the table has no room."""
+    """The same of what each method forgot."""
     found = [f"{row['method']} {forgetting_cell(row['forgetting'])}" for row in result["methods"] if row["forgetting"]]
-    told = f"Forgetting (loss on general text, after less before): {', '.join(found)}"
-    return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False) if found else []
+    return _wrapped(f"Forgetting (loss on general text, after less before): {', '.join(found)}") if found else []
+
+
+def _wrapped(told: str) -> list[str]:
+    return textwrap.wrap(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _cut(text: str, room: int) -> str:

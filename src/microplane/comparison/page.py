@@ -14,7 +14,9 @@ from microplane.comparison.output import (
     difference_cell,
     forgetting_cell,
     short_count,
+    speed_cell,
     star,
+    ways_cell,
     words_of,
 )
 from microplane.files import json_value
@@ -74,6 +76,8 @@ def _page(name: str, result: Mapping[str, Any], title: str, more: Mapping[str, A
         "between": words and (lambda score: f"{words.figure(score['low'])} to {words.figure(score['high'])}"),
         "gap": words and (lambda found: difference_cell(words, found)),
         "forgot": forgetting_cell,
+        "in_use": speed_cell,
+        "used_as": ways_cell,
         "say": {"duration": duration, "size": size, "count": short_count, "rate": rate, "number": significant},
         **more,
     }

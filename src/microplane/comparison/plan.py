@@ -44,6 +44,7 @@ DECIDED = {  # knobs that the comparison itself sets
     "model.adapter": "each trial starts from the untouched model",
     "eval.metrics": "use --metric",
     "eval.general": "use --general",
+    "eval.speed": "it is measured for each method",
 }
 
 

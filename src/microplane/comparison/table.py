@@ -135,7 +135,7 @@ def method_rows(
                 "to_baseline": difference_of(judgement, name, judgement.baseline),
                 "forgetting": _forgetting(runs),
                 **_costs(runs),
-                **_facts(name, runs[0]),
+                **_facts(name, runs),
             }
         )
     return rows
@@ -169,13 +169,15 @@ def _costs(runs: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _facts(name: str, run: Outcome) -> dict[str, Any]:
-    """What it is and where it can be used."""
-    own, kind = run.result["method"], METHODS[name]
+def _facts(name: str, runs: Sequence[Outcome]) -> dict[str, Any]:
+    """What it is, how fast the tuned model is, and where it can be used."""
+    own, kind = runs[0].result["method"], METHODS[name]
     merges = bool(own["facts"]["mergeable"])
     return {
         "trainable_parameters": own["trainable_parameters"],
         "adapter_bytes": own["adapter_bytes"],
+        "speed": next((run.result["speed"] for run in runs if run.result.get("speed")), None),
+        "ways": own.get("ways") or [],
         "merges": merges,
         "peft": kind.peft_type,
         "whole_model": kind.whole_model,

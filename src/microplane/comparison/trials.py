@@ -1,4 +1,5 @@
-"""Trials: each an ordinary run in a process of its own, one after another, so that memory and time are truly its own.
+"""Trials: each an ordinary run in a process of its own, so that memory and time are truly its own; one after another,
+or several at once.
 
 A trial's folder is all that is known of it. One that has succeeded is not repeated; one that was killed goes on from
 its own checkpoint; one that outlived the process that began it is waited for.
@@ -7,6 +8,7 @@ its own checkpoint; one that outlived the process that began it is waited for.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +17,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
-from microplane.data.progress import Watcher
+from microplane.data.progress import Silent, Watcher
 from microplane.files import lock, object_in, write_json
 from microplane.training.log import read_lines
 
@@ -69,6 +72,10 @@ class Outcome:
         }
 
 
+class StoppedError(Exception):
+    """A trial was stopped with the others, or not begun."""
+
+
 @dataclass
 class Trials:
     """Runs trials in a comparison's folder, and keeps the ledger of them."""
@@ -76,15 +83,20 @@ class Trials:
     folder: Path
     plan: Plan
     watch: Watcher
+    at_once: int = 1
     ledger: dict[str, Outcome] = field(default_factory=dict)  # of this sitting, those found finished among them
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    stopping: bool = False
+    noting: Lock = field(default_factory=Lock)  # of all that is written down
 
     def run(self, trial: Trial) -> Outcome:
         """Have it done, unless it is; whatever becomes of it is in the ledger, on the disk too."""
         if trial.name not in self.ledger:
             self._wait_for(trial)
             outcome = self._finished(trial) or self._make(trial)
-            self.ledger[trial.name] = outcome
-            write_json(self.folder / "ledger.json", [one.line() for one in self.ledger.values()])
+            with self.noting:
+                self.ledger[trial.name] = outcome
+                write_json(self.folder / "ledger.json", [one.line() for one in self.ledger.values()])
         return self.ledger[trial.name]
 
     def is_done(self, trial: Trial) -> bool:
@@ -111,6 +123,8 @@ class Trials:
     def _make(self, trial: Trial) -> Outcome:
         place, log = self.place(trial), self.folder / "logs" / f"{trial.name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if self.stopping:
+            raise StoppedError
         with log.open("wb") as errors:
             process = subprocess.Popen(
                 self.command(trial),
@@ -119,7 +133,11 @@ class Trials:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
             )
+            self.running.append(process)
             self._follow(process, trial)
+            self.running.remove(process)
+        if self.stopping:
+            raise StoppedError
         if (outcome := self._finished(trial)) is not None:
             return outcome
         result = object_in(place / RESULT)
@@ -137,19 +155,30 @@ class Trials:
         probed = PROBE_ANSWERS if trial.stage == "probe" and not plan.task else 0
         sets["eval.rows"] = str(plan.answer_rows if answering else probed)
         sets["eval.metrics"] = "[auto]"
+        if self.at_once > 1 and "train.threads" not in plan.set:  # each its part of the processor
+            sets["train.threads"] = str(max(1, (os.cpu_count() or 1) // self.at_once))
         if answering:  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
-        if trial.stage == "final" and plan.general:
-            sets["eval.general"] = plan.general
-            sets["eval.shots"] = str(plan.set.get("eval.shots", SHOTS))
+        if trial.stage == "final":
+            sets["eval.speed"] = json.dumps(trial.seed == 0)
+            if plan.general:
+                sets["eval.general"] = plan.general
+                sets["eval.shots"] = str(plan.set.get("eval.shots", SHOTS))
         if trial.stage == "part":
             sets["data.train"] = plan.rows.parts[str(trial.percent)]
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
         return [*program, "--config", str(self.folder / "trials.yaml"), "--name", trial.name, *arguments]
 
+    def stop(self) -> None:
+        """Have all that run save and end, and begin no more."""
+        self.stopping = True
+        for process in list(self.running):
+            _end(process)
+
     def _follow(self, process: subprocess.Popen[bytes], trial: Trial) -> None:
         """Until it has ended, showing how far it is; an interrupt lets it save and end first."""
-        show, speed = self.watch.progress(str(trial)), self.place(trial) / "speed.jsonl"
+        watch = self.watch if self.at_once == 1 else Silent()  # a terminal has one line for progress
+        show, speed = watch.progress(str(trial)), self.place(trial) / "speed.jsonl"
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):

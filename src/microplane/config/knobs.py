@@ -343,6 +343,11 @@ class EvalKnobs(Knobs):
         description="training rows before each question, as many as fit, for what the untouched model answers when it "
         "is shown examples; 0: that is not measured",
     )
+    speed: bool = Field(
+        False,
+        description="after training, time the tuned model as it is used, merged where the method merges: tokens "
+        "that it writes in a second, or rows that it labels",
+    )
     general: str | None = Field(
         None,
         description="text on which a model that writes loses what it could before: its loss there is measured before "

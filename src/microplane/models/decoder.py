@@ -22,7 +22,7 @@ from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
-from microplane.nn.layers import GatedMLP, Linear, RMSNorm
+from microplane.nn.layers import Embedding, GatedMLP, Linear, RMSNorm
 from microplane.nn.ops.few_rows import linear
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
@@ -110,7 +110,7 @@ class Decoder(Model):
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.prompt_socket = PromptSocket()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.gemma)

@@ -29,7 +29,7 @@ from microplane.models.task_head import activation
 from microplane.nn.attention import Bias, MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.disentangled import DistanceTable, distance_scores
-from microplane.nn.layers import ACTIVATIONS, LayerNorm, Linear, gated
+from microplane.nn.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, gated
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
 from microplane.nn.prompt_socket import PromptSocket
@@ -203,10 +203,10 @@ class Encoder(Model):
         super().__init__(config)
         D, places = config.hidden_size, config.context + config.first_position
         E = config.embedding_size or D
-        self.embed = nn.Embedding(config.vocab_size, E)
+        self.embed = Embedding(config.vocab_size, E)
         self.prompt_socket = PromptSocket()
-        self.positions = nn.Embedding(places, E) if config.positions else None
-        self.types = nn.Embedding(config.token_types, E) if config.token_types else None
+        self.positions = Embedding(places, E) if config.positions else None
+        self.types = Embedding(config.token_types, E) if config.token_types else None
         self.embed_norm = norm_of(config, E)
         self.embed_project = Linear(E, D) if config.embedding_size else None
         self.relative = RelativeBias(config.buckets, FARTHEST, config.num_heads, False) if config.buckets else None

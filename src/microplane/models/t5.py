@@ -25,7 +25,7 @@ from microplane.models.configs.t5 import ARCHITECTURES, T5Config
 from microplane.models.contract import Model
 from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.cache import Cache, PairCache, in_rectangles
-from microplane.nn.layers import ACTIVATIONS, Linear, RMSNorm, gated
+from microplane.nn.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.relative import RelativeBias
@@ -197,7 +197,7 @@ class T5(Model):
 
     def __init__(self, config: T5Config):
         super().__init__(config)
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.prompt_socket = PromptSocket()
         self.encoder = Stack(config, config.num_layers, decodes=False)
         self.decoder = Stack(config, config.num_decoder_layers, decodes=True)

@@ -26,7 +26,7 @@ from microplane.models.configs.transformer import ARCHITECTURES, TransformerConf
 from microplane.models.contract import GenerationRules, Model
 from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.cache import Cache, PairCache, in_rectangles
-from microplane.nn.layers import MLP, LayerNorm, Linear
+from microplane.nn.layers import MLP, Embedding, LayerNorm, Linear
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.position import sinusoids
 from microplane.nn.prompt_socket import PromptSocket
@@ -132,8 +132,8 @@ class Transformer(Model):
         self.config = config
         D, V = config.hidden_size, config.vocab_size
         pad = config.pad if config.pad < config.source_vocab_size else None
-        self.embed = nn.Embedding(config.source_vocab_size, D, pad)
-        self.target_embed = None if config.shared else nn.Embedding(V, D, config.pad)
+        self.embed = Embedding(config.source_vocab_size, D, pad)
+        self.target_embed = None if config.shared else Embedding(V, D, config.pad)
         self.prompt_socket = PromptSocket()
         self.dropout = Dropout(config.dropout)
         read = (config.encoder_heads, config.encoder_inner)

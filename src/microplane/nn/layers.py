@@ -39,6 +39,14 @@ class Linear(nn.Linear):
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
+class Embedding(nn.Embedding):
+    """One whose values are still to be read or drawn: torch would draw them at once, and on the meta device imports its
+    compiler for that, which takes 2 to 3 seconds."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 def drawn_linear(in_features: int, out_features: int, device: torch.device) -> Linear:
     """A new linear layer with torch's own start, the same on every device."""
     linear = Linear(in_features, out_features, device=device if device.type == "meta" else CPU)

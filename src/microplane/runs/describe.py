@@ -5,6 +5,7 @@ from __future__ import annotations
 from microplane.data.preparing.advice import advise
 from microplane.data.progress import Watcher
 from microplane.device import name_of
+from microplane.exports.ways import ways
 from microplane.models.contract import Model
 from microplane.nn.ops import native
 from microplane.nn.quantised import bytes_held, weight_count
@@ -20,6 +21,7 @@ def describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -
     architecture = (prepared.checkpoint.config.get("architectures") or ["?"])[0]
     result.run = prepared.config.model_dump(mode="json")
     result.method = MethodSection(prepared.method.name, prepared.method.facts(), total)
+    result.method.ways = ways(model, prepared.method)
     result.model = ModelSection(
         name=name,
         path=str(prepared.path),

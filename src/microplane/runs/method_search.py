@@ -180,7 +180,7 @@ class _Search:
         if train.lr == AUTO:
             train = train.model_copy(update={"lr": None})
         plain = config.model_copy(update={"eval": evaluation, "train": train})
-        with notices_to(None):  # which the run itself hears
+        with notices_to(self.quiet.say):  # the run itself hears them
             return prepare(plain, make_method(config.method), self.quiet)
 
     def _try_all(self) -> bool:

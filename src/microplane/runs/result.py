@@ -19,6 +19,7 @@ from microplane.objectives.select import AnySplits
 from microplane.objectives.text import perplexity
 from microplane.runs.general import General
 from microplane.runs.own_forecast import ForecastSection
+from microplane.runs.used_speed import UsedSpeed
 from microplane.training.log import Record, read_lines
 from microplane.training.loop import Outcome
 
@@ -33,6 +34,7 @@ class MethodSection:
     total_parameters: int  # of the base
     trainable_parameters: int | None = None
     adapter_bytes: int | None = None  # of the weights file in adapter/
+    ways: list[str] | None = None  # where it can be used: formats of `microplane export`, and vllm
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Result:
     checks: list[Check] | None = None
     metrics: MetricsSection | None = None
     general: GeneralSection | None = None
+    speed: UsedSpeed | None = None  # where eval.speed asks for it
     samples: list[Sample] | None = None
     measuring_seconds: float | None = None  # of measuring the tuned model on the held-out rows
     seconds: float | None = None  # of the whole run, all its sittings: the command's

@@ -47,6 +47,7 @@ from microplane.runs.result import (
 )
 from microplane.runs.room import lacking
 from microplane.runs.trackers import tracked
+from microplane.runs.used_speed import used_speed
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
@@ -218,6 +219,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     result.metrics, result.samples = _compared(prepared, before, after, _trivial(prepared, watch) | few_shot, folder)
     result.general = forgotten(prepared, general, saved, watch)
     result.checks += [*verify(prepared, saved, folder), *course_checks(outcome)]
+    result.speed = used_speed(prepared, folder)
     return job.finish("success")
 
 

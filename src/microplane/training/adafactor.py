@@ -19,6 +19,11 @@ import torch
 from torch import Tensor
 
 
+def unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch's without what it was decorated with."""
+    return getattr(function, "__wrapped__", function)
+
+
 class Adafactor(torch.optim.Optimizer):
     """Adafactor without momentum, its state in float32 whatever the weights' format.
 
@@ -31,6 +36,9 @@ class Adafactor(torch.optim.Optimizer):
         weight_decay: decoupled, by lr x weight_decay, as AdamW's.
         min_factored: tensors whose second largest dimension is at least this have the moment of rows and columns.
     """
+
+    zero_grad = unmarked(torch.optim.Optimizer.zero_grad)  # see `optim.AdamW`
+    add_param_group = unmarked(torch.optim.Optimizer.add_param_group)
 
     def __init__(
         self,

@@ -14,9 +14,18 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method, trainable
 from microplane.models.contract import hf_names, levels
-from microplane.training.adafactor import Adafactor
+from microplane.training.adafactor import Adafactor, unmarked
 
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, without what keeps its functions from torch's compiler, which nothing here uses: each of these marks
+    imports it, and that takes a process 2 to 3 seconds."""
+
+    zero_grad = unmarked(torch.optim.Optimizer.zero_grad)
+    add_param_group = unmarked(torch.optim.Optimizer.add_param_group)
+    step = torch.no_grad()(unmarked(torch.optim.AdamW.step))
 
 
 def peak_lr(method: Method, model: nn.Module, knobs: TrainKnobs) -> float:
@@ -86,7 +95,7 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
         group["peak_lr"] = group["lr"]
     if knobs.optimizer == "adafactor":
         return Adafactor(groups, scale_parameter=knobs.scale_parameter, weight_decay=knobs.weight_decay)
-    return torch.optim.AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
+    return AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
 
 
 def _norms_and_biases_apart(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,36 @@
+"""What a process of a run costs beside the run: what it imports, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.comparison.kit import place
+
+ATTENDED = """
+import atexit, sys
+from microplane import __main__
+atexit.register(lambda: print("left in order", "torch._dynamo" in sys.modules, flush=True))
+sys.argv = ["microplane", *sys.argv[1:]]
+__main__.program()
+"""
+
+
+def test_torchs_compiler_is_not_imported_and_the_end_is_in_order(tmp_path):
+    """It takes a process two to three seconds, and nothing of it is used."""
+    model, data = place(tmp_path)
+    sets = [f"runs={tmp_path / 'runs'}", "train.steps=4", "train.threads=1", "eval.rows=2"]
+    command = [sys.executable, "-c", ATTENDED, "train", "--quiet", model, data]
+    command += [part for one in sets for part in ("--set", one)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run, left = done.stdout.splitlines()
+    assert run.endswith("model-lora-rows")
+    assert left == "left in order False"
+
+
+def test_an_error_keeps_its_exit_code(tmp_path):
+    command = [sys.executable, "-m", "microplane", "train", str(tmp_path / "none"), str(tmp_path / "none.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "error" in done.stderr
