@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from microplane.device import put
 from microplane.errors import ModelError
-from microplane.nn.layers import LayerNorm
+from microplane.nn.layers import Embedding, LayerNorm
 from microplane.nn.ops.autograd import apply
 
 TERMS = ("c2p", "p2c")
@@ -105,7 +105,7 @@ class DistanceTable(nn.Module):
     def __init__(self, distances: Distances, width: int, eps: float):
         super().__init__()
         self.distances = distances
-        self.table = nn.Embedding(2 * distances.span, width)
+        self.table = Embedding(2 * distances.span, width)
         self.norm = LayerNorm(width, eps=eps) if distances.normed else None
 
     def forward(self, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

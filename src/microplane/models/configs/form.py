@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DROPOUT = "classifier_dropout"
+
 
 @dataclass(frozen=True)
 class Form:
@@ -18,6 +20,6 @@ class Form:
     activation: str = "tanh"  # of the hidden layer, where config.json does not say it
     activation_field: str | None = None  # config.json's field that may say it
     dropout_first: bool = False  # dropout also before the hidden layer
-    dropout: str | None = "classifier_dropout"  # config.json's field of it; None: as the blocks of the model have it
+    dropout: str | None = DROPOUT  # config.json's field of it; None: as the blocks have it, unless ours says otherwise
     out_bias: bool = True
     poolings: tuple[str, ...] = ("cls",)

@@ -14,7 +14,7 @@ from microplane.errors import ModelError
 from microplane.models.configs import decoder as decoder_config
 from microplane.models.configs import encoder_families
 from microplane.models.configs import t5 as t5_config
-from microplane.models.configs.form import Form
+from microplane.models.configs.form import DROPOUT, Form
 from microplane.nn.layers import ACTIVATIONS
 
 Task = Literal["classification", "multilabel", "regression", "tokens"]
@@ -108,8 +108,7 @@ class HeadConfig:
         fields |= {"architectures": [self.form]}
         if self.form not in FORMS:  # of a family without an implementation here
             return fields
-        if (called := FORMS[self.form].dropout) is not None:
-            fields |= {called: self.dropout}
+        fields |= {FORMS[self.form].dropout or DROPOUT: self.dropout}
         if (told := FORMS[self.form].activation_field) is not None:
             fields |= {told: self.activation}
         if FORMS[self.form].norm:
@@ -238,15 +237,15 @@ def _activation(layout: Form, config: Mapping[str, Any]) -> str:
 
 def _dropout(form: str, config: Mapping[str, Any]) -> float:
     layout = FORMS[form]
-    called, family = layout.dropout, encoder_families.SPECS.get(layout.plain)
-    share = config.get(called) if called else None
+    called, family = layout.dropout or DROPOUT, encoder_families.SPECS.get(layout.plain)
+    share = config.get(called)
     if share is None and family is not None:
-        share = family.defaults.get(called or "")
+        share = family.defaults.get(called)
         usual = config.get(family.spelled("hidden_dropout_prob"), 0.0 if layout.norm else 0.1)
         share = usual if share is None else share
     if share is None:
         share = 0.1 if layout.tokens else 0.0
-    return _share(share, called or "hidden_dropout_prob")
+    return _share(share, called)
 
 
 def _share(share: Any, name: str) -> float:
