@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from microplane.cli import serve as command
 from microplane.config.serving import ServeKnobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.serving.library import Library
@@ -59,3 +60,19 @@ def test_runs_are_served_under_their_names(tmp_path, adapters, bases):
     assert list(library.served) == ["base", "home"]
     assert library.served["home"].adapter == 0
     assert library.open(str(tmp_path / "home")) == []
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'microplane\[serve\]'"):
+        command.serve(["smollm2"])
+
+
+def test_options_are_refused_with_what_is_possible(tmp_path):
+    with pytest.raises(ConfigError, match="--dtype float16: possible are"):
+        command.serve(["smollm2"], dtype="float16")
+    with pytest.raises(ConfigError, match="nothing to serve"):
+        command.serve()
+    (tmp_path / "token").write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        command.serve(["smollm2"], token_file=tmp_path / "token")
