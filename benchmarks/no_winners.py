@@ -6,9 +6,10 @@ Noise: film reviews whose labels were shuffled, 300 rows to train on and 300 to 
 MiniLM, head-only against LoRA, the whole of `compare` with its search of rates and three seeds. Nothing can be learnt,
 so whatever is told apart (two methods, or a method from the best baseline) is told wrongly.
 
-Power: twelve LoRA runs on the true labels, each on 300 rows of its own. In each repetition three of them, drawn anew,
-are one method, and three others another, of whose right answers so many are turned around at random that its accuracy
-is five points lower. It should be told apart where the comparison itself says that five points are visible.
+Power: twelve LoRA runs on the true labels of the same 300 rows, with other seeds, and 1,260 rows to test. In each
+repetition three of them, drawn anew, are one method, and three others another, of whose right answers so many are
+turned around at random that its accuracy is five points lower. It should be told apart where the comparison itself
+says that five points are visible.
 
 Trials run in this process: it is the verdict that counts here, and not memory or time. Writes
 results/no_winners_<date>.json after each repetition and keeps what is there already.
@@ -101,14 +102,14 @@ def noise(rows: Sequence[dict[str, str]], number: int) -> dict[str, Any]:
 
 
 def pool(rows: Sequence[dict[str, str]], test: Sequence[dict[str, str]], folder: Path) -> list[Answers]:
-    """Runs on the true labels, each on rows of its own."""
+    """Runs on the true labels, each with a seed of its own."""
+    (folder / "data").mkdir()
+    data = write(folder / "data", {"train": random.Random(0).sample(list(rows), ROWS), "test": list(test)})
+    given = KNOBS | {"train.epochs": 4, "runs": str(folder / "runs"), "eval.rows": len(test)}
     found = []
     for number in range(POOL):
-        place = folder / f"data-{number}"
-        place.mkdir()
-        write(place, {"train": random.Random(number).sample(list(rows), ROWS), "test": list(test)})
-        given = KNOBS | {"train.epochs": 4, "train.seed": number, "runs": str(folder / "runs")}
-        found.append(Answers.of(train("minilm", str(place), method="lora", set=given).folder))
+        run = train("minilm", str(data), method="lora", set=given | {"train.seed": number})
+        found.append(Answers.of(run.folder))
         print(f"run {number + 1} of {POOL} for the power", flush=True)
     return found
 
