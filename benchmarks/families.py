@@ -68,7 +68,7 @@ def main() -> None:
         ratios = {
             key: spread([one["peer"][key] / one["ours"][key] for one in found[shape]]) for key in ("step", "peak")
         }
-        print(f"{shape}: a step of the peer takes {ratios['step']} of ours, its memory {ratios['peak']}", flush=True)
+        print(f"{shape}: a step of the peer takes {ratios['step']['median']:.2f} of ours, its memory {ratios['peak']['median']:.2f}", flush=True)
     path = HERE / "results" / f"families_{about['date'][:10]}.json"
     path.write_text(json.dumps({"what": "a step of LoRA by family", **about, "pairs": found}, indent=1) + "\n")
 
@@ -138,13 +138,20 @@ def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
     """As one who knows both would write it: padded to the longest of the batch, torch's own attention."""
     import peft
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+    from transformers.pytorch_utils import Conv1D
 
     autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
     auto = autos.get(shape, AutoModelForSequenceClassification)
     more = {} if shape in autos else {"num_labels": LABELS}
     net = auto.from_pretrained(folder, dtype=torch.bfloat16, **more)
     kind = "SEQ_CLS" if more else "CAUSAL_LM" if shape == "gpt2" else "SEQ_2_SEQ_LM"
-    model = peft.get_peft_model(net, peft.LoraConfig(r=RANK, task_type=kind, target_modules="all-linear"))
+    linear = (torch.nn.Linear, Conv1D)  # those of the blocks, which have a number in their names
+    targets = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, linear) and any(part.isdigit() for part in name.split("."))
+    ]
+    model = peft.get_peft_model(net, peft.LoraConfig(r=RANK, task_type=kind, target_modules=targets))
     told, longest = rows(), max(LENGTHS)
     ids = torch.tensor([row + [1] * (longest - len(row)) for row in told])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in told])
