@@ -26,7 +26,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "convbert": WIDE | {"embedding_size": 32, "conv_kernel_size": 3, "head_ratio": 2},
     "data2vec-text": WIDE | {"pad_token_id": 1},
     "deberta": DEBERTA | {"share_att_key": False},
-    "deberta-v2": DEBERTA | {"conv_kernel_size": 3},
     "ernie": WIDE,
     "esm": WIDE | {"pad_token_id": 0, "mask_token_id": 4, "token_dropout": True, "position_embedding_type": "rotary"},
     "eurobert": WIDE | {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4},

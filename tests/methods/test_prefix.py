@@ -12,7 +12,8 @@ from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable, trainable_parameters
 from microplane.methods.prefix import attention_sites
-from microplane.nn.attention import MaskSpec, attend, attend_reference
+from microplane.nn.attention import MaskSpec, attend
+from microplane.nn.attention_reference import attend_reference
 from microplane.nn.rows import Pairs, Rows
 from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint

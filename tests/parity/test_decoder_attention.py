@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from microplane.nn import attention
-from microplane.nn.attention import MaskSpec, attend, attend_reference
+from microplane.nn.attention import MaskSpec, attend
+from microplane.nn.attention_reference import attend_reference
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
 

@@ -71,7 +71,7 @@ def test_starts_from_the_weight_equal_pefts(base, tmp_path, start):
     for one, other in layers.values():
         for a, b in ((one.lora_A, other.lora_A), (one.lora_B, other.lora_B)):
             grad = b["default"].weight.grad
-            torch.testing.assert_close(a.grad / grad.abs().max(), grad / grad.abs().max(), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(a.grad / grad.abs().max(), grad / grad.abs().max(), atol=5e-5, rtol=1e-5)
     save_adapter(tmp_path / "adapter", model, method, {"base": str(base)})
     opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter").eval()  # on the original base
     assert opened.peft_config["default"].r == 8
