@@ -68,7 +68,8 @@ def main() -> None:
         ratios = {
             key: spread([one["peer"][key] / one["ours"][key] for one in found[shape]]) for key in ("step", "peak")
         }
-        print(f"{shape}: a step of the peer takes {ratios['step']['median']:.2f} of ours, its memory {ratios['peak']['median']:.2f}", flush=True)
+        step, peak = (ratios[key]["median"] for key in ("step", "peak"))
+        print(f"{shape}: a step of the peer takes {step:.2f} of ours, its memory {peak:.2f}", flush=True)
     path = HERE / "results" / f"families_{about['date'][:10]}.json"
     path.write_text(json.dumps({"what": "a step of LoRA by family", **about, "pairs": found}, indent=1) + "\n")
 
