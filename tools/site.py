@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from microplane.cli.lists import shown_default
+from microplane.cli.lists import every_knob, shown_default
 from microplane.config.build import fields, type_name
-from microplane.config.knobs import GenerateKnobs, RunKnobs
-from microplane.data.mixtures.spec import mixture_fields
 from microplane.methods import METHODS
 
 SOURCES = Path(__file__).parents[1] / "src" / "microplane"
@@ -29,9 +27,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def knobs() -> str:
     """A table for each section, and one for each method."""
-    listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate."), *mixture_fields()]
     sections: dict[str, list[str]] = {}
-    for name, field in listed:
+    for name, field in every_knob():
         if name != "method":
             default = "must be given" if field.is_required() else f"`{shown_default(field.default)}`"
             sections.setdefault(name.split(".")[0] if "." in name else "run", []).append(_row(name, field, default))

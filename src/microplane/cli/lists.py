@@ -10,6 +10,7 @@ import textwrap
 from typing import Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from microplane.config.build import fields, type_name
 from microplane.errors import ConfigError, nearest
@@ -40,10 +41,7 @@ def knobs(
     section: Annotated[str, typer.Argument(help="Only those that begin so, as in train or generate.")] = "",
 ) -> None:
     """List every knob: its default, its type and what it does."""
-    from microplane.config.knobs import GenerateKnobs, RunKnobs
-    from microplane.data.mixtures.spec import mixture_fields
-
-    listed = [*fields(RunKnobs), *fields(GenerateKnobs, "generate."), *mixture_fields()]
+    listed = every_knob()
     wanted = [(name, field) for name, field in listed if name.startswith(section)]
     if not wanted:
         sections = dict.fromkeys(name.split(".")[0] for name, _ in listed)
@@ -56,6 +54,14 @@ def knobs(
         else:
             default = "(must be given)" if field.is_required() else shown_default(field.default)
             list_line(f"{name} = {default} ({type_name(field)}): {field.description}")
+
+
+def every_knob() -> list[tuple[str, FieldInfo]]:
+    """Dotted names and declarations: of a run, of what is generated, of a mixture; methods' own apart."""
+    from microplane.config.knobs import GenerateKnobs, RunKnobs
+    from microplane.data.mixtures.spec import mixture_fields
+
+    return [*fields(RunKnobs), *fields(GenerateKnobs, "generate."), *mixture_fields()]
 
 
 def list_line(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microplane.adapters.card import NAME as CARD
@@ -14,7 +14,7 @@ from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.errors import AdapterError, ConfigError, check_type
 from microplane.exports.export import RECORD, export
 from microplane.files import object_in, scratch_folder
-from microplane.models.files.hub import HUB_NAME, PICKLES, hub_endpoint, hub_offline
+from microplane.models.files.hub import HUB_NAME, PICKLES, hub_endpoint, hub_offline, hub_status
 
 MODELS = (".safetensors", ".gguf", ".onnx", "model.bin")  # what an export's folder holds; the last is CTranslate2's
 
@@ -70,7 +70,7 @@ def push(
         found = Push(repository, public, files, tuple(_notices(folder)), None)
         if dry_run:
             return found
-        return Push(repository, public, files, found.notices, _upload(found, folder, message))
+        return replace(found, address=_upload(found, folder, message))
 
 
 @contextmanager
@@ -146,8 +146,7 @@ def _literally(name: str) -> str:
 
 
 def _why_not(repository: str, error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
     reason = " ".join(str(error).split())[:300]
-    if status in (401, 403):
+    if hub_status(error) in (401, 403):
         return f"the Hub does not let this token write to {repository}: take one with write access. It says: {reason}"
     return f"could not push to {repository} at {hub_endpoint()}: {reason}. What went before is there; push again"

@@ -178,7 +178,7 @@ def _why_not(name: str, revision: str | None, error: Exception, endpoint: str) -
         return (
             f"{name} has no revision {revision!r}: give a branch, tag or commit of {endpoint}/{name}, or leave it out"
         )
-    if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
+    if isinstance(error, errors.RepositoryNotFoundError) or hub_status(error) in (401, 403):
         token = "the token in HF_TOKEN may not read it" if has_token else "if it is private, set HF_TOKEN"
         return f"there is no folder {name} here, and no model {name} at {endpoint}, or {token}.{_hint(name)}"
     if isinstance(error, errors.LocalEntryNotFoundError) and hub_offline():
@@ -192,7 +192,8 @@ def _why_not(name: str, revision: str | None, error: Exception, endpoint: str) -
     )
 
 
-def _status(error: Exception) -> int | None:
+def hub_status(error: Exception) -> int | None:
+    """Of the Hub's answer to what failed, if there was one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
