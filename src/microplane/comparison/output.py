@@ -143,10 +143,8 @@ def comma_separated(result: Result) -> str:
     more = ["forgetting", "speed_per_second", "speed_unit", "ways"]
     out.writerow(["name", "kind", "score", "low", "high", *FIGURES, *more])
     for row in result["methods"]:
-        figures, speed = (
-            [*(row[name] for name in FIGURES), (row["forgetting"] or {}).get("difference")],
-            row["speed"] or {},
-        )
+        forgetting, speed = row["forgetting"] or {}, row["speed"] or {}
+        figures = [*(row[name] for name in FIGURES), forgetting.get("difference")]
         figures += [speed.get("per_second"), speed.get("unit"), " ".join(row["ways"])]
         out.writerow([row["method"], "method", *row["score"].values(), *figures])
     for row in result["baselines"]:
