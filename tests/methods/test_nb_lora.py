@@ -120,6 +120,13 @@ def test_columns_are_orthonormal_whatever_training_reaches(size, apart, rows):
     assert grad.isfinite().all()
 
 
+def test_ordinary_factors_need_the_formula_alone(monkeypatch):
+    """The skew system is dearer and rounds otherwise; it answers for a wrong formula too, so that none would be seen."""
+    monkeypatch.setattr("microplane.nn.ops.cayley._by_skew_system", None)
+    for size in (0.0, 0.1, 1.0):
+        cayley(torch.randn(40, 8) * size)
+
+
 def test_every_update_within_the_bounds_is_reached():
     s = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.double)
     sigma = s * torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.double)
