@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from microplane.planning.plan import plan
     from microplane.runs.check import check
     from microplane.runs.evaluate import evaluate
+    from microplane.runs.suites import evaluate_suites
     from microplane.runs.train import resume, train
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "evaluate_suites",
     "export",
     "load",
     "merge",
@@ -47,6 +49,7 @@ _HOMES = {
     "check": ("microplane.runs.check", "check"),
     "compare": ("microplane.comparison.compare", "compare"),
     "evaluate": ("microplane.runs.evaluate", "evaluate"),
+    "evaluate_suites": ("microplane.runs.suites", "evaluate_suites"),
     "export": ("microplane.exports.export", "export"),
     "load": ("microplane.inference.pipeline", "load"),
     "merge": ("microplane.adapters.merge", "merge"),

@@ -15,13 +15,15 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = {
     "compare",
+    "hub",
     "parquet",
     "serve",
+    "suites",
     "transformers",
     "vi",
 }  # extras of users; the others are for work on the package
 # imported by their names where they are installed; torch itself writes with onnx
-ENGINES = {one.package for one in FORMATS.values() if one.package} | {"onnx"}
+ENGINES = {one.package for one in FORMATS.values() if one.package} | {"onnx", "datasets"}
 OPTIONAL |= {one.extra for one in FORMATS.values() if one.extra}
 CARRIED = {"chartkick"}  # only its files are read, and they are no Python
 
@@ -45,7 +47,7 @@ def imported(folder: Path) -> set[str]:
                 modules.add((node.module or "").split(".")[0])
     owners = metadata.packages_distributions()
     ours = sys.stdlib_module_names | {"microplane"}
-    return {normal(owners[module][0]) if module in owners else module for module in modules - ours}
+    return {normal(owners[module][0]) if module in owners else normal(module) for module in modules - ours}
 
 
 def test_every_package_that_is_imported_is_declared_and_every_declared_one_is_used():

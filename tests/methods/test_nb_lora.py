@@ -121,7 +121,7 @@ def test_columns_are_orthonormal_whatever_training_reaches(size, apart, rows):
 
 
 def test_ordinary_factors_need_the_formula_alone(monkeypatch):
-    """The skew system is dearer and rounds otherwise; it answers for a wrong formula too, so that none would be seen."""
+    """The skew system is dearer and rounds otherwise, and answers rightly where the formula is wrong."""
     monkeypatch.setattr("microplane.nn.ops.cayley._by_skew_system", None)
     for size in (0.0, 0.1, 1.0):
         cayley(torch.randn(40, 8) * size)

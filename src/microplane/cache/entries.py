@@ -29,6 +29,7 @@ KINDS = {
     for kind in (
         Kind("data", "rows as tokens"),
         Kind("mixtures", "rendered rows of a mixture"),
+        Kind("hub_rows", "rows of a data set of the Hub"),
         Kind("features", "outputs of a frozen model"),
         Kind("native", "compiled operations"),
         Kind("baseline", "how an untouched model does"),

@@ -14,6 +14,7 @@ from microplane.cli.cache import cache
 from microplane.cli.check import check
 from microplane.cli.compare import compare
 from microplane.cli.embed import embed
+from microplane.cli.evaluate import evaluate
 from microplane.cli.machine import machine
 from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
@@ -127,50 +128,10 @@ def _leave(status: str) -> None:
         raise typer.Exit(interrupts.STOPPED)
 
 
-@app.command(
-    "eval", epilog="Example:  microplane eval runs/home test.jsonl --set eval.metrics=[exact_match,json_valid]"
-)
-def evaluate(
-    model: ModelName,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="The rows to measure on: a file, or a folder.")],
-    config: Config = None,
-    set: Set = None,
-    skip_bad_rows: SkipBadRows = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the answers to this JSONL file.")] = None,
-    base: Base = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure a model or a run on DATA (- for standard input): the loss of all rows, and metrics of the answers to 100
-    of them (--set eval.rows=N; 0 for none), or of a task head on all."""
-    from microplane.cli.terminal import Terminal, make_console
-    from microplane.config.build import assemble
-    from microplane.evaluation.evaluate import class_lines, describe_scores
-    from microplane.runs.evaluate import check_out, measure_file, write_answers
-    from microplane.runs.inline_data import in_a_file
-
-    given = {"model.name": model, "data.train": data, "data.skip_bad_rows": skip_bad_rows or None}
-    knobs = assemble(config, given, set or ())
-    if out:
-        check_out(out, knobs)
-    terminal = Terminal(make_console(stderr=True))
-    try:
-        with in_a_file(knobs) as there:
-            measured = measure_file(there, None if quiet else terminal, base)
-    finally:
-        terminal.close()
-    if out:
-        write_answers(out, measured)
-    scores, answers = measured["scores"], len(measured["texts"])
-    generated = answers and "perplexity" in scores  # a task head is measured on all rows
-    told = describe_scores(scores) + (f"; metrics of the answers to {answers:,} rows" if generated else "")
-    if json_:
-        classes = {"by_class": measured["by_class"]} if measured["by_class"] else {}
-        typer.echo(json_line(scores | classes))
-        return
-    typer.echo(told)
-    for line in class_lines(measured["by_class"]):
-        typer.echo(line)
+app.command(
+    "eval",
+    epilog="Examples:  microplane eval runs/home test.jsonl   microplane eval runs/home --suite arc_easy --limit 200",
+)(evaluate)
 
 
 @app.command(epilog='Example:  microplane generate runs/home "turn on the kitchen light" --set temperature=0.7')

@@ -44,7 +44,7 @@ Data = Annotated[
     str | None,
     typer.Argument(
         metavar="[DATA]",
-        help="JSONL, JSON, CSV or Parquet file, a folder with train/validation/test, or a mixture.",
+        help="JSONL, JSON, CSV or Parquet file, a folder with train/validation/test, a mixture, or hf://org/name:split.",
     ),
 ]
 Method = Annotated[

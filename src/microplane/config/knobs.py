@@ -92,7 +92,8 @@ PARTS = (
 class DataKnobs(Knobs):
     train: str = Field(
         "",
-        description="a file (JSONL, JSON, CSV, Parquet), a folder with train/validation/test files, or a mixture.yaml",
+        description="a file (JSONL, JSON, CSV, Parquet), a folder with train/validation/test files, a mixture.yaml, or a "
+        "data set of the Hub (hf://org/name:split)",
     )
     validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
     test: str | None = Field(None, description="a file that is only measured before and after training")

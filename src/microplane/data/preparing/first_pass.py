@@ -21,6 +21,7 @@ from microplane.data.reading.bad_rows import NoLabel, Problems, RowError
 from microplane.data.reading.columns import no_column
 from microplane.data.reading.example import Example
 from microplane.data.reading.formats import recognise
+from microplane.data.reading.hub_rows import hub_splits, is_on_hub
 from microplane.data.reading.read import find_splits, read_rows
 from microplane.data.reading.values import is_filled
 from microplane.data.rendering.interface import RowFormat
@@ -91,6 +92,8 @@ def files_of(knobs: DataKnobs, progress: Progress | None = None) -> dict[str, li
 
 
 def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bool) -> dict[str, list[Path]]:
+    if is_on_hub(name):
+        return hub_splits(name, progress)
     path = Path(name).expanduser()
     return mixture_splits(path, knobs, hold_out, progress) if is_mixture(path) else find_splits(path)
 
