@@ -8,7 +8,7 @@ help:
 	@echo "make test      all tests but the slow ones"
 	@echo "make test-all  the slow ones too"
 	@echo "make mutants   put bugs into the methods one by one, and see that the tests catch each"
-	@echo "make some-mutants  twelve of them, others every day, three minutes at most"
+	@echo "make some-mutants  eight of them, others every day, two minutes at most"
 	@echo "make lint      ruff and mypy"
 	@echo "make dist      the wheel, the source archive, checksums and a list of parts, tried in a new environment"
 	@echo "make wheelhouse  dist/ and all that it needs, for a machine without a network"
@@ -39,7 +39,7 @@ mutants:
 
 some-mutants:
 	@tools/venv.sh test
-	.venv/bin/python tools/mutants.py --sample 12 --minutes 3
+	.venv/bin/python tools/mutants.py --sample 8 --minutes 2
 
 lint:
 	@tools/venv.sh test lint
