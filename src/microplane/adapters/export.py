@@ -22,6 +22,11 @@ from microplane.models.contract import Model
 from microplane.models.files.load import open_checkpoint, save_model
 from microplane.models.files.sentence_transformers import copy_settings
 
+WINDOWS = (  # of a run with data.long_rows=windows
+    "long texts were read in windows of {length:,} tokens, and the mean of what is said of them counts: other tools "
+    "read the first {length:,} tokens alone, or more than the model has seen at once"
+)
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -91,7 +96,8 @@ def write_folder(
         if card:
             write_card(temporary, card)
         elsewhere = [*agree_with_transformers(temporary, tokenizer, texts)]
-    return (*_notices(loaded.model, tokenizer), *elsewhere)
+    windows = [WINDOWS.format(length=loaded.window)] if loaded.window is not None else []
+    return (*_notices(loaded.model, tokenizer), *elsewhere, *windows)
 
 
 def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[Tokenizer, dict[str, Any]]:

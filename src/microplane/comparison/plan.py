@@ -38,6 +38,7 @@ DECIDED = {  # knobs that the comparison itself sets
     "name": "the comparison's folder is --out",
     "runs": "the comparison's folder is --out",
     "method.name": "use --methods",
+    "data.long_rows": "methods are compared row by row, and windows of one text are no rows of their own",
     "train.lr": "each method's rate is searched",
     "train.steps": "use --steps for the whole comparison, or train.epochs for a single run",
     "train.seed": "use --seeds for how many there are",

@@ -92,8 +92,8 @@ PARTS = (
 class DataKnobs(Knobs):
     train: str = Field(
         "",
-        description="a file (JSONL, JSON, CSV, Parquet), a folder with train/validation/test files, a mixture.yaml, or a "
-        "data set of the Hub (hf://org/name:split)",
+        description="a file (JSONL, JSON, CSV, Parquet), a folder with train/validation/test files, a mixture.yaml, or "
+        "a data set of the Hub (hf://org/name:split)",
     )
     validation: str | None = Field(None, description="a file to validate on; otherwise a share is split off")
     test: str | None = Field(None, description="a file that is only measured before and after training")
@@ -132,6 +132,11 @@ class DataKnobs(Knobs):
         ge=8,
         description="the longest row in tokens; a longer conversation loses its start, a text with labels or for an "
         "encoder-decoder its end; plain text is cut into rows",
+    )
+    long_rows: Literal["cut", "windows"] = Field(
+        "cut",
+        description="what becomes of a text with a label above data.max_length: cut loses its end; windows makes "
+        "several rows of it, overlapping by a quarter, with its label, and the mean of what is said of them counts",
     )
     max_target_length: int | None = Field(
         None, ge=2, description="tokens of an encoder-decoder's answer; data.max_length otherwise"

@@ -24,7 +24,7 @@ from microplane.evaluation import label_metrics
 from microplane.evaluation import text_metrics as metrics
 from microplane.models.configs.head import PER_TOKEN
 from microplane.objectives.base import AnyObjective
-from microplane.objectives.head import HeadObjective
+from microplane.objectives.head import HeadObjective, windows_of
 from microplane.report.words import LOWER_IS_BETTER
 
 Scores = dict[str, float]
@@ -90,8 +90,12 @@ def _by_text(
     width = labels.shape[1] if numbers else len(classes)
     scale = float(labels.std()) or 1.0 if numbers else 1.0  # so that the penalty means the same for all
 
+    windows = windows_of(held_out)
+
     def measured(scores: Tensor) -> Trivial:
-        return _judged(objective, objective.words(scores * scale, classes), truths, rows)
+        scores = scores * scale if windows is None else objective.over_windows(scores * scale, windows)
+        counted = None if windows is None else [window[0] for window in windows]
+        return _judged(objective, objective.words(scores, classes), truths, rows, counted)
 
     texts, unseen = _texts(train, seen, tokenizer), _texts(held_out, asked, tokenizer)
     constant = _fit(objective, _empty(len(seen)), labels / scale, _Linear.zeros(1, width), 0.0)
@@ -103,8 +107,17 @@ def _by_text(
     return found
 
 
-def _judged(objective: HeadObjective, said: Sequence[Any], truths: Sequence[Any], rows: Sequence[int]) -> Trivial:
+def _judged(
+    objective: HeadObjective,
+    said: Sequence[Any],
+    truths: Sequence[Any],
+    rows: Sequence[int],
+    counted: Sequence[int] | None = None,
+) -> Trivial:
+    """Args: counted: the rows that metrics are of; all otherwise."""
     texts = [objective.line(said[row], truths[row]) for row in rows]
+    if counted is not None:
+        said, truths = [said[row] for row in counted], [truths[row] for row in counted]
     return Trivial(label_metrics.score(objective.name, said, truths), texts)
 
 

@@ -84,6 +84,12 @@ class Pipeline:
         return Message("user", text if text.startswith(self.prefix) else self.prefix + text)
 
     @property
+    def window(self) -> int | None:
+        """Tokens of a row, of a run that read longer texts with labels in windows."""
+        about = self.about or {}
+        return about["max_length"] if about.get("long_rows") == "windows" else None
+
+    @property
     def objective(self) -> AnyObjective:
         """What the model answers by: its task head, else its text."""
         return objective_of(self.model)
@@ -131,7 +137,7 @@ class Pipeline:
         Raises:
             ConfigError: if the model has no task head.
         """
-        return classify(self.model, self.tokenizer, texts)
+        return classify(self.model, self.tokenizer, texts, self.window)
 
     def embed(self, texts: Sequence[Text], pooling: str | None = None) -> torch.Tensor:
         """Sentence embeddings (texts, model width), float32 of length 1; `pooling` is mean, cls or last.

@@ -28,8 +28,11 @@ MAX_LENGTH = 8192  # of a text, where the model itself knows no bound
 
 
 @torch.no_grad()
-def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Prediction]:
+def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: int | None = None) -> list[Prediction]:
     """What the model's task head says of each text.
+
+    Args:
+        window: tokens of a row, where a longer text was trained in windows (the knob `data.long_rows`).
 
     Raises:
         ConfigError: if it has none.
@@ -41,6 +44,8 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[
             "labels, as in microplane train MODEL DATA --set data.task=classification"
         )
     head = model.task_head.config
+    if window is not None and not head.per_token:
+        return _by_windows(model, tokenizer, texts, min(window, model.max_row_tokens or window))
     objective, encoded = HEAD_OBJECTIVES[head.task], encode_all(model, tokenizer, texts, placed=head.per_token)
     found: dict[int, Prediction] = {}
     with in_eval_mode(model):
@@ -51,6 +56,25 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[
             )
             found |= zip(indices, predictions, strict=True)
     return [found[index] for index in range(len(texts))]
+
+
+def _by_windows(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], length: int) -> list[Prediction]:
+    """The mean of what is said of each window of a text."""
+    assert model.task_head is not None
+    head = model.task_head.config
+    objective, windows = HEAD_OBJECTIVES[head.task], []
+    encoded: list[Encoded] = []
+    for text in texts:
+        own = tokenizer.encode_windows(*as_pair(text), length)
+        windows.append(list(range(len(encoded), len(encoded) + len(own))))
+        encoded += own
+    scores: dict[int, Tensor] = {}
+    with in_eval_mode(model):
+        for indices, rows in batches(encoded):
+            scores |= zip(indices, task_scores(model, rows.to(model.device)).float().cpu(), strict=True)
+    means = objective.over_windows(torch.stack([scores[row] for row in range(len(encoded))]), windows)
+    first = [window[0] for window in windows]
+    return objective.predictions(means[first], texts, [encoded[row] for row in first], head.labels)
 
 
 @torch.no_grad()
@@ -89,11 +113,16 @@ def encode_all(
     encoded, most = [], model.max_row_tokens or MAX_LENGTH
     most = min(most, longest or most)
     for text in texts:
-        first, second = (text, "") if isinstance(text, str) else text
-        if not first.strip() or not is_utf8(first + second):
-            raise DataError(f"the text {shown(first)} is empty or holds bytes that are not UTF-8")
-        encoded.append(tokenizer.encode_pair(first, second, most, placed))
+        encoded.append(tokenizer.encode_pair(*as_pair(text), most, placed))
     return encoded
+
+
+def as_pair(text: Text) -> tuple[str, str]:
+    """One text or two as two, of which the second may be empty. Raises: DataError, for none."""
+    first, second = (text, "") if isinstance(text, str) else text
+    if not first.strip() or not is_utf8(first + second):
+        raise DataError(f"the text {shown(first)} is empty or holds bytes that are not UTF-8")
+    return first, second
 
 
 def batches(encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], Rows]]:

@@ -52,6 +52,10 @@ class Classification(HeadObjective):
         """They sum to 1."""
         return scores.softmax(-1)
 
+    def scores_of(self, probabilities: Tensor) -> Tensor:
+        """Their logarithms."""
+        return probabilities.log()
+
     def prediction(self, probabilities: Tensor, classes: Sequence[str]) -> Prediction:
         """The likeliest class, and the probability of each."""
         by_class = dict(zip(classes, probabilities.tolist(), strict=True))

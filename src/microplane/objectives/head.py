@@ -72,6 +72,7 @@ class HeadObjective(ABC):
     name: ClassVar[Task]
     needs_head: ClassVar[bool] = True
     rendered_by: ClassVar[type[LabelRenderer]]
+    per_row: ClassVar[bool] = True  # one label a row, not one for each word
 
     @classmethod
     def of(cls, model: Model) -> Self:
@@ -122,27 +123,51 @@ class HeadObjective(ABC):
     # What is said of a model
 
     def measure(self, model: Model, dataset: Dataset, rows: Sequence[int], judge: Judge) -> Measured:
-        """Metrics of the head on all rows, which costs no more than the loss, and what it says of `rows`."""
+        """Metrics of the head on all rows, which costs no more than the loss, and what it says of `rows`.
+
+        Rows that are windows of one text count as one, and the same is said of each (see `over_windows`).
+        """
         classes = head_classes(model)
         predicted: dict[int, Any] = {}
         total, count = 0.0, 0
+        windows = windows_of(dataset) if self.per_row else None
+        kept: dict[int, Tensor] = {}
 
         def predict(indices: list[int], batch: LabelBatch) -> None:
             nonlocal total, count
             scores = task_scores(model, batch.rows, batch.cached_features)
             total, count = total + self.loss_of_scores(scores, batch.labels).item(), count + batch.count
             predicted.update(zip(indices, self.by_row(self.words(scores, classes), batch.rows.lengths), strict=True))
+            if windows is not None:
+                kept.update(zip(indices, scores.detach().float().cpu(), strict=True))
 
         judge.each_batch(self, model, dataset, predict)
+        if windows is not None:
+            scores = torch.stack([kept[row] for row in range(len(dataset))])
+            predicted = dict(enumerate(self.words(self.over_windows(scores, windows), classes)))
         truths = [self.truth(dataset.labels(row), classes) for row in range(len(dataset))]
-        said = [predicted[row] for row in range(len(dataset))]
+        counted = range(len(dataset)) if windows is None else [window[0] for window in windows]
+        said, true = [predicted[row] for row in counted], [truths[row] for row in counted]
         return {
-            "scores": {"loss": total / count, **judge.label_scores(self.name, said, truths)},
-            "by_class": judge.label_classes(self.name, said, truths, classes),
+            "scores": {"loss": total / count, **judge.label_scores(self.name, said, true)},
+            "by_class": judge.label_classes(self.name, said, true, classes),
             "prompts": [judge.tokenizer.decode(dataset[row][0].tolist()) for row in rows],
             "targets": [self.line(truths[row], truths[row]) for row in rows],
             "texts": [self.line(predicted[row], truths[row]) for row in rows],
         }
+
+    def over_windows(self, scores: Tensor, windows: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (B, C) of rows of which some are windows of one text: each gets those of the mean of what its text's
+        windows say, of probabilities where there are classes.
+
+        Args:
+            windows: the rows of each text.
+        """
+        said = self.probabilities(scores)
+        means = torch.empty_like(said)
+        for rows in windows:
+            means[rows] = said[rows].mean(0)
+        return self.scores_of(means)
 
     @abstractmethod
     def words(self, scores: Tensor, classes: Sequence[str]) -> list[Any]:
@@ -173,6 +198,10 @@ class HeadObjective(ABC):
     @abstractmethod
     def probabilities(self, scores: Tensor) -> Tensor:
         """Of the classes, in the shape of the scores; of a regression the values."""
+
+    def scores_of(self, probabilities: Tensor) -> Tensor:
+        """Scores of which `probabilities` gives these."""
+        return probabilities
 
     @abstractmethod
     def prediction(self, probabilities: Tensor, classes: Sequence[str]) -> Prediction:
@@ -205,3 +234,16 @@ def head_classes(model: Model) -> tuple[str, ...]:
     """Names of the classes of a model's head."""
     assert model.task_head is not None, "rows with labels need a task head"
     return model.task_head.config.labels
+
+
+def windows_of(dataset: Dataset) -> list[list[int]] | None:
+    """The rows of each text, where some text has several: neighbours from one place in a file. Else None."""
+    windows: list[list[int]] = []
+    last = ""
+    for row in range(len(dataset)):
+        if (place := dataset.where(row)) == last:
+            windows[-1].append(row)
+        else:
+            windows.append([row])
+        last = place
+    return windows if len(windows) < len(dataset) else None

@@ -59,6 +59,10 @@ class MultiLabel(HeadObjective):
         """Of each class by itself."""
         return scores.sigmoid()
 
+    def scores_of(self, probabilities: Tensor) -> Tensor:
+        """Their log-odds."""
+        return probabilities.logit()
+
     def prediction(self, probabilities: Tensor, classes: Sequence[str]) -> Prediction:
         """The classes above one half, and the probability of each."""
         by_class = dict(zip(classes, probabilities.tolist(), strict=True))

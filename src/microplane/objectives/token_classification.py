@@ -23,6 +23,7 @@ class TokenClassification(Classification):
     """Cross-entropy of the class, summed over the tokens that have one; labels are (T,), `IGNORED` at all others."""
 
     name: ClassVar[Task] = PER_TOKEN
+    per_row: ClassVar[bool] = False
     rendered_by: ClassVar[type[LabelRenderer]] = WordClassRenderer
 
     def by_row(self, words: list[Any], lengths: Sequence[int]) -> list[list[Any]]:

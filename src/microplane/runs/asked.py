@@ -24,6 +24,7 @@ PROBED = 100  # training rows that are looked at for what all of them begin with
 TAKEN_OVER = (
     "max_length",
     "max_target_length",
+    "long_rows",
     "fields",
     "no_label",
     "objective",

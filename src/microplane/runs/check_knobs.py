@@ -239,6 +239,7 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
         yield "data.system", f"{head}, and texts are read without a system prompt. Put it into the rows' texts"
     if task == "tokens":
         yield "model.pooling", "each token has a label of its own, so nothing is pooled. Leave it at auto"
+        yield "data.long_rows", "each word has a label of its own, and words lose their row. Leave it at cut"
     if task == "regression":
         yield "data.no_label", f"{head}, and each of these numbers is one. Leave it out"
         yield "train.class_weights", f"{head}, and numbers have no classes. Leave it out"
@@ -254,6 +255,7 @@ def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: b
     yield "model.pooling", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
     yield "train.class_weights", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
     yield "data.no_label", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
+    yield "data.long_rows", "it is for texts with labels, and these rows have none. Leave it at cut"
     yield "data.segment", "it is for texts with labels, and these are rendered as they stand. Leave it out"
     pairs = isinstance(objective, Seq2Seq)
     if not pairs:

@@ -160,7 +160,7 @@ class Server:
         count = await asyncio.to_thread(_tokens, served, asked.texts)
 
         def compute(texts: Sequence[Any]) -> list[Prediction]:
-            return classify(served.model, served.pipeline.tokenizer, texts)
+            return classify(served.model, served.pipeline.tokenizer, texts, served.pipeline.window)
 
         doing = self._compute(served, "label", asked.texts, compute)
         found = await while_connected(request, doing)

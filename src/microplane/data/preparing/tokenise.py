@@ -21,7 +21,7 @@ from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, means_none
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
-from microplane.data.rendering.labelled import UnknownClassError, class_names
+from microplane.data.rendering.labelled import LabelRenderer, UnknownClassError, class_names
 from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
 from microplane.data.tokenizers.segmenter import JOINT
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -54,6 +54,8 @@ def tokenise_files(
         _refuse_doubtful(train, set(named) - set(candidates.classes))
     classes = class_names(named, candidates.classes, strictly=not hold_out)
     renderer = objective.renderer(tokenizer, knobs.template, knobs.system, classes)
+    if isinstance(renderer, LabelRenderer):
+        renderer.in_windows = knobs.long_rows == "windows" and not renderer.labels_per_token
     traits = renderer.traits
     with new_entry(folder, "the tokenised data", f"rows of {Path(knobs.train).name} as tokens") as temporary:
         with ExitStack() as stack:

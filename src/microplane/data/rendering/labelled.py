@@ -17,7 +17,7 @@ from microplane.data.reading.label_values import AUTO, label_names, look
 from microplane.data.reading.values import optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
-from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
 from microplane.errors import DataError
 from microplane.models.configs.head import IGNORED, PER_TOKEN, Task
 
@@ -144,6 +144,7 @@ class LabelRenderer(ABC):
 
     counted: Literal["rows", "words"] = "rows"
     labels_per_token = False
+    in_windows = False  # whether a long text becomes several rows, as the knob `data.long_rows` says
 
     def __init__(self, tokenizer: Tokenizer, classes: Sequence[str]):
         self.tokenizer, self.classes = tokenizer, tuple(classes)
@@ -161,19 +162,22 @@ class LabelRenderer(ABC):
     def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
         """Ids with the model's special tokens, and numbers of classes, values, or a number for each token.
 
-        A text longer than `max_length` loses its end. The segments are of use where the tokenizer tells the two texts
-        apart.
+        A text longer than `max_length` loses its end, or becomes several rows with its label. The segments are of use
+        where the tokenizer tells the two texts apart.
 
         Raises:
             UnknownClassError: for a class that the training rows do not have.
         """
-        ids, offsets, types, cut = self.tokenizer.encode_pair(
-            example.text or "", example.second_text, max_length, placed=self.labels_per_token
-        )
-        labels = self.labels(example, offsets)
-        segments = [kind == 1 for kind in types]
-        lost: Lost = "end" if cut else ""
-        return [TokenRow(ids, lost=lost, segments=segments, labels=labels, labelled=self.labelled(labels))]
+        texts = example.text or "", example.second_text
+        if self.in_windows:
+            return [self._row(example, window) for window in self.tokenizer.encode_windows(*texts, max_length)]
+        return [self._row(example, self.tokenizer.encode_pair(*texts, max_length, placed=self.labels_per_token))]
+
+    def _row(self, example: Example, encoded: Encoded) -> TokenRow:
+        labels = self.labels(example, encoded.offsets)
+        segments = [kind == 1 for kind in encoded.types]
+        lost: Lost = "end" if encoded.cut else ""
+        return TokenRow(encoded.ids, lost=lost, segments=segments, labels=labels, labelled=self.labelled(labels))
 
     @abstractmethod
     def labels(self, example: Example, offsets: Sequence[tuple[int, int]]) -> list[float]:

@@ -37,6 +37,7 @@ PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>
 LETTERS = "é ü ñ å č ź ơ ư ế ộ ỷ ё й が ぱ 한".split()  # that can also be written with their marks apart
 LETTERS_APART = [unicodedata.normalize("NFD", letter) for letter in LETTERS]
 WORD_FILES = ("vocab.txt", "bpe.codes")  # PhoBERT's
+OVERLAP = 0.25  # of a window, that it shares with the one before
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
 
 
@@ -228,8 +229,7 @@ class Tokenizer:
         parts = (text, second) if second else (text,)
         given = [self._normaliser(part, placed=placed, words=True) for part in parts]
         texts = [self.backend.encode(part.text, add_special_tokens=False) for part in given]
-        lengths = [len(part) for part in texts]
-        room = max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(len(texts) == 2))
+        lengths, room = [len(part) for part in texts], self._room(max_length, len(texts))
         cut = sum(lengths) > room
         if cut:
             for part, keep in zip(texts, shares(lengths, room), strict=True):
@@ -237,6 +237,30 @@ class Tokenizer:
         whole = self.backend.post_process(texts[0], texts[1] if second else None)
         offsets = _given_places(whole, given, texts) if placed else []
         return Encoded(self._ids(whole), offsets, whole.type_ids, cut)
+
+    def _room(self, max_length: int | None, texts: int) -> int:
+        """Tokens of one or two texts beside the special ones."""
+        return max(0, (max_length or sys.maxsize) - self.backend.num_special_tokens_to_add(texts == 2))
+
+    def encode_windows(self, text: str, second: str, max_length: int) -> list[Encoded]:
+        """The same of a text that may be longer, without offsets: rows of `max_length` tokens at most, which overlap.
+
+        Of two texts the shorter stands whole in each row; where it takes more than half of one, both lose their ends.
+        """
+        given = [self._normaliser(part, words=True).text for part in ((text, second) if second else (text,))]
+        texts = [self.backend.encode(part, add_special_tokens=False) for part in given]
+        lengths, room = [len(part) for part in texts], self._room(max_length, len(texts))
+        longer = max(range(len(texts)), key=lengths.__getitem__)
+        keep = room - (sum(lengths) - lengths[longer])
+        if sum(lengths) <= room or keep < room / 2 or keep < 2:
+            return [self.encode_pair(text, second, max_length, placed=False)]
+        texts[longer].truncate(keep, stride=int(keep * OVERLAP))
+        found = []
+        for window in [texts[longer], *texts[longer].overflowing]:
+            own = [window if place == longer else part for place, part in enumerate(texts)]
+            whole = self.backend.post_process(own[0], own[1] if second else None)
+            found.append(Encoded(self._ids(whole), [], whole.type_ids, False))
+        return found
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the characters, from and to, that each stands for."""
