@@ -120,12 +120,11 @@ def compare(
             if any(one is not None for one in asked[2:]):
                 raise ConfigError(f"--resume {resume} takes everything from that comparison; give it alone")
             return _go_on(Path(resume), model, data, parallel, watch)
-        limit = Budget.of(budget, tokens, steps)
+        how = Budget.of(budget, tokens, steps), seeds, metric, general, learning_curve
         if methods is not None:
             chosen_methods(methods, None)  # refused before there is a folder
         folder = _new_folder(out, model, data)
         with _held(folder):
-            how = limit, seeds, metric, general, learning_curve
             plan = _planned(folder, model, data, set, methods, *how, watch)
             plan.write(folder)
             return _carry_out(folder, plan, parallel, watch)
