@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from microplane.errors import ConfigError, MicroplaneError
+from microplane.errors import ConfigError, MicroplaneError, check_type
 
 CPU = torch.device("cpu")
 
@@ -34,11 +34,15 @@ def choose(wanted: str) -> torch.device:
     Raises:
         ConfigError: for one that is not there, with those that are.
     """
+    check_type(wanted, "device", str, "a name, as 'cpu' or 'cuda:0'")
     there = present()
     if wanted == "cpu" or (wanted == "auto" and there == [CPU]):
         return CPU
     kind, _, number = (there[0].type if wanted == "auto" else wanted).partition(":")
-    device = torch.device(kind, int(number or os.environ.get("LOCAL_RANK", "0")))
+    try:
+        device = torch.device(kind, int(number or os.environ.get("LOCAL_RANK", "0")))
+    except (RuntimeError, ValueError):  # no name of a device at all
+        device = torch.device("meta")
     if device not in there:
         listed = ", ".join(str(one) for one in there)
         built = "" if any(one.type == kind for one in there) else f"; this torch is {torch.__version__}"

@@ -127,10 +127,14 @@ def test_what_the_hub_refuses_is_told_in_its_words(hub, run):
 
 def test_wrong_pushes_are_refused_before_anything_is_sent(hub, run, tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("no weights")
+    many = tmp_path / "many" / "model"  # a folder of folders, as where one works
+    many.mkdir(parents=True)
+    (many / "model.safetensors").write_bytes(b"x")
     for source, repository, named, error, told in [
         (run.folder, "name", {}, ConfigError, "give org/name"),
         (run.folder, "org/name/more", {}, ConfigError, "give org/name"),
         (tmp_path, "org/name", {}, AdapterError, "holds no weights"),
+        (tmp_path / "many", "org/name", {}, AdapterError, "holds no weights"),
         (tmp_path / "nowhere", "org/name", {}, AdapterError, "there is no folder"),
         (tmp_path, "org/name", {"merged": True}, ConfigError, "--merged is for a run"),
     ]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import microplane
+from microplane.device import choose
 from microplane.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
 from microplane.training.resume import checkpoints
 from tests.tiny import save_tiny_folder
@@ -71,6 +73,9 @@ def test_what_is_no_row_is_refused_and_leaves_nothing(place, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+LAYERS = torch.nn.Sequential(torch.nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -92,6 +97,14 @@ def test_what_is_no_row_is_refused_and_leaves_nothing(place, tmp_path):
         lambda: microplane.attach_saved(torch.nn.Linear(2, 2), 5),
         lambda: microplane.merge(5, "x"),
         lambda: microplane.merge("m", "x", "bfloat16"),
+        *(lambda to=to: microplane.export("m", "x", to=to) for to in (5, [], {})),
+        *(lambda wanted=wanted: microplane.compare("m", "d", methods=wanted) for wanted in (5, [5], b"lora")),
+        *(lambda given=given: microplane.plan(**given) for given in ({"model": 5}, {"model": "m", "data": 5})),
+        *(lambda memory=memory: microplane.plan("m", memory=memory) for memory in ("8", 0, -1, 1.5)),
+        lambda: microplane.plan("m", set=["a"]),
+        *(lambda targets=targets: microplane.attach(LAYERS, "lora", targets) for targets in (5, b"0", Path("0"), [5])),
+        *(lambda name=name: choose(name) for name in (5, "", "gpu", "cuda:x", "cuda:99", "cpu:-2", None)),
+        *(lambda watch=watch: microplane.train("m", "d", watch=watch) for watch in (5, print, "x")),
     ],
 )
 def test_wrong_arguments_are_told_as_such(call, tmp_path, monkeypatch):
@@ -99,6 +112,20 @@ def test_wrong_arguments_are_told_as_such(call, tmp_path, monkeypatch):
     with pytest.raises(ConfigError):
         call()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [5, None, "a text", b"a", Path("a"), [5], [None], [["a"]], [["a", 5]], ["a", ("b",)]])
+def test_what_is_no_list_of_texts_is_refused_not_read_as_letters(place, given):
+    asked = microplane.load(place / "model")
+    for ask in (asked.embed, asked.classify):
+        with pytest.raises(ConfigError, match="texts must be a list of texts, or of pairs of texts"):
+            ask(given)
+    if given != ["a", ("b",)]:
+        with pytest.raises(ConfigError, match=r"prompts? must be a"):
+            asked.answers(given)
+    if given != "a text":
+        with pytest.raises(ConfigError, match="prompt must be a text"):
+            asked.prompt(given)
 
 
 def test_the_package_tells_what_it_has():

@@ -197,6 +197,7 @@ def _made(method: str | Mapping[str, Any] | Method, targets: str | Sequence[str]
         method = {"name": method.name, **method.model_dump()}
     knobs: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
     if targets is not None:
+        check_type(targets, "targets", (str, list, tuple), "a pattern of module names, or a list of such")
         knobs["targets"] = [targets] if isinstance(targets, str) else list(targets)
     return make_method(knobs)
 

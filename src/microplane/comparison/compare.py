@@ -12,7 +12,7 @@ from typing import Any
 from microplane.comparison.budget import Budget
 from microplane.comparison.course import Course
 from microplane.comparison.forecast import expected, shares, within_time
-from microplane.comparison.plan import Plan, Trial, make_plan
+from microplane.comparison.plan import Plan, Trial, chosen_methods, make_plan
 from microplane.comparison.result import result_of
 from microplane.comparison.rows import source_of
 from microplane.comparison.table import judged, measured
@@ -120,10 +120,11 @@ def compare(
             if any(one is not None for one in asked[2:]):
                 raise ConfigError(f"--resume {resume} takes everything from that comparison; give it alone")
             return _go_on(Path(resume), model, data, parallel, watch)
+        how = Budget.of(budget, tokens, steps), seeds, metric, general, learning_curve
+        if methods is not None:
+            chosen_methods(methods, None)  # refused before there is a folder
         folder = _new_folder(out, model, data)
         with _held(folder):
-            limit = Budget.of(budget, tokens, steps)
-            how = limit, seeds, metric, general, learning_curve
             plan = _planned(folder, model, data, set, methods, *how, watch)
             plan.write(folder)
             return _carry_out(folder, plan, parallel, watch)

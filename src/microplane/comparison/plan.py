@@ -18,7 +18,7 @@ from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.store import Dataset
-from microplane.errors import ConfigError, nearest
+from microplane.errors import ConfigError, check_type, nearest
 from microplane.files import read_object, write_aside, write_json
 from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, make_method
 from microplane.objectives.select import TEXT
@@ -148,10 +148,12 @@ def chosen_methods(wanted: str | Sequence[str] | None, task: str | None) -> tupl
     """Raises: ConfigError, for a method that does not exist, none, or one twice."""
     if wanted is None:
         return USUAL_WITH_LABELS if task else USUAL
+    check_type(wanted, "methods", (str, list, tuple), "names of methods, as 'lora,full' or ['lora', 'full']")
     names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     if names == ["all"]:
         return tuple(METHODS)
     for name in names:
+        check_type(name, "methods", str, "names of methods")
         if name not in METHODS:
             known = ", ".join(METHODS)
             raise ConfigError(f"there is no method {name!r}.{nearest(name, METHODS)} Methods: {known}, or all")

@@ -45,6 +45,8 @@ class Calling:
     def __init__(self, watch: Watcher, callback: Callable[[dict[str, Any]], None] | None):
         if callback is not None and not callable(callback):
             raise ConfigError(f"callback must be a function of a record, and is {callback!r:.80}")
+        if not all(callable(getattr(watch, name, None)) for name in ("say", "progress", "record")):
+            raise ConfigError(f"watch must have the functions say, progress and record, and is {watch!r:.80}")
         self._watch, self._callback = watch, callback
 
     def say(self, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from microplane.errors import AdapterError, ConfigError
+from microplane.errors import AdapterError, ConfigError, check_type
 
 DECODERS, PAIRS, ENCODERS = "decoder", "encoder-decoder", "encoder"
 EVERY_KIND = (DECODERS, PAIRS, ENCODERS)
@@ -75,6 +75,7 @@ FORMATS = {
 
 def format_named(name: str) -> Format:
     """Raises: ConfigError, for a format that is not there."""
+    check_type(name, "to", str, "the name of a format")
     if name not in FORMATS:
         raise ConfigError(f"--to {name}: possible are {', '.join(FORMATS)}")
     return FORMATS[name]

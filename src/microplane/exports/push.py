@@ -94,7 +94,7 @@ def _names(folder: Path) -> list[str]:
     found = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     names = [name for name in found if not any(part.startswith(".") for part in Path(name).parts)]
     names = [name for name in names if name.endswith("model.bin") or not name.endswith(PICKLES)]
-    if not any(name.endswith(MODELS) for name in names):
+    if not any(name.endswith(MODELS) for name in names if "/" not in name):  # a folder of many things is no model
         raise AdapterError(
             f"{folder} holds no weights to push: give a run's folder, or one that microplane export wrote"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, cast, get_args, overload
 
 import torch
 
@@ -57,6 +57,7 @@ class Pipeline:
         followed the chat template, a question is put into what stood around questions there.
         """
         in_form = self.tokenizer.in_form
+        _check_prompt(text)
         given = [self.asked(in_form(text))] if isinstance(text, str) else list(text)
         messages = [message.rewritten(in_form) for message in given]
         for part in [self.system or "", *(message.content for message in messages)]:
@@ -105,6 +106,7 @@ class Pipeline:
         knobs: GenerateKnobs | None = None,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
+        check_type(prompts, "prompts", (list, tuple), "a list of texts or conversations")
         ids = [self.prompt(prompt) for prompt in prompts]
         tokenizer, knobs = self.tokenizer.for_targets, knobs or GenerateKnobs()
         knobs = knobs.model_copy(update={"stop": tuple(map(tokenizer.in_form, knobs.stop))})
@@ -135,19 +137,40 @@ class Pipeline:
         """What the task head says of each text (or pair of texts): labels with their probabilities, or numbers.
 
         Raises:
-            ConfigError: if the model has no task head.
+            ConfigError: if the model has no task head, or for what is no list of texts.
         """
+        _check_texts(texts)
         return classify(self.model, self.tokenizer, texts, self.window)
 
     def embed(self, texts: Sequence[Text], pooling: str | None = None) -> torch.Tensor:
         """Sentence embeddings (texts, model width), float32 of length 1; `pooling` is mean, cls or last.
 
         Raises:
-            ConfigError: for another pooling.
+            ConfigError: for another pooling, or what is no list of texts.
         """
+        _check_texts(texts)
         if pooling not in (None, *POOLINGS):
             raise ConfigError(f"pooling = {pooling!r}: possible are {', '.join(POOLINGS)}")
         return embed_texts(self.model, self.tokenizer, texts, pooling)
+
+
+def _check_prompt(prompt: object) -> None:
+    """Raises: ConfigError, for what is neither a text nor a list of messages."""
+    wanted = "a text, or a list of microplane.data.reading.example.Message"
+    check_type(prompt, "prompt", (str, list, tuple), wanted)
+    if not isinstance(prompt, str):
+        for message in cast("Sequence[object]", prompt):
+            check_type(message, "prompt", Message, wanted)
+
+
+def _check_texts(texts: object) -> None:
+    """Raises: ConfigError, for what is no list of texts or pairs of them; one text alone would be read as letters."""
+    wanted = "a list of texts, or of pairs of texts"
+    check_type(texts, "texts", (list, tuple), wanted)
+    for text in cast("Sequence[object]", texts):
+        check_type(text, "texts", (str, list, tuple), wanted)
+        if not isinstance(text, str) and [type(one) for one in cast("Sequence[object]", text)] != [str, str]:
+            raise ConfigError(f"texts must be {wanted}, and holds {text!r:.80}")
 
 
 def load(

@@ -5,9 +5,10 @@ The figures are those of the forecast (microplane/forecast) that a run makes of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ from microplane.comparison.plan import chosen_methods
 from microplane.config.build import assemble
 from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Silent, Watcher
-from microplane.errors import MicroplaneError, ModelError
+from microplane.errors import ConfigError, MicroplaneError, ModelError, check_type
 from microplane.forecast import machine
 from microplane.forecast.memory import AtOnce, Shapes, forecast
 from microplane.hardware import free_memory
@@ -117,6 +118,12 @@ def plan(
         >>> [(one.method, one.total) for one in microplane.plan("smollm2", methods="lora,full").methods]
         [('lora', 2070000000), ('full', 3900000000)]
     """
+    check_type(model, "model", (str, Path), "a name or a path")
+    check_type(data, "data", (str, Path, NoneType), "the path of a file or a folder")
+    check_type(set, "set", (Mapping, NoneType), 'a mapping of knobs, as {"train.lr": 5e-4}')
+    check_type(memory, "memory", (int, NoneType), "a number of bytes")
+    if memory is not None and memory <= 0:
+        raise ConfigError(f"memory must be a number of bytes above 0, and is {memory}")
     watch = watch or Silent()
     given = {"model.name": str(model), **({"data.train": str(data)} if data else {}), **(set or {})}
     config = assemble(given=given)

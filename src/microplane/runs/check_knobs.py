@@ -241,7 +241,6 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
         yield "model.pooling", "each token has a label of its own, so nothing is pooled. Leave it at auto"
         yield "data.long_rows", "each word has a label of its own, and words lose their row. Leave it at cut"
     if task == "regression":
-        yield "data.no_label", f"{head}, and each of these numbers is one. Leave it out"
         yield "train.class_weights", f"{head}, and numbers have no classes. Leave it out"
     yield "train.label_smoothing", f"{head}; only the loss of tokens is smoothed. Leave it out"
     yield "eval.metrics", f"{head}, and it is measured by all metrics of its task. Leave it at auto"

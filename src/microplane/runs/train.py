@@ -129,7 +129,7 @@ def train(
     config = config if resume or method_search.left_open(config) else continued(config)
     if others.world()[0]:  # who is not the first says nothing
         watch = callback = None
-    say = watch.say if watch else None
+    say = getattr(watch, "say", None)
     watch = Calling(watch or Silent(), callback)
     with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train.threads):
         method_search.refuse(config, ranks)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from microplane.config.knobs import DataKnobs
+from microplane.data.preparing.doubts import doubtful_names
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
@@ -159,3 +160,25 @@ def test_conversations_without_a_chat_template(tmp_path, template):
 def test_plain_text_asks_nothing(tmp_path):
     rows = [{"text": f"{row['prompt']} {row['completion']}"} for row in asked(80)]
     assert warned(tmp_path, rows, [{"text": row["prompt"]} for row in asked(30, 100)]) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "doubted"),
+    [
+        (("1", "1.0", "0"), "'1', '1.0' differ in spelling alone"),
+        (("01", "1", "0"), "'01', '1' differ in spelling alone"),
+        (("１", "1", "0"), "differ in spelling alone"),
+        (("-1", "0", "1"), ""),  # a sign is no spelling
+        (("+1", "-1"), ""),
+        (("v1.0", "v1"), ""),
+        (("good", "None"), "'None' is a class like the others"),
+        (("good", "nan", "N/A"), "'N/A', 'nan' is a class like the others"),
+        (("good", "none"), ""),  # a class of its own, where people name them
+        (("red", "blue", "red,blue"), "'red,blue' is named as several others together"),
+        (("red", "blue", "blue | red"), "write a list: ['blue', 'red']"),
+        (("red", "Paris, Texas"), ""),
+    ],
+)
+def test_class_names_that_may_mean_something_else(labels, doubted):
+    lines = list(doubtful_names(sorted(labels)))
+    assert any(doubted in line for line in lines) if doubted else lines == []

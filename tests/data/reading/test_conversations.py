@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from microplane.data.reading.bad_rows import RowError
@@ -145,3 +147,48 @@ def test_what_is_trained_is_part_of_a_rows_identity():
     assert plain.hash() == answered(weight=1, name=None, tool_calls=[]).hash()
     others = [answered(weight=0), answered(thinking="hm"), answered(name="Bo")]
     assert len({example.hash() for example in [plain, *others]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"mask": 1}, "messages[1].mask is the number 1, which tools read in different ways"),
+        ({"Ignore": True}, "messages[1].Ignore is true, which tools read in different ways"),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "say with `weight` (0 or 1)"),
+        ({"Weight": 0}, "has the key 'Weight', expected 'weight'"),
+        ({" train": False}, "has the key ' train', expected 'train'"),
+        ({"Reasoning_Content": "hm"}, "expected 'reasoning_content'"),
+        ({"Tool_Calls": [CALL]}, "expected 'tool_calls'"),
+    ],
+)
+def test_a_key_that_may_say_something_of_training_is_not_passed_over(keys, says):
+    asked = {"role": "user", "content": "q"}
+    assert says in complaint(asked, {"role": "assistant", "content": "a", **keys})
+    assert answered(**dict.fromkeys(keys)) == answered()  # null is nothing
+
+
+def test_messages_may_be_written_as_text():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "[a]", "weight": 1}]
+    for key in ("messages", "conversations"):
+        row = {key: " " + json.dumps(messages)}
+        assert recognise([row], "x.csv").example(row, "").messages == read(*messages).messages
+    for text in ("[{", "q", '{"role": "user"}', ""):
+        with pytest.raises(RowError, match="expected a list of"):
+            recognise([row], "x.csv").example({"conversations": text}, "")
+
+
+def test_a_role_that_is_a_call():
+    asked, result, answer = (
+        {"from": who, "value": text} for who, text in (("human", "q"), ("observation", "r"), ("gpt", "a"))
+    )
+    call = {"name": "light", "arguments": {"on": True}}
+    plain = read(asked, {"from": "gpt", "tool_calls": [call], "value": None}, result, answer)
+    for said in (call, json.dumps(call), [call], json.dumps([call]), {**call, "arguments": '{"on": true}'}):
+        assert read(asked, {"from": "function_call", "value": said}, result, answer).messages == plain.messages
+    assert (
+        read(asked, {"from": "function_call", "value": call, "weight": 0}, result, answer).messages[1].trained is False
+    )
+    for said in ("light(on)", "", None, 5, "[]"):
+        text = complaint(asked, {"from": "function_call", "value": said}, result, answer)
+        assert text.startswith("messages[1].value is ")
+        assert "expected the call as JSON" in text

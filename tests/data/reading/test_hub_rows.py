@@ -125,6 +125,70 @@ def test_the_package_is_asked_for(hub, monkeypatch):
         files_of(DataKnobs(train="hf://me/films"))
 
 
+class Sequence:
+    def __init__(self, feature):
+        self.feature = feature
+
+
+def serve(monkeypatch, features, splits):
+    """Splits by their names instead of the usual rows."""
+
+    class Others(list):
+        pass
+
+    Others.features = features
+
+    def load_dataset(repo, config, split, revision, streaming):
+        return Others(splits[split])
+
+    names = SimpleNamespace(load_dataset=load_dataset, get_dataset_split_names=lambda *_, revision: list(splits))
+    monkeypatch.setitem(sys.modules, "datasets", names)
+
+
+def test_tags_have_their_names_wherever_they_stand(hub, monkeypatch):
+    features = {
+        "tokens": Sequence(Value("string")),
+        "ner_tags": Sequence(ClassLabel()),
+        "pos_tags": [ClassLabel()],
+        "parts": Sequence({"tag": ClassLabel(), "at": Value("int32")}),
+        "about": {"kind": ClassLabel()},
+    }
+    row = {"tokens": ["a", "b"], "ner_tags": [1, -1], "pos_tags": [0, 1], "parts": {"tag": [1], "at": [1]}}
+    serve(monkeypatch, features, {"train": [row | {"about": {"kind": 0}}, row | {"ner_tags": None, "about": None}]})
+    (file,) = files_of(DataKnobs(train="hf://me/words"))["train"]
+    first, second = read(file)
+    assert first == {
+        "tokens": ["a", "b"],
+        "ner_tags": ["good", -100],
+        "pos_tags": ["bad", "good"],
+        "parts": {"tag": ["good"], "at": [1]},
+        "about": {"kind": "bad"},
+    }
+    assert second == first | {"ner_tags": None, "about": None}
+
+
+def test_a_split_without_labels_and_one_without_a_use_are_told(hub, monkeypatch):
+    features = {"text": Value("string"), "label": ClassLabel()}
+    known, unknown = [{"text": "x", "label": 1}, {"text": "y", "label": -1}], [{"text": "z", "label": -1}] * 3
+    splits = {"train": known, "test": unknown, "validation_matched": known, "validation_other": unknown}
+    serve(monkeypatch, features, splits)
+    with pytest.warns(MicroplaneWarning) as said:
+        files = files_of(DataKnobs(train="hf://me/pairs"))
+    assert list(files) == ["train"]
+    told = [str(warning.message) for warning in said]
+    assert sum("has a label, so that this split is left out" in text for text in told) == 2
+    assert any("not used of its splits: validation_matched; one can be named, as in" in text for text in told)
+    assert any("data.validation=hf://me/pairs:validation_matched" in text for text in told)
+    assert [row["label"] for row in read(files_of(DataKnobs(train="hf://me/pairs:test"))["train"][0])] == [None] * 3
+    serve(monkeypatch, features, {"en": known})
+    with pytest.raises(
+        DataError, match=r"hf://me/tongues: none of its splits .* there are en\. Name one: .*tongues:en"
+    ):
+        files_of(DataKnobs(train="hf://me/tongues"))
+    serve(monkeypatch, {"text": Value("string")}, {"train": [{"text": "x"}], "test": [{"text": "y"}]})
+    assert list(files_of(DataKnobs(train="hf://me/plain"))) == ["train", "test"]
+
+
 @pytest.mark.slow
 def test_the_package_itself_reads_a_folder(hub, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "datasets")

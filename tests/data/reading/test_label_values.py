@@ -67,6 +67,12 @@ def test_the_values_decide_what_is_learnt(values, task):
         ([[0.0, 1.0], [False, True]], ("0", "1")),
         (["[0, 0, 1]", "[1, 0, 0]"], ("0", "1", "2")),
         ([["0", "0"], ["1", "0"]], ("0", "1")),
+        ([["0.0", "1.0"], ["1.0", "1"]], ("0", "1")),
+        ([[Decimal(0), Decimal(1)]] * 2, ("0", "1")),
+        (["(0, 1)", "(1, 1)"], ("0", "1")),
+        ([[1, 0, -1], [0, 1, 1]], ("0", "1", "2")),  # -1: of this class nothing is known
+        ([[1, 0, None], [0, -100, 1]], ("0", "1", "2")),
+        ([[0, -1, -1], [-1, -1, -1]], ()),  # more open than said
         (["0 0 1", "1 1 0"], ("0", "1", "2")),
         (["0,1", "1, 0"], ("0", "1")),
         (["[0. 1. 1.]", "[1. 0. 0.]"], ("0", "1", "2")),
@@ -85,14 +91,23 @@ def test_multi_hot_rows_are_lists_of_one_length_of_noughts_and_ones(values, clas
 
 
 def test_lists_in_text_are_read_as_they_were_written():
-    for text in ('["a", "b c"]', "['a', 'b c']", "['a' 'b c']", "['a'\n 'b c']", ' ["a","b c"] '):
+    lists = (
+        '["a", "b c"]',
+        "['a', 'b c']",
+        "['a' 'b c']",
+        "['a'\n 'b c']",
+        ' ["a","b c"] ',
+        "('a', 'b c')",
+        "{'b c', 'a'}",
+    )
+    for text in lists:
         assert read([text, "['a']"]) == [("a", "b c"), ("a",)]
     assert read(["1 0 1", "0 0 0", "1.0 1.0 0.0"]) == [("0", "2"), (), ("0", "1")]
     assert read(["[draft", "0", "10"]) == [("[draft",), ("0",), ("10",)]
 
 
 def test_lists_that_repeat_a_number_name_no_classes():
-    assert "expected each label once; multi-hot rows are lists" in read([[0, 1, -1, 1]])[0]
+    assert "expected each label once; multi-hot rows are lists" in read([[0, 1, 7, 1]])[0]
     assert read([["red", "red"]]) == [("red",)]
 
 
@@ -103,7 +118,16 @@ def test_the_columns_of_multi_hot_rows_have_the_names_of_the_models_head():
 
 def test_what_is_not_multi_hot_among_multi_hot_rows_is_refused():
     column = look([[0, 1, 1]], None)
-    for value in ([0, 1], [0, 1, 2], [0, 1, None], [0, 1, -1], ["a", "b", "c"], [0, 1, 0.5]):
+    for value in (
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, None],
+        [0, 1, -1],
+        [1, 0, "-1.0"],
+        [1, 0, -100],
+        ["a", "b", "c"],
+        [0, 1, 0.5],
+    ):
         with pytest.raises(RowError, match="expected 3 numbers as in the first rows, each 0 or 1"):
             column.read(value, "y")
 
@@ -136,6 +160,34 @@ def test_rows_without_a_label_are_told_from_bad_ones():
     assert read(["?", "a", -100], no_label=["?"]) == ["none", ("a",), ("-100",)]
     assert read([[1, 0, -100], [2, 1, -1]], "tokens") == [("1", "0", None), ("2", "1", None)]
     assert "-1 means that there is none: leave it out" in read([[0, 2], [1, -1]], "multilabel")[1]
+
+
+def test_a_number_that_means_that_there_is_none_is_not_learnt():
+    assert read([0.5, 1.5, -100, "-100", "-100.0", Decimal(-100)], "regression") == [(0.5,), (1.5,), *["none"] * 4]
+    assert read([-99.5, -100.0, 3.0], "regression") == [(-99.5,), (-100.0,), (3.0,)]  # one number among others
+    assert read([-100.0], "regression") == [(-100.0,)]  # nothing says what it is
+    assert read([0.5, -1.0, -100], "regression", no_label=["-1"]) == [(0.5,), "none", (-100.0,)]
+    assert read(["0.5", "n/a"], "regression", no_label=["n/a"]) == [(0.5,), "none"]
+
+
+@pytest.mark.parametrize(
+    "form", ["1,0{:02}.5", "1 0{:02}", "1'0{:02}.5", "{},5", "{} %", "{}%", "$1,0{:02}", "{},25 €"]
+)
+def test_numbers_written_for_people_are_no_classes_and_not_guessed_at(form):
+    values = [form.format(number) for number in range(1, 30)]
+    assert look(values, None).task == "regression"
+    assert all("expected a number as 1234.5 is, without units and marks" in found for found in read(values))
+    few = values[:3] * 9  # names, as nothing says otherwise
+    assert look(few, None).task == "classification"
+
+
+def test_names_with_digits_are_no_numbers():
+    assert look([f"A{number}" for number in range(30)], None).task == "classification"
+    assert look([f"1.{number}.0" for number in range(30)], None).task == "classification"
+
+
+def test_fractions_in_lists_of_labels_are_told_as_such():
+    assert "expected a list of labels, each a name or a whole number" in read([[0.9, 0.1], [0.5, 0.5]])[0]
 
 
 def test_white_space_makes_no_other_class():

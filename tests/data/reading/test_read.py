@@ -153,8 +153,10 @@ def test_a_column_without_a_name_is_left_out(tmp_path):
     assert good(write(tmp_path / "a.csv", ",a,b\n0,x,y\n")) == [{"a": "x", "b": "y"}]
 
 
-def test_duplicate_keys_are_harmless(tmp_path):
-    assert good(write(tmp_path / "a.jsonl", '{"a": 1, "a": 2}')) == [{"a": 2}]
+def test_a_key_that_is_repeated_with_one_value_is_harmless(tmp_path):
+    assert good(write(tmp_path / "a.jsonl", '{"a": 1, "": 2, "a": 1}')) == [{"a": 1, "": 2}]
+    with pytest.raises(DataError, match=r"b\.json: an object has the key '' twice"):
+        good(write(tmp_path / "b.json", '[{"a": 1}, {"": 1, "": 2}]'))
 
 
 # Bad rows
@@ -166,6 +168,8 @@ def test_duplicate_keys_are_harmless(tmp_path):
         (b'{"a": ', "broken JSON", "Expecting value at column 6, near '{\"a\":'; expected one whole JSON object"),
         (b'{"a": 1} {"b": 2}', "broken JSON", "Extra data at column 10"),
         (b'{"a": "\xff"}', "invalid UTF-8", "byte 8 of the line, 17 of the file is 0xff, expected UTF-8 text"),
+        (b'{"label": 1, "a": 2, "label": 0}', "repeated key", "an object has the key 'label' twice, with two values"),
+        (b'{"a": [{"role": "x", "role": "y"}]}', "repeated key", "the key 'role' twice"),
         (b"[1, 2]", "not an object", "the line is a list [1, 2], expected an object"),
         (b"null", "not an object", "the line is null, expected an object"),
         (b"12", "not an object", "the line is the number 12, expected an object"),

@@ -9,6 +9,7 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
+from microplane.data.rendering.labelled import LabelFormat
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import shares
 from microplane.objectives.classification import Classification
@@ -73,3 +74,15 @@ def test_rows_of_one_text_have_no_segments(tokenizer, tmp_path, monkeypatch):
     data = write(tmp_path / "data.jsonl", rows.reviews(40))
     splits = load_splits(DataKnobs(train=str(data)), tokenizer, LabelCandidates(None))
     assert Classification().collate(splits.train, [0, 3]).rows.types is None
+
+
+def test_words_and_tags_written_as_text_are_lists_too():
+    row = {"tokens": ["not", "bad"], "tags": ["O", "B"]}
+    plain = LabelFormat([row], "x.jsonl").example(row, "")
+    for words, tags in (
+        ('["not", "bad"]', '["O", "B"]'),
+        ("['not' 'bad']", "('O', 'B')"),
+        (row["tokens"], "['O','B']"),
+    ):
+        written = {"tokens": words, "tags": tags}
+        assert LabelFormat([written], "x.csv").example(written, "") == plain

@@ -16,6 +16,7 @@ from itertools import pairwise
 
 from microplane.data.mixtures.render import Progress
 from microplane.data.preparing.summary import DataSummary
+from microplane.data.reading.values import is_number
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ NEAR = 0.05  # of held-out rows: a few are paraphrases in the best of data
 SAME_ANSWER = 0.95  # share of the commonest answer from which little is learnt
 CONVERSATIONS = ("messages", "conversations")  # formats of rows
 PLAIN_TEXT = "none"  # template of rows that are no questions
+NOTHING = {"nan", "NaN", "None", "null", "NULL", "n/a", "N/A", "NA", "<NA>", "NaT"}  # as programs write it
 LEAKS, ELSEWHERE = 0.9, 0.1  # share of a class's rows that hold its name, and of the others that do
 
 
@@ -55,7 +57,7 @@ def doubts(
     known = list(_rows(train, MOST_ROWS, tokenizer, summary))
     others = {name: rows for name, rows in sets.items() if name != "train"}
     unseen = {name: list(_rows(rows, MOST_HELD_OUT, tokenizer, summary)) for name, rows in others.items()}
-    found = [*_without_template(summary, tokenizer), *_spelled_alike(summary.labels), *_contradictions(known)]
+    found = [*_without_template(summary, tokenizer), *doubtful_names(summary.labels), *_contradictions(known)]
     found += [*_one_answer(known, summary), *_leaks(known, summary)]
     return found + [line for name, rows in unseen.items() for line in _near_duplicates(known, name, rows)]
 
@@ -116,15 +118,39 @@ def _one_answer(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
         yield f"{count:,} of {len(rows):,} training rows have the same answer, {_short(answer)}: it is all they teach"
 
 
+def doubtful_names(labels: Sequence[str]) -> Iterator[str]:
+    """Sentences on class names that may not mean what they should."""
+    yield from _spelled_alike(labels)
+    yield from _no_names(labels)
+
+
 def _spelled_alike(labels: Sequence[str]) -> Iterator[str]:
-    """Classes that are one but for capitals, white space and punctuation."""
-    by_form: dict[str, list[str]] = defaultdict(list)
+    """Classes that are one but for capitals, white space and punctuation, and numbers that are equal."""
+    by_form: dict[str | float, list[str]] = defaultdict(list)
     for label in labels:
-        by_form[re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip() or label].append(label)
+        plain = unicodedata.normalize("NFKC", label).casefold()
+        words = re.sub(r"[\W_]+", " ", plain).strip() or label
+        by_form[float(plain) if is_number(plain) and re.search(r"\d", plain) else words].append(label)
     for alike in by_form.values():
         if len(alike) > 1:
             listed = ", ".join(repr(label) for label in alike)
             yield f"the classes {listed} differ in spelling alone, and are learnt as {len(alike)} classes"
+
+
+def _no_names(labels: Sequence[str]) -> Iterator[str]:
+    """Classes that are called as programs write that there is nothing, and such as are several others in one."""
+    if nothing := [label for label in labels if label in NOTHING]:
+        listed = ", ".join(map(repr, nothing))
+        yield f"{listed} is a class like the others; if it means that there is no label: data.no_label=[{nothing[0]}]"
+    for mark in ",;|":
+        parts = {label: [part.strip() for part in label.split(mark)] for label in labels if mark in label}
+        joined = [label for label in parts if set(parts[label]) <= {*labels}]
+        if joined:
+            yield (
+                f"the class {joined[0]!r} is named as several others together, and is learnt as one of its own "
+                f"({len(joined):,} such); where a row has several labels, write a list: {parts[joined[0]]}"
+            )
+            return
 
 
 def _leaks(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:

@@ -28,9 +28,15 @@ _ROLES: dict[str, Role] = {
     "function": "tool",
     "observation": "tool",
 }
-TRAINED = ("weight", "train", "trained", "training", "trainable", "loss", "loss_mask")
+TRAINED = (
+    *("weight", "train", "trained", "training", "trainable", "is_trained", "train_on_turn"),
+    *("loss", "loss_mask", "loss_weight"),
+)
+UNCLEAR = ("mask", "masked", "ignore", "skip", "train_detail")  # of training, in one tool this and in another that
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _EXTRA = ("name", "tool_call_id")  # what templates know, as it stands
+CALL = "function_call"  # a key of an answer; or the role of one that does nothing but call tools
+_KNOWN = {"role", "from", "content", "value", *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", CALL}
 
 
 def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, None]) -> list[Message]:
@@ -42,7 +48,7 @@ def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, Non
     Raises:
         RowError: for what is no conversation, and for what cannot be honoured.
     """
-    items = get(values, key, "a list of messages")
+    items = read_json(get(values, key, "a list of messages"))
     if not isinstance(items, list):
         kind = "null" if items is None else "not a list"
         raise RowError(kind, f"key {key!r} is {show(items)}, expected a list of {{role, content}}")
@@ -51,10 +57,23 @@ def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, Non
     return messages
 
 
+def read_json(value: Any) -> Any:
+    """The list that a text holds as JSON, as in a cell of a CSV file; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
 def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> Message:
     if not isinstance(item, dict):
         raise RowError("not a message", f"{place} is {show(item)}, expected {{role, content}}")
+    _check_keys(item, place)
     name = "role" if "role" in item else "from"
+    if item.get(name) == CALL:
+        item = _spelled_call(item, name, place)
     spelled = get(item, name, f"the role of {place}")
     role = _ROLES.get(spelled.lower()) if isinstance(spelled, str) else None
     if role is None:
@@ -70,11 +89,42 @@ def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> M
     }
     if calls:
         extra["tool_calls"] = calls
-    used = {name, under, *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", "function_call"}
+    used = {name, under, *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", CALL}
     for other, value in item.items():
         if other not in used and is_filled(value):
             passed_over[f"{key}[].{other}"] = None
     return Message(role, content, _trained(item, place, role), _thoughts(item, place, role), extra)
+
+
+def _check_keys(item: Mapping[str, Any], place: str) -> None:
+    """Refuse keys of which it is not clear what they say of training, and known ones in other capitals."""
+    for key, value in item.items():
+        if not is_filled(value):
+            continue
+        plain = key.strip().lower()
+        if plain in UNCLEAR:
+            raise RowError(
+                "unclear key",
+                f"{place}.{key} is {show(value)}, which tools read in different ways; say with `weight` (0 or 1) "
+                "whether an answer is trained, or leave the key out",
+            )
+        if plain != key and plain in _KNOWN:
+            raise RowError("unclear key", f"{place} has the key {key!r}, expected {plain!r}")
+
+
+def _spelled_call(item: Mapping[str, Any], name: str, place: str) -> Mapping[str, Any]:
+    """A message that is a call of tools by its role, as an answer that calls them."""
+    under = "value" if "value" in item else "content"
+    said = item.get(under)
+    try:
+        calls = json.loads(said) if isinstance(said, str) else said
+    except (ValueError, RecursionError):
+        calls = None
+    if not isinstance(calls, dict | list) or not calls:
+        expected = 'the call as JSON: {"name": ..., "arguments": {...}}, or a list of such'
+        raise RowError("wrong tool call", f"{place}.{under} is {show(said)}, expected {expected}")
+    kept = {key: value for key, value in item.items() if key != under}
+    return kept | {name: "assistant", "tool_calls": calls if isinstance(calls, list) else [calls], under: None}
 
 
 def _content(item: Mapping[str, Any], key: str, place: str, optional: bool) -> str:
@@ -127,10 +177,10 @@ def _thoughts(item: Mapping[str, Any], place: str, role: Role) -> str:
 def _calls(item: Mapping[str, Any], place: str, role: Role) -> list[Any]:
     """The tool calls of an answer, with their arguments as objects, as templates expect them."""
     calls = item.get("tool_calls")
-    if is_filled(item.get("function_call")):
+    if is_filled(item.get(CALL)):
         if is_filled(calls):
             raise RowError("wrong tool call", f"{place} holds tool_calls and function_call; expected one of them")
-        calls = [{"type": "function", "function": item["function_call"]}]
+        calls = [{"type": "function", "function": item[CALL]}]
     if not is_filled(calls):
         return []
     if role != "assistant" or not isinstance(calls, list):
@@ -162,14 +212,9 @@ def tools_of(values: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ..
     Raises:
         RowError: for anything else.
     """
-    value = values.get(key)
+    value = read_json(values.get(key))
     if not is_filled(value):
         return ()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         found = show(values[key])
         raise RowError("wrong tools", f"key {key!r} is {found}, expected a list of objects that describe tools")

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 
 from microplane.cache.entries import touch
 from microplane.cache.eviction import new_entry
-from microplane.data.reading.read import find_splits
+from microplane.data.reading.read import SPLITS, find_splits
 from microplane.errors import ConfigError, DataError, first_line, notice
 from microplane.files import cache_dir, write_json
+from microplane.models.configs.head import IGNORED
 
 PREFIX = "hf://"
 NAME = re.compile(
@@ -73,7 +74,28 @@ def hub_splits(name: str, progress: Progress | None = None) -> dict[str, list[Pa
         _read(wanted, revision, folder, progress)
         write_json(latest, {"name": str(wanted), "revision": revision})
     touch(folder)
-    return find_splits(folder / f"{wanted.split}.jsonl" if wanted.split else folder)
+    return find_splits(folder / f"{wanted.split}.jsonl") if wanted.split else _sides(wanted, folder)
+
+
+def _sides(wanted: HubName, folder: Path) -> dict[str, list[Path]]:
+    """The splits that are a side of the data by their names; others are named.
+
+    Raises:
+        DataError: if none of them is the training data.
+    """
+    there = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
+    try:
+        sides = find_splits(folder)
+    except DataError:
+        raise DataError(
+            f"{wanted}: none of its splits is the training data by its name; there are {', '.join(there)}. Name one: "
+            f"{replace(wanted, split=next(iter(there), 'train'))}"
+        ) from None
+    used = [file for files in sides.values() for file in files]
+    if left := [name for name, file in there.items() if file not in used]:
+        other = replace(wanted, split=left[0])
+        notice(f"{wanted}: not used of its splits: {', '.join(left)}; one can be named, as in data.validation={other}")
+    return sides
 
 
 def _library() -> Any:
@@ -126,7 +148,11 @@ def _read(wanted: HubName, revision: str, folder: Path, progress: Progress | Non
         with new_entry(folder, "the rows", f"rows of {wanted}") as temporary:
             for split in [wanted.split] if wanted.split else splits:
                 rows = library.load_dataset(*where, split=split, revision=revision, streaming=True)
-                _write(rows, temporary / f"{split}.jsonl", f"{wanted.repo} {split}", progress)
+                file = temporary / f"{split}.jsonl"
+                labelled = _write(rows, file, f"{wanted.repo} {split}", progress)
+                if not labelled and not wanted.split and split not in SPLITS["train"]:
+                    file.unlink()
+                    notice(f"{wanted}: none of the rows of {split} has a label, so that this split is left out")
     except DataError:
         raise
     except Exception as error:  # of whatever reads this data set's files
@@ -134,20 +160,31 @@ def _read(wanted: HubName, revision: str, folder: Path, progress: Progress | Non
         raise DataError(f"{wanted} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _write(rows: Any, file: Path, what: str, progress: Progress | None) -> None:
-    """Rows as a JSONL file, as they come."""
+def _write(rows: Any, file: Path, what: str, progress: Progress | None) -> bool:
+    """Rows as a JSONL file, as they come.
+
+    Returns:
+        Whether any row has a label, where these rows have a column of classes.
+    """
     features = dict(rows.features or {})
     left = {name: type(kind).__name__ for name, kind in features.items() if not _is_plain(kind)}
     if left:
         listed = ", ".join(f"{name} ({kind})" for name, kind in left.items())
         notice(f"{what}: left out, as they are no text, numbers or lists: {listed}")
-    names = {name: kind.names for name, kind in features.items() if hasattr(kind, "names") and hasattr(kind, "str2int")}
+    classes = [name for name, kind in features.items() if _is_class(kind)]
+    labelled = not classes
     total = _count(rows)
     with file.open("w", encoding="utf-8") as out:
-        for number, row in enumerate(_plain(rows, left, names), start=1):
+        for number, row in enumerate(_plain(rows, left, features), start=1):
+            labelled = labelled or any(row.get(name) is not None for name in classes)
             out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             if progress and number % EVERY == 0:
                 progress(f"reading {what}", number, total)
+    return labelled
+
+
+def _is_class(feature: Any) -> bool:
+    return hasattr(feature, "names") and hasattr(feature, "str2int")
 
 
 def _is_plain(feature: Any) -> bool:
@@ -163,14 +200,27 @@ def _is_plain(feature: Any) -> bool:
     return type(feature).__name__ in ("ClassLabel", "Json", "Translation")
 
 
-def _plain(rows: Any, left: Mapping[str, str], names: Mapping[str, list[str]]) -> Iterator[dict[str, Any]]:
-    """Rows without what is left out, with classes by their names; -1 is how these files say that there is none."""
+def _plain(rows: Any, left: Mapping[str, str], features: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows without what is left out, with classes by their names."""
     for row in rows:
-        kept = {name: value for name, value in row.items() if name not in left}
-        for name, classes in names.items():
-            if isinstance(number := kept.get(name), int):
-                kept[name] = classes[number] if number >= 0 else None
-        yield kept
+        yield {name: _named(value, features.get(name)) for name, value in row.items() if name not in left}
+
+
+def _named(value: Any, feature: Any, inside: bool = False) -> Any:
+    """A value with the classes in it by their names. -1 is how these files say that there is none: null of a row, and
+    in a list what the tag of a word is then."""
+    if _is_class(feature):
+        if not isinstance(value, int):
+            return value
+        return feature.names[value] if value >= 0 else IGNORED if inside else None
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {name: _named(item, feature.get(name), inside) for name, item in value.items()}
+    item = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+    if item is None:
+        return value
+    if isinstance(value, dict) and isinstance(item, dict):  # of a sequence of objects, as lists by their keys
+        return {name: [_named(one, item.get(name), True) for one in many] for name, many in value.items()}
+    return [_named(one, item, True) for one in value] if isinstance(value, list) else value
 
 
 def _count(rows: Any) -> int | None:

@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)  # longer ones, and digits of other scripts, are names like any other
 _FLAGS = re.compile(r"\[?\s*[01](\.0*)?([\s,;|]+[01](\.0*)?)+\s*\]?")  # a multi-hot row as text
 _APART = re.compile(r"""['"]\s+['"]""")  # texts without a comma between them
+_MARKED = re.compile(r"\s*[$€£¥₫]?\s?[+-]?\d{1,3}([.,'’\s]?\d{3})*([.,]\d+)?\s?[%$€£¥₫]?\s*")  # 1,234.5 or 12 %
 _FEW = 10  # numbers below which nothing follows from their being all different
 
 
@@ -58,18 +59,26 @@ class LabelValues:
         """
         place = f"key {key!r} is {show(value)}, expected"
         if self.task == "regression":
-            return (_number(value, place),)
+            return (self._number(value, place),)
         if self.task == "classification":
             name = self._name(value, key, f"{place} a label")
             if name in self.no_label:
                 raise NoLabel
             return (name,)
-        items = _unpacked(value)
+        items = unpacked(value)
         if not isinstance(items, list):
             raise RowError("wrong label", f"{place} a list of {'tags' if self.task == PER_TOKEN else 'labels'}")
         if self.task == PER_TOKEN:
             return self._tags(items, key, place)
         return self._hot(items, place) if self.classes else self._several(items, key, place)
+
+    def _number(self, value: Any, place: str) -> float:
+        if _plain_name(value) in self.no_label:
+            raise NoLabel
+        number = _number(value, place)
+        if any(number == _as_number(name) for name in self.no_label):
+            raise NoLabel
+        return number
 
     def _tags(self, items: list[Any], key: str, place: str) -> Labels:
         if not items:
@@ -87,7 +96,10 @@ class LabelValues:
 
     def _hot(self, items: list[Any], place: str) -> Labels:
         if len(items) != len(self.classes) or not all(_is_flag(item) for item in items):
-            raise RowError("wrong label", f"{place} {len(self.classes)} numbers as in the first rows, each 0 or 1")
+            raise RowError(
+                "wrong label",
+                f"{place} {len(self.classes)} numbers as in the first rows, each 0 or 1; none may be left open",
+            )
         return tuple(name for name, item in zip(self.classes, items, strict=True) if float(item))
 
     def _name(self, value: Any, key: str, expected: str) -> str:
@@ -95,7 +107,10 @@ class LabelValues:
         if isinstance(value, str) and value in self.known:
             return value
         if (name := _plain_name(value)) is None:
-            asked = "; for numbers choose data.task=regression" if isinstance(value, float) else ""
+            asked = ""
+            if isinstance(value, float):
+                one = "; for numbers choose data.task=regression"
+                asked = one if self.task == "classification" else ", each a name or a whole number"
             raise RowError("wrong label", expected + asked)
         return whole_text(name, f"key {key!r}")
 
@@ -110,11 +125,13 @@ def look(
         known: class names of the model's head.
         no_label: as the knob `data.no_label`.
     """
-    some = [_unpacked(value) for value in values if value is not None and value != ""]
+    some = [unpacked(value) for value in values if value is not None and value != ""]
     task = task or _task(some)
     single = list(chain.from_iterable(value if isinstance(value, list) else [value] for value in some))
     names = {name for item in single if (name := _plain_name(item)) is not None and is_utf8(name)}
-    given = means_none(names) - set(known) if tuple(no_label) == AUTO else frozenset(no_label)
+    given = frozenset(no_label)
+    if tuple(no_label) == AUTO:
+        given = _no_number(single) if task == "regression" else means_none(names) - set(known)
     return LabelValues(task, _hot_classes(some, known) if task == "multilabel" else (), given, tuple(known))
 
 
@@ -126,6 +143,12 @@ def means_none(names: Iterable[str]) -> frozenset[str]:
     numbers = {number for number in others if number is not None}
     counts = None not in others and 0 in numbers and min(numbers) == 0 and max(numbers) >= 2
     return frozenset({str(IGNORED), "-1"} if counts else {str(IGNORED)})
+
+
+def _no_number(values: Iterable[Any]) -> frozenset[str]:
+    """-100 means that there is none where the other numbers are none below nought; among those it may be a number."""
+    numbers = {number for value in values if (number := _as_number(value)) is not None} - {float(IGNORED)}
+    return frozenset({str(IGNORED)} if numbers and min(numbers) >= 0 else ())
 
 
 def label_names(names: Iterable[str]) -> list[str]:
@@ -144,7 +167,7 @@ def _task(some: list[Any]) -> Task:
     decimals = sum(isinstance(value, float | Decimal) and math.isfinite(value) for value in some)
     if decimals and 10 * decimals >= len(some):
         return "regression"
-    numbers = [number for value in some if (number := _as_number(value)) is not None]
+    numbers = [number for value in some if (number := _as_written(value)) is not None]
     are_numbers = len(some) >= _FEW and 10 * len(numbers) >= 9 * len(some)
     return "regression" if are_numbers and 3 * len(set(numbers)) > 2 * len(some) else "classification"
 
@@ -155,19 +178,30 @@ def _hot_classes(some: list[Any], known: Sequence[str]) -> tuple[str, ...]:
     Multi-hot rows are lists of one length of 0 and 1; one list in ten may be another, which is a bad row then.
     """
     lists = [value for value in some if isinstance(value, list)]
-    lengths = Counter(len(value) for value in lists if all(map(_is_flag, value)))
+    lengths = Counter(len(value) for value in lists if all(_is_flag(item) or _is_open(item) for item in value))
     size, count = max(lengths.items(), key=lambda item: item[1], default=(0, 0))
-    if size < 2 or 10 * count < 9 * len(lists):
+    flags = sum(_is_flag(item) for value in lists for item in value)
+    if size < 2 or 10 * count < 9 * len(lists) or 2 * flags < size * count:
         return ()
     return tuple(known) if len(known) == size else tuple(map(str, range(size)))
 
 
 def _is_flag(value: Any) -> bool:
     """0 or 1, also as a decimal, a truth value or text."""
-    return isinstance(value, bool | int | float | str) and value in (0, 1, "0", "1")
+    return isinstance(value, bool | int | float | str | Decimal) and _in_words(value) in (0, 1)
 
 
-def _unpacked(value: Any) -> Any:
+def _is_open(value: Any) -> bool:
+    """What stands in multi-hot rows for a class of which nothing is known."""
+    return value is None or (isinstance(value, int | float | str | Decimal) and _in_words(value) in (-1, IGNORED))
+
+
+def _in_words(value: bool | float | str | Decimal) -> Any:
+    """A number that was written as text."""
+    return _as_number(value) if isinstance(value, str) else value
+
+
+def unpacked(value: Any) -> Any:
     """The list that a text holds in the spelling of JSON, Python or NumPy, as cells of a CSV file do, or of 0 and 1
     with something between them; others as they are."""
     if not isinstance(value, str):
@@ -175,15 +209,17 @@ def _unpacked(value: Any) -> Any:
     text = value.strip()
     if _FLAGS.fullmatch(text):
         return [int(flag) for flag in re.findall(r"([01])(?:\.0*)?", text)]
-    if not text.startswith("["):
+    if not text.startswith(("[", "(", "{")):
         return value
     for parse in (json.loads, ast.literal_eval):
         try:
             found = parse(_APART.sub("','", text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list):
-            return found
+        if isinstance(found, list | tuple):
+            return list(found)
+        if isinstance(found, set):
+            return sorted(found, key=str)
     return value
 
 
@@ -201,13 +237,20 @@ def _plain_name(value: Any) -> str | None:
 def _number(value: Any, place: str) -> float:
     number = _as_number(value)
     if number is None:
-        raise RowError("wrong label", f"{place} a number")
+        plain = " as 1234.5 is, without units and marks between its digits" if _MARKED.fullmatch(str(value)) else ""
+        raise RowError("wrong label", f"{place} a number{plain}")
     if not abs(number) <= LARGEST:  # nor NaN
         raise RowError(
             "number out of range",
             f"{place} a number between {-LARGEST:g} and {LARGEST:g}, whose square a float32 can hold; scale the column",
         )
     return number
+
+
+def _as_written(value: Any) -> float | str | None:
+    """A number; or the text of one as people write it for people, of which it is not known what its marks mean."""
+    number = _as_number(value)
+    return value if number is None and isinstance(value, str) and _MARKED.fullmatch(value) else number
 
 
 def _as_number(value: Any) -> float | None:

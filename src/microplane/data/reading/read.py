@@ -88,6 +88,20 @@ def _jsonl(path: Path, lines: Lines) -> Iterator[RawRow]:
             yield RawRow(lines.number, problem=error.problem)
 
 
+class _TwiceError(ValueError):
+    """An object has a key with two values, so that it is not known which was meant."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs) and (torn := [key for key, value in pairs if value != found[key]]):
+        raise _TwiceError(f"an object has the key {torn[0][:60]!r} twice, with two values; expected one")
+    return found
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_once).decode
+
+
 def parse_object(line: bytes, start: int = 0) -> dict[str, Any]:
     """The JSON object on one line, which begins at byte `start` of its file.
 
@@ -95,12 +109,14 @@ def parse_object(line: bytes, start: int = 0) -> dict[str, Any]:
         RowError: for invalid UTF-8, broken JSON, or a value that is no object.
     """
     try:
-        value = json.loads(line.decode().rstrip())
+        value = _decode(line.decode().rstrip())
     except UnicodeDecodeError as error:
         place = f"byte {error.start + 1} of the line, {start + error.start} of the file"
         raise RowError("invalid UTF-8", f"{place} is 0x{line[error.start]:02x}, expected UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise RowError("broken JSON", _broken(error)) from None
+    except _TwiceError as error:
+        raise RowError("repeated key", str(error)) from None
     except (ValueError, RecursionError):  # a number of 5,000 digits; ten thousand brackets
         raise RowError("broken JSON", "a number or a nesting in it is too long to be read") from None
     if not isinstance(value, dict):
@@ -140,13 +156,15 @@ def _is_jsonl(path: Path) -> bool:
 
 def _load_json(path: Path, content: bytes) -> Any:
     try:
-        return json.loads(content.removeprefix(BOM).decode())
+        return _decode(content.removeprefix(BOM).decode())
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise DataError(f"{path}: byte {error.start} is 0x{byte:02x}, expected UTF-8 text; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path} is broken JSON: {error.msg} at {place}; expected a list of objects") from None
+    except _TwiceError as error:
+        raise DataError(f"{path}: {error}") from None
     except (ValueError, RecursionError):
         raise DataError(f"{path} is broken JSON: a number or a nesting in it is too long to be read") from None
 

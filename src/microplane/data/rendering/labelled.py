@@ -13,7 +13,7 @@ from typing import Any, Literal
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
 from microplane.data.reading.example import Example
-from microplane.data.reading.label_values import AUTO, label_names, look
+from microplane.data.reading.label_values import AUTO, label_names, look, unpacked
 from microplane.data.reading.values import optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
@@ -120,7 +120,7 @@ class LabelFormat:
         return whole_text(text, f"key {key!r}")
 
     def _words(self, values: Mapping[str, Any], key: str) -> list[str]:
-        found = values.get(key)
+        found = unpacked(values.get(key))
         if not isinstance(found, list) or not found or not all(type(x) in (str, int) and str(x).strip() for x in found):
             raise RowError("no list", f"key {key!r} is {show(found)}, expected a list of words")
         return [whole_text(str(word), f"key {key!r}") for word in found]
