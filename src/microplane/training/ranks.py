@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
 
@@ -65,6 +65,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     summed_numbers: int = 0  # that gradients were summed of so far
+    sharded: bool = False  # each holds a part of the model alone: see training/sharding.py
 
     @property
     def is_first(self) -> bool:
@@ -119,8 +120,8 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Each gradient becomes the sum over all ranks, the same bits on all. Summed in float32, whatever its format:
         gloo's sum of bfloat16 depends on a number's place. Who has no gradient, of a step with few rows, adds nothing;
-        where no rank has one there is none afterwards."""
-        if self.size == 1:
+        where no rank has one there is none afterwards. Of a sharded model the backward pass has summed them."""
+        if self.size == 1 or self.sharded:
             return
         held = [parameter.grad is not None for parameter in parameters]
         used = np.any(self.each(held), axis=0)
@@ -146,6 +147,15 @@ class Ranks:
         self.summed_numbers += flat.numel()
         for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
+
+    def norm(self, share: Tensor) -> Tensor:
+        """The norm of what all ranks hold parts of, from that of this rank's."""
+        if not self.sharded:
+            return share
+        total = share.double().square()
+        with _others_may_leave():
+            dist.all_reduce(total)
+        return total.sqrt().to(share.dtype)
 
     def check_same(self, what: str, mine: Mapping[str, Any], error: type[MicroplaneError] = ConfigError) -> None:
         """Raises: `error` on all ranks, where one of them has something else than rank 0."""
