@@ -25,10 +25,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
+from microplane.training.heartbeat import Heartbeat
 
 T = TypeVar("T")
 BUCKET = 1 << 23  # numbers that are summed at once: 32 MB in float32
-PATIENCE = timedelta(minutes=30)  # with a process that lives and does not answer; one that died is noticed at once
+PATIENCE = timedelta(minutes=30)  # with one whose threads live (training/heartbeat.py) and that does not answer
 REASON = "microplane/reason"  # of the first process that ended, in the store that all share
 
 
@@ -66,6 +67,7 @@ class Ranks:
     size: int = 1
     summed_numbers: int = 0  # that gradients were summed of so far
     sharded: bool = False  # each holds a part of the model alone: see training/sharding.py
+    heartbeat: Heartbeat | None = None
 
     @property
     def is_first(self) -> bool:
@@ -173,8 +175,13 @@ class Ranks:
     def leave(self) -> None:
         """From here on this process goes on alone."""
         if self.size > 1:
+            self.stop_heartbeat()
             dist.destroy_process_group()
             self.size = 1
+
+    def stop_heartbeat(self) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
 
 
 ALONE = Ranks()
@@ -197,6 +204,7 @@ def joined(check: Callable[[], None]) -> Iterator[Ranks]:
         return
     ranks = _join(rank, size)
     try:
+        _watch(ranks)
         check()
         yield ranks
     except LeftError:
@@ -205,6 +213,7 @@ def joined(check: Callable[[], None]) -> Iterator[Ranks]:
         _tell(rank, error)
         raise
     finally:
+        ranks.stop_heartbeat()
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
@@ -223,6 +232,12 @@ def _join(rank: int, size: int) -> Ranks:
         ) from None
     _waiting_room()
     return Ranks(rank, size)
+
+
+def _watch(ranks: Ranks) -> None:
+    """Hear from each other from here on."""
+    ranks.heartbeat = Heartbeat(ranks.rank, _leave_reason)
+    ranks.heartbeat.start(ranks.each(ranks.heartbeat.address(os.environ["MASTER_ADDR"])))
 
 
 _groups: dict[str, Any] = {}
@@ -246,8 +261,13 @@ def _others_may_leave() -> Iterator[None]:
 def _tell(rank: int, error: BaseException) -> None:
     """Leave the reason where the others look for it."""
     text = str(error) if isinstance(error, MicroplaneError) else f"{type(error).__name__}: {error}"
-    with suppress(Exception):  # the first of them is the reason
-        dist.distributed_c10d._get_default_store().compare_set(REASON, "", f"process {rank} ended: {text}")
+    with suppress(Exception):
+        _leave_reason(f"process {rank} ended: {text}")
+
+
+def _leave_reason(text: str) -> None:
+    """The first of them is the reason."""
+    dist.distributed_c10d._get_default_store().compare_set(REASON, "", text)
 
 
 def _explained() -> LeftError:
