@@ -42,7 +42,8 @@ def test_a_file_written_tensor_by_tensor_is_the_one_that_safetensors_writes(tmp_
     [
         ("lora", {}, 2, "the method lora leaves most of them as they are"),
         ("full", {"unfreeze_every": 2}, 2, "train.shard and train.unfreeze_every cannot be had together"),
-        ("full", {"optimizer": "adafactor"}, 2, "train.optimizer=adafactor takes means over whole tensors"),
+        ("full", {"optimizer": "adafactor"}, 2, "those of train.optimizer=adafactor belong to whole tensors"),
+        ("full", {"optimizer": "adamw_8bit"}, 2, "those of train.optimizer=adamw_8bit belong to whole tensors"),
         ("full", {}, 1, "add --processes 2"),
     ],
 )

@@ -225,8 +225,10 @@ class TrainKnobs(Knobs):
         "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"
     )
     warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
-    optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="AdamW, or Adafactor as T5 uses it, whose state needs very little memory"
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw",
+        description="AdamW; adamw_8bit: its averages in 8 bits, 2 bytes a weight instead of 8; or Adafactor as T5 uses "
+        "it, whose state needs very little memory",
     )
     scale_parameter: bool = Field(
         False,

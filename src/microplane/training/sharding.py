@@ -32,7 +32,7 @@ def refuse_shard(knobs: TrainKnobs, method: Method) -> None:
         raise ConfigError("train.shard and train.unfreeze_every cannot be had together: set one of them to its default")
     if knobs.optimizer != "adamw":
         raise ConfigError(
-            f"train.shard cuts AdamW's averages into parts; train.optimizer={knobs.optimizer} takes means over whole "
+            f"train.shard cuts AdamW's averages into parts; those of train.optimizer={knobs.optimizer} belong to whole "
             "tensors. Set train.optimizer=adamw, or train.shard=false"
         )
 
