@@ -50,6 +50,7 @@ def check(found: dict) -> None:
         one["weights"] = {name: size for name, size in one["weights"].items() if not name.endswith("attention.k.bias")}
     assert both["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-4), case
     if held := both.get("held"):
+        assert both["filled again"], case
         assert all(share < 1 / found["size"] + 0.05 for share in held), f"{case}: each holds more than its part: {held}"
     else:
         assert both["summed"] == pytest.approx(1, abs=0.05), f"{case}: more is summed than what trains"

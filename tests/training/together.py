@@ -20,7 +20,7 @@ from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.sharded import local, reshard, whole
+from microplane.nn.sharded import fill, local, reshard, shared_as, whole
 from microplane.training.activation_checkpointing import recomputed_in_backward
 from microplane.training.init_from_data import init_from_data
 from microplane.training.monitor import Movement
@@ -94,8 +94,19 @@ def steps(here: Family, model: Model, method: Method, asked: TrainKnobs, ranks: 
     if ranks.sharded:  # numbers held here, of the weights and of each of the optimizer's averages
         averages = [value for entries in state.optimizer.state.values() for value in entries.values() if value.dim()]
         found["held"] = [sum(local(tensor).numel() for tensor in model.parameters()) / trained]
+        found["filled again"] = all(same_when_filled(tensor) for tensor in (*model.parameters(), *averages))
         found["held"] += [sum(local(value).numel() for value in averages) / trained / 2]
     return found
+
+
+@torch.no_grad()
+def same_when_filled(tensor: torch.Tensor) -> bool:
+    """Whether a sharded tensor is the same when it is cut from the whole anew, and filled with it."""
+    every = whole(tensor)
+    cut = torch.equal(local(shared_as(tensor, every)), local(tensor))
+    local(tensor).zero_()
+    fill(tensor, every)
+    return cut and torch.equal(whole(tensor), every)
 
 
 def main(cases: list[tuple[str, dict[str, Any]]]) -> None:
