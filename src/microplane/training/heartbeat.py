@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 BEAT = 3.0  # seconds between two
 SILENT = 12  # turns without one after which a process counts as lost
+TELLING = 2.0  # seconds to leave the reason in
 GRACE = 10.0  # seconds for this process to end by itself, once it can no longer go on
 
 
@@ -86,8 +87,9 @@ class Heartbeat:
     def _end(self, watched: int, machine: str, pid: int) -> None:
         """End the silent process where it is on this machine, which the others notice; else this one."""
         text = f"process {watched} on {machine} has not answered for {BEAT * SILENT:.0f} seconds, so it was given up"
-        with suppress(Exception):
-            self.say_why(text)
+        telling = threading.Thread(target=self.say_why, args=(text,), daemon=True)
+        telling.start()
+        telling.join(TELLING)  # where the silent one keeps the reasons, nobody answers
         if machine == socket.gethostname():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -261,13 +261,13 @@ def _others_may_leave() -> Iterator[None]:
 def _tell(rank: int, error: BaseException) -> None:
     """Leave the reason where the others look for it."""
     text = str(error) if isinstance(error, MicroplaneError) else f"{type(error).__name__}: {error}"
-    with suppress(Exception):
-        _leave_reason(f"process {rank} ended: {text}")
+    _leave_reason(f"process {rank} ended: {text}")
 
 
 def _leave_reason(text: str) -> None:
-    """The first of them is the reason."""
-    dist.distributed_c10d._get_default_store().compare_set(REASON, "", text)
+    """The first of them is the reason; none where the store has gone with its process."""
+    with suppress(Exception):
+        dist.distributed_c10d._get_default_store().compare_set(REASON, "", text)
 
 
 def _explained() -> LeftError:
