@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_commands_of_the_page_work(place):  # noqa: F811
     page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     commands = re.findall(r"```bash\n(.*?)```", page, re.S)
-    assert len(commands) == 4
+    assert len(commands) == 5
     (place / "knobs.yaml").write_text(
         "train: {steps: 8, eval_every: 4, threads: 1}\neval: {rows: 0}\nmodel: {dtype: float32, device: cpu}\n"
     )
@@ -33,7 +33,7 @@ def test_the_commands_of_the_page_work(place):  # noqa: F811
         quick = command.replace("train model rows.jsonl", "train model rows.jsonl --config knobs.yaml")
         quick = quick.replace("train.epochs=2", "train.steps=10")
         subprocess.run(["bash", "-ec", quick], cwd=place, env=env, check=True, timeout=300)
-    for name, steps in (("two", 10), ("three", 8), ("nodes", 8)):
+    for name, steps in (("two", 10), ("three", 8), ("parts", 8), ("nodes", 8)):
         result = result_of(place, name)
         assert (result["status"], result["train"]["steps"]) == ("success", steps)
         assert result["environment"]["processes"] == 2

@@ -115,12 +115,14 @@ ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run
     "eval.batch_tokens",  # bounds batches that are small here, for there are ten at least: test_evaluate.py
     "model.revision",
     "model.adapter",
+    "train.shard",  # needs several processes: tests/training/test_ranks.py, test_sharding.py
     "model.device",  # a machine has one, or a pretended one: tests/devices
 }
 
 MORE = [  # the other choices of a knob of which the first is in the table
     ("train.recompute", Case("cheap")),
     ("train.optimizer", Case("adafactor", beside={"method.name": "full", "train.lr": 1e-3})),
+    ("train.optimizer", Case("adamw_8bit", beside={"method.name": "full", "train.lr": 1e-3})),
     ("train.layer_decay", Case(0.5, "encoder", {"method.name": "last-n", "method.n": 1})),
     ("eval.rows", Case(1, "encoder")),
     ("data.limit", Case(8, "encoder")),

@@ -126,6 +126,25 @@ def test_a_process_that_is_killed_ends_the_run(place):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_hangs_ends_the_run_within_a_minute(place, rank):
+    name = f"frozen-{rank}"
+    given = command("model", "rows.jsonl", f"--name={name}", "--processes=2", **{"train.steps": 30000})
+    launcher = subprocess.Popen(given, cwd=place, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_for(place / "runs" / name / "metrics.jsonl", 8)
+    ranks = {process.environ()["RANK"]: process for process in psutil.Process(launcher.pid).children()}
+    ranks[rank].send_signal(signal.SIGSTOP)
+    frozen = time.monotonic()
+    _, said = launcher.communicate(timeout=90)
+    assert time.monotonic() - frozen < 60
+    assert launcher.returncode not in (0, 3)
+    assert f"process {rank} was ended by SIGKILL".encode() in said
+    if rank == "1":  # who is first writes the reason
+        assert "process 1 on" in result_of(place, name)["error"]
+        assert "has not answered for 36 seconds" in result_of(place, name)["error"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_and_ends_all(place):
     given = command("model", "rows.jsonl", "--name=stopped", "--processes=2", **{"train.steps": 3000})
     launcher = subprocess.Popen(given, cwd=place, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -19,8 +19,10 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.files import read_object, write_json
 from microplane.methods import METHODS, Method, make_method
 from microplane.methods.method import load_state, state_of
+from microplane.models.contract import Model
 from microplane.models.files.load import save_model
 from microplane.models.files.packaged import hub_name
+from microplane.nn.sharded import save_gathered
 
 
 def save_adapter(
@@ -51,6 +53,11 @@ def save_adapter(
     # The weights come last: they are what a new best replaces, and a reader that finds them finds the rest.
     save_tensors(weights, state_of(method, model), {"format": "pt"})
     return weights.stat().st_size
+
+
+def hand_in_adapter(model: Model) -> None:
+    """What the processes that do not write do, while one saves a model of which each holds a part."""
+    save_gathered(model.plain_tensors(), None)
 
 
 def weights_name(method: Method) -> str:

@@ -14,11 +14,16 @@ from torch import Tensor
 
 from microplane.errors import MicroplaneError
 from microplane.files import aside
+from microplane.nn.sharded import any_sharded, save_gathered
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, aside and renamed."""
+    """A safetensors file, aside and renamed. Tensors of which other processes hold parts are gathered, see
+    `save_gathered`."""
     with aside(path) as temporary, disk_errors(path):
+        if any_sharded(tensors):
+            save_gathered(tensors, temporary, metadata)
+            return
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata)
 

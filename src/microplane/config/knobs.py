@@ -10,25 +10,11 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from microplane.config.extensions import Choice
+from microplane.config.section import Knobs
 from microplane.errors import nearest
-
-
-class Knobs(BaseModel):
-    """A section of knobs. Frozen, and unknown names are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _writable(cls, value: Any) -> Any:
-        """Text must survive run.yaml and result.json, which bytes of another encoding in a file's name would not."""
-        for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and ("\0" in text or not is_utf8(text)):
-                raise ValueError("must be text in UTF-8, without the character 0")
-        return value
 
 
 class ModelKnobs(Knobs):
@@ -220,6 +206,11 @@ class TrainKnobs(Knobs):
         "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
         "third more time)",
     )
+    shard: bool = Field(
+        False,
+        description="of several processes that fine-tune a whole model, each holds a part of the weights, of their "
+        "gradients and of the optimizer's averages (FSDP2) instead of all of them",
+    )
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
         None,
         description="peak learning rate; the method's own default otherwise. auto: found by a short sweep over rates "
@@ -234,8 +225,10 @@ class TrainKnobs(Knobs):
         "cosine", description="learning rate after the warm-up; inverse_sqrt falls as 1/sqrt(step)"
     )
     warmup: float = Field(0.05, ge=0, description="share of the steps (below 1) or number of steps (1 and more)")
-    optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="AdamW, or Adafactor as T5 uses it, whose state needs very little memory"
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw",
+        description="AdamW; adamw_8bit: its averages in 8 bits, 2 bytes a weight instead of 8; or Adafactor as T5 uses "
+        "it, whose state needs very little memory",
     )
     scale_parameter: bool = Field(
         False,
@@ -388,12 +381,3 @@ class RunKnobs(Knobs):
         if not isinstance(method.get("name", ""), str):
             raise ValueError("its name must be text, as in {name: lora}")
         return method
-
-
-def is_utf8(text: str) -> bool:
-    """Whether the text can be written down. A command line or a file's name may hold bytes that cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from microplane.config.knobs import Knobs
+from microplane.config.section import Knobs
 
 
 class ServeKnobs(Knobs):

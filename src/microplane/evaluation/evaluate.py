@@ -48,9 +48,9 @@ def validation_loss(
         sums.append((objective.loss(ours, batch).item(), batch.count))
 
     share = ranks.rank % ranks.size, ranks.size
-    for_each_batch(objective, ours, dataset, _at_once(dataset, batch_tokens), add, progress, share)
+    at_once = _at_once(dataset, batch_tokens)
+    total = for_each_batch(objective, ours, dataset, at_once, add, progress, share, ranks.sharded)
     every = ranks.each(sums)
-    total = sum(map(len, every))
     return ValidationLoss.of(every[number % ranks.size][number // ranks.size] for number in range(total))
 
 

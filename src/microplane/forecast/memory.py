@@ -26,8 +26,10 @@ from microplane.models.heads import meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.linear_cross_entropy import positions_at_once
 
-MOMENTS = {"adamw": 8, "adafactor": 0}  # bytes of optimizer state for each weight that trains, at least
-PASSES = {"adamw": 28, "adafactor": 16}  # bytes that a step of the optimizer reads and writes for each of them
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
+"""Bytes of optimizer state for each weight that trains, at least."""
+PASSES = {"adamw": 28, "adamw_8bit": 60, "adafactor": 16}
+"""Bytes that a step of the optimizer reads and writes for each of them; in 8 bits not measured yet."""
 LOOKED_AT = 500  # steps whose rows are looked at for the largest
 SMALL = 0.02  # of the process: blocks that hold less are not tried
 # What a process holds beside tensors, as the runs of benchmarks/forecast.py had it:

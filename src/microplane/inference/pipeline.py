@@ -12,7 +12,8 @@ import torch
 from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of, trained_on
 from microplane.config.build import build, shown
-from microplane.config.knobs import GenerateKnobs, ModelKnobs, is_utf8
+from microplane.config.knobs import GenerateKnobs, ModelKnobs
+from microplane.config.section import is_utf8
 from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
 from microplane.data.tokenizers.load import load_tokenizer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from microplane.config.build import shown
-from microplane.config.knobs import is_utf8
+from microplane.config.section import is_utf8
 from microplane.data.batch_plan import packed_by_length
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
 from microplane.errors import ConfigError, DataError

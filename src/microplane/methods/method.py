@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from microplane.errors import AdapterError, ConfigError
 from microplane.models.contract import adapter_names, module_map_of, unused
+from microplane.nn.sharded import fill
 
 PREFIX = "base_model.model."  # what peft's names begin with
 
@@ -310,7 +311,7 @@ def copy_strictly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
     check_fits({name: target.shape for name, target in targets.items()}, state)
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(state[name])
+            fill(target, state[name])
 
 
 def check_fits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> None:

@@ -53,19 +53,29 @@ def for_each_batch(
     visit: Callable[[list[int], B], None],
     progress: Progress | None = None,
     share: tuple[int, int] = (0, 1),
-) -> None:
+    same_count: bool = False,
+) -> int:
     """Call `visit` with the row numbers and the batch of all rows of a data set, the longest first, without dropout and
     gradients. The order is always the same, so sums over it have always the same bits.
 
     Args:
         batch_tokens: tokens in a batch; a longer row makes one alone.
         share: (r, n) for every n-th batch only, from number r on.
+        same_count: visit as many for every r: the last batch once more, after all others, where there would be fewer.
+
+    Returns:
+        The number of batches of all shares.
     """
     done, (first, step) = 0, share
+    batches = packed_by_length(dataset.lengths, batch_tokens)
+    again = -len(batches) % step if same_count else 0
     with in_eval_mode(model):
-        for number, indices in enumerate(packed_by_length(dataset.lengths, batch_tokens)):
+        for number, indices in enumerate(batches + batches[-1:] * again):
             if number % step == first:
                 visit(indices, batch_of(objective, model, dataset, indices))
+            if number >= len(batches):
+                continue
             done += len(indices)
             if progress:
                 progress(done, len(dataset))
+    return len(batches)

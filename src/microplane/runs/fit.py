@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from microplane.adapters.export import finished
-from microplane.checkpoints.adapter import load_adapter, save_adapter
+from microplane.checkpoints.adapter import hand_in_adapter, load_adapter, save_adapter
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.progress import Watcher
@@ -24,6 +24,7 @@ from microplane.methods.adapted_linear import adapted_line
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata, head_trains_alone
+from microplane.nn.sharded import reshard
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
 from microplane.training.feature_cache import cache_features
@@ -106,8 +107,14 @@ def fit(
     tokenizer, tokens = finished(model, prepared.tokenizer, stops)
 
     def save_best(step: int, loss: float) -> None:
-        on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}, tokens))
-        save_probe(folder, rows, probe_logits(objective, model, rows))
+        if ranks.is_first:
+            on_saved(save_adapter(folder / "adapter", model, method, {**metadata, "step": step}, tokens))
+        else:
+            hand_in_adapter(model)
+        logits = probe_logits(objective, model, rows)
+        reshard(model)
+        if ranks.is_first:
+            save_probe(folder, rows, logits)
 
     def validate(tuned: nn.Module) -> ValidationLoss:
         at_once = prepared.config.eval.batch_tokens

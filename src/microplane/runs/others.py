@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from microplane.config.knobs import TrainKnobs
 from microplane.device import choose
 from microplane.errors import ConfigError
+from microplane.methods import Method
 from microplane.runs import provenance
 from microplane.runs.prepare import Prepared
 from microplane.training import ranks
 from microplane.training.ranks import Ranks, world
+from microplane.training.sharding import refuse_shard
 
-__all__ = ["joined", "prepared_alike", "world"]
+__all__ = ["check_shard", "joined", "prepared_alike", "world"]
 
 
 @contextmanager
@@ -39,6 +42,27 @@ def joined(device: str, rows_in_hand: bool) -> Iterator[Ranks]:
 
     with ranks.joined(check) as found:
         yield found
+
+
+def check_shard(knobs: TrainKnobs, method: Method, found: Ranks, begun: bool) -> str | None:
+    """What is to be said of `train.shard`.
+
+    Args:
+        begun: the run goes on with what more processes may have begun.
+
+    Raises:
+        ConfigError: where there is nothing to share out, or nobody to share it with.
+    """
+    if not knobs.shard:
+        return None
+    refuse_shard(knobs, method)
+    if found.size > 1:
+        return None
+    if begun:
+        return "train.shard: this process is alone, so it holds the whole model"
+    raise ConfigError(
+        "train.shard shares a model out to several processes, and this is one: add --processes 2, or more"
+    )
 
 
 def prepared_alike(found: Ranks, prepare: Callable[[], Prepared]) -> Prepared:

@@ -135,6 +135,8 @@ def train(
         method_search.refuse(config, ranks)
         checked = check_config(method_search.stand_in(config), watch, begun=resume)
         refuse_many(config, ranks)
+        if line := others.check_shard(config.train, checked, ranks, resume):
+            watch.say(line)
         if not ranks.is_first:
             return _follow(config, checked, resume, ranks)
         with _folder(config, checked, resume) as folder, notices_to(say):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from microplane.config.knobs import is_utf8
+from microplane.config.section import is_utf8
 from microplane.data.rendering.causal import causal_renderer
 from microplane.errors import DataError
 from microplane.inference.check_ids import check_ids

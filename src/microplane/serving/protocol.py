@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from microplane.config.knobs import GenerateKnobs, is_utf8
+from microplane.config.knobs import GenerateKnobs
+from microplane.config.section import is_utf8
 from microplane.data.reading.example import Message
 from microplane.errors import nearest
 from microplane.serving.batch import MOST_LIKELY

@@ -22,6 +22,7 @@ from microplane.device import out_of_memory
 from microplane.errors import TrainingError
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
+from microplane.nn.sharded import reshard
 from microplane.objectives.base import AnyObjective
 from microplane.training import resume as checkpoint
 from microplane.training.activation_checkpointing import recomputed_in_backward
@@ -29,6 +30,7 @@ from microplane.training.context import interruptible
 from microplane.training.log import Log, NoLog, Record
 from microplane.training.monitor import CHECK_STEP, Check, Monitor, Movement, ValidationLoss, Verdict
 from microplane.training.ranks import ALONE, Ranks
+from microplane.training.sharding import shard
 from microplane.training.step import (
     RETREATS,
     NotFiniteError,
@@ -121,6 +123,9 @@ def fit(
         TrainingError: loss or gradient not finite; a tensor that does not move; nothing to train on.
         CheckpointError: a checkpoint of another run, or damaged.
     """
+    ranks.check_same("weights to begin with", Movement.of(model).start)
+    if knobs.shard and ranks.size > 1:
+        shard(model, ranks)
     state = TrainState.of(objective, model, method, train, knobs, ranks)
     log = Log(folder, on_record) if ranks.is_first else NoLog()
     training = Training(state, folder, validate, save_best, identity, log)
@@ -135,8 +140,9 @@ def fit(
                 training.after_step(ranks.any(interrupted()))
             # after the last step too: whoever asked does not want to wait for what follows
             cut_short = ranks.any(interrupted())
+        outcome = training.outcome(cut_short)
     ranks.leave()
-    return training.finish() if method.finishes and ranks.is_first and not cut_short else training.outcome(cut_short)
+    return training.finish(outcome) if method.finishes and ranks.is_first and not cut_short else outcome
 
 
 @dataclass
@@ -156,7 +162,6 @@ class Training:
     def __post_init__(self) -> None:
         self.totals, self.monitor = Totals(), Monitor(self.state.knobs.patience)
         self.movement = Movement.of(self.state.model)
-        self.state.ranks.check_same("weights to begin with", self.movement.start)
 
     @property
     def goes_on(self) -> bool:
@@ -210,9 +215,9 @@ class Training:
         settled = method.can_be_result(totals.step, state.total)
         best = self.monitor.add(totals.step, loss, totals.losses, passes, settled)
         totals.losses = []
-        if state.ranks.size > 1:
+        if state.ranks.size > 1 and not state.ranks.sharded:
             state.ranks.check_same("weights any more", Movement.of(state.model).start, TrainingError)
-        if best and state.ranks.is_first:
+        if best and (state.ranks.is_first or state.ranks.sharded):
             self.save_best(totals.step, loss.mean)
             if method.finishes:
                 checkpoint.save_best(self.resume_folder, state.model, method)
@@ -228,6 +233,7 @@ class Training:
 
     def _validation(self) -> ValidationLoss:
         found = self.validate(self.state.model)
+        reshard(self.state.model)
         return found if isinstance(found, ValidationLoss) else ValidationLoss(found)
 
     def _decision(self) -> str | None:
@@ -301,6 +307,8 @@ class Training:
     def save(self) -> None:
         """A checkpoint: all that is needed to go on as if nothing had happened, with any number of processes."""
         if not self.state.ranks.is_first:
+            if self.state.ranks.sharded:
+                checkpoint.hand_in_checkpoint(self.state.model, self.state.method, self.state.optimizer)
             return
         state: Record = {"identity": self.identity, "totals": asdict(self.totals), "checks": self.monitor.checks}
         state |= {"movement": self.movement.start, "log_bytes": self.log.bytes}
@@ -312,9 +320,9 @@ class Training:
     def outcome(self, cut_short: bool) -> Outcome:
         return _outcome(self.state, self.totals, self.monitor, self.movement, cut_short)
 
-    def finish(self) -> Outcome:
+    def finish(self, outcome: Outcome) -> Outcome:
         """Let the method change the best weights once more, and measure and save what comes of it."""
-        outcome, model, method = self.outcome(cut_short=False), self.state.model, self.state.method
+        model, method = self.state.model, self.state.method
         checkpoint.load_best(self.resume_folder, model, method)
         decision = method.finish(model, lambda: self._validation().mean)
         loss = self._validation().mean

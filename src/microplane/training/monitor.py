@@ -15,6 +15,7 @@ from torch import nn
 from microplane.errors import TrainingError
 from microplane.methods import trainable
 from microplane.models.files.opened import checksum
+from microplane.nn.sharded import whole
 
 Check = dict[str, Any]
 """step, validation_loss, train_loss (of the steps since the last one), train_error (the standard error of that),
@@ -238,15 +239,16 @@ class Movement:
 
     @classmethod
     def of(cls, model: nn.Module) -> Movement:
-        return cls({name: checksum(tensor) for name, tensor in trainable(model).items()})
+        return cls({name: checksum(whole(tensor)) for name, tensor in trainable(model).items()})
 
     def extend(self, model: nn.Module) -> None:
         """Follow what has come to train since, too."""
-        self.start |= {name: checksum(tensor) for name, tensor in trainable(model).items() if name not in self.start}
+        new = {name: tensor for name, tensor in trainable(model).items() if name not in self.start}
+        self.start |= {name: checksum(whole(tensor)) for name, tensor in new.items()}
 
     def still(self, model: nn.Module, may_not_move: Set[str] = frozenset()) -> list[str]:
-        tensors = trainable(model).items()
-        return [n for n, tensor in tensors if n not in may_not_move and self.start.get(n) == checksum(tensor)]
+        now = {name: checksum(whole(tensor)) for name, tensor in trainable(model).items() if name not in may_not_move}
+        return [name for name, numbers in now.items() if self.start.get(name) == numbers]
 
     def check(self, model: nn.Module, step: int, may_not_move: Set[str] = frozenset()) -> None:
         """Raises: TrainingError, naming the tensors that have not moved, but for those that need not have."""

@@ -15,6 +15,7 @@ from microplane.errors import ConfigError
 from microplane.methods import Method, trainable
 from microplane.models.contract import hf_names, levels
 from microplane.training.adafactor import Adafactor, unmarked
+from microplane.training.adamw_8bit import AdamW8bit
 
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
 
@@ -80,7 +81,7 @@ def temporarily_frozen(tensors: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) or Adafactor (1804.04235) over the method's groups.
+    """AdamW (arXiv 1711.05101; in 8 bits 2110.02861) or Adafactor (1804.04235) over the method's groups.
 
     Each group remembers its peak rate as `peak_lr`.
 
@@ -95,6 +96,8 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
         group["peak_lr"] = group["lr"]
     if knobs.optimizer == "adafactor":
         return Adafactor(groups, scale_parameter=knobs.scale_parameter, weight_decay=knobs.weight_decay)
+    if knobs.optimizer == "adamw_8bit":
+        return AdamW8bit(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay)
     return AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
 
 

@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
+from microplane.training.heartbeat import Heartbeat
 
 T = TypeVar("T")
 BUCKET = 1 << 23  # numbers that are summed at once: 32 MB in float32
-PATIENCE = timedelta(minutes=30)  # with a process that lives and does not answer; one that died is noticed at once
+PATIENCE = timedelta(minutes=30)  # with one whose threads live (training/heartbeat.py) and that does not answer
 REASON = "microplane/reason"  # of the first process that ended, in the store that all share
 
 
@@ -65,6 +66,8 @@ class Ranks:
     rank: int = 0
     size: int = 1
     summed_numbers: int = 0  # that gradients were summed of so far
+    sharded: bool = False  # each holds a part of the model alone: see training/sharding.py
+    heartbeat: Heartbeat | None = None
 
     @property
     def is_first(self) -> bool:
@@ -119,8 +122,8 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Each gradient becomes the sum over all ranks, the same bits on all. Summed in float32, whatever its format:
         gloo's sum of bfloat16 depends on a number's place. Who has no gradient, of a step with few rows, adds nothing;
-        where no rank has one there is none afterwards."""
-        if self.size == 1:
+        where no rank has one there is none afterwards. Of a sharded model the backward pass has summed them."""
+        if self.size == 1 or self.sharded:
             return
         held = [parameter.grad is not None for parameter in parameters]
         used = np.any(self.each(held), axis=0)
@@ -147,6 +150,15 @@ class Ranks:
         for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
+    def norm(self, share: Tensor) -> Tensor:
+        """The norm of what all ranks hold parts of, from that of this rank's."""
+        if not self.sharded:
+            return share
+        total = share.double().square()
+        with _others_may_leave():
+            dist.all_reduce(total)
+        return total.sqrt().to(share.dtype)
+
     def check_same(self, what: str, mine: Mapping[str, Any], error: type[MicroplaneError] = ConfigError) -> None:
         """Raises: `error` on all ranks, where one of them has something else than rank 0."""
         every = self.each(dict(mine))
@@ -163,8 +175,13 @@ class Ranks:
     def leave(self) -> None:
         """From here on this process goes on alone."""
         if self.size > 1:
+            self.stop_heartbeat()
             dist.destroy_process_group()
             self.size = 1
+
+    def stop_heartbeat(self) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
 
 
 ALONE = Ranks()
@@ -187,6 +204,7 @@ def joined(check: Callable[[], None]) -> Iterator[Ranks]:
         return
     ranks = _join(rank, size)
     try:
+        _watch(ranks)
         check()
         yield ranks
     except LeftError:
@@ -195,6 +213,7 @@ def joined(check: Callable[[], None]) -> Iterator[Ranks]:
         _tell(rank, error)
         raise
     finally:
+        ranks.stop_heartbeat()
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
@@ -213,6 +232,12 @@ def _join(rank: int, size: int) -> Ranks:
         ) from None
     _waiting_room()
     return Ranks(rank, size)
+
+
+def _watch(ranks: Ranks) -> None:
+    """Hear from each other from here on."""
+    ranks.heartbeat = Heartbeat(ranks.rank, _leave_reason)
+    ranks.heartbeat.start(ranks.each(ranks.heartbeat.address(os.environ["MASTER_ADDR"])))
 
 
 _groups: dict[str, Any] = {}
@@ -236,8 +261,13 @@ def _others_may_leave() -> Iterator[None]:
 def _tell(rank: int, error: BaseException) -> None:
     """Leave the reason where the others look for it."""
     text = str(error) if isinstance(error, MicroplaneError) else f"{type(error).__name__}: {error}"
-    with suppress(Exception):  # the first of them is the reason
-        dist.distributed_c10d._get_default_store().compare_set(REASON, "", f"process {rank} ended: {text}")
+    _leave_reason(f"process {rank} ended: {text}")
+
+
+def _leave_reason(text: str) -> None:
+    """The first of them is the reason; none where the store has gone with its process."""
+    with suppress(Exception):
+        dist.distributed_c10d._get_default_store().compare_set(REASON, "", text)
 
 
 def _explained() -> LeftError:

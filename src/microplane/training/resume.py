@@ -25,18 +25,20 @@ from microplane.errors import CheckpointError
 from microplane.files import file_sha256, folder_aside, read_object, write_json
 from microplane.methods import Method, trainable
 from microplane.methods.method import load_state, state_of
+from microplane.nn.sharded import save_gathered, shared_as
 from microplane.training.optim import add_groups
 
 KEEP = 2  # checkpoints kept in resume/ while a run goes on
 CHANGEABLE = {  # knobs that may be others in a run that goes on
     *("train.epochs", "train.steps", "train.patience", "train.eval_every", "train.save_every", "train.threads"),
     *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens", "eval.general", "eval.shots"),
-    "model.device",
+    *("model.device", "train.shard"),
 }
-ROUNDS = {"threads", "device", "features kept"}  # with another of these the numbers are the same to rounding alone
+ROUNDS = {"threads", "device", "features kept", "train.shard"}
+"""With another of these the numbers are the same to rounding alone."""
 MAY_DIFFER = CHANGEABLE | ROUNDS  # of what a run is known by
 BEST = "best.safetensors"
-EARLIER = {"train.on_divergence": "go_on", "device": "cpu"}
+EARLIER = {"train.on_divergence": "go_on", "device": "cpu", "train.shard": False}
 """What runs did that were begun before there was a knob for it."""
 WEIGHTS, FILES = {"weights", "config.json"}, {"model"}
 """By which a base is known: by what of its files is read; where a checkpoint does not have that (of an earlier version,
@@ -57,15 +59,26 @@ def save_checkpoint(
     those of the steps `keep`."""
     # The same step comes again after a resume from an earlier one; then the bytes are the same.
     with folder_aside(of_step(folder, step), there="replace") as temporary:
-        save_tensors(temporary / "weights.safetensors", state_of(method, model))
-        save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
-        save_tensors(temporary / "method.safetensors", method.training_state(model))
+        for name, tensors in _tensors(model, method, optimizer).items():
+            save_tensors(temporary / name, tensors)
         sums = {name: file_sha256(temporary / name) for name in TENSORS}
         whole = {**state, "step": step, "sha256": sums}
         write_json(temporary / "state.json", whole | {"checksum": _checksum(whole)})
     for old in checkpoints(folder)[:-KEEP]:
         if step_of(old) not in keep:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _tensors(model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint's files hold."""
+    whole = state_of(method, model), optimizer_tensors(model, optimizer), method.training_state(model)
+    return dict(zip(TENSORS, whole, strict=True))
+
+
+def hand_in_checkpoint(model: nn.Module, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    """What the processes that do not write do, while one saves a checkpoint of a model of which each holds a part."""
+    for tensors in _tensors(model, method, optimizer).values():
+        save_gathered(tensors, None)
 
 
 def of_step(folder: Path, step: int) -> Path:
@@ -218,4 +231,4 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
             raise CheckpointError(f"the checkpoint has optimizer state of {name!r}, which does not train here")
         parameter = parameters[name]
         on_host = key == "step" and id(parameter) not in in_kernel
-        optimizer.state[parameter][key] = value if on_host else value.to(parameter.device)
+        optimizer.state[parameter][key] = value if on_host else shared_as(parameter, value)

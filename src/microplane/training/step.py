@@ -16,6 +16,7 @@ from microplane.data.store import Dataset
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods import Method
 from microplane.models.contract import Model
+from microplane.nn.sharded import local
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.collate import batch_of
 from microplane.training.log import Record
@@ -110,6 +111,7 @@ def train_step(state: TrainState, totals: Totals) -> Record:
     parts = micro_batches(ranks.share(rows, train.lengths), train.lengths, knobs.micro_tokens)
     batches = [batch_of(state.objective, model, train, indices) for indices in parts]
     counts = ranks.each((sum(batch.count for batch in batches), len(parts)))
+    again = max(count for _, count in counts) - len(parts) if ranks.sharded else 0
     tokens, trained = int(train.lengths[rows].sum()), sum(count for count, _ in counts)
     before = sum(count for _, count in counts[: ranks.rank])  # micro-batches of this step on other ranks
     if not trained:
@@ -121,6 +123,8 @@ def train_step(state: TrainState, totals: Totals) -> Record:
             share = state.objective.loss(cast(Model, model), batch, knobs.label_smoothing) / trained
             torch.autograd.backward(share)
             shares.append(share.detach())
+        for _ in range(again):  # who holds a part of the model computes whenever the others do
+            _compute_for_others(state, train, rows)
     # read once, so that a device works on while rows are prepared
     losses: list[float] = torch.stack(shares).tolist() if shares else []
     loss = 0.0
@@ -133,7 +137,7 @@ def train_step(state: TrainState, totals: Totals) -> Record:
     penalty = state.method.penalty(model)  # which all ranks compute as a whole
     if isinstance(penalty, torch.Tensor):
         torch.autograd.backward(penalty)
-    norm = _clipped(parameters, knobs.clip or math.inf)
+    norm = _clipped(parameters, knobs.clip or math.inf, ranks)
     if not math.isfinite(norm):
         raise NotFiniteError(_not_finite("gradient norm", norm, number, state, rows.tolist()))
     lr = set_lr(state.optimizer, schedule(knobs.schedule, totals.step, state.total, state.warmup) * totals.lr_factor)
@@ -154,11 +158,23 @@ def train_step(state: TrainState, totals: Totals) -> Record:
     }
 
 
-def _clipped(parameters: list[torch.nn.Parameter], most: float) -> float:
+def _compute_for_others(state: TrainState, train: Dataset, rows: np.ndarray) -> None:
+    """A pass over the shortest row of a step, which adds nothing to the gradients."""
+    shortest = int(rows[np.argmin(train.lengths[rows])])
+    batch = batch_of(state.objective, state.model, train, [shortest])
+    torch.autograd.backward(state.objective.loss(cast(Model, state.model), batch, 0.0) * 0.0)
+
+
+def _clipped(parameters: list[torch.nn.Parameter], most: float, ranks: Ranks) -> float:
     """The norm of the gradients; they are scaled down to `most` if it is above, and else not touched."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    grads = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm = ranks.norm(torch.nn.utils.get_total_norm(grads, foreach=True))
     size = norm.item()
-    if not size <= most:
+    if not size <= most and ranks.sharded:  # torch's takes the parameters, and a norm of their kind
+        scale = most / (norm + 1e-6)
+        for grad in grads:
+            grad.mul_(scale)
+    elif not size <= most:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
     return size
 

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from microplane.config.build import build, fields, read_yaml, shown
-from microplane.config.knobs import Knobs
+from microplane.config.section import Knobs
 from microplane.data.mixtures.task_templates import Family, family
 from microplane.data.reading.read import check_file
 from microplane.errors import ConfigError, nearest

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from microplane.config.build import build, read_yaml
-from microplane.config.knobs import Knobs
+from microplane.config.section import Knobs
 from microplane.errors import ConfigError, nearest
 
 FOLDER = Path(__file__).parent / "templates"

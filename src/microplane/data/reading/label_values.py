@@ -16,7 +16,7 @@ from decimal import Decimal
 from itertools import chain
 from typing import Any
 
-from microplane.config.knobs import is_utf8
+from microplane.config.section import is_utf8
 from microplane.data.reading.bad_rows import NoLabel, RowError, show
 from microplane.data.reading.values import whole_text
 from microplane.models.configs.head import IGNORED, PER_TOKEN, Task

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from microplane.config.knobs import is_utf8
+from microplane.config.section import is_utf8
 from microplane.data.reading.bad_rows import Problem, RowError, show
 from microplane.data.reading.csv_rows import csv_rows
 from microplane.data.reading.example import texts_in

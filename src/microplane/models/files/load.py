@@ -31,6 +31,7 @@ from microplane.models.task_head import TaskHead
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.nf4 import NF4
 from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
+from microplane.nn.sharded import any_sharded, save_gathered
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -385,8 +386,9 @@ def save_model(
     head, written = model.task_head, model.plain_tensors()
     folder.mkdir(parents=True, exist_ok=True)
     written |= model.extra_weights_to_save() if head is None or head.config.form is None else {}
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
-    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    if not (gathers := any_sharded(written)):
+        written = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
+    stored = str(next(iter(written.values())).dtype).removeprefix("torch.")
     config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}
     config |= model.config.to_hf() | {"dtype": stored, "torch_dtype": stored} | (head.config.to_hf() if head else {})
     config |= tokens or {}
@@ -394,4 +396,4 @@ def save_model(
     if model.generation_config is not None or (tokens and model.KIND == "decoder"):
         write_json(folder / GENERATION, {**(model.generation_config or {}), **(tokens or {})})
     with aside(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        (save_gathered if gathers else save_file)(written, temporary, {"format": "pt"})

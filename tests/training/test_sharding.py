@@ -1,0 +1,58 @@
+"""What of a sharded model needs no second process; tests/training/test_ranks.py has the rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from microplane.config.knobs import TrainKnobs
+from microplane.errors import ConfigError
+from microplane.methods import make_method
+from microplane.nn.sharded import save_gathered, whole
+from microplane.runs.others import check_shard
+from microplane.training.ranks import ALONE, Ranks
+
+FULL = make_method("full")
+
+
+def test_a_file_written_tensor_by_tensor_is_the_one_that_safetensors_writes(tmp_path):
+    tensors = {
+        "b.weight": torch.arange(6.0).view(2, 3),
+        "a.weight": torch.ones(3, dtype=torch.bfloat16),
+        "c.empty": torch.zeros(0, 4),
+        "d.one": torch.tensor(7, dtype=torch.int64),
+        "é": torch.tensor([True, False]),
+    }
+    save_gathered(tensors, tmp_path / "own", {"format": "pt"})
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    read = load_file(tmp_path / "own")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+    assert whole(tensors["b.weight"]) is tensors["b.weight"]
+    own, theirs = ((tmp_path / name).read_bytes() for name in ("own", "theirs"))
+    numbers = sum(tensor.nbytes for tensor in tensors.values())
+    assert own[-numbers:] == theirs[-numbers:]
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "size", "said"),
+    [
+        ("lora", {}, 2, "the method lora leaves most of them as they are"),
+        ("full", {"unfreeze_every": 2}, 2, "train.shard and train.unfreeze_every cannot be had together"),
+        ("full", {"optimizer": "adafactor"}, 2, "those of train.optimizer=adafactor belong to whole tensors"),
+        ("full", {"optimizer": "adamw_8bit"}, 2, "those of train.optimizer=adamw_8bit belong to whole tensors"),
+        ("full", {}, 1, "add --processes 2"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(method, knobs, size, said):
+    with pytest.raises(ConfigError, match=said):
+        check_shard(TrainKnobs(shard=True, **knobs), make_method(method), Ranks(0, size), begun=False)
+
+
+def test_one_process_goes_on_with_what_several_have_begun():
+    assert "holds the whole model" in str(check_shard(TrainKnobs(shard=True), FULL, ALONE, begun=True))
+    assert check_shard(TrainKnobs(shard=True), FULL, Ranks(0, 2), begun=False) is None
+    assert check_shard(TrainKnobs(), make_method("lora"), ALONE, begun=False) is None
