@@ -53,6 +53,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
     },
     "olmo2": LLAMA | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 97,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": 48,
+        "n_positions": 128,
+        "initializer_range": 0.2,
+    },
     "gemma2": LLAMA
     | {
         "architectures": ["Gemma2ForCausalLM"],

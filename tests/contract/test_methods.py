@@ -65,7 +65,7 @@ MORE = [
 CASES = [(family, {"name": name}) for family in FAMILIES if family != "gemma2" for name in METHODS] + MORE
 WORKING = [(family, knobs) for family, knobs in CASES if (knobs["name"], family) not in REFUSED]
 # Similar to a family that meets every method in the ordinary tests: there they meet two, all the rest in the slow ones.
-SIMILAR = {"distilbert", "electra", "mpnet", "deberta", "olmo2", "granite"}
+SIMILAR = {"distilbert", "electra", "mpnet", "deberta", "olmo2", "granite", "gpt2"}
 QUICK = {"lora", "prompt"}
 
 

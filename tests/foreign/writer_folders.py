@@ -30,7 +30,6 @@ DECODERS: dict[str, dict[str, Any]] = {
     "ctrl": GPT | {"dff": 48},
     "falcon": WIDE,
     "falcon_mamba": NARROW,
-    "gpt2": GPT,
     "gpt_neo": {
         "hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4,
         "window_size": 4, "max_position_embeddings": 64,

@@ -46,6 +46,8 @@ ROLES = {
     "out_proj": "o",
     "fc1": "up",
     "fc2": "down",  # Marian
+    "c_attn": "qkv",
+    "c_fc": "up",  # GPT-2, whose c_proj is two of them
 }
 
 

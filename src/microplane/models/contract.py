@@ -153,8 +153,7 @@ class Model(nn.Module):
 
     @property
     def head_bias(self) -> Tensor | None:
-        """(V,), added to the logits; None if the head has no bias."""
-        return None
+        return None  # (V,), added to the logits, where the head has one
 
     @property
     def generation_rules(self) -> GenerationRules:
@@ -182,7 +181,7 @@ class Model(nn.Module):
         """The tensors to save, by Hugging Face's names. Adapters must be merged before."""
         names, state = hf_names(self), self.state_dict()
         assert names.keys() == state.keys(), "merge what a method has added before saving the model"
-        return {names[ours]: tensor for ours, tensor in state.items()}
+        return {names[ours]: self.turned(ours, tensor) for ours, tensor in state.items()}
 
     def canonical_name(self, name: str) -> str:
         """The canonical form of a checkpoint tensor's name, by which names are compared: without the prefix that a
@@ -202,6 +201,10 @@ class Model(nn.Module):
         """True if this checkpoint tensor (Hugging Face's name) is known and not needed: loading skips it silently."""
         return name == self.tied_names[1] and self.config.tied
 
+    def turned(self, ours: str, tensor: Tensor) -> Tensor:
+        """A checkpoint's tensor as the parameter `ours` has it, and the other way round: the same for both."""
+        return tensor
+
     @property
     def tied_names(self) -> tuple[str, str]:
         """`TIED`, for families whose names depend on their config."""
@@ -212,8 +215,7 @@ class Model(nn.Module):
         return {}
 
     def idle(self) -> Sequence[nn.Parameter]:
-        """Parameters that have no part in what is computed."""
-        return ()
+        return ()  # parameters that have no part in what is computed
 
     def init_weights(self, seed: int = 0) -> Model:
         """New random weights, as the family begins its training; the same for the same seed. Returns the model."""

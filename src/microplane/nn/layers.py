@@ -18,12 +18,13 @@ from microplane.nn.ops.few_rows import linear
 from microplane.nn.ops.pointwise import GATES, gate_by, layer_norm, rms_norm
 from microplane.nn.selective_recompute import recomputed
 
+GELU_TANH = partial(F.gelu, approximate="tanh")  # which has several names in config.json
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
     "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), GELU_TANH),
 }
 
 

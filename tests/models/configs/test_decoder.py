@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from microplane.errors import ModelError
-from microplane.models.configs.decoder import SPECS, DecoderConfig
+from microplane.models.configs.decoder import DecoderConfig
+from microplane.models.configs.decoder_families import SPECS
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,7 +59,7 @@ def test_configs_that_are_not_supported(fields, expected):
 
 def test_the_supported_architectures_are_named():
     with pytest.raises(ModelError, match=f"supported are {', '.join(SPECS)}"):
-        DecoderConfig.from_hf(CONFIG | {"architectures": ["GPT2LMHeadModel"]})
+        DecoderConfig.from_hf(CONFIG | {"architectures": ["MambaForCausalLM"]})
 
 
 @pytest.mark.parametrize("architecture", SPECS)

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from microplane.errors import ModelError
-from microplane.models.configs import decoder as decoder_config
-from microplane.models.configs import encoder_families
+from microplane.models.configs import decoder_families, encoder_families
 from microplane.models.configs import t5 as t5_config
 from microplane.models.configs.form import DROPOUT, Form
 from microplane.nn.layers import ACTIVATIONS
@@ -42,14 +41,13 @@ def _encoder_forms() -> dict[str, Form]:
 
 def _other_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain, family in decoder_config.SPECS.items():
-        name = plain.removesuffix("ForCausalLM")
-        name = "Gemma3Text" if name == "Gemma3" else name
+    for plain, family in decoder_families.SPECS.items():
+        name = decoder_families.stem(plain)
         sequence = Form(plain, "score", out_bias=False, poolings=("last",))
         if family.labels_rows:
             forms[f"{name}ForSequenceClassification"] = sequence
         if family.labels_tokens:
-            forms[f"{name}ForTokenClassification"] = Form(plain, "score", tokens=True)
+            forms[f"{name}ForTokenClassification"] = Form(plain, family.labels_tokens, tokens=True)
     for plain in t5_config.ARCHITECTURES:
         forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(
             plain,
