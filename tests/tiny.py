@@ -64,6 +64,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_positions": 128,
         "initializer_range": 0.2,
     },
+    "gpt_neox": LLAMA
+    | {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "tie_word_embeddings": False,
+    },
+    "phi3": LLAMA
+    | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0, "tie_word_embeddings": False},
     "gemma2": LLAMA
     | {
         "architectures": ["Gemma2ForCausalLM"],
@@ -300,5 +310,7 @@ def save_tiny_folder(folder: Path, family: str = "llama-tied", **changes: Any) -
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     fields = CONFIGS[family] | {"vocab_size": len(vocabulary), "eos_token_id": 2, "bos_token_id": 1, **changes}
-    save_model(Decoder(DecoderConfig.from_hf(fields)).init_weights(0), folder)
+    model = Decoder(DecoderConfig.from_hf(fields)).init_weights(0)
+    model.source_config = {"pad_token_id": fields["pad_token_id"]} if "pad_token_id" in fields else None
+    save_model(model, folder)
     return folder

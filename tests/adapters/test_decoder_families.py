@@ -27,10 +27,14 @@ from tests.parity.decoder_shapes import SHAPES
 from tests.parity.peft_kit import adapted_reference, assert_equal, named, ours, reference, theirs
 from tests.tiny import save_tiny_folder, tiny
 
-SLOW: list[str] = []
+SLOW = ["gpt_neox", "phi3"]
 FAMILIES = ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-LINEARS = {"gpt2": ["c_attn", "c_fc", "c_proj"]}
-INPUTS = {"gpt2": ["mlp.c_proj"]}
+LINEARS = {
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+}
+INPUTS = {"gpt2": ["mlp.c_proj"], "gpt_neox": ["dense_4h_to_h"], "phi3": ["down_proj"]}
 ROWS = [[5, 9, 66, 31], [7], [10, 11, 12, 13, 14, 15], [9] * 3]
 SETS = {
     "train.steps": 6,

@@ -1,5 +1,5 @@
 """The decoder family, one block: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite, Gemma 2 and 3 text,
-GPT-2.
+Phi-3, GPT-2, GPT-NeoX (Pythia).
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   query heads                            M   width of the feed-forward layer (intermediate_size)
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.scale = (config.attention_scale or 1.0 / math.sqrt(Dh)) / (layer + 1 if config.scale_by_layer else 1)
         self.softcap, self.dropout = config.attn_logit_softcapping, config.attention_dropout
         self.widths = [H * Dh, KV * Dh, KV * Dh]  # of q, k and v
-        self.fused = config.fused
+        self.fused, self.by_head = config.fused, config.fused_by_head
         if self.fused:
             self.qkv = Linear(D, sum(self.widths), bias=config.qkv_bias)
         else:
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        q, k, v = torch.split(self.qkv(x), self.widths, dim=-1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = self._qkv(x)
         if self.whole and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in (q, k, v))  # (T, H, Dh)
@@ -75,19 +75,29 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, *how, dropout=p, prefix=prefix, angles=angles)
         return self.o(mixed.flatten(1))
 
+    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries (T, H Dh), keys and values (T, KV Dh) of (T, D)."""
+        if not self.fused:
+            return self.q(x), self.k(x), self.v(x)
+        if not self.by_head:
+            return torch.split(self.qkv(x), self.widths, dim=-1)
+        of_heads = torch.unflatten(self.qkv(x), -1, (-1, 3, self.head_dim))  # (T, H, 3, Dh)
+        return tuple(part.flatten(1) for part in of_heads.unbind(2))
+
 
 class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.multiplier, self.dropout = config.residual_multiplier, config.hidden_dropout
+        self.parallel = config.parallel
         before, after = not config.norm_after, config.gemma or config.norm_after
         self.attention_norm = norm_of(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
         self.attention_out_norm = norm_of(config) if after else None
         self.attention_socket = nn.Identity()
         self.mlp_norm = norm_of(config) if before else nn.Identity()
-        kind = GatedMLP if config.gated else MLP
-        self.mlp = kind(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
+        sizes = config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias
+        self.mlp = GatedMLP(*sizes, config.fused) if config.gated else MLP(*sizes)
         self.mlp_out_norm = norm_of(config) if after else None
         self.mlp_socket = nn.Identity()
 
@@ -97,12 +107,12 @@ class Block(nn.Module):
         y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, cache)
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
-        x = x + self.attention_socket(self._added(y))
-        y = self.mlp(self.mlp_norm(x))
+        attended: Tensor = x + self.attention_socket(self._added(y))
+        y = self.mlp(self.mlp_norm(x if self.parallel else attended))
         if self.mlp_out_norm is not None:
             y = self.mlp_out_norm(y)
         y = self.mlp_socket(self._added(y))
-        return x + y
+        return attended + y
 
     def _added(self, y: Tensor) -> Tensor:
         """A sub-layer's output as it is added to the residual stream."""
@@ -131,6 +141,8 @@ class Decoder(Model):
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Decoder:
         model = cls(DecoderConfig.from_hf(fields))
+        if model.config.longest > (context := model.config.context):
+            model.load_notice = f"at most {context:,} tokens of a row are read: longrope turns longer rows otherwise"
         if (named := architecture_of(fields, ARCHITECTURES)) in HEADLESS:
             model.load_notice = f"{named} has no head for words: it embeds, and learns labels; what it writes is no use"
         return model
@@ -231,7 +243,16 @@ class Decoder(Model):
 
     def is_unused_weight(self, name: str) -> bool:
         """Also rotary tables and masks: old versions of transformers stored them, and they follow from config.json."""
-        return super().is_unused_weight(name) or name.endswith(self.names.buffers)
+        stored = f"{self.names.stored_head}.weight" if self.config.tied else None
+        return super().is_unused_weight(name) or name == stored or name.endswith(self.names.buffers)
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        return {self.tied_names[1]: (f"{self.names.stored_head}.weight",)}
+
+    def plain_tensors(self) -> dict[str, Tensor]:
+        """The head for words of GPT-NeoX under the name that all versions of transformers read."""
+        head, stored = self.tied_names[1], f"{self.names.stored_head}.weight"
+        return {stored if name == head else name: tensor for name, tensor in super().plain_tensors().items()}
 
     def turned(self, ours: str, tensor: Tensor) -> Tensor:
         """GPT-2's files hold the linear layers of blocks as (in, out)."""

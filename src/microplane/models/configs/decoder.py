@@ -31,8 +31,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
+SHARE, ORIGINAL = "partial_rotary_factor", "original_max_position_embeddings"
+PARALLEL = "use_parallel_residual"
 BY_LAYER = "scale_attn_by_inverse_layer_idx"
-OF_THE_FAMILY = ("qk_norm", "qk_norm_whole", "norm_after", "layer_norm", "fused", "gated", "gemma")
+OF_THE_FAMILY = (*("qk_norm", "qk_norm_whole", "norm_after", "layer_norm", "fused", "fused_by_head", "gated", "gemma"),)
 GROUPS = ("num_key_value_heads", "head_dim")
 NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
@@ -48,7 +50,7 @@ WANTED: Wanted = {
     **dict.fromkeys(("rope_parameters", "rope_scaling"), ("an object", lambda x: isinstance(x, dict))),
     **dict.fromkeys(("layer_types", "no_rope_layers"), ("a list", lambda x: isinstance(x, list))),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), SWITCH),
-    **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), SWITCH),
+    **dict.fromkeys(("use_parallel_residual", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"), SWITCH),
     **dict.fromkeys(DROPOUTS, ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1)),
 }
 
@@ -84,6 +86,8 @@ class DecoderConfig:
     norm_after: bool = False  # the norm of a sub-layer stands behind it, before its output is added, and none before it
     layer_norm: bool = False  # norms take the mean away and have biases (arXiv 1607.06450)
     fused: bool = False  # q, k and v are one linear layer, and gate and up too
+    fused_by_head: bool = False  # where the first head's q, k and v stand before the second's
+    parallel: bool = False  # both sub-layers get the block's input
     gated: bool = True  # the feed-forward layer is down(act(gate(x)) * up(x))
     positions: bool = False  # are embedded: one vector for each, added to the words
     embed_dropout: float = 0.0
@@ -91,7 +95,8 @@ class DecoderConfig:
     attention_dropout: float = 0.0  # of the shares
     gemma: bool = False  # scaled embeddings, norms around one, a norm also behind each sub-layer
     tied: bool = False  # the head is the embedding
-    context: int = 2048  # max_position_embeddings
+    context: int = 2048  # most tokens of a row: max_position_embeddings, but for longrope
+    longest: int = 0  # longrope: max_position_embeddings; the tokens beyond `context` are not read here
     init_std: float = 0.02
 
     @classmethod
@@ -110,6 +115,8 @@ class DecoderConfig:
         _check_values(spec, fields)
         heads = fields["num_attention_heads"]
         windows = _windows(spec, fields)
+        ropes, context = _ropes(spec, fields, windows), fields.get("max_position_embeddings", 2048)
+        within = next((rope.original for rope in ropes if rope and rope.kind == "longrope"), context)
         return cls(
             architecture=architecture,
             vocab_size=fields["vocab_size"],
@@ -120,7 +127,7 @@ class DecoderConfig:
             num_kv_heads=fields.get("num_key_value_heads") or heads,
             head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
             windows=windows,
-            ropes=_ropes(spec, fields, windows),
+            ropes=ropes,
             activation=_activation(spec, fields),
             norm_eps=fields.get("rms_norm_eps", 1e-6),
             attention_scale=_scale(spec, fields),
@@ -131,7 +138,8 @@ class DecoderConfig:
             **_biases(spec, fields),
             **_of_the_family(spec, fields),
             tied=named in HEADLESS or fields.get("tie_word_embeddings", False),
-            context=fields.get("max_position_embeddings", 2048),
+            context=min(within, context),
+            longest=context if within < context else 0,
             init_std=fields.get("initializer_range", 0.02),
         )
 
@@ -148,14 +156,16 @@ class DecoderConfig:
             "hidden_activation" if self.gemma else "hidden_act": self.activation,
             "rms_norm_eps": self.norm_eps,
             "tie_word_embeddings": self.tied,
-            "max_position_embeddings": self.context,
+            "max_position_embeddings": self.longest or self.context,
             "initializer_range": self.init_std,
         }
         fields |= {"num_key_value_heads": self.num_kv_heads, "head_dim": self.head_dim} if spec.grouped else {}
         fields |= {name: getattr(self, name) for name in spec.dropouts}
         if not spec.biases:
-            fields |= {"attention_bias": True} if self.o_bias else {}
-            fields |= {"mlp_bias": True} if self.mlp_bias else {}
+            fields |= {"attention_bias": self.o_bias} if self.o_bias or "attention_bias" in spec.defaults else {}
+            fields |= {"mlp_bias": True} if self.mlp_bias and "mlp_bias" not in spec.defaults else {}
+        if PARALLEL in spec.defaults:
+            fields[PARALLEL] = self.parallel
         if BY_LAYER in spec.defaults:
             fields |= {BY_LAYER: self.scale_by_layer, "scale_attn_weights": self.attention_scale is None}
         if spec.multiplies:
@@ -181,6 +191,8 @@ class DecoderConfig:
         far = ropes.get(True) or ropes.get(False) or Rope(10_000.0)
         scaling = far.to_hf() if far.kind != "default" else None
         fields = {"rope_parameters": far.to_hf(), "rope_theta": far.base, "rope_scaling": scaling}
+        fields |= {SHARE: far.share} if spec.partial else {}
+        fields |= {ORIGINAL: far.original} if far.kind == "longrope" else {}
         if spec.local_rope:
             near = ropes.get(False) or far
             fields |= {"rope_parameters": {FULL: far.to_hf(), SLIDING: near.to_hf()}, "rope_local_base_freq": near.base}
@@ -199,7 +211,11 @@ def _filled(spec: DecoderSpec, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_the_family(spec: DecoderSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
     dropouts = {name: float(fields[name]) for name in spec.dropouts}
-    return {name: getattr(spec, name) for name in OF_THE_FAMILY} | {"positions": not spec.rotary} | dropouts
+    return {name: getattr(spec, name) for name in OF_THE_FAMILY} | {
+        "positions": not spec.rotary,
+        "parallel": PARALLEL in spec.defaults and fields[PARALLEL],
+        **dropouts,
+    }
 
 
 def _biases(spec: DecoderSpec, fields: Mapping[str, Any]) -> dict[str, bool]:
@@ -269,13 +285,28 @@ def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dic
     return entry
 
 
+def _check_turned(rope: Rope, fields: Mapping[str, Any]) -> None:
+    width = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    turned = rope.turned(width)
+    if not 0 < turned <= width:
+        raise ModelError(
+            f"in config.json, {SHARE} = {rope.share} of a head's {width} dimensions leaves no pair to turn"
+        )
+    for name, factors in (("short", rope.short), ("long", rope.long)):
+        if rope.kind == "longrope" and len(factors) != turned // 2:
+            raise ModelError(f"{name}_factor in config.json has {len(factors)} numbers for {turned // 2} pairs")
+
+
 def _ropes(spec: DecoderSpec, fields: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[Rope | None, ...]:
     if not spec.rotary:
         return (None,) * len(windows)
     context, base = fields.get("max_position_embeddings", 2048), fields.get("rope_theta", 10_000.0)
     written, scaling = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
-    partial = {name: fields[name] for name in ("partial_rotary_factor",) if name in fields}
-    rope = Rope.from_hf({**partial, **_entry(written, FULL, written), **scaling}, base, context)
+    beside = (SHARE, ORIGINAL) if spec.longrope else (SHARE,)
+    partial = {name: fields[name] for name in beside if name in fields}
+    entry = {**partial, **_entry(written, FULL, written), **scaling}
+    rope = Rope.from_hf(entry, base, context, spec.partial, spec.longrope)
+    _check_turned(rope, fields)
     if spec.local_rope:  # and they are not scaled
         near = Rope.from_hf(_entry(written, SLIDING, {}), fields["rope_local_base_freq"], context)
         return tuple(near if window else rope for window in windows)

@@ -45,6 +45,28 @@ GPT2_NAMES = Names(
     transposed=True,
     buffers=(".attn.bias", ".attn.masked_bias"),  # masks
 )
+PHI3_NAMES = Names(
+    block={
+        "attention.qkv": "self_attn.qkv_proj",
+        "attention.o": "self_attn.o_proj",
+        "mlp.gate_up": "mlp.gate_up_proj",
+        "mlp.down": "mlp.down_proj",
+        **BEFORE,
+    }
+)
+NEOX_NAMES = Names(
+    block={
+        "attention.qkv": "attention.query_key_value",
+        "attention.o": "attention.dense",
+        "mlp.up": "mlp.dense_h_to_4h",
+        "mlp.down": "mlp.dense_4h_to_h",
+        **BEFORE,
+    },
+    prefix="gpt_neox.",
+    around={"embed": "embed_in", "norm": "final_layer_norm"},
+    buffers=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+    stored_head="embed_out",
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +88,11 @@ class DecoderSpec:
     grouped: bool = True  # config.json may say how many heads of keys there are, and how wide a head is
     layer_norm: bool = False  # norms take the mean away and have biases
     fused: bool = False  # q, k and v are one linear layer, and where the feed-forward layer is gated, gate and up too
+    fused_by_head: bool = False  # where the first head's q, k and v stand before the second's
     gated: bool = True
     rotary: bool = True  # otherwise positions are embedded
+    partial: bool = False  # config.json may say that a part of each head turns alone
+    longrope: bool = False
     qk_norm: bool = False
     qk_norm_whole: bool = False
     norm_after: bool = False
@@ -120,6 +145,17 @@ GPT2 = {
     "scale_attn_by_inverse_layer_idx": False,
     **dict.fromkeys(DROPOUTS, 0.1),
 }
+PHI3 = {"rms_norm_eps": 1e-5, **dict.fromkeys(DROPOUTS[1:], 0.0)}
+NEOX = {
+    "hidden_act": "gelu",
+    "rms_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": False,
+    **dict.fromkeys(DROPOUTS, 0.0),
+}
 QWEN = {"sliding_window": 4096, "max_window_layers": 28}
 
 SPECS = {
@@ -165,6 +201,33 @@ SPECS = {
         gemma=True,
         labels_tokens="",
         local_rope=True,
+    ),
+    "Phi3ForCausalLM": DecoderSpec(
+        *("phi3", PHI3, PHI3_NAMES),
+        fields={"hidden_dropout": "resid_pdrop"},
+        dropouts=DROPOUTS[1:],
+        slides=lambda c, i: True,
+        fused=True,
+        partial=True,
+        longrope=True,
+    ),
+    "GPTNeoXForCausalLM": DecoderSpec(
+        *("gpt_neox", NEOX, NEOX_NAMES),
+        fields={
+            "rms_norm_eps": "layer_norm_eps",
+            "rope_theta": "rotary_emb_base",
+            "partial_rotary_factor": "rotary_pct",
+            "embed_dropout": "hidden_dropout",
+        },
+        only={"mlp_bias": True},
+        dropouts=DROPOUTS,
+        grouped=False,
+        layer_norm=True,
+        fused=True,
+        fused_by_head=True,
+        gated=False,
+        partial=True,
+        labels_tokens="classifier",
     ),
     "GPT2LMHeadModel": DecoderSpec(
         *("gpt2", GPT2, GPT2_NAMES),
