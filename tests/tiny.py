@@ -176,6 +176,15 @@ ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "electra": BERT | {"architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 16},
     "mpnet": BERT | {"architectures": ["MPNetModel"], "model_type": "mpnet", "pad_token_id": 1},
+    "nomic": BERT | {"architectures": ["NomicBertModel"], "model_type": "nomic_bert", "hidden_act": "silu"},
+    "eurobert": BERT
+    | {
+        "architectures": ["EuroBertModel"],
+        "model_type": "eurobert",
+        "hidden_act": "silu",
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    },
     "deberta": BERT
     | {
         "architectures": ["DebertaV2Model"],

@@ -18,7 +18,10 @@ from microplane.nn.rows import Rows
 from microplane.training.resume import checkpoints
 from tests import labels
 
-FAMILIES = ["deberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra", "mpnet"))]
+FAMILIES = [
+    "deberta",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra", "mpnet", "nomic", "eurobert")),
+]
 IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 30, 31, 32, 33, 34, 3]]
 TEXTS = ["the red film is good 3", "bad", "the two plot was a poor poor one"]
 SETS = {

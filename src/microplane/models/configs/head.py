@@ -111,7 +111,8 @@ class HeadConfig:
             fields |= {told: self.activation}
         if FORMS[self.form].norm:
             fields |= {"classifier_bias": self.dense_bias}
-            fields |= {} if FORMS[self.form].tokens else {"classifier_pooling": self.pooling}
+        if len(FORMS[self.form].poolings) > 1 and not FORMS[self.form].tokens:
+            fields |= {"classifier_pooling": FORMS[self.form].pooling_names.get(self.pooling, self.pooling)}
         return fields
 
 
@@ -140,12 +141,19 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
         return _own(config[OWN], labels, width)
     layout = FORMS[form]
     task = PER_TOKEN if layout.tokens else _task(config, len(labels))
-    pooling = config.get("classifier_pooling", "cls") if len(layout.poolings) > 1 else layout.poolings[0]
-    if pooling not in layout.poolings:
-        raise ModelError(
-            f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(layout.poolings)} for {form}"
-        )
+    pooling = _pooling(form, config)
     return shaped(form, task, labels, width, "mean" if layout.tokens else pooling, config)
+
+
+def _pooling(form: str, config: Mapping[str, Any]) -> str:
+    layout = FORMS[form]
+    if len(layout.poolings) == 1:
+        return layout.poolings[0]
+    told = config.get("classifier_pooling", layout.usual_pooling)
+    known = {layout.pooling_names.get(pooling, pooling): pooling for pooling in layout.poolings}
+    if told not in known:
+        raise ModelError(f"classifier_pooling = {told!r} in config.json: expected {' or '.join(known)} for {form}")
+    return known[told]
 
 
 def head_of_class(form: str, tokens: bool, config: Mapping[str, Any], width: int, pooling: str) -> HeadConfig:

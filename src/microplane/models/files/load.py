@@ -27,6 +27,7 @@ from microplane.models.files.checkpoint import Checkpoint, Places
 from microplane.models.files.sentence_transformers import sentence_pooling, sentence_tokens
 from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
+from microplane.models.nomic_layout import named
 from microplane.models.task_head import TaskHead
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.nf4 import NF4
@@ -84,7 +85,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config, places, around = text_part(config, places)
     if quantised:
         return Checkpoint(config, NF4Shards(Shards(places), str(path)), path, "nf4", around)
-    return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0], around)
+    return Checkpoint(config, named(config, Shards(places)), path, formats.most_common(1)[0][0], around)
 
 
 def _not_a_model_file(path: Path) -> ModelError:
