@@ -19,6 +19,7 @@ from microplane.errors import AdapterError, ConfigError
 from microplane.files import read_object, write_json
 from microplane.methods import METHODS, Method, make_method
 from microplane.methods.method import load_state, state_of
+from microplane.models.contract import Model
 from microplane.models.files.load import save_model
 from microplane.models.files.packaged import hub_name
 
@@ -113,6 +114,8 @@ def load_adapter(folder: Path, model: nn.Module, method: Method, state: Mapping[
         state: what of its tensors is to be loaded; all of them otherwise.
     """
     state = read_state(folder, method) if state is None else state
+    if method.whole_model and isinstance(model, Model):
+        state = model.as_read(state)
     try:
         if not (folder / "method.json").is_file():
             config = read_object(folder / "adapter_config.json", AdapterError)

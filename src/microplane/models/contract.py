@@ -148,8 +148,7 @@ class Model(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D), the head's own weight or the embedding's."""
-        raise NotImplementedError
+        raise NotImplementedError  # (V, D), the head's own weight or the embedding's
 
     @property
     def head_bias(self) -> Tensor | None:
@@ -183,14 +182,17 @@ class Model(nn.Module):
         assert names.keys() == state.keys(), "merge what a method has added before saving the model"
         return {names[ours]: self.turned(ours, tensor) for ours, tensor in state.items()}
 
+    def as_read(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The way back from `plain_tensors`: by the names of `hf_names`, as our parameters have them."""
+        return stored
+
     def canonical_name(self, name: str) -> str:
-        """The canonical form of a checkpoint tensor's name, by which names are compared: without the prefix that a
-        model with a head has, and with old names of norms (`gamma`, `beta`) as `weight`, `bias`."""
+        """A checkpoint tensor's name as names are compared: without the prefix of a model with a head, norms' old names
+        (`gamma`, `beta`) as `weight`, `bias`."""
         return name
 
     def is_head_weight(self, name: str) -> bool:
-        """True if this checkpoint tensor belongs to a head of pre-training (BERT's pooler) and may initialise a task
-        head. It is then kept in `extra_weights`. `name` is canonical (see `canonical_name`)."""
+        """True if this tensor (by its canonical name) is of a head of pre-training (BERT's pooler): `extra_weights`."""
         return False
 
     def extra_weights_to_save(self) -> dict[str, Tensor]:
@@ -198,7 +200,7 @@ class Model(nn.Module):
         return {}
 
     def is_unused_weight(self, name: str) -> bool:
-        """True if this checkpoint tensor (Hugging Face's name) is known and not needed: loading skips it silently."""
+        """True if this checkpoint tensor (Hugging Face's name) is known and not needed: loading skips it."""
         return name == self.tied_names[1] and self.config.tied
 
     def turned(self, ours: str, tensor: Tensor) -> Tensor:
@@ -242,7 +244,6 @@ class Model(nn.Module):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters are."""
     return next(model.parameters()).device
 
 
@@ -379,8 +380,7 @@ def linears(model: nn.Module) -> dict[str, Site]:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode (no dropout); afterwards its mode is as before."""
-    was_training = model.training
+    was_training = model.training  # it is in eval mode (no dropout) inside, and afterwards as before
     model.eval()
     try:
         yield

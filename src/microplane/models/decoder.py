@@ -260,6 +260,12 @@ class Decoder(Model):
         own = self.is_transposed and where[:1] == ["layers"] and module in ROLES and kind == "weight"
         return tensor.t() if own and tensor.dim() == 2 else tensor
 
+    def as_read(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        ours = {theirs: name for name, theirs in self.hf_names().items()}
+        head, in_files = self.tied_names[1], f"{self.names.stored_head}.weight"
+        called = {name: head if name == in_files else name for name in stored}
+        return {called[name]: self.turned(ours.get(called[name], ""), tensor) for name, tensor in stored.items()}
+
     @property
     def is_transposed(self) -> bool:
         """Whether files hold the linear layers of blocks as (in, out)."""

@@ -26,7 +26,7 @@ from microplane.errors import ModelError
 from microplane.models.configs.encoder import Convolution, EncoderConfig
 from microplane.models.configs.encoder_families import ARCHITECTURES, SPECS, Names
 from microplane.models.contract import Model
-from microplane.models.nomic_layout import as_stored
+from microplane.models.nomic_layout import Named, as_stored
 from microplane.models.task_head import activation
 from microplane.nn.attention import Bias, MaskSpec, attend
 from microplane.nn.cache import Cache
@@ -333,6 +333,9 @@ class Encoder(Model):
     def plain_tensors(self) -> dict[str, Tensor]:
         found = super().plain_tensors()
         return as_stored(found) if self.config.architecture == "NomicBertModel" else found
+
+    def as_read(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return dict(Named(stored)) if self.config.architecture == "NomicBertModel" else stored
 
     def is_head_weight(self, name: str) -> bool:
         return name.rsplit(".", 1)[0] in self.names.kept

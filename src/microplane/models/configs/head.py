@@ -141,18 +141,24 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
         return _own(config[OWN], labels, width)
     layout = FORMS[form]
     task = PER_TOKEN if layout.tokens else _task(config, len(labels))
-    pooling = _pooling(form, config)
+    pooling = pooling_of(layout, config)
     return shaped(form, task, labels, width, "mean" if layout.tokens else pooling, config)
 
 
-def _pooling(form: str, config: Mapping[str, Any]) -> str:
-    layout = FORMS[form]
+def pooling_of(layout: Form, config: Mapping[str, Any]) -> str:
+    """How a class of that layout pools, by what config.json says.
+
+    Raises:
+        ModelError: for a way that is not supported.
+    """
     if len(layout.poolings) == 1:
         return layout.poolings[0]
     told = config.get("classifier_pooling", layout.usual_pooling)
     known = {layout.pooling_names.get(pooling, pooling): pooling for pooling in layout.poolings}
     if told not in known:
-        raise ModelError(f"classifier_pooling = {told!r} in config.json: expected {' or '.join(known)} for {form}")
+        raise ModelError(
+            f"classifier_pooling = {told!r} in config.json: expected {' or '.join(known)} of a {layout.plain}"
+        )
     return known[told]
 
 
