@@ -61,8 +61,8 @@ def theirs(net):
 def test_euroberts_usual_pooling_of_scores_is_refused(tmp_path):
     base = labels.encoder_folder(tmp_path / "eurobert", "eurobert")
     net = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    net.save_pretrained(tmp_path / "late")
     with pytest.raises(ModelError, match="classifier_pooling = 'late' in config.json: expected bos or mean"):
-        net.save_pretrained(tmp_path / "late")
         load_model(tmp_path / "late")
     adapted = peft.get_peft_model(net, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
     adapted.save_pretrained(tmp_path / "adapter")

@@ -23,7 +23,7 @@ from tests.tiny import ENCODER_CONFIGS, tiny_encoder
 
 ROWS = Rows.of([[5, 6, 7, 8, 9], [10], [11, 12, 13]])
 ROLES = {"modernbert": {"qkv", "o", "gate_up", "down"}}  # of the others:
-ROLES |= dict.fromkeys(("nomic", "eurobert"), {"q", "k", "v", "o", "gate", "up", "down"})
+ROLES |= {name: {"q", "k", "v", "o", "gate", "up", "down"} for name in ("nomic", "eurobert")}
 USUAL = {"q", "k", "v", "o", "up", "down"}
 
 
