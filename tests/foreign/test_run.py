@@ -148,7 +148,7 @@ def test_peft_opens_the_adapter_and_the_merged_model_needs_nothing_of_ours(place
 
 
 def test_evaluation_and_conversion(place, tmp_path):
-    done = run(place, "gpt-neox", "nb-lora", **{"method.rank": 2})
+    done = run(place, "gptj", "nb-lora", **{"method.rank": 2})
     values = {"model": {"name": str(done.folder)}, "data": {"train": str(place / "rows.jsonl")}, "eval": {"rows": 2}}
     assert 0 < measure_file(build(RunKnobs, values))["scores"]["loss"] < 6
     made = convert(done.folder, tmp_path / "lora")
@@ -163,7 +163,7 @@ def test_what_cannot_be_is_refused(place):
     with pytest.raises(ConfigError, match="train.recompute = blocks: this model has none that are known here"):
         run(place, "openai-gpt", **{"train.recompute": "blocks"})
     with pytest.raises(ConfigError, match="train.recompute = cheap: this model has none"):
-        run(place, "gpt-neox", **{"train.recompute": "cheap"})
+        run(place, "gptj", **{"train.recompute": "cheap"})
     with pytest.raises(ConfigError, match="this start needs the weights as they were before they were quantised"):
         run(place, "openai-gpt", "qlora", **{"method.start": "loftq", "model.dtype": "auto"})
     with pytest.raises(ConfigError, match="Did you mean 'c_attn'?"):
