@@ -63,6 +63,9 @@ def test_a_class_that_is_set_to_write_is_no_encoder():
     assert find_transformers_class(fields | {"is_decoder": True}) == ("RemBertForCausalLM", "decoder")
     assert find_transformers_class({"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]})[1] == "encoder"
     assert family_of({"model_type": "convbert"}).__name__ == "TransformersEncoder"
+    of_its_authors = {"model_type": "nomic_bert", "architectures": ["NomicBertModel"], "n_embd": 32}
+    assert family_of(of_its_authors).__name__ == "TransformersEncoder"
+    assert family_of({"model_type": "nomic_bert", "architectures": ["NomicBertModel"]}).__name__ == "Encoder"
 
 
 def test_in_a_terminal_it_is_80_columns_wide(monkeypatch):
