@@ -4,7 +4,7 @@
 
 Random weights of the released sizes in bfloat16, the same rows of unequal length in the same batches, rank 8 on all
 linear layers of the blocks, AdamW; each side in a process of its own. Prints a line for each shape, and writes
-results/families_<date>.json. GPT-2 and BART run through transformers on both sides: that shows what is added there.
+results/families_<date>.json. BART runs through transformers on both sides: that shows what is added there.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def ours(folder: Path, shape: str, steps: int) -> dict[str, float]:
     from microplane.models.files.load import load_model
     from microplane.models.heads import add_head, task_scores
     from microplane.nn.rows import Pairs, Rows
+    from microplane.objectives.text import TokenBatch, token_loss
 
     model = load_model(folder, torch.bfloat16)
     told, generator = rows(), torch.Generator().manual_seed(1)
@@ -127,8 +128,11 @@ def ours(folder: Path, shape: str, steps: int) -> dict[str, float]:
         if model.KIND == "encoder":
             return torch.nn.functional.cross_entropy(task_scores(model, Rows.of(told)), labels)
         batch = Rows.of(told)
-        hidden = model(batch if model.KIND == "decoder" else Pairs(batch, batch))
         last = torch.ones(len(batch.ids), dtype=torch.bool).index_fill(0, batch.last, False)
+        if model.KIND == "decoder":
+            where = last.nonzero().squeeze(1)
+            return token_loss(model, TokenBatch(batch, where, batch.ids[where + 1])) / len(where)
+        hidden = model(Pairs(batch, batch))
         return torch.nn.functional.cross_entropy(model.logits(hidden[last]).float(), batch.ids.roll(-1)[last])
 
     model.train()

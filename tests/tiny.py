@@ -53,6 +53,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
     },
     "olmo2": LLAMA | {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"},
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 97,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": 48,
+        "n_positions": 128,
+        "initializer_range": 0.2,
+    },
+    "gpt_neox": LLAMA
+    | {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "tie_word_embeddings": False,
+    },
+    "phi3": LLAMA
+    | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0, "tie_word_embeddings": False},
     "gemma2": LLAMA
     | {
         "architectures": ["Gemma2ForCausalLM"],
@@ -155,6 +176,15 @@ ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
     },
     "electra": BERT | {"architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 16},
     "mpnet": BERT | {"architectures": ["MPNetModel"], "model_type": "mpnet", "pad_token_id": 1},
+    "nomic": BERT | {"architectures": ["NomicBertModel"], "model_type": "nomic_bert", "hidden_act": "silu"},
+    "eurobert": BERT
+    | {
+        "architectures": ["EuroBertModel"],
+        "model_type": "eurobert",
+        "hidden_act": "silu",
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    },
     "deberta": BERT
     | {
         "architectures": ["DebertaV2Model"],
@@ -289,5 +319,7 @@ def save_tiny_folder(folder: Path, family: str = "llama-tied", **changes: Any) -
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     fields = CONFIGS[family] | {"vocab_size": len(vocabulary), "eos_token_id": 2, "bos_token_id": 1, **changes}
-    save_model(Decoder(DecoderConfig.from_hf(fields)).init_weights(0), folder)
+    model = Decoder(DecoderConfig.from_hf(fields)).init_weights(0)
+    model.source_config = {"pad_token_id": fields["pad_token_id"]} if "pad_token_id" in fields else None
+    save_model(model, folder)
     return folder

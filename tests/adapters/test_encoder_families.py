@@ -12,13 +12,18 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import microplane
 from microplane.adapters.merge import merge
+from microplane.errors import ModelError
 from microplane.models.encoder import Encoder
+from microplane.models.files.load import load_model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
 from microplane.training.resume import checkpoints
 from tests import labels
 
-FAMILIES = ["deberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra", "mpnet"))]
+FAMILIES = [
+    "deberta",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra", "mpnet", "nomic", "eurobert")),
+]
 IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 30, 31, 32, 33, 34, 3]]
 TEXTS = ["the red film is good 3", "bad", "the two plot was a poor poor one"]
 SETS = {
@@ -35,7 +40,11 @@ SETS = {
 def base(request, tmp_path):
     labels.write(tmp_path / "reviews.jsonl", labels.reviews(40))
     labels.write(tmp_path / "tags.jsonl", labels.tags(40))
-    return labels.encoder_folder(tmp_path / request.param, request.param)
+    folder = labels.encoder_folder(tmp_path / request.param, request.param)
+    if request.param == "eurobert":  # an adapter does not say how a row is pooled, and the usual way is none of ours
+        fields = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(fields | {"classifier_pooling": "mean"}))
+    return folder
 
 
 def train(base, rows="reviews", method="lora"):
@@ -46,6 +55,19 @@ def train(base, rows="reviews", method="lora"):
 def theirs(net):
     with torch.no_grad():
         return torch.stack([net.eval()(input_ids=torch.tensor([row])).logits[0] for row in IDS])
+
+
+@pytest.mark.slow
+def test_euroberts_usual_pooling_of_scores_is_refused(tmp_path):
+    base = labels.encoder_folder(tmp_path / "eurobert", "eurobert")
+    net = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    net.save_pretrained(tmp_path / "late")
+    with pytest.raises(ModelError, match="classifier_pooling = 'late' in config.json: expected bos or mean"):
+        load_model(tmp_path / "late")
+    adapted = peft.get_peft_model(net, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="classifier_pooling = 'late'"):
+        microplane.load(tmp_path / "adapter", "float32")
 
 
 def test_merged_folders_and_adapters_open_there_with_equal_scores(base, tmp_path):

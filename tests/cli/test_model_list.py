@@ -44,17 +44,17 @@ def test_what_runs_through_transformers_is_opened_as_the_kind_that_is_said(liste
             fields = {"model_type": family["name"], "architectures": [name]}
             assert find_transformers_class(fields) == (name, family["kind"]), name
     by_name = {family["name"]: family for family in others}
-    deberta, gpt2 = by_name["deberta"], by_name["gpt2"]
+    deberta, gpt = by_name["deberta"], by_name["openai-gpt"]
     assert deberta["heads"] == {
         "rows": "DebertaForSequenceClassification",
         "tokens": "DebertaForTokenClassification",
     }
     assert "head-only" in deberta["methods"]
     assert deberta["labels"]
-    assert "head-only" not in gpt2["methods"]
-    assert not gpt2["labels"]
+    assert "head-only" not in gpt["methods"]
+    assert not gpt["labels"]
     assert {"prompt", "prefix", "bottleneck", "last-n"}.isdisjoint(deberta["methods"])
-    assert set(gpt2["in_peft"]) < set(gpt2["methods"])
+    assert set(gpt["in_peft"]) < set(gpt["methods"])
 
 
 def test_a_class_that_is_set_to_write_is_no_encoder():
@@ -63,6 +63,9 @@ def test_a_class_that_is_set_to_write_is_no_encoder():
     assert find_transformers_class(fields | {"is_decoder": True}) == ("RemBertForCausalLM", "decoder")
     assert find_transformers_class({"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]})[1] == "encoder"
     assert family_of({"model_type": "convbert"}).__name__ == "TransformersEncoder"
+    of_its_authors = {"model_type": "nomic_bert", "architectures": ["NomicBertModel"], "n_embd": 32}
+    assert family_of(of_its_authors).__name__ == "TransformersEncoder"
+    assert family_of({"model_type": "nomic_bert", "architectures": ["NomicBertModel"]}).__name__ == "Encoder"
 
 
 def test_in_a_terminal_it_is_80_columns_wide(monkeypatch):

@@ -21,7 +21,7 @@ from microplane.objectives.seq2seq import Seq2Seq
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS, MemoryDataset, copy_task
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "dropout": 0.0}
-QUIET |= {"attention_dropout": 0.0}
+QUIET |= {"attention_dropout": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "hidden_dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _maker(fields: dict[str, Any]) -> Callable[[], Model]:
 FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
-    **{name: decoder(name) for name in ("olmo2", "granite")},
+    **{name: decoder(name) for name in ("olmo2", "granite", "gpt2", "gpt_neox", "phi3")},
     **{name: Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq()) for name in ("t5", "marian")},
-    **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta")},
+    **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta", "nomic", "eurobert")},
 }

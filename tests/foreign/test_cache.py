@@ -76,7 +76,7 @@ def test_each_new_token_is_computed_alone(folders, name):
     assert sum(width == 1 for width in widths) >= 8 * rows
 
 
-@pytest.mark.parametrize("name", ["gpt2", "olmo", "mamba2", "rwkv", "minimax", "lfm2", "bart", "starcoder2"])
+@pytest.mark.parametrize("name", ["gptj", "olmo", "mamba2", "rwkv", "minimax", "lfm2", "bart", "starcoder2"])
 def test_beams_with_a_cache_are_those_without_one(folders, name):
     model, tokenizer = load_model(folders[name]), load_tokenizer(folders[name])
     knobs = GenerateKnobs(max_new_tokens=6, beams=3)
@@ -87,7 +87,7 @@ def test_beams_with_a_cache_are_those_without_one(folders, name):
 
 
 def test_rows_that_end_leave_the_others_as_they_are(folders):
-    model, tokenizer = load_model(folders["gpt_neox"]), load_tokenizer(folders["gpt_neox"])
+    model, tokenizer = load_model(folders["gptj"]), load_tokenizer(folders["gptj"])
     knobs = GenerateKnobs(max_new_tokens=12)
     whole = generate(model, tokenizer, PROMPTS, knobs, [])
     stop = whole[0].ids[2]

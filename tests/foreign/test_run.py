@@ -69,8 +69,8 @@ def tensors(done):
 @pytest.mark.parametrize(
     ("model", "method"),
     some(
-        [*((model, "lora") for model in (*CAUSAL, "bart")), ("gpt2", "full"), ("bart", "full")],
-        [("gpt2", "lora"), ("bart", "lora"), ("gpt2", "full")],
+        [*((model, "lora") for model in (*CAUSAL, "bart")), ("openai-gpt", "full"), ("bart", "full")],
+        [("openai-gpt", "lora"), ("bart", "lora"), ("openai-gpt", "full")],
     ),
 )
 def test_it_learns_resumes_to_the_bit_and_is_opened_again(place, model, method):
@@ -100,17 +100,17 @@ def test_it_learns_resumes_to_the_bit_and_is_opened_again(place, model, method):
     ],
     ids=lambda method: method["name"],
 )
-def test_every_method_on_gpt2(place, method):
+def test_every_method_on_layers_stored_the_other_way_round(place, method):
     sets = {f"method.{name}": value for name, value in method.items()}
     if method["name"] == "qlora":
         sets["model.dtype"] = "auto"
-    done = run(place, "gpt2", None, **sets)
+    done = run(place, "openai-gpt", None, **sets)
     check(done)
     assert done.load().generate("say aa", max_new_tokens=2) is not None
 
 
 def test_full_with_products_in_bfloat16(place):
-    check(run(place, "gpt2", "full", **{"model.dtype": "bfloat16"}))
+    check(run(place, "openai-gpt", "full", **{"model.dtype": "bfloat16"}))
 
 
 def test_it_says_that_it_is_slower(place):
@@ -128,10 +128,10 @@ def test_it_says_that_it_is_slower(place):
 
 
 def test_peft_opens_the_adapter_and_the_merged_model_needs_nothing_of_ours(place, tmp_path):
-    done = run(place, "gpt2")
+    done = run(place, "openai-gpt")
     ids = torch.randint(0, 259, (1, 9), generator=torch.Generator().manual_seed(0))
     theirs = peft.PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(place / "gpt2"), done.folder / "adapter"
+        AutoModelForCausalLM.from_pretrained(place / "openai-gpt"), done.folder / "adapter"
     )
     wanted = theirs(ids).logits
     with torch.no_grad():
@@ -148,27 +148,27 @@ def test_peft_opens_the_adapter_and_the_merged_model_needs_nothing_of_ours(place
 
 
 def test_evaluation_and_conversion(place, tmp_path):
-    done = run(place, "gpt-neox", "nb-lora", **{"method.rank": 2})
+    done = run(place, "gptj", "nb-lora", **{"method.rank": 2})
     values = {"model": {"name": str(done.folder)}, "data": {"train": str(place / "rows.jsonl")}, "eval": {"rows": 2}}
     assert 0 < measure_file(build(RunKnobs, values))["scores"]["loss"] < 6
     made = convert(done.folder, tmp_path / "lora")
     assert made.error < 1e-5
     assert made.difference < 1e-3
-    full = convert(run(place, "gpt2", "full").folder, tmp_path / "full", rank=4)
+    full = convert(run(place, "openai-gpt", "full").folder, tmp_path / "full", rank=4)
     assert 0 < full.error < 1
     assert full.lost > 0
 
 
 def test_what_cannot_be_is_refused(place):
     with pytest.raises(ConfigError, match="train.recompute = blocks: this model has none that are known here"):
-        run(place, "gpt2", **{"train.recompute": "blocks"})
+        run(place, "openai-gpt", **{"train.recompute": "blocks"})
     with pytest.raises(ConfigError, match="train.recompute = cheap: this model has none"):
-        run(place, "gpt-neox", **{"train.recompute": "cheap"})
+        run(place, "gptj", **{"train.recompute": "cheap"})
     with pytest.raises(ConfigError, match="this start needs the weights as they were before they were quantised"):
-        run(place, "gpt2", "qlora", **{"method.start": "loftq", "model.dtype": "auto"})
+        run(place, "openai-gpt", "qlora", **{"method.start": "loftq", "model.dtype": "auto"})
     with pytest.raises(ConfigError, match="Did you mean 'c_attn'?"):
-        run(place, "gpt2", **{"method.targets": ["c_atn"]})
-    done = run(place, "gpt2", **{"method.targets": ["h.0.*.c_attn"], "train.steps": 2})
+        run(place, "openai-gpt", **{"method.targets": ["c_atn"]})
+    done = run(place, "openai-gpt", **{"method.targets": ["h.0.*.c_attn"], "train.steps": 2})
     [name] = [name for name, _ in adapted_layers(done.load().model, AdaptedLinear)]
     assert name == "net.transformer.h.0.attn.c_attn"
 
@@ -181,7 +181,7 @@ def test_what_only_our_models_have_is_refused_before_anything_is_measured(place,
         def say(self, text):
             told.append(text)
 
-    values = {"model": {"name": str(place / "gpt2")}, "data": {"train": str(place / "rows.jsonl")}}
+    values = {"model": {"name": str(place / "openai-gpt")}, "data": {"train": str(place / "rows.jsonl")}}
     values |= {"runs": str(place / "refused"), "method": {"name": method}}
     with pytest.raises(ConfigError, match=f"method.name = '{method}' .*Microplane's own"):
         microplane.train(knobs=build(RunKnobs, values), watch=Ear())

@@ -104,7 +104,7 @@ def test_saved_it_is_opened_again_by_both(folders, name, tmp_path):
 
 
 def test_new_weights_follow_the_seed(folders):
-    one, same, other = (new_model(folders["gpt2"], seed, NumberFormat(torch.float32)) for seed in (1, 1, 2))
+    one, same, other = (new_model(folders["openai-gpt"], seed, NumberFormat(torch.float32)) for seed in (1, 1, 2))
     rows = Rows.of(ROWS)
     assert torch.equal(one(rows), same(rows))
     assert not torch.equal(one(rows), other(rows))
@@ -112,7 +112,10 @@ def test_new_weights_follow_the_seed(folders):
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_quantised_base(folders, kind):
-    plain, model = load_model(folders["gpt2"]), load_model(folders["gpt2"], NumberFormat(torch.float32, kind))
+    plain, model = (
+        load_model(folders["openai-gpt"]),
+        load_model(folders["openai-gpt"], NumberFormat(torch.float32, kind)),
+    )
     assert sum(isinstance(module, QuantisedLinear) for module in model.modules()) == 8
     found, wanted = (m.logits(m(Rows.of(ROWS))) for m in (model, plain))
     assert not torch.equal(found, wanted)
@@ -120,10 +123,10 @@ def test_a_quantised_base(folders, kind):
 
 
 def test_products_in_bfloat16_of_weights_in_float32(folders):
-    model = load_model(folders["gpt2"], NumberFormat(torch.bfloat16, weights=torch.float32))
+    model = load_model(folders["openai-gpt"], NumberFormat(torch.bfloat16, weights=torch.float32))
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert model.logits(model(Rows.of(ROWS))).dtype == torch.bfloat16
-    wide = load_model(folders["gpt2"])
+    wide = load_model(folders["openai-gpt"])
     torch.testing.assert_close(
         model.logits(model(Rows.of(ROWS))).float(), wide.logits(wide(Rows.of(ROWS))), atol=0.5, rtol=0.1
     )
@@ -145,14 +148,14 @@ def test_without_transformers_the_error_names_the_extra(folders, monkeypatch):
     )
     with pytest.raises(
         ModelError,
-        match=r"GPT2LMHeadModel has no implementation .* pip install 'microplane\[transformers\]' Supported .* Llama",
+        match=r"OpenAIGPTLMHeadModel has no impl.* pip install 'microplane\[transformers\]' Supported .* Llama",
     ):
-        load_model(folders["gpt2"])
+        load_model(folders["openai-gpt"])
 
 
 def test_what_transformers_does_not_have_is_refused_and_no_code_of_the_folder_runs(folders, tmp_path):
     folder = changed(
-        folders["gpt2"],
+        folders["openai-gpt"],
         tmp_path / "odd",
         architectures=["OddLM"],
         model_type="odd",
@@ -163,22 +166,22 @@ def test_what_transformers_does_not_have_is_refused_and_no_code_of_the_folder_ru
         ModelError, match="OddLM is not supported: .* Code from the model's own repository is never run"
     ):
         load_model(folder)
-    own = changed(folders["gpt2"], tmp_path / "own", auto_map={"AutoModelForCausalLM": "odd.OddLM"})
+    own = changed(folders["openai-gpt"], tmp_path / "own", auto_map={"AutoModelForCausalLM": "odd.OddLM"})
     (own / "odd.py").write_text("raise SystemExit('ran')")
     assert isinstance(load_model(own), TransformersModel)
-    with pytest.raises(ModelError, match="GPT2ForSequenceClassification is not supported"):
-        load_model(changed(folders["gpt2"], tmp_path / "c", architectures=["GPT2ForSequenceClassification"]))
+    with pytest.raises(ModelError, match="OpenAIGPTForSequenceClassification is not supported"):
+        load_model(changed(folders["openai-gpt"], tmp_path / "c", architectures=["OpenAIGPTForSequenceClassification"]))
 
 
 def test_weights_that_do_not_fit_are_listed(folders, tmp_path):
-    with pytest.raises(ModelError, match=r"do not fit the GPT2LMHeadModel(.|\n)*12 missing: .*transformer\.h\.2"):
-        load_model(changed(folders["gpt2"], tmp_path / "more", n_layer=3))
+    with pytest.raises(ModelError, match=r"do not fit the OpenAIGPTLMHeadModel(.|\n)*12 missing: .*transformer\.h\.2"):
+        load_model(changed(folders["openai-gpt"], tmp_path / "more", n_layer=3))
     with pytest.raises(ModelError, match="cannot (load|build)"):
-        load_model(changed(folders["gpt2"], tmp_path / "odd", n_embd=30))
+        load_model(changed(folders["openai-gpt"], tmp_path / "odd", n_embd=30))
 
 
 def test_labels_are_refused(folders):
     from microplane.models.heads import add_head
 
-    with pytest.raises(ConfigError, match="labels need a task head, and GPT2LMHeadModel"):
-        add_head(load_model(folders["gpt2"]), "classification", ("a", "b"))
+    with pytest.raises(ConfigError, match="labels need a task head, and OpenAIGPTLMHeadModel"):
+        add_head(load_model(folders["openai-gpt"]), "classification", ("a", "b"))

@@ -23,6 +23,7 @@ from tests.tiny import ENCODER_CONFIGS, tiny_encoder
 
 ROWS = Rows.of([[5, 6, 7, 8, 9], [10], [11, 12, 13]])
 ROLES = {"modernbert": {"qkv", "o", "gate_up", "down"}}  # of the others:
+ROLES |= {name: {"q", "k", "v", "o", "gate", "up", "down"} for name in ("nomic", "eurobert")}
 USUAL = {"q", "k", "v", "o", "up", "down"}
 
 
@@ -120,6 +121,8 @@ def test_dropout_while_training_only(family):
     if family == "modernbert":
         config = replace(model.config, embed_dropout=0.1, attention_dropout=0.1, mlp_dropout=0.1)
         model = Encoder(config).init_weights()
+    if family in ("nomic", "eurobert"):  # whose training had none
+        model = Encoder(replace(model.config, attention_dropout=0.1)).init_weights()
     model.train()
     assert not torch.equal(model(ROWS), model(ROWS))
     model.eval()

@@ -42,6 +42,8 @@ V3 = {
     "norm_rel_ebd": "layer_norm",
     "position_biased_input": False,
 }
+MEAN = {"classifier_pooling": "mean"}
+ROPE = {"rope_parameters": {"rope_type": "linear", "rope_theta": 700.0, "factor": 2.0}}
 GELUS = ("gelu", "gelu_new", "relu", "silu")
 
 
@@ -84,6 +86,24 @@ SHAPES: dict[str, list[Case]] = {
         V3 | {"position_buckets": 6, "max_relative_positions": 12, "share_att_key": False, "type_vocab_size": 3},
         V3 | {"position_buckets": 32, "hidden_act": "gelu"},
         V3 | {"pos_att_type": ["c2p"], "share_att_key": False, "position_buckets": 10, "layer_norm_eps": 1e-7},
+    ),
+    "nomic": _cases(
+        *("nomic", transformers.NomicBertConfig, {}),
+        {"hidden_act": "silu"},
+        {"type_vocab_size": 1, "hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "layer_norm_eps": 1e-5},
+        ROPE | {"pad_token_id": 4},
+        {"type_vocab_size": 3, "hidden_act": "silu", "layer_norm_eps": 1e-3},
+    ),
+    "eurobert": _cases(
+        *("eurobert", transformers.EuroBertConfig, {}),
+        MEAN | {"hidden_act": "silu", "rope_parameters": {"rope_type": "default", "rope_theta": 250_000.0}},
+        MEAN | {"num_key_value_heads": 1, "attention_bias": True},
+        {"classifier_pooling": "bos", "hidden_act": "silu", "mlp_bias": True},
+        MEAN | {"head_dim": 6, "hidden_act": "silu"},
+        MEAN | ROPE | {"num_key_value_heads": 1},
+        {"classifier_pooling": "bos", "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3},
+        MEAN | {"num_key_value_heads": 2, "head_dim": 4, "pad_token_id": 3},
     ),
 }
 ALL = [case for cases in SHAPES.values() for case in cases]

@@ -120,6 +120,8 @@ def load_adapter(folder: Path, model: nn.Module, method: Method, state: Mapping[
         state: what of its tensors is to be loaded; all of them otherwise.
     """
     state = read_state(folder, method) if state is None else state
+    if method.whole_model and isinstance(model, Model):
+        state = model.as_read(state)
     try:
         if not (folder / "method.json").is_file():
             config = read_object(folder / "adapter_config.json", AdapterError)

@@ -23,7 +23,7 @@ from microplane.methods.adapted_linear import hf_paths
 from microplane.methods.method import PREFIX, head_state
 from microplane.methods.peft_format import LABELS
 from microplane.methods.targets import target_sites
-from microplane.models.configs.head import FORMS, PER_TOKEN, PROBLEMS
+from microplane.models.configs.head import FORMS, PER_TOKEN, PROBLEMS, pooling_of
 from microplane.models.contract import Model, hf_names, linears
 from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.heads import add_head
@@ -180,7 +180,7 @@ def _put_head(model: Model, config: Mapping[str, Any], state: Mapping[str, Tenso
     if old is None or (len(old.labels), old.per_token) != (out, per_token):
         multilabel = fields.get("problem_type") == PROBLEMS["multilabel"]
         task = PER_TOKEN if per_token else "regression" if out == 1 else "classification"
-        pooling = fields.get("classifier_pooling", "cls") if len(form.poolings) > 1 else form.poolings[0]
+        pooling = pooling_of(form, fields)
         labels = [f"LABEL_{number}" for number in range(out)]
         add_head(model, "multilabel" if multilabel and not per_token else task, labels, pooling)
     own = head_state(model)
@@ -220,6 +220,7 @@ def _put_weights(
     replaced = []
     for theirs, tensor in whole.items():
         old, name = model.get_parameter(names[theirs]), names[theirs]
+        tensor = model.turned(name, tensor)
         if theirs not in (embedding, head) and old.shape != tensor.shape:
             raise AdapterError(f"{theirs} is {tuple(tensor.shape)} in the adapter, {tuple(old.shape)} in the model")
         parent, _, kind = name.rpartition(".")

@@ -49,6 +49,7 @@ WIDTHS = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     *("d_model", "d_ff", "num_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
     *("encoder_attention_heads", "decoder_attention_heads", "dim", "hidden_dim", "n_heads", "pooler_hidden_size"),
+    *("n_embd", "n_inner", "n_head"),
 )
 MOST_WEIGHTS = 16_000_000  # of a block that is tried as it is
 MOST_TOKENS = 512  # that are tried at once, or one row

@@ -40,7 +40,8 @@ class BitFit(Method):
 
     def may_not_move(self, model: nn.Module) -> set[str]:
         """A key's bias adds the same to all scores of a query, which a softmax does not see where nothing turns it."""
-        return {f"{name}.bias" for name, site in linears(model).items() if site.role == "k"}
+        keys = (name for name, site in linears(model).items() if site.role == "k" and site.module.bias is not None)
+        return {f"{name}.bias" for name in keys}
 
     def merge(self, model: nn.Module) -> None:
         """Nothing to do: the biases are the model's own."""

@@ -36,6 +36,7 @@ def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> d
     if (head := getattr(model, "task_head", None)) is not None and head.config.form is not None:
         task, beside = LABELS[head.config.per_token], head.modules_to_save()
     transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
+    transposed |= getattr(model, "is_transposed", False)
     return {
         "peft_type": method.peft_type,
         "task_type": task,

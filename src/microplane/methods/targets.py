@@ -46,7 +46,15 @@ ROLES = {
     "out_proj": "o",
     "fc1": "up",
     "fc2": "down",  # Marian
+    "c_attn": "qkv",
+    "c_fc": "up",  # GPT-2, whose c_proj is two of them
+    "query_key_value": "qkv",
+    "dense_h_to_4h": "up",
+    "dense_4h_to_h": "down",  # GPT-NeoX
+    "qkv_proj": "qkv",
+    "gate_up_proj": "gate_up",  # Phi-3
 }
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 def target_sites(model: nn.Module, targets: Sequence[str], knob: str = "targets") -> dict[str, Site]:
@@ -105,6 +113,10 @@ def _hint(target: str, sites: Mapping[str, Site], roles: Sequence[str]) -> str:
 
 def _note(unknown: Sequence[str], model: nn.Module, module_map: ModuleMap | None) -> str:
     if module_map is None:
+        found = {site.role for site in linears(model).values()}
+        for one, parts in FUSED.items():
+            if one in found and set(unknown) & set(parts):
+                return f" {', '.join(parts)} are one linear layer here, {one}."
         tied = "head" in unknown
         return " The head is tied to the embedding here, so it cannot be adapted alone." if tied else ""
     for target in unknown:

@@ -148,13 +148,11 @@ class Model(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D), the head's own weight or the embedding's."""
-        raise NotImplementedError
+        raise NotImplementedError  # (V, D), the head's own weight or the embedding's
 
     @property
     def head_bias(self) -> Tensor | None:
-        """(V,), added to the logits; None if the head has no bias."""
-        return None
+        return None  # (V,), added to the logits, where the head has one
 
     @property
     def generation_rules(self) -> GenerationRules:
@@ -182,16 +180,19 @@ class Model(nn.Module):
         """The tensors to save, by Hugging Face's names. Adapters must be merged before."""
         names, state = hf_names(self), self.state_dict()
         assert names.keys() == state.keys(), "merge what a method has added before saving the model"
-        return {names[ours]: tensor for ours, tensor in state.items()}
+        return {names[ours]: self.turned(ours, tensor) for ours, tensor in state.items()}
+
+    def as_read(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The way back from `plain_tensors`: by the names of `hf_names`, as our parameters have them."""
+        return stored
 
     def canonical_name(self, name: str) -> str:
-        """The canonical form of a checkpoint tensor's name, by which names are compared: without the prefix that a
-        model with a head has, and with old names of norms (`gamma`, `beta`) as `weight`, `bias`."""
+        """A checkpoint tensor's name as names are compared: without the prefix of a model with a head, norms' old names
+        (`gamma`, `beta`) as `weight`, `bias`."""
         return name
 
     def is_head_weight(self, name: str) -> bool:
-        """True if this checkpoint tensor belongs to a head of pre-training (BERT's pooler) and may initialise a task
-        head. It is then kept in `extra_weights`. `name` is canonical (see `canonical_name`)."""
+        """True if this tensor (by its canonical name) is of a head of pre-training (BERT's pooler): `extra_weights`."""
         return False
 
     def extra_weights_to_save(self) -> dict[str, Tensor]:
@@ -199,8 +200,12 @@ class Model(nn.Module):
         return {}
 
     def is_unused_weight(self, name: str) -> bool:
-        """True if this checkpoint tensor (Hugging Face's name) is known and not needed: loading skips it silently."""
+        """True if this checkpoint tensor (Hugging Face's name) is known and not needed: loading skips it."""
         return name == self.tied_names[1] and self.config.tied
+
+    def turned(self, ours: str, tensor: Tensor) -> Tensor:
+        """A checkpoint's tensor as the parameter `ours` has it, and the other way round: the same for both."""
+        return tensor
 
     @property
     def tied_names(self) -> tuple[str, str]:
@@ -212,8 +217,7 @@ class Model(nn.Module):
         return {}
 
     def idle(self) -> Sequence[nn.Parameter]:
-        """Parameters that have no part in what is computed."""
-        return ()
+        return ()  # parameters that have no part in what is computed
 
     def init_weights(self, seed: int = 0) -> Model:
         """New random weights, as the family begins its training; the same for the same seed. Returns the model."""
@@ -240,7 +244,6 @@ class Model(nn.Module):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters are."""
     return next(model.parameters()).device
 
 
@@ -377,8 +380,7 @@ def linears(model: nn.Module) -> dict[str, Site]:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode (no dropout); afterwards its mode is as before."""
-    was_training = model.training
+    was_training = model.training  # it is in eval mode (no dropout) inside, and afterwards as before
     model.eval()
     try:
         yield

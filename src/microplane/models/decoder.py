@@ -1,4 +1,5 @@
-"""The decoder family: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite, Gemma 2 and 3 text, one block.
+"""The decoder family, one block: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite, Gemma 2 and 3 text,
+Phi-3, GPT-2, GPT-NeoX (Pythia).
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   query heads                            M   width of the feed-forward layer (intermediate_size)
@@ -17,12 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from microplane.models.configs.decoder import ARCHITECTURES, HEADLESS, SPECS, DecoderConfig
+from microplane.models.configs.decoder import DecoderConfig
+from microplane.models.configs.decoder_families import ARCHITECTURES, HEADLESS, SPECS, Names
 from microplane.models.configs.fields import architecture_of
-from microplane.models.contract import Model
+from microplane.models.contract import ROLES, Model
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
-from microplane.nn.layers import Embedding, GatedMLP, Linear, RMSNorm
+from microplane.nn.layers import MLP, Embedding, GatedMLP, LayerNorm, Linear, RMSNorm
+from microplane.nn.ops.dropout import dropout
 from microplane.nn.ops.few_rows import linear
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
@@ -30,16 +33,25 @@ from microplane.nn.rows import Pairs, Rows
 __all__ = ["SPECS", "Decoder", "DecoderConfig"]
 
 
+def norm_of(config: DecoderConfig) -> RMSNorm | LayerNorm:
+    if config.layer_norm:
+        return LayerNorm(config.hidden_size, eps=config.norm_eps)
+    return RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
+
+
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         D, Dh, H, KV = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self.layer, self.head_dim = layer, Dh
-        self.scale = config.attention_scale or 1.0 / math.sqrt(Dh)
-        self.softcap = config.attn_logit_softcapping
-        self.q = Linear(D, H * Dh, bias=config.qkv_bias)
-        self.k = Linear(D, KV * Dh, bias=config.qkv_bias)
-        self.v = Linear(D, KV * Dh, bias=config.qkv_bias)
+        self.scale = (config.attention_scale or 1.0 / math.sqrt(Dh)) / (layer + 1 if config.scale_by_layer else 1)
+        self.softcap, self.dropout = config.attn_logit_softcapping, config.attention_dropout
+        self.widths = [H * Dh, KV * Dh, KV * Dh]  # of q, k and v
+        self.fused, self.by_head = config.fused, config.fused_by_head
+        if self.fused:
+            self.qkv = Linear(D, sum(self.widths), bias=config.qkv_bias)
+        else:
+            self.q, self.k, self.v = (Linear(D, width, bias=config.qkv_bias) for width in self.widths)
         self.o = Linear(H * Dh, D, bias=config.o_bias)
         self.whole = config.qk_norm_whole
         widths = (H * Dh, KV * Dh) if self.whole else (Dh, Dh)
@@ -51,7 +63,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = self._qkv(x)
         if self.whole and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in (q, k, v))  # (T, H, Dh)
@@ -59,26 +71,34 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         prefix = None if self.prefix is None else self.prefix()
         how = mask_spec, self.scale, self.softcap, cache, self.layer
-        mixed = attend(q, k, v, *how, prefix=prefix, angles=angles)
+        p = self.dropout if self.training else 0.0
+        mixed = attend(q, k, v, *how, dropout=p, prefix=prefix, angles=angles)
         return self.o(mixed.flatten(1))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries (T, H Dh), keys and values (T, KV Dh) of (T, D)."""
+        if not self.fused:
+            return self.q(x), self.k(x), self.v(x)
+        if not self.by_head:
+            return torch.split(self.qkv(x), self.widths, dim=-1)
+        of_heads = torch.unflatten(self.qkv(x), -1, (-1, 3, self.head_dim))  # (T, H, 3, Dh)
+        return tuple(part.flatten(1) for part in of_heads.unbind(2))
 
 
 class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-
-        def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
-
-        self.multiplier = config.residual_multiplier
+        self.multiplier, self.dropout = config.residual_multiplier, config.hidden_dropout
+        self.parallel = config.parallel
         before, after = not config.norm_after, config.gemma or config.norm_after
-        self.attention_norm = norm() if before else nn.Identity()
+        self.attention_norm = norm_of(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
-        self.attention_out_norm = norm() if after else None
+        self.attention_out_norm = norm_of(config) if after else None
         self.attention_socket = nn.Identity()
-        self.mlp_norm = norm() if before else nn.Identity()
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
-        self.mlp_out_norm = norm() if after else None
+        self.mlp_norm = norm_of(config) if before else nn.Identity()
+        sizes = config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias
+        self.mlp = GatedMLP(*sizes, config.fused) if config.gated else MLP(*sizes)
+        self.mlp_out_norm = norm_of(config) if after else None
         self.mlp_socket = nn.Identity()
 
     def forward(
@@ -87,14 +107,16 @@ class Block(nn.Module):
         y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, cache)
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
-        x = x + self.attention_socket(self._scaled(y))
-        y = self.mlp(self.mlp_norm(x))
+        attended: Tensor = x + self.attention_socket(self._added(y))
+        y = self.mlp(self.mlp_norm(x if self.parallel else attended))
         if self.mlp_out_norm is not None:
             y = self.mlp_out_norm(y)
-        y = self.mlp_socket(self._scaled(y))
-        return x + y
+        y = self.mlp_socket(self._added(y))
+        return attended + y
 
-    def _scaled(self, y: Tensor) -> Tensor:
+    def _added(self, y: Tensor) -> Tensor:
+        """A sub-layer's output as it is added to the residual stream."""
+        y = dropout(y, self.dropout, self.training)
         return y if self.multiplier == 1.0 else y * self.multiplier
 
 
@@ -103,7 +125,6 @@ class Decoder(Model):
 
     ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
     KIND: ClassVar[str] = "decoder"
-    TIED: ClassVar[tuple[str, str]] = ("model.embed_tokens.weight", "lm_head.weight")
     config: DecoderConfig
     embed: nn.Embedding
     head: nn.Linear | None
@@ -112,13 +133,16 @@ class Decoder(Model):
         super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.prompt_socket = PromptSocket()
+        self.positions = Embedding(config.context, config.hidden_size) if config.positions else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
+        self.norm = norm_of(config)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Decoder:
         model = cls(DecoderConfig.from_hf(fields))
+        if model.config.longest > (context := model.config.context):
+            model.load_notice = f"at most {context:,} tokens of a row are read: longrope turns longer rows otherwise"
         if (named := architecture_of(fields, ARCHITECTURES)) in HEADLESS:
             model.load_notice = f"{named} has no head for words: it embeds, and learns labels; what it writes is no use"
         return model
@@ -131,21 +155,25 @@ class Decoder(Model):
         x, whole = self.prompt_socket(
             self.embedded(rows.ids), rows, starts
         )  # (T, D), longer where a prompt stands before
-        x = self._blocks(self._entry(x), whole, 0, self.config.num_layers, cache)
+        x = self._blocks(self._entry(x, whole), whole, 0, self.config.num_layers, cache)
         if cache is not None:
             cache.advance(whole)
         return self._last(self.prompt_socket.strip_prompt(x, whole, rows))
 
     def lower(self, rows: Rows, blocks: int) -> Tensor:
-        return self._blocks(self._entry(self.embedded(rows.ids)), rows, 0, blocks)
+        return self._blocks(self._entry(self.embedded(rows.ids), rows), rows, 0, blocks)
 
     def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
         return self._last(self._blocks(x, rows, blocks, self.config.num_layers))
 
-    def _entry(self, x: Tensor) -> Tensor:
+    def _entry(self, x: Tensor, rows: Rows) -> Tensor:
         """The input of the first block: Granite scales a prompt's vectors as it does those of words."""
         scale = self.config.embedding_multiplier
-        return x if scale == 1.0 else x * scale
+        x = x if scale == 1.0 else x * scale
+        if self.positions is not None:
+            assert rows.last_position < self.config.context, f"a row has more tokens than {self.config.context}"
+            x = x + self.positions(rows.positions).to(x.dtype)
+        return dropout(x, self.config.embed_dropout, self.training and not self.frozen)
 
     def _last(self, x: Tensor) -> Tensor:
         """Normed, and divided as the logits are to be."""
@@ -197,51 +225,66 @@ class Decoder(Model):
                 module.weight.normal_(0.0, self.config.init_std, generator=generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-            if isinstance(module, RMSNorm):
+            if isinstance(module, RMSNorm | LayerNorm):
                 module.reset_parameters()
         return self
 
+    @property
+    def names(self) -> Names:
+        return SPECS[self.config.architecture].names
+
+    @property
+    def tied_names(self) -> tuple[str, str]:
+        return f"{self.names.prefix}{self.names.around['embed']}.weight", "lm_head.weight"
+
     def canonical_name(self, name: str) -> str:
         """Without the prefix that the files of some models without a head leave out, as those that embed texts."""
-        return name.removeprefix("model.")
+        return name.removeprefix(self.names.prefix)
 
     def is_unused_weight(self, name: str) -> bool:
-        """Also rotary tables: old versions of transformers stored them, and they are computed from config.json."""
-        return super().is_unused_weight(name) or name.endswith(".rotary_emb.inv_freq")
+        """Also rotary tables and masks: old versions of transformers stored them, and they follow from config.json."""
+        stored = f"{self.names.stored_head}.weight" if self.config.tied else None
+        return super().is_unused_weight(name) or name == stored or name.endswith(self.names.buffers)
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        return {self.tied_names[1]: (f"{self.names.stored_head}.weight",)}
+
+    def plain_tensors(self) -> dict[str, Tensor]:
+        """The head for words of GPT-NeoX under the name that all versions of transformers read."""
+        head, stored = self.tied_names[1], f"{self.names.stored_head}.weight"
+        return {stored if name == head else name: tensor for name, tensor in super().plain_tensors().items()}
+
+    def turned(self, ours: str, tensor: Tensor) -> Tensor:
+        """GPT-2's files hold the linear layers of blocks as (in, out)."""
+        *where, module, kind = ours.split(".")
+        own = self.is_transposed and where[:1] == ["layers"] and module in ROLES and kind == "weight"
+        return tensor.t() if own and tensor.dim() == 2 else tensor
+
+    def as_read(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        ours = {theirs: name for name, theirs in self.hf_names().items()}
+        head, in_files = self.tied_names[1], f"{self.names.stored_head}.weight"
+        called = {name: head if name == in_files else name for name in stored}
+        return {called[name]: self.turned(ours.get(called[name], ""), tensor) for name, tensor in stored.items()}
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether files hold the linear layers of blocks as (in, out)."""
+        return self.names.transposed
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""
-        config = self.config
-        parts = [f"attention.{role}.weight" for role in ("q", "k", "v", "o")]
-        parts += [f"attention.{role}.bias" for role in ("q", "k", "v") if config.qkv_bias]
-        parts += ["attention.o.bias"] if config.o_bias else []
-        parts += ["attention.q_norm.weight", "attention.k_norm.weight"] if config.qk_norm else []
-        kinds = ("weight", "bias") if config.mlp_bias else ("weight",)
-        parts += [f"mlp.{role}.{kind}" for role in ("gate", "up", "down") for kind in kinds]
-        norms = NORMS["after" if config.norm_after else "around" if config.gemma else "before"]
-        modules = MODULES | norms
-        names = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-        for part in [*parts, *(f"{norm}.weight" for norm in norms)]:
-            module, kind = part.rsplit(".", 1)
-            for i in range(config.num_layers):
-                names[f"layers.{i}.{part}"] = f"model.layers.{i}.{modules[module]}.{kind}"
+        table, config = self.names, self.config
+        names = {f"{ours}.weight": f"{table.prefix}{theirs}.weight" for ours, theirs in table.around.items()}
+        names |= {"norm.bias": f"{table.prefix}{table.around['norm']}.bias"} if config.layer_norm else {}
+        for ours, theirs in table.block.items():
+            for kind in ("weight", "bias") if self._has_bias(ours) else ("weight",):
+                for i in range(config.num_layers):
+                    names[f"layers.{i}.{ours}.{kind}"] = f"{table.prefix}{table.stack}.{i}.{theirs}.{kind}"
         return names if config.tied else names | {"head.weight": "lm_head.weight"}
 
-
-# Our module of a block -> Hugging Face's.
-MODULES = {
-    **{f"attention.{role}": f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")},
-    **{f"mlp.{role}": f"mlp.{role}_proj" for role in ("gate", "up", "down")},
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-}
-NORMS = {
-    "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
-    "after": {"attention_out_norm": "post_attention_layernorm", "mlp_out_norm": "post_feedforward_layernorm"},
-    "around": {
-        "attention_norm": "input_layernorm",
-        "attention_out_norm": "post_attention_layernorm",
-        "mlp_norm": "pre_feedforward_layernorm",
-        "mlp_out_norm": "post_feedforward_layernorm",
-    },
-}
+    def _has_bias(self, module: str) -> bool:
+        """Whether a module of a block has a bias."""
+        config = self.config
+        if module.endswith("norm"):
+            return config.layer_norm
+        return config.mlp_bias if module.startswith("mlp") else config.o_bias if module[-1] == "o" else config.qkv_bias

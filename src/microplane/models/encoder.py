@@ -1,5 +1,6 @@
 """The encoder family: BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116), DistilBERT (1910.01108),
-ELECTRA (2003.10555), MPNet (2004.09297), DeBERTa-v2 and v3 (2006.03654, 2111.09543), ModernBERT (2412.13663).
+ELECTRA (2003.10555), MPNet (2004.09297), DeBERTa-v2 and v3 (2006.03654, 2111.09543), NomicBERT (2402.01613),
+ModernBERT (2412.13663), EuroBERT (2503.05500).
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   heads                                  M   width of the feed-forward layer (intermediate_size)
@@ -25,11 +26,12 @@ from microplane.errors import ModelError
 from microplane.models.configs.encoder import Convolution, EncoderConfig
 from microplane.models.configs.encoder_families import ARCHITECTURES, SPECS, Names
 from microplane.models.contract import Model
+from microplane.models.nomic_layout import Named, as_stored
 from microplane.models.task_head import activation
 from microplane.nn.attention import Bias, MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.disentangled import DistanceTable, distance_scores
-from microplane.nn.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, gated
+from microplane.nn.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import dropout
 from microplane.nn.position import rotate
 from microplane.nn.prompt_socket import PromptSocket
@@ -47,14 +49,15 @@ class Attention(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D, bias = config.hidden_size, config.attention_bias
-        self.head_dim = D // config.num_heads
+        self.head_dim = config.head_width
+        inner, shared = config.num_heads * self.head_dim, (config.num_kv_heads or config.num_heads) * self.head_dim
         self.dropout = config.attention_dropout
-        if config.modern:
+        self.fused = config.spec.fused
+        if self.fused:
             self.qkv = Linear(D, 3 * D, bias=bias)
         else:
-            self.q, self.k, self.v = (Linear(D, D, bias=bias) for _ in range(3))
-        self.o = Linear(D, D, bias=bias)
-        self.modern = config.modern
+            self.q, self.k, self.v = (Linear(D, width, bias=bias) for width in (inner, shared, shared))
+        self.o = Linear(inner, D, bias=bias)
         self.prefix: nn.Module | None = None
         distances = self.distances = config.distances
         terms = 1 if distances is None else distances.terms
@@ -69,7 +72,7 @@ class Attention(nn.Module):
     ) -> Tensor:  # (T, D) -> (T, D)
         if isinstance(bias, tuple):
             bias = self._of_distances(*bias)
-        parts = self.qkv(x).chunk(3, dim=-1) if self.modern else (self.q(x), self.k(x), self.v(x))
+        parts = self.qkv(x).chunk(3, dim=-1) if self.fused else (self.q(x), self.k(x), self.v(x))
         q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in parts)  # (T, H, Dh)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
@@ -95,23 +98,26 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(act(up(x))), or ModernBERT's down(act(gate(x)) * up(x)) with both in one matrix (arXiv 2002.05202)."""
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) (arXiv 2002.05202), ModernBERT's with both in one matrix."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.activation = config.activation
         self.dropout = config.mlp_dropout
-        self.modern = config.modern
-        if config.modern:
+        self.fused, self.gated = config.spec.fused, config.spec.gated
+        if self.fused:
             self.gate_up = Linear(D, 2 * M, bias=bias)
         else:
             self.up = Linear(D, M, bias=bias)
+            self.gate = Linear(D, M, bias=bias) if self.gated else None
         self.down = Linear(M, D, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
-        if self.modern:
+        if self.fused:
             inner = gated(self.activation, *self.gate_up(x).chunk(2, dim=-1))  # (T, M)
+        elif self.gate is not None:
+            inner = gated(self.activation, self.gate(x), self.up(x))
         else:
             inner = recomputed(ACTIVATIONS[self.activation], self.up(x))  # (T, M)
         return self.down(dropout(inner, self.dropout, self.training))
@@ -141,13 +147,13 @@ class Block(nn.Module):
 
 
 class ModernBlock(nn.Module):
-    """ModernBERT's block: the norm is applied before the sub-layer. The first block has none before its attention, as
-    the embeddings have been normed already."""
+    """ModernBERT's and EuroBERT's block: the norm is applied before the sub-layer. ModernBERT's first block has none
+    before its attention, as the embeddings have been normed already."""
 
     def __init__(self, config: EncoderConfig, layer: int):
         super().__init__()
-        self.dropout = config.attention_dropout
-        self.attention_norm = norm_of(config) if layer else nn.Identity()
+        self.dropout = config.attention_dropout if config.modern else 0.0
+        self.attention_norm = norm_of(config) if layer or not config.modern else nn.Identity()
         self.attention = Attention(config)
         self.attention_socket = nn.Identity()
         self.mlp_norm = norm_of(config)
@@ -182,7 +188,9 @@ class ConvolutionLayer(nn.Module):
         return self.norm(y + self.activation(dropout(near, self.dropout, self.training)))
 
 
-def norm_of(config: EncoderConfig, width: int = 0) -> LayerNorm:
+def norm_of(config: EncoderConfig, width: int = 0) -> LayerNorm | RMSNorm:
+    if config.spec.rms:
+        return RMSNorm(width or config.hidden_size, config.norm_eps)
     return LayerNorm(width or config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
@@ -207,17 +215,18 @@ class Encoder(Model):
         self.prompt_socket = PromptSocket()
         self.positions = Embedding(places, E) if config.positions else None
         self.types = Embedding(config.token_types, E) if config.token_types else None
-        self.embed_norm = norm_of(config, E)
+        self.embed_norm = norm_of(config, E) if config.spec.norms_embeddings else nn.Identity()
         self.embed_project = Linear(E, D) if config.embedding_size else None
         self.relative = RelativeBias(config.buckets, FARTHEST, config.num_heads, False) if config.buckets else None
         distances, convolution = config.distances, config.convolution
         self.distances = DistanceTable(distances, D, config.norm_eps) if distances else None
         self.conv = ConvolutionLayer(config, convolution) if convolution else None
-        blocks = [ModernBlock(config, i) if config.modern else Block(config) for i in range(config.num_layers)]
+        before = config.spec.norm_before
+        blocks = [ModernBlock(config, i) if before else Block(config) for i in range(config.num_layers)]
         self.layers = nn.ModuleList(blocks)
-        self.norm = norm_of(config) if config.modern else nn.Identity()
+        self.norm = norm_of(config) if before else nn.Identity()
         self.head = None
-        self.post_norm = not config.modern
+        self.post_norm = not before
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Encoder:
@@ -247,9 +256,9 @@ class Encoder(Model):
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config = self.config
         mask_specs = {window: MaskSpec(rows, window=window, causal=False) for window in set(config.windows)}
-        width = config.hidden_size // config.num_heads
         angles = {
-            rope: None if rope is None else rope.angles(rows.positions, width, x.dtype) for rope in set(config.ropes)
+            rope: None if rope is None else rope.angles(rows.positions, config.head_width, x.dtype)
+            for rope in set(config.ropes)
         }
         bias: Bias | DistanceVectors | None = None
         if self.relative is not None:
@@ -299,7 +308,7 @@ class Encoder(Model):
                 module.weight.normal_(0.0, self.config.init_std, generator=generator)
             if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
                 module.bias.zero_()
-            if isinstance(module, LayerNorm):
+            if isinstance(module, LayerNorm | RMSNorm):
                 module.reset_parameters()
         return self
 
@@ -320,6 +329,13 @@ class Encoder(Model):
         called = self.canonical_name(name)
         stray = "embeddings.position_ids" if self.config.positions else "embeddings.position_"  # DeBERTa's files
         return called.split(".")[0] in self.names.unused or called.startswith(stray)
+
+    def plain_tensors(self) -> dict[str, Tensor]:
+        found = super().plain_tensors()
+        return as_stored(found) if self.config.architecture == "NomicBertModel" else found
+
+    def as_read(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return dict(Named(stored)) if self.config.architecture == "NomicBertModel" else stored
 
     def is_head_weight(self, name: str) -> bool:
         return name.rsplit(".", 1)[0] in self.names.kept

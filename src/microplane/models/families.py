@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from microplane.errors import ModelError
+from microplane.models.configs.encoder_families import has_other_files
 from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
@@ -28,16 +29,20 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         ModelError: if none, naming it and those that are supported; for sizes beyond any model's.
     """
     _check_sizes(fields)
+    error: ModelError | None = None
     try:
-        return ARCHITECTURES[architecture_of(fields, MODEL_TYPES)]
-    except ModelError as error:
+        own = ARCHITECTURES[architecture_of(fields, MODEL_TYPES)]
+    except ModelError as unknown:
+        error = unknown
         if not isinstance(fields.get("architectures") or [], list):
             raise
-        try:
-            _, kind = find_transformers_class(fields)
-        except ModelError as other:
-            raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
-        return TransformersEncoder if kind == "encoder" else TransformersWriter
+    if error is None and not has_other_files(fields):
+        return own
+    try:
+        _, kind = find_transformers_class(fields)
+    except ModelError as other:
+        raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
+    return TransformersEncoder if kind == "encoder" else TransformersWriter
 
 
 MOST_LAYERS, WIDEST = 2_000, 100_000_000

@@ -192,6 +192,7 @@ def attend(
     `softcap` c turns each score s into c tanh(s / c) (arXiv 2408.00118, 2.1).
     """
     plain = softcap is None and bias is None and prefix is None and not dropout and mask_spec.causal
+    plain = plain and (angles is None or 2 * angles[0].shape[-1] == q.shape[-1])  # the whole head turns
     if cache is not None and plain and cached_attention.usable(q, mask_spec.rows, cache):
         where = mask_spec.rows, cache, layer
         return cached_attention.cached_attention(q, k, v, angles, *where, scale, mask_spec.window)

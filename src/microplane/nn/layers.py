@@ -18,12 +18,13 @@ from microplane.nn.ops.few_rows import linear
 from microplane.nn.ops.pointwise import GATES, gate_by, layer_norm, rms_norm
 from microplane.nn.selective_recompute import recomputed
 
+GELU_TANH = partial(F.gelu, approximate="tanh")  # which has several names in config.json
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "swish": F.silu,
     "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), GELU_TANH),
 }
 
 
@@ -114,15 +115,18 @@ class GatedMLP(nn.Module):
 
     __call__: Callable[..., Tensor]
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = False):
+    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, fused: bool = False):
         super().__init__()
-        self.activation = activation
-        self.gate = Linear(width, inner, bias=bias)
-        self.up = Linear(width, inner, bias=bias)
+        self.activation, self.fused = activation, fused
+        if fused:
+            self.gate_up = Linear(width, 2 * inner, bias=bias)
+        else:
+            self.gate = Linear(width, inner, bias=bias)
+            self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
-        gate, up = self.gate(x), self.up(x)  # (T, M)
+        gate, up = self.gate_up(x).chunk(2, dim=-1) if self.fused else (self.gate(x), self.up(x))  # (T, M)
         return self.down(gated(self.activation, gate, up))
 
 

@@ -1,6 +1,7 @@
-"""Positions: rotary (arXiv 2104.09864; plain, linearly scaled, and Llama 3's scaling), and sines that are added.
+"""Positions: rotary (arXiv 2104.09864; plain, linearly scaled, Llama 3's scaling, LongRoPE), and sines that are added.
 
-Shapes: T tokens, H heads, Dh width of a head, D model width. Pairs are (i, i + Dh/2), Hugging Face's layout.
+Shapes: T tokens, H heads, Dh width of a head, D model width, R width of the part of a head that turns, its first
+dimensions. Pairs are (i, i + R/2), Hugging Face's layout.
 """
 
 from __future__ import annotations
@@ -24,32 +25,44 @@ class Rope:
     """Settings of rotary positions: how fast each pair of dimensions turns with the position."""
 
     base: float
-    kind: str = "default"  # or "linear", "llama3"
+    kind: str = "default"  # or "linear", "llama3", "longrope"
+    share: float = 1.0  # of a head's dimensions that turn, R / Dh
     factor: float = 1.0  # how many times longer than in pre-training
     low_freq_factor: float = 1.0  # llama3: pairs that turn fewer times than this within `original` are slowed fully
     high_freq_factor: float = 4.0  # llama3: pairs that turn more often than this are left alone
-    original: int = 8192  # llama3: the context length of pre-training
+    original: int = 8192  # llama3, longrope: the context length of pre-training
+    short: tuple[float, ...] = ()  # longrope (arXiv 2402.13753): how much each pair is slowed within `original`
+    long: tuple[float, ...] = ()  # and in rows that are longer, which are not computed here
+    size: float = 1.0  # longrope: cosines and sines are multiplied by it
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], base: float, context: int) -> Rope:
+    def from_hf(
+        cls, fields: Mapping[str, Any], base: float, context: int, partial: bool = False, long: bool = False
+    ) -> Rope:
         """From one entry of `rope_parameters` or `rope_scaling`; `base` and `context` fill what it leaves out.
+
+        Args:
+            partial: whether the family can turn a part of each head alone.
+            long: whether it knows LongRoPE.
 
         Raises:
             ModelError: for a kind of scaling that is not supported, or one that lacks its numbers.
         """
         kind = fields.get("rope_type") or fields.get("type") or "default"
         share = fields.get("partial_rotary_factor") or 1.0
+        if long and kind in LONG_NAMES:
+            return _longrope(fields, base, context, share)
         if kind not in KINDS:
             raise ModelError(
                 f"rotary positions of type {kind!r} (rope_parameters or rope_scaling in config.json) are not supported;"
                 f" supported are {', '.join(KINDS)}"
             )
-        if share != 1.0:
+        if share != 1.0 and not (partial and type(share) is float and 0 < share < 1):
             raise ModelError(f"partial_rotary_factor = {share} in config.json is not supported; only 1.0 is")
         if lacking := [name for name in KINDS[kind] if name not in fields]:
             raise ModelError(f"rope_type {kind!r} in config.json needs {', '.join(lacking)} too")
         numbers = {name: fields[name] for name in KINDS[kind]}
-        numbers["base"] = fields.get("rope_theta") or base
+        numbers["share"], numbers["base"] = share, fields.get("rope_theta") or base
         if kind == "llama3":
             numbers["original"] = fields.get("original_max_position_embeddings") or context
         if wrong := [f"{name} = {x!r}" for name, x in numbers.items() if type(x) not in (int, float) or x <= 0]:
@@ -59,16 +72,26 @@ class Rope:
     def to_hf(self) -> dict[str, Any]:
         """As an entry of `rope_parameters`."""
         fields: dict[str, Any] = {"rope_type": self.kind, "rope_theta": self.base}
-        fields |= {name: getattr(self, name) for name in KINDS[self.kind]}
-        if self.kind == "llama3":
+        fields |= {"partial_rotary_factor": self.share} if self.share != 1.0 else {}
+        fields |= {name: getattr(self, name) for name in KINDS.get(self.kind, ())}
+        if self.kind == "longrope":
+            fields |= {"short_factor": list(self.short), "long_factor": list(self.long), "attention_factor": self.size}
+        if self.kind in ("llama3", "longrope"):
             fields["original_max_position_embeddings"] = self.original
         return fields
 
+    def turned(self, width: int) -> int:
+        """R, of a head of that width: an even number, as transformers rounds it."""
+        return -(-int(width * self.share) // 2) * 2
+
     def frequencies(self, width: int) -> Tensor:
-        """Radians per position of each pair: (Dh/2,) float32."""
+        """Radians per position of each pair of a head of that width: (R/2,) float32."""
+        width = int(width * self.share)
         plain = 1.0 / self.base ** (torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)
         if self.kind == "linear":
             return plain / self.factor
+        if self.kind == "longrope":
+            return plain / torch.tensor(self.short, dtype=torch.float32, device="cpu")
         if self.kind == "llama3":
             turns = self.original * plain / (2 * math.pi)
             kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
@@ -77,9 +100,12 @@ class Rope:
         return plain
 
     def angles(self, positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine at positions (T,): two of (T, 1, Dh/2), computed in float32 and then rounded to `dtype`."""
+        """Cosine and sine at positions (T,): two of (T, 1, R/2), computed in float32 and then rounded to `dtype`."""
         turned = positions.float()[:, None, None] * put(self.frequencies(width), positions.device)
-        return turned.cos().to(dtype), turned.sin().to(dtype)
+        cos, sin = turned.cos(), turned.sin()
+        if self.size != 1.0:
+            cos, sin = cos * self.size, sin * self.size
+        return cos.to(dtype), sin.to(dtype)
 
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -89,11 +115,30 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+LONG_NAMES = ("longrope", "su")  # the second in early files
+
+
+def _longrope(fields: Mapping[str, Any], base: float, context: int, share: float) -> Rope:
+    """Raises: ModelError, where the factors are missing or wrong."""
+    original, size = fields.get("original_max_position_embeddings") or context, fields.get("attention_factor")
+    factor = fields.get("factor") or context / original
+    factors = {name: fields.get(f"{name}_factor") for name in ("short", "long")}
+    for name, found in factors.items():
+        if not isinstance(found, list) or not all(type(x) in (int, float) and x > 0 for x in found):
+            raise ModelError(f"longrope in config.json needs {name}_factor, a list of numbers above 0")
+    if size is None:
+        size = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    short, long = (tuple(map(float, factors[name] or ())) for name in ("short", "long"))
+    theta = fields.get("rope_theta") or base
+    return Rope(theta, "longrope", share, original=original, short=short, long=long, size=float(size))
+
+
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of each head: (T, H, Dh) -> (T, H, Dh)."""
+    """Turn each pair of each head, the last dimensions staying where the angles are fewer: (T, H, Dh) -> (T, H, Dh)."""
     cos, sin = angles
-    first, second = x.chunk(2, dim=-1)  # (T, H, Dh/2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    half = cos.shape[-1]
+    first, second, *rest = torch.split(x, half if 2 * half == x.shape[-1] else [half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, *rest), dim=-1)
 
 
 def sinusoids(positions: Tensor, width: int, last: int) -> Tensor:

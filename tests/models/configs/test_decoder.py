@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from microplane.errors import ModelError
-from microplane.models.configs.decoder import SPECS, DecoderConfig
+from microplane.models.configs.decoder import DecoderConfig
+from microplane.models.configs.decoder_families import SPECS
+from microplane.models.decoder import Decoder
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -17,6 +21,10 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "n_embd": 16, "n_head": 4, "n_layer": 2}
+NEOX = {"architectures": ["GPTNeoXForCausalLM"]}
+PHI3 = {"architectures": ["Phi3ForCausalLM"], "original_max_position_embeddings": 64}
+LONG = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,16 @@ CONFIG = {
             {"architectures": ["Gemma3ForCausalLM"], "layer_types": ["linear_attention"] * 2},
             "expected 2 entries (num_hidden_layers), each full_attention or sliding_attention",
         ),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention = True in config.json is not"),
+        (GPT2 | {"n_head": 3}, "n_embd = 16 is not a multiple of n_head = 3"),
+        (GPT2 | {"n_layer": 0}, "n_layer = 0: expected a whole number above 0"),
+        (GPT2 | {"activation_function": "tanh"}, "'tanh' in config.json is not supported (activation_function)"),
+        (GPT2 | {"resid_pdrop": 1.0}, "resid_pdrop = 1.0: expected a number from 0 to below 1"),
+        (NEOX | {"rotary_pct": 0.1}, "partial_rotary_factor = 0.1 of a head's 4 dimensions leaves no pair to turn"),
+        (NEOX | {"rotary_pct": 1.5}, "partial_rotary_factor = 1.5"),
+        (NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary positions of type 'dynamic'"),
+        (PHI3 | {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2}}, "longrope in config.json needs"),
+        (PHI3 | {"rope_scaling": LONG | {"short_factor": [1.0]}}, "short_factor in config.json has 1 numbers for 2"),
         ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "attention is causal here"),
     ],
 )  # fmt: skip
@@ -58,13 +76,25 @@ def test_configs_that_are_not_supported(fields, expected):
 
 def test_the_supported_architectures_are_named():
     with pytest.raises(ModelError, match=f"supported are {', '.join(SPECS)}"):
-        DecoderConfig.from_hf(CONFIG | {"architectures": ["GPT2LMHeadModel"]})
+        DecoderConfig.from_hf(CONFIG | {"architectures": ["MambaForCausalLM"]})
 
 
 @pytest.mark.parametrize("architecture", SPECS)
 def test_config_survives_its_own_writing(architecture):
     config = DecoderConfig.from_hf(CONFIG | {"architectures": [architecture], "head_dim": 4})
     assert DecoderConfig.from_hf(config.to_hf()) == config
+
+
+def test_longrope_reads_rows_within_the_context_of_pre_training():
+    config = DecoderConfig.from_hf(CONFIG | PHI3 | {"rope_scaling": LONG, "max_position_embeddings": 256})
+    assert (config.context, config.longest) == (64, 256)
+    assert config.ropes[0].size == pytest.approx((1 + math.log(4) / math.log(64)) ** 0.5)
+    written = config.to_hf()
+    assert (written["max_position_embeddings"], written["original_max_position_embeddings"]) == (256, 64)
+    assert DecoderConfig.from_hf(written) == config
+    told = Decoder.from_hf(CONFIG | PHI3 | {"rope_scaling": LONG, "max_position_embeddings": 256})
+    assert told.load_notice == "at most 64 tokens of a row are read: longrope turns longer rows otherwise"
+    assert told.max_row_tokens == 64
 
 
 def test_configs_of_transformers_4_and_5_mean_the_same():

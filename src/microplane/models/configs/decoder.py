@@ -1,17 +1,26 @@
 """What a config.json of the decoder family means: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite,
-Gemma 2 and 3 text.
+Gemma 2 and 3 text, GPT-2.
 
-Read as transformers 4 and 5 write it; written so that both understand it. Dropout of the original training is not
-applied, whatever a config.json says.
+Read as transformers 4 and 5 write it; written so that both understand it. Dropout is applied where the family's own
+training had it (`DecoderSpec.dropouts`); of the others `attention_dropout` is not, whatever a config.json says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from microplane.errors import ModelError
+from microplane.models.configs.decoder_families import (
+    ARCHITECTURES,
+    DROPOUTS,
+    GRANITE,
+    HEADLESS,
+    SPECS,
+    DecoderSpec,
+    has_rope,
+)
 from microplane.models.configs.fields import NUMBER, SIZE, SWITCH, Wanted, architecture_of, check_types
 from microplane.nn.layers import ACTIVATIONS
 from microplane.nn.position import Rope
@@ -19,97 +28,14 @@ from microplane.nn.position import Rope
 FULL, SLIDING = "full_attention", "sliding_attention"  # Hugging Face's names of the types of layers
 
 
-@dataclass(frozen=True)
-class DecoderSpec:
-    """Properties of an architecture that its config.json does not say."""
-
-    model_type: str
-    defaults: dict[str, Any] = field(default_factory=dict)  # of fields that config.json may leave out
-    slides: Callable[[Mapping[str, Any], int], bool] | None = None  # has a layer a window?
-    layer_types: bool = False  # whether its config.json has layer_types
-    switch: bool = False  # a window is in force only with use_sliding_window
-    qkv_bias: bool = False  # always; attention_bias decides otherwise
-    qk_norm: bool = False
-    qk_norm_whole: bool = False
-    norm_after: bool = False
-    multiplies: bool = False  # embeddings, scores, what is added, and logits are scaled by fields of config.json
-    gemma: bool = False
-    labels_rows: bool = True  # whether Hugging Face has a class of it that does
-    labels_tokens: bool = True
-    local_rope: bool = False  # layers with a window have their own rotary base
-    no_rope: bool = False  # some layers have no rotary positions
-
-
-GEMMA = {
-    "num_attention_heads": 8,
-    "max_position_embeddings": 8192,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-    "sliding_window": 4096,
-    "query_pre_attn_scalar": 256,
-}
-GEMMA2 = GEMMA | {"vocab_size": 256_000, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-GEMMA3 = GEMMA | {
-    "vocab_size": 262_208,
-    "max_position_embeddings": 131_072,
-    "rope_theta": 1_000_000.0,
-    "rope_local_base_freq": 10_000.0,
-}
-SMOLLM3 = {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True}
-GRANITE = {
-    "embedding_multiplier": 1.0,
-    "attention_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-    "logits_scaling": 1.0,
-}
-QWEN = {"sliding_window": 4096, "max_window_layers": 28}
-
-SPECS = {
-    "LlamaForCausalLM": DecoderSpec("llama"),
-    "SmolLM3ForCausalLM": DecoderSpec(
-        "smollm3", SMOLLM3, slides=lambda c, i: not _has_rope(c, i), layer_types=True, switch=True, no_rope=True
-    ),
-    "MistralForCausalLM": DecoderSpec(
-        "mistral", {"num_key_value_heads": 8, "sliding_window": 4096}, slides=lambda c, i: True
-    ),
-    "Qwen2ForCausalLM": DecoderSpec(
-        "qwen2", QWEN, slides=lambda c, i: i >= c["max_window_layers"], layer_types=True, switch=True, qkv_bias=True
-    ),
-    "Qwen3ForCausalLM": DecoderSpec(
-        "qwen3",
-        QWEN | {"head_dim": 128},
-        slides=lambda c, i: i >= c["max_window_layers"],
-        layer_types=True,
-        switch=True,
-        qk_norm=True,
-    ),
-    "Olmo2ForCausalLM": DecoderSpec(
-        "olmo2", {"rms_norm_eps": 1e-5}, qk_norm=True, qk_norm_whole=True, norm_after=True, labels_tokens=False
-    ),
-    "GraniteForCausalLM": DecoderSpec("granite", GRANITE, multiplies=True, labels_rows=False, labels_tokens=False),
-    "Gemma2ForCausalLM": DecoderSpec("gemma2", GEMMA2, slides=lambda c, i: i % 2 == 0, layer_types=True, gemma=True),
-    "Gemma3ForCausalLM": DecoderSpec(
-        "gemma3_text",
-        GEMMA3,
-        slides=lambda c, i: (i + 1) % (c.get("sliding_window_pattern") or 6) != 0,
-        layer_types=True,
-        qk_norm=True,
-        gemma=True,
-        labels_tokens=False,
-        local_rope=True,
-    ),
-}
-HEADLESS = {  # a model without a head for words -> the same with one, which is its embedding here
-    ("Gemma3TextModel" if name.startswith("Gemma3") else f"{name.removesuffix('ForCausalLM')}Model"): name
-    for name in SPECS
-}
-ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
-ARCHITECTURES |= {name: SPECS[whole].model_type for name, whole in HEADLESS.items()}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
+SHARE, ORIGINAL = "partial_rotary_factor", "original_max_position_embeddings"
+PARALLEL = "use_parallel_residual"
+BY_LAYER = "scale_attn_by_inverse_layer_idx"
+OF_THE_FAMILY = (*("qk_norm", "qk_norm_whole", "norm_after", "layer_norm", "fused", "fused_by_head", "gated", "gemma"),)
+GROUPS = ("num_key_value_heads", "head_dim")
 NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 
@@ -124,6 +50,8 @@ WANTED: Wanted = {
     **dict.fromkeys(("rope_parameters", "rope_scaling"), ("an object", lambda x: isinstance(x, dict))),
     **dict.fromkeys(("layer_types", "no_rope_layers"), ("a list", lambda x: isinstance(x, list))),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), SWITCH),
+    **dict.fromkeys(("use_parallel_residual", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"), SWITCH),
+    **dict.fromkeys(DROPOUTS, ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1)),
 }
 
 
@@ -144,6 +72,7 @@ class DecoderConfig:
     activation: str = "silu"
     norm_eps: float = 1e-6
     attention_scale: float | None = None  # of the scores; 1 / sqrt(Dh) if None
+    scale_by_layer: bool = False  # and divided by the number of the layer, counted from 1
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of each sub-layer's output
     logits_scaling: float = 1.0  # that the logits are divided by
@@ -155,9 +84,19 @@ class DecoderConfig:
     qk_norm: bool = False  # a norm on each head of q and k
     qk_norm_whole: bool = False  # or one on all heads together
     norm_after: bool = False  # the norm of a sub-layer stands behind it, before its output is added, and none before it
+    layer_norm: bool = False  # norms take the mean away and have biases (arXiv 1607.06450)
+    fused: bool = False  # q, k and v are one linear layer, and gate and up too
+    fused_by_head: bool = False  # where the first head's q, k and v stand before the second's
+    parallel: bool = False  # both sub-layers get the block's input
+    gated: bool = True  # the feed-forward layer is down(act(gate(x)) * up(x))
+    positions: bool = False  # are embedded: one vector for each, added to the words
+    embed_dropout: float = 0.0
+    hidden_dropout: float = 0.0  # of each sub-layer's output
+    attention_dropout: float = 0.0  # of the shares
     gemma: bool = False  # scaled embeddings, norms around one, a norm also behind each sub-layer
     tied: bool = False  # the head is the embedding
-    context: int = 2048  # max_position_embeddings
+    context: int = 2048  # most tokens of a row: max_position_embeddings, but for longrope
+    longest: int = 0  # longrope: max_position_embeddings; the tokens beyond `context` are not read here
     init_std: float = 0.02
 
     @classmethod
@@ -170,12 +109,14 @@ class DecoderConfig:
         named = architecture_of(config, ARCHITECTURES)
         architecture = HEADLESS.get(named, named)
         spec = SPECS[architecture]
-        fields = spec.defaults | {name: x for name, x in config.items() if x is not None or name in NULLABLE}
-        check_types(fields, WANTED, SIZES)
-        _check_values(fields)
+        fields = _filled(spec, config)
+        told, wanted = ({spec.spelled(name): x for name, x in table.items()} for table in (fields, WANTED))
+        check_types(told, wanted, tuple(spec.spelled(name) for name in SIZES))
+        _check_values(spec, fields)
         heads = fields["num_attention_heads"]
-        bias = bool(fields.get("attention_bias"))
         windows = _windows(spec, fields)
+        ropes, context = _ropes(spec, fields, windows), fields.get("max_position_embeddings", 2048)
+        within = next((rope.original for rope in ropes if rope and rope.kind == "longrope"), context)
         return cls(
             architecture=architecture,
             vocab_size=fields["vocab_size"],
@@ -186,22 +127,19 @@ class DecoderConfig:
             num_kv_heads=fields.get("num_key_value_heads") or heads,
             head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
             windows=windows,
-            ropes=_ropes(spec, fields, windows),
-            activation=_activation(fields),
+            ropes=ropes,
+            activation=_activation(spec, fields),
             norm_eps=fields.get("rms_norm_eps", 1e-6),
             attention_scale=_scale(spec, fields),
+            scale_by_layer=BY_LAYER in spec.defaults and fields[BY_LAYER],
             **{name: fields[name] for name in GRANITE if spec.multiplies and name != "attention_multiplier"},
             attn_logit_softcapping=fields.get("attn_logit_softcapping") if spec.gemma else None,
             final_logit_softcapping=fields.get("final_logit_softcapping") if spec.gemma else None,
-            qkv_bias=bias or spec.qkv_bias,
-            o_bias=bias,
-            mlp_bias=bool(fields.get("mlp_bias")),
-            qk_norm=spec.qk_norm,
-            qk_norm_whole=spec.qk_norm_whole,
-            norm_after=spec.norm_after,
-            gemma=spec.gemma,
+            **_biases(spec, fields),
+            **_of_the_family(spec, fields),
             tied=named in HEADLESS or fields.get("tie_word_embeddings", False),
-            context=fields.get("max_position_embeddings", 2048),
+            context=min(within, context),
+            longest=context if within < context else 0,
             init_std=fields.get("initializer_range", 0.02),
         )
 
@@ -210,23 +148,26 @@ class DecoderConfig:
         spec = SPECS[self.architecture]
         window = next((window for window in self.windows if window), None)
         fields: dict[str, Any] = {
-            "architectures": [self.architecture],
-            "model_type": spec.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_layers,
             "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
             "hidden_activation" if self.gemma else "hidden_act": self.activation,
             "rms_norm_eps": self.norm_eps,
             "tie_word_embeddings": self.tied,
-            "max_position_embeddings": self.context,
+            "max_position_embeddings": self.longest or self.context,
             "initializer_range": self.init_std,
         }
-        fields |= {"attention_bias": True} if self.o_bias else {}
-        fields |= {"mlp_bias": True} if self.mlp_bias else {}
+        fields |= {"num_key_value_heads": self.num_kv_heads, "head_dim": self.head_dim} if spec.grouped else {}
+        fields |= {name: getattr(self, name) for name in spec.dropouts}
+        if not spec.biases:
+            fields |= {"attention_bias": self.o_bias} if self.o_bias or "attention_bias" in spec.defaults else {}
+            fields |= {"mlp_bias": True} if self.mlp_bias and "mlp_bias" not in spec.defaults else {}
+        if PARALLEL in spec.defaults:
+            fields[PARALLEL] = self.parallel
+        if BY_LAYER in spec.defaults:
+            fields |= {BY_LAYER: self.scale_by_layer, "scale_attn_weights": self.attention_scale is None}
         if spec.multiplies:
             fields |= {name: getattr(self, name) for name in GRANITE if name != "attention_multiplier"}
             fields["attention_multiplier"] = self.attention_scale
@@ -241,26 +182,64 @@ class DecoderConfig:
             fields["query_pre_attn_scalar"] = int(scalar) if scalar.is_integer() else scalar
             fields["attn_logit_softcapping"] = self.attn_logit_softcapping
             fields["final_logit_softcapping"] = self.final_logit_softcapping
-        return fields | self._ropes_to_hf(spec)
+        fields |= self._ropes_to_hf(spec) if spec.rotary else {}
+        named = {"architectures": [self.architecture], "model_type": spec.model_type}
+        return named | {spec.spelled(name): value for name, value in fields.items()}
 
     def _ropes_to_hf(self, spec: DecoderSpec) -> dict[str, Any]:
         ropes = {window is None: rope for window, rope in zip(self.windows, self.ropes, strict=True) if rope}
         far = ropes.get(True) or ropes.get(False) or Rope(10_000.0)
         scaling = far.to_hf() if far.kind != "default" else None
         fields = {"rope_parameters": far.to_hf(), "rope_theta": far.base, "rope_scaling": scaling}
+        fields |= {SHARE: far.share} if spec.partial else {}
+        fields |= {ORIGINAL: far.original} if far.kind == "longrope" else {}
         if spec.local_rope:
             near = ropes.get(False) or far
             fields |= {"rope_parameters": {FULL: far.to_hf(), SLIDING: near.to_hf()}, "rope_local_base_freq": near.base}
         return fields
 
 
+def _filled(spec: DecoderSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by Llama's names, with those that config.json may leave out."""
+    given = {name: x for name, x in config.items() if x is not None or name in NULLABLE}
+    given |= {ours: given[theirs] for ours, theirs in spec.fields.items() if theirs in given}
+    fields = spec.defaults | {name: x for name, x in given.items() if spec.grouped or name not in GROUPS}
+    if spec.inner and isinstance(fields.get("hidden_size"), int):
+        fields["intermediate_size"] = given.get(spec.spelled("intermediate_size")) or spec.inner * fields["hidden_size"]
+    return fields
+
+
+def _of_the_family(spec: DecoderSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
+    dropouts = {name: float(fields[name]) for name in spec.dropouts}
+    return {name: getattr(spec, name) for name in OF_THE_FAMILY} | {
+        "positions": not spec.rotary,
+        "parallel": PARALLEL in spec.defaults and fields[PARALLEL],
+        **dropouts,
+    }
+
+
+def _biases(spec: DecoderSpec, fields: Mapping[str, Any]) -> dict[str, bool]:
+    attention = spec.biases or bool(fields.get("attention_bias"))
+    mlp = spec.biases or bool(fields.get("mlp_bias"))
+    return {"qkv_bias": attention or spec.qkv_bias, "o_bias": attention, "mlp_bias": mlp}
+
+
 def _scale(spec: DecoderSpec, fields: Mapping[str, Any]) -> float | None:
     if spec.multiplies:
         return float(fields["attention_multiplier"])
+    if BY_LAYER in spec.defaults:
+        return None if fields["scale_attn_weights"] else 1.0
     return float(fields["query_pre_attn_scalar"] ** -0.5) if spec.gemma else None
 
 
-def _check_values(fields: Mapping[str, Any]) -> None:
+def _check_values(spec: DecoderSpec, fields: Mapping[str, Any]) -> None:
+    for name, value in spec.only.items():
+        if fields.get(name, value) != value:
+            raise ModelError(f"{name} = {fields[name]!r} in config.json is not supported; only {value!r} is")
+    width, count = spec.spelled("hidden_size"), spec.spelled("num_attention_heads")
+    if not spec.grouped and fields["hidden_size"] % fields["num_attention_heads"]:
+        wide, many = fields["hidden_size"], fields["num_attention_heads"]
+        raise ModelError(f"in config.json, {width} = {wide} is not a multiple of {count} = {many}")
     layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
     kv_heads = fields.get("num_key_value_heads") or 1
     if heads % kv_heads:
@@ -273,11 +252,11 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         raise ModelError("use_bidirectional_attention = true in config.json is not supported; attention is causal here")
 
 
-def _activation(fields: Mapping[str, Any]) -> str:
+def _activation(spec: DecoderSpec, fields: Mapping[str, Any]) -> str:
     activation = fields.get("hidden_activation") or fields.get("hidden_act") or "silu"
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(
-            f"the activation {activation!r} in config.json is not supported (hidden_act); "
+            f"the activation {activation!r} in config.json is not supported ({spec.spelled('hidden_act')}); "
             f"supported are {', '.join(ACTIVATIONS)}"
         )
     return activation
@@ -298,13 +277,6 @@ def _windows(spec: DecoderSpec, fields: Mapping[str, Any]) -> tuple[int | None, 
     return tuple(window if kind == SLIDING else None for kind in types)
 
 
-def _has_rope(fields: Mapping[str, Any], layer: int) -> bool:
-    layers = fields.get("no_rope_layers")  # in spite of its name, 1 stands for a layer that has it
-    if layers is None:
-        return bool((layer + 1) % fields.get("no_rope_layer_interval", 4))
-    return bool(layers[layer])
-
-
 def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dict[str, Any]:
     """The rotary settings of one type of layer, where config.json has them per type."""
     entry = written.get(kind) or otherwise
@@ -313,14 +285,31 @@ def _entry(written: dict[str, Any], kind: str, otherwise: dict[str, Any]) -> dic
     return entry
 
 
+def _check_turned(rope: Rope, fields: Mapping[str, Any]) -> None:
+    width = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    turned = rope.turned(width)
+    if not 0 < turned <= width:
+        raise ModelError(
+            f"in config.json, {SHARE} = {rope.share} of a head's {width} dimensions leaves no pair to turn"
+        )
+    for name, factors in (("short", rope.short), ("long", rope.long)):
+        if rope.kind == "longrope" and len(factors) != turned // 2:
+            raise ModelError(f"{name}_factor in config.json has {len(factors)} numbers for {turned // 2} pairs")
+
+
 def _ropes(spec: DecoderSpec, fields: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[Rope | None, ...]:
+    if not spec.rotary:
+        return (None,) * len(windows)
     context, base = fields.get("max_position_embeddings", 2048), fields.get("rope_theta", 10_000.0)
     written, scaling = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
-    partial = {name: fields[name] for name in ("partial_rotary_factor",) if name in fields}
-    rope = Rope.from_hf({**partial, **_entry(written, FULL, written), **scaling}, base, context)
+    beside = (SHARE, ORIGINAL) if spec.longrope else (SHARE,)
+    partial = {name: fields[name] for name in beside if name in fields}
+    entry = {**partial, **_entry(written, FULL, written), **scaling}
+    rope = Rope.from_hf(entry, base, context, spec.partial, spec.longrope)
+    _check_turned(rope, fields)
     if spec.local_rope:  # and they are not scaled
         near = Rope.from_hf(_entry(written, SLIDING, {}), fields["rope_local_base_freq"], context)
         return tuple(near if window else rope for window in windows)
     if spec.no_rope:
-        return tuple(rope if _has_rope(fields, i) else None for i in range(len(windows)))
+        return tuple(rope if has_rope(fields, i) else None for i in range(len(windows)))
     return (rope,) * len(windows)

@@ -1,5 +1,5 @@
 """What a config.json of the encoder family means: BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA, MPNet,
-DeBERTa-v2 and v3, ModernBERT.
+DeBERTa-v2 and v3, NomicBERT, ModernBERT, EuroBERT.
 
 Read as transformers 4 and 5 write it; written so that both understand it.
 """
@@ -31,7 +31,8 @@ WANTED: Wanted = {
     **dict.fromkeys((*SIZES, "max_position_embeddings", "embedding_size", "conv_groups"), SIZE),
     **dict.fromkeys(("local_attention", "global_attn_every_n_layers"), SIZE),
     **dict.fromkeys(("layer_norm_eps", "norm_eps", "initializer_range"), NUMBER),
-    **dict.fromkeys(("global_rope_theta", "local_rope_theta"), NUMBER),
+    **dict.fromkeys(("global_rope_theta", "local_rope_theta", "rope_theta", "rms_norm_eps"), NUMBER),
+    **dict.fromkeys(("num_key_value_heads", "head_dim"), SIZE),
     **dict.fromkeys(DROPOUTS, SHARE),
     **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "is_decoder"), SWITCH),
     **dict.fromkeys(("pad_token_id", "conv_kernel_size", "type_vocab_size"), COUNT),
@@ -67,6 +68,8 @@ class EncoderConfig:
     windows: tuple[int | None, ...]  # per layer: a token sees those less than so many places away; None for all
     ropes: tuple[Rope | None, ...]  # per layer; None where positions are embedded
     embedding_size: int = 0  # width of the embeddings, from which a linear layer leads to the blocks; 0: hidden_size
+    num_kv_heads: int = 0  # heads of keys and values, each shared by several of queries; 0: as many as these
+    head_dim: int = 0  # width of a head; 0: hidden_size / num_heads
     activation: str = "gelu"
     norm_eps: float = 1e-12
     token_types: int = 0  # how many kinds of segments have an embedding
@@ -87,8 +90,16 @@ class EncoderConfig:
     tied: bool = field(default=False, init=False)  # there is no head
 
     @property
+    def spec(self) -> EncoderSpec:
+        return SPECS[self.architecture]
+
+    @property
     def modern(self) -> bool:
-        return SPECS[self.architecture].modern
+        return self.spec.modern
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EncoderConfig:
@@ -106,7 +117,9 @@ class EncoderConfig:
         told, wanted = ({spec.spelled(name): x for name, x in table.items()} for table in (fields, WANTED))
         check_types(told, wanted, tuple(spec.spelled(name) for name in SIZES))
         _check_values(spec, fields)
-        special = _modern(fields) if spec.modern else _classic(spec, fields)
+        special = _modern(fields) if spec.modern else _pre_norm(fields) if spec.norm_before else _classic(spec, fields)
+        if spec.rotary and not spec.norm_before:
+            special |= {"ropes": _ropes(fields), "positions": False, "attention_bias": False, "mlp_bias": False}
         if architecture == "DebertaV2Model":
             special |= _deberta(fields)
         return cls(
@@ -125,7 +138,7 @@ class EncoderConfig:
     def to_hf(self) -> dict[str, Any]:
         """The fields of a config.json."""
         spec = SPECS[self.architecture]
-        fields = {
+        fields: dict[str, Any] = {
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -135,7 +148,12 @@ class EncoderConfig:
             "initializer_range": self.init_std,
             "pad_token_id": self.pad_id,
         }
-        fields |= self._modern_to_hf() if self.modern else self._classic_to_hf()
+        if spec.norm_before and not spec.modern:
+            fields |= self._pre_norm_to_hf()
+        else:
+            fields |= self._modern_to_hf() if self.modern else self._classic_to_hf()
+        if spec.rotary and (rope := self.ropes[0]) is not None:
+            fields |= {"rope_parameters": rope.to_hf(), "rope_theta": rope.base}
         named = {"architectures": [self.architecture], "model_type": spec.model_type}
         return named | {spec.spelled(name): value for name, value in fields.items()}
 
@@ -155,6 +173,17 @@ class EncoderConfig:
         for part in (self.distances, self.convolution):
             found |= {} if part is None else part.to_hf()
         return found
+
+    def _pre_norm_to_hf(self) -> dict[str, Any]:
+        return {
+            "hidden_act": self.activation,
+            "rms_norm_eps": self.norm_eps,
+            "num_key_value_heads": self.num_kv_heads or self.num_heads,
+            "head_dim": self.head_width,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "attention_dropout": self.attention_dropout,
+        }
 
     def _modern_to_hf(self) -> dict[str, Any]:
         """Fields for windows and rotary settings, as transformers 4 and as 5 read them."""
@@ -274,6 +303,35 @@ def _modern(fields: Mapping[str, Any]) -> dict[str, Any]:
         "attention_dropout": fields.get("attention_dropout", 0.0),
         "mlp_dropout": fields.get("mlp_dropout", 0.0),
     }
+
+
+def _pre_norm(fields: Mapping[str, Any]) -> dict[str, Any]:
+    heads, shared = fields["num_attention_heads"], fields.get("num_key_value_heads", 0)
+    if shared and heads % shared:
+        raise ModelError(
+            f"in config.json, num_attention_heads = {heads} is no multiple of num_key_value_heads = {shared}"
+        )
+    width = fields.get("head_dim", 0)
+    return {
+        "context": fields["max_position_embeddings"],
+        "windows": (None,) * fields["num_hidden_layers"],
+        "ropes": _ropes(fields),
+        "positions": False,
+        "num_kv_heads": 0 if shared == heads else shared,
+        "head_dim": 0 if width * heads == fields["hidden_size"] else width,
+        "norm_eps": fields["rms_norm_eps"],
+        "attention_bias": fields["attention_bias"],
+        "mlp_bias": fields["mlp_bias"],
+        "norm_bias": False,
+        "attention_dropout": fields["attention_dropout"],
+    }
+
+
+def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, ...]:
+    """The same for all layers."""
+    written = {**(fields.get("rope_parameters") or {}), **(fields.get("rope_scaling") or {})}
+    layers: int = fields["num_hidden_layers"]
+    return (Rope.from_hf(written, fields["rope_theta"], fields["max_position_embeddings"]),) * layers
 
 
 def _windows(fields: Mapping[str, Any]) -> tuple[int | None, ...]:

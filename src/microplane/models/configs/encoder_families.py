@@ -36,7 +36,13 @@ class EncoderSpec:
     rows: Form  # the head of Hugging Face's class that labels rows; `plain` and `prefix` are filled in
     tokens: Form = Form("", "classifier", tokens=True)  # noqa: RUF009 - frozen
     fields: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> how this family spells it
-    modern: bool = False  # ModernBERT's block: norms before, fused gated feed-forward, rotary positions, windows
+    modern: bool = False  # ModernBERT's configuration: windows, each kind of layer with its own rotary base
+    norm_before: bool = False  # the norm of a sub-layer stands before it, and one behind the last block
+    norms_embeddings: bool = True
+    rms: bool = False  # norms take no mean away
+    fused: bool = False  # q, k and v are one linear layer, and gate and up too
+    gated: bool = False  # the feed-forward layer is down(act(gate(x)) * up(x))
+    rotary: bool = False  # positions turn queries and keys, in all layers alike, and are not embedded
     counts_from_pad: bool = False  # positions begin behind the number of the pad token
     first_position: int = 0  # or always here
     drops_attention: bool = True  # dropout of the attention's output, as of the feed-forward layer's
@@ -75,6 +81,30 @@ MODERNBERT: dict[str, Any] = {
     "global_rope_theta": 160_000.0,
     "local_rope_theta": 10_000.0,
     "pad_token_id": 50283,
+}
+EUROBERT = {
+    "vocab_size": 128256,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 128001,
+    "rope_theta": 10_000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "classifier_dropout": 0.0,  # its classes have none
+}
+NOMIC = BERT | {
+    "vocab_size": 30528,
+    "hidden_act": "silu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 2048,
+    "rope_theta": 1000.0,
 }
 DISTILBERT = NO_SEGMENTS | {"num_hidden_layers": 6, "seq_classif_dropout": 0.2}
 ELECTRA = BERT | {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -185,6 +215,26 @@ DEBERTA_NAMES = Names(
     kept=("pooler.dense",),
 )
 
+DECODERS_BLOCK = {
+    **{f"attention.{role}": f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")},
+    **{f"mlp.{role}": f"mlp.{role}_proj" for role in ("gate", "up", "down")},
+}
+EUROBERT_NAMES = Names(
+    stack="layers",
+    tables={"embed": "embed_tokens"},
+    around={"norm": "norm"},
+    block=DECODERS_BLOCK | {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    unused=("lm_head",),
+)
+NOMIC_NAMES = Names(
+    stack="layers",
+    tables={"embed": "embeddings.word_embeddings", "types": "embeddings.token_type_embeddings"},
+    around={"embed_norm": "embeddings.LayerNorm"},
+    block=DECODERS_BLOCK | {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_mlp_layernorm"},
+    unused=("cls", "pooler"),
+    kept=("pooler.dense",),
+)
+
 BERT_ROWS = Form("", "classifier", dense="bert.pooler.dense")
 ROBERTA_ROWS = Form("", "classifier.out_proj", dense="classifier.dense", dropout_first=True)
 MODERN_ROWS = Form(
@@ -194,6 +244,14 @@ MODERN_ROWS = Form(
     activation="gelu",
     activation_field="classifier_activation",
     poolings=("cls", "mean"),
+)
+EUROBERT_ROWS = Form(
+    *("", "classifier"),
+    dense="dense",
+    activation="gelu",
+    poolings=("cls", "mean"),
+    pooling_names={"cls": "bos"},
+    usual_pooling="late",  # scores of each token are pooled, which is not done here
 )
 
 SPECS = {
@@ -207,6 +265,24 @@ SPECS = {
         rows=MODERN_ROWS,
         tokens=replace(MODERN_ROWS, tokens=True),
         modern=True,
+        norm_before=True,
+        fused=True,
+        gated=True,
+    ),
+    "EuroBertModel": EncoderSpec(
+        *("eurobert", "model.", EUROBERT, EUROBERT_NAMES),
+        rows=EUROBERT_ROWS,
+        norm_before=True,
+        norms_embeddings=False,
+        rms=True,
+        gated=True,
+        rotary=True,
+    ),
+    "NomicBertModel": EncoderSpec(
+        *("nomic_bert", "nomic_bert.", NOMIC, NOMIC_NAMES),
+        rows=replace(BERT_ROWS, dense="nomic_bert.pooler.dense"),
+        gated=True,
+        rotary=True,
     ),
     "DistilBertModel": EncoderSpec(
         *("distilbert", "distilbert.", DISTILBERT, DISTILBERT_NAMES),
@@ -256,6 +332,15 @@ PRETRAINED = {  # a model with the head of its pre-training, which is of no use 
     "ElectraForMaskedLM": "ElectraModel",
     "MPNetForMaskedLM": "MPNetModel",
     "DebertaV2ForMaskedLM": "DebertaV2Model",
+    "NomicBertForMaskedLM": "NomicBertModel",
+    "EuroBertForMaskedLM": "EuroBertModel",
 }
+
+
+def has_other_files(fields: Mapping[str, Any]) -> bool:
+    """Whether it is a NomicBERT in the layout of its authors' own code, which transformers converts."""
+    return fields.get("model_type") == "nomic_bert" and "n_embd" in fields
+
+
 ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()}
 ARCHITECTURES |= {name: SPECS[plain].model_type for name, plain in PRETRAINED.items()}

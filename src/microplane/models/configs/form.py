@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 DROPOUT = "classifier_dropout"
 
@@ -23,3 +24,5 @@ class Form:
     dropout: str | None = DROPOUT  # config.json's field of it; None: as the blocks have it, unless ours says otherwise
     out_bias: bool = True
     poolings: tuple[str, ...] = ("cls",)
+    pooling_names: Mapping[str, str] = field(default_factory=dict)  # ours -> config.json's, where they differ
+    usual_pooling: str = "cls"  # what it means that config.json says none

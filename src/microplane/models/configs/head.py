@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from microplane.errors import ModelError
-from microplane.models.configs import decoder as decoder_config
-from microplane.models.configs import encoder_families
+from microplane.models.configs import decoder_families, encoder_families
 from microplane.models.configs import t5 as t5_config
 from microplane.models.configs.form import DROPOUT, Form
 from microplane.nn.layers import ACTIVATIONS
@@ -42,14 +41,13 @@ def _encoder_forms() -> dict[str, Form]:
 
 def _other_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
-    for plain, family in decoder_config.SPECS.items():
-        name = plain.removesuffix("ForCausalLM")
-        name = "Gemma3Text" if name == "Gemma3" else name
+    for plain, family in decoder_families.SPECS.items():
+        name = decoder_families.stem(plain)
         sequence = Form(plain, "score", out_bias=False, poolings=("last",))
         if family.labels_rows:
             forms[f"{name}ForSequenceClassification"] = sequence
         if family.labels_tokens:
-            forms[f"{name}ForTokenClassification"] = Form(plain, "score", tokens=True)
+            forms[f"{name}ForTokenClassification"] = Form(plain, family.labels_tokens, tokens=True)
     for plain in t5_config.ARCHITECTURES:
         forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(
             plain,
@@ -113,7 +111,8 @@ class HeadConfig:
             fields |= {told: self.activation}
         if FORMS[self.form].norm:
             fields |= {"classifier_bias": self.dense_bias}
-            fields |= {} if FORMS[self.form].tokens else {"classifier_pooling": self.pooling}
+        if len(FORMS[self.form].poolings) > 1 and not FORMS[self.form].tokens:
+            fields |= {"classifier_pooling": FORMS[self.form].pooling_names.get(self.pooling, self.pooling)}
         return fields
 
 
@@ -142,12 +141,25 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
         return _own(config[OWN], labels, width)
     layout = FORMS[form]
     task = PER_TOKEN if layout.tokens else _task(config, len(labels))
-    pooling = config.get("classifier_pooling", "cls") if len(layout.poolings) > 1 else layout.poolings[0]
-    if pooling not in layout.poolings:
-        raise ModelError(
-            f"classifier_pooling = {pooling!r} in config.json: expected {' or '.join(layout.poolings)} for {form}"
-        )
+    pooling = pooling_of(layout, config)
     return shaped(form, task, labels, width, "mean" if layout.tokens else pooling, config)
+
+
+def pooling_of(layout: Form, config: Mapping[str, Any]) -> str:
+    """How a class of that layout pools, by what config.json says.
+
+    Raises:
+        ModelError: for a way that is not supported.
+    """
+    if len(layout.poolings) == 1:
+        return layout.poolings[0]
+    told = config.get("classifier_pooling", layout.usual_pooling)
+    known = {layout.pooling_names.get(pooling, pooling): pooling for pooling in layout.poolings}
+    if told not in known:
+        raise ModelError(
+            f"classifier_pooling = {told!r} in config.json: expected {' or '.join(known)} of a {layout.plain}"
+        )
+    return known[told]
 
 
 def head_of_class(form: str, tokens: bool, config: Mapping[str, Any], width: int, pooling: str) -> HeadConfig:

@@ -27,6 +27,7 @@ from microplane.models.files.checkpoint import Checkpoint, Places
 from microplane.models.files.sentence_transformers import sentence_pooling, sentence_tokens
 from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
+from microplane.models.nomic_layout import named
 from microplane.models.task_head import TaskHead
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.nf4 import NF4
@@ -85,7 +86,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config, places, around = text_part(config, places)
     if quantised:
         return Checkpoint(config, NF4Shards(Shards(places), str(path)), path, "nf4", around)
-    return Checkpoint(config, Shards(places), path, formats.most_common(1)[0][0], around)
+    return Checkpoint(config, named(config, Shards(places)), path, formats.most_common(1)[0][0], around)
 
 
 def _not_a_model_file(path: Path) -> ModelError:
@@ -218,18 +219,14 @@ def _ready(model: Model, form: NumberFormat) -> Model:
 
 
 def read_parameters(model: Model, checkpoint: Checkpoint, dtype: torch.dtype, names: set[str]) -> dict[str, Tensor]:
-    """Those of `names` that the files have, once more; what belongs to a quantised layer is quantised again.
-
-    Args:
-        names: of parameters and buffers as `model` has them.
-    """
+    """Those of `names`, parameters and buffers of `model`, that the files have, once more; what belongs to a quantised
+    layer is quantised again."""
     found: dict[str, Tensor] = {}
     for ours, theirs in _stored_names(model, set(checkpoint.tensors)).items():
         site = ours.rpartition(".")[0]
         quantised = isinstance(model.get_submodule(site), QuantisedLinear)
         if ours in names or (quantised and any(name.rpartition(".")[0] == site for name in names)):
-            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
-            found |= _parts(model, ours, checkpoint.tensors[theirs], packed.parts if packed else None, dtype)
+            found |= _parts(model, ours, *_read(model, checkpoint, ours, theirs), dtype)
     return {name: tensor for name, tensor in found.items() if name in names}
 
 
@@ -310,18 +307,24 @@ def _convert(
     for ours, theirs in names.items():
         if theirs not in stored:
             continue
-        tensor = checkpoint.tensors[theirs]
+        tensor, packed = _read(model, checkpoint, ours, theirs)
         if tensor.shape != shapes[ours]:
             misshapen.append(f"{theirs} is {tuple(tensor.shape)}, expected {tuple(shapes[ours])}")
         elif not tensor.is_floating_point():
             misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
         elif not (missing or unexpected or misshapen):
-            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
-            state |= _parts(model, ours, tensor, packed.parts if packed else None, dtype)
-        del tensor  # before the next is read
+            state |= _parts(model, ours, tensor, packed, dtype)
+        del tensor, packed  # before the next is read
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
     return state
+
+
+def _read(model: Model, checkpoint: Checkpoint, ours: str, theirs: str) -> tuple[Tensor, NF4 | None]:
+    """A tensor as the model holds it, and its stored nf4 form if it has one, which is (out, in) in any family."""
+    if isinstance(checkpoint.tensors, NF4Shards) and (packed := checkpoint.tensors.packed(theirs)):
+        return checkpoint.tensors[theirs], packed.parts
+    return model.turned(ours, checkpoint.tensors[theirs]), None
 
 
 def _stored_names(model: Model, stored: set[str]) -> dict[str, str]:

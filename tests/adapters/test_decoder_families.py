@@ -1,0 +1,187 @@
+"""Decoder families with names and layouts of their own: what runs leave opens in transformers and in peft, heads for
+labels, generation, and exports."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+import microplane
+from microplane.adapters.merge import merge
+from microplane.config.knobs import GenerateKnobs
+from microplane.errors import AdapterError
+from microplane.exports.export import export
+from microplane.inference.generate import generate
+from microplane.models.decoder import Decoder
+from microplane.models.files.load import load_model, save_model
+from microplane.models.heads import add_head, task_scores
+from microplane.nn.rows import Rows
+from microplane.training.resume import checkpoints
+from tests import labels
+from tests.parity.decoder_shapes import SHAPES
+from tests.parity.peft_kit import adapted_reference, assert_equal, named, ours, reference, theirs
+from tests.tiny import save_tiny_folder, tiny
+
+SLOW = ["gpt_neox", "phi3"]
+FAMILIES = ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+LINEARS = {
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+}
+INPUTS = {"gpt2": ["mlp.c_proj"], "gpt_neox": ["dense_4h_to_h"], "phi3": ["down_proj"]}
+ROWS = [[5, 9, 66, 31], [7], [10, 11, 12, 13, 14, 15], [9] * 3]
+SETS = {
+    "train.steps": 6,
+    "train.batch_size": 8,
+    "train.threads": 1,
+    "train.lr": 1e-2,
+    "train.eval_every": 3,
+    "model.dtype": "float32",
+    "eval.rows": 1,
+    "eval.max_new_tokens": 2,
+    "data.template": "plain",
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def base(name, tmp_path):
+    rows = [{"prompt": f"say {'abcdefg'[i % 7] * 2}", "completion": "abcdefg"[i % 7]} for i in range(28)]
+    labels.write(tmp_path / "rows.jsonl", rows)
+    return save_tiny_folder(tmp_path / "base", name)
+
+
+def train(base, **sets):
+    sets = SETS | {"runs": str(base.parent / "runs"), "name": "it"} | sets
+    return microplane.train(str(base), str(base.parent / "rows.jsonl"), method="lora", set=sets)
+
+
+def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path):
+    done = train(base)
+    opened = microplane.load(done.folder, "float32")
+    assert isinstance(opened.model, Decoder)
+    wanted = ours(opened.model)
+    adapted = peft.PeftModel.from_pretrained(reference(base), done.folder / "adapter").eval()
+    assert_equal(wanted, theirs(adapted))
+    adapted.save_pretrained(tmp_path / "theirs")
+    assert_equal(ours(microplane.load(tmp_path / "theirs", "float32").model), wanted)
+    merged = merge(done.folder, tmp_path / "merged").folder
+    assert_equal(theirs(reference(merged)), wanted)
+    assert not torch.allclose(ours(load_model(base))[0], wanted[0], atol=1e-2)
+
+
+@pytest.mark.slow
+def test_resumed_it_goes_on_to_the_bit(base):
+    done = train(base)
+    file = done.folder / "adapter" / "adapter_model.safetensors"
+    before = file.read_bytes()
+    shutil.rmtree(checkpoints(done.folder / "resume")[-1])  # as if it had been killed behind the one before
+    microplane.resume(done.folder)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "ia3", "vera", "head"])
+def test_we_open_what_peft_trained_on_it(base, name, tmp_path, kind):
+    knobs: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": LINEARS[name]}
+    if kind == "ia3":
+        config: Any = peft.IA3Config(
+            **knobs | {"target_modules": LINEARS[name][:1] + INPUTS[name]}, feedforward_modules=INPUTS[name]
+        )
+    elif kind == "vera":
+        config = peft.VeraConfig(**knobs | {"target_modules": LINEARS[name][:1]}, r=6)
+    elif kind == "head":
+        base = save_tiny_folder(tmp_path / "untied", name, tie_word_embeddings=False)
+        config = peft.LoraConfig(**knobs | {"target_modules": [LINEARS[name][0], "lm_head"]}, r=3)
+    else:
+        config = peft.LoraConfig(**knobs, r=3, use_rslora=kind == "rslora", use_dora=kind == "dora")
+    model = adapted_reference(base, config)
+    for parameter in named(model).values():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    found = microplane.load(tmp_path / "adapter", "float32")
+    assert_equal(ours(found.model), theirs(model))
+    assert not torch.allclose(ours(load_model(base))[0], ours(found.model)[0], atol=1e-2)
+
+
+class Numbers:
+    def decode(self, ids, skip_special=True):
+        return " ".join(map(str, ids))
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
+def test_it_writes_what_transformers_writes(name, tmp_path, inference):
+    """Greedy and by beams, with a cache; inside `inference_mode` by fused operations, which want heads of 16."""
+    config, size, _ = SHAPES[name]
+    torch.manual_seed(3)
+    told = config(
+        **size | {"n_embd" if "n_embd" in size else "hidden_size": 64},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    peer = AutoModelForCausalLM.from_config(told, attn_implementation="eager").eval()
+    peer.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    with torch.inference_mode(inference):
+        answers = generate(model, Numbers(), ROWS, GenerateKnobs(max_new_tokens=12), [])
+        beams = generate(model, Numbers(), ROWS, GenerateKnobs(max_new_tokens=7, beams=3), [])
+    for row, answer, beam in zip(ROWS, answers, beams, strict=True):
+        ids = torch.tensor([row])
+        made = peer.generate(ids, max_new_tokens=12, do_sample=False)
+        assert answer.ids == made[0, len(row) :].tolist()
+        made = peer.generate(ids, max_new_tokens=7, num_beams=3, do_sample=False)
+        assert beam.ids == made[0, len(row) :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [False, True], ids=["rows", "tokens"])
+def test_heads_for_labels_are_those_of_its_own_classes(base, tmp_path, tokens):
+    model = load_model(base)
+    add_head(model, "tokens" if tokens else "classification", ["a", "b", "c"])
+    save_model(model.eval(), tmp_path / "labels")
+    kind = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+    peer, report = kind.from_pretrained(tmp_path / "labels", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    found = task_scores(model, Rows.of(ROWS))
+    wanted = [peer.eval()(torch.tensor([row])).logits[0] for row in ROWS]
+    torch.testing.assert_close(found, torch.cat(wanted) if tokens else torch.stack(wanted), atol=1e-5, rtol=1e-5)
+    again = load_model(tmp_path / "labels")
+    assert torch.equal(task_scores(again, Rows.of(ROWS)), found)
+
+
+def test_a_model_without_a_head_for_words_opens(base, tmp_path):
+    whole = AutoModelForCausalLM.from_pretrained(base)
+    whole.base_model.save_pretrained(tmp_path / "bare")
+    model = load_model(tmp_path / "bare")
+    wanted = whole.base_model.eval()(torch.tensor(ROWS[:1])).last_hidden_state[0]
+    torch.testing.assert_close(model(Rows.of(ROWS[:1])), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_gguf_is_refused_with_what_is_written_there(base, tmp_path):
+    done = train(base, **{"train.steps": 1})
+    with pytest.raises(AdapterError, match="GGUF is written here of .*Llama"):
+        export(done.folder, tmp_path / "it", "gguf")
+
+
+def test_dropout_of_its_training_is_applied_in_training_alone(name):
+    model = tiny(name)
+    rows = Rows.of(ROWS)
+    plain = model(rows)
+    assert torch.equal(plain, model(rows))
+    model.train()
+    dropped = any(getattr(model.config, kind) for kind in ("embed_dropout", "hidden_dropout", "attention_dropout"))
+    assert torch.equal(plain, model(rows)) != dropped
+    model.frozen = model.config.num_layers
+    assert torch.equal(plain, model.train()(rows))
