@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from microplane.models.configs.decoder import ARCHITECTURES, HEADLESS, SPECS, DecoderConfig
 from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
+from microplane.models.fused_step import BlockParts, NotFusableError, StackParts, fused_step
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import Embedding, GatedMLP, Linear, RMSNorm
@@ -98,6 +99,25 @@ class Block(nn.Module):
         return y if self.multiplier == 1.0 else y * self.multiplier
 
 
+def _parts_of(block: nn.Module, window: int | None, rope: Any) -> BlockParts:
+    if type(block) is not Block or type(block.attention) is not Attention or type(block.mlp) is not GatedMLP:
+        raise NotFusableError
+    attention, mlp = block.attention, block.mlp
+    if attention.prefix is not None:
+        raise NotFusableError
+    linears: dict[str, nn.Module | None] = {"q": attention.q, "k": attention.k, "v": attention.v, "o": attention.o}
+    norms: dict[str, nn.Module | None] = {"before": block.attention_norm, "after": block.attention_out_norm}
+    norms |= {"mlp_before": block.mlp_norm, "mlp_after": block.mlp_out_norm}
+    return BlockParts(
+        linears | {"gate": mlp.gate, "up": mlp.up, "down": mlp.down},
+        norms | {"q_norm": attention.q_norm, "k_norm": attention.k_norm},
+        window,
+        rope,
+        sockets=(block.attention_socket, block.mlp_socket),
+        whole=(block, attention, mlp),
+    )
+
+
 class Decoder(Model):
     """A causal language model; see models/contract.py for what its parts are called."""
 
@@ -155,15 +175,41 @@ class Decoder(Model):
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config, starts = self.config, cache.lengths if cache is not None else None
-        mask_specs = {window: MaskSpec(rows, starts, window) for window in set(config.windows)}
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
             for rope in set(config.ropes)
         }
+        if cache is not None and (step := fused_step(self.parts, x, rows, cache)) is not None:
+            return step(x, rows, cache, angles)
+        mask_specs = {window: MaskSpec(rows, starts, window) for window in set(config.windows)}
         kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
         for block, window, rope in kinds[first:end]:
             x = block(x, mask_specs[window], angles[rope], cache)
         return x
+
+    def parts(self) -> StackParts:
+        """The blocks as models/fused_step.py computes them.
+
+        Raises:
+            NotFusableError: if they are not plain ones.
+        """
+        config = self.config
+        places = zip(self.layers, config.windows, config.ropes, strict=True)
+        blocks = [_parts_of(block, window, rope) for block, window, rope in places]
+        return StackParts(
+            blocks,
+            heads=config.num_heads,
+            kv=config.num_kv_heads,
+            head=config.head_dim,
+            inner=config.intermediate_size,
+            activation=config.activation,
+            eps=config.norm_eps,
+            scale=config.attention_scale or 1.0 / math.sqrt(config.head_dim),
+            multiplier=config.residual_multiplier,
+            softcap=config.attn_logit_softcapping or 0.0,
+            around_one=config.gemma,
+            whole=config.qk_norm_whole,
+        )
 
     def embedded(self, ids: Tensor) -> Tensor:
         x = super().embedded(ids)
