@@ -103,7 +103,7 @@ def ours(folder: Path, form: str) -> Callable[[Ids, int], Ids]:
     from microplane.models.files.hub import resolve
     from microplane.models.files.load import load_model
 
-    format_ = number_format(form) if form in ("bfloat16", "gguf") else number_format(form, "bfloat16")
+    format_ = number_format(form) if form == "bfloat16" else number_format(form, "bfloat16")
     model = load_model(resolve("smollm2") if form == "gguf" else folder, format_).eval()
     tokenizer = load_tokenizer(resolve("smollm2"))  # which T5's random weights know nothing of
 

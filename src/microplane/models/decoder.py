@@ -24,7 +24,7 @@ from microplane.models.fused_step import BlockParts, NotFusableError, StackParts
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import Embedding, GatedMLP, Linear, RMSNorm
-from microplane.nn.ops.few_rows import linear
+from microplane.nn.ops.few_rows import Stored, linear, stored_linear
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 
@@ -127,6 +127,7 @@ class Decoder(Model):
     config: DecoderConfig
     embed: nn.Embedding
     head: nn.Linear | None
+    stored_head: Stored | None = None  # the embedding as a GGUF file has it, where it is the head too and is opened so
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -221,10 +222,17 @@ class Decoder(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
-        head = self.head
-        scores = linear(hidden, self.embed.weight.to(hidden.dtype), None) if head is None else head(hidden)
+        scores = self._scores(hidden)
         cap = self.config.final_logit_softcapping
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        if self.head is not None:
+            own: Tensor = self.head(hidden)
+            return own
+        if self.stored_head is not None and (scores := stored_linear(hidden, self.stored_head, None)) is not None:
+            return scores
+        return linear(hidden, self.embed.weight.to(hidden.dtype), None)
 
     @property
     def head_weight(self) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +146,9 @@ class FusedStep:
             return NOTHING
         base: Any = module
         pair: tuple[Tensor, Tensor] | None = None
-        if (low_rank := getattr(module, "low_rank", None)) is not None:  # methods/adapted_linear.py
-            base, pair = module.base, cast(Callable[[], Any], low_rank)()
+        if hasattr(base, "low_rank"):  # methods/adapted_linear.py
+            adapted: Any = module
+            base, pair = adapted.base, adapted.low_rank()
             if pair is None:
                 raise NotFusableError
         if hooked(module) or hooked(base):

@@ -28,6 +28,7 @@ class QuantisedLinear(nn.Module):
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it
+    parts_type: ClassVar[type]  # of `parts_of`
     codes: Tensor
     bias: nn.Parameter | None
 
@@ -144,6 +145,7 @@ class _QuantisedProduct(torch.autograd.Function):
 
 class NF4Linear(QuantisedLinear):
     kind = "nf4"
+    parts_type = nf4.NF4
     codes: Tensor
     absmax: Tensor
     nested_absmax: Tensor
@@ -177,6 +179,7 @@ class NF4Linear(QuantisedLinear):
 
 class Int8Linear(QuantisedLinear):
     kind = "int8"
+    parts_type = int8.Int8
     codes: Tensor
     scale: Tensor
 

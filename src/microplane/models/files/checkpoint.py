@@ -21,3 +21,8 @@ class Checkpoint:
     path: Path
     stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
     around: tuple[str, ...] = ()  # tensors beside those of `tensors`, where these are a part of a larger model
+
+    def parts(self, name: str) -> Any:
+        """A quantised weight as the file stores it, in the named tuple that its linear layer takes; None of others."""
+        found = getattr(self.tensors, "parts", None)
+        return None if found is None else found(name)

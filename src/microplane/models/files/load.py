@@ -20,6 +20,7 @@ from microplane.errors import ModelError
 from microplane.files import aside, read_object, write_json
 from microplane.models.configs.head import OWN, head_of, plain_of
 from microplane.models.contract import Model, hf_names, linears
+from microplane.models.decoder import Decoder
 from microplane.models.external.transformers import TransformersModel
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
@@ -28,9 +29,9 @@ from microplane.models.files.sentence_transformers import sentence_pooling, sent
 from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
 from microplane.models.task_head import TaskHead
+from microplane.nn.gguf_linear import GGUFLinear
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.ops.nf4 import NF4
-from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
+from microplane.nn.quantised import QUANTISED, QuantisedLinear
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -202,6 +203,9 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         quantise_linears(model, form, _left_wide(model, checkpoint))
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
+        if form.quantised == GGUFLinear.kind and isinstance(model, Decoder) and model.config.tied:
+            head = GGUFLinear.of_parts(checkpoint.parts(_stored_names(model, set(checkpoint.tensors))["embed.weight"]))
+            model.stored_head = None if head is None else head.stored()
     note_whole(model, checkpoint)
     model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
@@ -227,8 +231,7 @@ def read_parameters(model: Model, checkpoint: Checkpoint, dtype: torch.dtype, na
         site = ours.rpartition(".")[0]
         quantised = isinstance(model.get_submodule(site), QuantisedLinear)
         if ours in names or (quantised and any(name.rpartition(".")[0] == site for name in names)):
-            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
-            found |= _parts(model, ours, checkpoint.tensors[theirs], packed.parts if packed else None, dtype)
+            found |= _parts(model, ours, checkpoint.tensors[theirs], checkpoint.parts(theirs), dtype)
     return {name: tensor for name, tensor in found.items() if name in names}
 
 
@@ -262,7 +265,7 @@ def quantise_linears(model: nn.Module, form: NumberFormat, left: Collection[str]
         if not form.quantised or path in left:
             continue
         if site.layer is not None and isinstance(site.module, nn.Linear):
-            plain, kind = site.module, QUANTISED[form.quantised]
+            plain, kind = site.module, QUANTISED.get(form.quantised, GGUFLinear)
             site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached, form.in_8_bits))
 
 
@@ -315,8 +318,7 @@ def _convert(
         elif not tensor.is_floating_point():
             misshapen.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
         elif not (missing or unexpected or misshapen):
-            packed = checkpoint.tensors.packed(theirs) if isinstance(checkpoint.tensors, NF4Shards) else None
-            state |= _parts(model, ours, tensor, packed.parts if packed else None, dtype)
+            state |= _parts(model, ours, tensor, checkpoint.parts(theirs), dtype)
         del tensor  # before the next is read
     if missing or unexpected or misshapen:
         raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
@@ -342,15 +344,15 @@ def _extra_weights(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> 
     return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in extra.items()}
 
 
-def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def _parts(model: nn.Module, name: str, tensor: Tensor, packed: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of this model for a tensor of the plain one: itself, or the parts of a quantised weight.
 
-    `packed` is the stored nf4 form that `tensor` was dequantised from, if there is one.
+    `packed` is the stored form that `tensor` was dequantised from, if there is one.
     """
     site, _, kind = name.rpartition(".")
     owner = model.get_submodule(site)
     if isinstance(owner, QuantisedLinear) and kind == "weight":
-        parts = packed if packed is not None and isinstance(owner, NF4Linear) else owner.parts_of(tensor)
+        parts: Any = packed if type(packed) is owner.parts_type else owner.parts_of(tensor)
         return {f"{site}.{part}": value for part, value in parts._asdict().items()}
     return {name: tensor.to(dtype, copy=True).contiguous()}
 
