@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -78,21 +79,25 @@ def _save_t5(folder: Path) -> None:
     transformers.T5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def run_side(name: str, work: str, folder: Path) -> dict[str, Any]:
+def run_side(name: str, work: str, folder: Path, threads: int) -> dict[str, Any]:
     """One side of one measurement, in this process."""
     who, _, form = name.partition(" ")
     task = json.loads((folder / f"{work}.json").read_text())
+    torch.set_num_threads(threads)
     begin = {"ours": ours, "transformers": peer, "llama.cpp": llama}[who]
     write = begin(folder / ("t5" if work == "T5" else "smollm2"), form)
     write(task["prompts"], 8)
-    started, answers = time.perf_counter(), write(task["prompts"], task["tokens"])
-    seconds = time.perf_counter() - started
+    started, used = time.perf_counter(), time.process_time()
+    answers = write(task["prompts"], task["tokens"])
+    seconds, used = time.perf_counter() - started, time.process_time() - used
     written = sum(map(len, answers))
     assert written == task["tokens"] * len(task["prompts"]), "every token was written"
     return {
-        "seconds": seconds, "tokens_per_second": written / seconds, "peak_memory_bytes": peak_rss(), "answers": answers,
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "tokens_per_second": written / seconds,
+        "tokens_per_processor_second": written / used,  # which waiting for other processes' turns does not change
+        "peak_memory_bytes": peak_rss(),
+        "answers": answers,
+    }
 
 
 def ours(folder: Path, form: str) -> Callable[[Ids, int], Ids]:
@@ -153,37 +158,41 @@ def llama(folder: Path, form: str) -> Callable[[Ids, int], Ids]:
     return write
 
 
-def in_a_process(name: str, work: str, folder: Path, paths: list[str]) -> dict[str, Any]:
+def in_a_process(name: str, work: str, folder: Path, paths: list[str], threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", name, "--work", work, "--folder", str(folder)]
+    command += ["--threads", str(threads)]
     more = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": more})
+    env = {**os.environ, "PYTHONPATH": more, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(work: str, sides: list[str], pairs: int, folder: Path, paths: list[str]) -> dict[str, Any]:
-    """The sides in turn; ratios are taken within a round."""
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+Runs = dict[str, list[dict[str, Any]]]
+MEASURED = ("tokens_per_second", "tokens_per_processor_second", "peak_memory_bytes")
+
+
+def rounds(work: str, sides: list[str], pairs: int, once: Callable[[str], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The sides in turn; after each round the table of what there is so far."""
+    runs: Runs = {side: [] for side in sides}
     for number in range(pairs):
         for side in sides:
-            runs[side].append(in_a_process(side, work, folder, paths))
-        told = ", ".join(f"{side} {found[-1]['tokens_per_second']:.1f}" for side, found in runs.items())
-        print(f"{work} round {number + 1}, tokens/s: {told}", flush=True)
-    first = runs[sides[0]]
+            runs[side].append(once(side))
+            told = ", ".join(f"{runs[side][-1][key]:.4g}" for key in MEASURED)
+            print(f"{work} round {number + 1}, {side}: {told}", flush=True)
+        yield table(runs, sides)
 
-    def against(own: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> dict[str, float]:
-        return spread([mine[key] / theirs[key] for mine, theirs in zip(own, other, strict=True)])
 
-    table: dict[str, Any] = {}
-    for side, found in runs.items():
-        table[side] = {key: spread([run[key] for run in found]) for key in ("tokens_per_second", "peak_memory_bytes")}
-        table[side]["threads"] = found[0]["threads"]
-        table[side][f"speed / {sides[0]}"] = against(found, first, "tokens_per_second")
-        table[side][f"memory / {sides[0]}"] = against(found, first, "peak_memory_bytes")
-        if (last := sides[-1]).startswith("llama"):
-            table[side][f"speed / {last}"] = against(found, runs[last], "tokens_per_second")
-            table[side][f"memory / {last}"] = against(found, runs[last], "peak_memory_bytes")
-        table[side][f"tokens as {sides[0]}"] = agreement(found[0]["answers"], first[0]["answers"])
-    return table
+def table(runs: Runs, sides: list[str]) -> dict[str, Any]:
+    """Each side's figures, and their ratios to others' within a round."""
+    found: dict[str, Any] = {}
+    others = [sides[0], *(side for side in sides if side.startswith("llama"))]
+    for side, own in runs.items():
+        found[side] = {"runs": len(own), **{key: spread([run[key] for run in own]) for key in MEASURED}}
+        for other in others:
+            pairs = list(zip(own, runs[other], strict=True))
+            found[side][f"to {other}"] = {key: spread([a[key] / b[key] for a, b in pairs]) for key in MEASURED}
+        found[side][f"tokens as {sides[0]}"] = agreement(own[0]["answers"], runs[sides[0]][0]["answers"])
+    return found
 
 
 def agreement(own: Ids, others: Ids) -> float:
@@ -200,25 +209,28 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=None, help="these alone, as 'ours bfloat16'")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--llama", type=Path, default=None, help="a folder that holds llama-cpp-python")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--note", default="", help="what else was going on")
     parser.add_argument("--side", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(run_side(options.side, options.work[0], options.folder)))
+        print(json.dumps(run_side(options.side, options.work[0], options.folder, options.threads)))
         return
-    about, paths, works = environment(), [str(options.llama)] if options.llama else [], {}
+    about, paths, works = environment(), [str(options.llama)] if options.llama else [], dict[str, Any]()
+    path = options.out or HERE / "results" / f"generation_{about['date'][:10]}.json"
+    named = {"pairs": options.pairs, "threads": options.threads, "note": options.note}
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         if not (folder / "T5.json").exists():
             prepare(folder)
         for work in options.work:
             sides = [side for side in options.sides or SIDES[work] if paths or not side.startswith("llama")]
-            works[work] = measure(work, [side for side in sides if side in SIDES[work]], options.pairs, folder, paths)
-    result = {"what": "generation", **about, "pairs": options.pairs, "note": options.note, "works": works}
-    path = options.out or HERE / "results" / f"generation_{about['date'][:10]}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+            once = partial(in_a_process, work=work, folder=folder, paths=paths, threads=options.threads)
+            for found in rounds(work, [side for side in sides if side in SIDES[work]], options.pairs, once):
+                works[work] = found
+                path.write_text(json.dumps({"what": "generation", **about, **named, "works": works}, indent=1) + "\n")
     print(json.dumps(works, indent=1))
 
 

@@ -147,8 +147,7 @@ class FusedStep:
         base: Any = module
         pair: tuple[Tensor, Tensor] | None = None
         if hasattr(base, "low_rank"):  # methods/adapted_linear.py
-            adapted: Any = module
-            base, pair = adapted.base, adapted.low_rank()
+            base, pair = base.base, base.low_rank()
             if pair is None:
                 raise NotFusableError
         if hooked(module) or hooked(base):
@@ -165,9 +164,8 @@ class FusedStep:
         if isinstance(base, QuantisedLinear) and base.dtype == self.dtype:
             if (stored := base.stored()) is not None:
                 return stored
-        elif type(base) in (Linear, nn.Linear):
-            weight = base.weight.detach()
-            return few_rows.plain(weight.to(self.dtype).contiguous())
+        elif isinstance(base, nn.Linear) and type(base) in (Linear, nn.Linear):
+            return few_rows.plain(base.weight.detach().to(self.dtype).contiguous())
         raise NotFusableError
 
     def _cast(self, x: Tensor | None) -> Tensor | None:

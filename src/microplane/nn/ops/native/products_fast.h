@@ -59,7 +59,7 @@ inline __m512i pairs_of(const Matrix &m, int64_t o, int64_t i) {
 
 // Weights of TILE outputs, `width` of each from place i on, as words of two: panel (width / 2, TILE).
 template <int KIND>
-inline void pack_panel(const Matrix &m, int64_t first, int64_t end, int64_t i, int64_t width, uint32_t *panel) {
+__attribute__((noinline)) void pack_panel(const Matrix &m, int64_t first, int64_t end, int64_t i, int64_t width, uint32_t *panel) {
     for (int64_t group = 0; group < TILE; group += 16)
         for (int64_t k = 0; k < width; k += 32) {
             __m512i v[16];
@@ -71,7 +71,7 @@ inline void pack_panel(const Matrix &m, int64_t first, int64_t end, int64_t i, i
 
 // sums (R, TILE) += x (R rows, `pairs` words) panel.
 template <int R>
-inline void panel_rows(const bf16 *x, int64_t width, const uint32_t *panel, int64_t pairs, float *sums) {
+__attribute__((noinline)) void panel_rows(const bf16 *x, int64_t width, const uint32_t *panel, int64_t pairs, float *sums) {
     __m512 kept[R][2];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2; c++) kept[r][c] = _mm512_loadu_ps(sums + r * TILE + 16 * c);
@@ -262,8 +262,9 @@ inline void nf4_dots(const Matrix &m, const int64_t *outputs, const Space &space
         for (int r = 0; r < R; r++) sums[o][r] = _mm512_reduce_add_ps(kept[o][r]);
 }
 
+// Apart, as all that multiply by it would be compiled with a copy of their own.
 template <int O, int R>
-inline void few_dots(const Matrix &m, const int64_t *outputs, const bf16 *x, int64_t row, const Space &space, float (*sums)[ROWS]) {
+__attribute__((noinline)) void few_dots(const Matrix &m, const int64_t *outputs, const bf16 *x, int64_t row, const Space &space, float (*sums)[ROWS]) {
     if (m.kind == INT8) return int8_dots<O, R>(m, outputs, space, row, sums);
     if (m.kind == NF4) return nf4_dots<O, R>(m, outputs, space, row, sums);
     if (m.kind != BFLOAT16) return gguf_dots<O, R>(m, outputs, space, row, sums);
