@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from microplane.models.configs.decoder import ARCHITECTURES, HEADLESS, SPECS, DecoderConfig
 from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
-from microplane.models.fused_step import BlockParts, NotFusableError, StackParts, fused_step
+from microplane.models.fused_step import BlockParts, NotFusableError, StackParts, fused_step, try_on
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import Embedding, GatedMLP, Linear, RMSNorm
@@ -299,3 +299,12 @@ NORMS = {
         "mlp_out_norm": "post_feedforward_layernorm",
     },
 }
+
+
+def _small() -> Decoder:
+    sizes = {"vocab_size": 32, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}
+    return Decoder(DecoderConfig.from_hf({"model_type": "llama", **sizes, **heads})).init_weights().eval()
+
+
+try_on(_small)
