@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError, DataError
-from microplane.inference.generate import Answer, draw, generate, narrow, penalise
+from microplane.inference.generate import Answer, common_beginning, draw, generate, narrow, penalise
 from microplane.models.contract import GenerationRules
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.nn.position import Rope
@@ -351,3 +351,26 @@ def test_a_prompt_without_tokens():
     with pytest.raises(DataError) as error:
         generate(MODEL, Bytes(), [[1], []], GenerateKnobs(max_new_tokens=1), [])
     assert str(error.value) == "prompt 2 has no tokens, so there is nothing to continue. Give it some text"
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_beginning_that_all_prompts_share_is_computed_once(beams, monkeypatch):
+    prompts = [[*range(40, 60), *range(n, 2 * n)] for n in (3, 1, 7)]
+    knobs = GenerateKnobs(max_new_tokens=6, beams=beams, repetition_penalty=1.3)
+    apart = [answer.ids for answer in generate(MODEL, Bytes(), prompts, knobs, [])]
+    counts, forward = [], Decoder.forward
+
+    def counted(self, rows, cache):
+        counts.append(len(rows.ids))
+        return forward(self, rows, cache)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+    monkeypatch.setattr("microplane.inference.generate.WORTH_SHARING", 40)
+    assert [answer.ids for answer in generate(MODEL, Bytes(), prompts, knobs, [])] == apart
+    assert counts[:2] == [20, 11]
+
+
+def test_what_prompts_share():
+    assert common_beginning([[1, 2, 3, 4], [1, 2, 3, 9], [1, 2, 3, 4, 5]]) == 3
+    assert common_beginning([[1, 2], [1, 2, 3]]) == 1, "one token is left to be computed"
+    assert common_beginning([[1], [2]]) == common_beginning([[5, 6]]) == 0

@@ -151,7 +151,7 @@ def generate(
     no_prefix: Annotated[
         bool, typer.Option("--no-prefix", help="Do not begin prompts with what all training prompts began with.")
     ] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8 or nf4.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8, nf4 or gguf.")] = "auto",
     base: Base = None,
     set: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt.")] = False,
@@ -170,8 +170,8 @@ def generate(
     for assignment in set or []:
         set_value(values, assignment.removeprefix("generate."))  # as microplane knobs lists them
     knobs = build(GenerateKnobs, values)
-    if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4"):
-        raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8 and nf4")
+    if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4", "gguf"):
+        raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8, nf4 and gguf")
     if interactive and (prompts or json_):
         raise ConfigError(
             "--interactive asks for its prompts itself and shows answers as they come; leave prompts and --json out"

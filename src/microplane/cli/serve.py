@@ -46,7 +46,7 @@ TokenFile = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="auto (as each adapter was trained), float32, bfloat16, int8 or nf4.")
+    str, typer.Option("--dtype", help="auto (as each adapter was trained), float32, bfloat16, int8, nf4, gguf.")
 ]
 Device = Annotated[str, typer.Option("--device", help="As model.device: auto, cpu, cuda, ...")]
 
@@ -79,8 +79,8 @@ def serve(
 
     if not models and adapters is None:
         raise ConfigError("there is nothing to serve: name a base or a run, or a folder with --adapters")
-    if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4"):
-        raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8 and nf4")
+    if dtype not in ("auto", "float32", "bfloat16", "int8", "nf4", "gguf"):
+        raise ConfigError(f"--dtype {dtype}: possible are auto, float32, bfloat16, int8, nf4 and gguf")
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise ConfigError(f"serving needs {' and '.join(missing)}: pip install 'microplane[serve]'")
     from microplane.config.build import build

@@ -26,6 +26,7 @@ from microplane.nn.ops.low_rank import factors_kept
 from microplane.nn.rows import Rows
 
 MOST_ROWS = 128  # computed together: more gain nothing, and their logits over a large vocabulary fill the memory
+WORTH_SHARING = 256  # tokens that are not computed for the other rows, if a beginning is computed once
 
 
 @dataclass
@@ -44,7 +45,7 @@ def generate(
     stop_ids: Sequence[int],
     on_text: Callable[[int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 16_384,
 ) -> list[Answer]:
     """One answer for each prompt, in their order. Apart from rounding it does not depend on the other prompts.
 
@@ -204,10 +205,32 @@ def _write(
 
 
 def start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[int]]]:
-    cache, tokens = model.start_generation([row.prompt for row in rows])
+    """A cache for the rows, and the tokens that are to be computed first: of a beginning that all share, none."""
+    prompts = [row.prompt for row in rows]
+    shared = common_beginning(prompts) if model.KIND == "decoder" else 0
+    saved = shared * (len(rows) - 1)
+    if saved < WORTH_SHARING or 3 * saved < sum(map(len, prompts)):  # for attention to a cache takes longer
+        shared = 0
+    cache, tokens = model.start_generation([prompts[0][:shared]] if shared else prompts)
+    if shared and type(cache) is Cache:
+        model(Rows.of(tokens).to(model.device), cache)
+        cache.select([0] * len(rows))
+        tokens = [prompt[shared:] for prompt in prompts]
+    elif shared:
+        cache, tokens = model.start_generation(prompts)
     for row, first in zip(rows, tokens, strict=True):
-        row.first_tokens = first
+        row.first_tokens = row.prompt if shared else first
     return cache, tokens
+
+
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, but for the last of each."""
+    if len(prompts) < 2:
+        return 0
+    as_lists = [list(prompt) for prompt in prompts]
+    least, most = min(as_lists), max(as_lists)  # in the order of a dictionary, all others lie between
+    limit = min(map(len, prompts)) - 1
+    return next((n for n in range(limit) if least[n] != most[n]), limit)
 
 
 def next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:

@@ -29,6 +29,7 @@ from microplane.models.configs.head import POOLINGS
 from microplane.models.contract import Model, first_not_finite
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, open_checkpoint
+from microplane.nn.gguf_linear import GGUFLinear
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED
 from microplane.objectives import AnyObjective
@@ -185,6 +186,7 @@ def load(
 
     Args:
         dtype: as the knob `model.dtype`; auto quantises the base of an adapter as it was when the adapter was trained.
+            gguf keeps the blocks of a GGUF file (Q4_0, Q4_1, Q8_0; linears of other kinds are rounded to Q8_0).
         base: of an adapter: where its base is now, if not where the adapter says.
         device: as the knob `model.device`.
 
@@ -192,8 +194,9 @@ def load(
         ModelError, AdapterError: saying what is not there or does not fit.
     """
     check_type(name, "the model", (str, Path), "a name or a path")
-    if dtype not in get_args(ModelKnobs.model_fields["dtype"].annotation):
-        possible = ", ".join(get_args(ModelKnobs.model_fields["dtype"].annotation))
+    formats = *get_args(ModelKnobs.model_fields["dtype"].annotation), GGUFLinear.kind
+    if dtype not in formats:
+        possible = ", ".join(formats)
         raise ConfigError(f"dtype = {dtype!r}: possible are {possible}")
     folder = adapter_folder(Path(name).expanduser())
     if folder is None:

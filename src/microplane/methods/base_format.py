@@ -8,16 +8,20 @@ from microplane.config.knobs import ModelKnobs
 from microplane.device import CPU, choose
 from microplane.errors import ConfigError
 from microplane.methods import Method
+from microplane.nn.gguf_linear import GGUFLinear
 from microplane.nn.number_format import NumberFormat, fastest_dtype
 from microplane.nn.quantised import QUANTISED
 
 
 def number_format(name: str, compute: str = "auto", cached: bool = False, device: torch.device = CPU) -> NumberFormat:
-    """The format that the knobs `model.dtype`, `model.compute` and `model.cache_dequantised` ask for.
+    """The format that the knobs `model.dtype`, `model.compute` and `model.cache_dequantised` ask for; and gguf, in
+    which models are opened but not trained.
 
     Raises:
         ConfigError: if the last two are set for a base that is not quantised, or for products that a device has not.
     """
+    if name == GGUFLinear.kind:
+        return NumberFormat(_dtype(compute, device), name, cached, device=device)
     if name in QUANTISED:
         in_8_bits = compute == "int8"
         if in_8_bits and device.type not in ("cpu", "cuda"):

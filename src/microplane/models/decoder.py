@@ -22,11 +22,12 @@ from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.configs.decoder_families import ARCHITECTURES, HEADLESS, SPECS, Names
 from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import ROLES, Model
+from microplane.models.fused_step import BlockParts, NotFusableError, StackParts, fused_step, try_on
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.cache import Cache
 from microplane.nn.layers import MLP, Embedding, GatedMLP, LayerNorm, Linear, RMSNorm
 from microplane.nn.ops.dropout import dropout
-from microplane.nn.ops.few_rows import linear
+from microplane.nn.ops.few_rows import Stored, linear, stored_linear
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
 
@@ -120,6 +121,25 @@ class Block(nn.Module):
         return y if self.multiplier == 1.0 else y * self.multiplier
 
 
+def _parts_of(block: nn.Module, window: int | None, rope: Any) -> BlockParts:
+    if type(block) is not Block or type(block.attention) is not Attention or type(block.mlp) is not GatedMLP:
+        raise NotFusableError
+    attention, mlp = block.attention, block.mlp
+    if attention.prefix is not None or attention.fused or block.parallel or (rope is not None and rope.share != 1.0):
+        raise NotFusableError
+    linears: dict[str, nn.Module | None] = {"q": attention.q, "k": attention.k, "v": attention.v, "o": attention.o}
+    norms: dict[str, nn.Module | None] = {"before": block.attention_norm, "after": block.attention_out_norm}
+    norms |= {"mlp_before": block.mlp_norm, "mlp_after": block.mlp_out_norm}
+    return BlockParts(
+        linears | {"gate": mlp.gate, "up": mlp.up, "down": mlp.down},
+        norms | {"q_norm": attention.q_norm, "k_norm": attention.k_norm},
+        window,
+        rope,
+        sockets=(block.attention_socket, block.mlp_socket),
+        whole=(block, attention, mlp),
+    )
+
+
 class Decoder(Model):
     """A causal language model; see models/contract.py for what its parts are called."""
 
@@ -128,6 +148,7 @@ class Decoder(Model):
     config: DecoderConfig
     embed: nn.Embedding
     head: nn.Linear | None
+    stored_head: Stored | None = None  # the embedding as a GGUF file has it, where it is the head too and is opened so
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -183,15 +204,43 @@ class Decoder(Model):
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int, cache: Cache | None = None) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config, starts = self.config, cache.lengths if cache is not None else None
-        mask_specs = {window: MaskSpec(rows, starts, window) for window in set(config.windows)}
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
             for rope in set(config.ropes)
         }
+        if cache is not None and (step := fused_step(self.parts, x, rows, cache)) is not None:
+            return step(x, rows, cache, angles)
+        mask_specs = {window: MaskSpec(rows, starts, window) for window in set(config.windows)}
         kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
         for block, window, rope in kinds[first:end]:
             x = block(x, mask_specs[window], angles[rope], cache)
         return x
+
+    def parts(self) -> StackParts:
+        """The blocks as models/fused_step.py computes them.
+
+        Raises:
+            NotFusableError: if they are not plain ones.
+        """
+        config = self.config
+        if config.scale_by_layer:
+            raise NotFusableError
+        places = zip(self.layers, config.windows, config.ropes, strict=True)
+        blocks = [_parts_of(block, window, rope) for block, window, rope in places]
+        return StackParts(
+            blocks,
+            heads=config.num_heads,
+            kv=config.num_kv_heads,
+            head=config.head_dim,
+            inner=config.intermediate_size,
+            activation=config.activation,
+            eps=config.norm_eps,
+            scale=config.attention_scale or 1.0 / math.sqrt(config.head_dim),
+            multiplier=config.residual_multiplier,
+            softcap=config.attn_logit_softcapping or 0.0,
+            around_one=config.gemma,
+            whole=config.qk_norm_whole,
+        )
 
     def embedded(self, ids: Tensor) -> Tensor:
         x = super().embedded(ids)
@@ -203,10 +252,17 @@ class Decoder(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
-        head = self.head
-        scores = linear(hidden, self.embed.weight.to(hidden.dtype), None) if head is None else head(hidden)
+        scores = self._scores(hidden)
         cap = self.config.final_logit_softcapping
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        if self.head is not None:
+            own: Tensor = self.head(hidden)
+            return own
+        if self.stored_head is not None and (scores := stored_linear(hidden, self.stored_head, None)) is not None:
+            return scores
+        return linear(hidden, self.embed.weight.to(hidden.dtype), None)
 
     @property
     def head_weight(self) -> Tensor:
@@ -288,3 +344,12 @@ class Decoder(Model):
         if module.endswith("norm"):
             return config.layer_norm
         return config.mlp_bias if module.startswith("mlp") else config.o_bias if module[-1] == "o" else config.qkv_bias
+
+
+def _small() -> Decoder:
+    sizes = {"vocab_size": 32, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}
+    return Decoder(DecoderConfig.from_hf({"model_type": "llama", **sizes, **heads})).init_weights().eval()
+
+
+try_on(_small)

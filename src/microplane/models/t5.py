@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microplane.models.configs.t5 import ARCHITECTURES, T5Config
 from microplane.models.contract import Model
+from microplane.models.fused_step import BlockParts, NotFusableError, StackParts, fused_step
 from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.cache import Cache, PairCache, in_rectangles
 from microplane.nn.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import Dropout
+from microplane.nn.ops.few_rows import linear
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.relative import RelativeBias
 from microplane.nn.rows import Pairs, Rows
@@ -155,7 +156,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: T5Config, layers: int, decodes: bool):
         super().__init__()
-        self.decodes = decodes
+        self.config, self.decodes = config, decodes
         self.layers = nn.ModuleList(Block(config, layer, decodes) for layer in range(layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.dropout = Dropout(config.dropout)
@@ -166,6 +167,10 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows, source: EncodedSource | None = None, cache: Cache | None = None) -> Tensor:
         """(T, D) -> (T, D). With a cache, the rows continue those in it and are appended to it."""
+        if cache is not None and (step := fused_step(self.parts, x, rows, cache)) is not None:
+            hidden = step(x, rows, cache, {})
+            cache.advance(rows)
+            return self.norm(hidden)
         mask_spec = MaskSpec(rows, cache.lengths if cache is not None else None, causal=self.decodes)
         source_mask_spec = None if source is None else MaskSpec(rows, causal=False, keys=source.lengths)
         x, bias = self.dropout(x), x.new_zeros(())
@@ -176,6 +181,52 @@ class Stack(nn.Module):
         if cache is not None:
             cache.advance(rows)
         return self.dropout(self.norm(x))
+
+    def parts(self) -> StackParts:
+        """The blocks as models/fused_step.py computes them.
+
+        Raises:
+            NotFusableError: if they are not plain ones.
+        """
+        config = self.config
+        return StackParts(
+            [_parts_of(block) for block in self.blocks],
+            heads=config.num_heads,
+            kv=config.num_heads,
+            head=config.head_dim,
+            inner=config.intermediate_size,
+            activation=config.activation,
+            eps=config.norm_eps,
+            scale=1.0,
+        )
+
+
+def _parts_of(block: Block) -> BlockParts:
+    own, cross, mlp = block.attention, block.cross_attention, block.mlp
+    if (type(block), type(own), type(cross), type(mlp)) != (Block, Attention, Attention, MLP):
+        raise NotFusableError
+    if own.prefix is not None or cross.prefix is not None:
+        raise NotFusableError
+    linears: dict[str, nn.Module | None] = {
+        "q": own.q,
+        "k": own.k,
+        "v": own.v,
+        "o": own.o,
+        "cross_q": cross.q,
+        "cross_o": cross.o,
+    }
+    norms: dict[str, nn.Module | None] = {
+        "before": block.attention_norm,
+        "cross_before": block.cross_attention_norm,
+        "mlp_before": block.mlp_norm,
+    }
+    return BlockParts(
+        linears | {"gate": mlp.gate, "up": mlp.up, "down": mlp.down},
+        norms,
+        relative=own.relative,
+        sockets=(block.attention_socket, block.cross_attention_socket, block.mlp_socket),
+        whole=(block, own, cross, mlp),
+    )
 
 
 class T5(Model):
@@ -240,7 +291,7 @@ class T5(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
-        return self.head(hidden) if self.head is not None else F.linear(hidden, self.embed.weight.to(hidden.dtype))
+        return self.head(hidden) if self.head is not None else linear(hidden, self.embed.weight.to(hidden.dtype), None)
 
     @property
     def head_weight(self) -> Tensor:

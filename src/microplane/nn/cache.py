@@ -6,7 +6,7 @@ Shapes: B rows, KV heads of keys and values, C capacity, L longest row so far, D
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Cache:
         return self._starts[1]
 
     _starts: tuple[list[int], Tensor] | None = None
+    step: Any = None  # models/fused_step.py: how one token of each row is computed at once; False: it cannot be
     rows_can_join: ClassVar[bool] = True  # whether `join` and `drop` are to be had
 
     def advance(self, rows: Rows) -> None:

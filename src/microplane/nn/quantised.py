@@ -28,6 +28,7 @@ class QuantisedLinear(nn.Module):
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it
+    parts_type: ClassVar[type]  # of `parts_of`
     codes: Tensor
     bias: nn.Parameter | None
 
@@ -81,14 +82,19 @@ class QuantisedLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + bias, (T, in) -> (T, out), without a gradient."""
-        if (y := self.few_rows(x, bias)) is not None:
+        if few_rows.few(x) and (y := self._few_rows(x, bias)) is not None:
             return y
         weight = self._multiplied_weight()
         return F.linear(x, weight, bias) if isinstance(weight, Tensor) else int8.product(x, weight, bias)
 
-    def few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The product of a few rows in generation, with the weight as it is stored; None where that is not done so."""
+    def stored(self) -> few_rows.Stored | None:
+        """The weight as products of a few rows take it; None where they cannot."""
         return None
+
+    def _few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The product of a few rows in generation, with the weight as it is stored; None where that is not done so."""
+        stored = self.stored()
+        return None if stored is None else few_rows.stored_linear(x, stored, bias)
 
     def product_back(self, grad: Tensor) -> Tensor:
         """grad W, (T, out) -> (T, in), without a gradient."""
@@ -139,6 +145,7 @@ class _QuantisedProduct(torch.autograd.Function):
 
 class NF4Linear(QuantisedLinear):
     kind = "nf4"
+    parts_type = nf4.NF4
     codes: Tensor
     absmax: Tensor
     nested_absmax: Tensor
@@ -152,13 +159,14 @@ class NF4Linear(QuantisedLinear):
     def parts(self) -> nf4.NF4:
         return nf4.NF4(self.codes, self.absmax, self.nested_absmax, self.offset)
 
-    def few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        if not few_rows.fits_nf4(x):
+    def stored(self) -> few_rows.Stored | None:
+        if self.in_features % nf4.BLOCK:  # blocks go on from row to row
             return None
         if self._absmax is None:
             with persistent():
                 self._absmax = nf4.dequantise_absmax(self.parts)
-        return few_rows.nf4_linear(x, self.codes, self._absmax, self.out_features, bias)
+        shape = self.out_features, self.in_features
+        return few_rows.Stored(few_rows.NF4, self.codes, *shape, self._absmax, nf4.levels(self.codes.device))
 
     def dequantise(self, out: Tensor | None = None) -> Tensor:
         return nf4.dequantise(self.parts, (self.out_features, self.in_features), self.dtype, out)
@@ -171,6 +179,7 @@ class NF4Linear(QuantisedLinear):
 
 class Int8Linear(QuantisedLinear):
     kind = "int8"
+    parts_type = int8.Int8
     codes: Tensor
     scale: Tensor
 
@@ -178,8 +187,8 @@ class Int8Linear(QuantisedLinear):
     def parts_of(cls, weight: Tensor) -> int8.Int8:
         return int8.quantise(weight)
 
-    def few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        return few_rows.int8_linear(x, self.in_int8(), bias)
+    def stored(self) -> few_rows.Stored | None:
+        return few_rows.Stored(few_rows.INT8, self.codes, self.out_features, self.in_features, self.scale)
 
     def dequantise(self, out: Tensor | None = None) -> Tensor:
         return int8.dequantise(self.in_int8(), self.dtype, out)

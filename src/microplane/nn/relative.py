@@ -55,6 +55,10 @@ class RelativeBias(nn.Module):
         distances = torch.arange(1 - S - start, L - start)  # (S + L - 1,), all that there are
         return apply(_Diagonals, self._of(distances).t(), S, L)
 
+    def of_distances(self, count: int) -> Tensor:
+        """The bias of keys that stand 0 .. count - 1 before the query: (H, count)."""
+        return self._of(-torch.arange(count)).t()
+
     def _of(self, distance: Tensor) -> Tensor:
         """(...) -> (..., H)."""
         bucket = bucket_of(distance, len(self.weight), self.max_distance, self.causal)

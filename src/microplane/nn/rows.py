@@ -47,7 +47,7 @@ class Rows:
         assert min(lengths, default=0) > 0, "there is a row, and each row has a token"
         first = starts if starts is not None else [0] * len(rows)
         ids = torch.tensor([token for row in rows for token in row], dtype=torch.long)
-        positions = torch.cat([torch.arange(start, start + n) for start, n in zip(first, lengths, strict=True)])
+        positions = torch.tensor([p for start, n in zip(first, lengths, strict=True) for p in range(start, start + n)])
         segments = None if types is None else torch.tensor([kind for row in types for kind in row], dtype=torch.long)
         return cls(ids, positions, lengths, segments)
 

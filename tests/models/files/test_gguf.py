@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microplane.errors import MicroplaneError, ModelError
+from microplane.methods.base_format import number_format
 from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.files.gguf import read_gguf
 from microplane.models.files.gguf_format import READABLE, GgufFile, read_header
@@ -208,6 +209,20 @@ def test_rows_of_quantised_heads_are_put_back_in_order(tmp_path):
     )
     name = "model.layers.0.self_attn.k_proj.weight"
     torch.testing.assert_close(read_gguf(path).tensors[name], model.state_dict()[name], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "F32"])
+def test_a_model_in_its_files_own_blocks_is_the_same(kind, tmp_path):
+    config, model = reference("llama", num_hidden_layers=1)
+    tensors = converted(config, model.state_dict())
+    kinds = {name: kind for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[1] % 32 == 0}
+    assert len(kinds) > 5
+    path = write_gguf(tmp_path / "m.gguf", config, tensors, kinds=kinds)
+    wide, kept = load_model(path), load_model(path, number_format("gguf", "float32"))
+    assert type(kept.layers[0].attention.q).__name__ == "GGUFLinear"
+    rows, close = Rows.of([[1, 2, 3], [4, 5]]), 1e-4 if kind != "F32" else 0.1  # which is rounded to 8 bits
+    with torch.inference_mode():
+        torch.testing.assert_close(kept.logits(kept(rows)), wide.logits(wide(rows)), rtol=close, atol=close)
 
 
 def test_stored_is_the_type_of_most_numbers_not_of_most_tensors(tmp_path):

@@ -57,6 +57,11 @@ class NF4Shards(Mapping[str, Tensor]):
         packed = self.packed(name)
         return self.stored[name] if packed is None else nf4.expand(packed.codes, packed.scales, packed.shape)
 
+    def parts(self, name: str) -> nf4.NF4 | None:
+        """The weight as an NF4Linear holds it, if the file does so too."""
+        packed = self.packed(name)
+        return None if packed is None else packed.parts
+
     def packed(self, name: str) -> Packed | None:
         """The weight as the file stores it; None if it is not quantised.
 

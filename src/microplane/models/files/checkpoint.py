@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from microplane.errors import ModelError
+
 Places = dict[str, tuple[Path, str]]
 
 
@@ -21,3 +23,25 @@ class Checkpoint:
     path: Path
     stored: str  # the number format that most weights are stored in: "bfloat16", "Q4_1", ...
     around: tuple[str, ...] = ()  # tensors beside those of `tensors`, where these are a part of a larger model
+
+    def parts(self, name: str) -> Any:
+        """A quantised weight as the file stores it, in the named tuple that its linear layer takes; None of others."""
+        found = getattr(self.tensors, "parts", None)
+        return None if found is None else found(name)
+
+
+def misfit(
+    path: Path, architecture: str, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> ModelError:
+    """What is said of weights that are not those of the model."""
+    parts = {"missing": missing, "unexpected": unexpected, "wrong": misshapen}
+    lines = [f"  {len(names)} {what}: {listed(names)}" for what, names in parts.items() if names]
+    return ModelError(
+        f"the weights in {path} do not fit the {architecture} that its config describes:\n" + "\n".join(lines)
+    )
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -20,6 +20,7 @@ from torch import Tensor
 from microplane.errors import ModelError
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.gguf_format import GgufFile, read_header
+from microplane.nn.gguf_linear import BYTES, Blocks, unpack
 
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = {
@@ -142,6 +143,14 @@ class Tensors(Mapping[str, Tensor]):
         if self.spec.gemma and module.endswith("norm"):
             return tensor - 1.0
         return tensor
+
+    def parts(self, name: str) -> Blocks | None:
+        """The weight as a GGUFLinear holds it, if the file stores it in one of its kinds."""
+        entry, heads = self.file.tensors[self.names[name]], self.permuted.get(".".join(name.split(".")[-3:-1]))
+        if entry.kind not in BYTES or len(entry.shape) != 2:
+            return None
+        raw = torch.from_numpy(self.file.raw(self.names[name])).view(entry.shape[0], -1)
+        return unpack(unpermuted(raw, heads) if heads and len(raw) % (2 * heads) == 0 else raw, entry.kind)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names  # Mapping's own would unpack the tensor

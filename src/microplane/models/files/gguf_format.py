@@ -55,11 +55,16 @@ class GgufFile:
             ModelError: if the file is no longer what it was when its header was read.
         """
         entry = self.tensors[name]
-        raw = np.fromfile(self.path, np.uint8, entry.size, offset=entry.start)
-        if raw.size < entry.size:
-            raise ModelError(f"{self.path} changed while it was read: {name} is no longer whole. Try again")
-        rows = raw.reshape(math.prod(entry.shape[:-1]), -1)
+        rows = self.raw(name).reshape(math.prod(entry.shape[:-1]), -1)
         return dequantize(rows, GGMLQuantizationType[entry.kind]).reshape(entry.shape)
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, (n,) uint8, in memory of its own; raises as `read`."""
+        entry = self.tensors[name]
+        found = np.fromfile(self.path, np.uint8, entry.size, offset=entry.start)
+        if found.size < entry.size:
+            raise ModelError(f"{self.path} changed while it was read: {name} is no longer whole. Try again")
+        return found
 
 
 def read_header(path: Path) -> GgufFile:

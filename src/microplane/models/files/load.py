@@ -20,18 +20,19 @@ from microplane.errors import ModelError
 from microplane.files import aside, read_object, write_json
 from microplane.models.configs.head import OWN, head_of, plain_of
 from microplane.models.contract import Model, hf_names, linears
+from microplane.models.decoder import Decoder
 from microplane.models.external.transformers import TransformersModel
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
-from microplane.models.files.checkpoint import Checkpoint, Places
+from microplane.models.files.checkpoint import Checkpoint, Places, listed, misfit
 from microplane.models.files.sentence_transformers import sentence_pooling, sentence_tokens
 from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
 from microplane.models.nomic_layout import named
 from microplane.models.task_head import TaskHead
+from microplane.nn.gguf_linear import GGUFLinear
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.ops.nf4 import NF4
-from microplane.nn.quantised import QUANTISED, NF4Linear, QuantisedLinear
+from microplane.nn.quantised import QUANTISED, QuantisedLinear
 from microplane.nn.sharded import any_sharded, save_gathered
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -99,7 +100,7 @@ def _not_a_model_file(path: Path) -> ModelError:
 
 def _pickle_refused(paths: list[Path]) -> ModelError:
     return ModelError(
-        f"the weights in {_listed([str(path) for path in paths])} are a pickle, which can run any code when opened,"
+        f"the weights in {listed([str(path) for path in paths])} are a pickle, which can run any code when opened,"
         " and are not read. Use a .safetensors version of the model, or convert it where you trust it: in transformers,"
         " AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
     )
@@ -146,12 +147,12 @@ def _scan_shards(folder: Path) -> tuple[Places, Counter[str]]:
         raise ModelError(f"{folder / INDEX}: weight_map says {odd[0]!r} where the name of a file should be")
     names = sorted(set(weight_map.values()))
     if astray := [name for name in names if Path(name).name != name]:
-        raise ModelError(f"{folder / INDEX} names files outside of the folder: {_listed(astray)}")
+        raise ModelError(f"{folder / INDEX} names files outside of the folder: {listed(astray)}")
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {_listed(absent)}")
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} files of weights: {listed(absent)}")
     places, formats = _scan_files([folder / name for name in names])
     if lost := [name for name, file in weight_map.items() if places.get(name) != (folder / file, name)]:
-        raise ModelError(f"{folder / INDEX} names tensors that are not in the file it says: {_listed(lost)}")
+        raise ModelError(f"{folder / INDEX} names tensors that are not in the file it says: {listed(lost)}")
     return places, formats
 
 
@@ -204,6 +205,9 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         quantise_linears(model, form, _left_wide(model, checkpoint))
         model.load_state_dict(_convert(model, shapes, checkpoint, form.stored), assign=True)
+        if form.quantised == GGUFLinear.kind and isinstance(model, Decoder) and model.config.tied:
+            head = GGUFLinear.of_parts(checkpoint.parts(_stored_names(model, set(checkpoint.tensors))["embed.weight"]))
+            model.stored_head = None if head is None else head.stored()
     note_whole(model, checkpoint)
     model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
@@ -260,7 +264,7 @@ def quantise_linears(model: nn.Module, form: NumberFormat, left: Collection[str]
         if not form.quantised or path in left:
             continue
         if site.layer is not None and isinstance(site.module, nn.Linear):
-            plain, kind = site.module, QUANTISED[form.quantised]
+            plain, kind = site.module, QUANTISED.get(form.quantised, GGUFLinear)
             site.replace(kind.of(plain.weight, plain.bias, form.dtype, form.cached, form.in_8_bits))
 
 
@@ -316,14 +320,15 @@ def _convert(
             state |= _parts(model, ours, tensor, packed, dtype)
         del tensor, packed  # before the next is read
     if missing or unexpected or misshapen:
-        raise _misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
+        raise misfit(checkpoint.path, model.config.architecture, missing, unexpected, misshapen)
     return state
 
 
-def _read(model: Model, checkpoint: Checkpoint, ours: str, theirs: str) -> tuple[Tensor, NF4 | None]:
-    """A tensor as the model holds it, and its stored nf4 form if it has one, which is (out, in) in any family."""
-    if isinstance(checkpoint.tensors, NF4Shards) and (packed := checkpoint.tensors.packed(theirs)):
-        return checkpoint.tensors[theirs], packed.parts
+def _read(model: Model, checkpoint: Checkpoint, ours: str, theirs: str) -> tuple[Tensor, Any]:
+    """A tensor as the model holds it, and its stored quantised form if it has one, which is (out, in) in any family."""
+    quantised = isinstance(model.get_submodule(ours.rpartition(".")[0]), QuantisedLinear)
+    if quantised and (packed := checkpoint.parts(theirs)) is not None:
+        return checkpoint.tensors[theirs], packed
     return model.turned(ours, checkpoint.tensors[theirs]), None
 
 
@@ -346,32 +351,17 @@ def _extra_weights(model: Model, checkpoint: Checkpoint, dtype: torch.dtype) -> 
     return {name: checkpoint.tensors[stored].to(dtype, copy=True) for name, stored in extra.items()}
 
 
-def _parts(model: nn.Module, name: str, tensor: Tensor, packed: NF4 | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def _parts(model: nn.Module, name: str, tensor: Tensor, packed: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of this model for a tensor of the plain one: itself, or the parts of a quantised weight.
 
-    `packed` is the stored nf4 form that `tensor` was dequantised from, if there is one.
+    `packed` is the stored form that `tensor` was dequantised from, if there is one.
     """
     site, _, kind = name.rpartition(".")
     owner = model.get_submodule(site)
     if isinstance(owner, QuantisedLinear) and kind == "weight":
-        parts = packed if packed is not None and isinstance(owner, NF4Linear) else owner.parts_of(tensor)
+        parts: Any = packed if type(packed) is owner.parts_type else owner.parts_of(tensor)
         return {f"{site}.{part}": value for part, value in parts._asdict().items()}
     return {name: tensor.to(dtype, copy=True).contiguous()}
-
-
-def _misfit(
-    path: Path, architecture: str, missing: list[str], unexpected: list[str], misshapen: list[str]
-) -> ModelError:
-    parts = {"missing": missing, "unexpected": unexpected, "wrong": misshapen}
-    lines = [f"  {len(names)} {what}: {_listed(names)}" for what, names in parts.items() if names]
-    return ModelError(
-        f"the weights in {path} do not fit the {architecture} that its config describes:\n" + "\n".join(lines)
-    )
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def save_model(
