@@ -23,6 +23,8 @@ from typing import Any
 from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
 from microplane.data.progress import Silent, Watcher
 from microplane.files import lock, object_in, write_json
+from microplane.methods import make_method
+from microplane.methods.method import Method
 from microplane.training.log import read_lines
 
 POLL = 0.1  # seconds between two looks at whether a process of an earlier sitting has ended
@@ -157,6 +159,8 @@ class Trials:
         sets["eval.metrics"] = "[auto]"
         if self.at_once > 1 and "train.threads" not in plan.set:  # each its part of the processor
             sets["train.threads"] = str(max(1, (os.cpu_count() or 1) // self.at_once))
+        if (every := self._eval_every(trial)) is not None:
+            sets["train.eval_every"] = str(every)
         if answering:  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
         if trial.stage == "final":
@@ -168,6 +172,15 @@ class Trials:
             sets["data.train"] = plan.rows.parts[str(trial.percent)]
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
         return [*program, "--config", str(self.folder / "trials.yaml"), "--name", trial.name, *arguments]
+
+    def _eval_every(self, trial: Trial) -> int | None:
+        """A run of the search is validated halfway and at its end: ten validations, as other runs have, take several
+        times as long as its few steps. Methods that decide by their validations (`lora-auto`) keep the ten."""
+        if trial.stage in ANSWERING or "train.eval_every" in self.plan.set:
+            return None
+        method = make_method({"name": trial.method} | self.plan.method_knobs(trial.method))
+        decides = type(method).after_validation is not Method.after_validation
+        return None if decides else -(-trial.steps // 2)
 
     def stop(self) -> None:
         """Have all that run save and end, and begin no more."""
