@@ -116,10 +116,6 @@ def compare(
         MicroplaneError: for anything that is wrong; trials that are done stay done.
     """
     watch = watch or Silent()
-    if parallel is not None:
-        check_type(parallel, "parallel", int, "a number of trials at once")
-        if parallel < 1:
-            raise ConfigError(f"--parallel {parallel}: at least one trial has to run")
     asked = (model, data, methods, budget, tokens, steps, metric, general, learning_curve or None, set, out)
     with notices_to(watch.say):
         if resume is not None:
@@ -127,8 +123,7 @@ def compare(
                 raise ConfigError(f"--resume {resume} takes everything from that comparison; give it alone")
             return _go_on(Path(resume), model, data, parallel, ray, watch)
         folder = _new_folder(out, model, data)
-        device = str((set or {}).get("model.device", "auto"))
-        with _machines(parallel, ray, device) as machines, _held(folder):
+        with _machines(parallel, ray, set or {}) as machines, _held(folder):
             limit = Budget.of(budget, tokens, steps)
             how = limit, seeds, metric, general, learning_curve
             plan = _planned(folder, model, data, set, methods, *how, watch)
@@ -169,12 +164,16 @@ def forecast(
         return Forecast(plan, trials, seconds, peaks, course.failed)
 
 
-def _machines(parallel: int | None, ray: str | None, device: str) -> AbstractContextManager[Machines]:
+def _machines(parallel: int | None, ray: str | None, set: Mapping[str, Any]) -> AbstractContextManager[Machines]:
     """Where the trials run: here, or on a Ray cluster."""
+    if parallel is not None:
+        check_type(parallel, "parallel", int, "a number of trials at once")
+        if parallel < 1:
+            raise ConfigError(f"--parallel {parallel}: at least one trial has to run")
     if ray is None:
         return nullcontext(ThisMachine(parallel or 1))
     check_type(ray, "ray", str, "HOST:PORT of a Ray cluster, auto, or local")
-    return cluster(ray, parallel, device)
+    return cluster(ray, parallel, str(set.get("model.device", "auto")))
 
 
 def _planned(
@@ -260,8 +259,7 @@ def _go_on(folder: Path, model: Any, data: Any, parallel: int | None, ray: str |
                 f"--resume {folder} goes on with the {what} {known}, not {value}; give the folder alone, or begin anew"
             )
     _check_rows(folder, plan)
-    device = str(plan.set.get("model.device", "auto"))
-    with _machines(parallel, ray, device) as machines, _held(folder):
+    with _machines(parallel, ray, plan.set) as machines, _held(folder):
         return _carry_out(folder, plan, machines, watch)
 
 
