@@ -17,6 +17,7 @@ OPTIONAL = {
     "compare",
     "hub",
     "parquet",
+    "ray",
     "serve",
     "suites",
     "transformers",

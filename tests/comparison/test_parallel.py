@@ -15,6 +15,7 @@ import pytest
 
 import microplane
 from microplane.comparison.course import Course
+from microplane.comparison.machines import ThisMachine
 from microplane.comparison.trials import StoppedError, Trials
 from microplane.errors import ConfigError
 from tests.comparison.kit import SETS, place, table
@@ -73,7 +74,7 @@ def test_an_interrupt_stops_all_of_them():
 
 def test_a_process_that_was_stopped_is_no_failed_trial(tmp_path, monkeypatch):
     """It saves and ends, and is gone on with later; none is begun after it."""
-    trials = Trials(tmp_path, SimpleNamespace(), SimpleNamespace(), 2)  # type: ignore[arg-type]
+    trials = Trials(tmp_path, SimpleNamespace(), SimpleNamespace(), ThisMachine(2))  # type: ignore[arg-type]
     sleeping = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     monkeypatch.setattr(Trials, "command", lambda self, trial: sleeping)
     trial = SimpleNamespace(name="one", steps=1)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from microplane.comparison.budget import Budget, number_in, seconds_in
+from microplane.comparison.plan import Trial
 from microplane.comparison.search import FACTOR, Lengths, best_of, edge_of, finalists, longest, rates
+from microplane.comparison.trials import Trials
+from microplane.data.progress import Silent
 from microplane.errors import ConfigError
 
 
@@ -97,3 +101,19 @@ def test_one_budget_alone():
     assert Budget.of("1h", None, None) == Budget("seconds", 3600)
     with pytest.raises(ConfigError, match="--budget and --steps are given"):
         Budget.of("1h", None, 3)
+
+
+PLAN = SimpleNamespace(set={}, task="classification", answer_rows=5, general=None)
+PLAN.rows, PLAN.method_knobs = SimpleNamespace(test="test"), lambda method: {}
+
+
+@pytest.mark.parametrize(("trial", "every"), [
+    (Trial("lora", "short", 1e-3, 12), "6"),
+    (Trial("lora", "half", 1e-3, 7), "4"),
+    (Trial("lora-auto", "short", 1e-3, 12), None),  # it decides by its validations
+    (Trial("lora", "final", 1e-3, 48), None),
+])  # fmt: skip
+def test_a_run_of_the_search_is_validated_halfway_and_at_its_end(trial, every, tmp_path):
+    command = Trials(tmp_path, PLAN, Silent()).command(trial)  # type: ignore[arg-type]
+    found = [part.removeprefix("train.eval_every=") for part in command if part.startswith("train.eval_every")]
+    assert found == ([every] if every else [])

@@ -110,3 +110,15 @@ def test_no_winner_comes_out_of_noise(rows):
         found = Judgement(methods, {"majority": Scores(right[-1], seeded=False)}, COSTS)
         wrong += any(claim.holds for claim in found.claims)
     assert wrong <= 9
+
+
+def test_where_seeds_differ_so_that_nothing_can_be_seen_no_figure_is_given():
+    rows = np.arange(100) / 100
+    methods = {
+        "lora": Scores(np.stack([rows < 0.2, rows < 0.8]) * 1.0),
+        "full": Scores(np.stack([rows < 0.9, rows < 0.3]) * 1.0),
+    }
+    found = Judgement(methods, {}, COSTS)
+    assert found.visible is not None
+    assert found.visible > 1
+    assert "with 2 seeds (no difference can be seen here): " in sentences(found, Words())[0]

@@ -272,3 +272,11 @@ def test_minilm_knows_what_is_alike(minilm):
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
     assert (vectors[0] @ vectors[1]).item() == pytest.approx(0.689, abs=5e-4)
     assert (vectors[0] @ vectors[2]).item() < 0.2
+
+
+def test_nothing_is_drawn_for_a_head_on_the_meta_device(monkeypatch):
+    """torch imports its compiler to draw there."""
+    model = tiny_encoder(next(iter(ENCODER_CONFIGS))).to("meta")
+    monkeypatch.setattr(torch.Tensor, "normal_", None)
+    with torch.device("meta"):
+        assert add_head(model, "classification", MEANT).out.weight.is_meta

@@ -9,6 +9,7 @@ import typer
 
 from microplane.cli import interrupts, options
 from microplane.cli.options import Quiet, Set, assigned
+from microplane.errors import ConfigError
 from microplane.files import json_line
 
 if TYPE_CHECKING:
@@ -35,7 +36,16 @@ LearningCurve = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where it is kept; a new folder.")]
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with this comparison.")]
 Parallel = Annotated[
-    int, typer.Option("--parallel", metavar="N", help="Trials at once, each in a process with its part of the cores.")
+    int | None,
+    typer.Option(
+        "--parallel", metavar="N", help="Trials at once, each in a process with its part of the cores; or one."
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="Trials on a Ray cluster: HOST:PORT, auto, or local (a new one here)."
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only list the trials and forecast time and memory from a few steps of each.")
@@ -56,7 +66,8 @@ def compare(
     set: Set = None,
     out: Out = None,
     resume: Resume = None,
-    parallel: Parallel = 1,
+    parallel: Parallel = None,
+    ray: Ray = None,
     dry_run: DryRun = False,
     json_: Annotated[bool, typer.Option("--json", help="Print comparison.json; progress to standard error.")] = False,
     quiet: Quiet = False,
@@ -74,9 +85,11 @@ def compare(
     given |= {"set": assigned({}, set) if set else None, "watch": None if quiet else terminal}
     with interrupts.told_with_notes(terminal.close):
         if dry_run:
+            if ray:
+                raise ConfigError("--dry-run makes a few steps of each method here; give it without --ray")
             _tell_forecast(comparison.forecast(model, data, seeds=seeds, **given))
             return
-        done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, parallel=parallel, **given)
+        done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, parallel=parallel, ray=ray, **given)
     if json_:
         typer.echo(json_line(done.result))
         return

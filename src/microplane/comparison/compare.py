@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from microplane.comparison.budget import Budget
 from microplane.comparison.course import Course
 from microplane.comparison.forecast import expected, shares, within_time
+from microplane.comparison.machines import Machines, ThisMachine
 from microplane.comparison.plan import Plan, Trial, chosen_methods, make_plan
+from microplane.comparison.ray_cluster import Cluster, cluster
 from microplane.comparison.result import result_of
 from microplane.comparison.rows import source_of
 from microplane.comparison.table import judged, measured
@@ -83,7 +85,8 @@ def compare(
     set: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    parallel: int = 1,
+    parallel: int | None = None,
+    ray: str | None = None,
     watch: Watcher | None = None,
 ) -> Comparison:
     """Compare methods on your data: each at its own best learning rate, with several seeds, on rows kept for the test.
@@ -104,30 +107,29 @@ def compare(
         out: the folder, which must be new; `runs/compare-<model>-<data>` otherwise.
         resume: the folder of a comparison that goes on, instead of all the above.
         parallel: trials at once, each in a process of its own with its part of the processor; their times are then
-            those of a shared machine.
+            those of a shared machine. One, or with `ray` one for each of its machines, unless it is said.
+        ray: a Ray cluster to run the trials on: its HOST:PORT, "auto" for the one that runs on this machine, or "local"
+            for one that begins and ends with this call.
         watch: is told what happens.
 
     Raises:
         MicroplaneError: for anything that is wrong; trials that are done stay done.
     """
     watch = watch or Silent()
-    check_type(parallel, "parallel", int, "a number of trials at once")
-    if parallel < 1:
-        raise ConfigError(f"--parallel {parallel}: at least one trial has to run")
     asked = (model, data, methods, budget, tokens, steps, metric, general, learning_curve or None, set, out)
     with notices_to(watch.say):
         if resume is not None:
             if any(one is not None for one in asked[2:]):
                 raise ConfigError(f"--resume {resume} takes everything from that comparison; give it alone")
-            return _go_on(Path(resume), model, data, parallel, watch)
+            return _go_on(Path(resume), model, data, parallel, ray, watch)
         how = Budget.of(budget, tokens, steps), seeds, metric, general, learning_curve
         if methods is not None:
             chosen_methods(methods, None)  # refused before there is a folder
         folder = _new_folder(out, model, data)
-        with _held(folder):
+        with _machines(parallel, ray, set or {}) as machines, _held(folder):
             plan = _planned(folder, model, data, set, methods, *how, watch)
             plan.write(folder)
-            return _carry_out(folder, plan, parallel, watch)
+            return _carry_out(folder, plan, machines, watch)
 
 
 def forecast(
@@ -161,6 +163,18 @@ def forecast(
         peaks = {one.trial.method: int(one.result["train"]["peak_memory_bytes"]) for one in course.pace.done}
         seconds = {name: course.pace.total(own) or 0.0 for name, own in by_method.items() if own}
         return Forecast(plan, trials, seconds, peaks, course.failed)
+
+
+def _machines(parallel: int | None, ray: str | None, set: Mapping[str, Any]) -> AbstractContextManager[Machines]:
+    """Where the trials run: here, or on a Ray cluster."""
+    if parallel is not None:
+        check_type(parallel, "parallel", int, "a number of trials at once")
+        if parallel < 1:
+            raise ConfigError(f"--parallel {parallel}: at least one trial has to run")
+    if ray is None:
+        return nullcontext(ThisMachine(parallel or 1))
+    check_type(ray, "ray", str, "HOST:PORT of a Ray cluster, auto, or local")
+    return cluster(ray, parallel, str(set.get("model.device", "auto")))
 
 
 def _planned(
@@ -238,7 +252,7 @@ def _forget(folder: Path) -> None:
             empty.rmdir()
 
 
-def _go_on(folder: Path, model: Any, data: Any, parallel: int, watch: Watcher) -> Comparison:
+def _go_on(folder: Path, model: Any, data: Any, parallel: int | None, ray: str | None, watch: Watcher) -> Comparison:
     plan = Plan.read(folder)
     for what, value, known in (("model", model, plan.model), ("data", data, plan.data)):
         if value is not None and str(value) != known:
@@ -246,8 +260,8 @@ def _go_on(folder: Path, model: Any, data: Any, parallel: int, watch: Watcher) -
                 f"--resume {folder} goes on with the {what} {known}, not {value}; give the folder alone, or begin anew"
             )
     _check_rows(folder, plan)
-    with _held(folder):
-        return _carry_out(folder, plan, parallel, watch)
+    with _machines(parallel, ray, plan.set) as machines, _held(folder):
+        return _carry_out(folder, plan, machines, watch)
 
 
 def _check_rows(folder: Path, plan: Plan) -> None:
@@ -264,8 +278,10 @@ def _check_rows(folder: Path, plan: Plan) -> None:
         )
 
 
-def _carry_out(folder: Path, plan: Plan, parallel: int, watch: Watcher) -> Comparison:
-    trials = Trials(folder, plan, watch, parallel)
+def _carry_out(folder: Path, plan: Plan, machines: Machines, watch: Watcher) -> Comparison:
+    if isinstance(machines, Cluster):
+        machines.check(_to_be_seen(folder, plan))
+    trials = Trials(folder, plan, watch, machines)
     course = Course(trials, plan, watch)
     if plan.steps is None:
         course.probe()
@@ -292,3 +308,9 @@ def _carry_out(folder: Path, plan: Plan, parallel: int, watch: Watcher) -> Compa
     result = result_of(folder, plan, course, finals, found, judgement)
     write_outputs(folder, result)
     return Comparison(folder, result)
+
+
+def _to_be_seen(folder: Path, plan: Plan) -> list[Path]:
+    """By each machine that runs trials: the plan, the rows, and a model or a text that lies in files of one's own."""
+    named = [plan.rows.train, plan.model, *([plan.general] if plan.general else [])]
+    return [(folder / "plan.json").absolute(), *(Path(one).absolute() for one in named if Path(one).exists())]

@@ -8,9 +8,7 @@ its own checkpoint; one that outlived the process that began it is waited for.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,9 +18,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from microplane.comparison.machines import LostError, Machines, Running, ThisMachine
 from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
 from microplane.data.progress import Silent, Watcher
+from microplane.errors import TrainingError
 from microplane.files import lock, object_in, write_json
+from microplane.methods import make_method
+from microplane.methods.method import Method
 from microplane.training.log import read_lines
 
 POLL = 0.1  # seconds between two looks at whether a process of an earlier sitting has ended
@@ -83,11 +85,15 @@ class Trials:
     folder: Path
     plan: Plan
     watch: Watcher
-    at_once: int = 1
+    machines: Machines = field(default_factory=ThisMachine)
     ledger: dict[str, Outcome] = field(default_factory=dict)  # of this sitting, those found finished among them
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    running: list[Running] = field(default_factory=list)
     stopping: bool = False
     noting: Lock = field(default_factory=Lock)  # of all that is written down
+
+    @property
+    def at_once(self) -> int:
+        return self.machines.at_once
 
     def run(self, trial: Trial) -> Outcome:
         """Have it done, unless it is; whatever becomes of it is in the ledger, on the disk too."""
@@ -121,33 +127,44 @@ class Trials:
             held.release()
 
     def _make(self, trial: Trial) -> Outcome:
+        """Train it in a process of its own; once more, from where it was, if its machine was lost."""
+        try:
+            return self._made(trial)
+        except LostError as lost:
+            self.watch.say(f"{trial.name}: its machine was lost ({lost}); it goes on where it was")
+        self._wait_for(trial)  # whoever began it may be gone, and its process not
+        try:
+            return self._finished(trial) or self._made(trial)
+        except LostError as lost:
+            raise TrainingError(
+                f"{trial.name}: its machine was lost twice ({lost}). What is done is kept; go on with: "
+                f"microplane compare --resume {self.folder}"
+            ) from None
+
+    def _made(self, trial: Trial) -> Outcome:
+        """Raises: LostError, if nobody can tell what became of its process; StoppedError."""
         place, log = self.place(trial), self.folder / "logs" / f"{trial.name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         if self.stopping:
             raise StoppedError
-        with log.open("wb") as errors:
-            process = subprocess.Popen(
-                self.command(trial),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
-            )
-            self.running.append(process)
-            self._follow(process, trial)
+        process = self.machines.begin(self.command(trial), log)
+        self.running.append(process)
+        try:
+            code = self._follow(process, trial)
+        finally:
             self.running.remove(process)
         if self.stopping:
             raise StoppedError
         if (outcome := self._finished(trial)) is not None:
             return outcome
         result = object_in(place / RESULT)
-        return Outcome(trial, place, result, _reason(result, log, process.returncode))
+        return Outcome(trial, place, result, _reason(result, log, code))
 
     def command(self, trial: Trial) -> list[str]:
         """That trains it, or goes on with it."""
         program = [sys.executable, "-m", "microplane", "train", "--quiet"]
         if (self.place(trial) / "run.yaml").is_file():
-            return [*program, "--resume", str(self.place(trial))]
+            return [*program, "--resume", str(self.place(trial).absolute())]
         plan, sets = self.plan, {"method.name": trial.method}
         sets |= {f"method.{name}": json.dumps(value) for name, value in plan.method_knobs(trial.method).items()}
         sets |= {"train.lr": f"{trial.lr:g}", "train.steps": str(trial.steps), "train.seed": str(trial.seed)}
@@ -155,8 +172,10 @@ class Trials:
         probed = PROBE_ANSWERS if trial.stage == "probe" and not plan.task else 0
         sets["eval.rows"] = str(plan.answer_rows if answering else probed)
         sets["eval.metrics"] = "[auto]"
-        if self.at_once > 1 and "train.threads" not in plan.set:  # each its part of the processor
-            sets["train.threads"] = str(max(1, (os.cpu_count() or 1) // self.at_once))
+        if (threads := self.machines.threads) is not None and "train.threads" not in plan.set:
+            sets["train.threads"] = str(threads)
+        if (every := self._eval_every(trial)) is not None:
+            sets["train.eval_every"] = str(every)
         if answering:  # the one place where the test rows are read
             sets["data.test"] = plan.rows.test
         if trial.stage == "final":
@@ -167,7 +186,16 @@ class Trials:
         if trial.stage == "part":
             sets["data.train"] = plan.rows.parts[str(trial.percent)]
         arguments = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
-        return [*program, "--config", str(self.folder / "trials.yaml"), "--name", trial.name, *arguments]
+        return [*program, "--config", str((self.folder / "trials.yaml").absolute()), "--name", trial.name, *arguments]
+
+    def _eval_every(self, trial: Trial) -> int | None:
+        """A run of the search is validated halfway and at its end: ten validations, as other runs have, take several
+        times as long as its few steps. Methods that decide by their validations (`lora-auto`) keep the ten."""
+        if trial.stage in ANSWERING or "train.eval_every" in self.plan.set:
+            return None
+        method = make_method({"name": trial.method} | self.plan.method_knobs(trial.method))
+        decides = type(method).after_validation is not Method.after_validation
+        return None if decides else -(-trial.steps // 2)
 
     def stop(self) -> None:
         """Have all that run save and end, and begin no more."""
@@ -175,33 +203,37 @@ class Trials:
         for process in list(self.running):
             _end(process)
 
-    def _follow(self, process: subprocess.Popen[bytes], trial: Trial) -> None:
-        """Until it has ended, showing how far it is; an interrupt lets it save and end first."""
+    def _follow(self, process: Running, trial: Trial) -> int:
+        """Its exit code, once it has ended, showing how far it is; an interrupt lets it save and end first."""
         watch = self.watch if self.at_once == 1 else Silent()  # a terminal has one line for progress
         show, speed = watch.progress(str(trial)), self.place(trial) / "speed.jsonl"
         try:
-            while True:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(SHOWN_EVERY)
-                    break
+            while (code := process.wait(SHOWN_EVERY)) is None:
                 with suppress(OSError, IndexError):
                     show(read_lines(speed)[-1]["step"], trial.steps)
+        except LostError:
+            raise
         except BaseException:
             _end(process)
             raise
         show(trial.steps, trial.steps)
+        return code
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Running) -> None:
     """Have it save and end, as Ctrl-C does; a second interrupt does not wait for that."""
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
-        process.wait()
+    process.interrupt()
+    with suppress(LostError):
+        try:
+            _ended(process)
+        except KeyboardInterrupt:
+            process.interrupt()
+            _ended(process)
+
+
+def _ended(process: Running) -> None:
+    while process.wait(SHOWN_EVERY) is None:
+        pass
 
 
 def _reason(result: Mapping[str, Any], log: Path, code: int) -> str:

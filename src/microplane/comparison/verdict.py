@@ -202,9 +202,11 @@ def _undecided(judgement: Judgement, words: Words) -> list[str]:
     assert visible is not None
     several = f"These {len(leaders)}" if len(leaders) > 2 else "These two"
     seeds = "one seed" if judgement.seeds == 1 else f"{judgement.seeds} seeds"
+    below = f"a difference below {words.gap(visible)} is invisible here"
+    seen = "no difference can be seen here" if words.share and visible >= 1 else below
     said = [
         f"{several} cannot be told apart on {judgement.rows:,} rows with {seeds} "
-        f"(a difference below {words.gap(visible)} is invisible here): {', '.join(leaders)}. "
+        f"({seen}): {', '.join(leaders)}. "
         f"Take the cheapest: {judgement.advised} (it trains the fewest weights)."
     ]
     if behind := [name for name in judgement.ranking if name not in leaders]:

@@ -26,6 +26,7 @@ from microplane.models.configs.head import PER_TOKEN
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.head import HeadObjective, windows_of
 from microplane.report.words import LOWER_IS_BETTER
+from microplane.training.adafactor import unmarked
 
 Scores = dict[str, float]
 
@@ -207,11 +208,18 @@ def _penalised(objective: HeadObjective, bags: Bags, labels: Tensor, shape: tupl
     return _fit(objective, bags, labels, _Linear.zeros(*shape), best)
 
 
+class _Search(torch.optim.LBFGS):
+    """Without the wrappers of torch that import its compiler when they are called: about two seconds a process."""
+
+    add_param_group = unmarked(torch.optim.Optimizer.add_param_group)
+    zero_grad = unmarked(torch.optim.Optimizer.zero_grad)
+
+
 def _fit(objective: HeadObjective, bags: Bags, labels: Tensor, model: _Linear, penalty: float) -> _Linear:
     """The least of the objective's own loss of a row, plus the penalty."""
     with torch.enable_grad():
         weights = [model.weight, model.bias]
-        search = torch.optim.LBFGS(weights, max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe")
+        search = _Search(weights, max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             search.zero_grad()

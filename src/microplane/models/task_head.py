@@ -66,7 +66,10 @@ class TaskHead(nn.Module):
     @torch.no_grad()
     def init_weights(self, std: float = 0.02, seed: int = 0, spare: Mapping[str, Tensor] | None = None) -> TaskHead:
         """New weights, normal with that deviation, biases 0; the hidden layer from `spare`, where pre-training (BERT's
-        pooler, ModernBERT's) or the head before this one has left one that fits."""
+        pooler, ModernBERT's) or the head before this one has left one that fits. On the meta device nothing is drawn:
+        torch imports its compiler to draw there, which takes a process some two seconds."""
+        if self.out.weight.is_meta:
+            return self
         generator = torch.Generator().manual_seed(seed)
         for linear in (self.dense, self.out):
             if linear is not None:

@@ -137,11 +137,13 @@ def plan(
     there = memory or free_memory() + psutil.Process().memory_info().rss
     at_once = lengths.at_once
     found = Plan(str(model), weight_count(plain), there, at_once.row, at_once.tokens, lengths.tokens)
+    if plain.KIND == "encoder" and plain.task_head is None:  # it learns labels; how many hardly matters
+        ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
     say = watch.progress("trying blocks")
     with run_context(config.train.threads):
         for number, name in enumerate(wanted):
             say(number, len(wanted))
-            found.methods.append(_of_method(name, config, checkpoint, found, lengths))
+            found.methods.append(_of_method(name, config, checkpoint, plain, found, lengths))
         say(len(wanted), len(wanted))
     return found
 
@@ -172,14 +174,13 @@ class _Lengths:
         return cls(at_once, round(steps * at_once.step))
 
 
-def _of_method(name: str, config: RunKnobs, checkpoint: Checkpoint, found: Plan, lengths: _Lengths) -> MethodPlan:
+def _of_method(
+    name: str, config: RunKnobs, checkpoint: Checkpoint, plain: Model, found: Plan, lengths: _Lengths
+) -> MethodPlan:
     try:
         method = make_method({"name": name})
         form = base_format(config.model, method, checkpoint.stored)
-        plain = build_on_meta(checkpoint)
         with torch.device("meta"):
-            if plain.KIND == "encoder" and plain.task_head is None:  # it learns labels; how many hardly matters
-                ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
             attach_method(method, attached := meta_copy(plain))
         shapes = Shapes(checkpoint.config, plain, attached, method, form)
         rates, process = machine.measured(), psutil.Process().memory_info().rss

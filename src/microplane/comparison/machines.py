@@ -1,0 +1,90 @@
+"""Where the processes of trials run: here, or on the machines of a Ray cluster (`ray_cluster.py`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class LostError(Exception):
+    """Nobody can tell what became of a process: the machine that it ran on does not answer."""
+
+
+class Running(Protocol):
+    """The process of a trial."""
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code, of one that a signal ended the signal's number below 0; None while it still runs.
+
+        Raises:
+            LostError: if nobody can tell any more.
+        """
+
+    def interrupt(self) -> None:
+        """Have it save and end, as Ctrl-C does."""
+
+
+class Machines(Protocol):
+    """Where trials run."""
+
+    at_once: int  # trials
+
+    @property
+    def threads(self) -> int | None:
+        """Of a trial; None where it may take what it takes."""
+
+    def begin(self, command: Sequence[str], log: Path) -> Running:
+        """A process for a trial; what it says of errors goes into `log`."""
+
+
+def begun(command: Sequence[str], log: Path, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A process of this machine. Ctrl-C reaches its parent alone, which hands it on once.
+
+    Args:
+        settings: environment variables beside those of this process.
+    """
+    with log.open("wb") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=os.environ | (settings or {}),
+            start_new_session=True,
+        )
+
+
+@dataclass
+class Local:
+    """A process of this machine."""
+
+    process: subprocess.Popen[bytes]
+
+    def wait(self, seconds: float) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
+
+    def interrupt(self) -> None:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGINT)
+
+
+@dataclass
+class ThisMachine:
+    """One trial after another, or several at once, each with its part of the processor."""
+
+    at_once: int = 1
+
+    @property
+    def threads(self) -> int | None:
+        return None if self.at_once == 1 else max(1, (os.cpu_count() or 1) // self.at_once)
+
+    def begin(self, command: Sequence[str], log: Path) -> Local:
+        return Local(begun(command, log))
