@@ -10,7 +10,7 @@ import time
 import pytest
 
 from microplane.training import heartbeat
-from microplane.training.heartbeat import Heartbeat
+from microplane.training.heartbeat import Heartbeat, this_machine
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def ring(monkeypatch):
     sleeper, said = subprocess.Popen(["sleep", "60"]), []
     first, second = Heartbeat(0, said.append), Heartbeat(1, said.append)
     one, two = (beat.address("127.0.0.1") for beat in (first, second))
-    assert (one[2], one[3]) == (socket.gethostname(), os.getpid())
+    assert (one[2], one[3]) == (this_machine(), os.getpid())
     yield first, second, [one, (*two[:3], sleeper.pid)], sleeper, said
     first.stop()
     second.stop()
@@ -46,3 +46,18 @@ def test_who_was_never_heard_is_left_alone(ring):
     time.sleep(0.1 * heartbeat.SILENT * 1.3)
     assert sleeper.poll() is None
     assert not said
+
+
+def test_a_number_of_another_machine_ends_nothing_here(ring):
+    first, second, addresses, sleeper, said = ring
+    addresses[1] = (*addresses[1][:2], f"{socket.gethostname()} of other containers", sleeper.pid)
+    first.start(addresses)
+    second.start(addresses)
+    time.sleep(0.3)
+    second.stop()
+    deadline = time.monotonic() + 20
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert said
+    assert sleeper.poll() is None

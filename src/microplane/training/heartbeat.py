@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 BEAT = 3.0  # seconds between two
 SILENT = 12  # turns without one after which a process counts as lost
@@ -44,11 +45,11 @@ class Heartbeat:
         self._socket.bind(("", 0))
 
     def address(self, master: str) -> tuple[str, int, str, int]:
-        """Where this process can be reached: its IP as it talks to `master`, a port, its machine's name, its id."""
+        """Where this process can be reached: its IP as it talks to `master`, a port, `this_machine()`, its id there."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
             asked.connect((master, 1))  # nothing is sent
             ip: str = asked.getsockname()[0]
-        return ip, self._socket.getsockname()[1], socket.gethostname(), os.getpid()
+        return ip, self._socket.getsockname()[1], this_machine(), os.getpid()
 
     def start(self, addresses: list[tuple[str, int, str, int]]) -> None:
         """Begin to send and to listen.
@@ -86,13 +87,24 @@ class Heartbeat:
 
     def _end(self, watched: int, machine: str, pid: int) -> None:
         """End the silent process where it is on this machine, which the others notice; else this one."""
-        text = f"process {watched} on {machine} has not answered for {BEAT * SILENT:.0f} seconds, so it was given up"
+        name = machine.split()[0]
+        text = f"process {watched} on {name} has not answered for {BEAT * SILENT:.0f} seconds, so it was given up"
         telling = threading.Thread(target=self.say_why, args=(text,), daemon=True)
         telling.start()
         telling.join(TELLING)  # where the silent one keeps the reasons, nobody answers
-        if machine == socket.gethostname():
+        if machine == this_machine():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not self._stopped.wait(GRACE):
             print(f"error: {text}. All that was saved is there: go on with --resume", file=sys.stderr, flush=True)
             os._exit(1)
+
+
+def this_machine() -> str:
+    """Its name, and what tells it from others of that name: containers have process ids of their own, and to kill by
+    the id of another would end somebody else's work."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # not Linux: by its name alone
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
