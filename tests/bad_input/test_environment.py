@@ -216,6 +216,7 @@ def mounts(here) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_real_file_systems_that_are_full_or_read_only(mounts, here):
     check_message(*mounts["full"], code=1)
     assert "No space left on device" in mounts["full"][2]

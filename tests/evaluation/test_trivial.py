@@ -48,6 +48,9 @@ class Rows:
     def __getitem__(self, row):
         return np.array(self.ids[row]), None
 
+    def where(self, row):
+        return f"rows:{row}"
+
     def labels(self, row):
         return np.atleast_1d(np.array(self.own[row], np.float32))
 

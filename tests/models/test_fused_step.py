@@ -15,8 +15,11 @@ from tests.tiny import CONFIGS, PAIR_CONFIGS
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="nothing can be compiled here")
 
+OTHER = ("gpt2", "gpt_neox", "phi3")  # whose blocks have layers that it does not know
 DECODERS = {
-    name: fields | {"head_dim": 16, "hidden_size": 64, "intermediate_size": 80} for name, fields in CONFIGS.items()
+    name: fields | {"head_dim": 16, "hidden_size": 64, "intermediate_size": 80}
+    for name, fields in CONFIGS.items()
+    if name not in OTHER
 }
 PAIRS = {name: PAIR_CONFIGS[name] | {"d_kv": 16} for name in ("t5", "t5-v1.0")}
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13]]
@@ -60,6 +63,14 @@ def test_in_float32(family):
 @pytest.mark.parametrize("family", ["llama-tied", "gemma2", "t5"])
 def test_in_bfloat16(family):
     same(model_of((DECODERS | PAIRS)[family], torch.bfloat16), 0.06)
+
+
+@pytest.mark.parametrize("family", OTHER)
+def test_blocks_of_another_kind_are_computed_one_by_one(family):
+    model = model_of(CONFIGS[family])
+    one, cache = written(model, True, steps=3)
+    assert cache.step is False
+    assert torch.equal(one, written(model, False, steps=3)[0])
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

@@ -130,7 +130,7 @@ def _leave(status: str) -> None:
 
 app.command(
     "eval",
-    epilog="Examples:  microplane eval runs/home test.jsonl   microplane eval runs/home --suite arc_easy --limit 200",
+    epilog="Example:  microplane eval runs/home test.jsonl;  microplane eval runs/home --suite arc_easy --limit 200",
 )(evaluate)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from microplane.errors import AdapterError
 from microplane.methods.adapted_linear import hf_paths
 from microplane.methods.method import Method
-from microplane.methods.targets import ROLES
+from microplane.methods.targets import FUSED, ROLES
 from microplane.models.contract import linears, module_map_of
 from microplane.nn.transposed import TransposedLinear
 
@@ -68,11 +68,13 @@ def refuse_unsupported(config: Mapping[str, Any], plain: Mapping[str, Any]) -> N
 
 
 def roles_of(config: Mapping[str, Any], field: str = "target_modules") -> list[str]:
-    """What a list of module names stands for here: roles, and names that the model is to look up."""
+    """What a list of module names stands for here: roles, and names that the model is to look up, as those of layers
+    that only some families have."""
     targets = config.get(field)
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise AdapterError(f"peft's {field} = {targets!r}; a list of module names is needed")
-    return sorted({ROLES.get(name) or name for name in targets})
+    roles = ((name, ROLES.get(name)) for name in targets)
+    return sorted({name if role is None or role in FUSED else role for name, role in roles})
 
 
 def need(config: Mapping[str, Any], *names: str) -> None:

@@ -262,11 +262,11 @@ def foreign(library: Path) -> None:
     [
         (cut, True),
         (foreign, True),
-        (lambda library: library.write_bytes(b""), True),
-        (lambda library: library.unlink(), True),
+        pytest.param(lambda library: library.write_bytes(b""), True, marks=pytest.mark.slow),
+        pytest.param(lambda library: library.unlink(), True, marks=pytest.mark.slow),
         (lambda library: (library.parent / "build.json").unlink(), False),
-        (lambda library: (library.parent / "build.json").write_text("{"), False),
-        (lambda library: (library.parent / "build.json").write_text("[]"), False),
+        pytest.param(lambda library: (library.parent / "build.json").write_text("{"), False, marks=pytest.mark.slow),
+        pytest.param(lambda library: (library.parent / "build.json").write_text("[]"), False, marks=pytest.mark.slow),
     ],
     ids=["cut off", "another library", "empty", "gone", "no note", "half a note", "another note"],
 )
