@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from microplane.checkpoints.adapter import save_adapter
 from microplane.data.tokenizers.gguf import CUTS
+from microplane.exports.gguf_model import ARCHITECTURES
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.methods.method import attach_method, trainable
@@ -33,7 +34,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-FAMILIES: dict[str, dict[str, Any]] = CONFIGS | {
+WRITTEN = {name: fields for name, fields in CONFIGS.items() if fields["architectures"][0] in ARCHITECTURES}
+FAMILIES: dict[str, dict[str, Any]] = WRITTEN | {  # of GGUF
     "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
     "llama-heads": LLAMA | {"head_dim": 16},
     "llama-linear": LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},

@@ -18,7 +18,7 @@ from microplane.models.contract import Model
 class HeadOnly(Selecting):
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "the model stays as it is and only a head on it trains; seconds, for few rows"
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 2e-3
     needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:
