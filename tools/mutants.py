@@ -112,6 +112,7 @@ class Copy:
             os.dup2(file.fileno(), 2)
         os.chdir(self.folder)
         sys.path[:0] = [str(self.folder / "src"), str(self.folder)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # of processes that tests start
         code = pytest.main(["-x", "-q", "-p", "no:randomly", *tests])
         sys.stdout.flush()
         os._exit(code)
