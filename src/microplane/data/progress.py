@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from microplane.errors import ConfigError
 
 Progress = Callable[[int, int], None]  # (done, of); of 0 where that is not known yet
+RowProgress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
 
 
 class Watcher(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from microplane.data.mixtures import task_templates as instructions
 from microplane.data.mixtures.sampler import Mixture, Side, open_mixture
 from microplane.data.mixtures.sources import source_files
 from microplane.data.mixtures.spec import MixturePlan, read_mixture
+from microplane.data.progress import RowProgress
 from microplane.errors import DataError
 from microplane.files import cache_dir
 
-Progress = Callable[[str, int, int | None], None]  # what is being done, rows done, rows in all if known
+Progress = RowProgress
 EVERY = 200  # rows between two calls of the progress
 VERSION = 1  # of the code that decides the rows; raise it when that changes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import import_module
@@ -14,6 +14,7 @@ from typing import Any
 
 from microplane.cache.entries import touch
 from microplane.cache.eviction import new_entry
+from microplane.data.progress import RowProgress
 from microplane.data.reading.read import SPLITS, find_splits
 from microplane.errors import ConfigError, DataError, first_line, notice
 from microplane.files import cache_dir, write_json
@@ -25,8 +26,6 @@ NAME = re.compile(
 )
 SPELLING = "hf://org/name, hf://org/name:split, hf://org/name/config:split or hf://org/name@revision:split"
 EVERY = 1000  # rows, after which progress is told
-
-Progress = Callable[[str, int, int | None], None]  # what is done, rows done, rows in all if known
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def is_on_hub(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def hub_splits(name: str, progress: Progress | None = None) -> dict[str, list[Path]]:
+def hub_splits(name: str, progress: RowProgress | None = None) -> dict[str, list[Path]]:
     """The files of each split, read from the Hub if this revision of it is not here yet.
 
     Classes are written by their names. A column that holds no text, numbers or lists of them is left out, and that is
@@ -138,7 +137,7 @@ def _last_read(latest: Path, wanted: HubName) -> str:
     return revision
 
 
-def _read(wanted: HubName, revision: str, folder: Path, progress: Progress | None) -> None:
+def _read(wanted: HubName, revision: str, folder: Path, progress: RowProgress | None) -> None:
     library = _library()
     where = wanted.repo, wanted.config
     try:
@@ -160,7 +159,7 @@ def _read(wanted: HubName, revision: str, folder: Path, progress: Progress | Non
         raise DataError(f"{wanted} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _write(rows: Any, file: Path, what: str, progress: Progress | None) -> bool:
+def _write(rows: Any, file: Path, what: str, progress: RowProgress | None) -> bool:
     """Rows as a JSONL file, as they come.
 
     Returns:
