@@ -26,7 +26,7 @@ from microplane.models.configs.head import PER_TOKEN
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.head import HeadObjective, windows_of
 from microplane.report.words import LOWER_IS_BETTER
-from microplane.training.adafactor import unmarked
+from microplane.training.own_optimizer import unmarked
 
 Scores = dict[str, float]
 

@@ -12,19 +12,16 @@ As T5 was trained with it (t5x): no momentum, step by step for a tensor W with g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def unmarked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torch's without what it was decorated with."""
-    return getattr(function, "__wrapped__", function)
+from microplane.training.own_optimizer import OwnOptimizer
 
 
-class Adafactor(torch.optim.Optimizer):
+class Adafactor(OwnOptimizer):
     """Adafactor without momentum, its state in float32 whatever the weights' format.
 
     Args:
@@ -36,9 +33,6 @@ class Adafactor(torch.optim.Optimizer):
         weight_decay: decoupled, by lr x weight_decay, as AdamW's.
         min_factored: tensors whose second largest dimension is at least this have the moment of rows and columns.
     """
-
-    zero_grad = unmarked(torch.optim.Optimizer.zero_grad)  # see `optim.AdamW`
-    add_param_group = unmarked(torch.optim.Optimizer.add_param_group)
 
     def __init__(
         self,
@@ -54,18 +48,6 @@ class Adafactor(torch.optim.Optimizer):
     ):
         defaults = {"lr": lr, "decay": decay, "clip": clip, "eps": eps, "scale_parameter": scale_parameter}
         super().__init__(params, defaults | {"weight_decay": weight_decay, "min_factored": min_factored})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         exact = torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -9,14 +9,14 @@ device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from microplane.training.adafactor import unmarked
+from microplane.training.own_optimizer import OwnOptimizer
 
 BLOCK = 256  # numbers
 SMALL = 4096  # numbers, below which nothing is rounded
@@ -56,15 +56,12 @@ def restored(codes: Tensor, largest: Tensor, signed: bool) -> Tensor:
     return numbers * largest.repeat_interleave(BLOCK, output_size=BLOCK * len(largest))[: len(codes)]
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(OwnOptimizer):
     """AdamW (arXiv 1711.05101) with 8-bit averages; see the module.
 
     Args:
         lr, betas, eps, weight_decay: as torch's AdamW has them; decay is decoupled.
     """
-
-    zero_grad = unmarked(torch.optim.Optimizer.zero_grad)  # see `optim.AdamW`
-    add_param_group = unmarked(torch.optim.Optimizer.add_param_group)
 
     def __init__(
         self,
@@ -76,24 +73,12 @@ class AdamW8bit(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad.reshape(-1), group)
-        return loss
-
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state |= _new_state(weight)
         state["step"] += 1
-        flat = weight.view(-1)
+        flat, grad = weight.view(-1), grad.reshape(-1)
         if len(flat) < SMALL:
             _adamw(flat, grad.float(), state["exp_avg"], state["exp_avg_sq"], state["step"].item(), group)
             return

@@ -14,8 +14,9 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method, trainable
 from microplane.models.contract import hf_names, levels
-from microplane.training.adafactor import Adafactor, unmarked
+from microplane.training.adafactor import Adafactor
 from microplane.training.adamw_8bit import AdamW8bit
+from microplane.training.own_optimizer import unmarked
 
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
 
