@@ -1,6 +1,7 @@
 """Shared by all tests: one thread (several are slower on tiny tensors, and the same bits need the same number)."""
 
 import os
+import reprlib
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,13 @@ def pytest_configure(config):
     """What a script starts in the background ignores Ctrl-C, and so would all processes that the tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_assertrepr_compare(op, left, right):
+    """Whole files that differ, told in a line: where CI is set, pytest lists all letters of them, for hours."""
+    if op == "==" and len(repr(left)) + len(repr(right)) > 100_000:
+        return [f"long values differ: {reprlib.repr(left)} == {reprlib.repr(right)}"]
+    return None
 
 
 @pytest.fixture(scope="session", autouse=True)

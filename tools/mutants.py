@@ -113,7 +113,7 @@ class Copy:
         os.chdir(self.folder)
         sys.path[:0] = [str(self.folder / "src"), str(self.folder)]
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # of processes that tests start
-        code = pytest.main(["-x", "-q", "-p", "no:randomly", *tests])
+        code = pytest.main(["-x", "-q", "--assert=plain", "-p", "no:randomly", *tests])  # that they fail is enough
         sys.stdout.flush()
         os._exit(code)
 

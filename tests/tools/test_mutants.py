@@ -166,7 +166,9 @@ def test_a_bug_is_caught_or_not(tmp_path, monkeypatch):
     for path, text in {
         "src/microplane/__init__.py": "",
         "src/microplane/a.py": "def double(x):\n    return 2 * x\n",
-        "tests/test_a.py": "from microplane.a import double\ndef test_double():\n    assert double(2) == 4\n",
+        "tests/test_a.py": "import random\nfrom microplane.a import double\n\n"
+        "def file(size):\n    return {'file': random.Random(size).randbytes(size)}\n\n"
+        "def test_double():\n    assert file(double(2)) == file(4)\n    assert file(double(30000)) == file(60000)\n",
         "examples/a.txt": "",
         "pyproject.toml": "",
     }.items():
@@ -183,10 +185,15 @@ def test_a_bug_is_caught_or_not(tmp_path, monkeypatch):
     def run(*entries: str) -> tuple[int, str]:
         lists.write_text(f"[{', '.join(entries)}]")
         command = [sys.executable, str(tmp_path / "tools" / "mutants.py")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""})
+        env = {
+            "PATH": "",
+            "CI": "true",
+        }  # where pytest lists all letters of two files that differ, unless it is told not to
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=60)
         return done.returncode, done.stdout
 
     assert run(entry % ("three", "3 * x")) == (0, "caught: double: three\n1 of 1 caught\n")
-    assert run(entry % ("square", "x * x")) == (1, "NOT CAUGHT: double: square\n0 of 1 caught\n")
+    assert run(entry % ("long", "x * 2 + (x > 2)")) == (0, "caught: double: long\n1 of 1 caught\n")
+    assert run(entry % ("sum", "x + x")) == (1, "NOT CAUGHT: double: sum\n0 of 1 caught\n")
     code, told = run((entry % ("gone", "3 * x")).replace("2 * x", "4 * x"))
     assert (code, told.splitlines()[-1]) == (1, "1 descriptions to be mended")
