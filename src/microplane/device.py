@@ -88,10 +88,24 @@ class PeakDeviceMemory:
         return torch.accelerator.max_memory_allocated(self.device) if self.counts else None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left; torch has none of its own for a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def give_back_device_memory(device: torch.device) -> None:
+    """Let go of what torch keeps of an accelerator's memory for later."""
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+
+
 @contextmanager
 def out_of_memory(error: type[MicroplaneError], advice: str) -> Iterator[None]:
-    """Inside, memory that a device does not have ends in `error`, with what can be changed."""
+    """Inside, memory that is not there ends in `error`, with what can be changed."""
     try:
         yield
-    except torch.OutOfMemoryError as found:
-        raise error(f"the device's memory does not hold a step: {str(found).splitlines()[0]}\n{advice}") from None
+    except (RuntimeError, MemoryError) as found:
+        if not is_out_of_memory(found):
+            raise
+        said = (str(found).splitlines() or ["none is left"])[0]
+        raise error(f"the device's memory does not hold a step: {said}\n{advice}") from None

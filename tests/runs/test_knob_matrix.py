@@ -115,6 +115,7 @@ ELSEWHERE = {  # only a Hub has any: tests/models/files/test_hub.py; another run
     "eval.batch_tokens",  # bounds batches that are small here, for there are ten at least: test_evaluate.py
     "model.revision",
     "model.adapter",
+    "train.deterministic",  # a CPU gives the same bits without it: test_stages.py
     "train.shard",  # needs several processes: tests/training/test_ranks.py, test_sharding.py
     "model.device",  # a machine has one, or a pretended one: tests/devices
 }

@@ -16,6 +16,7 @@ import torch
 
 import microplane
 from microplane.config.build import assemble
+from microplane.config.knobs import TrainKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError
 from microplane.files import cache_dir
@@ -206,9 +207,29 @@ def test_a_run_leaves_threads_and_random_numbers_as_they_were(place):
     train(place, train__threads=2)
     assert torch.get_num_threads() == 1
     assert torch.equal(torch.rand(3), expected)
-    with pytest.raises(ZeroDivisionError), run_context(2):
+    with pytest.raises(ZeroDivisionError), run_context(TrainKnobs(threads=2)):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 1
+
+
+def test_only_operations_that_give_the_same_bits_within_a_run(place, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def look(record):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+
+    sets = SETS | {"runs": str(place / "runs"), "train.deterministic": True, "eval.rows": 0}
+    microplane.train(str(place / "model"), str(place / "rows.jsonl"), set=sets, callback=look)
+    assert set(seen) == {(True, ":4096:8")}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    told = r"train\.deterministic: torch has no deterministic form .* grid_sampler_2d_\S+ .* model\.device=cpu"
+    lacks = "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set"
+    with pytest.raises(ConfigError, match=told), run_context(TrainKnobs(deterministic=True)):
+        raise RuntimeError(lacks)
+    with pytest.raises(RuntimeError, match="no such shape"), run_context(TrainKnobs(deterministic=True)):
+        raise RuntimeError("no such shape")
 
 
 def test_peak_memory_is_counted_from_where_it_begins():

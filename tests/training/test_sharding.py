@@ -10,7 +10,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.nn.sharded import save_gathered, whole
-from microplane.runs.others import check_shard
+from microplane.runs.others import check_knobs
 from microplane.training.ranks import ALONE, Ranks
 
 FULL = make_method("full")
@@ -49,10 +49,12 @@ def test_a_file_written_tensor_by_tensor_is_the_one_that_safetensors_writes(tmp_
 )
 def test_what_cannot_be_sharded_is_refused(method, knobs, size, said):
     with pytest.raises(ConfigError, match=said):
-        check_shard(TrainKnobs(shard=True, **knobs), make_method(method), Ranks(0, size), begun=False)
+        check_knobs(TrainKnobs(shard=True, **knobs), make_method(method), Ranks(0, size), begun=False)
 
 
 def test_one_process_goes_on_with_what_several_have_begun():
-    assert "holds the whole model" in str(check_shard(TrainKnobs(shard=True), FULL, ALONE, begun=True))
-    assert check_shard(TrainKnobs(shard=True), FULL, Ranks(0, 2), begun=False) is None
-    assert check_shard(TrainKnobs(), make_method("lora"), ALONE, begun=False) is None
+    assert "holds the whole model" in str(check_knobs(TrainKnobs(shard=True), FULL, ALONE, begun=True))
+    assert check_knobs(TrainKnobs(shard=True), FULL, Ranks(0, 2), begun=False) == []
+    auto = TrainKnobs(micro_tokens="auto")
+    assert check_knobs(auto, make_method("lora"), ALONE, begun=False) == []
+    assert "4,096 throughout" in check_knobs(auto, make_method("lora"), Ranks(0, 2), begun=False)[0]

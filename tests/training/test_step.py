@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,7 +64,7 @@ def test_a_step_goes_along_the_gradient_of_all_rows_cut_to_the_norm(monkeypatch,
     group = {**state.optimizer.param_groups[0]}
     descent = torch.optim.SGD(group["params"], lr=group["lr"])
     descent.param_groups[0]["peak_lr"] = group["peak_lr"]
-    record = train_step(TrainState(**{**vars(state), "optimizer": descent}), Totals())
+    record = train_step(replace(state, optimizer=descent), Totals())
     assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     scale = 0.5 * min(1.0, clip / norm.item() if clip else 1.0)
     for name, tensor in trainable(state.model).items():
@@ -76,9 +78,9 @@ def test_the_penalty_of_a_method_is_a_part_of_the_gradient(monkeypatch):
     grads = []
     with monkeypatch.context() as patch:
         patch.setattr(type(state.method), "step", lambda *given: grads.append(weight.grad.clone()))
-        train_step(TrainState(**{**vars(state), "knobs": state.knobs.model_copy(update={"clip": 0})}), Totals())
+        train_step(replace(state, knobs=state.knobs.model_copy(update={"clip": 0})), Totals())
         patch.setattr(type(state.method), "penalty", lambda method, model: 3 * weight.sum())
-        train_step(TrainState(**{**vars(state), "knobs": state.knobs.model_copy(update={"clip": 0})}), Totals())
+        train_step(replace(state, knobs=state.knobs.model_copy(update={"clip": 0})), Totals())
     torch.testing.assert_close(grads[1], grads[0] + 3)
 
 

@@ -184,6 +184,9 @@ class DataKnobs(Knobs):
         return [str(item) if isinstance(item, int) else item for item in items]
 
 
+MICRO_TOKENS = 4096
+
+
 class TrainKnobs(Knobs):
     epochs: float | None = Field(
         None,
@@ -195,10 +198,10 @@ class TrainKnobs(Knobs):
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
-    micro_tokens: int = Field(
-        4096,
-        ge=16,
-        description="tokens computed at once (of rows above 512 each counts for more, as attention keeps more of it)",
+    micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = Field(
+        MICRO_TOKENS,
+        description="tokens computed at once (of rows above 512 each counts for more, as attention keeps more of it). "
+        "auto: as many, and half of them each time that the memory does not hold a step",
     )
     recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",
@@ -253,6 +256,9 @@ class TrainKnobs(Knobs):
     seed: int = Field(
         0, ge=0, le=2**31, description="seed of the order of rows, of new weights, of dropout and of span corruption"
     )
+    deterministic: bool = Field(
+        False, description="use only operations that give the same bits each time; slower on a GPU, so on a CPU always"
+    )
     threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")
     eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
     patience: int = Field(3, ge=0, description="validations without improvement before training stops early; 0: never")
@@ -270,6 +276,11 @@ class TrainKnobs(Knobs):
         description="gradual unfreezing: the head trains alone at first, then from the top one block more every so "
         "many steps",
     )
+
+    @property
+    def at_once(self) -> int:
+        """Tokens computed at once, at the run's start."""
+        return MICRO_TOKENS if self.micro_tokens == "auto" else self.micro_tokens
 
     @property
     def lowers_lr(self) -> bool:

@@ -94,7 +94,7 @@ class AtOnce:
         """
         lengths, steps = plan.lengths, min(LOOKED_AT, plan.run_steps(knobs))
         every = (plan.at(step)[1] for step in range(steps))
-        parts = [lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.micro_tokens)]
+        parts = [lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.at_once)]
         most = max(parts, key=lambda part: int(tokens_kept(part).sum()))
         tokens = int(most.sum())
         there = max(int(validation.max(initial=1)), -(-int(validation.sum()) // LEAST_BATCHES))
@@ -111,7 +111,7 @@ class AtOnce:
     def of_rows(cls, row: int, knobs: TrainKnobs, evaluated: int) -> Self:
         """Of rows that are all as long, where there are none to look at."""
         step = knobs.batch_tokens or row * knobs.batch_size
-        tokens = max(row, min(knobs.micro_tokens, step))
+        tokens = max(row, min(knobs.at_once, step))
         return cls(tokens, row, tokens, float(step), evaluated)
 
 

@@ -140,7 +140,7 @@ def plan(
     if plain.KIND == "encoder" and plain.task_head is None:  # it learns labels; how many hardly matters
         ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
     say = watch.progress("trying blocks")
-    with run_context(config.train.threads):
+    with run_context(config.train):
         for number, name in enumerate(wanted):
             say(number, len(wanted))
             found.methods.append(_of_method(name, config, checkpoint, plain, found, lengths))

@@ -93,7 +93,7 @@ def check(
     """
     config, inline = configuration(model, data, method, set, knobs)
     found, watch = Checked(), watch or Silent()
-    with in_a_file(config, inline) as there, run_context(there.train.threads):
+    with in_a_file(config, inline) as there, run_context(there.train):
         prepared = _prepared(found, there, watch)
         if prepared is not None:
             _look(found, prepared, rehearsal, watch)

@@ -15,7 +15,7 @@ from microplane.training import ranks
 from microplane.training.ranks import Ranks, world
 from microplane.training.sharding import refuse_shard
 
-__all__ = ["check_shard", "joined", "prepared_alike", "world"]
+__all__ = ["check_knobs", "joined", "prepared_alike", "world"]
 
 
 @contextmanager
@@ -44,8 +44,8 @@ def joined(device: str, rows_in_hand: bool) -> Iterator[Ranks]:
         yield found
 
 
-def check_shard(knobs: TrainKnobs, method: Method, found: Ranks, begun: bool) -> str | None:
-    """What is to be said of `train.shard`.
+def check_knobs(knobs: TrainKnobs, method: Method, found: Ranks, begun: bool) -> list[str]:
+    """What is to be said of knobs that work otherwise with several processes, or with one.
 
     Args:
         begun: the run goes on with what more processes may have begun.
@@ -53,13 +53,16 @@ def check_shard(knobs: TrainKnobs, method: Method, found: Ranks, begun: bool) ->
     Raises:
         ConfigError: where there is nothing to share out, or nobody to share it with.
     """
+    several, told = found.size > 1, []
+    if knobs.micro_tokens == "auto" and several:
+        told = [f"train.micro_tokens: {knobs.at_once:,} throughout; only a process alone takes less where it must"]
     if not knobs.shard:
-        return None
+        return told
     refuse_shard(knobs, method)
-    if found.size > 1:
-        return None
+    if several:
+        return told
     if begun:
-        return "train.shard: this process is alone, so it holds the whole model"
+        return ["train.shard: this process is alone, so it holds the whole model"]
     raise ConfigError(
         "train.shard shares a model out to several processes, and this is one: add --processes 2, or more"
     )

@@ -131,11 +131,11 @@ def train(
         watch = callback = None
     say = getattr(watch, "say", None)
     watch = Calling(watch or Silent(), callback)
-    with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train.threads):
+    with others.joined(config.model.device, inline is not None) as ranks, run_context(config.train):
         method_search.refuse(config, ranks)
         checked = check_config(method_search.stand_in(config), watch, begun=resume)
         refuse_many(config, ranks)
-        if line := others.check_shard(config.train, checked, ranks, resume):
+        for line in others.check_knobs(config.train, checked, ranks, resume):
             watch.say(line)
         if not ranks.is_first:
             return _follow(config, checked, resume, ranks)

@@ -14,25 +14,53 @@ from typing import Any
 
 import torch
 
+from microplane.config.knobs import TrainKnobs
+from microplane.errors import ConfigError, first_line
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 STOP_SIGNALS: list[int] = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 @contextmanager
-def run_context(threads: int | None) -> Iterator[None]:
-    """Within the context torch has `threads` threads; afterwards their number, and the state of torch's random numbers,
-    are what they were before.
+def run_context(knobs: TrainKnobs) -> Iterator[None]:
+    """Within the context torch has `threads` threads, as many as there are now if None, and where the run asks for it
+    only `deterministic` operations; afterwards all is as it was, the state of torch's random numbers too.
 
-    Args:
-        threads: of torch's operations; as many as there are now if None.
+    Raises:
+        ConfigError: for an operation that torch has in no deterministic form.
     """
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _deterministic(knobs.deterministic):
         try:
-            if threads:
-                torch.set_num_threads(threads)
+            if knobs.threads:
+                torch.set_num_threads(knobs.threads)
             yield
         finally:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(WORKSPACE)
+    os.environ.setdefault(WORKSPACE, ":4096:8")  # which cuBLAS reads at its first product
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise ConfigError(
+            f"train.deterministic: torch has no deterministic form of an operation of this run: {first_line(error)}. "
+            "Set train.deterministic=false, or model.device=cpu"
+        ) from None
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)
 
 
 class PeakMemory:

@@ -37,7 +37,7 @@ def init_from_data(
     rows, names = method.init_rows, hf_names(model)
     if rows:
         say(f"choosing what to start from by {min(rows, len(train))} training rows")
-    losses = sample_losses(objective, model, train, rows, knobs.seed, knobs.micro_tokens)
+    losses = sample_losses(objective, model, train, rows, knobs.seed, knobs.at_once)
 
     def weight(site: str) -> Tensor:
         if module_map_of(model) is not None:

@@ -18,10 +18,11 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.store import Dataset
-from microplane.device import out_of_memory
-from microplane.errors import TrainingError
+from microplane.device import give_back_device_memory, is_out_of_memory, out_of_memory
+from microplane.errors import TrainingError, notice
 from microplane.hardware import give_back_memory
 from microplane.methods import Method
+from microplane.models.contract import device_of
 from microplane.nn.sharded import reshard
 from microplane.objectives.base import AnyObjective
 from microplane.training import resume as checkpoint
@@ -189,7 +190,8 @@ class Training:
     def step(self) -> None:
         started, state = time.perf_counter(), self.state
         try:
-            record = train_step(state, self.totals)
+            while (record := self._step_if_memory_holds_it()) is None:
+                self.take_less()
         except NotFiniteError as error:
             if not self.retreat(str(error).splitlines()[0]):
                 raise
@@ -197,6 +199,30 @@ class Training:
         self.log.write(record, _clock(record, time.perf_counter() - started, state.total))
         if self.totals.step == CHECK_STEP:
             self.movement.check(state.model, self.totals.step, state.may_not_move(self.totals.step))
+
+    def _step_if_memory_holds_it(self) -> Record | None:
+        """A step's record; None where there is no memory for it, and less can be computed at once."""
+        state = self.state
+        try:
+            return train_step(state, self.totals)
+        except (RuntimeError, MemoryError) as error:
+            *_, parts = state.cut(self.totals.step, state.at_once(self.totals))
+            alone = state.ranks.size == 1  # others would wait for this process
+            if state.knobs.micro_tokens == "auto" and alone and is_out_of_memory(error) and max(map(len, parts)) > 1:
+                return None  # so that what the error holds is let go of first
+            raise
+
+    def take_less(self) -> None:
+        """Compute half as many tokens at once from here on."""
+        before = self.state.at_once(self.totals)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        give_back_memory()
+        give_back_device_memory(device_of(self.state.model))
+        self.totals.halvings += 1
+        notice(
+            f"step {self.totals.step + 1}: the memory does not hold {before:,} tokens at once; on with "
+            f"{self.state.at_once(self.totals):,} (train.micro_tokens=auto)"
+        )
 
     def after_step(self, interrupted: bool) -> None:
         """What is due now: a validation, which saves too, or a checkpoint alone."""

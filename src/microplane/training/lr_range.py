@@ -137,7 +137,7 @@ def _loss_at_start(state: TrainState, model: nn.Module, step: int) -> float:
     """Of the rows of a step, by the model as the run starts, without dropout."""
     epoch, rows = state.plan.at(step)
     train, ours = state.train.at(epoch), cast(Model, model)
-    parts = micro_batches(rows, train.lengths, state.knobs.micro_tokens)
+    parts = micro_batches(rows, train.lengths, state.knobs.at_once)
     batches = [batch_of(state.objective, ours, train, indices) for indices in parts]
     with in_eval_mode(ours), torch.no_grad():
         losses = [state.objective.loss(ours, batch, state.knobs.label_smoothing).item() for batch in batches]

@@ -15,10 +15,11 @@ from microplane.data.batch_plan import BatchPlan, micro_batches
 from microplane.data.store import Dataset
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods import Method
-from microplane.models.contract import Model
+from microplane.models.contract import Model, device_of
 from microplane.nn.sharded import local
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.collate import batch_of
+from microplane.training.ahead import Ahead, StepRows
 from microplane.training.log import Record
 from microplane.training.monitor import CHECK_STEP
 from microplane.training.optim import make_optimizer, schedule, set_lr, still_frozen, temporarily_frozen, warmup_steps
@@ -41,6 +42,7 @@ class Totals:
     trained_tokens: int = 0
     losses: list[float] = field(default_factory=list)  # since the last validation
     retreats: list[Record] = field(default_factory=list)  # after divergence: see `Training.retreat`
+    halvings: int = 0  # of what is computed at once, where memory did not hold it: see `Training.take_less`
 
     @property
     def lr_factor(self) -> float:
@@ -67,6 +69,10 @@ class TrainState:
     warmup: int  # of them
     optimizer: torch.optim.Optimizer
     ranks: Ranks = ALONE
+    ahead: Ahead = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ahead", Ahead(self._rows))
 
     @classmethod
     def of(
@@ -90,6 +96,21 @@ class TrainState:
         optimizer = make_optimizer(method, model, knobs)
         return cls(objective, model, method, train, knobs, plan, total, warmup, optimizer, ranks)
 
+    def at_once(self, totals: Totals) -> int:
+        """The most tokens of a micro-batch; a longer row is one alone."""
+        return max(1, self.knobs.at_once >> totals.halvings)
+
+    def cut(self, step: int, at_once: int) -> tuple[Dataset, np.ndarray, list[list[int]]]:
+        """The data set as a step's epoch has it, the step's rows, and the micro-batches of this process's share."""
+        epoch, rows = self.plan.at(step)
+        train = self.train.at(epoch)
+        return train, rows, micro_batches(self.ranks.share(rows, train.lengths), train.lengths, at_once)
+
+    def _rows(self, step: int, at_once: int) -> StepRows:
+        train, rows, parts = self.cut(step, at_once)
+        batches = [batch_of(self.objective, self.model, train, indices) for indices in parts]
+        return StepRows(step, at_once, train, rows, parts, batches)
+
     def still_frozen(self, step: int) -> dict[str, nn.Parameter]:
         """What gradual unfreezing has not reached in the step of this number, counted from 0."""
         return still_frozen(self.model, self.knobs.unfreeze_every, step)
@@ -106,10 +127,8 @@ class TrainState:
 def train_step(state: TrainState, totals: Totals) -> Record:
     """One optimizer step: losses are summed over all its rows and divided once, by all its trained tokens."""
     model, knobs, number, ranks = state.model, state.knobs, totals.step + 1, state.ranks
-    epoch, rows = state.plan.at(totals.step)
-    train = state.train.at(epoch)
-    parts = micro_batches(ranks.share(rows, train.lengths), train.lengths, knobs.micro_tokens)
-    batches = [batch_of(state.objective, model, train, indices) for indices in parts]
+    taken = state.ahead.take(totals.step, state.at_once(totals))
+    train, rows, parts, batches = taken.train, taken.rows, taken.parts, taken.batches
     counts = ranks.each((sum(batch.count for batch in batches), len(parts)))
     again = max(count for _, count in counts) - len(parts) if ranks.sharded else 0
     tokens, trained = int(train.lengths[rows].sum()), sum(count for count, _ in counts)
@@ -125,7 +144,9 @@ def train_step(state: TrainState, totals: Totals) -> Record:
             shares.append(share.detach())
         for _ in range(again):  # who holds a part of the model computes whenever the others do
             _compute_for_others(state, train, rows)
-    # read once, so that a device works on while rows are prepared
+    if number < state.total and device_of(model).type != "cpu":  # which has no time to spare
+        state.ahead.prepare(number, taken.at_once)
+    # read once, so that a device works on until here
     losses: list[float] = torch.stack(shares).tolist() if shares else []
     loss = 0.0
     for indices, part_loss in ranks.joined_lists(list(zip(parts, losses, strict=True))):
