@@ -16,6 +16,7 @@ import pytest
 import microplane
 from microplane.comparison.course import Course
 from microplane.comparison.machines import ThisMachine
+from microplane.comparison.result import _notes
 from microplane.comparison.trials import StoppedError, Trials
 from microplane.errors import ConfigError
 from tests.comparison.kit import SETS, place, table
@@ -108,6 +109,13 @@ def begun(model: str, data: str, out: Path, *more: str) -> list[str]:
     sets = [part for name, value in SETS.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "microplane", "compare", "--quiet", model, data]
     return [*command, "--methods", "lora,ia3", "--seeds", "2", "--out", str(out), *more, *sets]
+
+
+def test_it_is_told_that_trials_shared_a_machine():
+    plan = SimpleNamespace(rows=SimpleNamespace(told=""), answer_rows=9, counts={"test": 9}, task=None, seeds=1)
+    alone, shared = (" ".join(_notes(plan, 0, {}, {}, at_once)) for at_once in (1, 3))
+    assert "ran at once" not in alone
+    assert "Up to 3 trials ran at once" in shared
 
 
 @pytest.mark.slow

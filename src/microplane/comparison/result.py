@@ -46,7 +46,7 @@ def result_of(
         "schema": SCHEMA,
         "name": folder.name,
         "answer": told(found, judgement),
-        "notes": _notes(plan, found.dropped, search, finals),
+        "notes": _notes(plan, found.dropped, search, finals, course.trials.at_once),
         "metric": {
             "name": found.metric.name,
             "lower_is_better": found.metric.lower,
@@ -78,9 +78,16 @@ def general_of(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> dict[str,
     return {name: first[name] for name in ("text", "tokens", "objective")}
 
 
-def _notes(plan: Plan, dropped: int, search: Mapping[str, Any], finals: Mapping[str, Sequence[Outcome]]) -> list[str]:
+def _notes(
+    plan: Plan, dropped: int, search: Mapping[str, Any], finals: Mapping[str, Sequence[Outcome]], at_once: int
+) -> list[str]:
     """What one should know of how the figures came about."""
     notes = [f"Test rows: {plan.rows.told}. They were read once, at the end, by the final runs."]
+    if at_once > 1:
+        notes.append(
+            f"Up to {at_once} trials ran at once (--parallel, --ray), so seconds and tokens per second are those of "
+            "trials that shared a machine, or of different machines."
+        )
     if plan.answer_rows < plan.counts["test"]:
         notes.append(
             f"Answers were generated to {plan.answer_rows:,} of {plan.counts['test']:,} test rows; "
