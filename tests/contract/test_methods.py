@@ -30,6 +30,7 @@ ONE, PAIRS = "llama-tied", "t5"
 REFUSED = {
     ("bitfit", "llama-tied"): "trains biases, and LlamaForCausalLM has none",
     ("bitfit", "t5"): "trains biases, and T5ForConditionalGeneration has none",
+    ("bitfit", "t5gemma"): "trains biases, and T5GemmaForConditionalGeneration has none",
     ("bitfit", "granite"): "trains biases, and GraniteForCausalLM has none",
     ("bitfit", "eurobert"): "trains biases, and EuroBertModel has none",
     ("bitfit", "phi3"): "trains biases, and Phi3ForCausalLM has none",
@@ -39,6 +40,7 @@ REFUSED = {
     ("bitfit", "olmo2"): "trains biases, and Olmo2ForCausalLM has none",
     ("head-only", "olmo2"): "this Olmo2ForCausalLM has no head of its own to train",
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
+    ("head-only", "t5gemma"): "this T5GemmaForConditionalGeneration has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
 }
 MORE = [
@@ -82,6 +84,7 @@ SIMILAR = {
     "gpt2",
     "gpt_neox",
     "phi3",
+    "t5gemma",
 }
 QUICK = {"lora", "prompt"}
 

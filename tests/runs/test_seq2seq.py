@@ -23,6 +23,7 @@ def pair_folder(folder: Path, family: str = "t5") -> Path:
     size = save_byte_tokenizer(folder, ends=True)
     fields = PAIR_CONFIGS[family] | {"vocab_size": size, "eos_token_id": 1, "pad_token_id": 0}
     fields |= {"decoder_vocab_size": size} if "decoder_vocab_size" in fields else {}
+    fields |= {name: fields[name] | {"vocab_size": size} for name in ("encoder", "decoder") if name in fields}
     save_model(family_of(fields).from_hf(fields).init_weights(0), folder)
     return folder
 
@@ -41,7 +42,7 @@ SET = {"train.steps": 12, "train.lr": 3e-3, "model.dtype": "float32", "train.eva
     ("family", "method"),
     some(
         [(family, method) for family in PAIR_CONFIGS for method in ("lora", "full")],
-        [("t5", "lora"), ("marian", "full"), ("marian-apart", "lora")],
+        [("t5", "lora"), ("marian", "full"), ("marian-apart", "lora"), ("t5gemma", "lora")],
     ),
 )
 def test_an_encoder_decoder_learns_and_is_opened_again(family, method, tmp_path):

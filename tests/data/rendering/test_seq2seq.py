@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
@@ -40,6 +42,35 @@ def test_a_tokenizer_that_adds_no_end_token_gets_one(tmp_path):
     save_byte_tokenizer(tmp_path, ends=False)
     (row,) = Seq2SeqRenderer(load_tokenizer(tmp_path)).rows(example(("user", "ab"), ("assistant", "c")), 99, 99)
     assert [row.ids[2], row.ids[-1]] == [1, 1]
+
+
+def gemma_like(folder, config):
+    """Bytes with <unk> for what stands before every text, and an end of its own that stands behind none."""
+    save_byte_tokenizer(folder)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing("<unk> $A", special_tokens=[("<unk>", 2)])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
+def test_what_the_tokenizer_puts_before_a_text_stands_there_once(tmp_path):
+    """T5Gemma's: a source is left open, and the token that the decoder is started by is not written again."""
+    tokenizer = gemma_like(tmp_path, {"decoder": {"bos_token_id": 2}})
+    said = example(("user", "abcd"), ("assistant", "xy"))
+    (row,) = Seq2SeqRenderer(tokenizer).rows(said, 99, 99)
+    both = row.ids[: row.source_length], row.ids[row.source_length :]
+    assert [tokenizer.decode(ids, False) for ids in both] == ["<unk>abcd", "xy</s>"]
+    (cut,) = Seq2SeqRenderer(tokenizer).rows(said, 3, 99)
+    assert tokenizer.decode(cut.ids[: cut.source_length], False) == "<unk>ab"
+    spoken = example(("system", "s"), ("user", "old"), ("assistant", "no"), ("user", "new"), ("assistant", "xy"))
+    (cut,) = Seq2SeqRenderer(tokenizer).rows(spoken, 9, 99)
+    assert tokenizer.decode(cut.ids[: cut.source_length], False) == "<unk>s\n\n: new"
+    (cut,) = Seq2SeqRenderer(tokenizer).rows(spoken, 5, 99)
+    assert tokenizer.decode(cut.ids[: cut.source_length], False) == "<unk> new"
+    tokenizer = gemma_like(tmp_path, {"decoder_start_token_id": 1})
+    (row,) = Seq2SeqRenderer(tokenizer).rows(said, 99, 99)
+    assert tokenizer.decode(row.ids[row.source_length :], False) == "<unk>xy</s>"
 
 
 @pytest.mark.parametrize(

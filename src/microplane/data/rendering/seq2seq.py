@@ -1,7 +1,8 @@
 """Examples -> pairs of rows for an encoder-decoder: what is read, and what is written.
 
 A pair is stored as one row, the source and behind it the target, with the length of the source beside it. Both end with
-the model's end token, put there by its tokenizer.
+the model's end token, put there by its tokenizer; but not a source where that puts something before a text and nothing
+behind it, as T5Gemma's does. A target never begins with the token that the decoder is started by.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Seq2SeqRenderer:
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
         self.end = self.stops[0]
+        self.start = tokenizer.source.decoder_start if tokenizer.source else None
+        around = tokenizer.encode("", special=True)
+        self.opening = [] if not around or around[-1] in self.stops else around  # before a source that is left open
 
     @property
     def traits(self) -> RowTraits:
@@ -45,7 +49,8 @@ class Seq2SeqRenderer:
         if last < 0:  # nothing is to be trained
             return [TokenRow([])]
         source, lost = self._source(example.messages[:last], max_length)
-        target = self._ended(self.tokenizer.encode_target(example.messages[last].content))
+        target = self.tokenizer.encode_target(example.messages[last].content)
+        target = self._ended(target[1:] if target[:1] == [self.start] else target)
         if len(target) > max_target:
             target, lost = target[:max_target], "answer"
         targets = [False] * len(source) + [True] * len(target)
@@ -57,14 +62,16 @@ class Seq2SeqRenderer:
         if len(ids) <= most:
             return ids, ""
         if sum(message.role != "system" for message in messages) == 1:
-            return [*ids[: most - 1], ids[-1]], "end"
+            return (ids[:most] if self.opening else [*ids[: most - 1], ids[-1]]), "end"
         rules, _ = self.tokenizer.encode_with_offsets(_rules(self._with_system(messages)), special=False)
-        kept = ids[: len(rules)] if 2 * len(rules) < most and ids[: len(rules)] == rules else []
+        rules = [*self.opening, *rules]
+        kept = rules if 2 * len(rules) < most and ids[: len(rules)] == rules else self.opening
         return [*kept, *ids[len(kept) - most :]], "start"
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""
-        return self._ended(self.tokenizer.encode(source_text(self._with_system(messages)), special=True))
+        ids = self.tokenizer.encode(source_text(self._with_system(messages)), special=True)
+        return ids if self.opening else self._ended(ids)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self.system and messages and messages[0].role != "system":

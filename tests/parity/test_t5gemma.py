@@ -1,0 +1,177 @@
+"""T5Gemma against transformers: the encoder's states, logits, loss, gradients, caches, files and what is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from microplane.config.knobs import GenerateKnobs
+from microplane.errors import ModelError
+from microplane.inference.generate import generate
+from microplane.models.files.load import load_model, save_model
+from microplane.nn.rows import Pairs, Rows
+from tests.parity.t5_configs import padded, rows_of
+from tests.parity.t5gemma_shapes import SHAPES, build
+from tests.parity.test_decoder import off
+from tests.parity.test_generate import Numbers
+
+START = 2
+BATCHES = {"one pair": ((19,), (7,)), "five pairs": ((50, 3, 40, 1, 16), (4, 1, 40, 9, 6))}
+QUICK = (2, 3)
+NUMBERS = [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in range(len(SHAPES))]
+
+
+def opened(number, tmp_path, **more):
+    theirs = build(number, **more)
+    theirs.save_pretrained(tmp_path)
+    return theirs, load_model(tmp_path)
+
+
+def pairs_of(batch):
+    return [rows_of(lengths, 67, seed) for lengths, seed in zip(BATCHES[batch], (7, 8), strict=True)]
+
+
+def as_pairs(sources, targets):
+    return Pairs(Rows.of(sources), Rows.of([[START, *target[:-1]] for target in targets]))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_states_logits_loss_and_gradients_are_those_of_transformers(number, tmp_path):
+    theirs, ours = opened(number, tmp_path)
+    ours.requires_grad_(True)
+    names, their_parameters = ours.hf_names(), dict(theirs.named_parameters())
+    assert names.keys() == dict(ours.named_parameters()).keys()
+    assert sorted(names.values()) == sorted(their_parameters)
+    for batch in BATCHES:
+        sources, targets = pairs_of(batch)
+        (ids, mask), (labels, kept) = padded(sources, "right"), padded(targets, "right")
+        out = theirs(ids, mask, labels=labels.masked_fill(kept == 0, -100))
+        assert off(ours.encode(Rows.of(sources)), out.encoder_last_hidden_state[mask.bool()]) < 1e-5
+        logits = ours.logits(ours(as_pairs(sources, targets)))
+        assert off(logits, out.logits[kept.bool()]) < 1e-5
+        loss = F.cross_entropy(logits, torch.tensor([token for target in targets for token in target]))
+        assert loss.item() == pytest.approx(out.loss.item(), rel=1e-5)
+        ours.zero_grad()
+        theirs.zero_grad()
+        loss.backward()
+        out.loss.backward()
+        largest = max(parameter.grad.abs().max() for parameter in theirs.parameters())
+        for name, parameter in ours.named_parameters():
+            theirs_of_it = their_parameters[names[name]].grad
+            if name.endswith(".k.bias"):  # what all keys have in common is close to nothing in shares of attention
+                assert (parameter.grad - theirs_of_it).abs().max() < 1e-5 * largest, (name, batch)
+            else:
+                assert off(parameter.grad, theirs_of_it) < 1e-5, (name, batch)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_cached_steps_are_the_whole_forward(number, tmp_path):
+    _, model = opened(number, tmp_path)
+    sources, targets = rows_of((20, 3, 50), 67), rows_of((30, 22, 24), 67, seed=9)
+    whole = model(Pairs(Rows.of(sources), Rows.of(targets))).split([len(row) for row in targets])
+    cache, first = model.start_generation(sources)
+    assert first == [[START]] * 3
+    pieces: list[list[torch.Tensor]] = [[], [], []]
+    for lengths in ((9, 2, 5), (3, 3, 3), *[(1, 1, 1)] * 8):  # unequal beginnings, a few at once, then token by token
+        new = [row[start : start + n] for row, start, n in zip(targets, cache.lengths, lengths, strict=True)]
+        hidden = model(Rows.of(new, starts=cache.lengths), cache)
+        for piece, part in zip(pieces, hidden.split(lengths), strict=True):
+            piece.append(part)
+    for piece, expected in zip(pieces, whole, strict=True):
+        seen = torch.cat(piece)
+        assert off(seen, expected[: len(seen)]) < 1e-5
+
+
+WAYS = {
+    "greedy": ({}, {}),
+    "beams": ({"beams": 3}, {"num_beams": 3, "length_penalty": 1.0, "early_stopping": False}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_answers_are_those_of_transformers(number, way, tmp_path):
+    theirs, ours = opened(number, tmp_path, decisive=True)
+    stops, prompts = [1, 30, 60], rows_of(tuple(1 + (7 * n) % 23 for n in range(12)), 67)
+    settings, their_settings = WAYS[way]
+    with torch.inference_mode():
+        answers = generate(ours, Numbers(), prompts, GenerateKnobs(max_new_tokens=10, **settings), stops)
+    ids, mask = padded(prompts, "left")
+    told = {"do_sample": False, "eos_token_id": stops, "pad_token_id": 0, "max_new_tokens": 10} | their_settings
+    made = theirs.generate(ids, attention_mask=mask, **told)
+    rows = [row[1:] for row in made.tolist()]
+    expected = [row[: next((place for place, token in enumerate(row) if token in stops), None)] for row in rows]
+    assert [one.ids for one in answers] == expected
+    assert len({str(ids) for ids in expected}) > 5
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_folders_are_opened_by_each_other(number, tmp_path):
+    theirs, ours = opened(number, tmp_path)
+    save_model(ours, tmp_path / "ours")
+    again = load_model(tmp_path / "ours")
+    assert again.config == ours.config
+    peer, report = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    mine, other = theirs.config.to_dict(), peer.config.to_dict()
+    for name in ("encoder", "decoder"):
+        assert {key: x for key, x in mine[name].items() if other[name].get(key) != x and "dtype" not in key} == {}
+    ids = torch.tensor(rows_of((13,), 67))
+    with torch.no_grad():
+        wanted, found = (model(ids, decoder_input_ids=ids[:, :5]).logits for model in (theirs, peer.eval()))
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_dropout_falls_where_it_falls_in_transformers(tmp_path):
+    """By its effect on the mean and the spread of the loss over many draws."""
+    theirs, ours = opened(1, tmp_path, dropout_rate=0.2, attention_dropout=0.2)
+    sources, targets = rows_of((9, 5), 67), rows_of((6, 6), 67, seed=8)
+    (ids, mask), (labels, _) = padded(sources, "right"), padded(targets, "right")
+    theirs.train(), ours.train()
+    with torch.no_grad():
+        got = [F.cross_entropy(ours.logits(ours(as_pairs(sources, targets))), labels.flatten()) for _ in range(150)]
+        expected = [theirs(ids, mask, labels=labels).loss for _ in range(150)]
+    got, expected = torch.stack(got), torch.stack(expected)
+    error = (got.var() / 150 + expected.var() / 150).sqrt()
+    assert (got.mean() - expected.mean()).abs() < 4 * error
+    assert 0.7 < got.std() / expected.std() < 1.4
+    assert got.std() > 0.01
+
+
+def test_bfloat16_is_finite_and_close(tmp_path):
+    _, wide = opened(1, tmp_path)
+    pairs = as_pairs(*pairs_of("five pairs"))
+    expected = wide.logits(wide(pairs))
+    narrow, mixed = load_model(tmp_path, torch.bfloat16), load_model(tmp_path)
+    mixed.compute = torch.bfloat16
+    for model in (narrow, mixed):
+        hidden = model(pairs)
+        assert hidden.dtype == torch.bfloat16
+        assert (model.logits(hidden).float() - expected).norm() < 0.1 * expected.norm()
+
+
+WRONG = {
+    "encoder alone": ({"is_encoder_decoder": False}, "is_encoder_decoder = false .* encoder is there alone"),
+    "no decoder": ({"decoder": None}, "decoder = None: expected an object"),
+    "two vocabularies": ({"decoder": {"vocab_size": 66}}, "vocab_size = 67 of the encoder and 66 of the decoder"),
+    "a start that is no token": ({"decoder": {"bos_token_id": 67}}, "bos_token_id = 67 of the decoder"),
+    "a side with a wrong field": ({"encoder": {"hidden_size": "wide"}}, "the encoder of config.json: .*\n.*'wide'"),
+    "both directions": ({"decoder": {"use_bidirectional_attention": True}}, "the decoder of config.json: use_bidirect"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_supported_is_refused_by_name(case, tmp_path):
+    opened(1, tmp_path)
+    file = tmp_path / "config.json"
+    fields, (changes, message) = json.loads(file.read_text()), WRONG[case]
+    for name, change in changes.items():
+        fields[name] = fields[name] | change if isinstance(change, dict) else change
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path)
