@@ -147,11 +147,19 @@ T5GEMMA: dict[str, Any] = {
     "vocab_size": 97,
     "dropout_rate": 0.1,
 }
+T5GEMMA2: dict[str, Any] = {
+    "architectures": ["T5Gemma2ForConditionalGeneration"],
+    "model_type": "t5gemma2",
+    "encoder": {"text_config": GEMMA_SIDE | {"intermediate_size": 31}, "eoi_token_index": 11},
+    "decoder": GEMMA_SIDE | {"sliding_window_pattern": 2},
+    "dropout_rate": 0.1,
+}
 PAIR_CONFIGS: dict[str, dict[str, Any]] = {
     "t5": T5_SMALL,
     "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "marian": MARIAN,
     "t5gemma": T5GEMMA | {"encoder": GEMMA_SIDE | {"hidden_size": 40, "intermediate_size": 31}},
+    "t5gemma2": T5GEMMA2,
     "marian-apart": MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 97},
 }
 

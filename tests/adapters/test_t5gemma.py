@@ -1,4 +1,4 @@
-"""T5Gemma through runs: what they leave opens in transformers and in peft with equal outputs, and heads for labels."""
+"""T5Gemma and T5Gemma 2 through runs: their files open in transformers and peft with equal outputs; labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests import labels
 from tests.parity.peft_kit import assert_equal, named
 from tests.runs.test_seq2seq import pair_folder, shout
 
-FAMILIES = ["t5gemma"]
+FAMILIES = ["t5gemma", pytest.param("t5gemma2", marks=pytest.mark.slow)]
+TOWER = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SOURCES = [[5, 9, 66, 31], [7], [10, 11, 12, 13, 14, 15], [9] * 3]
 TARGETS = [[2, 40, 41], [2], [2, 8, 8, 8, 9], [2, 70]]
@@ -83,6 +84,8 @@ def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path
     assert_equal(ours(microplane.load(tmp_path / "theirs", "float32").model), wanted)
     merged = merge(done.folder, tmp_path / "merged").folder
     assert_equal(theirs(reference(merged)), wanted)
+    kept, stored = reference(base).state_dict(), reference(merged).state_dict()
+    assert all(torch.equal(stored[name], x) for name, x in kept.items() if name.startswith(TOWER))
     assert not torch.allclose(ours(load_model(base))[0], wanted[0], atol=1e-2)
 
 
@@ -99,13 +102,18 @@ def test_resumed_it_goes_on_to_the_bit(base):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "ia3", "vera"])
 def test_we_open_what_peft_trained_on_it(base, tmp_path, kind):
-    knobs: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "target_modules": LINEARS}
+    def named_so(*leaves):  # of T5Gemma 2 not those of the tower
+        return [name for name in linears if name.endswith(leaves) and "vision" not in name]
+
+    linears = [name for name, module in reference(base).named_modules() if isinstance(module, torch.nn.Linear)]
+    knobs: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "target_modules": named_so(*LINEARS)}
     if kind == "ia3":
         config: Any = peft.IA3Config(
-            **knobs | {"target_modules": ["k_proj", "v_proj", "down_proj"]}, feedforward_modules=["down_proj"]
+            **knobs | {"target_modules": named_so("k_proj", "v_proj", "down_proj")},
+            feedforward_modules=named_so("down_proj"),
         )
     elif kind == "vera":
-        config = peft.VeraConfig(**knobs | {"target_modules": ["q_proj"]}, r=6)
+        config = peft.VeraConfig(**knobs | {"target_modules": named_so("q_proj")}, r=6)
     else:
         config = peft.LoraConfig(**knobs, r=3, use_rslora=kind == "rslora", use_dora=kind == "dora")
     torch.manual_seed(0)
@@ -161,6 +169,41 @@ def test_it_learns_labels(base, pooling):
     merged = microplane.load(merge(done.folder, base.parent / "merged").folder, "float32")
     for found, wanted in zip(merged.classify(["aaa 1", "bbb"]), again.classify(["aaa 1", "bbb"]), strict=True):
         assert found.label == wanted.label
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_keeps_the_tower_and_goes_on(tmp_path):
+    shout(tmp_path)
+    base = pair_folder(tmp_path / "base", "t5gemma2")
+    sets = SETS | {"runs": str(tmp_path / "runs")}
+    done = microplane.train(str(base), str(tmp_path / "data.jsonl"), method="full", set=sets)
+    assert all(check["passed"] in (True, None) for check in done.result["checks"]), done.result["checks"]
+    wanted = ours(microplane.load(done.folder, "float32").model)
+    peer = reference(done.folder / "adapter")
+    assert_equal(theirs(peer), wanted)
+    kept, stored = reference(base).state_dict(), peer.state_dict()
+    towers = [name for name in kept if name.startswith(TOWER)]
+    assert len(towers) > 10
+    assert all(torch.equal(stored[name], kept[name]) for name in towers)
+    assert not torch.equal(kept["lm_head.out_proj.weight"], stored["lm_head.out_proj.weight"])
+
+
+WRONG_2 = {
+    "three tables": ({"tie_word_embeddings": False}, "tie_word_embeddings = false .* one table of words"),
+    "two widths": ({"decoder": {"hidden_size": 40}}, "hidden_size in config.json is 32 of the encoder and 40"),
+    "caps": ({"decoder": {"attn_logit_softcapping": 50.0}}, "decoder of config.json: attn_logit_softcapping = 50.0"),
+    "no text": ({"encoder": {"text_config": None}}, "text_config = None: expected an object"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WRONG_2)
+def test_what_t5gemma_2_has_not_is_refused_by_name(case, tmp_path):
+    base, (changes, message) = pair_folder(tmp_path / "base", "t5gemma2"), WRONG_2[case]
+    fields = json.loads((base / "config.json").read_text())
+    changes = {name: fields[name] | x if isinstance(x, dict) else x for name, x in changes.items()}
+    with pytest.raises(ModelError, match=message):
+        broken(base, **changes)
 
 
 def test_its_classes_of_the_encoder_alone_are_refused(base):

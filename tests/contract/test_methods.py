@@ -31,6 +31,7 @@ REFUSED = {
     ("bitfit", "llama-tied"): "trains biases, and LlamaForCausalLM has none",
     ("bitfit", "t5"): "trains biases, and T5ForConditionalGeneration has none",
     ("bitfit", "t5gemma"): "trains biases, and T5GemmaForConditionalGeneration has none",
+    ("bitfit", "t5gemma2"): "trains biases, and T5Gemma2ForConditionalGeneration has none",
     ("bitfit", "granite"): "trains biases, and GraniteForCausalLM has none",
     ("bitfit", "eurobert"): "trains biases, and EuroBertModel has none",
     ("bitfit", "phi3"): "trains biases, and Phi3ForCausalLM has none",
@@ -41,6 +42,7 @@ REFUSED = {
     ("head-only", "olmo2"): "this Olmo2ForCausalLM has no head of its own to train",
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
     ("head-only", "t5gemma"): "this T5GemmaForConditionalGeneration has no head of its own to train",
+    ("head-only", "t5gemma2"): "this T5Gemma2ForConditionalGeneration has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
 }
 MORE = [
@@ -85,6 +87,7 @@ SIMILAR = {
     "gpt_neox",
     "phi3",
     "t5gemma",
+    "t5gemma2",
 }
 QUICK = {"lora", "prompt"}
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import transformers
 
+from tests.runs.test_seq2seq import VISION
+
 SIDE: dict[str, Any] = {
     "vocab_size": 67,
     "hidden_size": 32,
@@ -45,6 +47,39 @@ SHAPES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+SIDE_2 = SIDE | {"sliding_window": 5, "sliding_window_pattern": 2}
+WIDER = {"hidden_size": 48, "intermediate_size": 17}
+NARROW = {"hidden_size": 9, "num_attention_heads": 3, "num_key_value_heads": 3}
+LOCAL, FAR = {"rope_type": "default", "rope_theta": 100.0}, {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+SHAPES_2: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({"sliding_window": 64, "sliding_window_pattern": 6}, {"sliding_window": 64, "sliding_window_pattern": 6}, {}),
+    ({}, {}, {}),
+    ({"sliding_window": 4}, {"sliding_window": 4}, {}),  # as many tokens before as behind, or one less
+    (WIDER | {"num_hidden_layers": 4}, WIDER | {"num_hidden_layers": 1}, {}),
+    ({"sliding_window": 1}, {"sliding_window": 2}, {}),
+    ({"layer_types": [FULL, FULL, SLIDING]}, {"layer_types": [SLIDING, SLIDING, SLIDING], "sliding_window": 3}, {}),
+    ({"attention_bias": True}, {"attention_bias": True}, {}),
+    ({"num_key_value_heads": 1, "head_dim": 6}, {"num_key_value_heads": 4, "head_dim": 10}, {}),
+    ({"query_pre_attn_scalar": 5, "hidden_activation": "gelu"}, {"rms_norm_eps": 1e-3}, {}),
+    ({}, {"final_logit_softcapping": 2.0}, {}),
+    ({"rope_parameters": {FULL: FAR, SLIDING: LOCAL}}, {"rope_parameters": {FULL: FAR, SLIDING: LOCAL}}, {}),
+    (NARROW | {"num_attention_heads": 1, "num_key_value_heads": 1}, NARROW, {}),
+    ({"num_hidden_layers": 1}, {"num_hidden_layers": 4, "intermediate_size": 7}, {}),
+]
+END_OF_IMAGE = 11
+
+
+def build_2(number: int, decisive: bool = False, **more: Any) -> transformers.T5Gemma2ForConditionalGeneration:
+    """As `build`, of T5Gemma 2, with a tower for pictures."""
+    encoder, decoder, around = SHAPES_2[number]
+    torch.manual_seed(number)
+    whole = {"text_config": SIDE_2 | encoder, "vision_config": VISION, "mm_tokens_per_image": 4}
+    whole |= {"eoi_token_index": END_OF_IMAGE, "image_token_index": 12, "boi_token_index": 13}
+    fields = {"encoder": whole, "decoder": SIDE_2 | decoder, "image_token_index": 12} | around | more
+    config = transformers.T5Gemma2Config(**fields, attn_implementation="eager")
+    return randomised(transformers.T5Gemma2ForConditionalGeneration(config), decisive)
+
+
 def build(number: int, decisive: bool = False, **more: Any) -> transformers.T5GemmaForConditionalGeneration:
     """A model of transformers with random weights, norms and biases too.
 
@@ -53,16 +88,18 @@ def build(number: int, decisive: bool = False, **more: Any) -> transformers.T5Ge
     encoder, decoder, around = SHAPES[number]
     torch.manual_seed(number)
     fields = {"encoder": SIDE | encoder, "decoder": SIDE | decoder, "vocab_size": 67} | around | more
-    model = transformers.T5GemmaForConditionalGeneration(
-        transformers.T5GemmaConfig(**fields, attn_implementation="eager")
-    )
+    config = transformers.T5GemmaConfig(**fields, attn_implementation="eager")
+    return randomised(transformers.T5GemmaForConditionalGeneration(config), decisive)
+
+
+def randomised(model: Any, decisive: bool) -> Any:
+    """With random norms and biases, and a head of its own that is not close to nothing."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-        for name, parameter in model.named_parameters():
             if decisive and "post_" in name:
                 parameter.add_(2.0)
         if not model.config.tie_word_embeddings:
-            model.lm_head.out_proj.weight.normal_(std=0.5)  # which begins close to nothing
+            model.lm_head.out_proj.weight.normal_(std=0.5)
     return model.eval()

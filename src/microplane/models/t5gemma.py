@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from microplane.models.configs.decoder import DecoderConfig
-from microplane.models.configs.t5gemma import ARCHITECTURES, T5GemmaConfig, reach
+from microplane.models.configs.t5gemma import FIRST, T5GemmaConfig
 from microplane.models.contract import Model
 from microplane.models.decoder import Attention, Block, capped, norm_of, scaled
 from microplane.models.t5 import EncodedSource, KeysValues
-from microplane.nn.attention import MaskSpec, attend_to
+from microplane.nn.attention import MaskSpec, Window, attend_to
 from microplane.nn.cache import Cache, PairCache, in_rectangles
 from microplane.nn.layers import Embedding, Linear, RMSNorm
 from microplane.nn.ops.dropout import Dropout
@@ -63,31 +63,39 @@ class DecoderBlock(Block):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        mask_spec: MaskSpec,
-        angles: tuple[Tensor, Tensor],
+        seen: tuple[MaskSpec, MaskSpec],  # of its own row, and of the source
+        angles: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
         source: KeysValues,
-        source_mask_spec: MaskSpec,
     ) -> Tensor:  # (T, D) -> (T, D)
-        x = self.attended(x, self.attention(self.attention_norm(x), mask_spec, angles, cache))
-        y = self.cross_attention(self.cross_attention_norm(x), source, source_mask_spec)
+        own, across = seen
+        x = self.attended(x, self.attention(self.attention_norm(x), own, angles, cache))
+        y = self.cross_attention(self.cross_attention_norm(x), source, across)
         x = x + self.cross_attention_socket(self.added(self.cross_attention_out_norm(y)))
         return self.fed(x, x)
 
 
 class Stack(nn.Module):
-    """The encoder, or the decoder, which knows the width of what it reads: blocks and a last norm."""
+    """The encoder or the decoder: blocks and a last norm.
+
+    Args:
+        windows: of each layer.
+        make: gives a block by its number.
+        together: of the decoder, what its blocks get of both masks: that of their own row, and that of the source.
+    """
 
     __call__: Callable[..., Tensor]
 
-    def __init__(self, config: DecoderConfig, source_size: int | None = None):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        windows: Sequence[Window],
+        make: Callable[[int], nn.Module],
+        together: Callable[[MaskSpec, MaskSpec], Any] | None = None,
+    ):
         super().__init__()
-        self.config, self.decodes = config, source_size is not None
-        layers = range(config.num_layers)
-        self.layers = nn.ModuleList(
-            Block(config, layer) if source_size is None else DecoderBlock(config, layer, source_size)
-            for layer in layers
-        )
+        self.config, self.windows, self.together = config, tuple(windows), together
+        self.layers = nn.ModuleList(make(layer) for layer in range(config.num_layers))
         self.norm = norm_of(config)
         self.dropout = Dropout(config.embed_dropout)
 
@@ -99,17 +107,24 @@ class Stack(nn.Module):
             rope: None if rope is None else rope.angles(rows.positions, config.head_dim, x.dtype)
             for rope in set(config.ropes)
         }
-        mask_specs = {
-            window: MaskSpec(rows, starts, reach(config, window, self.decodes), causal=self.decodes)
-            for window in set(config.windows)
+        seen: dict[Window, Any] = {
+            window: MaskSpec(rows, starts, window, causal=self.together is not None) for window in set(self.windows)
         }
-        across = MaskSpec(rows, causal=False, keys=source.lengths) if source is not None else None
-        for layer, (block, window, rope) in enumerate(zip(self.layers, config.windows, config.ropes, strict=True)):
-            read = (source.layers[layer], across) if source is not None else ()
-            x = block(x, mask_specs[window], angles[rope], cache, *read)
+        if source is not None and self.together is not None:
+            across = MaskSpec(rows, causal=False, keys=source.lengths)
+            seen = {window: self.together(own, across) for window, own in seen.items()}
+        for layer, (block, window, rope) in enumerate(zip(self.layers, self.windows, config.ropes, strict=True)):
+            read = (source.layers[layer],) if source is not None else ()
+            x = block(x, seen[window], angles[rope], cache, *read)
         if cache is not None:
             cache.advance(rows)
         return self.dropout(self.norm(x))
+
+
+def encoder_of(config: T5GemmaConfig) -> Stack:
+    """Of both generations."""
+    side = config.encoder
+    return Stack(side, [config.encoder_window(window) for window in side.windows], lambda layer: Block(side, layer))
 
 
 class T5Gemma(Model):
@@ -119,7 +134,7 @@ class T5Gemma(Model):
     source.
     """
 
-    ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
+    ARCHITECTURES: ClassVar[dict[str, str]] = FIRST
     KIND: ClassVar[str] = "encoder-decoder"
     config: T5GemmaConfig
     embed: nn.Embedding
@@ -130,8 +145,9 @@ class T5Gemma(Model):
         self.embed = Embedding(config.vocab_size, config.source_size)
         self.target_embed = Embedding(config.vocab_size, config.hidden_size)
         self.prompt_socket = PromptSocket()
-        self.encoder = Stack(config.encoder)
-        self.decoder = Stack(config.decoder, config.source_size)
+        self.encoder = encoder_of(config)
+        own, read = config.decoder, config.source_size
+        self.decoder = Stack(own, own.windows, lambda layer: DecoderBlock(own, layer, read), lambda *both: both)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @classmethod
@@ -171,8 +187,12 @@ class T5Gemma(Model):
 
     def _encoded_source(self, source: Rows) -> EncodedSource:
         memory, rows = self._memory(source)
-        blocks = (cast(DecoderBlock, block) for block in self.decoder.layers)
-        return EncodedSource(rows.lengths, [block.cross_attention.project_source(memory) for block in blocks])
+        readers = (cast(CrossAttention, self.reader(block)) for block in self.decoder.layers)
+        return EncodedSource(rows.lengths, [reader.project_source(memory) for reader in readers])
+
+    def reader(self, block: nn.Module) -> nn.Module:
+        """The attention of a decoder's block that looks at the source."""
+        return cast(DecoderBlock, block).cross_attention
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -212,18 +232,28 @@ class T5Gemma(Model):
 
     def hf_names(self) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, for the plain model that `config` describes."""
-        config = self.config
         names = {"embed": "model.encoder.embed_tokens", "target_embed": "model.decoder.embed_tokens"}
         names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in names.items()}
-        for stack, side in (("encoder", config.encoder), ("decoder", config.decoder)):
-            modules = MODULES if stack == "encoder" else MODULES | CROSS_MODULES
-            names[f"{stack}.norm.weight"] = f"model.{stack}.norm.weight"
-            for ours, theirs in modules.items():
-                biased = side.qkv_bias and "attention." in ours
-                for kind in ("weight", "bias") if biased else ("weight",):
-                    for i in range(side.num_layers):
-                        names[f"{stack}.layers.{i}.{ours}.{kind}"] = f"model.{stack}.layers.{i}.{theirs}.{kind}"
-        return names if config.tied else names | {"head.weight": HEAD}
+        names |= names_of_stack("encoder", self.config.encoder, MODULES)
+        names |= names_of_stack("decoder", self.config.decoder, MODULES | CROSS_MODULES)
+        return names if self.config.tied else names | {"head.weight": HEAD}
+
+
+def names_of_stack(stack: str, side: DecoderConfig, modules: Mapping[str, str], called: str = "") -> dict[str, str]:
+    """Our parameter name -> Hugging Face's.
+
+    Args:
+        modules: our module of a block -> Hugging Face's.
+        called: what Hugging Face calls the stack, where it is otherwise.
+    """
+    place = f"model.{called or stack}"
+    names = {f"{stack}.norm.weight": f"{place}.norm.weight"}
+    for ours, theirs in modules.items():
+        biased = side.qkv_bias and ours.rpartition(".")[2] in ("q", "k", "v", "o")
+        for kind in ("weight", "bias") if biased else ("weight",):
+            for i in range(side.num_layers):
+                names[f"{stack}.layers.{i}.{ours}.{kind}"] = f"{place}.layers.{i}.{theirs}.{kind}"
+    return names
 
 
 HEAD = "lm_head.out_proj.weight"
