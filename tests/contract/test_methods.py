@@ -87,9 +87,9 @@ SIMILAR = {
     "gpt_neox",
     "phi3",
     "t5gemma",
-    "t5gemma2",
 }
 QUICK = {"lora", "prompt"}
+SLOW = {"t5gemma2"}  # as its elder
 
 
 def label(case) -> str:
@@ -97,7 +97,8 @@ def label(case) -> str:
 
 
 def marked(case):
-    return pytest.param(case, marks=pytest.mark.slow) if case[0] in SIMILAR and case[1]["name"] not in QUICK else case
+    slow = case[0] in SLOW or (case[0] in SIMILAR and case[1]["name"] not in QUICK)
+    return pytest.param(case, marks=pytest.mark.slow) if slow else case
 
 
 @pytest.fixture(params=[marked(case) for case in WORKING], ids=label)

@@ -64,7 +64,7 @@ SHAPES_2: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({}, {"final_logit_softcapping": 2.0}, {}),
     ({"rope_parameters": {FULL: FAR, SLIDING: LOCAL}}, {"rope_parameters": {FULL: FAR, SLIDING: LOCAL}}, {}),
     (NARROW | {"num_attention_heads": 1, "num_key_value_heads": 1}, NARROW, {}),
-    ({"num_hidden_layers": 1}, {"num_hidden_layers": 4, "intermediate_size": 7}, {}),
+    ({"num_hidden_layers": 1}, {"num_hidden_layers": 2, "intermediate_size": 7}, {}),
 ]
 END_OF_IMAGE = 11
 
