@@ -31,8 +31,10 @@ class Seq2SeqRenderer:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
         self.end = self.stops[0]
         self.start = tokenizer.source.decoder_start if tokenizer.source else None
-        around = tokenizer.encode("", special=True)
-        self.opening = [] if not around or around[-1] in self.stops else around  # before a source that is left open
+        bare, whole = tokenizer.encode("a", special=False), tokenizer.encode("a", special=True)
+        front = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+        self.front, self.behind = front, max(0, len(whole) - front - len(bare))  # tokens that stand around a source
+        self.left_open = self.front > 0 and self.behind == 0
 
     @property
     def traits(self) -> RowTraits:
@@ -62,16 +64,17 @@ class Seq2SeqRenderer:
         if len(ids) <= most:
             return ids, ""
         if sum(message.role != "system" for message in messages) == 1:
-            return (ids[:most] if self.opening else [*ids[: most - 1], ids[-1]]), "end"
+            return (ids[:most] if self.left_open else [*ids[: most - 1], ids[-1]]), "end"
         rules, _ = self.tokenizer.encode_with_offsets(_rules(self._with_system(messages)), special=False)
-        rules = [*self.opening, *rules]
-        kept = rules if 2 * len(rules) < most and ids[: len(rules)] == rules else self.opening
+        kept = ids[: self.front]
+        with_rules = [*kept, *rules]
+        kept = with_rules if 2 * len(with_rules) < most and ids[: len(with_rules)] == with_rules else kept
         return [*kept, *ids[len(kept) - most :]], "start"
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""
         ids = self.tokenizer.encode(source_text(self._with_system(messages)), special=True)
-        return ids if self.opening else self._ended(ids)
+        return ids if self.left_open else self._ended(ids)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self.system and messages and messages[0].role != "system":
