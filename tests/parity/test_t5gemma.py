@@ -10,6 +10,8 @@ import transformers
 from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ModelError
 from microplane.inference.generate import generate
+from microplane.methods import make_method
+from microplane.methods.method import attach_method, trainable
 from microplane.models.files.load import load_model, save_model
 from microplane.models.t5gemma import T5Gemma
 from microplane.nn.rows import Pairs, Rows
@@ -17,10 +19,11 @@ from tests.parity.t5_configs import padded, rows_of
 from tests.parity.t5gemma_shapes import SHAPES, SHAPES_2, build, build_2
 from tests.parity.test_decoder import off
 from tests.parity.test_generate import Numbers
-from tests.tiny import T5GEMMA
+from tests.tiny import T5GEMMA, tiny_pairs
 
 START = 2
 BATCHES = {"one pair": ((19,), (7,)), "five pairs": ((50, 3, 40, 1, 16), (4, 1, 40, 9, 6))}
+BATCHES["long pairs"] = ((1100, 6), (1050, 3))
 QUICK = (2,)
 EACH = [("t5gemma", n) for n in range(len(SHAPES))] + [("t5gemma2", n) for n in range(len(SHAPES_2))]
 NUMBERS = [
@@ -46,12 +49,23 @@ def as_pairs(sources, targets):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_states_logits_loss_and_gradients_are_those_of_transformers(number, tmp_path):
+    agree(number, tmp_path, ("one pair", "five pairs"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5gemma", "t5gemma2"])
+def test_long_rows_agree_too(family, tmp_path):
+    """Their scores are made in other ways: not kept, or by torch's own attention."""
+    agree((family, 1), tmp_path, ("long pairs",))
+
+
+def agree(number, tmp_path, batches):
     theirs, ours = opened(number, tmp_path)
     ours.requires_grad_(True)
     names, their_parameters = ours.hf_names(), dict(theirs.named_parameters())
     assert names.keys() == dict(ours.named_parameters()).keys()
     assert sorted(names.values()) == sorted(name for name in their_parameters if not name.startswith(TOWER))
-    for batch in BATCHES:
+    for batch in batches:
         sources, targets = pairs_of(batch)
         (ids, mask), (labels, kept) = padded(sources, "right"), padded(targets, "right")
         out = theirs(ids, attention_mask=mask, labels=labels.masked_fill(kept == 0, -100))
@@ -89,6 +103,33 @@ def test_cached_steps_are_the_whole_forward(number, tmp_path):
     for piece, expected in zip(pieces, whole, strict=True):
         seen = torch.cat(piece)
         assert off(seen, expected[: len(seen)]) < 1e-5
+
+
+CASES = [(name, method) for name in ("t5gemma", "t5gemma2") for method in ("prefix", "prompt", "bottleneck", "lora")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "method"), CASES)
+@torch.inference_mode()
+def test_caches_of_adapted_models_are_joined_and_let_go(family, method):
+    model = tiny_pairs(family)
+    torch.manual_seed(0)
+    attach_method(make_method({"name": method}), model)
+    for parameter in trainable(model.eval()).values():
+        parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    sources, targets = [[5, 6, 7, 8], [9], [10, 11, 3]], [[2, 4, 5], [2, 9, 9], [2, 8, 1]]
+    first, second, third = model(Pairs(Rows.of(sources), Rows.of(targets))).split(3)
+
+    def step(cache, *tokens):
+        return model(Rows.of([[token] for token in tokens], starts=cache.lengths), cache)
+
+    cache, _ = model.start_generation(sources[:1])
+    torch.testing.assert_close(torch.cat([step(cache, 2), step(cache, 4)]), first[:2], atol=1e-5, rtol=1e-4)
+    others, _ = model.start_generation(sources[1:])
+    cache.join(others)
+    torch.testing.assert_close(step(cache, 5, 2, 2), torch.stack([first[2], second[0], third[0]]), atol=1e-5, rtol=1e-4)
+    assert cache.drop([0]) == [2, 1]
+    torch.testing.assert_close(step(cache, 8, 9), torch.stack([third[1], second[1]]), atol=1e-5, rtol=1e-4)
 
 
 WAYS = {
