@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 import microplane
 from microplane.adapters.merge import merge
-from microplane.errors import AdapterError, ModelError
+from microplane.errors import AdapterError, MicroplaneWarning, ModelError
 from microplane.exports import ctranslate2
 from microplane.models.families import family_of
 from microplane.models.files.load import load_model, save_model
@@ -126,6 +126,20 @@ def test_we_open_what_peft_trained_on_it(base, tmp_path, kind):
     found = microplane.load(tmp_path / "adapter", "float32")
     assert_equal(ours(found.model), theirs(model))
     assert not torch.allclose(ours(load_model(base))[0], ours(found.model)[0], atol=1e-2)
+
+
+@pytest.mark.slow
+def test_adapters_of_the_tower_are_left_out_with_a_word(tmp_path):
+    base = pair_folder(tmp_path / "base", "t5gemma2")
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj", "down_proj"], r=3)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(reference(base), config).eval()
+    for parameter in named(model).values():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(MicroplaneWarning, match="2 tensors of the adapter belong to layers that see images"):
+        found = microplane.load(tmp_path / "adapter", "float32")
+    assert_equal(ours(found.model), theirs(model))
 
 
 @pytest.mark.slow

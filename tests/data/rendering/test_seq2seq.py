@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,15 @@ def test_from_file_to_batch(tokenizer, tmp_path):
         assert read == [0, *target]  # the decoder begins with its start token, and never reads the last
     assert batch.count == len(batch.targets) == sum(batch.rows.target.lengths)
     assert np.array_equal(train.lengths, [len(train[row][0]) for row in range(len(train))])
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"])
+def test_that_a_chat_template_is_not_followed_is_said(tokenizer, tmp_path, template):
+    """T5Gemma's tuned checkpoints have one."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"inputs": f"in{n}", "targets": "t"}) + "\n" for n in range(9)))
+    splits = load_splits(DataKnobs(train=str(file)), replace(tokenizer, chat_template=template), PAIRS)
+    assert any("do not follow" in warning for warning in splits.summary.warnings) == bool(template)
 
 
 def test_the_same_file_for_a_decoder_is_another_entry_of_the_cache(tokenizer, tmp_path):
