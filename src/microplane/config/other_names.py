@@ -117,7 +117,8 @@ def meaning(name: str, known: Collection[str] = ()) -> str:
     """`" That is 'train.lr' here."`, or why there is none, for what another tool calls a knob; else an empty string.
 
     Args:
-        known: the knobs that there are beside it; a method is not told of knobs that it does not have.
+        known: the knobs that there are beside it; a method is not told of knobs that it does not have, and what
+            writing an answer has is told as it is called there.
     """
     leaf = name.rsplit(".", 1)[-1].lower().replace("-", "_")
     if leaf in REASONS:
@@ -126,4 +127,15 @@ def meaning(name: str, known: Collection[str] = ()) -> str:
     without = name.startswith("method.") and ours not in known  # a method that has no such knob
     if not ours or (without and ours.startswith("method.")):
         return ""
-    return f" That is {ours!r} here."
+    if same := called(leaf, known):
+        return f" That is {same!r} here."
+    return f" That is {ours.removeprefix('generate.')!r} of microplane generate."
+
+
+def called(leaf: str, known: Collection[str] = ()) -> str:
+    """The knob that another tool's name means; of those of writing an answer the one that is in `known`, if any is."""
+    ours = OTHER_NAMES.get(leaf, "")
+    kind, _, written = ours.partition(".")
+    if kind != "generate" or not known:
+        return ours
+    return next((other for other in known if other.rsplit(".", 1)[-1] == written), "")
