@@ -3,7 +3,6 @@ labels, generation, and exports."""
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import peft
@@ -21,10 +20,10 @@ from microplane.models.decoder import Decoder
 from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import add_head, task_scores
 from microplane.nn.rows import Rows
-from microplane.training.resume import checkpoints
 from tests import labels
 from tests.parity.decoder_shapes import SHAPES
 from tests.parity.peft_kit import adapted_reference, assert_equal, named, ours, reference, theirs
+from tests.resuming import assert_resumes_to_the_bit
 from tests.tiny import save_tiny_folder, tiny
 
 SLOW = ["gpt_neox", "phi3"]
@@ -82,12 +81,7 @@ def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path
 
 @pytest.mark.slow
 def test_resumed_it_goes_on_to_the_bit(base):
-    done = train(base)
-    file = done.folder / "adapter" / "adapter_model.safetensors"
-    before = file.read_bytes()
-    shutil.rmtree(checkpoints(done.folder / "resume")[-1])  # as if it had been killed behind the one before
-    microplane.resume(done.folder)
-    assert file.read_bytes() == before
+    assert_resumes_to_the_bit(train(base))
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import peft
 import pytest
@@ -17,8 +16,8 @@ from microplane.models.encoder import Encoder
 from microplane.models.files.load import load_model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
-from microplane.training.resume import checkpoints
 from tests import labels
+from tests.resuming import assert_resumes_to_the_bit
 
 FAMILIES = [
     "deberta",
@@ -103,9 +102,4 @@ def test_tags_and_the_whole_model(base):
 
 @pytest.mark.slow
 def test_resumed_it_goes_on_to_the_bit(base):
-    done = train(base)
-    file = done.folder / "adapter" / "adapter_model.safetensors"
-    before = file.read_bytes()
-    shutil.rmtree(checkpoints(done.folder / "resume")[-1])  # as if it had been killed behind the one before
-    microplane.resume(done.folder)
-    assert file.read_bytes() == before
+    assert_resumes_to_the_bit(train(base))

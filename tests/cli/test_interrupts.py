@@ -171,3 +171,25 @@ def test_a_live_run_is_neither_started_again_nor_resumed(place):
         place, ("microplane.training.loop", "train_step"), signal.SIGINT, 2, "train", "--resume", "runs/live"
     )
     assert ended.returncode == 3, ended.stderr  # a dead process holds nothing
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_where_nothing_may_be_raised_is_not_lost(number):
+    program = f"""
+import os, time
+from microplane.cli import interrupts
+interrupts.arm()
+class Thing:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(0)
+thing = Thing()
+try:
+    del thing
+    time.sleep(20)
+except KeyboardInterrupt:
+    interrupts.end()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
+    assert ended.returncode == 128 + number
+    assert "Traceback" not in ended.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from microplane.cli.options import assigned
 from microplane.cli.problems import knob_for_option
-from microplane.config.build import assemble, fields
+from microplane.config.build import assemble, build, fields
 from microplane.config.knobs import GenerateKnobs, RunKnobs
 from microplane.config.other_names import OTHER_NAMES, REASONS
 from microplane.errors import ConfigError
@@ -44,6 +44,13 @@ def test_a_section_is_added_to_what_was_set_of_it(tmp_path):
         ("bf16", "That is 'model.dtype=bfloat16' here"),
         ("cuda", "That is 'model.device=cuda' here"),
         ("num_processes", "microplane train --processes N"),
+        ("eval.max_tokens", "That is 'eval.max_new_tokens' here"),
+        ("eval.num_beams", "That is 'beams' of microplane generate"),
+        ("lora.r", "That is 'method=lora' here"),
+        ("data.text_column", "That is 'data.fields' here"),
+        ("train.grad_accum", "That is 'train.micro_tokens' here"),
+        ("save_total_limit", "The checkpoints that a run can go on from are kept"),
+        ("train.dropout", "no such knob. All knobs"),
         ("train.rank", "no such knob"),
         ("eval.lr", "Did you mean 'train.lr'"),
         ("train.epocs", "Did you mean 'train.epochs'"),
@@ -84,6 +91,14 @@ def test_options_of_other_tools_say_the_knob():
     assert "--set train.clip=VALUE" in knob_for_option("--clip")
     assert "--set model.device=VALUE" in knob_for_option("--device")
     assert knob_for_option("--nonsense") == ""
+    assert "--set eval.max_new_tokens=VALUE" in knob_for_option("--max-tokens", "train")
+    assert "--set max_new_tokens=VALUE" in knob_for_option("--max-tokens", "generate")
+    assert "--set beams=VALUE" in knob_for_option("--beams", "generate")
+
+
+def test_what_writing_has_is_told_as_generate_calls_it():
+    with pytest.raises(ConfigError, match="That is 'max_new_tokens' here"):
+        build(GenerateKnobs, {"max_tokens": 3})
 
 
 def test_a_knob_that_is_given_twice_is_not_guessed():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import peft
 import pytest
@@ -27,9 +26,9 @@ from microplane.models.files.load import load_model, new_model, save_model
 from microplane.models.heads import add_head, embed, task_scores
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.rows import Rows
-from microplane.training.resume import checkpoints
 from tests import labels
 from tests.foreign.encoder_folders import ENCODERS, save_encoder
+from tests.resuming import assert_resumes_to_the_bit
 
 REFUSED = {  # family -> why
     "mra": "pays no attention on this machine",
@@ -206,12 +205,7 @@ def test_a_head_alone_is_trained_on_states_that_are_computed_once(place, pooling
 
 
 def test_resumed_it_goes_on_to_the_bit(place):
-    done = train(place, "mobilebert", **{"train.steps": 8, "train.eval_every": 4})
-    file = done.folder / "adapter" / "adapter_model.safetensors"
-    before = file.read_bytes()
-    shutil.rmtree(checkpoints(done.folder / "resume")[-1])  # as if it had been killed behind the one before
-    microplane.resume(done.folder)
-    assert file.read_bytes() == before
+    assert_resumes_to_the_bit(train(place, "mobilebert", **{"train.steps": 8, "train.eval_every": 4}))
 
 
 def test_of_a_model_with_the_head_of_its_pre_training_the_rest_is_read(tmp_path):

@@ -11,11 +11,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import microplane
+from microplane.adapters.merge import merge
 from microplane.errors import AdapterError
 from microplane.inference.pipeline import load
+from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
 from tests.labels import encoder_folder
-from tests.parity.peft_kit import adapted_reference, assert_equal, ours, reference, theirs
+from tests.parity.peft_kit import IDS, adapted_reference, assert_equal, ours, reference, theirs
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import save_tiny_folder
 
@@ -113,6 +116,70 @@ def test_a_tied_embedding_that_comes_with_an_adapter(trained, tmp_path):
         model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter").eval()
     assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(opened), 3e-5)
+
+
+KEPT = {"base_model_name_or_path", "peft_type", "target_modules", "feedforward_modules", "num_virtual_tokens"}
+SHORT = {
+    "lora": lambda: peft.LoraConfig(target_modules=["k_proj", "up_proj"], init_lora_weights=False),
+    "ranks": lambda: peft.LoraConfig(
+        target_modules=["k_proj", "up_proj"], rank_pattern={"up_proj": 3}, init_lora_weights=False
+    ),
+    "vera": lambda: peft.VeraConfig(target_modules=["q_proj", "o_proj"], init_weights=False),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False
+    ),
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_a_field_that_is_not_written_has_pefts_default(kind, tmp_path):
+    torch.manual_seed(5)
+    base = save_tiny_folder(tmp_path / "base", "llama-untied")
+    adapted_reference(base, SHORT[kind]()).save_pretrained(tmp_path / "adapter")
+    wanted = ours(load(tmp_path / "adapter", dtype="float32").model)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    usual = type(SHORT[kind]())().to_dict()
+    short = {name: value for name, value in config.items() if name in KEPT or value != usual.get(name)}
+    assert not {"r", "lora_alpha"} & short.keys()
+    file.write_text(json.dumps(short))
+    assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), wanted, 0)
+    opened = peft.PeftModel.from_pretrained(reference(base), tmp_path / "adapter").eval()
+    rows = [logits[-len(ids) :] for logits, ids in zip(theirs(opened), IDS, strict=True)]
+    assert_equal(wanted, rows, 3e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], r".*(k_proj|lm_head)"], ids=str)
+def test_a_pair_on_a_tied_head_leaves_the_embedding(targets, dtype, tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    model = save(base, tmp_path / "adapter", target_modules=targets)
+    wanted = theirs(model)
+    opened = ours(load(tmp_path / "adapter", dtype=dtype).model)
+    assert_equal([logits.float() for logits in opened], wanted, 3e-5 if dtype == "float32" else 0.3)
+    if dtype == "float32":
+        assert_equal(ours(microplane.attach_saved(load_model(base), tmp_path / "adapter").model), wanted, 3e-5)
+        merged = merge(tmp_path / "adapter", tmp_path / "merged").folder
+        assert_equal(theirs(reference(merged)), wanted, 1e-4)
+
+
+def test_a_pair_on_the_tied_head_of_an_encoder_decoder_is_refused_by_its_field(tmp_path):
+    base = pair_folder(tmp_path / "base", "t5-v1.0")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "lm_head"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=r"target_modules = \[.*head apart from its embedding.* without the head"):
+        load(tmp_path / "adapter")
+
+
+def test_an_adapter_is_put_on_a_model_in_hand_as_on_its_base(tmp_path):
+    """With what was trained in full beside it."""
+    base = save_tiny_folder(tmp_path / "base", "llama-untied")
+    model = save(base, tmp_path / "adapter", target_modules=["k_proj"], modules_to_save=["lm_head"])
+    opened = microplane.attach_saved(load_model(base), tmp_path / "adapter").model
+    assert_equal(ours(opened), theirs(model), 3e-5)
 
 
 @pytest.mark.parametrize(

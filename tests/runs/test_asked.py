@@ -14,6 +14,7 @@ from microplane.config.build import assemble
 from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
 from microplane.errors import ConfigError, DataError
+from microplane.objectives.next_token import NextToken
 from microplane.runs.asked import shared_prefix, text_frame
 from microplane.runs.evaluate import measure_file
 from tests.labels import encoder_folder
@@ -79,10 +80,32 @@ def test_words_that_all_prompts_happen_to_begin_with_are_no_beginning(smol):
     def prompt(text: str) -> str:
         return smol.decode(causal_renderer(smol).prompt([Message("user", text)]), skip_special=False)
 
-    from microplane.objectives.next_token import NextToken
-
     given = [prompt(f"Turn on the {what}") for what in ("light", "oven", "radio")]
     assert shared_prefix(NextToken(), given, smol, "auto", None) == ""
+
+
+@pytest.mark.parametrize(
+    ("shared", "is_whole"),
+    [
+        ("Reverse the following text. ", True),
+        ("Is this a review? ", True),
+        ("Translate:", True),
+        ("reverse:\t", True),
+        ("翻译：", True),
+        ("请翻译。", True),
+        ("[TASK] ", True),
+        ("Reverse -> ", True),
+        ("https://www.", False),
+        ("10:", False),
+        ("Dr. ", False),
+        ("What is the capital of ", False),
+        ("v1.", False),
+    ],
+)
+def test_a_beginning_is_whole_where_something_in_it_ends(shared, is_whole, smol):
+    renderer = causal_renderer(smol)
+    given = [smol.decode(renderer.prompt([Message("user", shared + q)]), False) for q in ("red", "7", "An")]
+    assert shared_prefix(NextToken(), given, smol, "auto", None) == (shared if is_whole else "")
 
 
 # Plain text

@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 
 import microplane
 from microplane.device import choose
-from microplane.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
+from microplane.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MicroplaneWarning,
+    ModelError,
+    TrainingError,
+)
 from microplane.training.resume import checkpoints
 from tests.tiny import save_tiny_folder
 
@@ -162,6 +170,16 @@ def test_a_finished_run_is_extended(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 3 * steps + 1))
     assert more.result["seconds"] > run.result["seconds"]
+
+
+def test_fewer_steps_than_were_made_are_refused_and_nothing_left_is_said(run):
+    before, steps = (run.folder / "run.yaml").read_text(), run.result["train"]["steps"]
+    for fewer in ({"train.steps": steps - 1}, {"train.epochs": 0.5}):
+        with pytest.raises(CheckpointError, match=rf"has made {steps} steps .* asked for \d+ in all .* not fewer"):
+            microplane.resume(run.folder, set=fewer)
+    assert (run.folder / "run.yaml").read_text() == before
+    with pytest.warns(MicroplaneWarning, match=f"nothing is left to train: all {steps} steps were made"):
+        microplane.resume(run.folder, set={"train.steps": steps})
 
 
 def test_with_other_threads_it_says_that_bits_differ(run):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from microplane.config.knobs import TrainKnobs
-from microplane.errors import CheckpointError, TrainingError
+from microplane.errors import CheckpointError, MicroplaneWarning, TrainingError
 from microplane.methods import make_method
 from microplane.objectives.next_token import NextToken
 from microplane.training import loop
@@ -118,6 +118,10 @@ def test_early_stop_and_the_sentence_on_overfitting(tmp_path):
     assert outcome.totals.step < outcome.steps_planned
     assert outcome.verdict is not None
     assert str(outcome.verdict) == f"overfitting since step {outcome.best_step}"
+    more = knobs.model_copy(update={"epochs": 400})
+    with pytest.warns(MicroplaneWarning, match="worse 3 times in a row, and the run stopped .* larger train.patience"):
+        again = run(tmp_path, more, data=few, dropout=0.0, resume=True)
+    assert again.totals.step == outcome.totals.step
 
 
 def test_an_interrupt_finishes_the_step_and_saves(tmp_path, straight, monkeypatch):

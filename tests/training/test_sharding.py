@@ -10,8 +10,11 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.nn.sharded import save_gathered, whole
+from microplane.objectives.next_token import NextToken
 from microplane.runs.others import check_knobs
+from microplane.training import step
 from microplane.training.ranks import ALONE, Ranks
+from tests.tiny import copy_task, tiny
 
 FULL = make_method("full")
 
@@ -58,3 +61,37 @@ def test_one_process_goes_on_with_what_several_have_begun():
     auto = TrainKnobs(micro_tokens="auto")
     assert check_knobs(auto, make_method("lora"), ALONE, begun=False) == []
     assert "4,096 throughout" in check_knobs(auto, make_method("lora"), Ranks(0, 2), begun=False)[0]
+
+
+class BesideALonger(Ranks):
+    """The first of two ranks that hold a model together; the other one has two micro-batches more in each step."""
+
+    def share(self, rows, lengths):
+        return rows
+
+    def each(self, value, patient=False):
+        return [value, (0, value[1] + 2)]
+
+    def joined_lists(self, values):
+        return values
+
+    def norm(self, share):
+        return share
+
+
+def test_what_a_rank_computes_for_the_others_adds_nothing(monkeypatch):
+    passes = []
+    compute = step._compute_for_others
+    monkeypatch.setattr(step, "_compute_for_others", lambda *given: (passes.append(1), compute(*given)))
+
+    def trained(ranks):
+        model, knobs = tiny(), TrainKnobs(steps=3, batch_size=4, lr=1e-2)
+        FULL.attach(model)
+        state, totals = step.TrainState.of(NextToken(), model, FULL, copy_task(12), knobs, ranks), step.Totals()
+        losses = [step.train_step(state, totals)["loss"] for _ in range(3)]
+        return losses, [parameter.detach() for parameter in model.parameters()]
+
+    (alone, weights), (losses, same) = trained(ALONE), trained(BesideALonger(0, 2, sharded=True))
+    assert len(passes) == 6
+    assert losses == alone
+    assert all(torch.equal(one, other) for one, other in zip(weights, same, strict=True))

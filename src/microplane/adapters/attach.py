@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from microplane.checkpoints.adapter import load_adapter, read_method, read_state, save_adapter, weights_name
-from microplane.checkpoints.attach_saved import trained_on
+from microplane.checkpoints.attach_saved import settled, trained_on
 from microplane.checkpoints.peft_files import as_stored
 from microplane.checkpoints.tensors import save_tensors
 from microplane.errors import AdapterError, ConfigError, check_type
@@ -178,8 +178,11 @@ def attach_saved(model: nn.Module, folder: str | Path, base: str = "auto") -> At
     check_type(model, "model", nn.Module, "a torch module")
     check_type(folder, "folder", (str, Path), "the path of an adapter")
     folder = Path(folder)
-    method, about = read_method(folder, beside=True)
-    if (config := about.get("peft")) is not None:
+    method, about = read_method(folder, beside=not isinstance(model, Model))
+    state: Mapping[str, Tensor] | None = None
+    if isinstance(model, Model):
+        method, state, _ = settled(model, method, folder, about)
+    elif (config := about.get("peft")) is not None:
         method = as_stored(method, config, read_state(folder, method))
     told = trained_on(method, about)[0]
     try:
@@ -187,7 +190,7 @@ def attach_saved(model: nn.Module, folder: str | Path, base: str = "auto") -> At
     except ConfigError as error:
         raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
     attached = Attached(model, method)
-    attached.load(folder)
+    load_adapter(folder, model, method, state)
     model.requires_grad_(False).eval()
     return attached
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from microplane.checkpoints.adapter import load_adapter, read_state
 from microplane.checkpoints.peft_files import settle
@@ -31,14 +32,7 @@ def attach_saved_adapter(model: Model, method: Method, folder: Path, about: Mapp
     Returns:
         Which weights of the base an adapter of peft replaced as a whole, by Hugging Face's names.
     """
-    state, replaced = read_state(folder, method), list[str]()
-    if (config := about.get("peft")) is not None:
-        try:
-            method, state, replaced = settle(model, method, config, state)
-        except AdapterError as error:
-            raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
-    else:
-        head_from(model, about)
+    method, state, replaced = settled(model, method, folder, about)
     try:
         attach_method(method, model)
     except ConfigError as error:
@@ -46,6 +40,24 @@ def attach_saved_adapter(model: Model, method: Method, folder: Path, about: Mapp
     load_adapter(folder, model, method, state)
     model.requires_grad_(False).eval()
     return replaced
+
+
+def settled(
+    model: Model, method: Method, folder: Path, about: Mapping[str, Any]
+) -> tuple[Method, dict[str, Tensor], list[str]]:
+    """Put what an adapter has beside its method on an untouched base.
+
+    Returns:
+        See `peft_files.settle`.
+    """
+    state = read_state(folder, method)
+    if (config := about.get("peft")) is None:
+        head_from(model, about)
+        return method, state, []
+    try:
+        return settle(model, method, config, state)
+    except AdapterError as error:
+        raise AdapterError(f"the adapter {folder} does not fit this model. {error}") from None
 
 
 def adapter_folder(path: Path) -> Path | None:

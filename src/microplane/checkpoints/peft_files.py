@@ -94,7 +94,10 @@ def settle(
     rest = {name: tensor for name, tensor in rest.items() if name not in places}
     if embedded := next((name for name in rest if ".lora_embedding_" in name), None):
         raise AdapterError(f"target_modules: a LoRA of an embedding ({embedded}) is not supported; merge it with peft")
+    targets = config.get("target_modules")
     if method.peft_type == "LORA":
+        if _adapts_tied_head(model, rest):  # peft adapts the head alone, and the embedding stays as it was
+            _untie(model, model.get_parameter(names[model.tied_names[0]]), f"target_modules = {targets!r}")
         method = _with_targets(model, method, config, rest)
     return method, rest, replaced
 
@@ -122,6 +125,14 @@ def _without_images(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tens
     return kept
 
 
+def _adapts_tied_head(model: Model, state: Mapping[str, Tensor]) -> bool:
+    """Whether there is a pair for a head that is the embedding's own matrix."""
+    head = model.tied_names[1].removesuffix(".weight")
+    if not (model.config.tied and head) or model.task_head is not None:
+        return False
+    return any(f".{plain_name(PAIR.split(name)[0])}".endswith(f".{head}") for name in state if PAIR.search(name))
+
+
 def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Method:
     sites = linears(model)
     paths = dict(zip(hf_paths(model, sites), sites, strict=True))
@@ -132,9 +143,12 @@ def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state
         with suppress(ConfigError):  # a layer that this model does not have
             told[target] = set(target_sites(model, [target]))
     named = set[str]().union(*told.values())
+    targets = config.get("target_modules")
+    if not found and not named:
+        roles = ", ".join(sorted({site.role for site in sites.values()}))
+        raise AdapterError(f"target_modules = {targets!r}: no layer of this model, nor one in the file; it has {roles}")
     if found == named:
         return method.model_copy(update={"targets": tuple(told)})
-    targets = config.get("target_modules")
     if isinstance(targets, list) and not _is_restricted(config):
         elsewhere = any(
             f".{path}".endswith(f".{target}") for path in stored for target in targets if target not in told
@@ -210,12 +224,11 @@ def _put_weights(
     """
     embedding, head = model.tied_names
     tied = bool(model.config.tied) and model.task_head is None
-    if tied and head in whole and torch.equal(whole[head].float(), _embedding(model, whole, names).float()):
+    if tied and head in whole and _is_embedding(model, whole, names):
         whole = {name: tensor for name, tensor in whole.items() if name != head}
     apart = tied and embedding in whole and any(embedding.endswith(f"{name}.weight") for name in trained)
     if tied and (head in whole or apart):  # peft trains a copy of the one, and the other stays as it was
-        old = model.get_parameter(names[embedding]).detach().clone()
-        _untie(model, old)
+        _untie(model, model.get_parameter(names[embedding]), "modules_to_save")
         names = {**names, head: "head.weight"}
     replaced = []
     for theirs, tensor in whole.items():
@@ -232,20 +245,23 @@ def _put_weights(
     return replaced
 
 
-def _embedding(model: Model, whole: Mapping[str, Tensor], names: Mapping[str, str]) -> Tensor:
+def _is_embedding(model: Model, whole: Mapping[str, Tensor], names: Mapping[str, str]) -> bool:
+    """Whether a head that was saved is the embedding, in the number format in which that is here."""
     embedding, head = model.tied_names
-    new = whole.get(embedding, model.get_parameter(names[embedding]))
-    return new if new.shape == whole[head].shape else whole[head] + 1
+    own = model.get_parameter(names[embedding])
+    return torch.equal(whole[head].to(own.dtype), whole.get(embedding, own).to(own.dtype))
 
 
-def _untie(model: Model, weight: Tensor) -> None:
+def _untie(model: Model, weight: Tensor, field: str) -> None:
+    """Give the model a head of its own, with a copy of this weight; `field` of adapter_config.json asks for it."""
     if model.KIND != "decoder":
         raise AdapterError(
-            f"the adapter gives {model.config.architecture} a head apart from its embedding; it has none"
+            f"{field}: the adapter gives {model.config.architecture} a head apart from its embedding; it has none. "
+            "Train it again without the head"
         )
     with torch.device("meta"):
         model.head = Linear(weight.shape[1], weight.shape[0], bias=False)
-    model.head.weight = nn.Parameter(weight, requires_grad=False)
+    model.head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     model.config = replace(model.config, tied=False)
 
 

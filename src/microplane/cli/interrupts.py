@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 STOPPED = 3  # exit code of a run that was stopped and saved in good order
 
+AGAIN = 0.05  # seconds
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _received: int | None = None
@@ -26,6 +28,18 @@ def arm() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _swallowed
+
+
+def _swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+    """An interrupt that came while Python ran what may not raise, as a destructor or a weak reference's callback, is
+    lost there: it is sent again, when that is over."""
+    if not (isinstance(unraisable.exc_value, KeyboardInterrupt) and _received is not None):
+        sys.__unraisablehook__(unraisable)
+        return
+    again = threading.Timer(AGAIN, os.kill, (os.getpid(), _received))
+    again.daemon = True
+    again.start()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

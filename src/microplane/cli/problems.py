@@ -10,8 +10,8 @@ import typer
 
 from microplane.cli import interrupts
 from microplane.config.build import fields
-from microplane.config.knobs import RunKnobs
-from microplane.config.other_names import OTHER_NAMES, meaning
+from microplane.config.knobs import GenerateKnobs, RunKnobs
+from microplane.config.other_names import called, meaning
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -46,18 +46,17 @@ def _tell_usage(error: Any) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     option = getattr(error, "option_name", None)
-    known = option and knob_for_option(str(option))
-    message = f"there is no option {option}.{known}" if known else error.format_message()
     place = getattr(getattr(error, "ctx", None), "command_path", "microplane")
+    known = option and knob_for_option(str(option), place.rpartition(" ")[2])
+    message = f"there is no option {option}.{known}" if known else error.format_message()
     fail(f"{message.rstrip('.')}. See {place} --help", error.exit_code)
 
 
-def knob_for_option(option: str) -> str:
-    """How to set the knob that somebody took for an option, as `--clip`; empty if there is none like it."""
+def knob_for_option(option: str, command: str = "") -> str:
+    """How to set the knob that somebody took for an option of a command, as `--clip`; empty if none is like it."""
     name = option.lstrip("-").replace("-", "_")
-    known = next((known for known, _ in fields(RunKnobs) if known.rsplit(".", 1)[-1] == name), None)
-    if known is None and name in OTHER_NAMES:
-        known = OTHER_NAMES[name]
-    if known is None:
-        return meaning(name)
+    there = [known for known, _ in fields(GenerateKnobs if command == "generate" else RunKnobs)]
+    known = next((known for known in there if known.rsplit(".", 1)[-1] == name), None) or called(name, there)
+    if not known or (command == "generate" and known not in there):
+        return meaning(name, there)
     return f" Knobs are set with --set, as in --set {known}{'' if '=' in known else '=VALUE'}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from microplane.config import yaml_text
 from microplane.config.extensions import Choice
 from microplane.config.knobs import RunKnobs
 from microplane.config.other_names import meaning
-from microplane.errors import ConfigError, nearest
+from microplane.errors import ConfigError
 
 K = TypeVar("K", bound=BaseModel)
 
@@ -109,7 +110,18 @@ def _nearest_knob(name: str, known: Sequence[str]) -> str:
     """The right name in another section, one that means the same, or one that is spelled nearly so."""
     leaf = name.rsplit(".", 1)[-1]
     same = next((f" Did you mean {other!r}?" for other in known if other.rsplit(".", 1)[-1] == leaf), "")
-    return same or meaning(name, known) or nearest(name, known)
+    return same or meaning(name, known) or _spelled_nearly(name, known)
+
+
+def _spelled_nearly(name: str, known: Sequence[str]) -> str:
+    """By the part behind the section, for two names of one section are alike whatever they mean."""
+    section, _, leaf = name.rpartition(".")
+    own = [other for other in known if section and other.startswith(f"{section}.")]
+    for others in (own, known):
+        by_leaf = {other.rsplit(".", 1)[-1]: other for other in reversed(others)}
+        if close := difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7):
+            return f" Did you mean {by_leaf[close[0]]!r}?"
+    return ""
 
 
 def shown(value: Any) -> str:

@@ -135,8 +135,8 @@ class DataKnobs(Knobs):
     )
     no_label: tuple[str, ...] = Field(
         ("auto",),
-        description="labels that mean that there is none: such rows are left out, such words not trained; auto: -100, "
-        "and -1 beside the numbers of three classes or more; [] for none",
+        description="labels that mean that there is none: such rows are left out, such words not trained; auto: -100 "
+        "(also for the -1 of a class on the Hub), and -1 beside the numbers of three classes or more; [] for none",
     )
     objective: Annotated[str, AfterValidator(Choice(_DENOISING, "microplane.objectives"))] = Field(
         "auto",

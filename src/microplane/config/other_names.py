@@ -27,6 +27,9 @@ OTHER_NAMES = {
     "batch": "train.batch_size",
     "gradient_accumulation_steps": "train.micro_tokens",
     "accumulation": "train.micro_tokens",
+    "grad_accum": "train.micro_tokens",
+    "grad_accum_steps": "train.micro_tokens",
+    "accumulate_grad_batches": "train.micro_tokens",
     "per_device_eval_batch_size": "eval.batch_tokens",
     "eval_batch_size": "eval.batch_tokens",
     "max_seq_length": "data.max_length",
@@ -85,6 +88,14 @@ OTHER_NAMES = {
     "val_set_size": "data.validation_share",
     "test_size": "data.validation_share",
     "test_file": "data.test",
+    "text_column": "data.fields",
+    "text_field": "data.fields",
+    "dataset_text_field": "data.fields",
+    "prompt_column": "data.fields",
+    "completion_column": "data.fields",
+    "label_column": "data.fields",
+    "columns": "data.fields",
+    "column_mapping": "data.fields",
     "max_samples": "data.limit",
     "max_train_samples": "data.limit",
     "system_prompt": "data.system",
@@ -92,6 +103,8 @@ OTHER_NAMES = {
     "prompt_template": "data.template",
     "peft": "method",
     "finetuning_type": "method",
+    "lora": "method=lora",
+    "qlora": "method=qlora",
     "output_dir": "runs",
     "output": "runs",
     "run_name": "name",
@@ -109,6 +122,8 @@ REASONS = {
     "report_to": "every step is written to metrics.jsonl, and report.html shows them",
     "packing": "rows are always packed, and none sees another",
     "overwrite_output_dir": "a run is never overwritten; give it another name, or delete its folder",
+    "save_total_limit": "the checkpoints that a run can go on from are kept, and no others",
+    "load_best_model_at_end": "the best weights are what a run leaves, always",
     "resume_from_checkpoint": "it is microplane train --resume RUN",
 }
 
@@ -117,7 +132,8 @@ def meaning(name: str, known: Collection[str] = ()) -> str:
     """`" That is 'train.lr' here."`, or why there is none, for what another tool calls a knob; else an empty string.
 
     Args:
-        known: the knobs that there are beside it; a method is not told of knobs that it does not have.
+        known: the knobs that there are beside it; a method is not told of knobs that it does not have, and what
+            writing an answer has is told as it is called there.
     """
     leaf = name.rsplit(".", 1)[-1].lower().replace("-", "_")
     if leaf in REASONS:
@@ -126,4 +142,15 @@ def meaning(name: str, known: Collection[str] = ()) -> str:
     without = name.startswith("method.") and ours not in known  # a method that has no such knob
     if not ours or (without and ours.startswith("method.")):
         return ""
-    return f" That is {ours!r} here."
+    if same := called(leaf, known):
+        return f" That is {same!r} here."
+    return f" That is {ours.removeprefix('generate.')!r} of microplane generate."
+
+
+def called(leaf: str, known: Collection[str] = ()) -> str:
+    """The knob that another tool's name means; of those of writing an answer the one that is in `known`, if any is."""
+    ours = OTHER_NAMES.get(leaf, "")
+    kind, _, written = ours.partition(".")
+    if kind != "generate" or not known:
+        return ours
+    return next((other for other in known if other.rsplit(".", 1)[-1] == written), "")

@@ -177,13 +177,12 @@ class LoRA(LowRankMethod):
                 f"peft's init_lora_weights = {start!r} changed the base, so the adapter does not fit the original one. "
                 "Convert it: peft's save_pretrained with path_initial_model_for_weight_conversion"
             )
-        peft_format.need(config, "r", "lora_alpha")
-        pattern = isinstance(config.get("target_modules"), str)  # then the names in the file decide
+        named = isinstance(config.get("target_modules"), list)  # else the names in the file decide
         return {
-            "rank": config["r"],
-            "alpha": config["lora_alpha"],
+            "rank": config.get("r", _DEFAULT),
+            "alpha": config.get("lora_alpha", _DEFAULT),
             "dropout": config.get("lora_dropout", 0.0),
-            "targets": ["all"] if pattern else peft_format.roles_of(config),
+            "targets": peft_format.roles_of(config) if named else ["all"],
             "start": "eva" if config.get("rank_pattern") else "zero",
         }
 
@@ -194,12 +193,13 @@ class LoRA(LowRankMethod):
         if not ranks and not alphas:
             return state
         root = 0.5 if config.get("use_rslora") else 1.0
+        usual = config.get("r", _DEFAULT), config.get("lora_alpha", _DEFAULT)
         scaled = dict(state)
         try:
             for name, tensor in state.items():
                 path, is_B, _ = name.removeprefix(PREFIX).partition(".lora_B.")
                 if is_B:
-                    rank, alpha = _by_pattern(ranks, path, config["r"]), _by_pattern(alphas, path, config["lora_alpha"])
+                    rank, alpha = _by_pattern(ranks, path, usual[0]), _by_pattern(alphas, path, usual[1])
                     if rank != tensor.shape[1]:
                         raise ValueError(f"{path} has the rank {tensor.shape[1]}")
                     scaled[name] = tensor * (alpha / rank**root / self.scale)
@@ -213,6 +213,7 @@ def _by_pattern(values: Mapping[str, float], path: str, otherwise: float) -> flo
     return next((value for pattern, value in values.items() if re.match(rf"(.*\.)?({pattern})$", path)), otherwise)
 
 
+_DEFAULT = 8  # peft's, of r and of lora_alpha
 _CHANGING_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # these take their start out of the base's weights
 _UNSUPPORTED = {
     "lora_bias": False,

@@ -109,9 +109,8 @@ class VeRA(LinearMethod):
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
         peft_format.refuse_unsupported(config, peft_format.WHOLE)
-        peft_format.need(config, "r")
         return {
-            "rank": config["r"],
+            "rank": config.get("r", 256),  # as peft where a file does not say, and so below
             "dropout": config.get("vera_dropout", 0.0),
             "targets": peft_format.roles_of(config),
             "lambda_d": config.get("d_initial", 0.1),

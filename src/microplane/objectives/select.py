@@ -54,7 +54,7 @@ class TextCandidates:
         """See `formats.recognise`; a format that a package adds is taken where `data.format` names it only."""
         wanted = knobs.format
         if wanted not in FORMATS:
-            return recognise(rows, file, wanted, knobs.fields)
+            return recognise(rows, file, wanted, knobs.fields, knobs.no_label)
         return InstalledFormat(wanted, FORMATS[wanted])
 
     def objective(self, format_name: str) -> AnyObjective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,8 +69,8 @@ def how_asked(
 def shared_prefix(
     objective: AnyObjective, prompts: Sequence[str], tokenizer: Tokenizer, template: str, system: str | None
 ) -> str:
-    """What the first user messages of rendered training prompts begin with, as far as it is whole lines, or up to a
-    colon: a fixed instruction, such as "Convert the command to JSON." or "Translate: "; empty where there is none."""
+    """What the first user messages of rendered training prompts begin with, as far as it is whole (see `_whole`): a
+    fixed instruction, such as "Convert the command to JSON." or "Translate: "; empty where there is none."""
     asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
     frame, common = _around(asked, tokenizer)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
     if len(prompts) < 2 or not common.startswith(frame):
@@ -83,9 +84,23 @@ def _around(asked: Sequence[int], tokenizer: Tokenizer) -> tuple[str, str]:
     return before, behind
 
 
+_ENDS = re.compile(
+    r"\n"  # of a line
+    r"|:[ \t]+|：|(?<!\d):\Z"  # of what says what follows; one that stands alone may be of an address or a time
+    r"|[。！？][ \u3000]*|(?P<sentence>[.!?])(?:[ \t]+|\Z)"
+    r"|(?:[>\]】]|→)(?:[ \t]+|\Z)"  # of a mark, as of [TASK] or ->
+)
+SENTENCE = 3  # words, of which a beginning that ends with a full stop has as many: "Dr. " is none
+
+
 def _whole(shared: str) -> str:
-    """The lines of a beginning that are whole, and more of it up to a colon."""
-    return shared[: max(shared.rfind("\n") + 1, shared.rfind(": ") + 2 if ": " in shared else 0)]
+    """A beginning up to the last place where something in it ends: a line, a sentence, a mark, or a colon."""
+    ends = [
+        found.end()
+        for found in _ENDS.finditer(shared)
+        if not found["sentence"] or len(shared[: found.start()].split()) >= SENTENCE
+    ]
+    return shared[: max(ends, default=0)]
 
 
 def text_frame(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:

@@ -70,7 +70,7 @@ def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: Data
     idle = (
         [*_idle_with_labels(knobs, summary.task)]
         if summary.task
-        else [*_idle_without_labels(knobs, objective, plain_text)]
+        else [*_idle_without_labels(knobs, objective, plain_text, named=summary.format_name == "text/label")]
     )
     if tokenizer.date is None:
         idle.append(("data.date", "the model's chat template tells no date. Leave it out"))
@@ -129,7 +129,7 @@ def check_knobs_for_eval(knobs: RunKnobs, loaded: Pipeline) -> list[str]:
     head = loaded.model.task_head
     task = None if head is None else head.config.task
     if task is None:
-        idle = list(_idle_without_labels(knobs, loaded.objective, plain_text=False))
+        idle = list(_idle_without_labels(knobs, loaded.objective, plain_text=False, named=True))
     else:
         idle = list(_idle_with_labels(knobs, task))
         if knobs.data.task not in ("auto", task):
@@ -249,11 +249,12 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
     yield "eval.general", f"{head}, and it writes no text of which something could be forgotten. Leave it out"
 
 
-def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: bool) -> Idle:
-    """For rows of text, which the model learns to write."""
+def _idle_without_labels(knobs: RunKnobs, objective: AnyObjective, plain_text: bool, named: bool) -> Idle:
+    """For rows of text, which the model learns to write; `named` where the answers may be names of classes."""
     yield "model.pooling", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
     yield "train.class_weights", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
-    yield "data.no_label", "it is for a task head, and these rows have no labels. Leave it out, or set data.task"
+    if not named:
+        yield "data.no_label", "these rows have no labels. Leave it out, or set data.task"
     yield "data.long_rows", "it is for texts with labels, and these rows have none. Leave it at cut"
     yield "data.segment", "it is for texts with labels, and these are rendered as they stand. Leave it out"
     pairs = isinstance(objective, Seq2Seq)

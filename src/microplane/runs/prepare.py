@@ -135,6 +135,14 @@ class Prepared:
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
         }
 
+    @property
+    def steps_asked(self) -> int | None:
+        """How many the user asked for, by steps or passes; None where the run decides."""
+        knobs = self.config.train
+        if knobs.steps is None and knobs.epochs is None:
+            return None
+        return self.batch_plan.run_steps(knobs)
+
     def _base(self) -> dict[str, Any]:
         """What of the base's files is read; nothing of new weights."""
         if self.weights is None:

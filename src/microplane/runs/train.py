@@ -187,7 +187,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     if head_notice:
         watch.say(head_notice)
     if job.resume:
-        for line in check_resumable(folder, prepared.identity()):
+        for line in check_resumable(folder, prepared.identity(), prepared.steps_asked):
             watch.say(line)
     write_aside(folder / "run.yaml", to_yaml(prepared.config).encode())
 

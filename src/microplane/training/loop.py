@@ -175,7 +175,7 @@ class Training:
     def begin(self, resume: bool) -> None:
         """Take up the last checkpoint, if one is asked for and there; else measure and save where the run starts."""
         if resume:
-            checkpoint.check_resumable(self.folder, self.identity)
+            checkpoint.check_resumable(self.folder, self.identity, self.state.total)
         saved = checkpoint.checkpoints(self.resume_folder) if resume else []
         if not saved:
             self.log.rewind(0, 0)
@@ -185,6 +185,8 @@ class Training:
         self._rewind_log(size)
         if (verdict := self.monitor.verdict()) and verdict.kind == "divergence":
             self.retreat(verdict.text)  # killed before it could
+        if not self.goes_on and self.state.ranks.is_first:
+            notice(checkpoint.nothing_left(self.totals.step, self.state.total, self.state.knobs.patience))
         return None
 
     def step(self) -> None:

@@ -127,17 +127,19 @@ def _checksum(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
+def check_resumable(run: Path, identity: Mapping[str, Any], steps: int | None = None) -> list[str]:
     """Refuse to continue a run with something else than it was begun with, before anything of it is touched.
 
     Args:
         identity: what must be the same: fingerprints of data and model, the method, the knobs.
+        steps: how many the run is to have at its end, where that is known.
 
     Returns:
         What is to be said of differences that are allowed.
 
     Raises:
-        CheckpointError: listing every difference; or for a checkpoint or a log that is damaged.
+        CheckpointError: listing every difference; for fewer steps than were made; or for a checkpoint or a log that is
+            damaged.
     """
     saved = checkpoints(run / "resume")
     if not saved:
@@ -156,6 +158,11 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
             f"this run cannot be continued from {saved[-1]}, since these differ:\n  {listed}\n"
             "Put them back as they were, or start a run with another name."
         )
+    if steps is not None and steps < state["step"]:
+        raise CheckpointError(
+            f"this run has made {state['step']:,} steps already, and is asked for {steps:,} in all (train.steps or "
+            "train.epochs): it can be given more, and not fewer. Leave that out, or start a run with another name."
+        )
     log = run / "metrics.jsonl"
     size = log.stat().st_size if log.is_file() else 0
     if size < state["log_bytes"]:
@@ -166,6 +173,16 @@ def check_resumable(run: Path, identity: Mapping[str, Any]) -> list[str]:
     told = [f"goes on with another {line}" for line in differences.values()]
     rounding = "the same to rounding from here on, and no longer to the bit"
     return told + ([rounding] if differences.keys() & ROUNDS else [])
+
+
+def nothing_left(step: int, total: int, patience: int) -> str:
+    """What is said of a run that goes on where its training has ended."""
+    if step >= total:
+        why = f"all {total:,} steps were made. More of them: train.epochs or train.steps"
+    else:
+        last = f"validation was worse {patience} times in a row"
+        why = f"{last}, and the run stopped at step {step:,}. To go on: a larger train.patience, or 0"
+    return f"nothing is left to train: {why}"
 
 
 def prune(folder: Path) -> None:

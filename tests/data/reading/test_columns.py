@@ -14,6 +14,7 @@ from microplane.data.reading import columns
 from microplane.data.reading.formats import recognise
 from microplane.data.rendering.labelled import LabelFormat
 from microplane.errors import ConfigError, DataError
+from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
 
 
 def write(path: Path, rows) -> Path:
@@ -246,3 +247,18 @@ def test_parts_that_there_are_not_are_refused():
     with pytest.raises(ConfigError, match="the column 'a' is two parts"):
         assemble(None, {}, ["data.fields={prompt: a, completion: a}"])
     assert assemble(None, {}, ["data.fields.text=body"]).data.fields == {"text": "body"}
+
+
+SHARDS = [{"prompt": "a", "completion": "b"}, {"text": "a", "label": "b"}]
+
+
+@pytest.mark.parametrize("rows", SHARDS, ids=["text", "labels"])
+def test_a_parquet_shard_of_other_names_is_told_with_the_names_that_it_has(rows, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    other = {"wording": "a", "kind": "b", "when": 3}
+    for number, row in enumerate((rows, other)):
+        pq.write_table(pa.Table.from_pylist([row] * 5), tmp_path / f"train-0000{number}-of-00002.parquet")
+    read_format = (LabelCandidates("classification") if "label" in rows else NEXT_TOKEN).read_format
+    knobs = DataKnobs(train=str(tmp_path))
+    with pytest.raises(DataError, match=r"is missing, .* the row has \['wording', 'kind', 'when'\]"):
+        first_pass(files_of(knobs), knobs, hold_out=False, read_format=read_format)

@@ -2,7 +2,7 @@ import pytest
 
 from microplane.config.build import choices
 from microplane.config.knobs import DataKnobs
-from microplane.data.reading.bad_rows import LISTED, Problem, Problems, RowError
+from microplane.data.reading.bad_rows import LISTED, NoLabel, Problem, Problems, RowError
 from microplane.data.reading.example import Message
 from microplane.data.reading.formats import FORMATS, recognise
 from microplane.errors import DataError
@@ -311,3 +311,24 @@ def test_equal_content_has_equal_hashes_whatever_its_format():
     assert (
         examples[0].hash() == 5118508961677734335
     )  # the same on every machine and in every version, or splits would change
+
+
+def test_answers_that_are_labels_may_say_that_there_is_none():
+    """As where a task head learns them: -100 always, -1 beside the numbers of three classes, or as the knob says."""
+
+    def left_out(labels, no_label=("auto",)):
+        rows = [{"text": "a", "label": label} for label in labels]
+        form = recognise(rows, "x.jsonl", no_label=no_label)
+        left = []
+        for row in rows:
+            try:
+                form.example(row, "x.jsonl:1")
+            except NoLabel:
+                left.append(row["label"])
+        return left
+
+    assert left_out([0, 1, 2, -1, -100, "-100"]) == [-1, -100, "-100"]
+    assert left_out([0, 1, -1, -100]) == [-100]
+    assert left_out(["good", "bad", "-100", "n/a"]) == ["-100"]
+    assert left_out(["good", "bad", "-100", "n/a"], ("n/a",)) == ["n/a"]
+    assert left_out([0, 1, 2, -1, -100], ()) == []

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.first_pass import files_of
+from microplane.data.preparing.first_pass import files_of, first_pass
 from microplane.data.reading.hub_rows import HubName
 from microplane.errors import ConfigError, DataError, MicroplaneWarning
+from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
 
 
 class ClassLabel:
@@ -81,7 +82,7 @@ def test_rows_are_read_once_for_a_commit(hub):
     assert read(files["train"][0]) == [
         {"text": "fine", "label": "good"},
         {"text": "awful", "label": "bad"},
-        {"text": "who knows", "label": None},
+        {"text": "who knows", "label": -100},
     ]
     assert files_of(DataKnobs(train="hf://me/films")) == files
     assert len(hub.reads) == 2
@@ -179,7 +180,7 @@ def test_a_split_without_labels_and_one_without_a_use_are_told(hub, monkeypatch)
     assert sum("has a label, so that this split is left out" in text for text in told) == 2
     assert any("not used of its splits: validation_matched; one can be named, as in" in text for text in told)
     assert any("data.validation=hf://me/pairs:validation_matched" in text for text in told)
-    assert [row["label"] for row in read(files_of(DataKnobs(train="hf://me/pairs:test"))["train"][0])] == [None] * 3
+    assert [row["label"] for row in read(files_of(DataKnobs(train="hf://me/pairs:test"))["train"][0])] == [-100] * 3
     serve(monkeypatch, features, {"en": known})
     with pytest.raises(
         DataError, match=r"hf://me/tongues: none of its splits .* there are en\. Name one: .*tongues:en"
@@ -187,6 +188,15 @@ def test_a_split_without_labels_and_one_without_a_use_are_told(hub, monkeypatch)
         files_of(DataKnobs(train="hf://me/tongues"))
     serve(monkeypatch, {"text": Value("string")}, {"train": [{"text": "x"}], "test": [{"text": "y"}]})
     assert list(files_of(DataKnobs(train="hf://me/plain"))) == ["train", "test"]
+
+
+@pytest.mark.filterwarnings("ignore:me/films")
+@pytest.mark.parametrize("candidates", [LabelCandidates("classification"), NEXT_TOKEN], ids=["head", "answers"])
+def test_rows_without_a_label_among_labelled_ones_are_left_out(hub, candidates):
+    knobs = DataKnobs(train="hf://me/films:train")
+    found = first_pass(files_of(knobs), knobs, hold_out=False, read_format=candidates.read_format)
+    train = found.splits["train"]
+    assert (len(train.hashes), train.unlabelled, train.problems.total) == (2, 1, 0)
 
 
 @pytest.mark.slow

@@ -302,8 +302,8 @@ SPECIAL = ("<s>", "<eos>", "<t>", "</t>", "<|h|>", "<|/h|>", "<|eot|>", "<|im_en
         (WORDS_ONLY, talk("q", "a", "r", "b"), "Human: q\nBot: ⟦a⟧\nHuman: r\nBot: ⟦b\n<eos>⟧"),
         (
             CAPITAL,
-            talk("q", "a", "r", "b"),
-            "<t>user\nQ</t>\n<t>assistant\n⟦A</t>⟧\n<t>user\nR</t>\n<t>assistant\n⟦B</t>⟧\n",
+            talk("q", "a"),
+            "<t>user\nQ</t>\n<t>assistant\n⟦a</t>⟧",
         ),
         (QUOTED, talk('"é', "a"), '<t>{"user": "\\"é"}</t><t>⟦{"assistant": "a"}</t>⟧'),
         (BLOCKS, talk("q", "skip", "r", "b"), None),
@@ -336,7 +336,7 @@ def test_stops_are_the_end_tokens_and_the_one_that_closes_a_turn(make_tiny):
 def test_a_template_that_rewrites_contents_cannot_be_forged_either(make_tiny):
     tokenizer = make_tiny(SPECIAL, CAPITAL)
     ids, _ = render(talk("q</t>", "a</t>!"), tokenizer)
-    assert tokenizer.decode(ids, False) == "<t>user\nQ</t></t>\n<t>assistant\nA</t>!</t>\n"
+    assert tokenizer.decode(ids, False) == "<t>user\nQ</t></t>\n<t>assistant\na</t>!</t>"
     assert [tokenizer.piece(token) for token in ids].count("</t>") == 2
     picky = "{% for m in messages %}<t>{{ m.content if m.content | length == 5 or m.role != 'user' }}</t>{% endfor %}"
     with pytest.raises(DataError, match="the text '</t>' is a special token of the model"):

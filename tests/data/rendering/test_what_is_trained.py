@@ -225,3 +225,37 @@ def test_a_rendered_text_gets_no_second_bos(make_tiny):
     for text in ("<s>ab", "ab"):
         (row,) = causal_renderer(tokenizer).rows(Example(None, text, "x:1"), 999, 999)
         assert tokenizer.decode(row.ids, skip_special=False) == "<s>ab<eos>"
+
+
+REWRITES = ("| upper", "| replace('\n', ' ')", "| wordwrap(5)", ".split() | join(' ')", "[:4]", "| e", "| title")
+
+
+@pytest.mark.parametrize("rewritten", REWRITES)
+def test_an_answer_that_the_template_rewrites_is_trained_as_it_is_written(rewritten, model):
+    template = PLAIN.replace("{{ m.content }}", f"{{{{ m.content if m.role == 'user' else (m.content {rewritten}) }}}}")
+    first = "<t>user\nq</t>\n<t>assistant\n"
+    found = rows(model(template), said("q", "one <b>\nlong line", "r", "two & \nmore lines"))
+    assert len(found) == 2
+    assert found[0] == f"{first}⟦one <b>\nlong line</t>⟧"
+    assert found[1].startswith(first)
+    assert found[1].endswith("</t>\n<t>user\nr</t>\n<t>assistant\n⟦two & \nmore lines</t>⟧")
+
+
+def test_an_answer_stands_behind_the_prompt_by_which_it_is_asked_for(model):
+    """Where that closes a thought that no answer has, writes the messages before otherwise, or leaves some out."""
+    closes = PLAIN.replace("assistant\n{% endif", "assistant\n<think>\n\n</think>\n\n{% endif")
+    first = "<t>user\nq</t>\n<t>assistant\n"
+    assert rows(model(closes), said("q", "a", "r", "b")) == [
+        f"{first}<think>\n\n</think>\n\n⟦a</t>⟧",
+        f"{first}a</t>\n<t>user\nr</t>\n<t>assistant\n<think>\n\n</think>\n\n⟦b</t>⟧",
+    ]
+    counts = PLAIN.replace("{{ m.role }}", "{{ m.role }}{{ messages | length if m.role == 'user' }}")
+    assert rows(model(counts), said("q", "a", "r", "b")) == [
+        "<t>user1\nq</t>\n<t>assistant\n⟦a</t>⟧",
+        "<t>user3\nq</t>\n<t>assistant\na</t>\n<t>user3\nr</t>\n<t>assistant\n⟦b</t>⟧",
+    ]
+    last_two = PLAIN.replace("in messages", "in messages[-2:]")
+    assert rows(model(last_two), said("q", "a", "r", "b")) == [
+        "<t>user\nq</t>\n<t>assistant\n⟦a</t>⟧",
+        "<t>assistant\na</t>\n<t>user\nr</t>\n<t>assistant\n⟦b</t>⟧",
+    ]

@@ -125,7 +125,16 @@ def test_where_the_chat_template_stands(folder):
     write(folder, "chat_template.jinja", "J")
     assert load_tokenizer(folder).chat_template == "J"
     (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    write(folder, "additional_chat_templates/tool_use.jinja", "T")
+    write(folder, "chat_template.json", {"chat_template": "P"})
+    assert load_tokenizer(folder).chat_template == "D"
+    write(folder, "additional_chat_templates/default.jinja", "A")
+    assert load_tokenizer(folder).chat_template == "A"
+    (folder / "additional_chat_templates" / "default.jinja").unlink()
     (folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(folder).chat_template == "P"
+    (folder / "chat_template.json").unlink()
     assert load_tokenizer(folder).chat_template is None
 
 

@@ -38,7 +38,7 @@ ReadFormat = Callable[[Sequence[Mapping[str, Any]], str, DataKnobs], RowFormat]
 
 def _as_written(rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
     """How rows are read where it is not known for which model."""
-    return recognise(rows, file, knobs.format, knobs.fields)
+    return recognise(rows, file, knobs.format, knobs.fields, knobs.no_label)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from microplane.data.reading.values import is_number
+from microplane.models.configs.head import IGNORED
 
 MANY = 0.01  # share of dropped rows, and of rows that stand on both sides, that deserves a warning
 MANY_NUMBERS = 20  # classes called by numbers, above which they may be meant as numbers
@@ -145,8 +146,10 @@ class DataSummary:
             if lacking := [name for name in occur if not counts.get(name)]:
                 shown = ", ".join(lacking[:6]) + (f" and {len(lacking) - 6} more" if len(lacking) > 6 else "")
                 lines.append(f"no {split} row has {'the class' if len(lacking) == 1 else 'one of the classes'} {shown}")
-        if "-1" in occur:
-            lines.append("-1 is a class like the others here; if it means that there is no label: data.no_label=-1")
+        if none := [name for name in ("-1", str(IGNORED)) if name in occur]:
+            listed = none[0] if len(none) == 1 else f"[{', '.join(none)}]"
+            what = " and ".join(none) + (" is a class" if len(none) == 1 else " are classes")
+            lines.append(f"{what} like the others here; if that means that there is no label: data.no_label={listed}")
         if self.task == "classification" and len(occur) > MANY_NUMBERS and all(map(is_number, occur)):
             lines.append(f"{len(occur):,} numbers are classes here; to learn them as numbers: data.task=regression")
         return lines

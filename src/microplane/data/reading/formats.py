@@ -4,14 +4,15 @@ a conversation (system, user, assistant, perhaps tools), or plain text of which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from microplane.data.reading.bad_rows import RowError
+from microplane.data.reading.bad_rows import NoLabel, RowError
 from microplane.data.reading.columns import ANSWERS, CHATS, CLASSES, PAIRS, Columns, Fields, told
 from microplane.data.reading.conversations import conversation, tools_of
 from microplane.data.reading.example import Example, Message
+from microplane.data.reading.label_values import AUTO, is_none, means_none, plain_names
 from microplane.data.reading.values import filled_text, get, listed, optional_text
 from microplane.errors import DataError, nearest
 
@@ -49,6 +50,7 @@ class Format:
     columns: Mapping[str, str]  # part -> column as the file spells it
     unused: tuple[str, ...] = ()  # other columns
     watched: tuple[str, ...] = ()  # those of them that would be used if anything stood in them
+    no_label: frozenset[str] = frozenset()  # of text/label: what means that a row has none
     passed_over: dict[str, None] = field(default_factory=dict, compare=False)  # keys of messages, as they are met
 
     @property
@@ -73,8 +75,11 @@ class Format:
 
         Raises:
             RowError: with the key, the offending value and what was expected.
+            NoLabel: if the label says that the row has none.
         """
         columns = self.columns
+        if "label" in columns and is_none(values.get(columns["label"]), self.no_label):
+            raise NoLabel
         if self.name == "text":
             return Example(None, filled_text(values, columns["text"], "text"), where)
         messages = (
@@ -108,7 +113,11 @@ def join_input(instruction: str, given: str) -> str:
 
 
 def recognise(
-    rows: Iterable[Mapping[str, Any]], name: str, wanted: str = "auto", fields: Fields | None = None
+    rows: Iterable[Mapping[str, Any]],
+    name: str,
+    wanted: str = "auto",
+    fields: Fields | None = None,
+    no_label: Sequence[str] = AUTO,
 ) -> Format:
     """The format of a file by the columns of some of its rows: those that at least half of them have decide, and what
     is optional in it is taken where any row has it.
@@ -118,11 +127,13 @@ def recognise(
         name: of the file, for errors.
         wanted: a format that the user chose, or "auto".
         fields: as the knob `data.fields`.
+        no_label: as the knob `data.no_label`.
 
     Raises:
         DataError: if no format fits, or several do.
     """
-    columns = Columns(list(rows), name, fields)
+    rows = list(rows)
+    columns = Columns(rows, name, fields)
     for strictly in (True, False):  # what nothing stands in is looked at only if nothing fits without
         spelled = columns.usual(strictly)
         for tier in _TIERS:
@@ -131,7 +142,8 @@ def recognise(
             if len(fitting) > 1:
                 raise _ambiguous(name, list(spelled.values()), fitting)
             if fitting:
-                return _format(fitting[0], spelled, columns)
+                found = _format(fitting[0], spelled, columns)
+                return replace(found, no_label=_no_label(found, rows, no_label))
     raise _unknown(name, list(columns.usual(strictly=False).values()), wanted)
 
 
@@ -161,6 +173,13 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
             found |= {"prompt": first, "input": second}
     unused = columns.unused(found.values())
     return Format(name, found, unused, tuple(c for part in optional for c in columns.maybe(part) if c in unused))
+
+
+def _no_label(form: Format, rows: Iterable[Mapping[str, Any]], asked: Sequence[str]) -> frozenset[str]:
+    """What means that a row has no label, of rows that have one in their answer's place."""
+    if (key := form.columns.get("label")) is None:
+        return frozenset()
+    return means_none(plain_names(row.get(key) for row in rows)) if tuple(asked) == AUTO else frozenset(asked)
 
 
 def _ambiguous(name: str, seen: list[str], fitting: list[_ColumnLayout]) -> DataError:

@@ -58,8 +58,9 @@ def is_on_hub(name: str) -> bool:
 def hub_splits(name: str, progress: RowProgress | None = None) -> dict[str, list[Path]]:
     """The files of each split, read from the Hub if this revision of it is not here yet.
 
-    Classes are written by their names. A column that holds no text, numbers or lists of them is left out, and that is
-    said. Without a network, what was read last is taken, and that is said.
+    Classes are written by their names, and the -1 of a row without one as -100 (`data.no_label`). A column that holds
+    no text, numbers or lists of them is left out, and that is said. Without a network, what was read last is taken, and
+    that is said.
 
     Raises:
         ConfigError: for a name that is none, or if the package `datasets` is not installed.
@@ -175,7 +176,7 @@ def _write(rows: Any, file: Path, what: str, progress: RowProgress | None) -> bo
     total = _count(rows)
     with file.open("w", encoding="utf-8") as out:
         for number, row in enumerate(_plain(rows, left, features), start=1):
-            labelled = labelled or any(row.get(name) is not None for name in classes)
+            labelled = labelled or any(row.get(name) not in (None, IGNORED) for name in classes)
             out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             if progress and number % EVERY == 0:
                 progress(f"reading {what}", number, total)
@@ -205,21 +206,21 @@ def _plain(rows: Any, left: Mapping[str, str], features: Mapping[str, Any]) -> I
         yield {name: _named(value, features.get(name)) for name, value in row.items() if name not in left}
 
 
-def _named(value: Any, feature: Any, inside: bool = False) -> Any:
-    """A value with the classes in it by their names. -1 is how these files say that there is none: null of a row, and
-    in a list what the tag of a word is then."""
+def _named(value: Any, feature: Any) -> Any:
+    """A value with the classes in it by their names. -1 is how these files say that there is none; a name hides that,
+    so it becomes the number that means no label wherever it stands (`data.no_label`)."""
     if _is_class(feature):
         if not isinstance(value, int):
             return value
-        return feature.names[value] if value >= 0 else IGNORED if inside else None
+        return feature.names[value] if value >= 0 else IGNORED
     if isinstance(feature, dict) and isinstance(value, dict):
-        return {name: _named(item, feature.get(name), inside) for name, item in value.items()}
+        return {name: _named(item, feature.get(name)) for name, item in value.items()}
     item = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
     if item is None:
         return value
     if isinstance(value, dict) and isinstance(item, dict):  # of a sequence of objects, as lists by their keys
-        return {name: [_named(one, item.get(name), True) for one in many] for name, many in value.items()}
-    return [_named(one, item, True) for one in value] if isinstance(value, list) else value
+        return {name: [_named(one, item.get(name)) for one in many] for name, many in value.items()}
+    return [_named(one, item) for one in value] if isinstance(value, list) else value
 
 
 def _count(rows: Any) -> int | None:

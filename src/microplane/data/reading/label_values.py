@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
@@ -73,7 +73,7 @@ class LabelValues:
         return self._hot(items, place) if self.classes else self._several(items, key, place)
 
     def _number(self, value: Any, place: str) -> float:
-        if _plain_name(value) in self.no_label:
+        if is_none(value, self.no_label):
             raise NoLabel
         number = _number(value, place)
         if any(number == _as_number(name) for name in self.no_label):
@@ -128,11 +128,20 @@ def look(
     some = [unpacked(value) for value in values if value is not None and value != ""]
     task = task or _task(some)
     single = list(chain.from_iterable(value if isinstance(value, list) else [value] for value in some))
-    names = {name for item in single if (name := _plain_name(item)) is not None and is_utf8(name)}
     given = frozenset(no_label)
     if tuple(no_label) == AUTO:
-        given = _no_number(single) if task == "regression" else means_none(names) - set(known)
+        given = _no_number(single) if task == "regression" else means_none(plain_names(single)) - set(known)
     return LabelValues(task, _hot_classes(some, known) if task == "multilabel" else (), given, tuple(known))
+
+
+def plain_names(values: Iterable[Any]) -> set[str]:
+    """The class names among values of a column."""
+    return {name for value in values if (name := _plain_name(value)) is not None and is_utf8(name)}
+
+
+def is_none(value: Any, no_label: Set[str]) -> bool:
+    """Whether a value is one of the names that mean that there is no label."""
+    return _plain_name(value) in no_label
 
 
 def means_none(names: Iterable[str]) -> frozenset[str]:

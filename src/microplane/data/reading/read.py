@@ -18,6 +18,7 @@ from microplane.data.reading.bad_rows import Problem, RowError, show
 from microplane.data.reading.csv_rows import csv_rows
 from microplane.data.reading.example import texts_in
 from microplane.data.reading.lines import BOM, SUFFIXES, Lines, LongLineError, RawRow, file_type, open_file
+from microplane.data.reading.values import PartOfRow
 from microplane.errors import DataError, nearest
 
 MAX_JSON = 2**30  # bytes; a JSON list is read whole, JSONL is not
@@ -198,12 +199,15 @@ def _parquet(path: Path, keys: Collection[str]) -> Iterator[RawRow]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            there = [name for name in file.schema_arrow.names if not keys or name in keys]
+            names = file.schema_arrow.names
+            there = [name for name in names if not keys or name in keys]
             for batch in file.iter_batches(batch_size=256, columns=there):
                 columns = {name: _values(column) for name, column in zip(batch.schema.names, batch, strict=True)}
                 for row in range(batch.num_rows):
                     number += 1
-                    yield RawRow(number, {name: values[row] for name, values in columns.items()})
+                    part = PartOfRow((name, values[row]) for name, values in columns.items())
+                    part.columns = names
+                    yield RawRow(number, part)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())[:200]
         place = f" behind row {number:,}" if number else ""

@@ -14,11 +14,16 @@ def listed(keys: Sequence[str]) -> str:
     return f"[{shown}{f' and {len(keys) - 12} more' if len(keys) > 12 else ''}]"
 
 
+class PartOfRow(dict[str, Any]):
+    """The columns of a row that are of use, of a file that has more: `columns` names all."""
+
+    columns: Sequence[str] = ()
+
+
 def get(values: Mapping[str, Any], key: str, expected: str) -> Any:
     if key not in values:
-        raise RowError(
-            "missing key", f"key {key!r} is missing, expected {expected}; the row has {listed(list(values))}"
-        )
+        there = values.columns if isinstance(values, PartOfRow) else list(values)
+        raise RowError("missing key", f"key {key!r} is missing, expected {expected}; the row has {listed(there)}")
     return values[key]
 
 

@@ -21,15 +21,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from microplane.data.reading.example import Message
+from microplane.data.rendering.answers import THINK, THOUGHT_MARKS, UNTHINK, lacks, opened_by
 from microplane.data.rendering.bounded_jinja import BoundedEnvironment
 from microplane.errors import DataError
 
 Span = tuple[int, int]  # characters, end excluded
 Tools = Sequence[Mapping[str, Any]]
-THINK, UNTHINK = "<think>", "</think>"  # how reasoning models begin and end a thought
 MARK = "\N{PILCROW SIGN}\N{SECTION SIGN}\N{PILCROW SIGN}"  # what a rendering is probed with
-LONGEST_MARK = 32  # characters
-_MARKS = re.compile(f"{THINK}|{UNTHINK}")
 _PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 
@@ -172,7 +170,9 @@ class ChatTemplate:
         alone = self.text(messages[: number + 1], tools=tools)
         if turn is None or not traced.text.startswith(alone.rstrip()):
             return False
-        return not _lacks(messages[number], _opened(alone[: turn[0]], messages[number]) + alone[turn[0] :])
+        if self._asked_otherwise(self.prompt(messages[:number], tools), traced.text, turn):
+            return False
+        return not lacks(messages[number], opened_by(alone[: turn[0]], messages[number]) + alone[turn[0] :])
 
     def _row(self, messages: Sequence[Message], tools: Tools) -> Traced:
         """A conversation with the place of its last answer, the last of its turns."""
@@ -180,9 +180,19 @@ class ChatTemplate:
         turn, traced.continues = traced.turns[-1], traced.text.startswith(prompt)
         if turn is None:
             raise self._drops(messages)
-        if not _lacks(last, _opened(prompt, last) + traced.text[turn[0] :]):
+        incomplete = lacks(last, opened_by(prompt, last) + traced.text[turn[0] :])
+        if not incomplete and not self._asked_otherwise(prompt, traced.text, turn):
             return traced
-        return self._as_written(messages, traced, turn, prompt, tools)
+        return self._as_written(messages, traced, turn, prompt, tools, incomplete)
+
+    def _asked_otherwise(self, prompt: str, text: str, turn: Span) -> bool:
+        """Whether an answer stands behind something else than it is asked for with, and could stand behind that: where
+        the prompt closes a thought that is not there, or writes the earlier messages in another way. A prompt that
+        opens a thought is no place for an answer without one."""
+        if not prompt or text.startswith(prompt):
+            return False
+        closed = prompt.rstrip().endswith(UNTHINK) and not text[turn[0] :].lstrip().startswith(THINK)
+        return closed or bool(self._opening and text[: turn[0]].endswith(self._opening))
 
     def _drops(self, messages: Sequence[Message]) -> DataError:
         return DataError(
@@ -190,9 +200,12 @@ class ChatTemplate:
             "cannot be told; possible: --set data.template=plain"
         )
 
-    def _as_written(self, messages: Sequence[Message], traced: Traced, turn: Span, prompt: str, tools: Tools) -> Traced:
+    def _as_written(
+        self, messages: Sequence[Message], traced: Traced, turn: Span, prompt: str, tools: Tools, incomplete: bool
+    ) -> Traced:
         """A conversation whose last answer stands there as it is written in the data, where the template leaves a part
-        of it out: behind the prompt with which it is asked for, and without what that opens."""
+        of it out (`incomplete`) or has it elsewhere: behind the prompt by which it is asked for, and without what that
+        opens."""
         last, common = messages[-1], _common(prompt, traced.text)
         opened, parts = prompt[common:], [last.content]
         if last.thoughts:
@@ -204,9 +217,10 @@ class ChatTemplate:
             head, parts = prompt, [last.thoughts, f"\n{UNTHINK}\n\n", last.content]
         elif opened.strip():
             said = last.content.lstrip()
-            if not said.startswith(opened.strip()):
+            if said.startswith(opened.strip()):
+                said = said[len(opened.strip()) :].removeprefix(opened[len(opened.rstrip()) :])
+            elif incomplete:
                 raise self._drops(messages)
-            said = said[len(opened.strip()) :].removeprefix(opened[len(opened.rstrip()) :])
             head, parts = prompt, [said]
         else:
             head = traced.text[: max(turn[0], len(prompt))]
@@ -249,6 +263,11 @@ class ChatTemplate:
         return (len(prompt), content[1]) if starts_there else content
 
     @cached_property
+    def _opening(self) -> str:
+        """What the template writes between a question and its answer."""
+        return self.prompt([Message("user", MARK)]).partition(MARK)[2]
+
+    @cached_property
     def _closing(self) -> str:
         """What the template writes behind an answer."""
         try:
@@ -260,7 +279,7 @@ class ChatTemplate:
         """What stands in an answer between the marks of thoughts, which are the model's own and no one's text."""
         if THINK not in self.source or UNTHINK not in self.source:
             return [span]
-        marks = [(span[0] + m.start(), span[0] + m.end()) for m in _MARKS.finditer(text[slice(*span)])]
+        marks = [(span[0] + m.start(), span[0] + m.end()) for m in THOUGHT_MARKS.finditer(text[slice(*span)])]
         edges = [span[0], *(edge for mark in marks for edge in mark), span[1]]
         return [part for part in zip(edges[::2], edges[1::2], strict=True) if part[0] < part[1]]
 
@@ -327,25 +346,6 @@ def _renamed(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool, or a call of one, under a name that occurs nowhere else."""
     function = tool.get("function")
     return {**tool, "function": {**function, "name": MARK}} if isinstance(function, dict) else {**tool, "name": MARK}
-
-
-def _lacks(message: Message, rendered: str) -> bool:
-    """Whether something that was said or thought is missing in what a template makes of it. Only letters and digits
-    count, for templates trim, quote and escape."""
-    if not message.thoughts and message.content.strip() in rendered:
-        return False
-    letters = iter(rendered.casefold())
-    return not all(letter in letters for letter in (message.thoughts + message.content).casefold() if letter.isalnum())
-
-
-def _opened(prompt: str, message: Message) -> str:
-    """The mark that an answer begins with and its prompt ends with, as `<think>`."""
-    prompt, said = prompt.rstrip(), message.content.lstrip()
-    for size in range(min(len(said), LONGEST_MARK), 1, -1):
-        mark = said[:size]
-        if prompt.endswith(mark) and not mark[0].isalnum() and not mark[-1].isalnum():
-            return mark
-    return ""
 
 
 def _turns_before(messages: Sequence[Message], number: int) -> int:

@@ -14,7 +14,7 @@ from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
 from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, label_names, look, unpacked
-from microplane.data.reading.values import optional_text, whole_text
+from microplane.data.reading.values import get, optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
@@ -102,7 +102,7 @@ class LabelFormat:
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
         """Raises: RowError, with the key, the offending value and what was expected; NoLabel, for a row without one."""
-        labels = self.values.read(values.get(self.label_key), self.label_key)
+        labels = self.values.read(get(values, self.label_key, "a label"), self.label_key)
         if self.per_word:
             words = self._words(values, self.text_key)
             if len(words) != len(labels):
@@ -114,13 +114,13 @@ class LabelFormat:
         return Example(None, text, where, labels=labels, second_text=pair)
 
     def _text(self, values: Mapping[str, Any], key: str) -> str:
-        text = values.get(key)
+        text = get(values, key, "text")
         if not isinstance(text, str) or not text.strip():
             raise RowError("no text", f"key {key!r} is {show(text)}, expected text")
         return whole_text(text, f"key {key!r}")
 
     def _words(self, values: Mapping[str, Any], key: str) -> list[str]:
-        found = unpacked(values.get(key))
+        found = unpacked(get(values, key, "a list of words"))
         if not isinstance(found, list) or not found or not all(type(x) in (str, int) and str(x).strip() for x in found):
             raise RowError("no list", f"key {key!r} is {show(found)}, expected a list of words")
         return [whole_text(str(word), f"key {key!r}") for word in found]

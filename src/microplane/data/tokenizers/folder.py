@@ -15,13 +15,15 @@ from microplane.files import read_object, write_aside, write_json
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
+NAMED_TEMPLATES, OF_PROCESSOR = "additional_chat_templates", "chat_template.json"
+TEMPLATES = (TEMPLATE, f"{NAMED_TEMPLATES}/default.jinja")
 STOPS = ("generation_config.json", "config.json")  # the model's files that name its stop tokens
 EVERY_NAME = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model*", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
     *("*.spm", "vocab.*", "merges.txt", "bpe.codes", "dict.txt", "target_vocab.json"),
 )
-FILES = (*VOCABULARIES, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE, "additional_chat_templates/*.jinja")
+FILES = (*VOCABULARIES, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja", OF_PROCESSOR)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class TokenizerFolder:
     @property
     def tells(self) -> bool:
         """Whether anything of a tokenizer is there."""
-        return self.has_vocabulary or self.has(TEMPLATE) or bool(self.config or self.special_tokens_map)
+        told = self.config or self.special_tokens_map
+        return self.has_vocabulary or bool(told) or any(map(self.has, (*TEMPLATES, OF_PROCESSOR)))
 
     def copy(self, to: Path, changes: Mapping[str, Any]) -> None:
         """Write the tokenizer's files as they are into another folder, but for `changes` of its settings.
@@ -121,14 +124,17 @@ class TokenizerFolder:
         return found
 
     def chat_template(self) -> str | None:
-        """The Jinja text, from a file of its own or out of the configuration, where several may stand by name."""
-        file = self.path / TEMPLATE
-        if file.is_file():
-            try:
-                return file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ModelError(f"cannot read the chat template {file}: {error}") from None
+        """The Jinja text, from a file of its own or out of the configuration, where several may stand by name; last out
+        of the file that processors of several kinds of input have it in."""
+        for file in (self.path / name for name in TEMPLATES):
+            if file.is_file():
+                try:
+                    return file.read_text(encoding="utf-8")
+                except (OSError, UnicodeDecodeError) as error:
+                    raise ModelError(f"cannot read the chat template {file}: {error}") from None
         template = told = self.config.get("chat_template")
+        if told is None:
+            template = told = read_object(self.path / OF_PROCESSOR, ModelError, absent={}).get("chat_template")
         if isinstance(told, list):
             named = {entry.get("name"): entry.get("template") for entry in told if isinstance(entry, dict)}
             template = named.get("default") or next(iter(named.values()), told or None)
