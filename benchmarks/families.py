@@ -4,7 +4,7 @@
 
 Random weights of the released sizes in bfloat16, the same rows of unequal length in the same batches, rank 8 on all
 linear layers of the blocks, AdamW; each side in a process of its own. Prints a line for each shape, and writes
-results/families_<date>.json. BART runs through transformers on both sides: that shows what is added there.
+results/families_<date>.json. BART ran through transformers on both sides at first, which showed what is added there.
 """
 
 from __future__ import annotations

@@ -126,10 +126,21 @@ MARIAN: dict[str, Any] = {
     "eos_token_id": 0,
     "decoder_start_token_id": 96,
 }
+BART: dict[str, Any] = MARIAN | {
+    "architectures": ["BartForConditionalGeneration"],
+    "model_type": "bart",
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "init_std": 0.2,
+}
 PAIR_CONFIGS: dict[str, dict[str, Any]] = {
     "t5": T5_SMALL,
     "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "marian": MARIAN,
+    "bart": BART,
     "marian-apart": MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 97},
 }
 

@@ -40,6 +40,7 @@ REFUSED = {
     ("head-only", "olmo2"): "this Olmo2ForCausalLM has no head of its own to train",
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
+    ("head-only", "bart"): "this BartForConditionalGeneration has no head of its own to train",
 }
 MORE = [
     (ONE, {"name": "rslora", "rank": 3, "targets": ["q", "down"]}),
@@ -71,6 +72,7 @@ CASES = [(family, {"name": name}) for family in FAMILIES if family != "gemma2" f
 WORKING = [(family, knobs) for family, knobs in CASES if len(knobs) > 1 or (knobs["name"], family) not in REFUSED]
 # Similar to a family that meets every method in the ordinary tests: there they meet two, all the rest in the slow ones.
 SIMILAR = {
+    "bart",
     "distilbert",
     "electra",
     "mpnet",

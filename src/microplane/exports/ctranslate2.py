@@ -34,6 +34,7 @@ MODEL = "model.bin"
 USUAL_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 NO_WINDOWS = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM")
 GEMMA3_ROPES = (Rope(1_000_000.0), Rope(10_000.0))  # of layers without a window, and with one; others have no effect
+COMPARED = ("T5", "MT5", "UMT5", "Marian")  # encoder-decoders
 NEVER = -1e9  # added to the score of a token that is never written
 
 
@@ -80,6 +81,8 @@ def refuse(model: Model, what: str) -> None:
             reasons.append("turns with the position otherwise than the smallest Gemma 3 (rope_theta, or a scaling)")
     if model.KIND == "encoder-decoder" and getattr(model, "target_embed", None) is not None:
         reasons.append("reads and writes with two vocabularies")
+    if model.KIND == "encoder-decoder" and not config.architecture.startswith(COMPARED):
+        reasons.append("was never compared with what CTranslate2 makes of its kind")
     if reasons:
         why = " and ".join(reasons)
         raise AdapterError(f"CTranslate2 would not compute what {what} does, which {why}: --to hf writes it")
