@@ -141,6 +141,25 @@ PAIR_CONFIGS: dict[str, dict[str, Any]] = {
     "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "marian": MARIAN,
     "bart": BART,
+    "mbart": BART
+    | {"architectures": ["MBartForConditionalGeneration"], "model_type": "mbart", "scale_embedding": True},
+    "m2m_100": BART
+    | {
+        "architectures": ["M2M100ForConditionalGeneration"],
+        "model_type": "m2m_100",
+        "activation_function": "relu",
+        "scale_embedding": True,
+    },
+    "pegasus": BART
+    | {
+        "architectures": ["PegasusForConditionalGeneration"],
+        "model_type": "pegasus",
+        "activation_function": "relu",
+        "scale_embedding": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    },
     "marian-apart": MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 97},
 }
 

@@ -15,6 +15,7 @@ from microplane.adapters.merge import merge
 from microplane.errors import AdapterError, ModelError
 from microplane.exports import ctranslate2
 from microplane.models.configs.head import FORMS
+from microplane.models.families import family_of
 from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import add_head, task_scores
 from microplane.models.transformer import Transformer
@@ -26,7 +27,7 @@ from tests.parity.test_pair_families import build
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import PAIR_CONFIGS
 
-KINDS = ["bart"]
+KINDS = ["bart", "mbart", "m2m_100", "pegasus"]
 FAMILIES = [KINDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[1:])]
 SOURCE, TARGET = [[5, 9, 66, 31, 1], [7, 1], [10, 11, 12, 13, 14, 1]], [[1, 44, 45], [1, 7, 8, 9, 10], [1]]
 SETS = {
@@ -138,6 +139,15 @@ def test_heads_for_labels_are_those_of_its_own_class(name, base, tmp_path, pooli
     peer.config.eos_token_id = 1
     wanted = [peer.eval()(torch.tensor([row])).logits[0] for row in SOURCE]
     torch.testing.assert_close(found, torch.stack(wanted), atol=1e-5, rtol=1e-5)
+
+
+def test_a_class_that_reads_another_state_is_refused():
+    for name, match in {
+        "MBartForSequenceClassification": "state before the source",
+        "BartForQuestionAnswering": "marks",
+    }.items():
+        with pytest.raises(ModelError, match=f"a {name} is not opened: .*{match}"):
+            family_of({"architectures": [name], "model_type": name.split("For")[0].lower()})
 
 
 def test_two_tables_take_no_head(tmp_path):

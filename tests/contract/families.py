@@ -78,6 +78,9 @@ FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
     **{name: decoder(name) for name in ("olmo2", "granite", "gpt2", "gpt_neox", "phi3")},
-    **{name: Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq()) for name in ("t5", "marian", "bart")},
+    **{
+        name: Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq())
+        for name in ("t5", "marian", "bart", "mbart", "m2m_100", "pegasus")
+    },
     **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta", "nomic", "eurobert")},
 }

@@ -40,7 +40,10 @@ REFUSED = {
     ("head-only", "olmo2"): "this Olmo2ForCausalLM has no head of its own to train",
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
-    ("head-only", "bart"): "this BartForConditionalGeneration has no head of its own to train",
+    **{
+        ("head-only", kind): f"this {name}ForConditionalGeneration has no head of its own to train"
+        for kind, name in {"bart": "Bart", "mbart": "MBart", "m2m_100": "M2M100", "pegasus": "Pegasus"}.items()
+    },
 }
 MORE = [
     (ONE, {"name": "rslora", "rank": 3, "targets": ["q", "down"]}),
@@ -73,6 +76,9 @@ WORKING = [(family, knobs) for family, knobs in CASES if len(knobs) > 1 or (knob
 # Similar to a family that meets every method in the ordinary tests: there they meet two, all the rest in the slow ones.
 SIMILAR = {
     "bart",
+    "mbart",
+    "m2m_100",
+    "pegasus",
     "distilbert",
     "electra",
     "mpnet",

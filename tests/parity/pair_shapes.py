@@ -34,4 +34,7 @@ SHAPES: list[dict[str, Any]] = [  # the first as the family has it, in all but i
 ]
 CLASSES: dict[str, tuple[Any, Any]] = {
     "bart": (transformers.BartConfig, transformers.BartForConditionalGeneration),
+    "m2m_100": (transformers.M2M100Config, transformers.M2M100ForConditionalGeneration),
+    "mbart": (transformers.MBartConfig, transformers.MBartForConditionalGeneration),
+    "pegasus": (transformers.PegasusConfig, transformers.PegasusForConditionalGeneration),
 }

@@ -14,8 +14,9 @@ embeddings are normed (`SPECS` of models/configs/transformer.py). The head adds 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -137,7 +138,8 @@ class Stack(nn.Module):
         D, spec = config.hidden_size, config.spec
         learned = spec.positions == "learned"
         self.positions = Embedding(config.context + UNUSED_POSITIONS, D) if learned else None
-        self.sines = fairseq_sinusoids if spec.positions == "fairseq" else sinusoids
+        sines = partial(fairseq_sinusoids, first=config.pad + 1) if spec.positions == "fairseq" else sinusoids
+        self.sines: Callable[[Tensor, int, int], Tensor] = sines
         self.embedding_norm = LayerNorm(D) if spec.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(layers)
@@ -328,9 +330,14 @@ class Transformer(Model):
         return super().is_unused_weight(name) or name in (*spare, *VERSIONS)
 
     def extra_weights_to_save(self) -> dict[str, Tensor]:
-        """The table that transformers makes beside those of source and target, and does not read."""
-        spare = not self.config.shared and not self.config.spec.apart
-        return {SHARED: self.embed.weight.detach().clone()} if spare else {}
+        """The table that transformers makes beside those of source and target and does not read, and Pegasus' sines,
+        which its files hold."""
+        config, like = self.config, self.embed.weight.detach()
+        extra = {SHARED: like.clone()} if not config.shared and not config.spec.apart else {}
+        if config.spec.saves_positions:
+            every = torch.arange(config.context, device=like.device)
+            extra |= {name: sinusoids(every, config.hidden_size, config.context).to(like) for name in POSITIONS[::2]}
+        return extra
 
     def canonical_name(self, name: str) -> str:
         """Files of the model without a head leave `model.` out."""

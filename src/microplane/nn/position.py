@@ -154,17 +154,17 @@ def sinusoids(positions: Tensor, width: int, last: int) -> Tensor:
     return _sinusoid_table(size, width, positions.device)[positions]
 
 
-def fairseq_sinusoids(positions: Tensor, width: int, last: int) -> Tensor:
+def fairseq_sinusoids(positions: Tensor, width: int, last: int, first: int) -> Tensor:
     """Positions as fairseq's multilingual models (M2M100, NLLB) were trained with them: (T,) -> (T, D) float32.
 
-    Their frequencies fall to exactly 1/10000, the first token stands at 2, behind those of padding, and angles are
-    float32 numbers, whose rounding the models know.
+    Their frequencies fall to exactly 1/10000, and angles are float32 numbers, whose rounding the models know.
 
     Args:
         last: the largest position.
+        first: where the first token stands, which is behind the id of padding.
     """
-    size = 1 << max(9, (last + 2).bit_length())
-    return _fairseq_table(size, width, positions.device)[positions + 2]
+    size = 1 << max(9, (last + first).bit_length())
+    return _fairseq_table(size, width, positions.device)[positions + first]
 
 
 @lru_cache(maxsize=4)

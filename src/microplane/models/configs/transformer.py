@@ -21,8 +21,9 @@ class TransformerSpec:
     model_type: str
     pre_norm: bool = False  # norms before the sub-layers, and a last one behind each stack; else behind the sums
     embedding_norm: bool = False  # a norm of the embeddings and positions together
-    # sines: Marian's table (arXiv 1706.03762); fairseq: another one, from its third row on; learned: from the third on
+    # sines: Marian's table (arXiv 1706.03762); fairseq: another one, from behind the pad's row on
     positions: Literal["sines", "fairseq", "learned"] = "sines"
+    saves_positions: bool = False  # files hold the table of sines
     logits_bias: bool = True  # one that does not train is added to the logits
     writes_pad: bool = True  # the token for padding may be written as any other
     apart: bool = False  # source and target may have tables of their own
@@ -59,8 +60,49 @@ SPECS = {
             "static_position_embeddings": False,
         },
     ),
+    "MBartForConditionalGeneration": TransformerSpec(
+        "mbart",
+        pre_norm=True,
+        embedding_norm=True,
+        positions="learned",
+        defaults=BART_TOKENS,  # its decoder starts with the language to write in, which data.target_language says
+        only={
+            "normalize_before": True,
+            "normalize_embedding": True,
+            "add_final_layer_norm": True,
+            "static_position_embeddings": False,
+        },
+    ),
+    "M2M100ForConditionalGeneration": TransformerSpec(
+        "m2m_100",
+        pre_norm=True,
+        positions="fairseq",
+        logits_bias=False,
+        defaults=BART_TOKENS | {"activation_function": "relu", "attention_dropout": 0.1, "scale_embedding": True},
+    ),
+    "PegasusForConditionalGeneration": TransformerSpec(
+        "pegasus",
+        pre_norm=True,
+        saves_positions=True,
+        defaults={"pad_token_id": 0, "decoder_start_token_id": 0},
+        only={
+            "normalize_before": True,
+            "normalize_embedding": False,
+            "add_final_layer_norm": True,
+            "static_position_embeddings": True,
+        },
+    ),
 }
-WITHOUT_HEAD = {"BartModel": "BartForConditionalGeneration", "MarianModel": "MarianMTModel"}
+WITHOUT_HEAD = {
+    "MarianModel": "MarianMTModel",
+    **{f"{name}Model": f"{name}ForConditionalGeneration" for name in ("Bart", "MBart", "M2M100", "Pegasus")},
+}
+REFUSED = {  # classes of these families that do something else
+    "MBartForSequenceClassification": "it takes the decoder's state before the source's language, from a row that begins "
+    "with that language, and heads here take the last one. Put a new head on the MBartForConditionalGeneration",
+    "BartForQuestionAnswering": "it marks answers in the source, which no task here does",
+    "MBartForQuestionAnswering": "it marks answers in the source, which no task here does",
+}
 ARCHITECTURES = {name: spec.model_type for name, spec in SPECS.items()} | {
     name: SPECS[writer].model_type for name, writer in WITHOUT_HEAD.items()
 }
