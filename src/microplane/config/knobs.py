@@ -97,6 +97,14 @@ class DataKnobs(Knobs):
     system: str | None = Field(
         None, description="system prompt for rows without one; '' switches a template's default off"
     )
+    source_language: str | None = Field(
+        None,
+        description="the language that is read, of a model with a token for each (NLLB: eng_Latn; M2M100: en; mBART: "
+        "en_XX); default: what its folder says",
+    )
+    target_language: str | None = Field(
+        None, description="the language that such a model writes, which it is told by the first token of its answers"
+    )
     unicode: Literal["auto", "nfc", "nfkc", "as-is"] = Field(
         "auto",
         description="the Unicode form that every text is brought into, in the rows and when the run is asked: nfc "

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from microplane.config.knobs import GenerateKnobs
-from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
+from microplane.data.tokenizers.text_stream import TextStream
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.device import put
 from microplane.errors import ConfigError, DataError
 from microplane.models.generation_rules import GenerationRules

@@ -29,6 +29,9 @@ class Seq2SeqRenderer:
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
         self.end = self.stops[0]
+        bare, whole = tokenizer.encode("a", special=False), tokenizer.encode("a", special=True)
+        front = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+        self.front, self.behind = front, max(0, len(whole) - front - len(bare))  # tokens that stand around a source
 
     @property
     def traits(self) -> RowTraits:
@@ -57,14 +60,18 @@ class Seq2SeqRenderer:
         if len(ids) <= most:
             return ids, ""
         if sum(message.role != "system" for message in messages) == 1:
-            return [*ids[: most - 1], ids[-1]], "end"
+            behind = max(1, self.behind)
+            return [*ids[: most - behind], *ids[-behind:]], "end"
         rules, _ = self.tokenizer.encode_with_offsets(_rules(self._with_system(messages)), special=False)
-        kept = ids[: len(rules)] if 2 * len(rules) < most and ids[: len(rules)] == rules else []
+        kept = ids[: self.front]
+        with_rules = [*kept, *rules]
+        kept = with_rules if 2 * len(with_rules) < most and ids[: len(with_rules)] == with_rules else kept
         return [*kept, *ids[len(kept) - most :]], "start"
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""
-        return self._ended(self.tokenizer.encode(source_text(self._with_system(messages)), special=True))
+        ids = self.tokenizer.encode(source_text(self._with_system(messages)), special=True)
+        return ids if self.behind > 1 else self._ended(ids)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self.system and messages and messages[0].role != "system":

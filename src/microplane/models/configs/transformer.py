@@ -98,7 +98,7 @@ WITHOUT_HEAD = {
     **{f"{name}Model": f"{name}ForConditionalGeneration" for name in ("Bart", "MBart", "M2M100", "Pegasus")},
 }
 REFUSED = {  # classes of these families that do something else
-    "MBartForSequenceClassification": "it takes the decoder's state before the source's language, from a row that begins "
+    "MBartForSequenceClassification": "it takes the decoder's state before the source's language, of a row that begins "
     "with that language, and heads here take the last one. Put a new head on the MBartForConditionalGeneration",
     "BartForQuestionAnswering": "it marks answers in the source, which no task here does",
     "MBartForQuestionAnswering": "it marks answers in the source, which no task here does",
