@@ -130,7 +130,6 @@ def test_other_models_have_no_languages(tmp_path):
         microplane.load(base, source_language="en")
 
 
-@pytest.mark.slow
 def test_scores_of_rows_are_those_of_transformers(base, name):
     """log p of answers behind the language, as suites of multiple choice ask for it."""
     english, french, _ = CODES[name]

@@ -98,9 +98,7 @@ class DataKnobs(Knobs):
         None, description="system prompt for rows without one; '' switches a template's default off"
     )
     source_language: str | None = Field(
-        None,
-        description="the language that is read, of a model with a token for each (NLLB: eng_Latn; M2M100: en; mBART: "
-        "en_XX); default: what its folder says",
+        None, description="what is read, as eng_Latn, of a model with a token for each language (NLLB, M2M100, mBART)"
     )
     target_language: str | None = Field(
         None, description="the language that such a model writes, which it is told by the first token of its answers"
