@@ -12,8 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 import microplane
 from microplane.adapters.merge import merge
-from microplane.errors import AdapterError, ModelError
-from microplane.exports import ctranslate2
+from microplane.errors import ModelError
 from microplane.models.configs.head import FORMS
 from microplane.models.families import family_of
 from microplane.models.files.load import load_model, save_model
@@ -166,11 +165,6 @@ def test_labels_are_learnt_and_opened_again(name, base, tmp_path):
     opened = [microplane.load(folder, "float32") for folder in (done.folder, merged)]
     scores = [task_scores(one.model, Rows.of(SOURCE)) for one in opened]
     torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
-
-
-def test_exports_that_nobody_compared_are_refused(name, base):
-    with pytest.raises(AdapterError, match="which was never compared with what CTranslate2 makes of its kind"):
-        ctranslate2.refuse(load_model(base), "it")
 
 
 def test_dropout_of_its_training_is_applied_in_training_alone(name):
