@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 
 from microplane.config.knobs import GenerateKnobs
@@ -14,6 +15,7 @@ from microplane.errors import ModelError
 from microplane.inference.generate import generate
 from microplane.models.files.load import load_model, save_model
 from microplane.models.transformer import Transformer
+from microplane.nn.position import fairseq_sinusoids
 from microplane.nn.rows import Pairs, Rows
 from microplane.objectives.text import TokenBatch, token_loss
 from tests.cases import some
@@ -197,3 +199,11 @@ def test_a_forced_token_that_is_none_is_refused(tmp_path):
     ours.generation_config = {"forced_bos_token_id": [1, 2]}
     with pytest.raises(ModelError, match=r"forced_bos_token_id = \[1, 2\] is not supported; only a single token is"):
         generate(ours, Numbers(), [[1]], GenerateKnobs(max_new_tokens=4), [9])
+
+
+@pytest.mark.parametrize("pad", [0, 1, 5])
+def test_fairseq_positions_are_transformers(pad):
+    table = transformers.models.m2m_100.modeling_m2m_100.M2M100SinusoidalPositionalEmbedding(1024, 26, pad)
+    expected = table(torch.full((1, 1030), 9))[0]
+    positions = torch.tensor([3, 0, 511, 512, 1023, 1029])
+    torch.testing.assert_close(fairseq_sinusoids(positions, 26, 1029, pad + 1), expected[positions], rtol=0, atol=1e-6)
