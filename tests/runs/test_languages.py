@@ -113,6 +113,7 @@ def test_what_has_to_be_said_and_what_there_is_not(base, name):
         microplane.load(base).generate("a cat")
 
 
+@pytest.mark.slow
 def test_labels_are_read_in_a_language_and_written_in_none(base, name):
     rows = [{"text": f"a cat {n}", "label": "ab"[n % 2]} for n in range(30)]
     (base.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
