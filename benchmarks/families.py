@@ -5,6 +5,8 @@
 Random weights of the released sizes in bfloat16, the same rows of unequal length in the same batches, rank 8 on all
 linear layers of the blocks, AdamW; each side in a process of its own. Prints a line for each shape, and writes
 results/families_<date>.json. BART ran through transformers on both sides at first, which showed what is added there.
+ALBERT does so. BERT has the same blocks, with weights of their own, and own code: what this gains is what code for
+ALBERT would gain, but for its smaller embedding.
 """
 
 from __future__ import annotations
@@ -39,6 +41,15 @@ V3 = {
     "type_vocab_size": 0,
 }
 SIZES = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+GEMMA_SMALL = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+}  # t5gemma-s-s
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {  # model_type, fields
     "deberta": ("deberta-v2", SIZES | V3 | {"num_hidden_layers": 6, "vocab_size": 128_100}),  # deberta-v3-small
     "mpnet": ("mpnet", SIZES | {"num_hidden_layers": 12, "max_position_embeddings": 514}),
@@ -46,7 +57,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {  # model_type, fields
     "gpt2": ("gpt2", {}),
     "bart": ("bart", {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072,
                       "decoder_ffn_dim": 3072, "encoder_attention_heads": 12, "decoder_attention_heads": 12}),
+    "albert": ("albert", SIZES | {"num_hidden_layers": 12, "embedding_size": 128}),
+    "bert": ("bert", SIZES | {"num_hidden_layers": 12}),
+    "t5gemma": ("t5gemma", dict.fromkeys(("encoder", "decoder"), GEMMA_SMALL)),
 }  # fmt: skip
+PAIRS = ("bart", "t5gemma")
 
 
 def main() -> None:
@@ -78,7 +93,7 @@ def build(shape: str, folder: Path) -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     kind, fields = SHAPES[shape]
-    autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+    autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, **dict.fromkeys(PAIRS, AutoModelForSeq2SeqLM)}
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **fields)
     autos.get(shape, AutoModel).from_config(config).to(torch.bfloat16).save_pretrained(folder)
@@ -145,7 +160,7 @@ def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
     from transformers.pytorch_utils import Conv1D
 
-    autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+    autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, **dict.fromkeys(PAIRS, AutoModelForSeq2SeqLM)}
     auto = autos.get(shape, AutoModelForSequenceClassification)
     more = {} if shape in autos else {"num_labels": LABELS}
     net = auto.from_pretrained(folder, dtype=torch.bfloat16, **more)

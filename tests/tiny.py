@@ -136,6 +136,34 @@ BART: dict[str, Any] = MARIAN | {
     "decoder_start_token_id": 2,
     "init_std": 0.2,
 }
+GEMMA_SIDE: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 128,
+}
+T5GEMMA: dict[str, Any] = {
+    "architectures": ["T5GemmaForConditionalGeneration"],
+    "model_type": "t5gemma",
+    "encoder": GEMMA_SIDE,
+    "decoder": GEMMA_SIDE,
+    "vocab_size": 97,
+    "dropout_rate": 0.1,
+}
+T5GEMMA2: dict[str, Any] = {
+    "architectures": ["T5Gemma2ForConditionalGeneration"],
+    "model_type": "t5gemma2",
+    "encoder": {"text_config": GEMMA_SIDE | {"intermediate_size": 31}, "eoi_token_index": 11},
+    "decoder": GEMMA_SIDE | {"sliding_window_pattern": 2},
+    "dropout_rate": 0.1,
+}
 PAIR_CONFIGS: dict[str, dict[str, Any]] = {
     "t5": T5_SMALL,
     "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
@@ -160,6 +188,8 @@ PAIR_CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
     },
+    "t5gemma": T5GEMMA | {"encoder": GEMMA_SIDE | {"hidden_size": 40, "intermediate_size": 31}},
+    "t5gemma2": T5GEMMA2,
     "marian-apart": MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 97},
 }
 

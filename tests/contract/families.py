@@ -70,6 +70,10 @@ def encoder(name: str) -> Family:
     return Family(_maker(ENCODER_CONFIGS[name]), Parity(copy_task().rows), lr=2e-3, objective=Classification())
 
 
+def pairs(name: str) -> Family:
+    return Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq())
+
+
 def _maker(fields: dict[str, Any]) -> Callable[[], Model]:
     return lambda: family_of(fields).from_hf(fields | QUIET).init_weights(0)
 
@@ -78,9 +82,6 @@ FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
     **{name: decoder(name) for name in ("olmo2", "granite", "gpt2", "gpt_neox", "phi3")},
-    **{
-        name: Family(_maker(PAIR_CONFIGS[name]), copy_task(), objective=Seq2Seq())
-        for name in ("t5", "marian", "bart", "mbart", "m2m_100", "pegasus")
-    },
+    **{name: pairs(name) for name in ("t5", "t5gemma", "t5gemma2", "marian", "bart", "mbart", "m2m_100", "pegasus")},
     **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta", "nomic", "eurobert")},
 }

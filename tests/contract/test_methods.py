@@ -30,6 +30,8 @@ ONE, PAIRS = "llama-tied", "t5"
 REFUSED = {
     ("bitfit", "llama-tied"): "trains biases, and LlamaForCausalLM has none",
     ("bitfit", "t5"): "trains biases, and T5ForConditionalGeneration has none",
+    ("bitfit", "t5gemma"): "trains biases, and T5GemmaForConditionalGeneration has none",
+    ("bitfit", "t5gemma2"): "trains biases, and T5Gemma2ForConditionalGeneration has none",
     ("bitfit", "granite"): "trains biases, and GraniteForCausalLM has none",
     ("bitfit", "eurobert"): "trains biases, and EuroBertModel has none",
     ("bitfit", "phi3"): "trains biases, and Phi3ForCausalLM has none",
@@ -39,6 +41,8 @@ REFUSED = {
     ("bitfit", "olmo2"): "trains biases, and Olmo2ForCausalLM has none",
     ("head-only", "olmo2"): "this Olmo2ForCausalLM has no head of its own to train",
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
+    ("head-only", "t5gemma"): "this T5GemmaForConditionalGeneration has no head of its own to train",
+    ("head-only", "t5gemma2"): "this T5Gemma2ForConditionalGeneration has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
     **{
         ("head-only", kind): f"this {name}ForConditionalGeneration has no head of its own to train"
@@ -90,9 +94,10 @@ SIMILAR = {
     "gpt2",
     "gpt_neox",
     "phi3",
+    "t5gemma",
 }
 QUICK = {"lora", "prompt"}
-ALIKE = {"bart", "mbart", "pegasus"}  # computed by the same lines as another of these families: there they meet none
+SLOW = {"t5gemma2", "bart", "mbart", "pegasus"}  # computed by the same lines as another: there they meet none
 
 
 def label(case) -> str:
@@ -100,7 +105,7 @@ def label(case) -> str:
 
 
 def marked(case):
-    slow = case[0] in ALIKE or (case[0] in SIMILAR and case[1]["name"] not in QUICK)
+    slow = case[0] in SLOW or (case[0] in SIMILAR and case[1]["name"] not in QUICK)
     return pytest.param(case, marks=pytest.mark.slow) if slow else case
 
 

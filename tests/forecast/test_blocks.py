@@ -12,7 +12,7 @@ from microplane.forecast.held import Held
 from microplane.methods import make_method
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.scratch import no_scratch, scratch_buffer
-from tests.tiny import LLAMA
+from tests.tiny import LLAMA, PAIR_CONFIGS
 
 SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 512}
 FLOAT32 = NumberFormat(torch.float32)
@@ -84,6 +84,16 @@ def test_narrower_blocks_tell_of_wide_ones():
     as_it_is = block_cost(wide, 1, made, FLOAT32, 64)
     narrower = block_cost(wide, 200_000_000, made, FLOAT32, 64)
     assert narrower.kept.token == pytest.approx(as_it_is.kept.token, rel=0.15)
+
+
+def test_the_parts_of_a_model_are_made_smaller_one_by_one():
+    """T5Gemma's config.json describes its two sides each in an object of its own."""
+    sides = {name: PAIR_CONFIGS["t5gemma"][name] | {"num_hidden_layers": 6} for name in ("encoder", "decoder")}
+    smaller = blocks._smaller(PAIR_CONFIGS["t5gemma"] | sides, 1, 2)
+    assert [smaller[name]["num_hidden_layers"] for name in sides] == [1, 1]
+    assert [smaller[name]["hidden_size"] for name in sides] == [20, 16]
+    cost = block_cost(PAIR_CONFIGS["t5gemma"] | sides, 1, make_method({"name": "lora"}), FLOAT32, 16)
+    assert cost.kept.token > 0
 
 
 def test_blocks_are_tried_once(monkeypatch):

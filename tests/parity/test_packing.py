@@ -15,7 +15,7 @@ from tests.tiny import PAIR_CONFIGS, tiny_pairs
 
 Pair = tuple[list[int], list[int]]
 EVERY = some(PAIR_CONFIGS, [name for name in PAIR_CONFIGS if name not in ("bart", "mbart", "m2m_100", "pegasus")])
-START = {name: fields["decoder_start_token_id"] for name, fields in PAIR_CONFIGS.items()}
+START = {name: fields.get("decoder_start_token_id", 2) for name, fields in PAIR_CONFIGS.items()}  # T5Gemma names none
 
 
 def some_pairs(count: int = 64, seed: int = 0) -> list[Pair]:

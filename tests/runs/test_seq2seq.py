@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,40 @@ def pair_folder(folder: Path, family: str = "t5") -> Path:
     size = save_byte_tokenizer(folder, ends=True)
     fields = PAIR_CONFIGS[family] | {"vocab_size": size, "eos_token_id": 1, "pad_token_id": 0}
     fields |= {"decoder_vocab_size": size} if "decoder_vocab_size" in fields else {}
-    save_model(family_of(fields).from_hf(fields).init_weights(0), folder)
+    for name in ("encoder", "decoder"):
+        if name in fields and "text_config" not in fields[name]:
+            fields[name] = fields[name] | {"vocab_size": size}
+        elif name in fields:
+            fields[name] = fields[name] | {"text_config": fields[name]["text_config"] | {"vocab_size": size}}
+    model = family_of(fields).from_hf(fields).init_weights(0)
+    if family == "t5gemma2":
+        add_tower(model)
+    save_model(model, folder)
     return folder
+
+
+def add_tower(model: Any) -> None:
+    """T5Gemma 2's for pictures, with random weights, as its folders have it."""
+    from transformers import AutoModelForSeq2SeqLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    fields = model.config.to_hf() | {"pad_token_id": 0}
+    fields["encoder"] = fields["encoder"] | {"vision_config": VISION, "mm_tokens_per_image": 4}
+    torch.manual_seed(0)
+    whole = AutoModelForSeq2SeqLM.from_config(CONFIG_MAPPING["t5gemma2"].from_dict(fields))
+    model.extra_weights = {name: x.detach() for name, x in whole.named_parameters() if model.is_head_weight(name)}
+    model.source_config = {"encoder": fields["encoder"], "image_token_index": 12}
+
+
+VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 
 
 def shout(folder: Path, rows: int = 60) -> Path:

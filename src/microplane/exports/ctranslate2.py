@@ -27,6 +27,7 @@ from microplane.exports.compare import compare
 from microplane.exports.source import Source
 from microplane.exports.written import Written
 from microplane.files import scratch_folder
+from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.contract import Model
 from microplane.nn.position import Rope
 
@@ -85,7 +86,9 @@ def refuse(model: Model, what: str) -> None:
             reasons.append("caps its scores")
         if config.architecture == "Gemma3ForCausalLM" and {rope for rope in config.ropes if rope} - set(GEMMA3_ROPES):
             reasons.append("turns with the position otherwise than the smallest Gemma 3 (rope_theta, or a scaling)")
-    if model.KIND == "encoder-decoder" and getattr(model, "target_embed", None) is not None:
+    if isinstance(getattr(config, "decoder", None), DecoderConfig):
+        reasons.append("is made of Gemma's blocks on two sides, which have not been compared there")
+    elif model.KIND == "encoder-decoder" and getattr(model, "target_embed", None) is not None:
         reasons.append("reads and writes with two vocabularies")
     if config.architecture == "M2M100ForConditionalGeneration" and config.pad != 1:
         reasons.append(f"counts positions from its token for padding, {config.pad}, where 1 is taken for granted")

@@ -31,7 +31,7 @@ class Transformers:
         self.model = kind.from_pretrained(folder, dtype=torch.float32)
         self.stops = None if adapter is None else list(source.pipeline.stop_ids)  # which peft's format does not tell
         if self.pairs:
-            self.measure = "log-probability"
+            self.measure, self.start = "log-probability", source.pipeline.model.config.decoder_start
         if adapter is not None:
             peft: Any = importlib.import_module("peft")
             self.name = f"peft {peft.__version__}"
@@ -51,8 +51,7 @@ class Transformers:
 
     @torch.no_grad()
     def scores(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-        start = self.model.config.decoder_start_token_id
-        read = torch.tensor([[start, *answer[:-1]]])
+        read = torch.tensor([[self.start, *answer[:-1]]])
         logits = self.model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=read).logits[0].float()
         logits[:, self.bad] = -torch.inf
         found: Tensor = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0]

@@ -26,6 +26,7 @@ from microplane.forecast.held import Held
 from microplane.hardware import processor
 from microplane.methods import Method
 from microplane.methods.method import attach_method
+from microplane.models.configs.fields import SIDES
 from microplane.models.contract import Model
 from microplane.models.families import family_of
 from microplane.models.files.load import quantise_linears
@@ -159,6 +160,7 @@ def _wider(line: Line, factor: int) -> Line:
 def _smaller(fields: Mapping[str, Any], depth: int, factor: int) -> dict[str, Any]:
     """The configuration with so many blocks, their widths divided; heads keep their own width."""
     found = dict(fields) | {"vocab_size": VOCABULARY, "torch_dtype": "float32"}
+    found |= {name: _smaller(fields[name], depth, factor) for name in SIDES if isinstance(fields.get(name), dict)}
     found |= {name: depth for name in DEPTHS if isinstance(fields.get(name), int)}
     if isinstance(fields.get("layer_types"), list):
         found["layer_types"] = fields["layer_types"][:depth]

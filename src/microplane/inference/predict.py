@@ -16,7 +16,7 @@ from microplane.config.section import is_utf8
 from microplane.data.batch_plan import packed_by_length
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
 from microplane.errors import ConfigError, DataError
-from microplane.models.configs.head import POOLINGS
+from microplane.models.configs.head import POOLINGS, width_of
 from microplane.models.contract import Model, in_eval_mode
 from microplane.models.heads import DEFAULT_POOLING, embed, task_scores
 from microplane.nn.rows import Rows
@@ -94,7 +94,7 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
             f"the model's 1_Pooling/config.json asks for {chosen!r}, which is not supported: give --pooling "
             f"{' or '.join(POOLINGS)}, though the embeddings will be others than the model was trained for"
         )
-    embeddings = torch.empty(len(texts), model.config.hidden_size)
+    embeddings = torch.empty(len(texts), width_of(model.config, "", chosen))
     with in_eval_mode(model):
         for indices, rows in batches(encode_all(model, tokenizer, texts, longest=model.sentence_tokens)):
             embeddings[indices] = embed(model, rows.to(model.device), chosen).cpu()

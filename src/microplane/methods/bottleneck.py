@@ -10,7 +10,7 @@ W_down (m, D) and W_up (D, m). W_up starts at 0, so the model is unchanged at fi
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -124,12 +124,12 @@ class Bottleneck(Method):
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
         device = next(model.parameters()).device
-        D: int = model.config.hidden_size  # type: ignore[assignment, union-attr]
-        inner = self.width or max(1, D // self.reduction)
         blocks = [module for module in model.modules() if isinstance(getattr(module, "mlp_socket", None), nn.Module)]
         if not blocks:
             raise ConfigError(f"{type(model).__name__} has no sockets for bottleneck adapters; choose lora")
         for block in blocks:
+            D: int = getattr(block, "width", cast(Any, model).config.hidden_size)
+            inner = self.width or max(1, D // self.reduction)
             for socket in SOCKETS[self.kind]:
                 if hasattr(block, socket):
                     setattr(block, socket, Serial(D, inner, self, device))

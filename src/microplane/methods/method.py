@@ -250,8 +250,8 @@ def attach_method(method: Method, model: nn.Module) -> None:
     model.frozen = method.frozen_below(model)  # type: ignore[assignment]
     if (head := getattr(model, "task_head", None)) is not None:
         head.requires_grad_(True)
-        for part in unused(model):
-            part.requires_grad_(False)
+    for part in unused(model):
+        part.requires_grad_(False)
     for name in module_map.modules_to_save if module_map else ():
         model.get_submodule(name).requires_grad_(True)
 

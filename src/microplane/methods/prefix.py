@@ -155,9 +155,10 @@ class PrefixTuning(Method):
             model.add_module("prefix_trunk", trunk)
         ropes = getattr(cast(Any, model).config, "ropes", None)
         for place in wanted.values():
+            rope = ropes[place.layer] if ropes else getattr(place.attention, "rope", None)
             width: int = place.attention.head_dim  # type: ignore[assignment]
             heads = _keys_width(place.attention) // width
-            prefix = Prefix(heads, self.length, width, ropes[place.layer] if ropes else None, device)
+            prefix = Prefix(heads, self.length, width, rope, device)
             if trunk is not None:
                 prefix.make_by(trunk)
             if self.start == "zero":

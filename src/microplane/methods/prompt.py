@@ -141,7 +141,7 @@ def virtual_tokens(method: Method, model: nn.Module, length: int) -> dict[str, A
         "peft_type": method.peft_type,
         "task_type": peft_format.TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM"),
         "num_virtual_tokens": length,
-        "token_dim": getattr(config, "embedding_size", 0) or config.hidden_size,
+        "token_dim": getattr(config, "embedding_size", 0) or getattr(config, "source_size", config.hidden_size),
         "num_attention_heads": getattr(config, "num_heads", None),
         "num_layers": config.num_layers,
         "num_transformer_submodules": 1,

@@ -262,15 +262,15 @@ def adapter_names(model: nn.Module) -> dict[str, str]:
 
 
 def unused(model: nn.Module) -> Sequence[nn.Module | nn.Parameter]:
-    """What nothing can train in: the decoder's parts of an encoder-decoder whose task head reads the encoder alone, and
-    what else has no part in the result."""
-    if isinstance(model, Model) and model.KIND == "encoder":
-        return model.idle()
+    """What has no part in the result, as a decoder's parts where a task head reads the encoder alone."""
+    idle = model.idle() if isinstance(model, Model) else ()
+    parts = (getattr(model, name, None) for name in ("decoder", "target_embed") if _reads_encoder_alone(model))
+    return [*idle, *(part for part in parts if part is not None)]
+
+
+def _reads_encoder_alone(model: nn.Module) -> bool:
     head = getattr(model, "task_head", None)
-    if head is None or cast(Model, model).KIND != "encoder-decoder" or head.config.reads_decoder:
-        return []
-    parts = (getattr(model, name, None) for name in ("decoder", "target_embed"))
-    return [part for part in parts if part is not None]
+    return head is not None and getattr(model, "KIND", "") == "encoder-decoder" and not head.config.reads_decoder
 
 
 def last_stack(model: nn.Module) -> nn.Module:
@@ -278,7 +278,7 @@ def last_stack(model: nn.Module) -> nn.Module:
     encoder if a task head reads that alone."""
     if cast(Model, model).KIND != "encoder-decoder":
         return model
-    return cast(nn.Module, model.encoder if unused(model) else model.decoder)
+    return cast(nn.Module, model.encoder if _reads_encoder_alone(model) else model.decoder)
 
 
 def levels(model: nn.Module) -> dict[str, int]:

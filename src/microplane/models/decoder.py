@@ -40,11 +40,25 @@ def norm_of(config: DecoderConfig) -> RMSNorm | LayerNorm:
     return RMSNorm(config.hidden_size, config.norm_eps, config.gemma)
 
 
+def scaled(x: Tensor) -> Tensor:
+    """Embeddings times the root of their width, as Gemma has them. The factor is rounded to their number format, as it
+    was in training."""
+    return x * torch.tensor(math.sqrt(x.shape[-1]), device="cpu").to(x.dtype)  # one number: goes anywhere
+
+
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """Logits that are kept within -cap and cap."""
+    return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
 class Attention(nn.Module):
-    def __init__(self, config: DecoderConfig, layer: int):
+    """Self-attention. Of a subclass that looks elsewhere, `read` is the width of what keys and values are made of."""
+
+    def __init__(self, config: DecoderConfig, layer: int, read: int | None = None):
         super().__init__()
         D, Dh, H, KV = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self.layer, self.head_dim = layer, Dh
+        self.rope = config.ropes[layer] if read is None else None
         self.scale = (config.attention_scale or 1.0 / math.sqrt(Dh)) / (layer + 1 if config.scale_by_layer else 1)
         self.softcap, self.dropout = config.attn_logit_softcapping, config.attention_dropout
         self.widths = [H * Dh, KV * Dh, KV * Dh]  # of q, k and v
@@ -52,7 +66,8 @@ class Attention(nn.Module):
         if self.fused:
             self.qkv = Linear(D, sum(self.widths), bias=config.qkv_bias)
         else:
-            self.q, self.k, self.v = (Linear(D, width, bias=config.qkv_bias) for width in self.widths)
+            inputs = zip((D, read or D, read or D), self.widths, strict=True)
+            self.q, self.k, self.v = (Linear(*sizes, bias=config.qkv_bias) for sizes in inputs)
         self.o = Linear(H * Dh, D, bias=config.o_bias)
         self.whole = config.qk_norm_whole
         widths = (H * Dh, KV * Dh) if self.whole else (Dh, Dh)
@@ -64,17 +79,29 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
+        q, k, v = self.heads(x)
+        how = mask_spec, self.scale, self.softcap, cache, self.layer
+        mixed = attend(q, k, v, *how, dropout=self.drop, prefix=self.seen_first, angles=angles)
+        return self.o(mixed.flatten(1))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries (T, H, Dh), keys and values (T, KV, Dh), normed where the family does so, and not yet turned."""
         q, k, v = self._qkv(x)
         if self.whole and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in (q, k, v))  # (T, H, Dh)
         if not self.whole and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        prefix = None if self.prefix is None else self.prefix()
-        how = mask_spec, self.scale, self.softcap, cache, self.layer
-        p = self.dropout if self.training else 0.0
-        mixed = attend(q, k, v, *how, dropout=p, prefix=prefix, angles=angles)
-        return self.o(mixed.flatten(1))
+        return q, k, v
+
+    @property
+    def drop(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    @property
+    def seen_first(self) -> tuple[Tensor, Tensor] | None:
+        """The keys and values of a prefix."""
+        return None if self.prefix is None else self.prefix()
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries (T, H Dh), keys and values (T, KV Dh) of (T, D)."""
@@ -90,7 +117,7 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.multiplier, self.dropout = config.residual_multiplier, config.hidden_dropout
-        self.parallel = config.parallel
+        self.parallel, self.width = config.parallel, config.hidden_size
         before, after = not config.norm_after, config.gemma or config.norm_after
         self.attention_norm = norm_of(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
@@ -98,7 +125,8 @@ class Block(nn.Module):
         self.attention_socket = nn.Identity()
         self.mlp_norm = norm_of(config) if before else nn.Identity()
         sizes = config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias
-        self.mlp = GatedMLP(*sizes, config.fused) if config.gated else MLP(*sizes)
+        inner = config.mlp_dropout
+        self.mlp = GatedMLP(*sizes, config.fused, inner) if config.gated else MLP(*sizes, dropout=inner)
         self.mlp_out_norm = norm_of(config) if after else None
         self.mlp_socket = nn.Identity()
 
@@ -106,16 +134,24 @@ class Block(nn.Module):
         self, x: Tensor, mask_spec: MaskSpec, angles: tuple[Tensor, Tensor] | None, cache: Cache | None = None
     ) -> Tensor:  # (T, D) -> (T, D)
         y: Tensor = self.attention(self.attention_norm(x), mask_spec, angles, cache)
+        return self.fed(x, self.attended(x, y))
+
+    def attended(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's input with the output of its attention: (T, D)."""
         if self.attention_out_norm is not None:
             y = self.attention_out_norm(y)
-        attended: Tensor = x + self.attention_socket(self._added(y))
+        summed: Tensor = x + self.attention_socket(self.added(y))
+        return summed
+
+    def fed(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's output, from its input and from that with the output of its attention: (T, D)."""
         y = self.mlp(self.mlp_norm(x if self.parallel else attended))
         if self.mlp_out_norm is not None:
             y = self.mlp_out_norm(y)
-        y = self.mlp_socket(self._added(y))
-        return attended + y
+        summed: Tensor = attended + self.mlp_socket(self.added(y))
+        return summed
 
-    def _added(self, y: Tensor) -> Tensor:
+    def added(self, y: Tensor) -> Tensor:
         """A sub-layer's output as it is added to the residual stream."""
         y = dropout(y, self.dropout, self.training)
         return y if self.multiplier == 1.0 else y * self.multiplier
@@ -244,17 +280,11 @@ class Decoder(Model):
 
     def embedded(self, ids: Tensor) -> Tensor:
         x = super().embedded(ids)
-        if self.config.gemma:  # the factor is rounded to the format of the embedding, as it was in training
-            x = x * torch.tensor(math.sqrt(self.config.hidden_size), device="cpu").to(
-                x.dtype
-            )  # one number: goes anywhere
-        return x
+        return scaled(x) if self.config.gemma else x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
-        scores = self._scores(hidden)
-        cap = self.config.final_logit_softcapping
-        return scores if cap is None else torch.tanh(scores / cap) * cap
+        return capped(self._scores(hidden), self.config.final_logit_softcapping)
 
     def _scores(self, hidden: Tensor) -> Tensor:
         if self.head is not None:

@@ -16,9 +16,11 @@ from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.external.library import find_transformers_class
 from microplane.models.external.writers import TransformersWriter
 from microplane.models.t5 import T5
+from microplane.models.t5gemma import T5Gemma
+from microplane.models.t5gemma2 import T5Gemma2
 from microplane.models.transformer import Transformer
 
-MODELS: tuple[type[Model], ...] = (Decoder, T5, Transformer, Encoder)
+MODELS: tuple[type[Model], ...] = (Decoder, T5, T5Gemma, T5Gemma2, Transformer, Encoder)
 ARCHITECTURES: dict[str, type[Model]] = {name: model for model in MODELS for name in model.ARCHITECTURES}
 MODEL_TYPES: dict[str, str] = {name: kind for model in MODELS for name, kind in model.ARCHITECTURES.items()}
 

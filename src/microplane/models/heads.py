@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from microplane.models.configs.head import PER_TOKEN, POOLINGS, TASKS, HeadConfig, check_labels, form_for, shaped
+from microplane.models.configs.head import (
+    PER_TOKEN,
+    POOLINGS,
+    TASKS,
+    HeadConfig,
+    check_labels,
+    form_for,
+    shaped,
+    width_of,
+)
 from microplane.models.contract import Model
 from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.external.transformers import TransformersModel
@@ -97,7 +106,7 @@ def add_head(
     assert task in TASKS, task
     check_labels(task, labels)
     pooling = "mean" if task == PER_TOKEN else pooling or DEFAULT_POOLING[model.KIND]  # of no use to tokens
-    config, width = model.config, model.config.hidden_size
+    config, width = model.config, width_of(model.config, task, pooling)
     if isinstance(model, TransformersEncoder) and (own := model.own_head(task)) and pools_as(own, task, pooling):
         return model.put_own_head(HeadConfig(task, tuple(labels), width, pooling, own[0]), seed)
     form = form_for(config.architecture, task, pooling)

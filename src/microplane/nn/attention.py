@@ -39,19 +39,21 @@ LONG = 1024  # tokens; of longer rows the scores are not kept: torch's own atten
 Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh), prepended to those of every row
 # Added to the scores: (H, S, L) or (B, H, S, L), or what makes that of queries (B, H, S, Dh) and keys (B, KV, L, Dh).
 Bias = Tensor | Callable[[Tensor, Tensor], Tensor]
+Window = int | tuple[int, int] | None
 
 
 class MaskSpec:
     """Which keys each query may attend to. A forward pass makes one per kind of layer, and its layers share it.
 
     Causal: a query at position p attends to positions j with p - window < j <= p.
-    Not causal: it attends to all keys of its row, or to those with |p - j| < window.
+    Not causal: it attends to all keys of its row, or to those with |p - j| < window; where the window is two numbers,
+    to those with p - j < first and j - p < second.
     Cross-attention (`keys` given): it attends to all keys of the source row that belongs to its own row.
 
     Args:
         rows: the queries.
         starts: how many tokens of each row the cache holds already.
-        window: number of positions, None for no limit.
+        window: number of positions, of both sides where there are two; None for no limit.
         keys: of cross-attention, the lengths of the source rows.
     """
 
@@ -59,11 +61,12 @@ class MaskSpec:
         self,
         rows: Rows,
         starts: Sequence[int] | None = None,
-        window: int | None = None,
+        window: Window = None,
         causal: bool = True,
         keys: Sequence[int] | None = None,
     ):
         assert keys is None or (not causal and window is None), "cross-attention has neither an order nor a window"
+        assert not (causal and isinstance(window, tuple)), "what is causal looks to one side"
         self.rows = rows
         self.starts = starts if starts is not None and any(starts) and keys is None else None
         self.window = window
@@ -90,12 +93,12 @@ class MaskSpec:
         holds a rectangle of them already. Cut in their order, so it is best if the longest come first."""
         if self.starts is not None:
             return [(slice(0, len(self.rows.lengths)), self)]
-        bounds = [0, *_ends_of_groups(self.rows.lengths, self.key_lengths)]
+        bounds = [0, *ends_of_groups(self.rows.lengths, self.key_lengths)]
         if len(bounds) == 2:
             return [(slice(*bounds), self)]
-        return [(slice(*pair), self._of(*pair)) for pair in pairwise(bounds)]
+        return [(slice(*pair), self.of(*pair)) for pair in pairwise(bounds)]
 
-    def _of(self, first: int, end: int) -> MaskSpec:
+    def of(self, first: int, end: int) -> MaskSpec:
         """The same for some of the rows."""
         own, before = self.rows.lengths[first:end], sum(self.rows.lengths[:first])
         tokens = slice(before, before + sum(own))
@@ -126,7 +129,12 @@ class MaskSpec:
 
     @property
     def _window_holds_all(self) -> bool:
-        return self.window is None or self.window >= self.longest
+        return self.window is None or min(self._reach) >= self.longest
+
+    @property
+    def _reach(self) -> tuple[int, int]:
+        """How far a query sees to each side, itself counted, where there is a window."""
+        return self.window if isinstance(self.window, tuple) else (self.window or 0, self.window or 0)
 
     @cached_property
     def bool_mask(self) -> Tensor:
@@ -136,9 +144,10 @@ class MaskSpec:
         query = self._query_positions()[:, None, :, None]  # (B or 1, 1, S, 1)
         if self.causal:
             seen = key <= query
-            return seen if self.window is None else seen & (key > query - self.window)
+            return seen if self.window is None else seen & (key > query - self._reach[0])
         seen = (key < torch.tensor(self.key_lengths)[:, None])[:, None, None]  # (B, 1, 1, L)
-        return seen if self._window_holds_all else seen & ((key - query).abs() < (self.window or 0))
+        before, after = self._reach
+        return seen if self._window_holds_all else seen & (query - key < before) & (key - query < after)
 
     def _query_positions(self) -> Tensor:
         """(B, S) int64, or (1, S) where all rows are alike."""
@@ -195,6 +204,7 @@ def attend(
     plain = plain and (angles is None or 2 * angles[0].shape[-1] == q.shape[-1])  # the whole head turns
     if cache is not None and plain and cached_attention.usable(q, mask_spec.rows, cache):
         where = mask_spec.rows, cache, layer
+        assert not isinstance(mask_spec.window, tuple)
         return cached_attention.cached_attention(q, k, v, angles, *where, scale, mask_spec.window)
     if angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
@@ -266,16 +276,30 @@ def _attend_in_rectangle(
             for own, x in zip(prefix, (keys, values), strict=True)
         )
     long = max(rows.longest, mask_spec.longest) > LONG
+    if long and softcap is None and not dropout and mask_spec.is_plain_causal and bias is None and prefix is None:
+        return from_heads(_attend_long(queries, keys, values, None, scale, causal=True), rows)
+    mask = _mask(queries, mask_spec, bias, prefix)
+    return from_heads(attend_in_heads(queries, keys, values, mask, scale, softcap, dropout, long), rows)
+
+
+def attend_in_heads(
+    q: Tensor,  # (B, H, S, Dh)
+    k: Tensor,  # (B, KV, L, Dh)
+    v: Tensor,
+    mask: Tensor | None,  # added to the scores (B, H, S, L)
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+    long: bool,  # whether the scores would be more than all else that is kept of a row
+) -> Tensor:
+    """softmax(scale q k^T + mask) v of one rectangle for each head: (B, H, S, Dh)."""
     if long and softcap is None and not dropout:
-        causal = mask_spec.is_plain_causal and bias is None and prefix is None
-        mask = None if causal else _mask(queries, mask_spec, bias, prefix)
-        return from_heads(_attend_long(queries, keys, values, mask, scale, causal), rows)
-    given = queries, keys, values, _mask(queries, mask_spec, bias, prefix), scale, softcap, dropout
-    if long:  # its scores would be more than all else that is kept of a row
-        mixed: Tensor = checkpoint(_attend_short, *given, use_reentrant=False)
-    else:
-        mixed = checkpointed(_attend_short, *given)
-    return from_heads(mixed, rows)
+        return _attend_long(q, k, v, mask, scale, causal=False)
+    given = q, k, v, mask, scale, softcap, dropout
+    if not long:
+        return checkpointed(_attend_short, *given)
+    mixed: Tensor = checkpoint(_attend_short, *given, use_reentrant=False)
+    return mixed
 
 
 def _by_row(
@@ -313,7 +337,7 @@ def _mask(like: Tensor, mask_spec: MaskSpec, bias: Tensor | None, prefix: Prefix
     return mask
 
 
-def _ends_of_groups(queries: Sequence[int], keys: Sequence[int]) -> list[int]:
+def ends_of_groups(queries: Sequence[int], keys: Sequence[int]) -> list[int]:
     """Where runs of rows end, each of which makes a rectangle that is small, or at most `WASTE` times what it holds."""
 
     def size(S: int, L: int) -> int:

@@ -111,11 +111,13 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """down(dropout(act(gate(x)) * up(x))) (arXiv 2002.05202)."""
 
     __call__: Callable[..., Tensor]
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, fused: bool = False):
+    def __init__(
+        self, width: int, inner: int, activation: str, bias: bool = False, fused: bool = False, dropout: float = 0.0
+    ):
         super().__init__()
         self.activation, self.fused = activation, fused
         if fused:
@@ -124,10 +126,11 @@ class GatedMLP(nn.Module):
             self.gate = Linear(width, inner, bias=bias)
             self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D) -> (T, D)
         gate, up = self.gate_up(x).chunk(2, dim=-1) if self.fused else (self.gate(x), self.up(x))  # (T, M)
-        return self.down(gated(self.activation, gate, up))
+        return self.down(self.dropout(gated(self.activation, gate, up)))
 
 
 def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method
 from microplane.models.contract import module_map_of
+from microplane.models.t5gemma2 import MergedBlock
 from microplane.training.ranks import Ranks
 
 
@@ -67,6 +68,9 @@ def _units(model: nn.Module) -> Iterator[Any]:
             yield relative
         if cross is not None:  # keys and values of the source
             yield [cross.k, cross.v]
+        if isinstance(module, MergedBlock):
+            own = module.attention
+            yield [own.k, own.v, own.k_norm]
     for module in model.modules():
         if isinstance(layers := getattr(module, "layers", None), nn.ModuleList):
             yield from layers

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
@@ -40,6 +43,35 @@ def test_a_tokenizer_that_adds_no_end_token_gets_one(tmp_path):
     save_byte_tokenizer(tmp_path, ends=False)
     (row,) = Seq2SeqRenderer(load_tokenizer(tmp_path)).rows(example(("user", "ab"), ("assistant", "c")), 99, 99)
     assert [row.ids[2], row.ids[-1]] == [1, 1]
+
+
+def gemma_like(folder, config):
+    """Bytes with <unk> for what stands before every text, and an end of its own that stands behind none."""
+    save_byte_tokenizer(folder)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing("<unk> $A", special_tokens=[("<unk>", 2)])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
+def test_what_the_tokenizer_puts_before_a_text_stands_there_once(tmp_path):
+    """T5Gemma's: a source is left open, and the token that the decoder is started by is not written again."""
+    tokenizer = gemma_like(tmp_path, {"decoder": {"bos_token_id": 2}})
+    said = example(("user", "abcd"), ("assistant", "xy"))
+    (row,) = Seq2SeqRenderer(tokenizer).rows(said, 99, 99)
+    both = row.ids[: row.source_length], row.ids[row.source_length :]
+    assert [tokenizer.decode(ids, False) for ids in both] == ["<unk>abcd", "xy</s>"]
+    (cut,) = Seq2SeqRenderer(tokenizer).rows(said, 3, 99)
+    assert tokenizer.decode(cut.ids[: cut.source_length], False) == "<unk>ab"
+    spoken = example(("system", "s"), ("user", "old"), ("assistant", "no"), ("user", "new"), ("assistant", "xy"))
+    (cut,) = Seq2SeqRenderer(tokenizer).rows(spoken, 9, 99)
+    assert tokenizer.decode(cut.ids[: cut.source_length], False) == "<unk>s\n\n: new"
+    (cut,) = Seq2SeqRenderer(tokenizer).rows(spoken, 5, 99)
+    assert tokenizer.decode(cut.ids[: cut.source_length], False) == "<unk> new"
+    tokenizer = gemma_like(tmp_path, {"decoder_start_token_id": 1})
+    (row,) = Seq2SeqRenderer(tokenizer).rows(said, 99, 99)
+    assert tokenizer.decode(row.ids[row.source_length :], False) == "<unk>xy</s>"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +133,15 @@ def test_from_file_to_batch(tokenizer, tmp_path):
         assert read == [0, *target]  # the decoder begins with its start token, and never reads the last
     assert batch.count == len(batch.targets) == sum(batch.rows.target.lengths)
     assert np.array_equal(train.lengths, [len(train[row][0]) for row in range(len(train))])
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"])
+def test_that_a_chat_template_is_not_followed_is_said(tokenizer, tmp_path, template):
+    """T5Gemma's tuned checkpoints have one."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"inputs": f"in{n}", "targets": "t"}) + "\n" for n in range(9)))
+    splits = load_splits(DataKnobs(train=str(file)), replace(tokenizer, chat_template=template), PAIRS)
+    assert any("do not follow" in warning for warning in splits.summary.warnings) == bool(template)
 
 
 def test_the_same_file_for_a_decoder_is_another_entry_of_the_cache(tokenizer, tmp_path):

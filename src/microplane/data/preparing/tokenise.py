@@ -232,6 +232,12 @@ class SecondPass:
                 "the model was trained on words joined by _ (as in cà_phê), and no row has any: data.segment=vi joins "
                 "them here and when the run is asked"
             )
+        pairs = self.renderer.traits.bounds_target and self.found.splits["train"].format.name != "text"
+        if pairs and tokenizer.chat_template:
+            yield (
+                "the model has a chat template, which an encoder-decoder's rows do not follow here: it reads texts as "
+                "they stand, in training and when it is asked, and of turns only what the rows write out"
+            )
         if forged := sum(item.forged for item in self.counts.values()):
             yield (
                 f"{forged:,} rows hold special tokens of the model as text, which is read as any other text; if they "

@@ -1,7 +1,8 @@
 """Examples -> pairs of rows for an encoder-decoder: what is read, and what is written.
 
 A pair is stored as one row, the source and behind it the target, with the length of the source beside it. Both end with
-the model's end token, put there by its tokenizer.
+the model's end token, put there by its tokenizer; but not a source where that puts something before a text and nothing
+behind it, as T5Gemma's does. A target never begins with the token that the decoder is started by.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class Seq2SeqRenderer:
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
         self.end = self.stops[0]
+        self.start = tokenizer.source.decoder_start if tokenizer.source else None
         bare, whole = tokenizer.encode("a", special=False), tokenizer.encode("a", special=True)
         front = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
         self.front, self.behind = front, max(0, len(whole) - front - len(bare))  # tokens that stand around a source
+        self.left_open = self.front > 0 and self.behind == 0
 
     @property
     def traits(self) -> RowTraits:
@@ -48,7 +51,8 @@ class Seq2SeqRenderer:
         if last < 0:  # nothing is to be trained
             return [TokenRow([])]
         source, lost = self._source(example.messages[:last], max_length)
-        target = self._ended(self.tokenizer.encode_target(example.messages[last].content))
+        target = self.tokenizer.encode_target(example.messages[last].content)
+        target = self._ended(target[1:] if target[:1] == [self.start] else target)
         if len(target) > max_target:
             target, lost = target[:max_target], "answer"
         targets = [False] * len(source) + [True] * len(target)
@@ -61,7 +65,7 @@ class Seq2SeqRenderer:
             return ids, ""
         if sum(message.role != "system" for message in messages) == 1:
             behind = max(1, self.behind)
-            return [*ids[: most - behind], *ids[-behind:]], "end"
+            return (ids[:most] if self.left_open else [*ids[: most - behind], *ids[-behind:]]), "end"
         rules, _ = self.tokenizer.encode_with_offsets(_rules(self._with_system(messages)), special=False)
         kept = ids[: self.front]
         with_rules = [*kept, *rules]
@@ -71,7 +75,7 @@ class Seq2SeqRenderer:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""
         ids = self.tokenizer.encode(source_text(self._with_system(messages)), special=True)
-        return ids if self.behind > 1 else self._ended(ids)
+        return ids if self.left_open or self.behind > 1 else self._ended(ids)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self.system and messages and messages[0].role != "system":

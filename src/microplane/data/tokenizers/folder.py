@@ -113,8 +113,7 @@ class TokenizerFolder:
         """All ids that generation_config.json and config.json let generation stop at."""
         found: list[int] = []
         for name, told in zip(STOPS, (self.generation_config, self.model_config), strict=True):
-            inner = told.get("text_config")
-            ids = told.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+            ids = _of_text(told, "eos_token_id")
             listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
             if not all(type(token) is int for token in listed):
                 raise self._wrong(name, "eos_token_id", ids, "the id of a token, or a list of them")
@@ -162,9 +161,24 @@ class TokenizerFolder:
     @property
     def rows(self) -> int | None:
         """How many tokens the model has an embedding for, where config.json says it."""
-        inner = self.model_config.get("text_config")
-        told = self.model_config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+        told = _of_text(self.model_config, "vocab_size")
+        return told if type(told) is int else None
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The token that an encoder-decoder's answer begins with before it is written, where config.json says it."""
+        decoder = self.model_config.get("decoder")
+        inner = decoder.get("bos_token_id") if isinstance(decoder, dict) else None
+        told = self.model_config.get("decoder_start_token_id", inner)
         return told if type(told) is int else None
 
     def _wrong(self, file: str, key: str, value: Any, expected: str) -> ModelError:
         return ModelError(f"{self.path / file} has {key} = {str(value)[:60]}: expected {expected}")
+
+
+def _of_text(config: Mapping[str, Any], name: str) -> Any:
+    """A field of a config.json, or of its part that writes text."""
+    if name in config:
+        return config[name]
+    parts = (config.get("text_config"), config.get("decoder"))
+    return next((part[name] for part in parts if isinstance(part, dict) and name in part), None)

@@ -92,6 +92,7 @@ class DecoderConfig:
     positions: bool = False  # are embedded: one vector for each, added to the words
     embed_dropout: float = 0.0
     hidden_dropout: float = 0.0  # of each sub-layer's output
+    mlp_dropout: float = 0.0  # of what the last layer of the feed-forward layer gets
     attention_dropout: float = 0.0  # of the shares
     gemma: bool = False  # scaled embeddings, norms around one, a norm also behind each sub-layer
     tied: bool = False  # the head is the embedding

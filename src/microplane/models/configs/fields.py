@@ -20,6 +20,8 @@ def is_number(x: Any) -> bool:
 
 SIZE: tuple[str, Callable[[Any], bool]] = ("a whole number above 0", is_size)
 NUMBER: tuple[str, Callable[[Any], bool]] = ("a number above 0", is_number)
+SIDES = ("encoder", "decoder", "text_config")  # objects in a config.json that describe a part of the model
+TOKEN: tuple[str, Callable[[Any], bool]] = ("the id of a token", lambda x: type(x) is int and x >= 0)
 SWITCH: tuple[str, Callable[[Any], bool]] = ("true or false", lambda x: isinstance(x, bool))
 
 
@@ -38,6 +40,12 @@ def architecture_of(config: Mapping[str, Any], known: Mapping[str, str]) -> str:
             return name
     what = ", ".join(named) or config.get("model_type") or "(config.json names none)"
     raise ModelError(f"the architecture {what} is not supported; supported are {', '.join(known)}")
+
+
+def overlaid(told: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json with those of `ours` in their places, of a part of the model one by one."""
+    both = {name: x for name, x in ours.items() if isinstance(x, Mapping) and isinstance(told.get(name), Mapping)}
+    return {**told, **ours} | {name: overlaid(told[name], x) for name, x in both.items() if name in SIDES}
 
 
 def check_types(fields: Mapping[str, Any], wanted: Wanted, required: tuple[str, ...]) -> None:

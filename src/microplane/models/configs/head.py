@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from microplane.errors import ModelError
 from microplane.models.configs import decoder_families, encoder_families
 from microplane.models.configs import t5 as t5_config
+from microplane.models.configs import t5gemma as t5gemma_config
 from microplane.models.configs import transformer as transformer_config
 from microplane.models.configs.form import DROPOUT, Form
 from microplane.nn.layers import ACTIVATIONS
@@ -49,6 +50,10 @@ def _other_forms() -> dict[str, Form]:
             forms[f"{name}ForSequenceClassification"] = sequence
         if family.labels_tokens:
             forms[f"{name}ForTokenClassification"] = Form(plain, family.labels_tokens, tokens=True)
+    for plain in t5gemma_config.ARCHITECTURES:
+        name = plain.removesuffix("ForConditionalGeneration")
+        row = Form(plain, "score.out_proj", dropout="classifier_dropout_rate", poolings=("last",))
+        forms[f"{name}ForSequenceClassification"] = row
     for plain in t5_config.ARCHITECTURES:
         forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(
             plain,
@@ -137,8 +142,15 @@ def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain | {"tie_word_embeddings": True, "scale_decoder_outputs": False}
 
 
-def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
-    """What a config.json says of a head on a model of that width, None if there is none.
+def width_of(model: Any, task: str, pooling: str) -> int:
+    """How wide the states are that a head on a model of that configuration reads."""
+    reads_decoder = pooling == "last" and task != PER_TOKEN
+    width: int = model.hidden_size if reads_decoder else getattr(model, "source_size", model.hidden_size)
+    return width
+
+
+def head_of(config: Mapping[str, Any], model: Any) -> HeadConfig | None:
+    """What a config.json says of a head on a model of the configuration `model`, None if there is none.
 
     Raises:
         ModelError: for settings that are wrong or not supported.
@@ -148,11 +160,11 @@ def head_of(config: Mapping[str, Any], width: int) -> HeadConfig | None:
         return None
     labels = _labels(config)
     if form is None:
-        return _own(config[OWN], labels, width)
+        return _own(config[OWN], labels, model)
     layout = FORMS[form]
     task = PER_TOKEN if layout.tokens else _task(config, len(labels))
-    pooling = pooling_of(layout, config)
-    return shaped(form, task, labels, width, "mean" if layout.tokens else pooling, config)
+    pooling = "mean" if layout.tokens else pooling_of(layout, config)
+    return shaped(form, task, labels, width_of(model, task, pooling), pooling, config)
 
 
 def pooling_of(layout: Form, config: Mapping[str, Any]) -> str:
@@ -276,7 +288,7 @@ def _share(share: Any, name: str) -> float:
     return float(share)
 
 
-def _own(settings: Any, labels: tuple[str, ...], width: int) -> HeadConfig:
+def _own(settings: Any, labels: tuple[str, ...], model: Any) -> HeadConfig:
     fields = settings if isinstance(settings, dict) else {}
     task, pooling = fields.get("task"), fields.get("pooling")
     if task not in TASKS or pooling not in POOLINGS:
@@ -284,6 +296,7 @@ def _own(settings: Any, labels: tuple[str, ...], width: int) -> HeadConfig:
             f"{OWN} in config.json has task = {task!r} and pooling = {pooling!r}: expected one of {', '.join(TASKS)},"
             f" and one of {', '.join(POOLINGS)}"
         )
+    width = width_of(model, task, pooling)
     return HeadConfig(task, labels, width, pooling, dropout=_share(fields.get("dropout", 0.0), f"{OWN}.dropout"))
 
 

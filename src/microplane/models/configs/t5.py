@@ -11,12 +11,12 @@ Two questions are answered differently by versions of transformers, and by us as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from microplane.errors import ModelError
-from microplane.models.configs.fields import NUMBER, SIZE, SWITCH, Wanted, architecture_of, check_types
+from microplane.models.configs.fields import NUMBER, SIZE, SWITCH, TOKEN, Wanted, architecture_of, check_types
 
 ARCHITECTURES = {
     "T5ForConditionalGeneration": "t5",
@@ -39,7 +39,6 @@ DEFAULTS = {
     "umt5": {"feed_forward_proj": "gated-gelu"},
 }
 SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-TOKEN: tuple[str, Callable[[Any], bool]] = ("the id of a token", lambda x: type(x) is int and x >= 0)
 WANTED: Wanted = {
     **dict.fromkeys((*SIZES, "num_decoder_layers", "relative_attention_max_distance"), SIZE),
     **dict.fromkeys(("layer_norm_epsilon", "initializer_factor"), NUMBER),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.files import aside, read_object, write_json
+from microplane.models.configs.fields import overlaid
 from microplane.models.configs.head import OWN, head_of, plain_of
 from microplane.models.contract import Model, hf_names, linears
 from microplane.models.decoder import Decoder
@@ -285,7 +286,7 @@ def build_on_meta(checkpoint: Checkpoint) -> Model:
         if checkpoint.tensors and (model.config.tied or kind.TIE_BY_WEIGHTS):
             tied = _head_is_embedding(model, checkpoint.tensors)
             model = model if tied == model.config.tied else kind(replace(model.config, tied=tied))
-        if head := head_of(checkpoint.config, model.config.hidden_size):
+        if head := head_of(checkpoint.config, model.config):
             put_head(model, TaskHead(head))
     return model
 
@@ -384,7 +385,8 @@ def save_model(
         written = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in written.items()}
     stored = str(next(iter(written.values())).dtype).removeprefix("torch.")
     config = {name: value for name, value in (model.source_config or {}).items() if name not in DROPPED}
-    config |= model.config.to_hf() | {"dtype": stored, "torch_dtype": stored} | (head.config.to_hf() if head else {})
+    config = overlaid(config, model.config.to_hf()) | {"dtype": stored, "torch_dtype": stored}
+    config |= head.config.to_hf() if head else {}
     config |= tokens or {}
     write_json(folder / "config.json", config)
     if model.generation_config is not None or (tokens and model.KIND == "decoder"):
