@@ -4,8 +4,8 @@
 
 Random weights of the released sizes in bfloat16, the same rows of unequal length in the same batches, rank 8 on all
 linear layers of the blocks, AdamW; each side in a process of its own. Prints a line for each shape, and writes
-results/families_<date>.json. BART runs through transformers on both sides: that shows what is added there.
-So does ALBERT. BERT has the same blocks, with weights of their own, and own code: what this gains is what code for
+results/families_<date>.json. BART ran through transformers on both sides at first, which showed what is added there.
+ALBERT does so. BERT has the same blocks, with weights of their own, and own code: what this gains is what code for
 ALBERT would gain, but for its smaller embedding.
 """
 

@@ -126,6 +126,16 @@ MARIAN: dict[str, Any] = {
     "eos_token_id": 0,
     "decoder_start_token_id": 96,
 }
+BART: dict[str, Any] = MARIAN | {
+    "architectures": ["BartForConditionalGeneration"],
+    "model_type": "bart",
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "init_std": 0.2,
+}
 GEMMA_SIDE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -158,6 +168,26 @@ PAIR_CONFIGS: dict[str, dict[str, Any]] = {
     "t5": T5_SMALL,
     "t5-v1.0": T5_SMALL | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "marian": MARIAN,
+    "bart": BART,
+    "mbart": BART
+    | {"architectures": ["MBartForConditionalGeneration"], "model_type": "mbart", "scale_embedding": True},
+    "m2m_100": BART
+    | {
+        "architectures": ["M2M100ForConditionalGeneration"],
+        "model_type": "m2m_100",
+        "activation_function": "relu",
+        "scale_embedding": True,
+    },
+    "pegasus": BART
+    | {
+        "architectures": ["PegasusForConditionalGeneration"],
+        "model_type": "pegasus",
+        "activation_function": "relu",
+        "scale_embedding": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    },
     "t5gemma": T5GEMMA | {"encoder": GEMMA_SIDE | {"hidden_size": 40, "intermediate_size": 31}},
     "t5gemma2": T5GEMMA2,
     "marian-apart": MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 97},

@@ -44,6 +44,10 @@ REFUSED = {
     ("head-only", "t5gemma"): "this T5GemmaForConditionalGeneration has no head of its own to train",
     ("head-only", "t5gemma2"): "this T5Gemma2ForConditionalGeneration has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
+    **{
+        ("head-only", kind): f"this {name}ForConditionalGeneration has no head of its own to train"
+        for kind, name in {"bart": "Bart", "mbart": "MBart", "m2m_100": "M2M100", "pegasus": "Pegasus"}.items()
+    },
 }
 MORE = [
     (ONE, {"name": "rslora", "rank": 3, "targets": ["q", "down"]}),
@@ -75,6 +79,10 @@ CASES = [(family, {"name": name}) for family in FAMILIES if family != "gemma2" f
 WORKING = [(family, knobs) for family, knobs in CASES if len(knobs) > 1 or (knobs["name"], family) not in REFUSED]
 # Similar to a family that meets every method in the ordinary tests: there they meet two, all the rest in the slow ones.
 SIMILAR = {
+    "bart",
+    "mbart",
+    "m2m_100",
+    "pegasus",
     "distilbert",
     "electra",
     "mpnet",
@@ -89,7 +97,7 @@ SIMILAR = {
     "t5gemma",
 }
 QUICK = {"lora", "prompt"}
-SLOW = {"t5gemma2"}  # as its elder
+SLOW = {"t5gemma2", "bart", "mbart", "pegasus"}  # computed by the same lines as another: there they meet none
 
 
 def label(case) -> str:

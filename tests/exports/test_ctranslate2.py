@@ -17,6 +17,7 @@ from microplane.exports.source import answer_scores, opened
 from microplane.inference.pipeline import load
 from microplane.models.files.load import load_model, save_model
 from tests.exports.kit import adapter_of, folder_of
+from tests.languages import CODES, NAMES, translation_folder
 from tests.runs.test_seq2seq import pair_folder
 
 installed = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
@@ -55,6 +56,8 @@ def test_two_vocabularies_and_heads_are_refused(tmp_path):
     with pytest.raises(AdapterError, match="two vocabularies"):
         ctranslate2.refuse(load_model(pair_folder(tmp_path / "apart", "marian-apart")), "it")
     ctranslate2.refuse(load_model(pair_folder(tmp_path / "one", "marian")), "it")
+    with pytest.raises(AdapterError, match="counts positions from its token for padding, 0, where 1 is taken"):
+        ctranslate2.refuse(load_model(pair_folder(tmp_path / "pad", "m2m_100")), "it")
 
 
 def test_without_the_package_the_command_says_what_to_install(tmp_path, monkeypatch):
@@ -95,7 +98,7 @@ def record(folder):
 
 @slow
 @installed
-@pytest.mark.parametrize("family", ["t5", "t5-v1.0", "marian"])
+@pytest.mark.parametrize("family", ["t5", "t5-v1.0", "marian", "bart", "mbart", "pegasus"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_encoder_decoders_answer_the_same(family, method, tmp_path):
     run = adapter_of(pair_folder(tmp_path / "base", family), tmp_path / "adapter", method)
@@ -104,6 +107,23 @@ def test_encoder_decoders_answer_the_same(family, method, tmp_path):
     assert one["measure"] == "log-probability"
     assert one["difference"] < 1e-3
     assert one["continuations"] == [None] * 10
+
+
+@slow
+@installed
+@pytest.mark.parametrize("name", NAMES)
+def test_languages_are_the_same(name, tmp_path):
+    base, (english, french, _) = translation_folder(tmp_path / "base", name), CODES[name]
+    about = {"source_language": english, "target_language": french}
+    run = adapter_of(base, tmp_path / "adapter", about=about)
+    export(run, tmp_path / "out", "ctranslate2")
+    one = record(tmp_path / "out")
+    assert one["difference"] < 1e-3
+    assert one["continuations"] == [None] * 10
+    source = opened(run, FORMATS["ctranslate2"])
+    [call, _] = ctranslate2.call(source, "int8", ["</s>"])
+    token = source.tokenizer.languages.token(french)
+    assert (f"target_prefix=[[{token!r}]]" in call) == (name != "mbart")
 
 
 @slow

@@ -49,14 +49,14 @@ def save_causal(folder: Path, name: str = "openai-gpt") -> Path:
     return folder
 
 
-def save_bart(folder: Path) -> Path:
+def save_plbart(folder: Path) -> Path:
     folder.mkdir(parents=True)
     tokens = save_byte_tokenizer(folder, ends=True)
     torch.manual_seed(0)
-    config = transformers.BartConfig(
+    config = transformers.PLBartConfig(
         vocab_size=tokens, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, init_std=0.2,
         pad_token_id=0, eos_token_id=1, bos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None,
     )  # fmt: skip
-    transformers.BartForConditionalGeneration(config).eval().save_pretrained(folder)
+    transformers.PLBartForConditionalGeneration(config).eval().save_pretrained(folder)
     return folder

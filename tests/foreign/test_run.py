@@ -21,7 +21,7 @@ from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.runs.evaluate import measure_file
 from microplane.training.resume import checkpoints
 from tests.cases import some
-from tests.foreign.folders import CAUSAL, save_bart, save_causal
+from tests.foreign.folders import CAUSAL, save_causal, save_plbart
 
 SETS = {
     "train.steps": 12,
@@ -41,7 +41,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign-runs")
     for name in CAUSAL:
         save_causal(folder / name, name)
-    save_bart(folder / "bart")
+    save_plbart(folder / "plbart")
     rows = [{"prompt": f"say {'abcdefg'[i % 7] * 2}", "completion": "abcdefg"[i % 7]} for i in range(7)] * 6
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -69,8 +69,8 @@ def tensors(done):
 @pytest.mark.parametrize(
     ("model", "method"),
     some(
-        [*((model, "lora") for model in (*CAUSAL, "bart")), ("openai-gpt", "full"), ("bart", "full")],
-        [("openai-gpt", "lora"), ("bart", "lora"), ("openai-gpt", "full")],
+        [*((model, "lora") for model in (*CAUSAL, "plbart")), ("openai-gpt", "full"), ("plbart", "full")],
+        [("openai-gpt", "lora"), ("plbart", "lora"), ("openai-gpt", "full")],
     ),
 )
 def test_it_learns_resumes_to_the_bit_and_is_opened_again(place, model, method):

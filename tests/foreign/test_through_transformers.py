@@ -20,7 +20,7 @@ from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.rows import Pairs, Rows
 from microplane.objectives.text import TokenBatch, token_loss
-from tests.foreign.folders import CAUSAL, save_bart, save_causal
+from tests.foreign.folders import CAUSAL, save_causal, save_plbart
 
 ROWS = [[5, 9, 200, 31], [7], [100, 101, 102, 103, 104, 105]]
 
@@ -28,7 +28,7 @@ ROWS = [[5, 9, 200, 31], [7], [100, 101, 102, 103, 104, 105]]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("foreign")
-    return {name: save_causal(root / name, name) for name in CAUSAL} | {"bart": save_bart(root / "bart")}
+    return {name: save_causal(root / name, name) for name in CAUSAL} | {"plbart": save_plbart(root / "plbart")}
 
 
 @pytest.fixture(params=["together", "in groups"])
@@ -72,7 +72,7 @@ def test_it_writes_what_transformers_writes(folders, name):
 
 @pytest.mark.usefixtures("grouped")
 def test_pairs_of_an_encoder_decoder(folders):
-    model, peer = load_model(folders["bart"]), AutoModelForSeq2SeqLM.from_pretrained(folders["bart"]).eval()
+    model, peer = load_model(folders["plbart"]), AutoModelForSeq2SeqLM.from_pretrained(folders["plbart"]).eval()
     assert isinstance(model, TransformersModel)
     assert model.KIND == "encoder-decoder"
     assert model.head_is_separable
@@ -83,7 +83,7 @@ def test_pairs_of_an_encoder_decoder(folders):
         for row, target in zip(ROWS, targets, strict=True)
     ]
     torch.testing.assert_close(found, torch.cat(wanted), atol=1e-4, rtol=1e-4)
-    answers = generate(model, load_tokenizer(folders["bart"]), ROWS, GenerateKnobs(max_new_tokens=6), [])
+    answers = generate(model, load_tokenizer(folders["plbart"]), ROWS, GenerateKnobs(max_new_tokens=6), [])
     for row, answer in zip(ROWS, answers, strict=True):
         made = peer.generate(
             torch.tensor([row]), max_new_tokens=6, num_beams=1, do_sample=False, eos_token_id=None, pad_token_id=0,
@@ -92,12 +92,12 @@ def test_pairs_of_an_encoder_decoder(folders):
         assert answer.ids == made[0, 1:].tolist()
 
 
-@pytest.mark.parametrize("name", [*CAUSAL, "bart"])
+@pytest.mark.parametrize("name", [*CAUSAL, "plbart"])
 def test_saved_it_is_opened_again_by_both(folders, name, tmp_path):
     model = load_model(folders[name])
     save_model(model, tmp_path / "out")
     again = load_model(tmp_path / "out")
-    peer = (AutoModelForSeq2SeqLM if name == "bart" else AutoModelForCausalLM).from_pretrained(tmp_path / "out")
+    peer = (AutoModelForSeq2SeqLM if name == "plbart" else AutoModelForCausalLM).from_pretrained(tmp_path / "out")
     for other in (again.net, peer):
         assert model.net.state_dict().keys() == other.state_dict().keys()
         assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.net.state_dict().items())

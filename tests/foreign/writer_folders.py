@@ -73,7 +73,7 @@ BART = {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
     "decoder_start_token_id": 2, "init_std": 0.2, "forced_eos_token_id": None,
 }  # fmt: skip
-PAIRED: dict[str, dict[str, Any]] = dict.fromkeys(("bart", "mbart", "m2m_100", "pegasus", "blenderbot"), BART)
+PAIRED: dict[str, dict[str, Any]] = dict.fromkeys(("plbart", "blenderbot", "blenderbot-small"), BART)
 WRITERS = DECODERS | HYBRIDS | PAIRED
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError, DataError
 from microplane.inference.generate import Answer, common_beginning, draw, generate, narrow, penalise
-from microplane.models.contract import GenerationRules
 from microplane.models.decoder import Decoder, DecoderConfig
+from microplane.models.generation_rules import GenerationRules
 from microplane.nn.position import Rope
 from microplane.nn.rows import Rows
 

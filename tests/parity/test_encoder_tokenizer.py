@@ -47,12 +47,19 @@ def roberta(folder: Path, **config: object) -> Path:
     return folder
 
 
+def bart(folder: Path) -> Path:
+    roberta(folder, tokenizer_class="BartTokenizer")
+    (folder / "config.json").write_text('{"model_type": "bart"}')
+    return folder
+
+
 KINDS = {
     "bert": (bert, {}),
     "bert cased": (bert, {"do_lower_case": False}),
     "bert keeps accents": (bert, {"strip_accents": False}),
     "bert other chinese": (bert, {"tokenize_chinese_chars": False}),
     "roberta": (roberta, {}),
+    "bart": (bart, {}),
     "roberta with a space": (roberta, {"add_prefix_space": True}),
 }
 

@@ -37,6 +37,7 @@ from microplane.runs.trackers import TRACKERS
 from microplane.training import activation_checkpointing
 from tests.knob_values import NoValueError, another
 from tests.labels import encoder_folder, reviews, tags, write
+from tests.languages import translation_folder
 from tests.runs.test_seq2seq import pair_folder, shout
 from tests.tiny import save_tiny_folder
 
@@ -75,6 +76,8 @@ CASES = {
     "data.max_length": Case(24),
     "data.max_target_length": Case(2, where="pairs"),
     "data.max_unknown": Case(0.0, where="encoder"),
+    "data.source_language": Case("fra_Latn", where="translation"),
+    "data.target_language": Case("vie_Latn", where="translation"),
     "data.unicode": Case("as-is", where="marks apart"),
     "data.segment": Case("vi", where="words"),
     "data.date": Case("2001-02-03", where="dated"),
@@ -164,6 +167,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
     ("encoder", HEAD_ONLY, "train.unfreeze_every", 1),
 ]
 
+UNKNOWN = ("encoder", "tags", "words", "translation")  # where letters are unknown
 SETS = {"name": "run", "model.dtype": "float32", "train.lr": 1e-2}
 RUNS = {  # model and data of each kind of run, as files of the place
     "decoder": ("model", "rows.jsonl"),
@@ -174,6 +178,7 @@ RUNS = {  # model and data of each kind of run, as files of the place
     "dated": ("dated-model", "rows.jsonl"),
     "text/label": ("model", "reviews.jsonl"),
     "pairs": ("pair-model", "data.jsonl"),
+    "translation": ("translation-model", "data.jsonl"),
     "denoising": ("pair-model", "text.jsonl"),
     "encoder": ("encoder", "reviews.jsonl"),
     "tags": ("encoder", "tags.jsonl"),
@@ -203,6 +208,10 @@ class Place:
         template = "{{ strftime_now('%d %b %Y') }}" + told["chat_template"]
         config.write_text(json.dumps(told | {"chat_template": template}))
         pair_folder(folder / "pair-model")
+        translation_folder(folder / "translation-model", "nllb")
+        config = folder / "translation-model" / "tokenizer_config.json"
+        told = json.loads(config.read_text())
+        config.write_text(json.dumps(told | {"src_lang": "eng_Latn", "tgt_lang": "fra_Latn"}))
         encoder_folder(folder / "encoder")
         write(folder / "rows.jsonl", sayings("abcdefg"))
         write(folder / "other.jsonl", sayings("hijklmn")[:8])
@@ -223,7 +232,7 @@ class Place:
     def knobs(self, where: str, sets: dict[str, Any]) -> RunKnobs:
         """Those of the tiny run with these set; names of files are those of the place."""
         model, data = RUNS[where]
-        values: dict[str, Any] = {"data": {"max_unknown": 0.5}} if where in ("encoder", "tags", "words") else {}
+        values: dict[str, Any] = {"data": {"max_unknown": 0.5}} if where in UNKNOWN else {}
         sets = {"model.name": model, "data.train": data, **sets}
         for name in ("model.name", "data.train", "data.validation", "data.test"):
             sets |= {name: str(self.folder / sets[name])} if name in sets else {}

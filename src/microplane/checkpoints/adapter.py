@@ -121,7 +121,7 @@ def load_adapter(folder: Path, model: nn.Module, method: Method, state: Mapping[
     """
     state = read_state(folder, method) if state is None else state
     if method.whole_model and isinstance(model, Model):
-        state = model.as_read(state)
+        state = {name: x for name, x in model.as_read(state).items() if not model.is_unused_weight(name)}
     try:
         if not (folder / "method.json").is_file():
             config = read_object(folder / "adapter_config.json", AdapterError)

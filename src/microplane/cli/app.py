@@ -153,6 +153,10 @@ def generate(
     ] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8, nf4 or gguf.")] = "auto",
     base: Base = None,
+    source_language: Annotated[
+        str | None, typer.Option("--source-language", help="Of a translation model: what it reads, as eng_Latn.")
+    ] = None,
+    target_language: Annotated[str | None, typer.Option("--target-language", help="And what it writes.")] = None,
     set: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt.")] = False,
     quiet: Quiet = False,
@@ -176,7 +180,7 @@ def generate(
         raise ConfigError(
             "--interactive asks for its prompts itself and shows answers as they come; leave prompts and --json out"
         )
-    loaded = load(model, dtype, base=base)
+    loaded = load(model, dtype, base=base, source_language=source_language, target_language=target_language)
     ask_as_told(loaded, knobs, system, no_prefix)
     if loaded.prefix and not quiet:
         typer.echo(

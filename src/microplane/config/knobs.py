@@ -97,6 +97,12 @@ class DataKnobs(Knobs):
     system: str | None = Field(
         None, description="system prompt for rows without one; '' switches a template's default off"
     )
+    source_language: str | None = Field(
+        None, description="what is read, as eng_Latn, of a model with a token for each language (NLLB, M2M100, mBART)"
+    )
+    target_language: str | None = Field(
+        None, description="the language that such a model writes, which it is told by the first token of its answers"
+    )
     unicode: Literal["auto", "nfc", "nfkc", "as-is"] = Field(
         "auto",
         description="the Unicode form that every text is brought into, in the rows and when the run is asked: nfc "

@@ -2,9 +2,9 @@
 
 The converter reads a folder of transformers' layout. What it would get wrong is mended here or refused. Whether the
 decoder's output is scaled follows from the model and not from `tie_word_embeddings`, which transformers 5 calls true of
-every T5. Marian keeps the row that its decoder starts from, and never writes it. Rotary settings and widths of heads
-that have no effect in CTranslate2 are refused. A call that gives our answers is printed, for its defaults forbid an
-empty one.
+every T5. BART's kind is told where its norms stand, which token is written first, and what its rows are called. Marian
+keeps the row that its decoder starts from, and never writes it. Rotary settings and widths of heads that have no effect
+in CTranslate2 are refused. A call that gives our answers is printed, for its defaults forbid an empty one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ MODEL = "model.bin"
 USUAL_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 NO_WINDOWS = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM")
 GEMMA3_ROPES = (Rope(1_000_000.0), Rope(10_000.0))  # of layers without a window, and with one; others have no effect
+LOADERS = {  # of what goes through a loader that is mended here: the library's names of its configuration and loader
+    "MarianMTModel": ("MarianConfig", "BartLoader"),
+    "BartForConditionalGeneration": ("BartConfig", "BartLoader"),
+    "MBartForConditionalGeneration": ("MBartConfig", "BartLoader"),
+    "M2M100ForConditionalGeneration": ("M2M100Config", "M2M100Loader"),
+    "PegasusForConditionalGeneration": ("PegasusConfig", "PegasusLoader"),
+}
 NEVER = -1e9  # added to the score of a token that is never written
 
 
@@ -83,6 +90,8 @@ def refuse(model: Model, what: str) -> None:
         reasons.append("is made of Gemma's blocks on two sides, which have not been compared there")
     elif model.KIND == "encoder-decoder" and getattr(model, "target_embed", None) is not None:
         reasons.append("reads and writes with two vocabularies")
+    if config.architecture == "M2M100ForConditionalGeneration" and config.pad != 1:
+        reasons.append(f"counts positions from its token for padding, {config.pad}, where 1 is taken for granted")
     if reasons:
         why = " and ".join(reasons)
         raise AdapterError(f"CTranslate2 would not compute what {what} does, which {why}: --to hf writes it")
@@ -110,14 +119,13 @@ def _convert(source: Source, merged: Path, folder: Path, dtype: str) -> None:
 def _converter(library: Any, source: Source) -> Any:
     """The library's converter with what has to be otherwise."""
     model = source.pipeline.model
-    marian = type("Marian", (library.BartLoader,), {
-        "architecture_name": "MarianMTModel", "get_model_spec": _marian_spec(library, model),
-    })  # fmt: skip
+    own = LOADERS.get(model.config.architecture)
 
     class Converter(library.TransformersConverter):  # type: ignore[misc]
         def _load(self) -> Any:
             kept = dict(library._MODEL_LOADERS)
-            library._MODEL_LOADERS["MarianConfig"] = marian()
+            if own is not None:
+                library._MODEL_LOADERS[own[0]] = _loader(library, own[1], source)
             try:
                 spec = super()._load()
             finally:
@@ -132,18 +140,33 @@ def _converter(library: Any, source: Source) -> Any:
     return Converter
 
 
-def _marian_spec(library: Any, model: Model) -> Any:
-    """As of BART, whose norms stand behind: with the row that the decoder starts from, which full training changes."""
+def _loader(library: Any, base: str, source: Source) -> Any:
+    """The library's loader of BART's kind, with what our model says of itself: where its norms stand, what it never
+    writes, and what each row of its tables is called. The row that the decoder starts from is kept, which full training
+    changes."""
+    model, tokenizer = source.pipeline.model, source.tokenizer
+    parent, config = getattr(library, base), model.config
 
     def spec_of(self: Any, theirs: Any) -> Any:
-        theirs.config.normalize_before = theirs.config.normalize_embedding = False
-        spec = library.BartLoader.get_model_spec(self, theirs)
-        bias = theirs.final_logits_bias.detach().flatten().clone()
+        theirs.config.normalize_before, theirs.config.normalize_embedding = (
+            config.spec.pre_norm,
+            config.spec.embedding_norm,
+        )
+        spec = parent.get_model_spec(self, theirs)
+        bias = torch.zeros(config.vocab_size) if model.head_bias is None else model.head_bias.detach().float().clone()
         bias[list(model.generation_rules.bad_tokens)] += NEVER
-        spec.decoder.projection.bias = bias
+        if bias.any():
+            spec.decoder.projection.bias = bias
         return spec
 
-    return spec_of
+    def tokens_of(self: Any, theirs: Any, _: Any) -> list[str]:
+        found = (tokenizer.backend.id_to_token(number) for number in range(config.vocab_size))
+        named = [token and token.removeprefix(tokenizer.unmatchable_prefix) for token in found]
+        return [f"madeupword{number}" if token is None else token for number, token in enumerate(named)]
+
+    made = {"architecture_name": config.architecture, "get_model_spec": spec_of}
+    made |= {} if config.spec.apart else {"get_vocabulary": tokens_of}
+    return type("Loader", (parent,), made)()
 
 
 class CTranslate2:
@@ -191,8 +214,10 @@ class CTranslate2:
     def _continued(self, prompt: Sequence[int], most: int) -> list[int]:
         given, ends = [self.tokens(prompt)], {"end_token": self.ends, "return_end_token": True}
         if self.pairs:
+            forced = self.source.pipeline.model.generation_rules.forced_bos
+            first = {} if forced is None else {"target_prefix": [[self.token(forced)]]}
             [found] = self.engine.translate_batch(
-                given, beam_size=1, max_decoding_length=most, min_decoding_length=0, **ends
+                given, beam_size=1, max_decoding_length=most, min_decoding_length=0, **first, **ends
             )
             said = found.hypotheses[0]
         else:
@@ -214,8 +239,10 @@ def call(source: Source, dtype: str, stops: Sequence[str]) -> Iterator[str]:
     """The call that answers as the run does."""
     ends = f"end_token={list(stops)!r}"
     if source.pipeline.model.KIND == "encoder-decoder":
+        forced = source.pipeline.model.generation_rules.forced_bos
+        first = "" if forced is None else f"target_prefix=[[{source.tokenizer.backend.id_to_token(forced)!r}]], "
         yield (f"ctranslate2.Translator(FOLDER, compute_type={dtype!r}).translate_batch([TOKENS], beam_size=1, "
-               f"min_decoding_length=0, {ends})")  # fmt: skip
+               f"min_decoding_length=0, {first}{ends})")  # fmt: skip
     else:
         yield (f"ctranslate2.Generator(FOLDER, compute_type={dtype!r}).generate_batch([TOKENS], sampling_topk=1, "
                f"include_prompt_in_result=False, {ends})")  # fmt: skip

@@ -8,6 +8,7 @@ penalty, temperature, top-k, top-p, min-p; beam search with its `early_stopping=
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from microplane.config.knobs import GenerateKnobs
-from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
+from microplane.data.tokenizers.text_stream import TextStream
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.device import put
 from microplane.errors import ConfigError, DataError
-from microplane.models.contract import GenerationRules
+from microplane.models.generation_rules import GenerationRules
 from microplane.nn.cache import Cache
 from microplane.nn.ops.low_rank import factors_kept
 from microplane.nn.rows import Rows
@@ -259,13 +261,14 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
 
 
 def confine(scores: Tensor, written: Sequence[int], limit: int, rules: GenerationRules) -> Tensor:
-    """Scores (B, V) with minus infinity for bad tokens, and for all but the forced eos at a row's last token."""
+    """Scores (B, V) with minus infinity for bad tokens, and for all but the forced one at a row's first or last."""
     if rules.bad_tokens:
         scores = scores.index_fill(1, put(torch.tensor(rules.bad_tokens), scores.device), -torch.inf)
-    if rules.forced_eos is not None and (ends := [row for row, count in enumerate(written) if count == limit - 1]):
-        scores = scores.clone()
-        scores[ends] = -torch.inf
-        scores[ends, rules.forced_eos] = 0.0
+    for token, place in ((rules.forced_bos, 0), (rules.forced_eos, limit - 1)):
+        if token is not None and (forced := [row for row, count in enumerate(written) if count == place]):
+            scores = scores.clone()
+            scores[forced] = -torch.inf
+            scores[forced, token] = 0.0
     return scores
 
 
@@ -320,6 +323,8 @@ class _Beams:
         best = totals.flatten().topk(min(wanted, totals.numel()))
         parents, growing = [], list[_Beam]()
         for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            if score == -math.inf:  # all that is allowed has been looked at
+                break
             parent, token = divmod(place, totals.shape[-1])
             ids = [*self.growing[parent].ids, token]
             if end.reached(ids, end.tokenizer.decode(ids) if end.texts else ""):

@@ -50,14 +50,17 @@ def log_likelihoods(
 
 def _read(model: Model, batch: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Rows | Pairs, Tensor]:
     """What the model reads, and the places (K,) of its output that predict the continuations' tokens."""
-    if model.KIND == "encoder-decoder":
-        start = model.config.decoder_start or 0
-        read = [[start, *wanted[:-1]] for _, wanted in batch]
-        return Pairs(Rows.of([context for context, _ in batch]), Rows.of(read)), torch.arange(sum(map(len, read)))
-    rows = [[*context, *wanted][:-1] for context, wanted in batch]
+    pairs = model.KIND == "encoder-decoder"
+    if pairs:
+        forced = model.generation_rules.forced_bos
+        begun = [model.config.decoder_start or 0, *([] if forced is None else [forced])]
+        rows = [[*begun, *wanted[:-1]] for _, wanted in batch]
+    else:
+        rows = [[*context, *wanted][:-1] for context, wanted in batch]
     ends = np.cumsum([len(row) for row in rows]).tolist()
     places = [torch.arange(end - len(wanted), end) for end, (_, wanted) in zip(ends, batch, strict=True)]
-    return Rows.of(rows), torch.cat(places)
+    read = Rows.of(rows)
+    return Pairs(Rows.of([context for context, _ in batch]), read) if pairs else read, torch.cat(places)
 
 
 def _scores(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from microplane.device import choose
 from microplane.errors import ConfigError, DataError, ModelError, check_type
 from microplane.inference.check_ids import check_ids
 from microplane.inference.generate import Answer, generate
+from microplane.inference.languages import in_languages, write_in
 from microplane.inference.predict import classify, embed_texts
 from microplane.methods import Method
 from microplane.methods.base_format import base_format, number_format
@@ -60,6 +61,7 @@ class Pipeline:
         """
         in_form = self.tokenizer.in_form
         _check_prompt(text)
+        self.check_languages()
         given = [self.asked(in_form(text))] if isinstance(text, str) else list(text)
         messages = [message.rewritten(in_form) for message in given]
         for part in [self.system or "", *(message.content for message in messages)]:
@@ -71,6 +73,25 @@ class Pipeline:
             ids = self.objective.prompt(messages, self.tokenizer, self.template, self.system)
         check_ids(self.model, self.tokenizer, ids)
         return ids
+
+    def between(self, source: str | None = None, target: str | None = None) -> Pipeline:
+        """The same for texts of these languages, which its model is told of; what is None stays as it is.
+
+        Raises:
+            ConfigError: for a code that the vocabulary lacks.
+        """
+        if (old := self.tokenizer.languages) is not None:
+            source, target = source or old.source, target or old.target
+        self.tokenizer = in_languages(self.tokenizer, self.model, source, target)
+        write_in(self.model, self.tokenizer)
+        return self
+
+    def check_languages(self) -> None:
+        """Raises: ConfigError, where a translation model would read or write in a language that nobody said."""
+        if self.tokenizer.languages is not None:
+            self.tokenizer.languages.need("source")
+            if self.model.task_head is None:
+                self.tokenizer.languages.need("target")
 
     def _continued(self, messages: Sequence[Message], frame: tuple[str, str]) -> list[int]:
         """What a run of plain text continues."""
@@ -181,6 +202,8 @@ def load(
     revision: str | None = None,
     base: str | Path | None = None,
     device: str = "auto",
+    source_language: str | None = None,
+    target_language: str | None = None,
 ) -> Pipeline:
     """Open a base model (short name, folder, .gguf, Hub name), a run's folder, or an adapter's folder.
 
@@ -189,6 +212,8 @@ def load(
             gguf keeps the blocks of a GGUF file (Q4_0, Q4_1, Q8_0; linears of other kinds are rounded to Q8_0).
         base: of an adapter: where its base is now, if not where the adapter says.
         device: as the knob `model.device`.
+        source_language: as the knob `data.source_language`, where not as the folder or the run says.
+        target_language: as the knob `data.target_language`, the same.
 
     Raises:
         ModelError, AdapterError: saying what is not there or does not fit.
@@ -207,14 +232,16 @@ def load(
         dtype = stored if dtype == "auto" and stored in QUANTISED else dtype
         plain = load_model(path, number_format(dtype, device=choose(device)))
         check_weights(plain, path)
-        return Pipeline(plain, load_tokenizer(path).with_unicode("auto"), path)
+        return Pipeline(plain, load_tokenizer(path).with_unicode("auto"), path).between(
+            source_language, target_language
+        )
     method, about = read_method(folder)
     path = folder if method.whole_model else base_of(folder, about, base)
     model = load_model(path, opened_as(method, about, dtype, choose(device)))
     if not method.whole_model:
         about["replaced"] = attach_saved_adapter(model, method, folder, about)
     check_weights(model, folder)
-    return asked_as_trained(model, path, folder, method, about)
+    return asked_as_trained(model, path, folder, method, about).between(source_language, target_language)
 
 
 def asked_as_trained(model: Model, path: Path, folder: Path, method: Method, about: dict[str, Any]) -> Pipeline:
@@ -229,7 +256,8 @@ def asked_as_trained(model: Model, path: Path, folder: Path, method: Method, abo
     tokenizer = load_tokenizer(path, None if method.whole_model else folder)
     tokenizer = tokenizer.with_unicode(about.get("unicode", "as-is"))  # as earlier versions left texts
     tokenizer = tokenizer.with_segment(about.get("segment", "none")).with_date(about.get("date"))
-    return Pipeline(model, tokenizer, path, template, system, method, about, prefix, frame, pairs)
+    pipeline = Pipeline(model, tokenizer, path, template, system, method, about, prefix, frame, pairs)
+    return pipeline.between(about.get("source_language"), about.get("target_language"))
 
 
 def check_weights(model: Model, where: Path) -> None:

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import ModelError
+from microplane.models.generation_rules import GenerationRules
 from microplane.nn.cache import Cache
 from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.rows import Pairs, Rows
@@ -45,14 +46,6 @@ if TYPE_CHECKING:
     from microplane.models.task_head import TaskHead
 
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
-
-
-class GenerationRules(NamedTuple):
-    """Rules of generation that the model brings along (generation_config.json) and no knob changes."""
-
-    bad_tokens: tuple[int, ...] = ()  # tokens that are never written
-    forced_eos: int | None = None  # the last token of a text that is cut at max_new_tokens
-    renormalize: bool = False  # beam search sums log p over the allowed tokens only
 
 
 class Inside(NamedTuple):
@@ -81,6 +74,7 @@ class Model(nn.Module):
     KIND: ClassVar[str]  # "decoder", "encoder-decoder" or "encoder"
     TIED: ClassVar[tuple[str, str]] = ("", "")  # Hugging Face's names of the embedding and of the head
     TIE_BY_WEIGHTS: ClassVar[bool] = False  # the checkpoint's tensors decide whether the two are one, not config.json
+    ZEROS: ClassVar[tuple[str, ...]] = ()  # what is zero where a checkpoint lacks it
     SAME_LOGITS: ClassVar[float] = 0.0  # how far two copies with the same weights may lie apart in one format
     UNSUPPORTED_DTYPES: ClassVar[Mapping[torch.dtype, str]] = {}  # number formats in which the family fails -> why
     post_norm: bool = False  # whether the norms stand behind the sums of its blocks, as in the Transformer of 2017
@@ -141,6 +135,10 @@ class Model(nn.Module):
         """Embeddings of tokens, (T,) -> (T, D): scaled if the family scales them, in the format of the activations."""
         x: Tensor = self.embed(ids)
         return x if self.compute is None else x.to(self.compute)
+
+    def drop_head(self) -> None:
+        """Take off what makes words of the states: a task head stands in for it."""
+        self.head = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""

@@ -8,6 +8,7 @@ from typing import Any
 from microplane.errors import ModelError
 from microplane.models.configs.encoder_families import has_other_files
 from microplane.models.configs.fields import architecture_of
+from microplane.models.configs.transformer import REFUSED
 from microplane.models.contract import Model
 from microplane.models.decoder import Decoder
 from microplane.models.encoder import Encoder
@@ -31,6 +32,9 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         ModelError: if none, naming it and those that are supported; for sizes beyond any model's.
     """
     _check_sizes(fields)
+    named = fields.get("architectures")
+    if isinstance(named, list) and named and isinstance(named[0], str) and named[0] in REFUSED:
+        raise ModelError(f"a {named[0]} is not opened: {REFUSED[named[0]]}")
     error: ModelError | None = None
     try:
         own = ARCHITECTURES[architecture_of(fields, MODEL_TYPES)]

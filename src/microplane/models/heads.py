@@ -129,7 +129,8 @@ def put_head(model: Model, head: TaskHead) -> None:
     elif model.KIND != "encoder":
         wanted = {"tied": True, "scaled": False, "logits_scaling": 1.0}  # the rest is as a head for words would have it
         changed = {name: value for name, value in wanted.items() if hasattr(model.config, name)}
-        model.head, model.config = None, replace(model.config, **changed)
+        model.drop_head()
+        model.config = replace(model.config, **changed)
     model.task_head = head.to(model.device)
     head.train(model.training)
 

@@ -154,6 +154,29 @@ def sinusoids(positions: Tensor, width: int, last: int) -> Tensor:
     return _sinusoid_table(size, width, positions.device)[positions]
 
 
+def fairseq_sinusoids(positions: Tensor, width: int, last: int, first: int) -> Tensor:
+    """Positions as fairseq's multilingual models (M2M100, NLLB) were trained with them: (T,) -> (T, D) float32.
+
+    Their frequencies fall to exactly 1/10000, and angles are float32 numbers, whose rounding the models know.
+
+    Args:
+        last: the largest position.
+        first: where the first token stands, which is behind the id of padding.
+    """
+    size = 1 << max(9, (last + first).bit_length())
+    return _fairseq_table(size, width, positions.device)[positions + first]
+
+
+@lru_cache(maxsize=4)
+def _fairseq_table(size: int, width: int, device: torch.device) -> Tensor:
+    with persistent():
+        half = width // 2
+        powers = torch.exp(torch.arange(half, dtype=torch.float32, device="cpu") * -(math.log(10_000) / (half - 1)))
+        angles = torch.arange(size, dtype=torch.float32, device="cpu")[:, None] * powers  # (size, D/2)
+        odd = angles.new_zeros(size, width % 2)
+        return put(torch.cat((angles.sin(), angles.cos(), odd), 1), device)
+
+
 @lru_cache(maxsize=4)
 def _sinusoid_table(size: int, width: int, device: torch.device) -> Tensor:
     with persistent():  # a table first made inside inference_mode could not be used by autograd later

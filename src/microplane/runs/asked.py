@@ -33,6 +33,8 @@ TAKEN_OVER = (
     "unicode",
     "segment",
     "date",
+    "source_language",
+    "target_language",
 )
 """Knobs of the data that an evaluation of the run takes over."""
 
@@ -50,6 +52,8 @@ def how_asked(
     about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
     about |= {name: getattr(data, name) for name in TAKEN_OVER}
     about |= {"unicode": tokenizer.unicode, "date": tokenizer.date}
+    if (chosen := tokenizer.languages) is not None:
+        about |= {"source_language": chosen.source, "target_language": chosen.target}
     if data.format not in FORMATS:  # only a package's is recognised by no keys
         about["format"] = "auto"
     rows = choose_rows(train, PROBED)

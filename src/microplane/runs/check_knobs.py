@@ -151,6 +151,8 @@ _USED_BY_EVAL = {
         "data.max_length",
         "data.max_target_length",
         "data.unicode",
+        "data.source_language",
+        "data.target_language",
     ),
     *("data.task", "data.no_label", "data.skip_bad_rows", "data.limit"),
     *("eval.metrics", "eval.rows", "eval.batch_tokens", "eval.max_new_tokens", "eval.general"),
@@ -242,6 +244,7 @@ def _idle_with_labels(knobs: RunKnobs, task: str | None) -> Idle:
         yield "data.long_rows", "each word has a label of its own, and words lose their row. Leave it at cut"
     if task == "regression":
         yield "train.class_weights", f"{head}, and numbers have no classes. Leave it out"
+    yield "data.target_language", f"{head}, and nothing is written in it. Leave it out"
     yield "train.label_smoothing", f"{head}; only the loss of tokens is smoothed. Leave it out"
     yield "eval.metrics", f"{head}, and it is measured by all metrics of its task. Leave it at auto"
     yield "eval.max_new_tokens", f"{head}, and none is generated. Leave it out"

@@ -36,7 +36,7 @@ def continued(config: RunKnobs) -> RunKnobs:
         raise ConfigError(f"model.name = {config.model.name}: the adapter {folder} belongs to {base}. Leave it out")
     data = {
         name: about[name]
-        for name in ("template", "system", "unicode", "segment", "date")
+        for name in ("template", "system", "unicode", "segment", "date", "source_language", "target_language")
         if about.get(name) is not None and getattr(config.data, name) == type(config.data).model_fields[name].default
     }
     model = {

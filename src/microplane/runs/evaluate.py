@@ -106,10 +106,12 @@ def _unsaid(text: str) -> None:
 
 
 def _in_form(loaded: Pipeline, data: DataKnobs) -> Pipeline:
-    """With the Unicode form that was asked for, if one was."""
-    if data.unicode == "auto":
-        return loaded
-    return replace(loaded, tokenizer=loaded.tokenizer.with_unicode(data.unicode))
+    """With the Unicode form and the languages that were asked for, if any were."""
+    if data.unicode != "auto":
+        loaded = replace(loaded, tokenizer=loaded.tokenizer.with_unicode(data.unicode))
+    loaded = loaded.between(data.source_language, data.target_language)
+    loaded.check_languages()
+    return loaded
 
 
 def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 
 from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
-from microplane.config.knobs import RunKnobs, TrainKnobs
+from microplane.config.knobs import DataKnobs, RunKnobs, TrainKnobs
 from microplane.data.batch_plan import LONG, BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
@@ -26,6 +26,7 @@ from microplane.errors import ConfigError, ModelError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.forecast.memory import Shapes
 from microplane.inference.check_ids import check_ids
+from microplane.inference.languages import in_languages, write_in
 from microplane.methods import Method, make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
@@ -252,13 +253,30 @@ def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
     tokenizer = tokenizer.with_date(config.data.date)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
     plain = build_on_meta(checkpoint)
-    data = within_context(config.data, plain.config.context, method.num_virtual_tokens, watch.say)
+    tokenizer, data = _languages(config.data, tokenizer, plain)
+    data = within_context(data, plain.config.context, method.num_virtual_tokens, watch.say)
     config = config.model_copy(update={"data": data})
     if config.model.init == "random":
         check_room(plain)
     if plain.load_notice:
         watch.say(plain.load_notice)
     return Opened(config, method, path, checkpoint, tokenizer, candidates(plain, config.data), plain)
+
+
+def _languages(data: DataKnobs, tokenizer: Tokenizer, plain: Model) -> tuple[Tokenizer, DataKnobs]:
+    """The tokenizer for the languages of the rows, and the knobs with them; the model is told in which to write.
+
+    Raises:
+        ConfigError: for codes that there are not, or none where the model needs them.
+    """
+    tokenizer = in_languages(tokenizer, plain, data.source_language, data.target_language)
+    if (languages := tokenizer.languages) is not None:
+        chosen = {"source_language": languages.need("source")}
+        if data.task in ("auto", "answers") and plain.task_head is None:
+            chosen["target_language"] = languages.need("target")
+        data = data.model_copy(update=chosen)
+    write_in(plain, tokenizer)
+    return tokenizer, data
 
 
 def check_room(model: Model) -> None:
@@ -283,7 +301,8 @@ def open_base(prepared: Prepared, begun: Path | None = None) -> tuple[OpenedBase
     """
     config = prepared.config
     seed = config.train.seed if config.model.init == "random" else None
-    base = OpenedBase(prepared.path, prepared.checkpoint, prepared.form, seed)
+    tell = partial(write_in, tokenizer=prepared.tokenizer)
+    base = OpenedBase(prepared.path, prepared.checkpoint, prepared.form, seed, tell)
     summary = prepared.splits.summary
     pooling = (_saved_pooling(begun) if begun is not None else None) or config.model.pooling
     frozen = prepared.method.frozen_below(base.model) == base.model.config.num_layers

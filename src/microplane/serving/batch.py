@@ -17,7 +17,8 @@ from microplane.config.knobs import GenerateKnobs
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.inference.generate import End, GenerationRow, next_logits, pick
-from microplane.models.contract import GenerationRules, Model
+from microplane.models.contract import Model
+from microplane.models.generation_rules import GenerationRules
 from microplane.nn.cache import Cache
 from microplane.serving.json_text import JsonGuide
 from microplane.serving.metrics import Metrics

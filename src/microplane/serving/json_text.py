@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microplane.data.tokenizers.tokenizer import BROKEN, Tokenizer
+from microplane.data.tokenizers.text_stream import BROKEN
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.inference.generate import GenerationRow
 

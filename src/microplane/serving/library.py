@@ -187,7 +187,7 @@ class Library:
 
     def _served_base(self, base: Base) -> Served:
         tokenizer = load_tokenizer(base.path).with_unicode("auto")
-        return Served(base.name, Pipeline(base.engine.model, tokenizer, base.path), base.engine)
+        return Served(base.name, Pipeline(base.engine.model, tokenizer, base.path).between(), base.engine)
 
     def _on(self, base: Base, folder: Path, name: str, method: Method, about: dict[str, Any]) -> Served:
         """An adapter that leaves the base's weights as they are."""
@@ -195,7 +195,7 @@ class Library:
         attach_saved_adapter(twin, method, folder, about)
         check_weights(twin, folder)
         pairs = low_rank_pairs(twin) if base.engine.router is not None else None
-        if pairs is None:
+        if pairs is None or about.get("target_language"):  # rows of one model are written in one language
             pipeline = asked_as_trained(twin.eval(), base.path, folder, method, about)
             return Served(name, pipeline, Engine(twin), None, folder, base.name)
         number = next(self._numbers)

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.sentencepiece import read_model
-from microplane.data.tokenizers.tokenizer import TextStream, Tokenizer
+from microplane.data.tokenizers.text_stream import TextStream
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ModelError
 from tests.gguf_files import write_gguf
 

@@ -64,7 +64,8 @@ class Seq2SeqRenderer:
         if len(ids) <= most:
             return ids, ""
         if sum(message.role != "system" for message in messages) == 1:
-            return (ids[:most] if self.left_open else [*ids[: most - 1], ids[-1]]), "end"
+            behind = max(1, self.behind)
+            return (ids[:most] if self.left_open else [*ids[: most - behind], *ids[-behind:]]), "end"
         rules, _ = self.tokenizer.encode_with_offsets(_rules(self._with_system(messages)), special=False)
         kept = ids[: self.front]
         with_rules = [*kept, *rules]
@@ -74,7 +75,7 @@ class Seq2SeqRenderer:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the encoder reads."""
         ids = self.tokenizer.encode(source_text(self._with_system(messages)), special=True)
-        return ids if self.left_open else self._ended(ids)
+        return ids if self.left_open or self.behind > 1 else self._ended(ids)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self.system and messages and messages[0].role != "system":

@@ -37,7 +37,7 @@ def build_from_files(folder: TokenizerFolder) -> tuple[Backend, dict[str, str]] 
     kind, config = folder.model_config.get("model_type"), folder.config
     if kind == "bert" and folder.has("vocab.txt"):
         return _word_piece(folder.path / "vocab.txt", BERT | _told(config, BERT), config)
-    if kind == "roberta" and folder.has("vocab.json", "merges.txt"):
+    if kind in ("roberta", "bart") and folder.has("vocab.json", "merges.txt"):
         return _byte_pairs(folder.path / "vocab.json", ROBERTA | _told(config, ROBERTA), config)
     return None
 

@@ -16,6 +16,7 @@ from microplane.data.tokenizers.bert_roberta import build_from_files
 from microplane.data.tokenizers.deberta import build_deberta, is_deberta
 from microplane.data.tokenizers.folder import CONFIG, EVERY_NAME, TokenizerFolder
 from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
+from microplane.data.tokenizers.m2m100 import build_m2m100, is_m2m100
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, build_marian
 from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
 from microplane.data.tokenizers.sentencepiece import UNMATCHABLE, Pieces, build, read_model, take_rules
@@ -33,7 +34,8 @@ def load_tokenizer(path: Path, adapter: Path | None = None) -> Tokenizer:
     """The tokenizer of a folder in Hugging Face layout or of a .gguf file.
 
     In a folder it is a tokenizer.json, tokenizer.model or spiece.model, DeBERTa's spm.model, the plain vocabulary of
-    BERT or RoBERTa, or Marian's source.spm and target.spm; ByT5's needs no file, only to be named.
+    BERT or RoBERTa, M2M100's vocab.json with its model, or Marian's source.spm and target.spm; ByT5's needs no file,
+    only to be named.
 
     Args:
         adapter: a folder whose own tokenizer, template or end token go before the base's: what was trained with it.
@@ -79,6 +81,11 @@ def _load_folder(folder: TokenizerFolder) -> Tokenizer:
         return replace(tokenizer, known=listed.known, unmatchable_prefix=listed.unmatchable_prefix)
     if folder.has(JSON):
         return _load_json(folder)
+    if is_m2m100(folder):
+        backend, special, rules = build_m2m100(folder)
+        tokenizer = _tokenizer(backend, special, folder, rules)
+        surround(backend, None, tokenizer.special_tokens["eos_token"])
+        return replace(tokenizer, unmatchable_prefix=UNMATCHABLE)
     if folder.has(MODEL):
         return _load_sentencepiece(folder)
     if is_deberta(folder):

@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
 from microplane.data.tokenizers.gguf import byte_spelling
+from microplane.data.tokenizers.language_codes import Languages
 from microplane.data.tokenizers.normaliser import (
     SPACE,
     Kept,
@@ -38,7 +39,6 @@ LETTERS = "é ü ñ å č ź ơ ư ế ộ ỷ ё й が ぱ 한".split()  # tha
 LETTERS_APART = [unicodedata.normalize("NFD", letter) for letter in LETTERS]
 WORD_FILES = ("vocab.txt", "bpe.codes")  # PhoBERT's
 OVERLAP = 0.25  # of a window, that it shares with the one before
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
 
 
 class Encoded(NamedTuple):
@@ -75,6 +75,7 @@ class Tokenizer:
     unicode: UnicodeForm = "as-is"  # into which every text is brought
     segment: Segmentation = "none"  # of texts that are not rendered, into words
     date: str | None = None  # that a chat template is told, as 2026-11-28; None: the day of asking
+    languages: Languages | None = None  # of what is read and written, where the vocabulary has tokens of them
     known: int | None = None  # tokens that the model has rows for, where the backend makes more; those are unknown
 
     def __post_init__(self) -> None:
@@ -327,10 +328,13 @@ class Tokenizer:
 
     def _changes(self, source: TokenizerFolder) -> dict[str, Any]:
         told, _ = source.special_tokens(NAMED)
-        chosen = {name: self.special_tokens[name] for name in ("eos_token", "pad_token")}
-        changes: dict[str, Any] = {name: text for name, text in chosen.items() if text and text != told[name]}
+        named = {name: self.special_tokens[name] for name in ("eos_token", "pad_token")}
+        changes: dict[str, Any] = {name: text for name, text in named.items() if text and text != told[name]}
         if self.chat_template != source.chat_template():
             changes["chat_template"] = self.chat_template
+        if (chosen := self.languages) is not None:
+            sides = {"src_lang": chosen.source, "tgt_lang": chosen.target}
+            changes |= {name: code for name, code in sides.items() if code and code != source.config.get(name)}
         return changes
 
 
@@ -360,41 +364,3 @@ def surround(backend: Backend, before: str | None, behind: str | None) -> None:
     known = {text: token for text, token in ids.items() if token is not None}
     single = [part for part in (before, "$A", behind) if part == "$A" or part in known]
     backend.post_processor = TemplateProcessing(single=single, special_tokens=list(known.items()))
-
-
-class TextStream:
-    """Token ids in, text out, as soon as its characters are complete. The parts add up to `decode` of all ids.
-
-    Only among bytes that make no text they may differ: SentencePiece's decoding gives up a whole run of bytes for one.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
-        self.tokenizer, self.skip_special = tokenizer, skip_special
-        self.ids: list[int] = []
-        self.start = self.done = 0  # ids from `start` are decoded together; those up to `done` are out
-
-    def feed(self, token: int) -> str:
-        """The text that became complete with this token, often none."""
-        self.ids.append(token)
-        text = self._pending()
-        if not text or text.endswith(BROKEN):
-            return ""
-        self.start, self.done = self.done, len(self.ids)
-        return text
-
-    def with_next(self, token: int) -> str:
-        """The text that would be out next with this token, which is not fed; part of a character at its end is
-        U+FFFD."""
-        before = self.tokenizer.decode(self.ids[self.start : self.done], self.skip_special)
-        return self.tokenizer.decode([*self.ids[self.start :], token], self.skip_special)[len(before) :]
-
-    def flush(self) -> str:
-        """What is left at the end: part of a character, if the ids stop inside one."""
-        text = self._pending()
-        self.start = self.done = len(self.ids)
-        return text
-
-    def _pending(self) -> str:
-        # the last tokens that are out are decoded once more: the first token of a text loses its space in some
-        before = self.tokenizer.decode(self.ids[self.start : self.done], self.skip_special)
-        return self.tokenizer.decode(self.ids[self.start :], self.skip_special)[len(before) :]

@@ -14,6 +14,7 @@ from microplane.errors import ModelError
 from microplane.models.configs import decoder_families, encoder_families
 from microplane.models.configs import t5 as t5_config
 from microplane.models.configs import t5gemma as t5gemma_config
+from microplane.models.configs import transformer as transformer_config
 from microplane.models.configs.form import DROPOUT, Form
 from microplane.nn.layers import ACTIVATIONS
 
@@ -62,6 +63,15 @@ def _other_forms() -> dict[str, Form]:
             dropout_first=True,
             poolings=("last",),
         )
+    for plain, spec in transformer_config.SPECS.items():
+        if spec.labels_rows:
+            forms[spec.labels_rows] = Form(
+                plain,
+                out="classification_head.out_proj",
+                dense="classification_head.dense",
+                dropout_first=True,
+                poolings=("last",),
+            )
     return forms
 
 

@@ -305,10 +305,11 @@ def _convert(
     """The model's state_dict. Weights are quantised directly from the format in which they are stored."""
     stored = set(checkpoint.tensors)  # for `in` on the tensors themselves may read one
     names = _stored_names(model, stored)
-    missing = [theirs for theirs in names.values() if theirs not in stored]
+    zeros = {ours for ours, theirs in names.items() if ours in model.ZEROS and theirs not in stored}
+    missing = [theirs for ours, theirs in names.items() if theirs not in stored and ours not in zeros]
     unexpected = sorted(name for name in stored - set(names.values()) if not model.is_unused_weight(name))
     misshapen: list[str] = []
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {name: torch.zeros(shapes[name], dtype=dtype) for name in zeros}
     for ours, theirs in names.items():
         if theirs not in stored:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,10 +26,18 @@ class OpenedBase:
     Args:
         checkpoint: the opened files; its config alone for new weights.
         seed: of new random weights; None where the weights are read.
+        told: is called with each model that is made, to tell it what its files do not say.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint, form: NumberFormat, seed: int | None = None):
-        self.path, self.checkpoint, self.form, self.seed = path, checkpoint, form, seed
+    def __init__(
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        form: NumberFormat,
+        seed: int | None = None,
+        told: Callable[[Model], None] = lambda _: None,
+    ):
+        self.path, self.checkpoint, self.form, self.seed, self.told = path, checkpoint, form, seed, told
         self._model: Model | None = self._make()
         self._bare = share(self._model)
         self._sums = {name: checksum(tensor) for name, tensor in tensors_of(self._bare)}
@@ -51,9 +59,10 @@ class OpenedBase:
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _make(self) -> Model:
-        if self.seed is None:
-            return build_model(self.checkpoint, self.form)
-        return new_model(self.path, self.seed, self.form)
+        read = self.seed is None
+        model = build_model(self.checkpoint, self.form) if read else new_model(self.path, self.seed or 0, self.form)
+        self.told(model)
+        return model
 
     def changed(self) -> set[str]:
         """Parameters and buffers that are not, or may not be, what was read: that trained, or were written to."""
