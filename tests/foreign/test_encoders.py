@@ -303,7 +303,9 @@ POST_NORM = ("deberta", "camembert", "albert", "xlnet", "funnel")
 def test_where_norms_stand_behind_the_sums_rates_are_halved(place, name):
     model, post = load_model(place / name), name in POST_NORM
     assert model.post_norm == post
-    assert make_method({"name": "lora"}).rate(model) == make_method({"name": "lora"}).default_lr * (0.5 if post else 1)
+    for method in (make_method({"name": name}) for name in ("lora", "full")):
+        assert method.rate(model) == method.default_lr * (0.5 if post else 1)
+    assert make_method({"name": "head-only"}).rate(model) == make_method({"name": "head-only"}).default_lr
 
 
 def test_what_cannot_be_is_refused(place, tmp_path):

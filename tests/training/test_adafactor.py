@@ -185,11 +185,14 @@ def test_the_knob_chooses_the_optimizer():
     assert peak_lr(method, model, TrainKnobs(optimizer="adafactor", scale_parameter=True, lr=0.5)) == 0.5
 
 
-def test_an_adapter_of_a_post_norm_model_takes_half_the_rate():
+def test_a_post_norm_model_takes_half_the_rate_of_adapters_and_as_a_whole():
     lora, knobs = make_method("lora"), TrainKnobs()
     assert peak_lr(lora, tiny_encoder("bert"), knobs) == lora.default_lr / 2
     assert peak_lr(lora, tiny_encoder("modernbert"), knobs) == peak_lr(lora, tiny(), knobs) == lora.default_lr
-    for name in ("full", "head-only", "bitfit"):
+    full = make_method("full")
+    assert peak_lr(full, tiny_encoder("bert"), knobs) == full.default_lr / 2
+    assert peak_lr(full, tiny_encoder("modernbert"), knobs) == peak_lr(full, tiny(), knobs) == full.default_lr
+    for name in ("head-only", "bitfit"):
         assert peak_lr(make_method(name), tiny_encoder("bert"), knobs) == make_method(name).default_lr
 
 

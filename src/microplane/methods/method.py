@@ -63,8 +63,9 @@ class Method(BaseModel):
         return {}
 
     def rate(self, model: nn.Module) -> float:
-        """The rate where none is set: `default_lr`; of an adapter on a post-norm model (BERT) `POST_NORM` of it."""
-        halved = self.trains == "adapter" and getattr(model, "post_norm", False)
+        """The rate where none is set: `default_lr`; on a post-norm model (BERT) `POST_NORM` of it, of an adapter and of
+        full fine-tuning."""
+        halved = (self.trains == "adapter" or self.whole_model) and getattr(model, "post_norm", False)
         return self.default_lr * (POST_NORM if halved else 1)
 
     def frozen_below(self, model: nn.Module) -> int:
