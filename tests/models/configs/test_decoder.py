@@ -8,7 +8,7 @@ import pytest
 
 from microplane.errors import ModelError
 from microplane.models.configs.decoder import DecoderConfig
-from microplane.models.configs.decoder_families import SPECS
+from microplane.models.configs.decoder_families import SPECS, DecoderSpec
 from microplane.models.decoder import Decoder
 
 CONFIG = {
@@ -117,3 +117,21 @@ def test_configs_of_transformers_4_and_5_mean_the_same():
         "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
     }
     assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)
+
+
+def test_a_family_that_spells_its_biases_apart_is_told_so_and_written_so(monkeypatch):
+    """No family does yet: the fields are those of Llama, each under another name."""
+    spelled = {"mlp_bias": "mlp_has_bias", "num_key_value_heads": "kv"}
+    both = {"attention_bias": True, "mlp_bias": True}
+    monkeypatch.setitem(SPECS, "LlamaForCausalLM", DecoderSpec("llama", both, fields=spelled))
+    for mlp in (True, False):
+        config = DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": mlp})
+        assert (config.o_bias, config.mlp_bias) == (True, mlp)
+        assert config.to_hf().items() >= {"attention_bias": True, "mlp_has_bias": mlp, "kv": 2}.items()
+    with pytest.raises(ModelError, match="num_attention_heads = 4 is not a multiple of kv = 3"):
+        DecoderConfig.from_hf(CONFIG | {"kv": 3})
+    spec = DecoderSpec("llama", both, fields=spelled, only={"mlp_bias": True})
+    monkeypatch.setitem(SPECS, "LlamaForCausalLM", spec)
+    with pytest.raises(ModelError, match="mlp_has_bias = False in config.json is not supported; only True is"):
+        DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": False})
+    assert "mlp_has_bias" not in DecoderConfig.from_hf(CONFIG).to_hf()
