@@ -32,6 +32,7 @@ FAMILIES = {
     "gpt2": ["c_attn", "c_fc", "c_proj", "mlp.c_proj"],
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "starcoder2": ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"],
 }
 ROWS = [[5, 9, 66, 31], [7], [10, 11, 12, 13, 14, 15], [9] * 3]
 SETS = {

@@ -43,6 +43,7 @@ REFUSED = {
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
     ("head-only", "t5gemma"): "this T5GemmaForConditionalGeneration has no head of its own to train",
     ("head-only", "t5gemma2"): "this T5Gemma2ForConditionalGeneration has no head of its own to train",
+    ("head-only", "starcoder2"): "this Starcoder2ForCausalLM has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
     **{
         ("head-only", kind): f"this {name}ForConditionalGeneration has no head of its own to train"

@@ -54,7 +54,7 @@ def test_what_it_would_compute_otherwise_is_refused(family, match, tmp_path):
         ctranslate2.refuse(model, "it")
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "phi3"])
+@pytest.mark.parametrize("family", ["llama-tied", "phi3", "starcoder2"])
 def test_a_window_is_refused_of_each_family_that_was_not_compared(family):
     model = tiny(family)
     model.config = replace(model.config, windows=(None, 8))

@@ -24,6 +24,7 @@ CONFIG = {
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "n_embd": 16, "n_head": 4, "n_layer": 2}
 NEOX = {"architectures": ["GPTNeoXForCausalLM"]}
 PHI3 = {"architectures": ["Phi3ForCausalLM"], "original_max_position_embeddings": 64}
+STARCODER2 = {"architectures": ["Starcoder2ForCausalLM"]}
 LONG = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
 
 
@@ -65,6 +66,9 @@ LONG = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
         (NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary positions of type 'dynamic'"),
         (PHI3 | {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2}}, "longrope in config.json needs"),
         (PHI3 | {"rope_scaling": LONG | {"short_factor": [1.0]}}, "short_factor in config.json has 1 numbers for 2"),
+        (STARCODER2 | {"use_bias": "yes"}, "use_bias = 'yes': expected true or false"),
+        (STARCODER2 | {"norm_epsilon": 0}, "norm_epsilon = 0: expected a number above 0"),
+        (STARCODER2 | {"residual_dropout": 1}, "residual_dropout = 1: expected a number from 0 to below 1"),
         ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "attention is causal here"),
     ],
 )  # fmt: skip
