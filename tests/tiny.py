@@ -74,6 +74,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "phi3": LLAMA
     | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0, "tie_word_embeddings": False},
+    "starcoder2": LLAMA
+    | {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        "hidden_act": "gelu_pytorch_tanh",
+        "sliding_window": 4,
+        **dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_dropout"), 0.1),
+    },
     "gemma2": LLAMA
     | {
         "architectures": ["Gemma2ForCausalLM"],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microplane.models.configs.decoder_families import DROPOUTS, SPECS
 from microplane.models.contract import Model
 from microplane.models.families import family_of
 from microplane.models.heads import add_head, task_scores
@@ -21,7 +22,8 @@ from microplane.objectives.seq2seq import Seq2Seq
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS, MemoryDataset, copy_task
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0, "dropout": 0.0}
-QUIET |= {"attention_dropout": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "hidden_dropout": 0.0}
+QUIET |= {"attention_dropout": 0.0}
+QUIET |= {spec.spelled(name): 0.0 for spec in SPECS.values() for name in DROPOUTS}  # of decoders
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _maker(fields: dict[str, Any]) -> Callable[[], Model]:
 FAMILIES = {
     "llama-tied": decoder("llama-tied"),
     "gemma2": decoder("gemma2"),
-    **{name: decoder(name) for name in ("olmo2", "granite", "gpt2", "gpt_neox", "phi3")},
+    **{name: decoder(name) for name in ("olmo2", "granite", "gpt2", "gpt_neox", "phi3", "starcoder2")},
     **{name: pairs(name) for name in ("t5", "t5gemma", "t5gemma2", "marian", "bart", "mbart", "m2m_100", "pegasus")},
     **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta", "nomic", "eurobert")},
 }

@@ -43,6 +43,7 @@ REFUSED = {
     ("head-only", "llama-tied"): "this LlamaForCausalLM has no head of its own to train",
     ("head-only", "t5gemma"): "this T5GemmaForConditionalGeneration has no head of its own to train",
     ("head-only", "t5gemma2"): "this T5Gemma2ForConditionalGeneration has no head of its own to train",
+    ("head-only", "starcoder2"): "this Starcoder2ForCausalLM has no head of its own to train",
     ("head-only", "marian"): "this MarianMTModel has no head of its own to train",
     **{
         ("head-only", kind): f"this {name}ForConditionalGeneration has no head of its own to train"
@@ -77,25 +78,8 @@ MORE = [
 ]
 CASES = [(family, {"name": name}) for family in FAMILIES if family != "gemma2" for name in METHODS] + MORE
 WORKING = [(family, knobs) for family, knobs in CASES if len(knobs) > 1 or (knobs["name"], family) not in REFUSED]
-# Similar to a family that meets every method in the ordinary tests: there they meet two, all the rest in the slow ones.
-SIMILAR = {
-    "bart",
-    "mbart",
-    "m2m_100",
-    "pegasus",
-    "distilbert",
-    "electra",
-    "mpnet",
-    "deberta",
-    "nomic",
-    "eurobert",
-    "olmo2",
-    "granite",
-    "gpt2",
-    "gpt_neox",
-    "phi3",
-    "t5gemma",
-}
+# One of each kind meets every method in the ordinary tests. The others meet two there, and all in the slow ones.
+WHOLE = {"llama-tied", "gemma2", "t5", "marian", "bert"}
 QUICK = {"lora", "prompt"}
 SLOW = {"t5gemma2", "bart", "mbart", "pegasus"}  # computed by the same lines as another: there they meet none
 
@@ -105,7 +89,7 @@ def label(case) -> str:
 
 
 def marked(case):
-    slow = case[0] in SLOW or (case[0] in SIMILAR and case[1]["name"] not in QUICK)
+    slow = case[0] in SLOW or (case[0] not in WHOLE and case[1]["name"] not in QUICK)
     return pytest.param(case, marks=pytest.mark.slow) if slow else case
 
 

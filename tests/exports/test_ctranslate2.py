@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +20,7 @@ from microplane.models.files.load import load_model, save_model
 from tests.exports.kit import adapter_of, folder_of
 from tests.languages import CODES, NAMES, translation_folder
 from tests.runs.test_seq2seq import pair_folder
+from tests.tiny import tiny
 
 installed = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
 slow = pytest.mark.slow
@@ -50,6 +52,16 @@ def test_what_it_would_compute_otherwise_is_refused(family, match, tmp_path):
     model = load_model(folder_of(tmp_path / "base", family, **changes))
     with pytest.raises(AdapterError, match=match):
         ctranslate2.refuse(model, "it")
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "phi3", "starcoder2"])
+def test_a_window_is_refused_of_each_family_that_was_not_compared(family):
+    model = tiny(family)
+    model.config = replace(model.config, windows=(None, 8))
+    with pytest.raises(AdapterError, match="has an attention window"):
+        ctranslate2.refuse(model, "it")
+    model.config = replace(model.config, windows=(None, None))
+    ctranslate2.refuse(model, "it")
 
 
 def test_two_vocabularies_and_heads_are_refused(tmp_path):

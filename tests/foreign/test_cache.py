@@ -76,7 +76,7 @@ def test_each_new_token_is_computed_alone(folders, name):
     assert sum(width == 1 for width in widths) >= 8 * rows
 
 
-@pytest.mark.parametrize("name", ["gptj", "olmo", "mamba2", "rwkv", "minimax", "lfm2", "plbart", "starcoder2"])
+@pytest.mark.parametrize("name", ["gptj", "olmo", "mamba2", "rwkv", "minimax", "lfm2", "plbart", "ministral"])
 def test_beams_with_a_cache_are_those_without_one(folders, name):
     model, tokenizer = load_model(folders[name]), load_tokenizer(folders[name])
     knobs = GenerateKnobs(max_new_tokens=6, beams=3)

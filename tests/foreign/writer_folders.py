@@ -35,6 +35,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         "window_size": 4, "max_position_embeddings": 64,
     },
     "gptj": GPT | {"rotary_dim": 8},
+    "ministral": GROUPED | {"head_dim": 8, "sliding_window": 6},
     "mixtral": GROUPED | {"num_local_experts": 2},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
     "olmo": GROUPED,
@@ -43,7 +44,6 @@ DECODERS: dict[str, dict[str, Any]] = {
     "phi": WIDE,
     "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 64},
     "stablelm": GROUPED,
-    "starcoder2": GROUPED | {"sliding_window": 6},
     "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 64},
 }  # fmt: skip
 HYBRIDS: dict[str, dict[str, Any]] = {  # with states that are carried along, alone or beside attention

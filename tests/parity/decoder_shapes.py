@@ -85,8 +85,24 @@ PHI3: list[dict[str, Any]] = [  # the first as Phi-3 mini of 4k has it
     {"hidden_size": 48, "intermediate_size": 17, "num_attention_heads": 6, "num_key_value_heads": 3},
     turning(1.0, 500.0) | {"num_hidden_layers": 4, "sliding_window": 64},
 ]
+STARCODER2_SIZE = NEOX_SIZE | {"num_attention_heads": 4, "num_key_value_heads": 2}
+STARCODER2: list[dict[str, Any]] = [  # the first with a window, as the released ones
+    {"sliding_window": 4} | turning(1.0, 999_999.4420358813),
+    {"use_bias": False, "tie_word_embeddings": False},
+    {},
+    {"num_key_value_heads": 4, "sliding_window": 64},
+    {"num_key_value_heads": 1, "hidden_size": 24, "intermediate_size": 7},
+    {"head_dim": 12, "intermediate_size": 31},
+    {"head_dim": 6, "use_bias": False, "sliding_window": 1},
+    {"norm_epsilon": 1e-3, "hidden_act": "gelu"},
+    {"hidden_act": "relu", "num_hidden_layers": 1, "tie_word_embeddings": False},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
+    {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3},
+    {"vocab_size": 131, "use_bias": False, "sliding_window": 7, "hidden_act": "gelu_new", "norm_epsilon": 1e-6},
+]
 SHAPES: dict[str, tuple[type, dict[str, Any], list[dict[str, Any]]]] = {
     "gpt2": (transformers.GPT2Config, GPT2_SIZE, GPT2),
     "gpt_neox": (transformers.GPTNeoXConfig, NEOX_SIZE, NEOX),
     "phi3": (transformers.Phi3Config, PHI3_SIZE, PHI3),
+    "starcoder2": (transformers.Starcoder2Config, STARCODER2_SIZE, STARCODER2),
 }

@@ -33,7 +33,7 @@ from microplane.nn.position import Rope
 
 MODEL = "model.bin"
 USUAL_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-NO_WINDOWS = ("MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM")
+WINDOWS = ("Gemma3ForCausalLM",)  # whose windows have been compared; of others they are left out there
 GEMMA3_ROPES = (Rope(1_000_000.0), Rope(10_000.0))  # of layers without a window, and with one; others have no effect
 LOADERS = {  # of what goes through a loader that is mended here: the library's names of its configuration and loader
     "MarianMTModel": ("MarianConfig", "BartLoader"),
@@ -80,7 +80,7 @@ def refuse(model: Model, what: str) -> None:
         usual = config.hidden_size / config.num_heads
         if config.architecture in USUAL_HEADS and config.head_dim != usual:
             reasons.append(f"has heads of {config.head_dim}, where {usual:g} are taken for granted")
-        if config.architecture in NO_WINDOWS and any(config.windows):
+        if config.architecture not in WINDOWS and any(config.windows):
             reasons.append("has an attention window")
         if config.attn_logit_softcapping or config.final_logit_softcapping:
             reasons.append("caps its scores")

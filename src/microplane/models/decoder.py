@@ -1,5 +1,4 @@
-"""The decoder family, one block: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite, Gemma 2 and 3 text,
-Phi-3, GPT-2, GPT-NeoX (Pythia).
+"""The decoders, one block for all families in `SPECS` of models/configs/decoder_families.py.
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   query heads                            M   width of the feed-forward layer (intermediate_size)

@@ -8,7 +8,7 @@ import pytest
 
 from microplane.errors import ModelError
 from microplane.models.configs.decoder import DecoderConfig
-from microplane.models.configs.decoder_families import SPECS
+from microplane.models.configs.decoder_families import SPECS, DecoderSpec
 from microplane.models.decoder import Decoder
 
 CONFIG = {
@@ -24,6 +24,7 @@ CONFIG = {
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "n_embd": 16, "n_head": 4, "n_layer": 2}
 NEOX = {"architectures": ["GPTNeoXForCausalLM"]}
 PHI3 = {"architectures": ["Phi3ForCausalLM"], "original_max_position_embeddings": 64}
+STARCODER2 = {"architectures": ["Starcoder2ForCausalLM"]}
 LONG = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
 
 
@@ -65,6 +66,9 @@ LONG = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
         (NEOX | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary positions of type 'dynamic'"),
         (PHI3 | {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2}}, "longrope in config.json needs"),
         (PHI3 | {"rope_scaling": LONG | {"short_factor": [1.0]}}, "short_factor in config.json has 1 numbers for 2"),
+        (STARCODER2 | {"use_bias": "yes"}, "use_bias = 'yes': expected true or false"),
+        (STARCODER2 | {"norm_epsilon": 0}, "norm_epsilon = 0: expected a number above 0"),
+        (STARCODER2 | {"residual_dropout": 1}, "residual_dropout = 1: expected a number from 0 to below 1"),
         ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "attention is causal here"),
     ],
 )  # fmt: skip
@@ -117,3 +121,21 @@ def test_configs_of_transformers_4_and_5_mean_the_same():
         "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
     }
     assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)
+
+
+def test_a_family_that_spells_its_biases_apart_is_told_so_and_written_so(monkeypatch):
+    """No family does yet: the fields are those of Llama, each under another name."""
+    spelled = {"mlp_bias": "mlp_has_bias", "num_key_value_heads": "kv"}
+    both = {"attention_bias": True, "mlp_bias": True}
+    monkeypatch.setitem(SPECS, "LlamaForCausalLM", DecoderSpec("llama", both, fields=spelled))
+    for mlp in (True, False):
+        config = DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": mlp})
+        assert (config.o_bias, config.mlp_bias) == (True, mlp)
+        assert config.to_hf().items() >= {"attention_bias": True, "mlp_has_bias": mlp, "kv": 2}.items()
+    with pytest.raises(ModelError, match="num_attention_heads = 4 is not a multiple of kv = 3"):
+        DecoderConfig.from_hf(CONFIG | {"kv": 3})
+    spec = DecoderSpec("llama", both, fields=spelled, only={"mlp_bias": True})
+    monkeypatch.setitem(SPECS, "LlamaForCausalLM", spec)
+    with pytest.raises(ModelError, match="mlp_has_bias = False in config.json is not supported; only True is"):
+        DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": False})
+    assert "mlp_has_bias" not in DecoderConfig.from_hf(CONFIG).to_hf()

@@ -1,5 +1,4 @@
-"""What a config.json of the decoder family means: Llama 2/3, SmolLM2/3, Mistral, Qwen2/2.5, Qwen3, OLMo2, Granite,
-Gemma 2 and 3 text, GPT-2.
+"""What a config.json of a decoder means: of the families in `SPECS` of models/configs/decoder_families.py.
 
 Read as transformers 4 and 5 write it; written so that both understand it. Dropout is applied where the family's own
 training had it (`DecoderSpec.dropouts`); of the others `attention_dropout` is not, whatever a config.json says.
@@ -163,8 +162,9 @@ class DecoderConfig:
         fields |= {"num_key_value_heads": self.num_kv_heads, "head_dim": self.head_dim} if spec.grouped else {}
         fields |= {name: getattr(self, name) for name in spec.dropouts}
         if not spec.biases:
-            fields |= {"attention_bias": self.o_bias} if self.o_bias or "attention_bias" in spec.defaults else {}
-            fields |= {"mlp_bias": True} if self.mlp_bias and "mlp_bias" not in spec.defaults else {}
+            biases = {"attention_bias": self.o_bias, "mlp_bias": self.mlp_bias}
+            told = [name for name in biases if biases[name] or name in spec.defaults]
+            fields |= {name: biases[name] for name in told if name not in spec.only}
         if PARALLEL in spec.defaults:
             fields[PARALLEL] = self.parallel
         if BY_LAYER in spec.defaults:
@@ -236,7 +236,8 @@ def _scale(spec: DecoderSpec, fields: Mapping[str, Any]) -> float | None:
 def _check_values(spec: DecoderSpec, fields: Mapping[str, Any]) -> None:
     for name, value in spec.only.items():
         if fields.get(name, value) != value:
-            raise ModelError(f"{name} = {fields[name]!r} in config.json is not supported; only {value!r} is")
+            called = spec.spelled(name)
+            raise ModelError(f"{called} = {fields[name]!r} in config.json is not supported; only {value!r} is")
     width, count = spec.spelled("hidden_size"), spec.spelled("num_attention_heads")
     if not spec.grouped and fields["hidden_size"] % fields["num_attention_heads"]:
         wide, many = fields["hidden_size"], fields["num_attention_heads"]
@@ -245,7 +246,7 @@ def _check_values(spec: DecoderSpec, fields: Mapping[str, Any]) -> None:
     kv_heads = fields.get("num_key_value_heads") or 1
     if heads % kv_heads:
         raise ModelError(
-            f"in config.json, num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
+            f"in config.json, {count} = {heads} is not a multiple of {spec.spelled('num_key_value_heads')} = {kv_heads}"
         )
     if (no_rope := fields.get("no_rope_layers")) and len(no_rope) < layers:
         raise ModelError(f"no_rope_layers in config.json has {len(no_rope)} entries for num_hidden_layers = {layers}")

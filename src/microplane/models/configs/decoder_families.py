@@ -67,6 +67,14 @@ NEOX_NAMES = Names(
     buffers=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     stored_head="embed_out",
 )
+STARCODER2_NAMES = Names(
+    block={
+        **{f"attention.{role}": f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")},
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+        **BEFORE,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,17 @@ NEOX = {
     "tie_word_embeddings": False,
     **dict.fromkeys(DROPOUTS, 0.0),
 }
+STARCODER2 = {
+    "num_key_value_heads": 2,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.018042,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": True,
+    **dict.fromkeys(DROPOUTS, 0.0),
+}
 QWEN = {"sliding_window": 4096, "max_window_layers": 28}
 
 SPECS = {
@@ -228,6 +247,20 @@ SPECS = {
         gated=False,
         partial=True,
         labels_tokens="classifier",
+    ),
+    "Starcoder2ForCausalLM": DecoderSpec(
+        *("starcoder2", STARCODER2, STARCODER2_NAMES),
+        fields={
+            "rms_norm_eps": "norm_epsilon",
+            "attention_bias": "use_bias",
+            "mlp_bias": "use_bias",
+            "embed_dropout": "embedding_dropout",
+            "hidden_dropout": "residual_dropout",
+        },
+        dropouts=DROPOUTS,
+        slides=lambda c, i: True,
+        layer_norm=True,
+        gated=False,
     ),
     "GPT2LMHeadModel": DecoderSpec(
         *("gpt2", GPT2, GPT2_NAMES),

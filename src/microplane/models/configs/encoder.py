@@ -1,5 +1,4 @@
-"""What a config.json of the encoder family means: BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA, MPNet,
-DeBERTa-v2 and v3, NomicBERT, ModernBERT, EuroBERT.
+"""What a config.json of an encoder means: of the families in `SPECS` of models/configs/encoder_families.py.
 
 Read as transformers 4 and 5 write it; written so that both understand it.
 """
