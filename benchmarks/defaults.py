@@ -1,15 +1,16 @@
 """Do the defaults hold on other data? Eight real tasks, each method as it comes, several seeds, beside what is trivial.
 
     python benchmarks/defaults.py [--tasks foods mails ...] [--methods lora full ...] [--seeds 0 1 2] [--rates]
-                                  [--ten-times]
+                                  [--at 1e-4 ...] [--ten-times] [--threads 1]
 
 An encoder (MiniLM) on reviews of films and of food, mails and definitions; a decoder (SmolLM2) on home commands in
 three languages, and on English to French. A run gets its rows, at most 256 tokens of each, and its method's name; all
-else is a default. With `--rates` a third of each method's rate and three times that are also tried, seed 0: is another
-setting better? With `--ten-times` also ten times that, with train.on_divergence=lower_lr: is the run said to diverge,
-and where does it end? Beside the methods: the majority and TF-IDF (a run measures them itself) and, of labels, a
-logistic regression on the vectors of the untouched model, its penalty chosen on a fifth of the training rows. Writes
-results/defaults_<date>.json after each run and keeps what is there already.
+else is a default. With `--rates` a third of each method's rate and three times that are also tried, seed 0: is
+another setting better? With `--at` these rates, too. With `--ten-times` also ten times that, with
+train.on_divergence=lower_lr: is the run said to diverge, and where does it end? Beside the methods: the majority and
+TF-IDF (a run measures them itself) and, of labels, a logistic regression on the vectors of the untouched model, its
+penalty chosen on a fifth of the training rows. Writes results/defaults_<date>.json after each run and keeps what is
+there already.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ TASKS: dict[str, Task] = {
 }
 
 
-def one(task: str, method: str, seed: int, rate: float | None, folder: Path, lowers: bool = False) -> dict[str, Any]:
+def one(
+    task: str, method: str, seed: int, rate: float | None, folder: Path, threads: int | None, lowers: bool = False
+) -> dict[str, Any]:
     """A run of its own: what it scored on the rows of the test."""
     what = TASKS[task]
     given: dict[str, Any] = {
@@ -110,6 +113,7 @@ def one(task: str, method: str, seed: int, rate: float | None, folder: Path, low
         "data.train": str(folder / task),
         "data.max_length": MOST_TOKENS,
         "train.seed": seed,
+        "train.threads": threads,
         **what.knobs,
     }
     given |= {} if rate is None else {"train.lr": rate}
@@ -201,6 +205,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="those that fit the task otherwise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", action="store_true", help="also a third and three times the default rate, seed 0")
+    parser.add_argument("--at", type=float, nargs="+", default=[], help="also these rates, seed 0")
+    parser.add_argument("--threads", type=int, help="of the processor; one where other work shares it")
     parser.add_argument("--ten-times", action="store_true", help="also ten times the default rate, seed 0")
     options = parser.parse_args()
     about = environment()
@@ -225,14 +231,16 @@ def several(task: str, method: str, options: argparse.Namespace, folder: Path, k
     defaults = [run for run in known if (run["task"], run["method"]) == (task, method) and run["default"]]
     for seed in options.seeds:
         if seed not in [run["seed"] for run in defaults]:
-            run = one(task, method, seed, None, folder)
+            run = one(task, method, seed, None, folder, options.threads)
             defaults.append(run)
             yield run
-    for factor in [*(RATES if options.rates else ()), *([TOO_HIGH] if options.ten_times else ())]:
-        rate = float(f"{defaults[0]['rate'] * factor:.3g}")
+    factors = [*(RATES if options.rates else ()), *([TOO_HIGH] if options.ten_times else ())]
+    rates = {float(f"{defaults[0]['rate'] * factor:.3g}"): factor for factor in factors}
+    for rate in [*options.at, *rates]:
         if (task, method, options.seeds[0], rate) not in done:
-            lowers = factor == TOO_HIGH
-            yield one(task, method, options.seeds[0], rate, folder, lowers) | ({"ten_times": True} if lowers else {})
+            lowers = rates.get(rate) == TOO_HIGH
+            run = one(task, method, options.seeds[0], rate, folder, options.threads, lowers)
+            yield run | ({"ten_times": True} if lowers else {})
 
 
 def write(path: Path, about: dict[str, Any], kept: dict[str, Any]) -> None:
