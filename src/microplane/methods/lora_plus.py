@@ -1,8 +1,8 @@
 """LoRA+, arXiv 2402.12354: LoRA with the rate lr for A and ratio * lr for B.
 
 B is the factor on the output side, which starts at zero; it is found by asking the adapted layers. As in the authors'
-code, other trainable vectors (biases, norms) take the high rate too and no weight decay, and everything else the low
-one. Weight decay applies to both factors there and here; peft's helper drops it unless it is given under another name.
+code, other trainable vectors (biases, norms) take the high rate too, and everything else the low one. Weight decay
+applies to both factors there and here; peft's helper drops it unless it is given under another name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,6 @@ class LoRAPlus(LoRA):
         }
         slow: list[nn.Parameter] = []
         fast: list[nn.Parameter] = []
-        vectors: list[nn.Parameter] = []
         for parameter in trainable(model).values():
-            group = fast if id(parameter) in outputs else vectors if parameter.dim() == 1 else slow
-            group.append(parameter)
-        return [
-            {"params": slow, "lr": lr},
-            {"params": fast, "lr": lr * self.ratio},
-            {"params": vectors, "lr": lr * self.ratio, "weight_decay": 0.0},
-        ]
+            (fast if id(parameter) in outputs or parameter.dim() == 1 else slow).append(parameter)
+        return [{"params": slow, "lr": lr}, {"params": fast, "lr": lr * self.ratio}]
