@@ -37,8 +37,8 @@ def check(found: dict) -> None:
     """A case ran, gave what the CPU gives, and waited no more than it may."""
     assert "error" not in found, f"{found['case']}: {found['error']}"
     here, there = found["cpu"], found["device"]
-    for name in ("losses", "probe"):
-        assert there[name] == pytest.approx(here[name], rel=1e-4, abs=1e-3), f"{found['case']}: {name}"
+    for name, apart in (("losses", 1e-3), ("probe", 1e-2)):  # a probe is a sum of logits, of which most cancel out
+        assert there[name] == pytest.approx(here[name], rel=1e-4, abs=apart), f"{found['case']}: {name}"
     assert there["validation"] == pytest.approx(here["validation"], rel=1e-5), found["case"]
     assert there["moved"] == here["moved"]
     method = found["case"].split("/")[1]
