@@ -263,8 +263,7 @@ class TrainKnobs(Knobs):
         0, ge=0, le=2**31, description="seed of the order of rows, of new weights, of dropout and of span corruption"
     )
     deterministic: bool = Field(
-        False,
-        description="use only operations that give the same bits each time, as a CPU always does; slower on a GPU",
+        False, description="use only operations that give the same bits each time; a CPU always does"
     )
     threads: int | None = Field(None, ge=1, description="processor threads; the number of physical cores otherwise")
     eval_every: int | None = Field(None, ge=1, description="steps between validations; a tenth of the run otherwise")
