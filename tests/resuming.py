@@ -10,7 +10,7 @@ from microplane.training.resume import checkpoints
 
 def assert_resumes_to_the_bit(done: microplane.Run) -> None:
     """As if the run had been killed behind the checkpoint before its last."""
-    file = done.folder / "adapter" / "adapter_model.safetensors"
+    [file] = (done.folder / "adapter").glob("*.safetensors")  # of an adapter, or of a whole model
     before = file.read_bytes()
     shutil.rmtree(checkpoints(done.folder / "resume")[-1])
     microplane.resume(done.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import peft
@@ -19,10 +18,10 @@ from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import add_head, task_scores
 from microplane.models.transformer import Transformer
 from microplane.nn.rows import Pairs, Rows
-from microplane.training.resume import checkpoints
 from tests import labels
 from tests.parity.peft_kit import assert_equal, named
 from tests.parity.test_pair_families import build
+from tests.resuming import assert_resumes_to_the_bit
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import PAIR_CONFIGS
 
@@ -90,12 +89,7 @@ def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_resumed_it_goes_on_to_the_bit(base, method):
-    done = train(base, method)
-    [file] = [path for path in (done.folder / "adapter").iterdir() if path.suffix == ".safetensors"]
-    before = file.read_bytes()
-    shutil.rmtree(checkpoints(done.folder / "resume")[-1])  # as if it had been killed behind the one before
-    microplane.resume(done.folder)
-    assert file.read_bytes() == before
+    assert_resumes_to_the_bit(train(base, method))
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import Any
 
 import peft
@@ -20,9 +19,9 @@ from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import add_head, embed, task_scores
 from microplane.models.t5gemma import T5Gemma
 from microplane.nn.rows import Pairs, Rows
-from microplane.training.resume import checkpoints
 from tests import labels
 from tests.parity.peft_kit import assert_equal, named
+from tests.resuming import assert_resumes_to_the_bit
 from tests.runs.test_seq2seq import pair_folder, shout
 from tests.tiny import T5GEMMA2, tiny_pairs
 
@@ -93,12 +92,7 @@ def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path
 
 @pytest.mark.slow
 def test_resumed_it_goes_on_to_the_bit(base):
-    done = train(base)
-    file = done.folder / "adapter" / "adapter_model.safetensors"
-    before = file.read_bytes()
-    shutil.rmtree(checkpoints(done.folder / "resume")[-1])  # as if it had been killed behind the one before
-    microplane.resume(done.folder)
-    assert file.read_bytes() == before
+    assert_resumes_to_the_bit(train(base))
 
 
 @pytest.mark.slow
