@@ -108,6 +108,15 @@ def test_it_ends_where_one_row_is_too_much(monkeypatch, tmp_path):
     assert int(last.split("on with ")[1].split()[0]) >= TRAIN.lengths.min()  # before that rows were side by side
 
 
+def test_a_step_that_has_begun_to_move_weights_is_not_made_anew(monkeypatch, tmp_path):
+    def full(*given):
+        raise TORCHS
+
+    monkeypatch.setattr("microplane.methods.lora.LoRA.step", full)
+    with pytest.raises(TrainingError, match=r"(?s)does not hold a step: tried .*train\.optimizer=adamw_8bit"):
+        run(tmp_path)
+
+
 def test_another_error_is_no_lack_of_memory(monkeypatch, tmp_path):
     Memory(monkeypatch, 1, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):

@@ -13,6 +13,7 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan, micro_batches
 from microplane.data.store import Dataset
+from microplane.device import out_of_memory
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods import Method
 from microplane.models.contract import Model, device_of
@@ -27,6 +28,9 @@ from microplane.training.ranks import ALONE, Ranks
 
 RETREAT, FROM_START = 1 / 3, 1 / 10  # of the rate after a divergence; of the first one, where a run starts anew
 RETREATS = 3  # at most
+SMALLER_OPTIMIZER = (
+    "Hold less for each weight that trains: train.optimizer=adamw_8bit or adafactor; or train fewer weights"
+)
 
 
 class NotFiniteError(TrainingError):
@@ -162,7 +166,8 @@ def train_step(state: TrainState, totals: Totals) -> Record:
     if not math.isfinite(norm):
         raise NotFiniteError(_not_finite("gradient norm", norm, number, state, rows.tolist()))
     lr = set_lr(state.optimizer, schedule(knobs.schedule, totals.step, state.total, state.warmup) * totals.lr_factor)
-    state.method.step(model, state.optimizer, totals.step, state.total)
+    with out_of_memory(TrainingError, SMALLER_OPTIMIZER):  # a part of the weights may have moved: no step to begin anew
+        state.method.step(model, state.optimizer, totals.step, state.total)
     state.optimizer.zero_grad(set_to_none=True)
     totals.step = number
     totals.tokens += tokens
