@@ -1,17 +1,21 @@
 """A step of LoRA on the shapes of families that people bring: Microplane against transformers + peft, in turn.
 
-    python benchmarks/families.py [--steps 12] [--pairs 5] [--shapes deberta mpnet ...]
+    python benchmarks/families.py [--steps 12] [--pairs 5] [--shapes deberta mpnet ...] [--dtype float32]
 
-Random weights of the released sizes in bfloat16, the same rows of unequal length in the same batches, rank 8 on all
-linear layers of the blocks, AdamW; each side in a process of its own. Prints a line for each shape, and writes
-results/families_<date>.json. BART ran through transformers on both sides at first, which showed what is added there.
-ALBERT does so. BERT has the same blocks, with weights of their own, and own code: what this gains is what code for
-ALBERT would gain, but for its smaller embedding.
+Random weights of the released sizes, the same rows of unequal length in the same batches, rank 8 on all linear layers
+of the blocks, AdamW; each side in a process of its own, the peer once as it is and once under torch.compile. Bfloat16,
+or float32 where a processor has no instructions for it. Prints a line for each shape, and adds it to
+results/families_<date>.json at once.
+
+BART ran through transformers on both sides at first, which showed what is added there. ALBERT does so. BERT has the
+same blocks, with weights of their own, and own code: what this gains is what code for ALBERT would gain, but for its
+smaller embedding.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -24,7 +28,7 @@ from typing import Any
 
 import torch
 
-from common import WARM_STEPS, environment, peak_rss, spread
+from common import WARM_STEPS, environment, peak_rss
 
 HERE = Path(__file__).parent
 ROWS, RANK, LABELS = 16, 8, 3
@@ -69,40 +73,45 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--side", choices=SIDES, help="what a process of its own is asked for")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
     if options.side:
-        print(json.dumps(SIDES[options.side](options.folder, options.shapes[0], options.steps)))
+        print(json.dumps(SIDES[options.side](options.folder, options.shapes[0], options.steps, dtype)))
         return
-    about, found = environment(), {}
     for shape in options.shapes:
+        about = environment()
         with tempfile.TemporaryDirectory() as name:
-            build(shape, Path(name))
-            found[shape] = [pair(Path(name), shape, options.steps) for _ in range(options.pairs)]
-        ratios = {
-            key: spread([one["peer"][key] / one["ours"][key] for one in found[shape]]) for key in ("step", "peak")
-        }
-        step, peak = (ratios[key]["median"] for key in ("step", "peak"))
-        print(f"{shape}: a step of the peer takes {step:.2f} of ours, its memory {peak:.2f}", flush=True)
-    path = HERE / "results" / f"families_{about['date'][:10]}.json"
-    path.write_text(json.dumps({"what": "a step of LoRA by family", **about, "pairs": found}, indent=1) + "\n")
+            build(shape, Path(name), dtype)
+            pairs = [pair(Path(name), shape, options.steps, options.dtype) for _ in range(options.pairs)]
+        for side in ("peer", "compiled"):
+            step, peak = (
+                statistics.median(one[side][key] / one["ours"][key] for one in pairs) for key in ("step", "peak")
+            )
+            print(f"{shape}: a step of the {side} takes {step:.2f} of ours, its memory {peak:.2f}", flush=True)
+        path = HERE / "results" / f"families_{about['date'][:10]}.json"
+        found = json.loads(path.read_text()) if path.exists() else {"what": "a step of LoRA by family", "shapes": {}}
+        found["shapes"][shape] = {**about, "dtype": options.dtype, "pairs": pairs}
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def build(shape: str, folder: Path) -> None:
+def build(shape: str, folder: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     kind, fields = SHAPES[shape]
     autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, **dict.fromkeys(PAIRS, AutoModelForSeq2SeqLM)}
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **fields)
-    autos.get(shape, AutoModel).from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    autos.get(shape, AutoModel).from_config(config).to(dtype).save_pretrained(folder)
 
 
-def pair(folder: Path, shape: str, steps: int) -> dict[str, dict[str, float]]:
+def pair(folder: Path, shape: str, steps: int, dtype: str) -> dict[str, dict[str, float]]:
     found = {}
     for side in SIDES:
         command = [sys.executable, __file__, "--side", side, "--folder", folder, "--shapes", shape, "--steps", steps]
+        command += ["--dtype", dtype]
         done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
         found[side] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -124,7 +133,7 @@ def timed(step: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter]
     return {"step": statistics.median(seconds[WARM_STEPS:]), "peak": float(peak_rss())}
 
 
-def ours(folder: Path, shape: str, steps: int) -> dict[str, float]:
+def ours(folder: Path, shape: str, steps: int, dtype: torch.dtype) -> dict[str, float]:
     from microplane.methods import make_method
     from microplane.methods.method import attach_method, trainable
     from microplane.models.files.load import load_model
@@ -132,7 +141,7 @@ def ours(folder: Path, shape: str, steps: int) -> dict[str, float]:
     from microplane.nn.rows import Pairs, Rows
     from microplane.objectives.text import TokenBatch, token_loss
 
-    model = load_model(folder, torch.bfloat16)
+    model = load_model(folder, dtype)
     told, generator = rows(), torch.Generator().manual_seed(1)
     if model.KIND == "encoder":
         add_head(model, "classification", ("a", "b", "c"), "cls")
@@ -154,7 +163,7 @@ def ours(folder: Path, shape: str, steps: int) -> dict[str, float]:
     return timed(step, list(trainable(model).values()), steps)
 
 
-def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
+def peer(folder: Path, shape: str, steps: int, dtype: torch.dtype, compiled: bool = False) -> dict[str, float]:
     """As one who knows both would write it: padded to the longest of the batch, torch's own attention."""
     import peft
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
@@ -163,7 +172,7 @@ def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
     autos: dict[str, Any] = {"gpt2": AutoModelForCausalLM, **dict.fromkeys(PAIRS, AutoModelForSeq2SeqLM)}
     auto = autos.get(shape, AutoModelForSequenceClassification)
     more = {} if shape in autos else {"num_labels": LABELS}
-    net = auto.from_pretrained(folder, dtype=torch.bfloat16, **more)
+    net = auto.from_pretrained(folder, dtype=dtype, **more)
     kind = "SEQ_CLS" if more else "CAUSAL_LM" if shape == "gpt2" else "SEQ_2_SEQ_LM"
     linear = (torch.nn.Linear, Conv1D)  # those of the blocks, which have a number in their names
     targets = [
@@ -171,7 +180,9 @@ def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
         for name, module in net.named_modules()
         if isinstance(module, linear) and any(part.isdigit() for part in name.split("."))
     ]
-    model = peft.get_peft_model(net, peft.LoraConfig(r=RANK, task_type=kind, target_modules=targets))
+    model: Any = peft.get_peft_model(net, peft.LoraConfig(r=RANK, task_type=kind, target_modules=targets))
+    if compiled:  # for these very shapes: more than rows of changing length would allow it
+        model = torch.compile(model, dynamic=False)
     told, longest = rows(), max(LENGTHS)
     ids = torch.tensor([row + [1] * (longest - len(row)) for row in told])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in told])
@@ -186,7 +197,11 @@ def peer(folder: Path, shape: str, steps: int) -> dict[str, float]:
     return timed(step, [parameter for parameter in model.parameters() if parameter.requires_grad], steps)
 
 
-SIDES: dict[str, Callable[[Path, str, int], dict[str, float]]] = {"ours": ours, "peer": peer}
+SIDES: dict[str, Callable[[Path, str, int, torch.dtype], dict[str, float]]] = {
+    "ours": ours,
+    "peer": peer,
+    "compiled": functools.partial(peer, compiled=True),
+}
 
 
 if __name__ == "__main__":

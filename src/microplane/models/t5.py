@@ -13,72 +13,36 @@ The families differ only in what `T5Config` says (models/configs/t5.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from microplane.models import encoder_decoder
 from microplane.models.configs.t5 import ARCHITECTURES, T5Config
-from microplane.models.contract import Model
+from microplane.models.encoder_decoder import EncodedSource, EncoderDecoder, KeysValues
 from microplane.models.fused_step import BlockParts, NotFusableError, StackParts, fused_step
-from microplane.nn.attention import MaskSpec, attend, attend_to
-from microplane.nn.cache import Cache, PairCache, in_rectangles
+from microplane.nn.attention import MaskSpec
+from microplane.nn.cache import Cache
 from microplane.nn.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, gated
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.ops.few_rows import linear
-from microplane.nn.prompt_socket import PromptSocket
 from microplane.nn.relative import RelativeBias
 from microplane.nn.rows import Pairs, Rows
 from microplane.nn.selective_recompute import recomputed
 
-KeysValues = tuple[Tensor, Tensor]  # (Ts, H, Dh) each, source rows end to end; in a cache (B, H, L, Dh)
 
-
-class Attention(nn.Module):
-    """Self-attention by `forward`; attention to the source by `project_source` and then `attend_source`."""
+class Attention(encoder_decoder.Attention):
+    """Scores are not divided; the first block's, or every block's, add a bias of relative positions."""
 
     def __init__(self, config: T5Config, layer: int, relative: bool = False, causal: bool = False):
-        super().__init__()
-        D, inner = config.hidden_size, config.num_heads * config.head_dim
-        self.layer, self.head_dim = layer, config.head_dim
-        self.q = Linear(D, inner, bias=False)
-        self.k = Linear(D, inner, bias=False)
-        self.v = Linear(D, inner, bias=False)
-        self.o = Linear(inner, D, bias=False)
+        sizes = config.hidden_size, config.num_heads, config.head_dim
+        super().__init__(*sizes, layer, scale=1.0, dropout=config.dropout, bias=False)
         self.relative: RelativeBias | None = None
         if relative:
             self.relative = RelativeBias(config.buckets, config.max_distance, config.num_heads, causal)
-        self.prefix: nn.Module | None = None  # gives keys and values (H, P, Dh) that every row sees before its own
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, mask_spec: MaskSpec, bias: Tensor, cache: Cache | None = None) -> Tensor:
-        # (T, D) -> (T, D)
-        q, k, v = (self._heads(linear, x) for linear in (self.q, self.k, self.v))  # (T, H, Dh)
-        mixed = attend(q, k, v, mask_spec, 1.0, None, cache, self.layer, bias, self._drop, self._prefix)
-        return self.o(mixed.flatten(1))
-
-    def project_source(self, memory: Tensor) -> KeysValues:
-        """Keys and values of the encoder's output: (Ts, D) -> (Ts, H, Dh) each."""
-        return self._heads(self.k, memory), self._heads(self.v, memory)
-
-    def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
-        """Target rows attend to the source: (T, D) -> (T, D)."""
-        q = self._heads(self.q, x)
-        mixed = attend_to(q, *source, mask_spec, 1.0, dropout=self._drop, prefix=self._prefix)
-        return self.o(mixed.flatten(1))
-
-    def _heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
-        return torch.unflatten(linear(x), -1, (-1, self.head_dim))
-
-    @property
-    def _drop(self) -> float:
-        return self.dropout.p if self.training else 0.0
-
-    @property
-    def _prefix(self) -> KeysValues | None:
-        return None if self.prefix is None else self.prefix()
 
 
 class MLP(nn.Module):
@@ -132,21 +96,13 @@ class Block(nn.Module):
         source: KeysValues | None = None,
         source_mask_spec: MaskSpec | None = None,
     ) -> Tensor:  # (T, D) -> (T, D)
-        y = self.attention(self.attention_norm(x), mask_spec, bias, cache)
+        y = self.attention(self.attention_norm(x), mask_spec, cache, bias)
         x = self.dropout(self.attention_socket(y), added=x)
         if source is not None and source_mask_spec is not None:
             y = self.cross_attention.attend_source(self.cross_attention_norm(x), source, source_mask_spec)
             x = self.dropout(self.cross_attention_socket(y), added=x)
         y = self.mlp(self.mlp_norm(x))
         return self.dropout(self.mlp_socket(y), added=x)
-
-
-@dataclass(frozen=True)
-class EncodedSource:
-    """The encoder's output as keys and values for each layer of the decoder."""
-
-    lengths: tuple[int, ...]  # of the source rows, with a prompt's vectors
-    layers: list[KeysValues]
 
 
 class Stack(nn.Module):
@@ -174,10 +130,11 @@ class Stack(nn.Module):
         mask_spec = MaskSpec(rows, cache.lengths if cache is not None else None, causal=self.decodes)
         source_mask_spec = None if source is None else MaskSpec(rows, causal=False, keys=source.lengths)
         x, bias = self.dropout(x), x.new_zeros(())
-        for layer, block in enumerate(self.blocks):
+        reads: Iterable[KeysValues | None] = repeat(None) if source is None else source.layers
+        for block, read in zip(self.blocks, reads, strict=False):
             if block.attention.relative is not None:
                 bias = block.attention.relative(mask_spec)
-            x = block(x, mask_spec, bias, cache, None if source is None else source.layers[layer], source_mask_spec)
+            x = block(x, mask_spec, bias, cache, read, source_mask_spec)
         if cache is not None:
             cache.advance(rows)
         return self.dropout(self.norm(x))
@@ -229,14 +186,8 @@ def _parts_of(block: Block) -> BlockParts:
     )
 
 
-class T5(Model):
-    """An encoder-decoder; see models/contract.py for what its parts are called.
-
-    `prompt_socket` sees the embeddings of the source.
-    """
-
+class T5(EncoderDecoder):
     ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
-    KIND: ClassVar[str] = "encoder-decoder"
     TIED: ClassVar[tuple[str, str]] = ("shared.weight", "lm_head.weight")
     TIE_BY_WEIGHTS: ClassVar[bool] = True
     UNSUPPORTED_DTYPES: ClassVar[Mapping[torch.dtype, str]] = {
@@ -249,7 +200,6 @@ class T5(Model):
     def __init__(self, config: T5Config):
         super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.prompt_socket = PromptSocket()
         self.encoder = Stack(config, config.num_layers, decodes=False)
         self.decoder = Stack(config, config.num_decoder_layers, decodes=True)
         self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -258,36 +208,9 @@ class T5(Model):
     def from_hf(cls, fields: Mapping[str, Any]) -> T5:
         return cls(T5Config.from_hf(fields))
 
-    def encode(self, source: Rows) -> Tensor:
-        """The encoder's output, (Ts, D)."""
-        memory, rows = self._memory(source)
-        return self.prompt_socket.strip_prompt(memory, rows, source)
-
-    def _memory(self, source: Rows) -> tuple[Tensor, Rows]:
-        """The encoder's output with a prompt's vectors, which the decoder sees too, (Ts + B P, D); and those rows."""
-        x, rows = self.prompt_socket(self.embedded(source.ids), source)
-        return self.encoder(x, rows), rows
-
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
-        """Hidden states of the target rows, ready for the head: (T, D).
-
-        `Pairs` compute both sides. `Rows` are target rows that continue those in the cache of `start_generation`, and
-        are appended to it.
-        """
-        if isinstance(rows, Pairs):
-            assert cache is None, "with a cache, give target rows alone"
-            target, source = rows.target, self._encoded_source(rows.source)
-        else:
-            assert isinstance(cache, PairCache), "target rows alone need the cache of `start_generation`"
-            target, source = rows, EncodedSource(cache.source_lengths, cache.memory)
-        hidden = self.decoder(self.embedded(target.ids), target, source, cache)
+        hidden = super().forward(rows, cache)
         return hidden * self.config.hidden_size**-0.5 if self.config.scaled else hidden
-
-    def _encoded_source(self, source: Rows) -> EncodedSource:
-        memory, rows = self._memory(source)
-        return EncodedSource(
-            rows.lengths, [block.cross_attention.project_source(memory) for block in self.decoder.blocks]
-        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -297,13 +220,6 @@ class T5(Model):
     def head_weight(self) -> Tensor:
         """(V, D), the embedding's where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
-
-    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        """Encode the prompts. Each answer begins with the decoder's start token."""
-        source = self._encoded_source(Rows.of(prompts).to(self.device))
-        cache = PairCache(self.config.num_decoder_layers, source.lengths)
-        cache.memory = [in_rectangles(pair, source.lengths) for pair in source.layers]
-        return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> T5:

@@ -13,24 +13,23 @@ equally near. The two sides may be of different width and depth, and have an emb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.configs.t5gemma import FIRST, T5GemmaConfig
-from microplane.models.contract import Model
 from microplane.models.decoder import Attention, Block, capped, norm_of, scaled
-from microplane.models.t5 import EncodedSource, KeysValues
+from microplane.models.encoder_decoder import EncodedSource, EncoderDecoder, KeysValues
 from microplane.nn.attention import MaskSpec, Window, attend_to
-from microplane.nn.cache import Cache, PairCache, in_rectangles
+from microplane.nn.cache import Cache
 from microplane.nn.layers import Embedding, Linear, RMSNorm
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.ops.few_rows import linear
-from microplane.nn.prompt_socket import PromptSocket
-from microplane.nn.rows import Pairs, Rows
+from microplane.nn.rows import Rows
 
 
 class CrossAttention(Attention):
@@ -40,6 +39,10 @@ class CrossAttention(Attention):
         """Keys and values of the encoder's output: (Ts, D of the encoder) -> (Ts, KV, Dh) each."""
         keys, values = (torch.unflatten(part(memory), -1, (-1, self.head_dim)) for part in (self.k, self.v))
         return keys, values
+
+    @property
+    def source_parts(self) -> list[nn.Module]:
+        return [self.k, self.v]
 
     def forward(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:  # type: ignore[override]
         """(T, D) -> (T, D)."""
@@ -113,8 +116,9 @@ class Stack(nn.Module):
         if source is not None and self.together is not None:
             across = MaskSpec(rows, causal=False, keys=source.lengths)
             seen = {window: self.together(own, across) for window, own in seen.items()}
-        for layer, (block, window, rope) in enumerate(zip(self.layers, self.windows, config.ropes, strict=True)):
-            read = (source.layers[layer],) if source is not None else ()
+        reads: Iterable[tuple[KeysValues, ...]] = repeat(()) if source is None else zip(source.layers)
+        kinds = zip(self.layers, self.windows, config.ropes, strict=True)
+        for (block, window, rope), read in zip(kinds, reads, strict=False):
             x = block(x, seen[window], angles[rope], cache, *read)
         if cache is not None:
             cache.advance(rows)
@@ -127,15 +131,10 @@ def encoder_of(config: T5GemmaConfig) -> Stack:
     return Stack(side, [config.encoder_window(window) for window in side.windows], lambda layer: Block(side, layer))
 
 
-class T5Gemma(Model):
-    """An encoder-decoder; see models/contract.py for what its parts are called.
-
-    `embed` is the table of the source, `target_embed` that of the target. `prompt_socket` sees the embeddings of the
-    source.
-    """
+class T5Gemma(EncoderDecoder):
+    """`embed` is the table of the source, `target_embed` that of the target."""
 
     ARCHITECTURES: ClassVar[dict[str, str]] = FIRST
-    KIND: ClassVar[str] = "encoder-decoder"
     config: T5GemmaConfig
     embed: nn.Embedding
     head: nn.Linear | None
@@ -144,7 +143,6 @@ class T5Gemma(Model):
         super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.source_size)
         self.target_embed = Embedding(config.vocab_size, config.hidden_size)
-        self.prompt_socket = PromptSocket()
         self.encoder = encoder_of(config)
         own, read = config.decoder, config.source_size
         self.decoder = Stack(own, own.windows, lambda layer: DecoderBlock(own, layer, read), lambda *both: both)
@@ -157,42 +155,9 @@ class T5Gemma(Model):
     def embedded(self, ids: Tensor) -> Tensor:
         return scaled(super().embedded(ids))
 
-    def _target_embedded(self, ids: Tensor) -> Tensor:
+    def target_embedded(self, ids: Tensor) -> Tensor:
         x: Tensor = self.target_embed(ids)
         return scaled(x if self.compute is None else x.to(self.compute))
-
-    def encode(self, source: Rows) -> Tensor:
-        """The encoder's output, (Ts, D)."""
-        memory, rows = self._memory(source)
-        return self.prompt_socket.strip_prompt(memory, rows, source)
-
-    def _memory(self, source: Rows) -> tuple[Tensor, Rows]:
-        """The encoder's output with a prompt's vectors, which the decoder sees too, (Ts + B P, D); and those rows."""
-        x, rows = self.prompt_socket(self.embedded(source.ids), source)
-        return self.encoder(x, rows), rows
-
-    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
-        """Hidden states of the target rows after the last norm: (T, D).
-
-        `Pairs` compute both sides. `Rows` are target rows that continue those in the cache of `start_generation`, and
-        are appended to it.
-        """
-        if isinstance(rows, Pairs):
-            assert cache is None, "with a cache, give target rows alone"
-            target, source = rows.target, self._encoded_source(rows.source)
-        else:
-            assert isinstance(cache, PairCache), "target rows alone need the cache of `start_generation`"
-            target, source = rows, EncodedSource(cache.source_lengths, cache.memory)
-        return self.decoder(self._target_embedded(target.ids), target, source, cache)
-
-    def _encoded_source(self, source: Rows) -> EncodedSource:
-        memory, rows = self._memory(source)
-        readers = (cast(CrossAttention, self.reader(block)) for block in self.decoder.layers)
-        return EncodedSource(rows.lengths, [reader.project_source(memory) for reader in readers])
-
-    def reader(self, block: nn.Module) -> nn.Module:
-        """The attention of a decoder's block that looks at the source."""
-        return cast(DecoderBlock, block).cross_attention
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (K, D) -> (K, V)."""
@@ -203,13 +168,6 @@ class T5Gemma(Model):
     def head_weight(self) -> Tensor:
         """(V, D), the embedding's of the decoder where the two are tied."""
         return self.target_embed.weight if self.head is None else self.head.weight
-
-    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        """Encode the prompts. Each answer begins with the decoder's start token."""
-        source = self._encoded_source(Rows.of(prompts).to(self.device))
-        cache = PairCache(self.config.num_decoder_layers, source.lengths)
-        cache.memory = [in_rectangles(pair, source.lengths) for pair in source.layers]
-        return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> T5Gemma:

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.models.configs.t5gemma import SECOND, T5Gemma2Config
-from microplane.models.contract import Inside, Model
+from microplane.models.contract import Inside
 from microplane.models.decoder import Attention, Block
-from microplane.models.t5 import KeysValues
+from microplane.models.encoder_decoder import EncoderDecoder, KeysValues, SourceReader
 from microplane.models.t5gemma import HEAD, MODULES, Stack, T5Gemma, encoder_of, names_of_stack
 from microplane.nn.cache import Cache
 from microplane.nn.layers import Embedding
 from microplane.nn.merged_attention import MergedMask, attend_merged
-from microplane.nn.prompt_socket import PromptSocket
 
 
 class MergedAttention(Attention):
@@ -34,6 +33,10 @@ class MergedAttention(Attention):
         """Keys and values of the encoder's output: (Ts, D) -> (Ts, KV, Dh) each."""
         keys, values = (torch.unflatten(part(memory), -1, (-1, self.head_dim)) for part in (self.k, self.v))
         return cast(nn.Module, self.k_norm)(keys), values
+
+    @property
+    def source_parts(self) -> list[nn.Module]:
+        return [self.k, self.v, cast(nn.Module, self.k_norm)]
 
     def forward(  # type: ignore[override]
         self,
@@ -66,18 +69,15 @@ class MergedBlock(Block):
 
 
 class T5Gemma2(T5Gemma):
-    """An encoder-decoder; see models/contract.py for what its parts are called."""
-
     ARCHITECTURES: ClassVar[dict[str, str]] = SECOND
     config: T5Gemma2Config
 
     def __init__(self, config: T5Gemma2Config):
         if not config.tied:
             raise ModelError("its head differs from its embedding, which is not supported: T5Gemma 2 has one table")
-        Model.__init__(self, config)
+        EncoderDecoder.__init__(self, config)
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.end_of_image = nn.Parameter(torch.empty(config.hidden_size))
-        self.prompt_socket = PromptSocket()
         self.encoder = encoder_of(config)
         own = config.decoder
         self.decoder = Stack(own, own.windows, lambda layer: MergedBlock(own, layer), MergedMask)
@@ -91,7 +91,7 @@ class T5Gemma2(T5Gemma):
         x = super().embedded(ids)
         return torch.where((ids == self.config.end_of_image)[:, None], self.end_of_image.to(x.dtype), x)
 
-    def _target_embedded(self, ids: Tensor) -> Tensor:
+    def target_embedded(self, ids: Tensor) -> Tensor:
         return self.embedded(ids)
 
     @property
@@ -99,8 +99,8 @@ class T5Gemma2(T5Gemma):
         """(V, D), the embedding's."""
         return self.embed.weight
 
-    def reader(self, block: nn.Module) -> nn.Module:
-        return cast(MergedBlock, block).attention
+    def reader(self, block: nn.Module) -> SourceReader:
+        return cast(MergedAttention, block.attention)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> T5Gemma2:

@@ -14,10 +14,10 @@ embeddings are normed (`SPECS` of models/configs/transformer.py). The head adds 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,57 +25,22 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.models.configs.transformer import ARCHITECTURES, TransformerConfig
-from microplane.models.contract import Model
+from microplane.models.encoder_decoder import Attention, EncodedSource, EncoderDecoder, KeysValues
 from microplane.models.generation_rules import GenerationRules
-from microplane.nn.attention import MaskSpec, attend, attend_to
-from microplane.nn.cache import Cache, PairCache, in_rectangles
+from microplane.nn.attention import MaskSpec
+from microplane.nn.cache import Cache
 from microplane.nn.layers import MLP, Embedding, LayerNorm, Linear
 from microplane.nn.ops.dropout import Dropout
 from microplane.nn.position import fairseq_sinusoids, sinusoids
-from microplane.nn.prompt_socket import PromptSocket
-from microplane.nn.rows import Pairs, Rows
+from microplane.nn.rows import Rows
 
 UNUSED_POSITIONS = 2  # rows of a table of learned positions that stand before the first token's
-KeysValues = tuple[Tensor, Tensor]  # (Ts, H, Dh) each, source rows end to end; in a cache (B, H, L, Dh)
 
 
-class Attention(nn.Module):
-    """Self-attention by `forward`; attention to the source by `project_source` and then `attend_source`."""
-
-    def __init__(self, config: TransformerConfig, heads: int, layer: int):
-        super().__init__()
-        D = config.hidden_size
-        self.layer, self.head_dim = layer, D // heads
-        self.scale = 1.0 / math.sqrt(self.head_dim)
-        self.q, self.k, self.v, self.o = (Linear(D, D) for _ in range(4))
-        self.prefix: nn.Module | None = None  # gives keys and values (H, P, Dh) that every row sees before its own
-        self.dropout = Dropout(config.attention_dropout)
-
-    def forward(self, x: Tensor, mask_spec: MaskSpec, cache: Cache | None = None) -> Tensor:  # (T, D) -> (T, D)
-        q, k, v = (self._heads(linear, x) for linear in (self.q, self.k, self.v))
-        mixed = attend(q, k, v, mask_spec, self.scale, None, cache, self.layer, None, self._drop, self._prefix)
-        return self.o(mixed.flatten(1))
-
-    def project_source(self, memory: Tensor) -> KeysValues:
-        """Keys and values of the encoder's output: (Ts, D) -> (Ts, H, Dh) each."""
-        return self._heads(self.k, memory), self._heads(self.v, memory)
-
-    def attend_source(self, x: Tensor, source: KeysValues, mask_spec: MaskSpec) -> Tensor:
-        """Target rows attend to the source: (T, D) -> (T, D)."""
-        q = self._heads(self.q, x)
-        mixed = attend_to(q, *source, mask_spec, self.scale, dropout=self._drop, prefix=self._prefix)
-        return self.o(mixed.flatten(1))
-
-    def _heads(self, linear: nn.Module, x: Tensor) -> Tensor:  # (T, D) -> (T, H, Dh)
-        return torch.unflatten(linear(x), -1, (-1, self.head_dim))
-
-    @property
-    def _drop(self) -> float:
-        return self.dropout.p if self.training else 0.0
-
-    @property
-    def _prefix(self) -> KeysValues | None:
-        return None if self.prefix is None else self.prefix()
+def _attention_of(config: TransformerConfig, heads: int, layer: int) -> Attention:
+    head_dim = config.hidden_size // heads
+    how: dict[str, Any] = {"scale": 1.0 / math.sqrt(head_dim), "dropout": config.attention_dropout, "bias": True}
+    return Attention(config.hidden_size, heads, head_dim, layer, **how)
 
 
 class EncoderBlock(nn.Module):
@@ -83,7 +48,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         D = config.hidden_size
         self.pre_norm = config.spec.pre_norm
-        self.attention = Attention(config, heads, layer)
+        self.attention = _attention_of(config, heads, layer)
         self.attention_socket = nn.Identity()
         self.attention_norm = LayerNorm(D)
         self.mlp = MLP(D, inner, config.activation, bias=True, dropout=config.activation_dropout)
@@ -113,7 +78,7 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(EncoderBlock):
     def __init__(self, config: TransformerConfig, heads: int, inner: int, layer: int):
         super().__init__(config, heads, inner, layer)
-        self.cross_attention = Attention(config, heads, layer)
+        self.cross_attention = _attention_of(config, heads, layer)
         self.cross_attention_socket = nn.Identity()
         self.cross_attention_norm = LayerNorm(config.hidden_size)
 
@@ -130,6 +95,7 @@ class DecoderBlock(EncoderBlock):
 class Stack(nn.Module):
     """The encoder or the decoder: what is done to embeddings before the blocks, the blocks, and a last norm."""
 
+    __call__: Callable[..., Tensor]
     embedding_norm: nn.Module
     norm: nn.Module
 
@@ -154,16 +120,30 @@ class Stack(nn.Module):
         entered: Tensor = self.dropout(self.embedding_norm(x + added.to(x)))
         return entered
 
+    def forward(self, x: Tensor, rows: Rows, source: EncodedSource | None = None, cache: Cache | None = None) -> Tensor:
+        """(T, D) -> (T, D). With a cache, the rows continue those in it and are appended to it."""
+        x = self.enter(x, rows)
+        if source is None:
+            mask_spec = MaskSpec(rows, causal=False)
+            for block in self.layers:
+                x = block(x, mask_spec)
+        else:
+            mask_spec = MaskSpec(rows, None if cache is None else cache.lengths)
+            source_mask_spec = MaskSpec(rows, causal=False, keys=source.lengths)
+            for block, read in zip(self.layers, source.layers, strict=True):
+                x = block(x, mask_spec, read, source_mask_spec, cache)
+        if cache is not None:
+            cache.advance(rows)
+        last: Tensor = self.norm(x)
+        return last
 
-class Transformer(Model):
-    """A sequence-to-sequence model; see models/contract.py for what its parts are called.
 
-    `embed` is the table of the source and, where the two are shared, of the target; else `target_embed` is the latter.
+class Transformer(EncoderDecoder):
+    """`embed` is the table of the source and, where the two are shared, of the target; else `target_embed` is.
     The pad is the target's start token; its row of the table gets no gradient as an input.
     """
 
     ARCHITECTURES: ClassVar[dict[str, str]] = ARCHITECTURES
-    KIND: ClassVar[str] = "encoder-decoder"
     ZEROS: ClassVar[tuple[str, ...]] = ("final_logits_bias",)
     config: TransformerConfig
     embed: nn.Embedding
@@ -171,13 +151,11 @@ class Transformer(Model):
     final_logits_bias: Tensor | None  # (1, V)
 
     def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         D, V = config.hidden_size, config.vocab_size
         pad = config.pad if config.pad < config.source_vocab_size else None
         self.embed = Embedding(config.source_vocab_size, D, pad)
         self.target_embed = None if config.shared else Embedding(V, D, config.pad)
-        self.prompt_socket = PromptSocket()
         read = (config.encoder_heads, config.encoder_inner)
         written = (config.decoder_heads, config.decoder_inner)
         self.encoder = Stack(config, (EncoderBlock(config, *read, layer) for layer in range(config.num_layers)))
@@ -190,49 +168,11 @@ class Transformer(Model):
     def from_hf(cls, fields: Mapping[str, Any]) -> Transformer:
         return cls(TransformerConfig.from_hf(fields))
 
-    def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
-        """Hidden states of the target rows after the last norm: (T, D).
-
-        Without a cache it takes `Pairs`. With the cache of `start_generation` it takes target rows alone: they continue
-        those in the cache and are appended to it.
-        """
-        memory: Iterable[KeysValues]
-        if isinstance(cache, PairCache):
-            assert isinstance(rows, Rows), "with a cache, give target rows alone"
-            target, lengths, memory = rows, cache.source_lengths, cache.memory
-        else:
-            assert isinstance(rows, Pairs), "an encoder-decoder takes pairs of rows"
-            target, (lengths, memory) = rows.target, self._encoded_source(rows.source)
-        x = self.decoder.enter(self._scaled(target.ids, self.target_embed or self.embed), target)  # (T, D)
-        mask_spec = MaskSpec(target, None if cache is None else cache.lengths)
-        source_mask_spec = MaskSpec(target, causal=False, keys=lengths)
-        for block, source in zip(self.decoder.layers, memory, strict=True):
-            x = block(x, mask_spec, source, source_mask_spec, cache)
-        if cache is not None:
-            cache.advance(target)
-        return self.decoder.norm(x)  # type: ignore[no-any-return]
-
-    def encode(self, rows: Rows) -> Tensor:
-        """The encoder's output, (S, D)."""
-        memory, longer = self._memory(rows)
-        return self.prompt_socket.strip_prompt(memory, longer, rows)
-
-    def _memory(self, rows: Rows) -> tuple[Tensor, Rows]:
-        """The encoder's output with a prompt's vectors, which the decoder sees too, (S + B P, D); and those rows."""
-        x, rows = self.prompt_socket(self.embedded(rows.ids), rows)
-        x, mask_spec = self.encoder.enter(x, rows), MaskSpec(rows, causal=False)
-        for block in self.encoder.layers:
-            x = block(x, mask_spec)
-        return self.encoder.norm(x), rows
-
-    def _encoded_source(self, rows: Rows) -> tuple[tuple[int, ...], Iterable[KeysValues]]:
-        """Lengths of the source rows; keys and values for each block of the decoder, computed when it asks for them."""
-        memory, rows = self._memory(rows)
-        made = (cast(DecoderBlock, block).cross_attention.project_source(memory) for block in self.decoder.layers)
-        return rows.lengths, made
-
     def embedded(self, ids: Tensor) -> Tensor:
         return self._scaled(ids, self.embed)
+
+    def target_embedded(self, ids: Tensor) -> Tensor:
+        return self._scaled(ids, self.target_embed or self.embed)
 
     def _scaled(self, ids: Tensor, embed: nn.Module) -> Tensor:  # (T,) -> (T, D)
         x: Tensor = embed(ids)
@@ -281,12 +221,6 @@ class Transformer(Model):
         super().drop_head()
         self.final_logits_bias = None
         self.config = replace(config, share_embeddings=config.shared, tied=True)
-
-    def start_generation(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, list[list[int]]]:
-        lengths, memory = self._encoded_source(Rows.of(prompts).to(self.device))
-        cache = PairCache(self.config.num_decoder_layers, lengths)
-        cache.memory = [in_rectangles(pair, lengths) for pair in memory]
-        return cache, [[self.config.decoder_start] for _ in prompts]
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> Transformer:

@@ -18,7 +18,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
 from microplane.methods import Method
 from microplane.models.contract import module_map_of
-from microplane.models.t5gemma2 import MergedBlock
+from microplane.models.encoder_decoder import EncoderDecoder
 from microplane.training.ranks import Ranks
 
 
@@ -63,14 +63,11 @@ def _units(model: nn.Module) -> Iterator[Any]:
     """What is gathered at once, the inner parts first: those of a block that are called before the block is, the
     blocks, and the rest of the model."""
     for module in model.modules():
-        relative, cross = getattr(module, "relative", None), getattr(module, "cross_attention", None)
+        relative = getattr(module, "relative", None)
         if isinstance(relative, nn.Module) and any(True for _ in relative.parameters()):
             yield relative
-        if cross is not None:  # keys and values of the source
-            yield [cross.k, cross.v]
-        if isinstance(module, MergedBlock):
-            own = module.attention
-            yield [own.k, own.v, own.k_norm]
+    if isinstance(model, EncoderDecoder):
+        yield from (model.reader(block).source_parts for block in model.decoder_blocks)
     for module in model.modules():
         if isinstance(layers := getattr(module, "layers", None), nn.ModuleList):
             yield from layers
