@@ -17,6 +17,7 @@ from microplane.models.files.load import load_model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
 from tests import labels
+from tests.adapters.both_ways import FEW_STEPS
 from tests.resuming import assert_resumes_to_the_bit
 
 FAMILIES = [
@@ -25,14 +26,6 @@ FAMILIES = [
 ]
 IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 30, 31, 32, 33, 34, 3]]
 TEXTS = ["the red film is good 3", "bad", "the two plot was a poor poor one"]
-SETS = {
-    "train.steps": 6,
-    "train.batch_size": 8,
-    "train.threads": 1,
-    "train.lr": 1e-2,
-    "train.eval_every": 3,
-    "model.dtype": "float32",
-}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -47,7 +40,7 @@ def base(request, tmp_path):
 
 
 def train(base, rows="reviews", method="lora"):
-    sets = SETS | {"runs": str(base.parent / "runs"), "name": f"{rows}-{method}"}
+    sets = FEW_STEPS | {"runs": str(base.parent / "runs"), "name": f"{rows}-{method}"}
     return microplane.train(str(base), str(base.parent / f"{rows}.jsonl"), method=method, set=sets)
 
 

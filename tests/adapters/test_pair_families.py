@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import peft
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 import microplane
 from microplane.adapters.merge import merge
@@ -19,24 +16,25 @@ from microplane.models.heads import add_head, task_scores
 from microplane.models.transformer import Transformer
 from microplane.nn.rows import Pairs, Rows
 from tests import labels
-from tests.parity.peft_kit import assert_equal, named
+from tests.adapters.both_ways import (
+    FEW_ANSWERS,
+    FEW_STEPS,
+    KINDS,
+    assert_a_run_opens_there,
+    assert_peft_opens_here,
+    config_of,
+    pairs,
+    write_letters,
+)
 from tests.parity.test_pair_families import build
 from tests.resuming import assert_resumes_to_the_bit
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import PAIR_CONFIGS
 
-KINDS = ["bart", "mbart", "m2m_100", "pegasus"]
-FAMILIES = [KINDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[1:])]
+FAMILIES = ["bart", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mbart", "m2m_100", "pegasus"))]
 SOURCE, TARGET = [[5, 9, 66, 31, 1], [7, 1], [10, 11, 12, 13, 14, 1]], [[1, 44, 45], [1, 7, 8, 9, 10], [1]]
-SETS = {
-    "train.steps": 6,
-    "train.threads": 1,
-    "train.lr": 1e-2,
-    "train.eval_every": 3,
-    "model.dtype": "float32",
-    "eval.rows": 1,
-    "eval.max_new_tokens": 2,
-}
+PEER = pairs(SOURCE, TARGET)
+LINEARS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -46,43 +44,21 @@ def name(request):
 
 @pytest.fixture
 def base(name, tmp_path):
-    rows = [{"prompt": f"say {'abcdefg'[i % 7] * 2}", "completion": "abcdefg"[i % 7]} for i in range(28)]
-    labels.write(tmp_path / "rows.jsonl", rows)
+    write_letters(tmp_path / "rows.jsonl")
     return pair_folder(tmp_path / "base", name)
 
 
 def train(base, method="lora", **sets):
-    sets = {name: x for name, x in SETS.items() if "data.task" not in sets or not name.startswith("eval.")} | sets
+    sets = (FEW_STEPS if "data.task" in sets else FEW_ANSWERS) | sets
     sets |= {"runs": str(base.parent / "runs"), "name": "it"}
     return microplane.train(str(base), str(base.parent / "rows.jsonl"), method=method, set=sets)
 
 
-def reference(folder):
-    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-def ours(model):
-    return [model.logits(model(Pairs(Rows.of([s]), Rows.of([t])))) for s, t in zip(SOURCE, TARGET, strict=True)]
-
-
-def theirs(model):
-    given = zip(SOURCE, TARGET, strict=True)
-    return [model(input_ids=torch.tensor([s]), decoder_input_ids=torch.tensor([t])).logits[0] for s, t in given]
-
-
-def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path):
+def test_merged_folders_and_adapters_open_there_with_equal_logits(base):
     done = train(base)
-    opened = microplane.load(done.folder, "float32")
-    assert isinstance(opened.model, Transformer)
-    wanted = ours(opened.model)
-    adapted = peft.PeftModel.from_pretrained(reference(base), done.folder / "adapter").eval()
-    assert_equal(wanted, theirs(adapted))
-    adapted.save_pretrained(tmp_path / "theirs")
-    assert_equal(ours(microplane.load(tmp_path / "theirs", "float32").model), wanted)
-    merged = merge(done.folder, tmp_path / "merged").folder
-    assert_equal(theirs(reference(merged)), wanted)
-    assert not torch.allclose(ours(load_model(base))[0], wanted[0], atol=1e-2)
-    said = reference(merged).generate(torch.tensor(SOURCE[:1]), max_new_tokens=5, do_sample=False, num_beams=1)
+    assert isinstance(microplane.load(done.folder).model, Transformer)
+    merged = assert_a_run_opens_there(PEER, base, done)
+    said = PEER.open(merged).generate(torch.tensor(SOURCE[:1]), max_new_tokens=5, do_sample=False, num_beams=1)
     assert microplane.load(merged).model.start_generation(SOURCE[:1])[1] == [[said[0, 0].item()]]
 
 
@@ -93,24 +69,11 @@ def test_resumed_it_goes_on_to_the_bit(base, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "ia3", "vera"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_we_open_what_peft_trained_on_it(base, tmp_path, kind):
-    linears = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-    knobs: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "target_modules": linears}
-    if kind == "ia3":
-        knobs |= {"target_modules": ["k_proj", "v_proj", "fc1"], "feedforward_modules": ["fc1"]}
-        config: Any = peft.IA3Config(**knobs)
-    elif kind == "vera":
-        config = peft.VeraConfig(**knobs | {"target_modules": ["q_proj", "v_proj"]}, r=6)
-    else:
-        config = peft.LoraConfig(**knobs, r=3, use_rslora=kind == "rslora", use_dora=kind == "dora")
-    model = peft.get_peft_model(reference(base), config).eval()
-    for parameter in named(model).values():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(tmp_path / "adapter")
-    found = microplane.load(tmp_path / "adapter", "float32")
-    assert_equal(ours(found.model), theirs(model))
-    assert not torch.allclose(ours(load_model(base))[0], ours(found.model)[0], atol=1e-2)
+    scaled, alike = ["k_proj", "v_proj"], ["q_proj", "v_proj"]
+    config = config_of(kind, PEER.task, LINEARS, fed=["fc1"], scaled=scaled, alike=alike)
+    assert_peft_opens_here(PEER, base, config, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 import microplane
 from microplane.adapters.merge import merge
@@ -18,9 +17,19 @@ from microplane.models.families import family_of
 from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import add_head, embed, task_scores
 from microplane.models.t5gemma import T5Gemma
-from microplane.nn.rows import Pairs, Rows
+from microplane.nn.rows import Rows
 from tests import labels
-from tests.parity.peft_kit import assert_equal, named
+from tests.adapters.both_ways import (
+    FEW_ANSWERS,
+    FEW_STEPS,
+    KINDS,
+    assert_a_run_opens_there,
+    assert_peft_opens_here,
+    config_of,
+    pairs,
+    saved_by_peft,
+)
+from tests.parity.peft_kit import assert_equal
 from tests.resuming import assert_resumes_to_the_bit
 from tests.runs.test_seq2seq import pair_folder, shout
 from tests.tiny import T5GEMMA2, tiny_pairs
@@ -30,16 +39,7 @@ TOWER = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SOURCES = [[5, 9, 66, 31], [7], [10, 11, 12, 13, 14, 15], [9] * 3]
 TARGETS = [[2, 40, 41], [2], [2, 8, 8, 8, 9], [2, 70]]
-SETS = {
-    "train.steps": 6,
-    "train.batch_size": 8,
-    "train.threads": 1,
-    "train.lr": 1e-2,
-    "train.eval_every": 3,
-    "model.dtype": "float32",
-    "eval.rows": 1,
-    "eval.max_new_tokens": 2,
-}
+PEER = pairs(SOURCES, TARGETS)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -54,40 +54,16 @@ def base(family, tmp_path):
 
 
 def train(base, **sets):
-    sets = SETS | {"runs": str(base.parent / "runs"), "name": "it"} | sets
+    sets = FEW_ANSWERS | {"runs": str(base.parent / "runs"), "name": "it"} | sets
     return microplane.train(str(base), str(base.parent / "data.jsonl"), method="lora", set=sets)
 
 
-@torch.no_grad()
-def ours(model) -> list[torch.Tensor]:
-    made = model.logits(model(Pairs(Rows.of(SOURCES), Rows.of(TARGETS))))
-    return list(made.split([len(target) for target in TARGETS]))
-
-
-@torch.no_grad()
-def theirs(model) -> list[torch.Tensor]:
-    rows = zip(SOURCES, TARGETS, strict=True)
-    return [model(torch.tensor([read]), decoder_input_ids=torch.tensor([begun])).logits[0] for read, begun in rows]
-
-
-def reference(folder):
-    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def test_merged_folders_and_adapters_open_there_with_equal_logits(base, tmp_path):
+def test_merged_folders_and_adapters_open_there_with_equal_logits(base):
     done = train(base)
-    opened = microplane.load(done.folder, "float32")
-    assert isinstance(opened.model, T5Gemma)
-    wanted = ours(opened.model)
-    adapted = peft.PeftModel.from_pretrained(reference(base), done.folder / "adapter").eval()
-    assert_equal(wanted, theirs(adapted))
-    adapted.save_pretrained(tmp_path / "theirs")
-    assert_equal(ours(microplane.load(tmp_path / "theirs", "float32").model), wanted)
-    merged = merge(done.folder, tmp_path / "merged").folder
-    assert_equal(theirs(reference(merged)), wanted)
-    kept, stored = reference(base).state_dict(), reference(merged).state_dict()
+    assert isinstance(microplane.load(done.folder).model, T5Gemma)
+    merged = assert_a_run_opens_there(PEER, base, done)
+    kept, stored = PEER.open(base).state_dict(), PEER.open(merged).state_dict()
     assert all(torch.equal(stored[name], x) for name, x in kept.items() if name.startswith(TOWER))
-    assert not torch.allclose(ours(load_model(base))[0], wanted[0], atol=1e-2)
 
 
 @pytest.mark.slow
@@ -96,44 +72,25 @@ def test_resumed_it_goes_on_to_the_bit(base):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "ia3", "vera"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_we_open_what_peft_trained_on_it(base, tmp_path, kind):
     def named_so(*leaves):  # of T5Gemma 2 not those of the tower
         return [name for name in linears if name.endswith(leaves) and "vision" not in name]
 
-    linears = [name for name, module in reference(base).named_modules() if isinstance(module, torch.nn.Linear)]
-    knobs: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM", "target_modules": named_so(*LINEARS)}
-    if kind == "ia3":
-        config: Any = peft.IA3Config(
-            **knobs | {"target_modules": named_so("k_proj", "v_proj", "down_proj")},
-            feedforward_modules=named_so("down_proj"),
-        )
-    elif kind == "vera":
-        config = peft.VeraConfig(**knobs | {"target_modules": named_so("q_proj")}, r=6)
-    else:
-        config = peft.LoraConfig(**knobs, r=3, use_rslora=kind == "rslora", use_dora=kind == "dora")
-    torch.manual_seed(0)
-    model = peft.get_peft_model(reference(base), config).eval()
-    for parameter in named(model).values():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(tmp_path / "adapter")
-    found = microplane.load(tmp_path / "adapter", "float32")
-    assert_equal(ours(found.model), theirs(model))
-    assert not torch.allclose(ours(load_model(base))[0], ours(found.model)[0], atol=1e-2)
+    linears = [name for name, module in PEER.open(base).named_modules() if isinstance(module, torch.nn.Linear)]
+    parts = {"fed": named_so("down_proj"), "scaled": named_so("k_proj", "v_proj"), "alike": named_so("q_proj")}
+    config = config_of(kind, PEER.task, named_so(*LINEARS), **parts)
+    assert_peft_opens_here(PEER, base, config, tmp_path / "adapter")
 
 
 @pytest.mark.slow
 def test_adapters_of_the_tower_are_left_out_with_a_word(tmp_path):
     base = pair_folder(tmp_path / "base", "t5gemma2")
-    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj", "down_proj"], r=3)
-    torch.manual_seed(0)
-    model = peft.get_peft_model(reference(base), config).eval()
-    for parameter in named(model).values():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(tmp_path / "adapter")
+    config = peft.LoraConfig(task_type=PEER.task, target_modules=["q_proj", "down_proj"], r=3)
+    wanted = saved_by_peft(PEER, base, config, tmp_path / "adapter")
     with pytest.warns(MicroplaneWarning, match="2 tensors of the adapter belong to layers that see images"):
         found = microplane.load(tmp_path / "adapter", "float32")
-    assert_equal(ours(found.model), theirs(model))
+    assert_equal(PEER.ours(found.model), wanted)
 
 
 @pytest.mark.slow
@@ -171,8 +128,7 @@ def test_it_learns_labels(base, pooling):
     rows = [{"text": f"{'ab'[n % 2] * 3} {n}", "label": "xy"[n % 2]} for n in range(60)]
     labels.write(base.parent / "rows.jsonl", rows)
     sets = {"train.steps": 20, "model.pooling": pooling, "data.task": "classification"}
-    kept = {name: value for name, value in SETS.items() if name != "eval.max_new_tokens"}
-    sets = kept | sets | {"runs": str(base.parent / "runs")}
+    sets = FEW_STEPS | sets | {"runs": str(base.parent / "runs")}
     done = microplane.train(str(base), str(base.parent / "rows.jsonl"), method="lora", set=sets)
     assert done.metrics["after"]["loss"] < done.metrics["before"]["loss"]
     again = microplane.load(done.folder, "float32")
@@ -185,13 +141,13 @@ def test_it_learns_labels(base, pooling):
 def test_full_fine_tuning_keeps_the_tower_and_goes_on(tmp_path):
     shout(tmp_path)
     base = pair_folder(tmp_path / "base", "t5gemma2")
-    sets = SETS | {"runs": str(tmp_path / "runs")}
+    sets = FEW_ANSWERS | {"runs": str(tmp_path / "runs")}
     done = microplane.train(str(base), str(tmp_path / "data.jsonl"), method="full", set=sets)
     assert all(check["passed"] in (True, None) for check in done.result["checks"]), done.result["checks"]
-    wanted = ours(microplane.load(done.folder, "float32").model)
-    peer = reference(done.folder / "adapter")
-    assert_equal(theirs(peer), wanted)
-    kept, stored = reference(base).state_dict(), peer.state_dict()
+    wanted = PEER.ours(microplane.load(done.folder, "float32").model)
+    peer = PEER.open(done.folder / "adapter")
+    assert_equal(PEER.theirs(peer), wanted)
+    kept, stored = PEER.open(base).state_dict(), peer.state_dict()
     towers = [name for name in kept if name.startswith(TOWER)]
     assert len(towers) > 10
     assert all(torch.equal(stored[name], kept[name]) for name in towers)
