@@ -53,3 +53,22 @@ def test_the_command():
     found = json.loads(CliRunner().invoke(app, ["machine", "--json"], catch_exceptions=False).stdout)
     assert found["float32"] == machine.known().float32
     assert found["threads"] == torch.get_num_threads()
+
+
+def test_what_is_slow_is_done_once(monkeypatch):
+    calls, clock = [], [0.0]
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+
+    def slow():
+        calls.append(None)
+        clock[0] += 2 * machine.SECONDS
+
+    assert machine._median(slow) == 2 * machine.SECONDS
+    assert len(calls) == 1
+
+
+def test_small_rates_are_no_zeros(monkeypatch):
+    monkeypatch.setattr(machine, "measured", lambda refresh: machine.Rates(2e11, 5.1e8, 4.3e8, 5e9, 6e-6))
+    told = CliRunner().invoke(app, ["machine"], catch_exceptions=False).output
+    for line in ("float32      200 billion", "bfloat16     0.5", "int8         0.4"):
+        assert line in told

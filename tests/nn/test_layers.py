@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from microplane.nn.number_format import fastest_dtype, measured
+from microplane.nn import number_format
+from microplane.nn.number_format import NumberFormat, fastest_dtype, measured
 from microplane.nn.ops import linear_cross_entropy as loss
 from microplane.nn.ops.dropout import dropout, dropout_mask, dropout_reference
 from microplane.nn.ops.linear_cross_entropy import (
@@ -281,6 +282,29 @@ def test_the_number_format_is_measured_once_and_remembered(tmp_path, monkeypatch
         assert fastest_dtype() == wanted
     file.write_text("not json")
     assert all(seconds > 0 for seconds in measured().values())
+
+
+def test_a_format_that_is_hopeless_is_not_measured_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path))
+    taken = []
+
+    def products(x, w):
+        taken.append(x.dtype)
+        clock[0] += {torch.float32: 1.0, torch.bfloat16: 0.5, torch.int8: 30.0}[x.dtype]
+
+    clock = [0.0]
+    monkeypatch.setattr(number_format.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "mm", products)
+    monkeypatch.setattr(torch, "_int_mm", products)
+    form = NumberFormat(torch.float32, "int8", in_8_bits=True)
+    assert number_format.slowdown(form) == 30
+    assert taken.count(torch.int8) == 4  # two rounds, the first of which warms
+    assert taken.count(torch.float32) == 10
+    assert number_format.slowdown(form) == 30
+    assert number_format.slowdown(NumberFormat(torch.bfloat16)) == 0.5
+    assert number_format.slowdown(NumberFormat(torch.float32)) == 1.0
+    assert fastest_dtype() == torch.bfloat16
+    assert len(taken) == 4 + 10 + 10  # each once
 
 
 def test_a_low_rank_layer_keeps_no_inputs_where_a_is_frozen():

@@ -145,6 +145,16 @@ def test_scores_of_rows_are_those_of_transformers(base, name):
     assert found == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_a_base_is_served_in_the_languages_that_are_told(base, name):
+    english, french, other = CODES[name]
+    for target in (french, other):
+        [served] = Library("float32", source_language=english, target_language=target).open(str(base))
+        alone = microplane.load(base, "float32", source_language=english, target_language=target)
+        assert ids_of(served.pipeline, ["a cat 7"]) == ids_of(alone, ["a cat 7"])
+    with pytest.raises(ConfigError, match="data.target_language = klingon"):
+        Library("float32", source_language=english, target_language="klingon").open(str(base))
+
+
 @pytest.mark.slow
 def test_adapters_of_two_languages_are_served_from_one_base(base, name):
     folders = [train(base, name, **{"data.target_language": code}).folder for code in CODES[name][1:]]

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 import microplane
 from microplane.cli.app import app
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, MicroplaneWarning
 from microplane.methods.base_format import number_format
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import scratch
 from microplane.nn.quantised import NF4Linear, QuantisedLinear
+from microplane.runs import prepare
 from microplane.runs.train import resume
 from tests.tiny import save_tiny_folder
 
@@ -47,6 +48,24 @@ def train(place, method, **sets):
 @pytest.fixture(scope="module")
 def done(place):
     return train(place, "qlora")
+
+
+@pytest.mark.parametrize(
+    ("method", "sets", "told"),
+    [
+        ("qlora", {"model.compute": "int8"}, "int8 takes 40 times as long as float32 .* --set model.compute=auto"),
+        ("qlora", {"model.compute": "bfloat16"}, "bfloat16 takes 40 times .* --set model.compute=auto"),
+        (
+            "lora",
+            {"model.dtype": "bfloat16", "model.compute": "auto"},
+            "bfloat16 takes 40 .* --set model.dtype=float32",
+        ),
+    ],
+)
+def test_a_format_that_is_slow_here_is_told(place, monkeypatch, method, sets, told):
+    monkeypatch.setattr(prepare, "slowdown", lambda form: 40.0)
+    with pytest.warns(MicroplaneWarning, match=told):
+        train(place, method, **sets, **{"train.epochs": None, "train.steps": 1})
 
 
 def test_qlora_runs_on_nf4_and_says_so(done):

@@ -18,7 +18,17 @@ from microplane.cli.evaluate import evaluate
 from microplane.cli.machine import machine
 from microplane.cli.mixture import mixture
 from microplane.cli.model_list import models
-from microplane.cli.options import Base, Config, ModelName, Quiet, Set, SkipBadRows, assigned
+from microplane.cli.options import (
+    Base,
+    Config,
+    ModelName,
+    Quiet,
+    Set,
+    SkipBadRows,
+    SourceLanguage,
+    TargetLanguage,
+    assigned,
+)
 from microplane.cli.plan import plan
 from microplane.cli.problems import fail, tell_foreign
 from microplane.cli.processes import is_first, start
@@ -153,10 +163,8 @@ def generate(
     ] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, int8, nf4 or gguf.")] = "auto",
     base: Base = None,
-    source_language: Annotated[
-        str | None, typer.Option("--source-language", help="Of a translation model: what it reads, as eng_Latn.")
-    ] = None,
-    target_language: Annotated[str | None, typer.Option("--target-language", help="And what it writes.")] = None,
+    source_language: SourceLanguage = None,
+    target_language: TargetLanguage = None,
     set: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt.")] = False,
     quiet: Quiet = False,

@@ -27,6 +27,10 @@ SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on, instead of refusing the file.")
 ]
 Base = Annotated[str | None, typer.Option("--base", help="Where the adapter's base is, if not where the adapter says.")]
+SourceLanguage = Annotated[
+    str | None, typer.Option("--source-language", help="Of a translation model: what it reads, as eng_Latn.")
+]
+TargetLanguage = Annotated[str | None, typer.Option("--target-language", help="And what it writes.")]
 ModelName = Annotated[
     str,
     typer.Argument(

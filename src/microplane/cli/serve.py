@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from microplane.cli import interrupts
-from microplane.cli.options import Base
+from microplane.cli.options import Base, SourceLanguage, TargetLanguage
 from microplane.config.serving import ServeKnobs
 
 DEFAULTS = ServeKnobs()
@@ -67,6 +67,8 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = "auto",
     base: Base = None,
+    source_language: SourceLanguage = None,
+    target_language: TargetLanguage = None,
 ) -> None:
     """Serve models and many adapters over one base: OpenAI's API under /v1 (chat, completions, embeddings, classify),
     and at / a page on which two models answer side by side.
@@ -89,7 +91,8 @@ def serve(
 
     values = {"max_batch": max_batch, "batch_tokens": batch_tokens, "queue": queue, "timeout": timeout}
     values |= {"max_tokens": max_tokens, "max_body": max_body, "grace": grace}
-    knobs, library = build(ServeKnobs, values), Library(dtype, device, base)
+    knobs = build(ServeKnobs, values)
+    library = Library(dtype, device, base, source_language, target_language)
     try:
         run(models or [], adapters, host, port, _token(token_file), knobs, library, _say)
     except KeyboardInterrupt:

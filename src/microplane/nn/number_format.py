@@ -1,7 +1,7 @@
 """The number format of a base model, and which of float32 and bfloat16 multiplies faster on this machine.
 
 It is measured once and then remembered, not looked up by the processor's name: some multiply bfloat16 four times faster
-than float32, some forty times slower.
+than float32, some sixty times slower.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from microplane import hardware as environment
 from microplane.cache.entries import touch
@@ -22,7 +22,8 @@ from microplane.device import CPU, name_of
 from microplane.files import cache_dir, write_aside
 
 SHAPE = (512, 576, 1536)  # (tokens, in, out): a small step of a small model
-CANDIDATES = (torch.float32, torch.bfloat16)
+CANDIDATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # float32 is measured first
+HOPELESS = 4  # times as long as float32: such a format is not measured to the end, which may take seconds
 
 
 class NumberFormat(NamedTuple):
@@ -66,36 +67,57 @@ def fastest_dtype(refresh: bool = False, device: torch.device = CPU) -> torch.dt
     return torch.bfloat16 if seconds["bfloat16"] < 0.9 * seconds["float32"] else torch.float32
 
 
-def measured(refresh: bool = False, device: torch.device = CPU) -> dict[str, float]:
-    """Seconds of one forward and one backward product of `SHAPE` in each format."""
+def slowdown(form: NumberFormat) -> float:
+    """How many times as long as those of float32 its products take where it is: measured once, too."""
+    name = "int8" if form.in_8_bits else form.dtype_name
+    if name not in CANDIDATES or name == "float32":
+        return 1.0
+    seconds = measured(device=form.device, names=("float32", name))
+    return seconds[name] / seconds["float32"]
+
+
+def measured(
+    refresh: bool = False, device: torch.device = CPU, names: Sequence[str] = ("float32", "bfloat16")
+) -> dict[str, float]:
+    """Seconds of one forward and one backward product of `SHAPE` in each of these `CANDIDATES`; float32 comes first."""
     path = _cache_file(device)
-    if not refresh:
-        touch(path)
-        try:
-            seconds = json.loads(path.read_text())["seconds"]
-            return {name: float(seconds[name]) for name in ("float32", "bfloat16")}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    seconds = {str(dtype).removeprefix("torch."): _time(dtype, device) for dtype in CANDIDATES}
-    with suppress(OSError):  # a cache that cannot be written only costs the measurement again
-        write_aside(path, json.dumps({"machine": _machine(device), "seconds": seconds}).encode())
-    return seconds
+    known = {} if refresh else _remembered(path)
+    seconds = dict(known)
+    for name in names:
+        if name not in seconds:
+            seconds[name] = _time(CANDIDATES[name], device, seconds.get("float32", float("inf")))
+    if seconds != known:
+        with suppress(OSError):  # a cache that cannot be written only costs the measurement again
+            write_aside(path, json.dumps({"machine": _machine(device), "seconds": seconds}).encode())
+    return {name: seconds[name] for name in names}
 
 
-def _time(dtype: torch.dtype, device: torch.device = CPU, budget: float = 0.2) -> float:
+def _remembered(path: Path) -> dict[str, float]:
+    touch(path)
+    try:
+        return {name: float(seconds) for name, seconds in json.loads(path.read_text())["seconds"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _time(dtype: torch.dtype, device: torch.device, float32: float, budget: float = 0.2) -> float:
+    """The least of some rounds; `float32` is what they take in that format."""
     tokens, width, out = SHAPE
     x, w, g = torch.randn(tokens, width), torch.randn(out, width), torch.randn(tokens, out)
     x, w, g = (matrix.to(device, dtype) for matrix in (x, w, g))
+    multiply = torch._int_mm if dtype == torch.int8 else torch.mm
     best, spent, rounds = float("inf"), 0.0, 0
     while rounds < 5 or (spent < budget and rounds < 50):  # of few, on a busy machine, chance would decide
         start = time.perf_counter()
-        F.linear(x, w)
-        torch.mm(g, w)
+        multiply(x, w.t())
+        multiply(g, w)
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         last = time.perf_counter() - start
         spent, rounds, best = spent + last, rounds + 1, min(best, last) if rounds else best
-    return best if best < float("inf") else spent
+        if HOPELESS * float32 < best < float("inf"):
+            break
+    return best
 
 
 def _machine(device: torch.device) -> str:

@@ -22,7 +22,7 @@ from microplane.data.store import Dataset
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.device import name_of
-from microplane.errors import ConfigError, ModelError
+from microplane.errors import ConfigError, ModelError, notice
 from microplane.evaluation.evaluate import choose_rows
 from microplane.forecast.memory import Shapes
 from microplane.inference.check_ids import check_ids
@@ -36,7 +36,7 @@ from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
-from microplane.nn.number_format import NumberFormat
+from microplane.nn.number_format import NumberFormat, slowdown
 from microplane.nn.quantised import weight_count
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnyCandidates, AnySplits, candidates
@@ -48,6 +48,7 @@ from microplane.runs.trackers import check_trackers
 from microplane.training.optim import peak_lr
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
+SLOW = 2.0  # times as long as float32: that is told
 MICRO_BATCHES = "by what is kept of a row"  # how they are cut: other cuts draw other masks
 
 
@@ -204,6 +205,7 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
     form = base_format(config.model, method, checkpoint.stored)
     if form.device.type != "cpu" and config.model.device == "auto":
         watch.say(f"device    {name_of(form.device)}, as torch sees it; --set model.device=cpu for the processor")
+    _tell_slow(form)
     if form.quantised and config.model.init == "random":
         raise ConfigError(
             f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
@@ -227,6 +229,14 @@ def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = Fals
         answer_rows=tuple(choose_rows(held_out, config.eval.rows)),
         general=general,
     )
+
+
+def _tell_slow(form: NumberFormat) -> None:
+    """Say it where the number format that is asked for is none of this processor's own."""
+    if form.device.type == "cpu" and (times := slowdown(form)) > SLOW:
+        knob, better = ("model.compute", "auto") if form.quantised else ("model.dtype", "float32")
+        slow = f"{form.compute} takes {times:.0f} times as long as float32 on this processor"
+        notice(f"{slow}: --set {knob}={better}")
 
 
 class Opened(NamedTuple):

@@ -88,10 +88,20 @@ class Library:
         dtype: as the knob `model.dtype`; auto opens each adapter's base as it was when the adapter was trained.
         device: as the knob `model.device`.
         base: where the base of all adapters is now, if not where they say.
+        source_language: as the knob `data.source_language`, of bases; what was trained knows its own.
+        target_language: as the knob `data.target_language`, the same.
     """
 
-    def __init__(self, dtype: str = "auto", device: str = "auto", base: str | None = None):
+    def __init__(
+        self,
+        dtype: str = "auto",
+        device: str = "auto",
+        base: str | None = None,
+        source_language: str | None = None,
+        target_language: str | None = None,
+    ):
         self.dtype, self.device, self.base = dtype, device, base
+        self.languages = source_language, target_language
         self.served: dict[str, Served] = {}
         self._bases: dict[tuple[Path, NumberFormat], Base] = {}
         self._numbers = itertools.count()
@@ -187,7 +197,8 @@ class Library:
 
     def _served_base(self, base: Base) -> Served:
         tokenizer = load_tokenizer(base.path).with_unicode("auto")
-        return Served(base.name, Pipeline(base.engine.model, tokenizer, base.path).between(), base.engine)
+        pipeline = Pipeline(base.engine.model, tokenizer, base.path).between(*self.languages)
+        return Served(base.name, pipeline, base.engine)
 
     def _on(self, base: Base, folder: Path, name: str, method: Method, about: dict[str, Any]) -> Served:
         """An adapter that leaves the base's weights as they are."""
