@@ -7,12 +7,13 @@ import pytest
 import torch
 import transformers
 
+from microplane.models.encoder import Encoder
 from microplane.models.files.load import load_model, save_model
 from microplane.models.heads import task_scores
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES
 from tests.parity.encoder_shapes import ALL, ONE_EACH
-from tests.parity.test_encoder import Case, assert_gradients_agree, off, padded, texts
+from tests.parity.test_encoder import FAMILIES, Case, assert_gradients_agree, off, padded, texts
 
 LABELS = 3
 
@@ -77,6 +78,29 @@ def test_electras_discriminator_is_left_out(tmp_path):
     theirs.save_pretrained(tmp_path)
     expected = theirs.base_model(torch.tensor([[5, 6, 7]])).last_hidden_state[0]
     assert off(load_model(tmp_path)(Rows.of([[5, 6, 7]])), expected) < 1e-5
+
+
+OTHER_TASKS = {
+    "marks": transformers.AutoModelForQuestionAnswering,
+    "chooses": transformers.AutoModelForMultipleChoice,
+    "next": transformers.AutoModelForNextSentencePrediction,
+}
+
+
+@pytest.mark.parametrize("task", OTHER_TASKS)
+@pytest.mark.parametrize("case", [*FAMILIES, *ONE_EACH], ids=str)
+def test_heads_of_other_tasks_are_left_out_with_a_word(case: Case, task: str, tmp_path):
+    auto = OTHER_TASKS[task]
+    if case.config not in auto._model_mapping:
+        return  # transformers has no such class
+    theirs = case.build(auto)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert isinstance(ours, Encoder)
+    rows = texts((9,), 50)
+    assert off(ours(Rows.of(rows)), theirs.base_model(torch.tensor(rows)).last_hidden_state[0]) < 1e-5
+    told = f"the head of {type(theirs).__name__} is left out: what it does is no task here"
+    assert ours.load_notice == (None if task == "next" else told)
 
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=str)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.models.configs.encoder import Convolution, EncoderConfig
-from microplane.models.configs.encoder_families import ARCHITECTURES, SPECS, Names
+from microplane.models.configs.encoder_families import ARCHITECTURES, SPECS, Names, heads_left_out
+from microplane.models.configs.fields import architecture_of
 from microplane.models.contract import Model
 from microplane.models.nomic_layout import Named, as_stored
 from microplane.models.task_head import activation
@@ -206,6 +207,7 @@ class Encoder(Model):
     config: EncoderConfig
     embed: nn.Embedding
     head: None
+    left_out: tuple[str, ...] = ()  # modules of its file's class that the model alone lacks
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
@@ -230,7 +232,12 @@ class Encoder(Model):
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Encoder:
-        return cls(EncoderConfig.from_hf(fields))
+        model = cls(EncoderConfig.from_hf(fields))
+        named = architecture_of(fields, ARCHITECTURES)
+        model.left_out = heads_left_out(named)
+        if model.left_out:
+            model.load_notice = f"the head of {named} is left out: what it does is no task here"
+        return model
 
     def forward(self, rows: Rows | Pairs, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm: (T, D)."""
@@ -328,7 +335,7 @@ class Encoder(Model):
         """Heads of pre-training (BERT's pooler is one of them), and stored position indices."""
         called = self.canonical_name(name)
         stray = "embeddings.position_ids" if self.config.positions else "embeddings.position_"  # DeBERTa's files
-        return called.split(".")[0] in self.names.unused or called.startswith(stray)
+        return called.split(".")[0] in (*self.names.unused, *self.left_out) or called.startswith(stray)
 
     def plain_tensors(self) -> dict[str, Tensor]:
         found = super().plain_tensors()

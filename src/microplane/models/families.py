@@ -47,7 +47,8 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
     try:
         _, kind = find_transformers_class(fields)
     except ModelError as other:
-        raise ModelError(f"{other} Supported without it are {', '.join(MODEL_TYPES)}") from error
+        known = ", ".join(dict.fromkeys(MODEL_TYPES.values()))
+        raise ModelError(f"{other} Supported without it are {known}") from error
     return TransformersEncoder if kind == "encoder" else TransformersWriter
 
 

@@ -79,7 +79,7 @@ def test_configs_that_are_not_supported(fields, expected):
 
 
 def test_the_supported_architectures_are_named():
-    with pytest.raises(ModelError, match=f"supported are {', '.join(SPECS)}"):
+    with pytest.raises(ModelError, match="supported are llama, smollm3, mistral, qwen2"):
         DecoderConfig.from_hf(CONFIG | {"architectures": ["MambaForCausalLM"]})
 
 

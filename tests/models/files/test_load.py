@@ -390,4 +390,4 @@ def test_quantised_weights_are_refused(folder):
 def test_a_config_that_is_not_supported_is_told_with_its_folder(folder):
     configure(folder, architectures=["OddLM"])
     assert complaint(folder).startswith(f"{folder}: the architecture OddLM is not supported: it has no implementation")
-    assert "Supported without it are Ll" in complaint(folder)
+    assert "Supported without it are llama, " in complaint(folder)

@@ -321,20 +321,21 @@ SPECS = {
         tokens=Form("", "classifier", tokens=True, dropout=None),
     ),
 }
-PRETRAINED = {  # a model with the head of its pre-training, which is of no use here -> the model alone
-    "BertForMaskedLM": "BertModel",
-    "BertForPreTraining": "BertModel",
-    "RobertaForMaskedLM": "RobertaModel",
-    "XLMRobertaForMaskedLM": "XLMRobertaModel",
-    "ModernBertForMaskedLM": "ModernBertModel",
-    "DistilBertForMaskedLM": "DistilBertModel",
-    "ElectraForPreTraining": "ElectraModel",
-    "ElectraForMaskedLM": "ElectraModel",
-    "MPNetForMaskedLM": "MPNetModel",
-    "DebertaV2ForMaskedLM": "DebertaV2Model",
-    "NomicBertForMaskedLM": "NomicBertModel",
-    "EuroBertForMaskedLM": "EuroBertModel",
+# A class with a head that is of no use here, by the end of its name -> the modules of that head which no other class of
+# the family has.
+LEFT_OUT = {
+    "ForMaskedLM": (),
+    "ForPreTraining": (),
+    "ForNextSentencePrediction": (),
+    "ForQuestionAnswering": ("qa_outputs", "classifier"),
+    "ForMultipleChoice": ("classifier", "pre_classifier", "sequence_summary"),
 }
+PRETRAINED = {f"{plain.removesuffix('Model')}{end}": plain for plain in SPECS for end in LEFT_OUT}  # -> the model alone
+
+
+def heads_left_out(architecture: str) -> tuple[str, ...]:
+    """Modules of a class of Hugging Face's that its model alone lacks, beside those of pre-training."""
+    return next((modules for end, modules in LEFT_OUT.items() if architecture.endswith(end)), ())
 
 
 def has_other_files(fields: Mapping[str, Any]) -> bool:

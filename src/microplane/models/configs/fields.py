@@ -39,7 +39,8 @@ def architecture_of(config: Mapping[str, Any], known: Mapping[str, str]) -> str:
         if name in known:
             return name
     what = ", ".join(named) or config.get("model_type") or "(config.json names none)"
-    raise ModelError(f"the architecture {what} is not supported; supported are {', '.join(known)}")
+    families = ", ".join(dict.fromkeys(known.values()))
+    raise ModelError(f"the architecture {what} is not supported; supported are {families}")
 
 
 def overlaid(told: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
