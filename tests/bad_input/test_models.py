@@ -87,13 +87,13 @@ CASES = [
     Case(
         "an unknown architecture",
         train(),
-        ("AlbertModel is not supported", "LlamaForCausalLM", "Gemma3ForCausalLM"),
+        ("AlbertModel is not supported", "llama, ", "gemma3_text"),
         config(architectures=["AlbertModel"]),
     ),
     Case(
         "no architecture",
         train(),
-        ("names none", "LlamaForCausalLM"),
+        ("names none", "llama, "),
         edit("model/config.json", ("architectures", "model_type")),
     ),
     Case("a size that is text", train(), ("hidden_size = '32'", "whole number"), config(hidden_size="32")),
