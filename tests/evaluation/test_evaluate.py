@@ -2,10 +2,21 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from microplane.evaluation.evaluate import choose_rows, describe_scores, evaluate_loss, without_frame
+from microplane.config.knobs import EvalKnobs
+from microplane.evaluation import evaluate
+from microplane.evaluation.evaluate import (
+    answer_limit,
+    choose_rows,
+    describe_scores,
+    evaluate_answers,
+    evaluate_loss,
+    measure,
+    without_frame,
+)
+from microplane.inference.generate import Answer
 from microplane.nn.rows import Rows
 from microplane.objectives.next_token import NextToken
-from tests.tiny import copy_task, tiny
+from tests.tiny import MemoryDataset, copy_task, tiny
 
 
 def test_prompts_are_shown_whole_but_for_the_template():
@@ -45,3 +56,64 @@ def test_the_loss_is_the_mean_of_the_target_tokens_alone(budget):
 
 def test_scores_in_words():
     assert describe_scores({"loss": 0.5, "exact_match": 0.847}) == "loss 0.500, exact_match 84.7%"
+    parts = describe_scores({"perplexity": 1.5, "bleu": 31.25, "chrf": 48.5, "rmse": 2.0, "pearson": 0.5})
+    assert parts == "perplexity 1.500, bleu 31.250, chrf 48.500, rmse 2.000, pearson 0.500"
+
+
+def test_an_answer_may_be_twice_the_longest_right_one():
+    assert answer_limit([[1] * 3, [1] * 20], EvalKnobs()) == 40
+    assert answer_limit([[1] * 3], EvalKnobs()) == 16
+    assert answer_limit([[1] * 20], EvalKnobs(max_new_tokens=7)) == 7
+
+
+class Spelled:
+    """A tokenizer that writes a token as its number, behind a mark of its own."""
+
+    def __init__(self, mark="", target=None):
+        self.mark, self.for_targets = mark, target or self
+
+    def decode(self, ids, skip_special=True):
+        return " ".join(f"{self.mark}{token}" for token in ids)
+
+
+class Generated:
+    """Takes the place of generation, and keeps what it was asked with."""
+
+    def __call__(self, model, tokenizer, prompts, knobs, stop_ids, progress=None):
+        assert not model.training
+        self.limit = knobs.max_new_tokens
+        return [Answer([7], tokenizer.decode([7]), True) for _ in prompts]
+
+
+def test_answers_end_where_the_context_does_and_are_spelled_as_what_is_written(monkeypatch):
+    monkeypatch.setattr(evaluate, "generate", asked := Generated())
+    target = Spelled("t")
+    rows = MemoryDataset([([1] * 120 + [5], [False] * 120 + [True]), ([1, 2, 7], [False, False, True])])
+    rows.prompt_and_target = lambda row: [part.tolist() for part in rows.pair(row)]
+    model = tiny().train()  # whose context is 128
+    found = evaluate_answers(model, Spelled("s", target), rows, [0, 1], EvalKnobs(metrics=("exact_match",)), [2])
+    assert asked.limit == 8
+    assert model.training, "as it was before"
+    assert (found.prompts[1], found.targets, found.texts) == ("s1 s2", ["t5", "t7"], ["t7", "t7"])
+    assert found.scores == {"exact_match": 0.5}
+
+
+def test_the_frame_of_a_run_has_its_system_prompt_in_it(monkeypatch):
+    """It is left out of the prompts that are shown, as what the template writes is."""
+
+    class Objective:
+        def stop_ids(self, tokenizer, template):
+            return ()
+
+        def prompt(self, messages, tokenizer, template, system):
+            return [*system.encode(), *b" user: ", *messages[-1].content.encode(), *b" answer: "]
+
+        def measure(self, model, dataset, rows, judge):
+            return judge.frame()
+
+    class Bytes:
+        def decode(self, ids):
+            return bytes(ids).decode()
+
+    frame = measure(Objective(), None, Bytes(), None, [], EvalKnobs(), "chat", "model", lambda what: None, "Be brief.")
+    assert frame == ("Be brief. user: ", " answer: ")

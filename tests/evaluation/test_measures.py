@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, root_mean_squared_error
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from microplane.evaluation import label_metrics, text_metrics
@@ -60,6 +60,23 @@ def test_what_never_changes_goes_together_with_nothing(constant):
         scores = label_metrics.regression(said, truths)
         assert (scores["pearson"], scores["spearman"]) == (0.0, 0.0)
     assert label_metrics.regression([[1.0]], [[2.0]]) == {"rmse": 1.0, "pearson": 0.0, "spearman": 0.0}
+
+
+def test_the_scores_of_numbers_are_scipys_and_scikit_learns():
+    draw = np.random.default_rng(0)
+    truths = draw.normal(size=(7, 2))
+    said = np.exp(truths) + draw.normal(size=(7, 2))  # ranks and sizes go together differently
+    scores = label_metrics.regression(said.tolist(), truths.tolist())
+    flat = said.ravel(), truths.ravel()
+    assert scores["rmse"] == pytest.approx(root_mean_squared_error(flat[1], flat[0]), **close)
+    assert scores["pearson"] == pytest.approx(stats.pearsonr(*flat).statistic, **close)
+    assert scores["spearman"] == pytest.approx(stats.spearmanr(*flat).statistic, **close)
+
+
+def test_of_several_classes_a_row_is_right_where_all_are_and_no_more():
+    truths = [["a"], ["a", "b"], [], ["b", "a"]]
+    said = [["a", "b"], ["a"], [], ["a", "b"]]
+    assert label_metrics.multilabel(said, truths)["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -138,6 +155,8 @@ def test_scores_by_class_of_several_classes_are_scikit_learns(seed):
 def test_more_classes_than_can_be_read_have_no_matrix_and_numbers_have_no_classes():
     many = [f"c{number}" for number in range(label_metrics.MATRIX + 1)]
     assert set(label_metrics.by_class("classification", many, many, many)) == {"classes"}
+    most = many[:-1]
+    assert len(label_metrics.by_class("classification", most, most, most)["confusion"]) == label_metrics.MATRIX
     assert label_metrics.by_class("regression", [[1.0]], [[2.0]], ["value"]) == {}
 
 
@@ -180,3 +199,12 @@ def test_an_entity_counts_as_a_whole_and_words_without_a_label_are_no_part_of_it
     assert by_class["classes"]["I-x"]["rows"] == 1
     plain = label_metrics.score("tokens", [["N", "V"]], [["N", "N"]])
     assert list(plain) == ["accuracy", "macro_f1"]
+
+
+def test_entities_are_told_apart_by_their_rows_and_by_what_is_said_of_them():
+    truths, said = [["B-x"], ["O"], ["O"]], [["O"], ["B-x"], ["B-y"]]  # the same places, in other rows
+    assert label_metrics.score("tokens", said, truths)["entity_f1"] == 0
+    found = label_metrics.by_class("tokens", said, truths, ["B-x", "B-y", "O"])["entities"]
+    assert {name: (one["precision"], one["rows"]) for name, one in found.items()} == {"x": (0, 1), "y": (0, 0)}
+    nothing_there = label_metrics.score("tokens", said, [["O"]] * 3)
+    assert nothing_there["entity_precision"] == 0

@@ -53,6 +53,7 @@ def test_a_target_that_is_not_json_is_never_equal():
 def test_accuracy_and_macro_f1():
     targets = ["positive", "positive", "Negative", "neutral"]
     predictions = [" Positive\n", "I think it is good", "negative", "negative"]
+    assert score(["accuracy"], ["not  so\tgood"], ["Not so good"]) == {"accuracy": 1.0}
     figures = score(["accuracy", "macro_f1"], predictions, targets)
     assert figures["accuracy"] == 0.5
     # positive: precision 1, recall 1/2; negative: precision 1/2, recall 1; neutral: 0
@@ -94,6 +95,7 @@ def test_rouge_sees_every_script():
         ("हिन्दी में", ["हिन्दी", "में"]),  # vowel signs stay with their letters
         ("GPT読む、2本", ["gpt", "読", "む", "2", "本"]),
         ("🙂 -- ", []),
+        ("𰀀𰀁 𪛟𪜀", ["𰀀", "𰀁", "𪛟", "𪜀"]),  # the first and last of Han's extensions
     ],
 )
 def test_words(text, expected):
@@ -145,6 +147,8 @@ SHORT = ("exact_match", "rouge", "chrf")  # of BLEU these would be 0 even if all
         (["1", "2", "1", "1"], LABELS),  # numbers are JSON, but neither objects nor arrays
         (["positive", "negative", "Positive "], LABELS),
         (["a", "b", "c", "d"], SHORT),  # nothing repeats
+        (["out of stock right now", "in stock"] * 2, LABELS),  # five words
+        (["out of stock for right now", "in stock"] * 2, TEXT),
         (["three words only", "a longer answer of six words"] * 2 + ["three again here"], SHORT),
         (["x" * 51, "y"] * 10, SHORT),
         (["one two three four five six", "no"] * 10, TEXT),

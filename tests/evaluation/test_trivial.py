@@ -66,6 +66,9 @@ def texts(count):
     return [RANDOM.integers(0, len(WORDS), RANDOM.integers(3, 12)).tolist() for _ in range(count)]
 
 
+MANY = texts(260)
+
+
 def labelled(count, label):
     ids = texts(count)
     return Rows(ids, [label(row) for row in ids])
@@ -169,6 +172,22 @@ def test_what_is_said_of_some_rows_is_told_in_their_order():
         assert one.texts == [alone[name].texts[row] for row in rows], name
         right = [said == ("no", "yes")[own] for said, own in zip(alone[name].texts, held_out.own, strict=True)]
         assert one.scores["accuracy"] == sum(right) / 100, name
+
+
+def test_of_many_rows_some_are_read_that_are_spread_over_all(monkeypatch):
+    monkeypatch.setattr(trivial, "MOST_TOKENS", 40)
+    sorted_rows = Rows([[0, 1, 2, 3]] * 40, [0] * 20 + [1] * 20)  # as files often are
+    assert trivial._seen(sorted_rows) == [4 * row for row in range(10)]
+
+
+def test_the_unit_of_numbers_does_not_matter():
+    """The search ends where gradients are small, as all are of small numbers."""
+    found = []
+    for unit in (1, 1e-6):
+        train, held_out = (Rows(ids, [unit * (len(row) + row[0]) for row in ids]) for ids in (MANY[:200], MANY[200:]))
+        found.append({name: one["rmse"] / unit for name, one in scores(Regression(), train, held_out).items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+    assert found[0]["TF-IDF + ridge"] < found[0]["mean"]
 
 
 def test_plain_text_has_no_trivial_predictor():

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from microplane.training.monitor import Monitor, ValidationLoss, is_worse
+from microplane.training.monitor import Monitor, ValidationLoss, _noise, is_worse
 
 
 def fed(patience, *checks, passes=1.0):
@@ -64,6 +65,21 @@ def test_a_model_that_ignored_its_inputs_from_the_start_is_not_blamed():
 def test_rows_that_are_seen_for_the_first_time_cannot_be_overfitted():
     monitor, _ = fed(3, START, (1.0, 1.0), (1.1, 0.8), (1.2, 0.6), passes=0.1)
     assert kind(monitor) == "mismatch"
+
+
+def test_the_first_pass_ends_with_rows_seen_for_the_first_time():
+    checks = START, (1.0, 1.0), (1.1, 0.8), (1.2, 0.6)
+    assert kind(fed(3, *checks, passes=1 / 3)[0]) == "mismatch"  # of which the last check is at one pass
+    assert kind(fed(3, *checks, passes=0.34)[0]) == "overfitting"
+
+
+def test_training_loss_is_compared_with_that_just_before_the_best_check():
+    """Not with that of all steps before it, which begin where the run does."""
+    monitor = Monitor(5)
+    windows = ([], 2.2), ([2.0] * 36 + [0.5] * 12, 0.49), ([0.62] * 48, 0.62), ([0.6] * 48, 0.7)
+    for number, (losses, validation) in enumerate(windows):
+        monitor.add(48 * number, ValidationLoss(validation), losses, 0.1 * number)
+    assert kind(monitor) == "divergence"
 
 
 def test_one_worse_check_is_no_verdict_and_a_small_rise_neither():
@@ -178,6 +194,21 @@ def test_a_difference_counts_in_one_case_of_forty_where_there_is_none(groups):
             checks += monitor.checks
         worse += is_worse(checks[1], checks[0])
     assert worse / 2000 < 0.045
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_the_margin_of_few_groups_is_students(groups):
+    """Of groups of equal size the ratio estimator is a mean, and its error that of one."""
+    now, then = np.random.default_rng(groups).normal(10, 3, (2, groups))
+    items = [[[total, 5] for total in side] for side in (now, then)]
+    error = np.std((now - then) / 5, ddof=1) / math.sqrt(groups)
+    assert _noise(*items) == pytest.approx(stats.t.isf(0.025, groups - 1) * error, rel=2e-3)
+
+
+def test_the_error_of_the_training_loss_is_that_of_its_mean():
+    monitor, losses = Monitor(0), [1.0, 2.0, 4.0, 1.0, 3.0]
+    monitor.add(5, ValidationLoss(1.0), losses)
+    assert monitor.checks[0]["train_error"] == pytest.approx(stats.sem(losses))
 
 
 def test_a_difference_of_all_rows_counts():

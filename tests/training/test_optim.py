@@ -2,7 +2,11 @@ import math
 
 import pytest
 
-from microplane.training.optim import schedule, warmup_steps
+from microplane.config.knobs import TrainKnobs
+from microplane.methods import make_method
+from microplane.methods.method import trainable
+from microplane.training.optim import make_optimizer, schedule, still_frozen, warmup_steps
+from tests.tiny import tiny
 
 
 def test_warmup_is_a_share_below_one_and_a_number_of_steps_above():
@@ -37,3 +41,30 @@ def test_the_schedule_of_the_2017_transformer():
         assert schedule("inverse_sqrt", step, 100_000, 400) == pytest.approx(wanted)
     assert schedule("inverse_sqrt", 1599, 5, 400) == 0.5
     assert [schedule("inverse_sqrt", step, 10, 0) for step in (0, 3)] == [1.0, 0.5]
+
+
+def full():
+    model, method = tiny(), make_method("full")  # two blocks
+    method.attach(model)
+    return model, method
+
+
+def level(name):
+    """Of its parameters, from the input."""
+    return 0 if name.startswith("embed") else 1 + int(name.split(".")[1]) if name.startswith("layers") else 3
+
+
+def test_the_rate_of_a_block_is_a_share_of_that_of_the_block_above():
+    model, method = full()
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=0.8, layer_decay=0.5))
+    rates = {id(tensor): group["lr"] for group in optimizer.param_groups for tensor in group["params"]}
+    for name, tensor in trainable(model).items():
+        assert rates[id(tensor)] == pytest.approx(0.8 * 0.5 ** (3 - level(name))), name
+    assert optimizer.param_groups[0]["lr"] == 0.8, "which the log tells"
+
+
+def test_from_the_top_a_block_more_trains_after_so_many_steps():
+    model, _ = full()
+    for step, frozen in ((-1, range(4)), (0, range(3)), (4, range(3)), (5, range(2)), (9, range(2)), (10, [0]), (15, [])):
+        assert {level(name) for name in still_frozen(model, 5, step)} == set(frozen), step
+    assert still_frozen(model, None, 0) == still_frozen(model, None, -1) == {}

@@ -11,6 +11,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.methods import make_method
 from microplane.methods.method import trainable
 from microplane.objectives.next_token import NextToken
+from microplane.training.adamw_8bit import AdamW8bit
 from microplane.training.optim import make_optimizer
 from microplane.training.step import Totals, TrainState, train_step
 from tests.tiny import copy_task, tiny
@@ -84,6 +85,14 @@ def test_the_penalty_of_a_method_is_a_part_of_the_gradient(monkeypatch):
     torch.testing.assert_close(grads[1], grads[0] + 3)
 
 
+def test_a_method_is_told_the_number_of_its_step_and_of_all(monkeypatch):
+    state, totals, told = made(steps=3), Totals(), []
+    monkeypatch.setattr(type(state.method), "step", lambda method, model, optimizer, *given: told.append(given))
+    for _ in range(3):
+        train_step(state, totals)
+    assert told == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_each_epoch_asks_for_its_own_rows():
     data = Follower(copy_task(16))
     state, totals = made(data=data, steps=8, batch_size=8, lr=1e-3), Totals()
@@ -101,12 +110,18 @@ def test_what_a_step_counts():
     assert totals.losses == [record["loss"] for record in records]
 
 
-def test_the_optimizer_has_the_knobs_that_were_set():
+def test_validations_are_a_tenth_of_the_run_apart_or_as_was_asked():
+    assert [made(steps=steps).eval_every for steps in (4, 15, 100, 101)] == [1, 2, 10, 11]
+    assert made(steps=100, eval_every=3).eval_every == 3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adamw_8bit", AdamW8bit)])
+def test_the_optimizer_has_the_knobs_that_were_set(name, kind):
     method, model = make_method("full"), tiny()
     method.attach(model)
-    knobs = TrainKnobs(lr=0.01, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.25)
+    knobs = TrainKnobs(lr=0.01, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.25, optimizer=name)
     optimizer = make_optimizer(method, model, knobs)
-    assert isinstance(optimizer, torch.optim.AdamW)
+    assert isinstance(optimizer, kind)
     for group in optimizer.param_groups:
         assert (tuple(group["betas"]), group["eps"], group["peak_lr"]) == ((0.5, 0.7), 1e-3, 0.01)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.25}

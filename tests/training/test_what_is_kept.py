@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from microplane.config.knobs import TrainKnobs
 from microplane.methods import make_method
 from microplane.methods.method import trainable
 from microplane.objectives.next_token import NextToken
+from microplane.training import loop
 from microplane.training.loop import fit
 from tests.tiny import copy_task, tiny
 
@@ -89,3 +91,42 @@ def test_each_micro_batch_of_each_step_of_each_run_draws_its_own_masks(tmp_path,
     assert one == again
     assert len(one) > 2 * 3, "several micro-batches in a step"
     assert len({*one, *other}) == len(one) + len(other)
+
+
+def test_a_run_that_made_all_its_steps_did_not_stop_early(tmp_path):
+    knobs = KNOBS.model_copy(update={"patience": 2})
+    early, whole = (Followed(tmp_path / str(n), given, knobs) for n, given in enumerate(([2, 3, 3], [3, 2, 3, 3])))
+    assert (early.outcome.totals.step, early.outcome.stopped_early) == (10, True)
+    assert (whole.outcome.totals.step, whole.outcome.stopped_early) == (15, False)
+
+
+def test_a_run_that_was_interrupted_is_not_told_to_be_longer(tmp_path, monkeypatch):
+    looks = iter([False] * 12)
+
+    @contextmanager
+    def after_some_steps(on):
+        yield lambda: next(looks, True)
+
+    monkeypatch.setattr(loop, "interruptible", after_some_steps)
+    outcome = Followed(tmp_path, [3.0, 2.0]).outcome
+    assert outcome.interrupted
+    assert (outcome.totals.step, outcome.best_step, outcome.verdict) == (6, 5, None)
+
+
+def test_passes_and_speeds_are_of_the_tokens_that_were_read(tmp_path):
+    run = Followed(tmp_path, [3.0, 2.0, 2.5, 2.5])
+    assert run.outcome.best["passes"] == 1, "five steps of eight rows, of which there are forty"
+    clock = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    steps = [record for record in run.records if "loss" in record]
+    assert len(clock) >= len(steps) == 15
+    by_step = {line["step"]: line for line in clock if "seconds" in line}
+    for record in steps:
+        line = by_step[record["step"]]
+        assert line["tokens_per_second"] * line["seconds"] == pytest.approx(record["tokens"])
+        assert line["trained_tokens_per_second"] * line["seconds"] == pytest.approx(record["trained_tokens"])
+
+
+def test_how_often_the_rows_are_read():
+    rows = copy_task(40)
+    for knobs, wanted in (({"steps": 15}, 3), ({"epochs": 2.5}, 2.5), ({}, 1), ({"steps": 5, "epochs": 9}, 1)):
+        assert loop.passes(rows, TrainKnobs(batch_size=8, **knobs)) == wanted

@@ -89,7 +89,7 @@ def _by_text(
     numbers = objective.name == "regression"
     labels = labels.view(len(seen), -1) if numbers else labels
     width = labels.shape[1] if numbers else len(classes)
-    scale = float(labels.std()) or 1.0 if numbers else 1.0  # so that the penalty means the same for all
+    scale = float(labels.std()) or 1.0 if numbers else 1.0  # by the size of gradients the search knows its end
 
     windows = windows_of(held_out)
 
