@@ -65,6 +65,14 @@ def test_the_rate_of_a_block_is_a_share_of_that_of_the_block_above():
 
 def test_from_the_top_a_block_more_trains_after_so_many_steps():
     model, _ = full()
-    for step, frozen in ((-1, range(4)), (0, range(3)), (4, range(3)), (5, range(2)), (9, range(2)), (10, [0]), (15, [])):
+    for step, frozen in (
+        (-1, range(4)),
+        (0, range(3)),
+        (4, range(3)),
+        (5, range(2)),
+        (9, range(2)),
+        (10, [0]),
+        (15, []),
+    ):
         assert {level(name) for name in still_frozen(model, 5, step)} == set(frozen), step
     assert still_frozen(model, None, 0) == still_frozen(model, None, -1) == {}
