@@ -13,7 +13,7 @@ from microplane.data.batch_plan import BatchPlan
 from microplane.forecast import memory
 from microplane.forecast.blocks import BlockCost, Line
 from microplane.forecast.machine import Rates
-from microplane.forecast.memory import AtOnce, Forecast, Shapes, forecast
+from microplane.forecast.memory import AtOnce, Forecast, Shapes, TrainingBytes, forecast
 from microplane.methods import make_method
 from microplane.methods.method import attach_method
 from microplane.models.heads import meta_copy
@@ -109,6 +109,28 @@ def test_time_is_of_blocks_head_and_optimizer(cost):
 
 def test_the_peak_is_the_sum_of_its_parts():
     assert Forecast(1, 10, 20, 30, 40, 50, 60, 70).peak_memory_bytes == 210
+
+
+@pytest.mark.parametrize(("optimizer", "state"), [("adamw", 8), ("adamw_8bit", 2), ("adafactor", 0)])
+def test_what_weights_that_train_bring_with_them(optimizer, state):
+    """In the folder: the adapter, and two checkpoints, each with the optimizer's state."""
+    beside, own = (TrainingBytes.of(make_method({"name": name}), 1000, optimizer) for name in ("lora", "full"))
+    assert beside == TrainingBytes(4000, 4000, 1000 * state, 4000 + 2 * (4000 + 1000 * state))
+    assert own == replace(beside, added=0)
+
+
+def test_the_gradient_of_a_table_that_trains_is_there_twice():
+    """Of a tied one, as head and as embedding, before the two are added up."""
+    full, lora = (memory._head(shapes(name), rows()) for name in ("full", "lora"))
+    assert full - lora == 4 * LLAMA["vocab_size"] * LLAMA["hidden_size"]
+
+
+def test_passes_do_not_change_a_step_and_a_validation_is_bounded_by_its_knob():
+    lengths = np.array([50] * 16, dtype=np.int32)
+    once, thrice = (TrainKnobs(batch_size=8, epochs=epochs) for epochs in (1, 3))
+    found = [AtOnce.of(BatchPlan.of(lengths, knobs), lengths, 1.0, knobs, 64) for knobs in (once, thrice)]
+    assert [one.step for one in found] == [400, 400]
+    assert [one.evaluated for one in found] == [64, 64]
 
 
 def test_the_largest_micro_batch_is_found():

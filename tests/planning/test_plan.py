@@ -19,6 +19,7 @@ from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
 from microplane.models.files.load import load_model
 from microplane.nn.quantised import bytes_held
+from microplane.planning import plan as planning
 from tests.labels import encoder_folder
 from tests.tiny import LLAMA, save_tiny_folder
 
@@ -120,6 +121,27 @@ def test_the_command(tmp_path):
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json", "--quiet"], catch_exceptions=False).stdout)
     parts = ("process", "base", "adapter", "gradients", "optimizer", "activations")
     assert found["methods"][0]["total"] == sum(found["methods"][0][part] for part in parts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_just_fits_fits_and_else_it_is_said_what_nf4_would_take(dtype):
+    method, form = make_method({"name": "lora"}), base_format(ModelKnobs(dtype=dtype), make_method({"name": "lora"}))
+    one = planning.MethodPlan("lora", base=100 * 10**6 * form.stored.itemsize, activations=10)
+
+    def judged(memory):
+        return planning._judged(one, method, form, planning.Plan("model", 1, memory, 1, 1, None))
+
+    assert judged(one.total).fits
+    less = judged(one.total - 10**6)
+    assert less.fits is False
+    assert less.advice == "1 MB too much: model.dtype=nf4, which holds the base in 50 MB"
+
+
+def test_memory_that_this_process_has_is_there_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "free_memory", lambda: 10**6)
+    folder = save_tiny_folder(tmp_path / "model")
+    assert microplane.plan(folder, methods="lora", set=SETS).memory > 100 * 10**6
+    assert microplane.plan(folder, methods="lora", set=SETS, memory=5).memory == 5
 
 
 def test_what_is_no_model_and_no_method_is_refused(tmp_path):

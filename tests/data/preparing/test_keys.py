@@ -72,3 +72,17 @@ def test_the_fingerprint_is_of_the_labels_too(tmp_path):
 
     assert fingerprint("a.jsonl", "xy") == fingerprint("b.jsonl", "xy")
     assert fingerprint("a.jsonl", "xy") != fingerprint("c.jsonl", "yx")
+
+
+def test_a_head_that_numbers_its_classes_otherwise_makes_other_rows(tmp_path):
+    file = written(tmp_path / "rows.jsonl", [{"text": f"text {n}", "label": "xy"[n % 2]} for n in range(40)])
+
+    def labels(*classes):
+        rows = load_splits(DataKnobs(train=file), tiny(), LabelCandidates("classification", classes)).train
+        return [float(rows.labels(row)[0]) for row in range(len(rows))]
+
+    assert labels("x", "y") == [1 - label for label in labels("y", "x")]
+
+
+def test_another_template_makes_other_rows(answers):
+    assert tokens(answers) != tokens(answers, tiny(SPECIAL, CHATML.replace("<|im_end|>", "<|im_start|>")))

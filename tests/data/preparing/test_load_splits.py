@@ -15,6 +15,7 @@ from microplane.data.preparing import load_splits as dataset
 from microplane.data.preparing import tokenise
 from microplane.data.preparing.first_pass import files_of, split_off
 from microplane.data.preparing.load_splits import DataSummary, load_splits
+from microplane.data.preparing.summary import length_facts
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
 from microplane.files import folder_aside
@@ -448,6 +449,31 @@ def test_unknown_tokens_are_counted_and_warned_of(tmp_path, make_spaced):
     assert summary.trained_unk_rate == pytest.approx(1 / 3)
     assert 0 < summary.unk_rate < summary.trained_unk_rate
     assert f"{summary.unk_rate:.1%} of the tokens and 33.3% of the trained tokens are unknown" in summary.warnings[0]
+
+
+def test_shares_of_unknown_tokens_are_of_the_training_rows(tmp_path, make_spaced):
+    rows = [{"prompt": "ab" * (n % 3) + "ñ", "completion": f"é{'cd' * (n % 4)}"} for n in range(40)]
+    tokenizer = make_spaced()
+    splits = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_unknown=1), tokenizer)
+    ids, targets = (
+        np.concatenate(side) for side in zip(*(splits.train[n] for n in range(len(splits.train))), strict=True)
+    )
+    unknown = ids == tokenizer.unk_id
+    summary = splits.summary
+    assert summary.unk_rate == pytest.approx(unknown.mean())
+    assert summary.trained_unk_rate == pytest.approx(unknown[targets].mean())
+    assert summary.input_unk_rate == pytest.approx(unknown[~targets].mean())
+    assert len({summary.unk_rate, summary.trained_unk_rate, summary.input_unk_rate}) == 3
+
+
+def test_what_is_all_known_passes_where_nothing_unknown_may_be(tmp_path, make_spaced):
+    rows = [{"prompt": "abc", "completion": letter} for letter in "abcdefghij"]
+    text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows), max_unknown=0), make_spaced())
+
+
+def test_facts_on_lengths():
+    found = length_facts(np.array([1, 2, 3, 4, 100]))
+    assert found == {"min": 1, "median": 3, "mean": 22, "p95": pytest.approx(80.8), "max": 100}
 
 
 def test_text_that_the_vocabulary_does_not_know_is_refused(tmp_path, make_spaced):

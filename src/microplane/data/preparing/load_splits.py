@@ -140,7 +140,6 @@ def _key(
         identity,
         chosen,
         tokenizer.fingerprint,
-        tokenizer.chat_template,
         tokenizer.eos_ids,
     ]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
