@@ -16,6 +16,7 @@ from microplane.methods.method import trainable
 from microplane.objectives.next_token import NextToken
 from microplane.training import loop
 from microplane.training.loop import fit
+from microplane.training.resume import checkpoints, step_of
 from tests.tiny import copy_task, tiny
 
 KNOBS = TrainKnobs(steps=15, batch_size=8, micro_tokens=32, lr=2e-3, eval_every=5, patience=0, seed=3)
@@ -130,3 +131,15 @@ def test_how_often_the_rows_are_read():
     rows = copy_task(40)
     for knobs, wanted in (({"steps": 15}, 3), ({"epochs": 2.5}, 2.5), ({}, 1), ({"steps": 5, "epochs": 9}, 1)):
         assert loop.passes(rows, TrainKnobs(batch_size=8, **knobs)) == wanted
+
+
+def test_the_checkpoint_before_the_last_is_kept_too(tmp_path):
+    """To go on from, if the last one is damaged; where the rate may be lowered, the start's and the best one's also."""
+    Followed(tmp_path / "a", [3.0, 2.0, 2.5, 2.5])
+    assert steps(tmp_path / "a") == [10, 15]
+    Followed(tmp_path / "b", [3.0, 2.0, 2.01, 2.01], KNOBS.model_copy(update={"on_divergence": "lower_lr"}))
+    assert steps(tmp_path / "b") == [0, 5, 10, 15]
+
+
+def steps(folder):
+    return [step_of(checkpoint) for checkpoint in checkpoints(folder / "resume")]
