@@ -41,6 +41,8 @@ def test_of_several_classes_each_is_balanced_against_the_rows_without_it():
 
 def test_weights_by_name_and_one_for_the_others():
     assert weights(Classification(), {"b": 4.0}) == (1.0, 4.0, 1.0, 1.0)
+    by_number = with_class_weights(Classification(), {"a": 4.0}, ("c", "b", "a"), COUNTS, 8)
+    assert by_number.class_weights == (1.0, 1.0, 4.0)
     with pytest.raises(ConfigError, match=r"train\.class_weights: there is no class 'nver'\. Did you mean 'never'\?"):
         weights(Classification(), {"nver": 2.0})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from microplane.config.knobs import TrainKnobs
+from microplane.data.tokenizers.tokenizer import Encoded
 from microplane.errors import ConfigError
 from microplane.evaluation.evaluate import evaluate_loss
 from microplane.evaluation.probe import probe_logits, probe_rows
@@ -17,8 +19,9 @@ from microplane.methods import make_method
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES
 from microplane.objectives.collate import for_each_batch, rows_of
+from microplane.objectives.head import windows_of
 from microplane.objectives.next_token import NextToken
-from microplane.objectives.text import TokenBatch
+from microplane.objectives.text import TokenBatch, perplexity
 from microplane.training.loop import fit
 from tests.contract.families import FAMILIES
 from tests.tiny import copy_task, tiny
@@ -118,3 +121,44 @@ def test_labels_stand_in_the_order_of_their_rows():
     data, rows = FAMILIES["bert"].data, [5, 0, 3, 4, 1, 7, 2]
     labels = FAMILIES["bert"].objective.collate(data, rows).labels.tolist()
     assert labels == [float(data.labels(row)[0]) for row in rows] != labels[::-1]
+
+
+def test_windows_are_neighbours_from_one_place_in_one_file():
+    class Placed:
+        def __init__(self, *places):
+            self.places, self.where = places, places.__getitem__
+
+        def __len__(self):
+            return len(self.places)
+
+    assert windows_of(Placed("a:1", "b:1", "b:1", "b:2")) == [[0], [1, 2], [3]]
+    assert windows_of(Placed("a:1", "b:1", "a:1")) is None
+
+
+def test_segments_are_noted_where_one_row_has_a_second_text():
+    ids = [np.array([5, 6, 7]), np.array([8])]
+    rows = rows_of(ids, [np.array([False, True, True]), np.array([False])])
+    assert rows.types.tolist() == [0, 1, 1, 0]
+    assert rows_of(ids, [np.zeros(3, np.bool_), np.zeros(1, np.bool_)]).types is None
+
+
+def test_the_perplexity_of_a_loss_is_a_number_as_long_as_there_is_one():
+    assert [perplexity(loss) for loss in (0.0, 300.0, 701.0)] == [1.0, math.exp(300), math.inf]
+
+
+def test_a_class_is_said_from_above_one_half_in_both_ways():
+    objective, scores = HEAD_OBJECTIVES["multilabel"], torch.tensor([[0.0, 1e-3, -1e-3]])
+    assert objective.words(scores, "abc") == [["b"]]
+    assert objective.prediction(objective.probabilities(scores)[0], "abc").labels == ("b",)
+
+
+def test_numbers_are_told_with_three_digits():
+    assert HEAD_OBJECTIVES["regression"].line([1.2345, 1234.5], []) == "1.23, 1.23e+03"
+
+
+def test_the_first_token_that_reaches_into_a_word_speaks_for_it():
+    """SentencePiece's tokens begin with the white space before a word."""
+    scores = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0], [0.0, 0.0]])
+    encoded = Encoded([1, 2, 3, 4], [(0, 2), (2, 6), (6, 9), (0, 0)], [0] * 4, False)
+    (found,) = HEAD_OBJECTIVES["tokens"].predictions(scores, ["ab cde fg"], [encoded], ["x", "y"])
+    assert [(word, one.label) for word, one in found.words] == [("ab", "x"), ("cde", "y"), ("fg", "x")]

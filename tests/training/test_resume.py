@@ -72,3 +72,22 @@ def test_state_of_what_does_not_train_is_refused():
     model.second.requires_grad_(False)
     with pytest.raises(CheckpointError, match=r"state of 'second\.weight', which does not train here"):
         load_optimizer(model, torch.optim.AdamW(model.first.parameters()), saved)
+
+
+def test_what_comes_behind_a_step_is_forgotten_and_not_the_step_itself(tmp_path):
+    for step in (0, 5, 10, 15):
+        (folder := resume.of_step(tmp_path, step)).mkdir()
+        (folder / "state.json").touch()
+    resume.forget_after(tmp_path, 5)
+    assert [resume.step_of(folder) for folder in resume.checkpoints(tmp_path)] == [0, 5]
+
+
+def test_what_an_optimizer_has_beyond_a_checkpoint_is_forgotten():
+    """Where a run goes back to its start, no average of the steps since stays."""
+    model = Halves("cpu")
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.second(model.first(torch.ones(1, 3))).sum().backward()
+    optimizer.step()
+    assert optimizer.state
+    load_optimizer(model, optimizer, {})
+    assert not optimizer.state
