@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from microplane.comparison.statistics import Scores
-from microplane.comparison.verdict import Judgement, Words, sentences
+from microplane.comparison.verdict import Claim, Judgement, Words, sentences
 
 COSTS = {"full": 9.0, "lora": 2.0, "bitfit": 1.0, "dora": 3.0}
 
@@ -122,3 +124,27 @@ def test_where_seeds_differ_so_that_nothing_can_be_seen_no_figure_is_given():
     assert found.visible is not None
     assert found.visible > 1
     assert "with 2 seeds (no difference can be seen here): " in sentences(found, Words())[0]
+
+
+def test_a_claim_is_judged_among_all_claims_and_turned_with_its_interval():
+    found = judgement(lora=0.8, full=0.7).claim("full", "lora")
+    assert (found.one, found.other) == ("full", "lora")
+    assert found.difference.low < found.difference.value < found.difference.high < 0
+    alone = replace(found.difference, p=0.02)
+    assert Claim("full", "lora", alone, p=0.04).holds
+    assert not Claim("full", "lora", alone, p=0.06).holds
+
+
+def test_the_best_baseline_is_the_lowest_of_errors():
+    rng, methods = np.random.default_rng(0), {}
+    baselines = {name: Scores(rng.normal(mean, 1, (1, 50)), False, False) for name, mean in (("a", 3), ("b", 1))}
+    assert Judgement(methods, baselines, COSTS, lower=True).baseline == "b"
+    assert Judgement(methods, baselines, COSTS).baseline == "a"
+
+
+def test_one_leader_that_beats_the_baseline_is_enough():
+    found = judgement(lora=0.8, bitfit=0.5)
+    vars(found)["leaders"] = ["lora", "bitfit"]
+    assert found.beats_baseline
+    vars(other := judgement(lora=0.8, bitfit=0.5))["leaders"] = ["bitfit"]
+    assert not other.beats_baseline

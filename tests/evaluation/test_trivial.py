@@ -11,7 +11,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from microplane.evaluation import trivial
+from microplane.evaluation import text_metrics, trivial
 from microplane.evaluation.trivial import TfIdf, beaten_by, trivial_predictions
 from microplane.objectives.classification import Classification
 from microplane.objectives.multilabel import MultiLabel
@@ -207,3 +207,16 @@ def test_who_is_beaten():
     assert beaten_by({"rmse": 2.0}, {"mean": {"rmse": 1.0}}) == ("mean", "rmse", 1.0)
     assert beaten_by({"rmse": 0.5}, {"mean": {"rmse": 1.0}}) is None
     assert beaten_by({"loss": 1.0}, {}) is None
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_of_a_metric_that_a_package_adds_it_says_which_way_is_better(monkeypatch, lower):
+    def edits(predictions, targets):
+        return {"edits": 0.0}
+
+    edits.lower_is_better = lower
+    monkeypatch.setattr(text_metrics, "METRICS", {**text_metrics.METRICS, "edits": edits})
+    few, many = {"edits": 2.0, "edits_longest": 9.0}, {"edits": 5.0, "edits_longest": 9.0}
+    beaten, better = (few, many) if lower else (many, few)
+    assert beaten_by(better, {"commonest answer": beaten}) == ("commonest answer", "edits", beaten["edits"])
+    assert beaten_by(beaten, {"commonest answer": better}) is None

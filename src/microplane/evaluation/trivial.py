@@ -25,7 +25,6 @@ from microplane.evaluation import text_metrics as metrics
 from microplane.models.configs.head import PER_TOKEN
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.head import HeadObjective, windows_of
-from microplane.report.words import LOWER_IS_BETTER
 from microplane.training.own_optimizer import unmarked
 
 Scores = dict[str, float]
@@ -301,6 +300,6 @@ def beaten_by(scores: Mapping[str, float], trivial: Mapping[str, Scores]) -> tup
     """
     if not (metric := next((name for best in trivial.values() for name in best if name in scores), None)):
         return None
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if metrics.lower_is_better([metric]) else 1
     name, best = max(trivial.items(), key=lambda item: sign * item[1][metric])
     return (name, metric, best[metric]) if sign * best[metric] > sign * scores[metric] else None
