@@ -10,9 +10,10 @@ import transformers
 
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ModelError
+from microplane.models import task_head
 from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model
-from microplane.models.heads import add_head, embed, task_scores
+from microplane.models.heads import add_head, embed, ensure_head, task_scores
 from microplane.models.task_head import pooled
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES
@@ -166,6 +167,26 @@ def test_new_heads_are_the_same_for_the_same_seed():
     assert not torch.equal(first.out.weight, other.out.weight)
 
 
+def test_a_head_of_a_run_is_drawn_by_its_seed_and_is_of_its_labels_in_their_order():
+    def weights(labels, seed):
+        ensure_head(model := tiny_encoder(), "classification", labels, "auto", seed)
+        return model
+
+    first, other = weights(MEANT, 3), weights(MEANT, 4)
+    assert not torch.equal(first.task_head.out.weight, other.task_head.out.weight)
+    assert torch.equal(first.task_head.out.weight, weights(MEANT, 3).task_head.out.weight)
+    own = first.task_head
+    assert "the model's own" in ensure_head(first, "classification", MEANT, "auto", 9)
+    assert first.task_head is own
+    ensure_head(first, "classification", MEANT[::-1], "auto", 9)
+    assert first.task_head.config.labels == tuple(MEANT[::-1])
+
+
+def test_sentence_embeddings_have_the_length_one():
+    for pooling in ("mean", "cls", "last"):
+        torch.testing.assert_close(embed(tiny_encoder(), ROWS, pooling).norm(dim=-1), torch.ones(len(ROWS.lengths)))
+
+
 def test_dropout_of_a_head_while_training_only():
     model = tiny_encoder("bert")
     head = add_head(model, "classification", MEANT)
@@ -174,6 +195,16 @@ def test_dropout_of_a_head_while_training_only():
     assert torch.equal(head.scores(hidden, ROWS), head.scores(hidden, ROWS))
     head.train()
     assert not torch.equal(head.scores(hidden, ROWS), head.scores(hidden, ROWS))
+
+
+@pytest.mark.parametrize(("family", "falls"), [("roberta", 2), ("distilbert", 1), ("bert", 1)])
+def test_how_often_dropout_falls_in_a_head_is_as_its_family_has_it(monkeypatch, family, falls):
+    seen, real = [], task_head.dropout
+    monkeypatch.setattr(task_head, "dropout", lambda x, p, on: seen.append((p, on)) or real(x, p, on))
+    head = add_head(tiny_encoder(family), "classification", MEANT, pooling="cls").train()
+    head.predict(torch.randn(2, 32))
+    assert [on for _, on in seen] == [True] * falls
+    assert len({p for p, _ in seen}) == 1
 
 
 def test_scores_are_float32_on_a_bfloat16_model():
