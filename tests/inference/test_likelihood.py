@@ -32,11 +32,12 @@ def plainly(model, context, continuation):
 def test_they_are_those_of_each_alone(model, monkeypatch):
     monkeypatch.setattr("microplane.inference.likelihood.SCORED", 2)
     likeliest = PAIRS[0][0], [next(token for token in range(97) if plainly(model, PAIRS[0][0], [token])[1])]
-    seen = []
-    found = log_likelihoods(model, [*PAIRS, likeliest], lambda done, of: seen.append((done, of)))
-    for (context, continuation), (score, greedy) in zip([*PAIRS, likeliest], found, strict=True):
+    second = PAIRS[0][0], [sorted(range(97), key=lambda token: plainly(model, PAIRS[0][0], [token])[0])[-2]]
+    pairs, seen = [*PAIRS, second, likeliest], []
+    found = log_likelihoods(model, pairs, lambda done, of: seen.append((done, of)))
+    for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
         wanted, wanted_greedy = plainly(model, context, continuation)
         assert math.isclose(score, wanted, rel_tol=1e-5)
         assert greedy == wanted_greedy
-    assert found[-1][1]
-    assert seen[-1] == (5, 5)
+    assert [greedy for _, greedy in found[-2:]] == [False, True]
+    assert seen[-1] == (6, 6)
