@@ -13,10 +13,11 @@ from microplane.evaluation.evaluate import (
     measure,
     without_frame,
 )
+from microplane.evaluation.few_shot import MOST_TOKENS, room_of
 from microplane.inference.generate import Answer
 from microplane.nn.rows import Rows
 from microplane.objectives.next_token import NextToken
-from tests.tiny import MemoryDataset, copy_task, tiny
+from tests.tiny import MemoryDataset, copy_task, tiny, tiny_pairs
 
 
 def test_prompts_are_shown_whole_but_for_the_template():
@@ -117,3 +118,10 @@ def test_the_frame_of_a_run_has_its_system_prompt_in_it(monkeypatch):
 
     frame = measure(Objective(), None, Bytes(), None, [], EvalKnobs(), "chat", "model", lambda what: None, "Be brief.")
     assert frame == ("Be brief. user: ", " answer: ")
+
+
+def test_examples_leave_room_for_the_answer():
+    rows = MemoryDataset([([1, 2], [False, True])])
+    rows.prompt_and_target = lambda row: ([1], [5] * 30)
+    assert room_of(tiny(), rows, [0], EvalKnobs()) == 128 - 60
+    assert room_of(tiny_pairs(), rows, [0], EvalKnobs()) == MOST_TOKENS

@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
 from microplane.errors import ConfigError
-from microplane.evaluation.text_metrics import METRICS, canonical_json, choose, score, words
+from microplane.evaluation.text_metrics import METRICS, canonical_json, choose, lower_is_better, score, words
 
 ENGLISH = [
     ("the cat sat on the mat", "the cat is on the mat"),
@@ -122,6 +122,10 @@ def test_empty_targets_are_no_error():
 
 def test_no_rows_no_figures():
     assert score(["rouge", "auto"], [], []) == {}
+
+
+def test_of_losses_and_errors_less_is_better():
+    assert lower_is_better(["rmse", "accuracy", "loss", "pearson", "perplexity"]) == ["rmse", "loss", "perplexity"]
 
 
 def test_unknown_metric():

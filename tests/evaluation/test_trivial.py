@@ -148,6 +148,12 @@ def test_tokens_take_their_own_commonest_label():
     assert 0.2 < found["majority"]["accuracy"] < 0.5
 
 
+def test_a_token_that_was_never_seen_has_the_commonest_label_of_all():
+    train, held_out = Rows([[1, 2, 3]] * 4, [[0, 1, 1]] * 4), Rows([[1, 9]], [[0, 1]])
+    found = scores(TokenClassification(), train, held_out, ("a", "b"))
+    assert found["each token's commonest label"]["accuracy"] == 1
+
+
 def test_answers_of_the_nearest_row_and_the_commonest_one():
     ids = texts(60)
     train = Rows(ids, targets=[[row[0]] for row in ids])
