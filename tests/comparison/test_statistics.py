@@ -12,6 +12,7 @@ from microplane.comparison.statistics import (
     LEVEL,
     POWER,
     Scores,
+    Spread,
     difference,
     holm,
     interval,
@@ -89,6 +90,18 @@ def test_what_is_called_invisible_is_right_within_a_fifth(rows, seeds, spread):
         return sum(claims(outcomes(rng, accuracies, seeds, rows, spread))[1][0] < LEVEL for _ in range(150)) / 150
 
     assert found(0.8 * size) < POWER < found(1.2 * size)
+
+
+@pytest.mark.parametrize(("degrees", "claims"), [(1, 1), (2, 1), (2, 3), (4, 6), (10, 15), (300, 3)])
+def test_what_is_stated_in_half_of_all_comparisons_is_found_in_4_of_5(degrees, claims):
+    """However few degrees of freedom the standard error has, which then is itself a draw from a wide distribution."""
+    rng, count = np.random.default_rng(degrees), 40_000
+    errors = np.sqrt(rng.chisquare(degrees, count) / degrees)  # of a true one of 1
+    middle = float(np.median(errors)) ** 2
+    spread = Spread(rows=0.0, noise=0.0, seeds=3 * middle, doubtful=3 * middle, freedom=degrees, count=(1000, 3))
+    assert spread.degrees == pytest.approx(degrees)
+    seen = np.abs(visible_from(spread, claims) + rng.normal(size=count)) / errors
+    assert np.mean(2 * stats.t.sf(seen, degrees) < LEVEL / claims) == pytest.approx(POWER, abs=0.02)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.005])

@@ -25,6 +25,7 @@ from microplane.errors import ConfigError
 
 LEVEL = 0.05  # of intervals, and of all claims of a comparison together
 POWER = 0.8  # how often a difference must be found to count as visible
+MANY = 200  # degrees of freedom from which Student's t is the normal distribution
 MOST_ROWS, MOST_SEEDS = 1_000_000, 50  # beyond which nobody goes to tell two methods apart
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -175,11 +176,19 @@ def holm(ps: Sequence[float]) -> list[float]:
 def visible_from(spread: Spread, claims: int) -> float:
     """The smallest true difference that is found in `POWER` of all cases, where so many claims are made at once.
 
-    Smaller ones are invisible: they are missed more often. By Student's t, shifted.
+    Smaller ones are invisible: they are missed more often. By the noncentral t (Johnson, Kotz and Balakrishnan,
+    "Continuous Univariate Distributions", 31), for with few seeds the standard error is itself uncertain. For the same
+    reason it is more often too small than too large, and is divided by its own median.
     """
     student, degrees = _student(), spread.degrees
-    found = student.isf(LEVEL / 2 / max(claims, 1), degrees) + student.isf(1 - POWER, degrees)
-    return float(found) * spread.error
+    bound = float(student.isf(LEVEL / 2 / max(claims, 1), degrees))
+    if degrees > MANY:
+        return (bound + float(student.isf(1 - POWER, degrees))) * spread.error
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, nct
+
+    shift = brentq(lambda shift: nct.sf(bound, degrees, shift) - POWER, 0.0, 5 * bound)
+    return float(shift) * spread.error / math.sqrt(chi2.median(degrees) / degrees)
 
 
 @dataclass(frozen=True)
