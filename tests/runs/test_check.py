@@ -110,6 +110,19 @@ def nan_weights(place: Path) -> tuple[Path, Path]:
     return model, data
 
 
+def runs_is_a_file(place: Path) -> tuple[Path, Path]:
+    model, data = decoder(place, asked(40))
+    (data / "runs").write_text("")
+    return model, data
+
+
+def name_taken(place: Path) -> tuple[Path, Path]:
+    model, data = decoder(place, asked(40))
+    (data / "runs" / "mine").mkdir(parents=True)
+    (data / "runs" / "mine" / "run.yaml").write_text("")
+    return model, data
+
+
 def weightless(rows: Rows) -> Rows:
     turns = [[("user", row["prompt"], 1), ("assistant", row["completion"], 0)] for row in rows]
     return [{"messages": [{"role": who, "content": text, "weight": w} for who, text, w in row]} for row in turns]
@@ -196,6 +209,52 @@ FAULTS: dict[str, tuple[Callable[[Path], tuple[Path, Path]], dict[str, Any], str
         "doubtful",
         "left in the text",
     ),
+    "test rows with another label": (
+        lambda p: encoder(
+            p, reviews(40), test=[r | {"label": "bad good".split()[r["label"] == "bad"]} for r in reviews(9)]
+        ),
+        {},
+        "doubtful",
+        "9 of 9 test rows ask what training rows ask",
+    ),
+    "test rows with another answer": (
+        lambda p: decoder(
+            p, asked(60), test=[r | {"completion": "nobody knows"} for r in asked(60)[:3]] + asked(30, 5)
+        ),
+        {},
+        "doubtful",
+        "3 of 33 test rows ask what training rows ask",
+    ),
+    "copies": (lambda p: decoder(p, asked(6) * 10), {}, "doubtful", "training rows are copies of others"),
+    "copies of labelled rows": (lambda p: encoder(p, reviews(8) * 9), {}, "doubtful", "are copies of others"),
+    "one number": (
+        lambda p: encoder(p, [row | {"label": 3.5} for row in reviews(40)]),
+        {"data__task": "regression"},
+        "doubtful",
+        "it is all they teach",
+    ),
+    "one set of labels": (
+        lambda p: encoder(p, [row | {"label": ["good", "bad"]} for row in reviews(40)]),
+        {},
+        "doubtful",
+        "it is all they teach",
+    ),
+    "names and numbers of classes": (
+        lambda p: encoder(p, [row | {"label": "good bad 0 1".split()[n % 4]} for n, row in enumerate(reviews(40))]),
+        {},
+        "doubtful",
+        "if they mean the same",
+    ),
+    "names and numbers from 1 on": (
+        lambda p: encoder(p, [row | {"label": "a b c 1 2 3".split()[n % 6]} for n, row in enumerate(reviews(60))]),
+        {},
+        "doubtful",
+        "if they mean the same",
+    ),
+    "one step": (lambda p: decoder(p, asked(40)), {"train__epochs": 0.01}, "doubtful", "training is 1 step of"),
+    "two steps": (lambda p: encoder(p, reviews(60)), {"train__steps": 2}, "doubtful", "training is 2 steps of"),
+    "no place for runs": (runs_is_a_file, {}, "wrong", "cannot be made"),
+    "a name that is taken": (name_taken, {"name": "mine"}, "wrong", "mine"),
     "weights that are no numbers": (nan_weights, {}, "wrong", "NaN"),
     "a rate that explodes": (
         lambda p: decoder(p, asked(40)),

@@ -16,6 +16,7 @@ from microplane.methods import make_method
 from microplane.objectives.base import AnyObjective
 from microplane.report.words import duration, size
 from microplane.runs.continued import continued
+from microplane.runs.folder import run_folder
 from microplane.runs.inline_data import configuration, in_a_file
 from microplane.runs.method_search import left_open, stand_in
 from microplane.runs.prepare import Prepared, check_config, prepare
@@ -24,6 +25,7 @@ from microplane.runs.room import lacking
 from microplane.training.context import run_context
 
 Level = Literal["wrong", "doubtful"]
+LEAST_STEPS = 3  # of a run, below which that is doubted
 SAMPLES = 3  # rows that are shown as they are trained
 
 
@@ -94,10 +96,20 @@ def check(
     config, inline = configuration(model, data, method, set, knobs)
     found, watch = Checked(), watch or Silent()
     with in_a_file(config, inline) as there, run_context(there.train):
+        found.wrong(_no_folder(there))
         prepared = _prepared(found, there, watch)
         if prepared is not None:
             _look(found, prepared, rehearsal, watch)
     return found
+
+
+def _no_folder(config: RunKnobs) -> list[str]:
+    """Why the run's folder cannot be made, or is another's; it is made, and taken away."""
+    try:
+        with run_folder(Path(config.runs), config.name or "", ["check"]):
+            return []
+    except MicroplaneError as error:
+        return [str(error)]
 
 
 def _prepared(found: Checked, config: RunKnobs, watch: Watcher) -> Prepared | None:
@@ -129,6 +141,7 @@ def _look(found: Checked, prepared: Prepared, rehearsal: bool, watch: Watcher) -
     rows = prepared.splits.train
     how = prepared.objective, rows, prepared.tokenizer, summary.labels
     found.samples = [sample(row, *how) for row in range(min(SAMPLES, len(rows)))]
+    found.findings += [Finding("doubtful", text) for text in _too_short(prepared)]
     try:
         lacks = lacking(prepared)
         found.wrong(lacks)
@@ -139,6 +152,15 @@ def _look(found: Checked, prepared: Prepared, rehearsal: bool, watch: Watcher) -
     if found.rehearsed is not None:
         found.wrong(found.rehearsed.wrong())
         found.seconds = _seconds(prepared, found.rehearsed)
+
+
+def _too_short(prepared: Prepared) -> Iterator[str]:
+    steps = prepared.batch_plan.run_steps(prepared.config.train)
+    if steps < LEAST_STEPS:
+        yield (
+            f"the whole training is {steps} step{'s' if steps > 1 else ''} of the optimizer, in which next to nothing "
+            "is learnt: more train.epochs, or a smaller train.batch_size"
+        )
 
 
 def sample(

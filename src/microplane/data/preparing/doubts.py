@@ -26,6 +26,7 @@ ALIKE = 0.75  # Jaccard's index of the pairs of words of two rows that are near-
 LEAST_PAIRS = 5  # of a row that is looked for: short rows are alike by chance
 SHARE = 0.01  # of rows from which a doubt is told
 NEAR = 0.05  # of held-out rows: a few are paraphrases in the best of data
+COPIES = 0.5  # of training rows
 SAME_ANSWER = 0.95  # share of the commonest answer from which little is learnt
 CONVERSATIONS = ("messages", "conversations")  # formats of rows
 PLAIN_TEXT = "none"  # template of rows that are no questions
@@ -58,8 +59,10 @@ def doubts(
     others = {name: rows for name, rows in sets.items() if name != "train"}
     unseen = {name: list(_rows(rows, MOST_HELD_OUT, tokenizer, summary)) for name, rows in others.items()}
     found = [*_without_template(summary, tokenizer), *doubtful_names(summary.labels), *_contradictions(known)]
-    found += [*_one_answer(known, summary), *_leaks(known, summary)]
-    return found + [line for name, rows in unseen.items() for line in _near_duplicates(known, name, rows)]
+    found += [*_one_answer(known, summary), *_copies(known), *_leaks(known, summary)]
+    for name, rows in unseen.items():
+        found += [*_contradicted(known, name, rows), *_near_duplicates(known, name, rows)]
+    return found
 
 
 def _rows(dataset: Dataset, most: int, tokenizer: Tokenizer, summary: DataSummary) -> Iterator[_Row]:
@@ -110,8 +113,38 @@ def _contradictions(rows: Sequence[_Row]) -> Iterator[str]:
         )
 
 
+def _contradicted(known: Sequence[_Row], name: str, unseen: Sequence[_Row]) -> Iterator[str]:
+    """Held-out rows that some training rows ask too, and all of these answer otherwise."""
+    taught: dict[str, list[_Row]] = defaultdict(list)
+    for row in known:
+        taught[row.prompt].append(row)
+    torn = [
+        row
+        for row in unseen
+        if row.prompt.strip()
+        and row.prompt in taught
+        and row.answer not in {twin.answer for twin in taught[row.prompt]}
+    ]
+    if torn and len(torn) >= NEAR * len(unseen):
+        row, twin = torn[0], taught[torn[0].prompt][0]
+        yield (
+            f"{len(torn):,} of {len(unseen):,} {name} rows ask what training rows ask, which answer it otherwise: "
+            f"{twin.where} ({_short(twin.answer)}) and {row.where} ({_short(row.answer)}): nobody can be right"
+        )
+
+
+def _copies(rows: Sequence[_Row]) -> Iterator[str]:
+    different = len({(row.prompt, row.answer) for row in rows})
+    if 1 < different <= (1 - COPIES) * len(rows):
+        yield (
+            f"{len(rows) - different:,} of {len(rows):,} training rows are copies of others: an epoch over them is one "
+            f"of {different:,} rows, made {len(rows) / different:.1f} times"
+        )
+
+
 def _one_answer(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
-    if summary.task or len(rows) < 2 or not any(row.prompt.strip() for row in rows):
+    """Of classes and tags one may well be by far the commonest."""
+    if summary.task in ("classification", "tokens") or len(rows) < 2 or not any(row.prompt.strip() for row in rows):
         return
     answer, count = Counter(row.answer for row in rows).most_common(1)[0]
     if count >= SAME_ANSWER * len(rows):
@@ -122,6 +155,7 @@ def doubtful_names(labels: Sequence[str]) -> Iterator[str]:
     """Sentences on class names that may not mean what they should."""
     yield from _spelled_alike(labels)
     yield from _no_names(labels)
+    yield from _numbered(labels)
 
 
 def _spelled_alike(labels: Sequence[str]) -> Iterator[str]:
@@ -151,6 +185,15 @@ def _no_names(labels: Sequence[str]) -> Iterator[str]:
                 f"({len(joined):,} such); where a row has several labels, write a list: {parts[joined[0]]}"
             )
             return
+
+
+def _numbered(labels: Sequence[str]) -> Iterator[str]:
+    """As many classes with names as with numbers from 0 or 1 on: likely two columns in one."""
+    numbers = sorted(int(label) for label in labels if label.isascii() and label.isdigit())
+    names = [label for label in labels if not is_number(label)]
+    if len(names) > 1 and numbers in ([*range(len(names))], [*range(1, len(names) + 1)]):
+        listed, named = ", ".join(map(str, numbers[:6])), ", ".join(map(repr, names[:6]))
+        yield f"{listed} and {named} are {2 * len(names)} classes; if they mean the same, write all of them in one way"
 
 
 def _leaks(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
