@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.comparison.kit import place, write
 
 ATTENDED = """
@@ -34,6 +36,27 @@ def test_torchs_compiler_is_not_imported_and_the_end_is_in_order(tmp_path):
     run, left = done.stdout.splitlines()
     assert run.endswith("model-lora-rows")
     assert left == "left in order False"
+
+
+FORECAST = """
+import sys
+import microplane
+method, dtype = sys.argv[3:]
+knobs = {"runs": sys.argv[2] + "-runs", "train.steps": 2, "train.threads": 1, "eval.rows": 0}
+knobs |= {"model.dtype": dtype}
+microplane.train(sys.argv[1], sys.argv[2], method=method, set=knobs)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("dora", "int8"), pytest.param("qlora", "nf4", marks=pytest.mark.slow)])
+def test_a_forecast_does_not_import_it(tmp_path, method, dtype):
+    """It attaches and quantises on the meta device, where some operations are Python's."""
+    model, data = place(tmp_path)
+    command = [sys.executable, "-c", FORECAST, model, data, method, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "False"
 
 
 def test_an_error_keeps_its_exit_code(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -153,3 +154,15 @@ def test_all_of_a_batch_is_computed_at_once_where_it_fits():
 def test_rows_that_are_assumed():
     found = AtOnce.of_rows(256, TrainKnobs(), 8192)
     assert (found.tokens, found.row, found.trained, found.step) == (2048, 256, 2048, 2048)
+
+
+@pytest.mark.parametrize(("recompute", "loaded", "more"), [("none", False, 0), ("cheap", False, 1), ("cheap", True, 0)])
+def test_torchs_compiler_counts_where_recomputing_is_the_first_to_import_it(monkeypatch, recompute, loaded, more):
+    def lost(recompute: str) -> float:
+        return memory._lost(shapes(), AtOnce(64, 8, 32, 64.0, 64), 0, TrainKnobs(recompute=recompute))
+
+    monkeypatch.setitem(sys.modules, "torch._dynamo", sys)
+    plain = lost(recompute)
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch._dynamo")
+    assert lost(recompute) - plain == more * memory.COMPILER

@@ -7,6 +7,7 @@ is tried on one block and on two (blocks.py); of models so small that it hardly 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ LOOKED_AT = 500  # steps whose rows are looked at for the largest
 SMALL = 0.02  # of the process: blocks that hold less are not tried
 # What a process holds beside tensors, as the runs of benchmarks/forecast.py had it:
 LIBRARIES = 45_000_000  # bytes that training loads beside what is there before
+COMPILER = 62_000_000  # of torch's compiler, which torch.utils.checkpoint imports with its first call
 PRODUCTS = 30_000_000  # the same, of products with a quantised weight
 LOADED = 0.2  # of the base: left behind by reading it
 LEFT, MOST_SIZES = 1.2, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
@@ -230,7 +232,8 @@ def _lost(shapes: Shapes, at_once: AtOnce, base: int, knobs: TrainKnobs) -> floa
     of_size = LEFT * block if shapes.computed else 0.0
     anew = RECOMPUTED * block * shapes.computed if knobs.recompute == "blocks" else 0.0
     probed = 4 * PROBED * plain.config.vocab_size if plain.task_head is None else 0
-    process = LIBRARIES + (PRODUCTS if form.quantised else 0) + LOADED * base
+    compiler = COMPILER if knobs.recompute != "none" and "torch._dynamo" not in sys.modules else 0
+    process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * base
     return process + probed + anew + min(at_once.sizes, MOST_SIZES) * of_size
 
 
