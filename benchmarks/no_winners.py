@@ -131,6 +131,8 @@ def pool(model: str, rows: Sequence[dict[str, str]], test: Sequence[dict[str, st
         run = train(model, str(data), method="lora", set=given | {"train.seed": number})
         found.append(Answers.of(run.folder))
         print(f"run {number + 1} of {POOL} for the power", flush=True)
+    if len({tuple(run.said("after")) for run in found}) == 1:
+        raise SystemExit("all runs answered every row alike: nothing was learnt, and their seeds tell nothing")
     return found
 
 
