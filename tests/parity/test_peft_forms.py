@@ -317,3 +317,60 @@ def test_our_adapter_is_one_of_the_whole(seeing, tmp_path):
     assert_equal(theirs(opened), ours(model))
     assert not [name for name, _ in opened.named_parameters() if "lora_" in name and "vision" in name]
     assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), ours(model))
+
+
+OF_TEXT = r".*language_model.*\.k_proj"
+BESIDE = {
+    "the tied head": peft.LoraConfig(r=4, target_modules=rf"({OF_TEXT}|lm_head)", init_lora_weights=False),
+    "IA3 of all": peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[], init_ia3_weights=False),
+    "the projector in full": peft.LoraConfig(
+        r=4, target_modules=OF_TEXT, modules_to_save=["multi_modal_projector"], init_lora_weights=False
+    ),
+    "the embedding in full": peft.LoraConfig(
+        r=4, target_modules=OF_TEXT, modules_to_save=["embed_tokens"], init_lora_weights=False
+    ),
+    "DoRA of all": peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, init_lora_weights=False),
+}
+
+
+def saved_of_whole(seeing, config, folder):
+    torch.manual_seed(0)
+    model = whole(seeing)
+    model.name_or_path = str(seeing)
+    adapted = peft.get_peft_model(model, config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", BESIDE)
+def test_only_what_sees_is_left_out(form, seeing, tmp_path):
+    """What has no place among the language model's own layers may be of it all the same: a tied head has no layer."""
+    adapted = saved_of_whole(seeing, BESIDE[form], tmp_path / "adapter")
+    assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(adapted), 2e-5)
+    assert not torch.allclose(theirs(adapted)[0], theirs(whole(seeing))[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "respelled", ["language_model.model.", "model.", "", "language_model."], ids=["older", "text", "bare", "headless"]
+)
+def test_the_language_part_under_other_names(respelled, seeing, tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=OF_TEXT, init_lora_weights=False)
+    adapted = saved_of_whole(seeing, config, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    start = "base_model.model."
+    save_file(
+        {name.replace(f"{start}model.language_model.", start + respelled): x for name, x in load_file(file).items()},
+        file,
+    )
+    assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(adapted), 2e-5)
+
+
+def test_an_adapter_of_nothing_but_what_sees_is_refused_with_the_reason(seeing, tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=r".*vision_tower.*\.q_proj", init_lora_weights=False)
+    saved_of_whole(seeing, config, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="adapts only layers that see images"):
+        load(tmp_path / "adapter")

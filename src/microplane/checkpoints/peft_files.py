@@ -31,6 +31,7 @@ from microplane.nn.layers import Linear
 
 HEADS = {name: per_token for per_token, name in LABELS.items()}  # peft's task_type -> one prediction for each token
 PAIR = re.compile(r"\.lora_(?:A|B|magnitude_vector)(?:\.|$)")
+SEEING = ("vision_tower", "multi_modal_projector")  # parts of a model that also sees, as transformers calls them
 
 
 def plain_name(name: str) -> str:
@@ -43,7 +44,8 @@ def plain_name(name: str) -> str:
     name = re.sub(r"\.(lora_\w+|modules_to_save)\.default(?=\.|$)", r".\1", name)
     name = name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
     name = name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    return name.replace("language_model.model.", "model.").replace("model.language_model.", "model.")
+    name = name.replace("language_model.model.", "model.").replace("model.language_model.", "model.")
+    return name.removeprefix("language_model.")  # as the model without its head is called
 
 
 def matching(stored: Iterable[str], own: Iterable[str]) -> dict[str, str]:
@@ -112,14 +114,18 @@ def _check_saved(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None
 
 
 def _without_images(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the adapters of layers that see: the text part computes the same without them."""
+    """Without what belongs to parts that see: the text part computes the same without it.
+
+    Raises:
+        AdapterError: if nothing is left.
+    """
     if model.inside is None:
         return dict(state)
-    own = [*hf_names(model).values(), *hf_paths(model, linears(model))]
-    ends = re.compile(r"\.lora_.*$")
-    layers = {name: ends.sub("", plain_name(name)) for name in state}
-    ours = matching(set(layers.values()), own)
-    kept = {name: tensor for name, tensor in state.items() if layers[name] in ours or not PAIR.search(name)}
+    kept = {name: x for name, x in state.items() if not any(f".{part}." in f".{plain_name(name)}" for part in SEEING)}
+    if state and not kept:
+        raise AdapterError(
+            "it adapts only layers that see images, and this is the language model, which stays as it is"
+        )
     if len(kept) < len(state):
         notice(f"{len(state) - len(kept)} tensors of the adapter belong to layers that see images, and are left out")
     return kept

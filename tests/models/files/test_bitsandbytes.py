@@ -46,12 +46,11 @@ def test_their_folder_gives_their_weights_and_logits(theirs):
         ours = load_model(folder, form)
         weight = model.model.layers[1].mlp.down_proj.weight
         expected = bnb.dequantize_4bit(weight.data, weight.quant_state)
-        if double or form.quantised is None:
-            assert torch.equal(ours.layers[1].mlp.down.weight, expected)
+        assert torch.equal(ours.layers[1].mlp.down.weight, expected)
         with torch.no_grad():
             logits = ours.logits(ours(Rows.of([ids])))
-            if double or form.quantised is None:
-                torch.testing.assert_close(logits, model.train()(torch.tensor([ids])).logits[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(logits, model.train()(torch.tensor([ids])).logits[0], atol=1e-4, rtol=1e-4)
+    assert (ours.layers[0].attention.q.absmax.dtype == torch.uint8) == double, "scales as the file has them"
     if double:
         same = load_model(plain, NumberFormat(torch.float32, "nf4")).state_dict()
         assert isinstance(ours.layers[0].attention.q, NF4Linear)

@@ -40,7 +40,7 @@ class Packed(NamedTuple):
     codes: Tensor  # (P,) uint8
     scales: Tensor  # (N,) float32
     shape: tuple[int, ...]
-    parts: nf4.NF4 | None  # with double quantisation: the same weight, usable without quantising again
+    parts: nf4.NF4  # the same weight, usable without quantising again
 
 
 class NF4Shards(Mapping[str, Tensor]):
@@ -79,7 +79,8 @@ class NF4Shards(Mapping[str, Tensor]):
             if sizes != (nf4.BLOCK, nf4.NESTED) or not same or 2 * len(codes) < torch.Size(shape).numel():
                 raise ValueError(f"blocks of {sizes[0]} and {sizes[1]}, {len(codes):,} bytes for {shape}")
             if "nested_offset" not in state:
-                return Packed(codes, self._scales(absmax, shape), shape, None)
+                scales = self._scales(absmax, shape)
+                return Packed(codes, scales, shape, nf4.of_scales(codes, scales))
             offset = torch.tensor(float(state["nested_offset"]))
             parts = nf4.NF4(codes, absmax, self.stored[f"{name}.nested_absmax"], offset)
             return Packed(codes, nf4.dequantise_absmax(parts), shape, parts)

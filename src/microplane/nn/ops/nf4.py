@@ -3,7 +3,8 @@
 A weight is flattened row by row and cut into blocks of 64. A block is stored as its largest magnitude (absmax) and, for
 each weight, the nearest of 16 levels times it: two codes a byte, the first in the high half. The absmax are stored in 8
 bits themselves: their mean (offset) is taken off, the rest is cut into blocks of 256, each with a float32 scale.
-That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits a weight.
+That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits a weight. A file may also hold the absmax as they are, in float32: so
+they are kept then, with 4.5 bits a weight.
 
 Shapes: n weights, P = ceil(n / 2) bytes, N = ceil(n / 64) blocks, M = ceil(N / 256) blocks of blocks.
 """
@@ -38,8 +39,8 @@ class NF4(NamedTuple):
     """A quantised weight."""
 
     codes: Tensor  # (P,) uint8, two codes a byte
-    absmax: Tensor  # (N,) uint8, codes into `dynamic_map`
-    nested_absmax: Tensor  # (M,) float32
+    absmax: Tensor  # (N,) uint8, codes into `dynamic_map`; or float32, the absmax themselves
+    nested_absmax: Tensor  # (M,) float32; (0,) where there are no codes of absmax
     offset: Tensor  # () float32
 
 
@@ -68,6 +69,11 @@ def empty_nf4(numel: int, device: torch.device | None = None) -> NF4:
     absmax = torch.empty(blocks, dtype=torch.uint8, device=device)
     nested = torch.empty(-(-blocks // NESTED), device=device)
     return NF4(codes, absmax, nested, torch.empty((), device=device))
+
+
+def of_scales(codes: Tensor, scales: Tensor) -> NF4:
+    """A weight without double quantisation; `scales` (N,) float32."""
+    return NF4(codes, scales, scales.new_empty(0), scales.new_zeros(()))
 
 
 def quantise(weight: Tensor) -> NF4:
@@ -139,6 +145,8 @@ def _quantise_absmax(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise_absmax(weight: NF4) -> Tensor:
     """(N,) float32."""
+    if weight.absmax.is_floating_point():
+        return weight.absmax
     absmax = dynamic_map(weight.codes.device).index_select(0, weight.absmax.int())
     padded = torch.nn.functional.pad(absmax, (0, -len(absmax) % NESTED)).view(-1, NESTED)
     return padded.mul_(weight.nested_absmax.unsqueeze(1)).view(-1)[: len(absmax)].add_(weight.offset)
