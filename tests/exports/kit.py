@@ -57,14 +57,14 @@ def byte_level(cut: str = "gpt-2", whole: bool = False) -> Tokenizer:
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if cut == "smollm":
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
-    elif (pattern := CUTS[cut]) is None:
+    elif cut == "gpt-2":
         backend.pre_tokenizer = plain
     else:
         from tokenizers import Regex
 
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+        splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in CUTS[cut]]
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_only])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIALS)
     backend.add_tokens(["<tool>"])

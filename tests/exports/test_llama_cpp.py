@@ -6,12 +6,18 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.exports.export import export
+from tests.data.tokenizers.test_gguf import byte_level as byte_level_tokens
+from tests.data.tokenizers.test_gguf import spm
 from tests.exports.kit import FAMILIES, adapter_of, byte_level, folder_of, sentencepiece
+from tests.gguf_files import write_gguf
+from tests.tiny import CONFIGS
 
-pytest.importorskip("llama_cpp", reason="pip install 'microplane[export-gguf]'")
+llama_cpp = pytest.importorskip("llama_cpp", reason="pip install 'microplane[export-gguf]'")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
@@ -94,3 +100,26 @@ def test_adapters_of_smollm2(method, knobs, smollm2, tmp_path):
     assert off["continuations"] == [None] * 10
     if method != "dora":  # which is converted, with its error
         assert put_on["continuations"] == [None] * 10
+
+
+READ = {
+    **{f"cut {cut}": byte_level_tokens(**({"pre": cut} if cut else {})) for cut in ("default", None, "smollm", "gpt-2")},
+    "a control token that the file calls normal": byte_level_tokens([("<|im_end|>", 1)], pre="gpt-2"),
+    "an unknown token": byte_level_tokens([("<unk>", 2)], pre="gpt-2"),
+    "special tokens without a name": spm(),
+    "runs of spaces": spm([("  ", 4), ("   ", 4)]),
+}
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("form", READ)
+def test_a_vocabulary_is_read_as_llama_cpp_reads_it(form, gemma, tmp_path):
+    tokens = READ[form]
+    config = CONFIGS["gemma2" if gemma else "llama-tied"]
+    size = len(tokens["ggml.tokens"]), config["hidden_size"]
+    tensors = {"token_embd.weight": np.zeros(size, np.float32), "output_norm.weight": np.ones(size[1], np.float32)}
+    file = write_gguf(tmp_path / "model.gguf", config, tensors, tokens=tokens)
+    engine = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    ours = load_tokenizer(file)
+    for text in ("n't 1234 (½%) (3   1", "a<|im_end|> b<unk>c<s> d", "hello  hello     a", " a\n\nb", "été 言語 7,000!?"):
+        assert ours.encode(text) == engine.tokenize(text.encode(), add_bos=True, special=True), text

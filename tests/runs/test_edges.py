@@ -256,3 +256,26 @@ def test_more_threads_than_this_machine_can_run_are_refused(place, tmp_path):
             place / "model", place / "rows.jsonl", set={"runs": tmp_path / "runs", "train.threads": 100_000}
         )
     assert not (tmp_path / "runs").exists()
+
+
+def spoilt(folder, part, value):
+    """A tiny model with one number of a tensor replaced."""
+    save_tiny_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if part in name)
+    weights[name].flatten()[3] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_quantised_weight_with_an_infinite_scale_is_refused(kind, value, tmp_path):
+    with pytest.raises(ModelError, match=r"the tensor layers\.1\.mlp\.down.* holds NaN or infinity"):
+        microplane.load(spoilt(tmp_path / "model", "layers.1.mlp.down_proj", value), dtype=kind)
+
+
+def test_numbers_whose_sums_overflow_are_no_measurement(place, tmp_path):
+    broken = spoilt(tmp_path / "model", "layers.1.mlp.down_proj", 3e38)
+    with pytest.raises(TrainingError, match="its weights are numbers, but sums overflow"):
+        microplane.evaluate(broken, place / "rows.jsonl", set={"eval.rows": 0})

@@ -167,6 +167,17 @@ def test_a_tensor_that_does_not_move_stops_the_run(tmp_path):
         run(tmp_path, KNOBS.model_copy(update={"lr": 1e-30}))
 
 
+@pytest.mark.parametrize("rate", [1e5, 1e9])
+def test_tensors_that_stand_still_beside_large_ones_are_laid_to_the_rate(rate, tmp_path):
+    with pytest.raises(TrainingError, match=r"have not moved(.|\n)*the learning rate is too high. Try a smaller train.lr"):
+        run(tmp_path, KNOBS.model_copy(update={"lr": rate, "clip": math.inf}))
+
+
+def test_a_decay_beyond_the_weights_is_the_suspect(tmp_path):
+    with pytest.raises(TrainingError, match=r"The weight decay is too high.*smaller train\.weight_decay"):
+        run(tmp_path, KNOBS.model_copy(update={"lr": 1e-2, "weight_decay": 1e12}))
+
+
 def test_a_step_without_a_trained_token_is_an_error(tmp_path):
     data = copy_task(8)
     data.rows = [(ids, mask & False) for ids, mask in data.rows]

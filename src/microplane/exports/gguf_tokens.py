@@ -72,7 +72,7 @@ def cut_name(told: Mapping[str, Any]) -> str:
         if own and not patterns and not whole and (not digits or digits[0].get("individual_digits")):
             return "smollm" if digits else "gpt-2"
         for name in PREFERRED:
-            if not own and not digits and [CUTS[name]] == patterns and (name in WHOLE_WORDS) == whole:
+            if not own and not digits and list(CUTS[name]) == patterns and (name in WHOLE_WORDS) == whole:
                 return name
     raise AdapterError(
         f"the tokenizer cuts text in a way ({', '.join(sorted(str(k) for k in kinds))}) that llama.cpp has no name for "

@@ -8,8 +8,7 @@ or (out, in) int8; scale and least (out, in / 32), least (0,) of 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,10 +102,3 @@ class GGUFLinear(QuantisedLinear):
 
     def in_int8(self, out: Tensor | None = None) -> int8.Int8:
         return int8.quantise(dequantise(self.parts))
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *more: Any) -> None:
-        """Each layer has the bits that the file gives it."""
-        for name in Blocks._fields:
-            if (part := state_dict.get(f"{prefix}{name}")) is not None:
-                setattr(self, name, part)
-        super()._load_from_state_dict(state_dict, prefix, *more)

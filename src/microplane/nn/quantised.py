@@ -6,7 +6,7 @@ at any time at most one layer of a model exists dequantised. Shapes: x (..., in)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +28,7 @@ class QuantisedLinear(nn.Module):
     """
 
     kind: ClassVar[str]  # as `model.dtype` names it
-    parts_type: ClassVar[type]  # of `parts_of`
+    parts_type: ClassVar[Any]  # of `parts_of`, a named tuple
     codes: Tensor
     bias: nn.Parameter | None
 
@@ -126,6 +126,14 @@ class QuantisedLinear(nn.Module):
             setattr(self, name, part.to(getattr(self, name).device))
         self.dtype, self._cached_weight, self._absmax = fn(torch.empty(0, dtype=self.dtype)).dtype, None, None
         return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *more: Any) -> None:
+        """Each layer has the parts that a file gives it, which may be of other shapes: codes of other bits, scales in
+        full."""
+        for name in self.parts_type._fields:
+            if (part := state_dict.get(f"{prefix}{name}")) is not None:
+                setattr(self, name, part)
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

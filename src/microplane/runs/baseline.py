@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from microplane.cache.entries import remembered
+from microplane.config.knobs import ModelKnobs
 from microplane.data.progress import Watcher
 from microplane.device import name_of
 from microplane.errors import TrainingError
@@ -48,14 +49,19 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
             watch.say(f"untouched model: {describe_scores(found['scores'])} (measured by an earlier run)")
             return found
     measured = measure(base.model, "untouched model")
-    if not math.isfinite(loss := measured["scores"]["loss"]):
-        name, dtype = prepared.config.model.name, prepared.config.model.dtype
-        wrong = first_not_finite(base.model)
-        why = f"its tensor {wrong} holds NaN or infinity. Fetch the model again"
-        overflow = f"its weights are numbers, but sums overflow in {dtype}. Set model.dtype=float32"
-        raise TrainingError(f"the loss of the untouched model {name} is {loss}: {why if wrong else overflow}")
+    check_loss(measured, base.model, prepared.config.model, "the untouched model")
     write_aside(place, json.dumps(measured, ensure_ascii=False).encode())
     return measured
+
+
+def check_loss(measured: Measured, model: Model, knobs: ModelKnobs, whose: str) -> None:
+    """Raises: TrainingError, if the loss is not a finite number."""
+    if not math.isfinite(loss := measured["scores"]["loss"]):
+        wrong = first_not_finite(model)
+        why = f"its tensor {wrong} holds NaN or infinity. Fetch the model again"
+        wide = "the weights themselves are too large" if knobs.dtype == "float32" else "Set model.dtype=float32"
+        overflow = f"its weights are numbers, but sums overflow in {knobs.dtype}. {wide[0].upper()}{wide[1:]}"
+        raise TrainingError(f"the loss of {whose} {knobs.name} is {loss}: {why if wrong else overflow}")
 
 
 def measure_few_shot(prepared: Prepared, base: OpenedBase, watch: Watcher) -> dict[str, Trivial]:

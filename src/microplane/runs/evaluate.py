@@ -20,6 +20,7 @@ from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import TextCandidates, candidates
 from microplane.runs.asked import TAKEN_OVER
+from microplane.runs.baseline import check_loss
 from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.general import open_general
 from microplane.runs.inline_data import configured, in_a_file
@@ -94,6 +95,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
         watch.say(f"warning   {warning}")
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
     measured = measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
+    check_loss(measured, loaded.model, knobs.model, "the model")
     general = open_general(knobs, loaded.model, loaded.tokenizer, taken, counting(watch))
     if general is not None:
         show = watch.progress("general text of the model")

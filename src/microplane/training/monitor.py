@@ -27,6 +27,7 @@ CHECK_STEP = 3  # LoRA's A first moves in the second step, as its gradient is ze
 GROUPS = 20  # of validation rows, at most
 CONFIRMED = 2  # checks in a row that a verdict needs
 LEAST = 0.02  # of the best loss: what is less is no worsening, however certain
+LARGE = 100.0  # of a weight: trained ones lie far below
 QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # of Student's t, 0.975, from 1 degree of freedom
 BEYOND = 2.2
 
@@ -254,8 +255,15 @@ class Movement:
         """Raises: TrainingError, naming the tensors that have not moved, but for those that need not have."""
         if still := self.still(model, may_not_move):
             shown = "\n  ".join(still[:10]) + (f"\n  and {len(still) - 10} more" if len(still) > 10 else "")
-            raise TrainingError(
-                f"{len(still)} of {len(self.start)} trainable tensors have not moved after {step} steps:\n  {shown}\n"
+            moved = (x for name, x in trainable(model).items() if name not in still)
+            largest = max((whole(tensor).abs().max().item() for tensor in moved), default=0.0)
+            why = (
                 "They get no gradient, or the learning rate is too small to change a float32. "
                 "Try a larger train.lr, or fewer method.targets."
+                if largest < LARGE
+                else f"Others have weights as large as {largest:.3g} by now, beside which no gradient is left: the learning "
+                "rate is too high. Try a smaller train.lr."
+            )
+            raise TrainingError(
+                f"{len(still)} of {len(self.start)} trainable tensors have not moved after {step} steps:\n  {shown}\n{why}"
             )

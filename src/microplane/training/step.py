@@ -216,12 +216,15 @@ def _places(train: Dataset, rows: Any) -> str:
 
 def _not_finite(what: str, value: float, step: int, state: TrainState, rows: list[int]) -> str:
     rate = max((group["lr"] for group in state.optimizer.param_groups), default=0.0)
-    suspect = (
-        "Nothing was trained yet, so these rows or the weights are to blame; or model.dtype, if it is not float32."
-        if step == 1
-        else f"The first suspect is the learning rate, {rate:.3g} in the step before: try a smaller train.lr, a longer "
-        "train.warmup, train.clip=0.3, or model.dtype=float32."
-    )
+    decay = max((group["lr"] * group.get("weight_decay", 0.0) for group in state.optimizer.param_groups), default=0.0)
+    if step == 1:
+        suspect = "Nothing was trained yet, so these rows or the weights are to blame; or model.dtype, if it is not float32."
+    elif decay > 1:  # a step then takes more off a weight than the weight is
+        suspect = f"The weight decay is too high: a step took {decay:.3g} times each weight off it. Try a smaller "
+        suspect += "train.weight_decay."
+    else:
+        suspect = f"The first suspect is the learning rate, {rate:.3g} in the step before: try a smaller train.lr, a "
+        suspect += "longer train.warmup, train.clip=0.3, or model.dtype=float32."
     return (
         f"the {what} became {value} in step {step}, in the rows {_places(state.train, rows)}. Nothing was changed by "
         f"this step; the best adapter so far is kept.\n{suspect}"

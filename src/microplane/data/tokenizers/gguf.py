@@ -14,12 +14,12 @@ from tokenizers.models import BPE
 
 from microplane.data.tokenizers.sentencepiece import (
     CONTROL,
+    UNKNOWN,
     USER_DEFINED,
     Pieces,
     add_special,
     bpe_merges,
     build,
-    build_gemma,
 )
 from microplane.errors import ModelError
 from microplane.models.files.gguf_format import GgufFile
@@ -38,34 +38,48 @@ TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{CAPITAL}*{SMALL}+|[^\r\n\p{{L}}\p{{N}}]?{CAPITAL}+{SMALL}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-GPT2 = None  # the cut that pre_tokenizers.ByteLevel makes itself
-# SmolLM's own tokenizer also sets every digit apart. Its merges never join ASCII digits, so the ids differ only for
-# other numerals after a space (" ½"); they are kept as transformers gives them for the same file.
-CUTS = {
-    "gpt-2": GPT2,
-    "default": GPT2,
-    "smollm": GPT2,
-    "olmo": GPT2,
-    "llama-bpe": LLAMA3,
-    "llama3": LLAMA3,
-    "llama-v3": LLAMA3,
-    "falcon3": LLAMA3,
-    "pixtral": LLAMA3,
-    "smaug-bpe": LLAMA3,
-    "qwen2": QWEN2,
-    "deepseek-r1-qwen": QWEN2,
-    "megrez": QWEN2,
-    "tekken": TEKKEN,
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PUNCTUATION, NUMERAL = r"[\p{P}\$\+<=>\^~\|]+", r"\p{N}"
+CUTS: dict[str, tuple[str, ...]] = {  # patterns: each cuts what the one before it left
+    "default": (PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),  # also where a file names none
+    **dict.fromkeys(("gpt-2", "olmo"), (GPT2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact"), (NUMERAL, GPT2)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx"), (LLAMA3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), (QWEN2,)),
+    "tekken": (TEKKEN,),
 }
 
 # Whole words that are in the vocabulary are tokens, whether merges lead there or not; and a text begins with BOS.
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
+
+ENDS = (  # texts of tokens that are control tokens whatever the file says, since they end an answer
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>"),
+    *("<|end_of_text|>", "<eos>"),
+)
+STRIPPED = ("phi-3", "phi3")  # in a model's name: white space behind special tokens is left out, but for these
+NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
+DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}  # the ids of special tokens where a file does not name them
 
 
 def puts_bos(file: GgufFile) -> bool:
     """Whether a text begins with BOS. Where a file does not say, the kind of its vocabulary decides."""
     usual = file.metadata[f"{KEY}model"] == "llama" or file.metadata.get(f"{KEY}pre") in WHOLE_WORDS
     return bool(file.metadata.get(f"{KEY}add_bos_token", usual))
+
+
+def special_id(file: GgufFile, name: str) -> Any:
+    """The id of a special token, as "bos", as the file has it, or else as it usually is; None where there is none."""
+    usual = DEFAULTS.get(file.metadata[f"{KEY}model"], {}).get(name)
+    known = usual is not None and usual < len(file.metadata[f"{KEY}tokens"])
+    return file.metadata.get(f"{KEY}{name}_token_id", usual if known else None)
+
+
+def ends(file: GgufFile) -> list[int]:
+    """The tokens that end an answer, as the file names them; where it names none, those that are called so."""
+    told = [special_id(file, name) for name in ("eos", "eot", "eom")]
+    if all(token is None for token in told):
+        told = [token for token, text in enumerate(file.metadata[f"{KEY}tokens"]) if text in ENDS]
+    return list(dict.fromkeys(token for token in told if token is not None))
 
 
 def build_from_gguf(file: GgufFile) -> Tokenizer:
@@ -81,16 +95,20 @@ def build_from_gguf(file: GgufFile) -> Tokenizer:
     types = _list(file, "token_type", int) if f"{KEY}token_type" in file.metadata else [1] * len(texts)
     if len(types) != len(texts):
         raise ModelError(f"{file.path} is damaged: it has {len(texts)} tokens and {len(types)} types of tokens")
+    types = [CONTROL if text in ENDS else kind for text, kind in zip(texts, types, strict=True)]
     if model == "gpt2":
         return _byte_level(file, texts, types)
-    if file.metadata.get("general.architecture") in GEMMAS:
-        return build_gemma(texts, types)
-    scores = _list(file, "scores", float)
+    unscored = f"{KEY}scores" not in file.metadata and file.metadata.get("general.architecture") in GEMMAS
+    scores = [0.0] * len(texts) if unscored else _list(file, "scores", float)  # merged in the order of ids
     if len(scores) != len(texts):
         raise ModelError(f"{file.path} is damaged: it has {len(texts)} tokens and {len(scores)} scores")
     prefix = "behind special" if file.metadata.get(f"{KEY}add_space_prefix", True) else "never"
     merges = bpe_merges(texts, [-score for score in scores])
-    return build(Pieces(texts, scores, types, prefix=prefix), merges)
+    tokenizer = build(Pieces(texts, scores, types, prefix=prefix), merges)
+    if any(name in str(file.metadata.get("general.name", "")).lower() for name in STRIPPED):
+        kinds = [0 if text in NOT_STRIPPED else kind for text, kind in zip(texts, types, strict=True)]
+        add_special(tokenizer, texts, kinds, stripped=True)
+    return tokenizer
 
 
 def _list(file: GgufFile, name: str, kind: type) -> list[Any]:
@@ -112,7 +130,7 @@ def _byte_level(file: GgufFile, texts: list[str], types: list[int]) -> Tokenizer
     alphabet = set(spelling)
     ids = {}
     for token, (text, kind) in enumerate(zip(texts, types, strict=True)):
-        if kind not in (CONTROL, USER_DEFINED) and not alphabet.issuperset(text):
+        if kind not in (CONTROL, USER_DEFINED, UNKNOWN) and not alphabet.issuperset(text):
             text = "".join(spelling[byte] for byte in text.encode("utf-8"))
         ids[text] = token
     merges = [tuple(merge.split(" ")) for merge in _list(file, "merges", str)]
@@ -122,15 +140,13 @@ def _byte_level(file: GgufFile, texts: list[str], types: list[int]) -> Tokenizer
         raise ModelError(f"{file.path} is damaged: its merges do not fit its tokens ({error})") from None
     tokenizer.pre_tokenizer = _cut(CUTS[name])
     tokenizer.decoder = decoders.ByteLevel()
-    add_special(tokenizer, texts, [kind if kind in (CONTROL, USER_DEFINED) else 0 for kind in types])
+    add_special(tokenizer, texts, types)
     return tokenizer
 
 
-def _cut(pattern: str | None) -> pre_tokenizers.PreTokenizer:
-    if pattern is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), behavior="isolated"), bytes_only])
+def _cut(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def byte_spelling() -> list[str]:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from microplane.data.tokenizers.bert_roberta import build_from_files
 from microplane.data.tokenizers.deberta import build_deberta, is_deberta
 from microplane.data.tokenizers.folder import CONFIG, EVERY_NAME, TokenizerFolder
-from microplane.data.tokenizers.gguf import KEY, build_from_gguf, puts_bos
+from microplane.data.tokenizers.gguf import KEY, build_from_gguf, ends, puts_bos, special_id
 from microplane.data.tokenizers.m2m100 import build_m2m100, is_m2m100
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, build_marian
 from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
@@ -130,8 +130,7 @@ def _load_gguf(path: Path) -> Tokenizer:
     backend = build_from_gguf(file)
     texts, told = file.metadata[f"{KEY}tokens"], file.metadata
     numbers = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: told.get(f"{KEY}{key}_token_id") for name, key in numbers.items()}
-    stops = [told.get(f"{KEY}{key}_token_id") for key in ("eos", "eot", "eom")]
+    ids, stops = {name: special_id(file, key) for name, key in numbers.items()}, ends(file)
     for token in [*ids.values(), *stops]:
         if token is not None and (type(token) is not int or not 0 <= token < len(texts)):
             raise ModelError(
@@ -141,9 +140,8 @@ def _load_gguf(path: Path) -> Tokenizer:
     mark_special(backend, [text for text in named.values() if text])
     bos = named["bos_token"] if puts_bos(file) else None
     surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
-    eos_ids = tuple(dict.fromkeys(token for token in stops if token is not None))
     template = told.get("tokenizer.chat_template")
-    return Tokenizer(backend, named, eos_ids, template if isinstance(template, str) else None)
+    return Tokenizer(backend, named, tuple(stops), template if isinstance(template, str) else None)
 
 
 def _load_json(folder: TokenizerFolder) -> Tokenizer:

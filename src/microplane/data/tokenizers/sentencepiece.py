@@ -141,29 +141,17 @@ def build_in_order(pieces: Pieces) -> tuple[Tokenizer, SentencePieceRules]:
     return tokenizer, take_rules(tokenizer, pieces)
 
 
-def build_gemma(texts: list[str], types: list[int]) -> Tokenizer:
-    """Gemma's kind: no space before the text, and merges in the order of ids, since its scores tell nothing."""
-    # llama.cpp spells the tokens that are runs of spaces with real spaces
-    respelled = [text.replace(" ", SPACE) if text.strip(" ") == "" else text for text in texts]
-    unk = next((respelled[token] for token, kind in enumerate(types) if kind == UNKNOWN), None)
-    ids = {text: token for token, text in enumerate(respelled)}
-    merges = bpe_merges(respelled, range(len(respelled)))
-    tokenizer = Tokenizer(BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.decoder = _decoder(prefix=False)
-    # a token whose spelling changed is reached by merges, and is not looked for in the text
-    add_special(
-        tokenizer, texts, [0 if text != new else kind for text, new, kind in zip(texts, respelled, types, strict=True)]
+def add_special(tokenizer: Tokenizer, texts: Sequence[str], types: Sequence[int], stripped: bool = False) -> None:
+    """Tokens that are looked for in the text as they are: control tokens, which decoding can skip, and the user's.
+
+    Args:
+        stripped: white space behind them is left out.
+    """
+    marked, how = list(zip(texts, types, strict=True)), {"normalized": False, "rstrip": stripped}
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, **how) for text, kind in marked if kind in (UNKNOWN, CONTROL)]
     )
-    return tokenizer
-
-
-def add_special(tokenizer: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are looked for in the text as they are: control tokens, which decoding can skip, and the user's."""
-    marked = list(zip(texts, types, strict=True))
-    special = [AddedToken(text, normalized=False, special=True) for text, kind in marked if kind in (UNKNOWN, CONTROL)]
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text, kind in marked if kind == USER_DEFINED])
+    tokenizer.add_tokens([AddedToken(text, **how) for text, kind in marked if kind == USER_DEFINED])
 
 
 def read_model(path: Path) -> tuple[Pieces, dict[str, int]]:

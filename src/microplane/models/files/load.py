@@ -362,9 +362,6 @@ def _parts(model: nn.Module, name: str, tensor: Tensor, packed: Any, dtype: torc
     owner = model.get_submodule(site)
     if isinstance(owner, QuantisedLinear) and kind == "weight":
         parts: Any = packed if type(packed) is owner.parts_type else owner.parts_of(tensor)
-        for part, value in parts._asdict().items():  # which parts there are depends on the file: of nf4 on its scales
-            if getattr(owner, part).shape != value.shape:
-                owner.register_buffer(part, torch.empty_like(value, device="meta"))
         return {f"{site}.{part}": value for part, value in parts._asdict().items()}
     return {name: tensor.to(dtype, copy=True).contiguous()}
 
