@@ -10,10 +10,12 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from microplane.adapters.export import export
 from microplane.adapters.merge import merge
 from microplane.checkpoints.adapter import save_adapter
+from microplane.checkpoints.attach_saved import weights_fingerprint
 from microplane.cli import app as cli
 from microplane.errors import AdapterError
 from microplane.inference.pipeline import load
@@ -219,8 +221,6 @@ def test_a_base_that_moved_is_named_and_its_weights_decide(tmp_path, capsys, mon
     base = save_tiny_folder(tmp_path / "base")
     path = adapter(base, tmp_path / "adapter", "lora")
     about = json.loads((path / "method.json").read_text())
-    from microplane.checkpoints.attach_saved import weights_fingerprint
-
     about["about"]["base_weights"] = weights_fingerprint(base)
     (path / "method.json").write_text(json.dumps(about))
     before = load(path).prompt("a")
@@ -248,6 +248,45 @@ def test_the_adapter_of_a_short_name_names_the_hubs(tmp_path):
     told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert told["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert json.loads((tmp_path / "adapter" / "method.json").read_text())["about"]["base"] == "smollm2"
+
+
+@pytest.mark.parametrize(
+    ("about", "name", "revision"),
+    [
+        ({"base": "org/tiny", "revision": "v2"}, "org/tiny", "v2"),
+        ({"base": "org/tiny"}, "org/tiny", None),
+        ({"base": "/cache/hub/models--org--tiny-1.0/snapshots/0a1b"}, "org/tiny-1.0", "0a1b"),
+        ({"base": "/cache/hub/models--tiny/snapshots/0a1b/"}, "tiny", "0a1b"),
+        ({"base": "/cache/models--org--tiny/other/0a1b"}, "/cache/models--org--tiny/other/0a1b", None),
+    ],
+)
+def test_an_adapter_names_its_base_and_its_version_as_others_find_them(about, name, revision, tmp_path):
+    """peft opens the base at `revision`, and without one what is newest there."""
+    model, method = load_model(save_tiny_folder(tmp_path / "base")), make_method("lora")
+    attach_method(method, model)
+    save_adapter(tmp_path / "adapter", model, method, about)
+    told = peft.PeftConfig.from_pretrained(tmp_path / "adapter")
+    assert (told.base_model_name_or_path, told.revision) == (name, revision)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_beside_the_models_own_are_no_other_base(sharded, tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    if sharded:
+        weights = load_file(base / "model.safetensors")
+        (base / "model.safetensors").unlink()
+        parts = {"a.safetensors": dict(list(weights.items())[:3]), "b.safetensors": dict(list(weights.items())[3:])}
+        for file, tensors in parts.items():
+            save_file(tensors, base / file, {"format": "pt"})
+        index = {name: file for file, tensors in parts.items() for name in tensors}
+        (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    before = weights_fingerprint(base)
+    save_file({"w": torch.zeros(2)}, base / "consolidated.safetensors")
+    assert weights_fingerprint(base) == before
+    file = base / ("b.safetensors" if sharded else "model.safetensors")
+    changed = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    save_file(changed, file, {"format": "pt"})
+    assert weights_fingerprint(base) != before
 
 
 # Adapters with a tokenizer of their own

@@ -103,7 +103,9 @@ def test_adapters_of_smollm2(method, knobs, smollm2, tmp_path):
 
 
 READ = {
-    **{f"cut {cut}": byte_level_tokens(**({"pre": cut} if cut else {})) for cut in ("default", None, "smollm", "gpt-2")},
+    **{
+        f"cut {cut}": byte_level_tokens(**({"pre": cut} if cut else {})) for cut in ("default", None, "smollm", "gpt-2")
+    },
     "a control token that the file calls normal": byte_level_tokens([("<|im_end|>", 1)], pre="gpt-2"),
     "an unknown token": byte_level_tokens([("<unk>", 2)], pre="gpt-2"),
     "special tokens without a name": spm(),
@@ -121,5 +123,11 @@ def test_a_vocabulary_is_read_as_llama_cpp_reads_it(form, gemma, tmp_path):
     file = write_gguf(tmp_path / "model.gguf", config, tensors, tokens=tokens)
     engine = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
     ours = load_tokenizer(file)
-    for text in ("n't 1234 (½%) (3   1", "a<|im_end|> b<unk>c<s> d", "hello  hello     a", " a\n\nb", "été 言語 7,000!?"):
+    for text in (
+        "n't 1234 (½%) (3   1",
+        "a<|im_end|> b<unk>c<s> d",
+        "hello  hello     a",
+        " a\n\nb",
+        "été 言語 7,000!?",
+    ):
         assert ours.encode(text) == engine.tokenize(text.encode(), add_bos=True, special=True), text

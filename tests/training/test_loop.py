@@ -169,7 +169,9 @@ def test_a_tensor_that_does_not_move_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize("rate", [1e5, 1e9])
 def test_tensors_that_stand_still_beside_large_ones_are_laid_to_the_rate(rate, tmp_path):
-    with pytest.raises(TrainingError, match=r"have not moved(.|\n)*the learning rate is too high. Try a smaller train.lr"):
+    with pytest.raises(
+        TrainingError, match=r"have not moved(.|\n)*the learning rate is too high. Try a smaller train.lr"
+    ):
         run(tmp_path, KNOBS.model_copy(update={"lr": rate, "clip": math.inf}))
 
 

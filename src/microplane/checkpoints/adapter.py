@@ -21,7 +21,7 @@ from microplane.methods import METHODS, Method, make_method
 from microplane.methods.method import load_state, state_of
 from microplane.models.contract import Model
 from microplane.models.files.load import save_model
-from microplane.models.files.packaged import hub_name
+from microplane.models.files.packaged import hub_name, hub_revision
 from microplane.nn.sharded import save_gathered
 
 
@@ -40,7 +40,10 @@ def save_adapter(
     """
     config = method.peft_config(model)
     if config is not None:
-        config["base_model_name_or_path"] = hub_name(base) if isinstance(base := about.get("base"), str) else base
+        base, revision = about.get("base"), about.get("revision")
+        if isinstance(base, str):
+            base, revision = hub_name(base), revision or hub_revision(base)
+        config |= {"base_model_name_or_path": base, "revision": revision}
         write_json(folder / "adapter_config.json", config)
     else:  # what a method cannot be any more, as lora-auto after it has grown
         (folder / "adapter_config.json").unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from microplane.files import cache_dir, file_sha256, write_aside
 from microplane.methods import Method
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
+from microplane.models.files.checkpoint import weight_files
 from microplane.models.files.hub import resolve
 from microplane.models.heads import head_from
 from microplane.nn.quantised import QUANTISED
@@ -98,7 +99,7 @@ def weights_fingerprint(path: Path) -> str:
 
     It is remembered for files that did not change since.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    files = [path] if path.is_file() else weight_files(path)
     return f"{sum(int(_remembered_sum(file), 16) for file in files) % (1 << 256):064x}"
 
 

@@ -123,9 +123,7 @@ def _without_images(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tens
         return dict(state)
     kept = {name: x for name, x in state.items() if not any(f".{part}." in f".{plain_name(name)}" for part in SEEING)}
     if state and not kept:
-        raise AdapterError(
-            "it adapts only layers that see images: the language model, which this is, stays as it is"
-        )
+        raise AdapterError("it adapts only layers that see images: the language model, which this is, stays as it is")
     if len(kept) < len(state):
         notice(f"{len(state) - len(kept)} tensors of the adapter belong to layers that see images, and are left out")
     return kept

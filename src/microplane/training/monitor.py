@@ -261,9 +261,10 @@ class Movement:
                 "They get no gradient, or the learning rate is too small to change a float32. "
                 "Try a larger train.lr, or fewer method.targets."
                 if largest < LARGE
-                else f"Others have weights as large as {largest:.3g} by now, beside which no gradient is left: the learning "
-                "rate is too high. Try a smaller train.lr."
+                else f"Others have weights as large as {largest:.3g} by now, beside which no gradient is left: the "
+                "learning rate is too high. Try a smaller train.lr."
             )
             raise TrainingError(
-                f"{len(still)} of {len(self.start)} trainable tensors have not moved after {step} steps:\n  {shown}\n{why}"
+                f"{len(still)} of {len(self.start)} trainable tensors have not moved after {step} steps:\n  {shown}\n"
+                f"{why}"
             )

@@ -218,10 +218,12 @@ def _not_finite(what: str, value: float, step: int, state: TrainState, rows: lis
     rate = max((group["lr"] for group in state.optimizer.param_groups), default=0.0)
     decay = max((group["lr"] * group.get("weight_decay", 0.0) for group in state.optimizer.param_groups), default=0.0)
     if step == 1:
-        suspect = "Nothing was trained yet, so these rows or the weights are to blame; or model.dtype, if it is not float32."
+        suspect = (
+            "Nothing was trained yet, so these rows or the weights are to blame; or model.dtype, if it is not float32."
+        )
     elif decay > 1:  # a step then takes more off a weight than the weight is
-        suspect = f"The weight decay is too high: a step took {decay:.3g} times each weight off it. Try a smaller "
-        suspect += "train.weight_decay."
+        suspect = f"The weight decay is too high: a step took {decay:.3g} times each weight off it. Try a "
+        suspect += "smaller train.weight_decay."
     else:
         suspect = f"The first suspect is the learning rate, {rate:.3g} in the step before: try a smaller train.lr, a "
         suspect += "longer train.warmup, train.clip=0.3, or model.dtype=float32."

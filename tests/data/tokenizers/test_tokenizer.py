@@ -252,6 +252,19 @@ def behind_special(library: sentencepiece.SentencePieceProcessor, text: str) -> 
         {"special_tokens_map.json": {"eos_token": "<tool>"}, "tokenizer_config.json": {"eos_token": "cat"}},
         {"special_tokens_map.json": {"eos_token": "<tool>"}, "added_tokens.json": {"<tool>": 360}},
         {"added_tokens.json": {"<tool>": 360}},
+        {"tokenizer_config.json": {"image_token": "<tool>", "boi_token": "cat"}},
+        {"special_tokens_map.json": {"image_token": "<tool>"}},
+        {
+            "tokenizer_config.json": {"additional_special_tokens": ["cat"]},
+            "special_tokens_map.json": {"additional_special_tokens": ["<tool>"]},
+        },
+        {
+            "tokenizer_config.json": {"extra_special_tokens": ["cat"]},
+            "special_tokens_map.json": {"extra_special_tokens": ["<tool>"]},
+        },
+        {
+            "tokenizer_config.json": {"extra_special_tokens": ["cat"], "additional_special_tokens": ["<tool>"]},
+        },
         {"added_tokens.json": {"<no>": 360}, "tokenizer_config.json": {"added_tokens_decoder": {}}},
     ],
     ids=str,

@@ -18,6 +18,7 @@ SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE = "special_tokens_map.json", "added_token
 NAMED_TEMPLATES, OF_PROCESSOR = "additional_chat_templates", "chat_template.json"
 TEMPLATES = (TEMPLATE, f"{NAMED_TEMPLATES}/default.jinja")
 STOPS = ("generation_config.json", "config.json")  # the model's files that name its stop tokens
+EXTRA = ("extra_special_tokens", "additional_special_tokens")  # further ones, by the newer and the older name
 EVERY_NAME = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model*", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
@@ -82,8 +83,11 @@ class TokenizerFolder:
     def _told(self) -> dict[str, Any]:
         """What is said of special tokens, in the order of transformers: special_tokens_map.json is of folders that were
         written before tokenizer_config.json had an added_tokens_decoder."""
-        older = {} if "added_tokens_decoder" in self.config else self.special_tokens_map
-        return {**self.own, **self.config, **older}
+        return {**self.own, **self.config, **self._older}
+
+    @property
+    def _older(self) -> Mapping[str, Any]:
+        return {} if "added_tokens_decoder" in self.config else self.special_tokens_map
 
     def special_tokens(self, names: tuple[str, ...]) -> tuple[dict[str, str | None], list[str]]:
         """The tokens of `names`, and further ones without a name."""
@@ -93,10 +97,21 @@ class TokenizerFolder:
         return named, [text for token in extra if (text := self._content(key, token))]
 
     def _extra(self) -> tuple[str, list[Any]]:
-        told = self._told
-        key = "additional_special_tokens" if told.get("additional_special_tokens") else "extra_special_tokens"
+        """Further special tokens, and the field that they are of. Unlike a named token, a list of tokenizer_config.json
+        goes before that of special_tokens_map.json, under its newer name before its older one."""
+        places = [(told, key) for told in (self.config, self._older, self.own) for key in EXTRA if told.get(key)]
+        told, key = next(iter(places), (self.config, EXTRA[0]))
         extra = told.get(key) or []
-        return key, list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else [extra]
+        found = list(extra.values()) if isinstance(extra, dict) else extra if isinstance(extra, list) else [extra]
+        if told is self.config:
+            more = self._older.get(EXTRA[0])
+            found = [*found, *(more if isinstance(more, list) else [])]
+        return key, [*found, *self._of_the_model()]
+
+    def _of_the_model(self) -> list[Any]:
+        """Special tokens under a name of the model's own, such as image_token."""
+        named = ((key, token) for key, token in self._told.items() if key.endswith("_token") and key not in EVERY_NAME)
+        return [token for _, token in named if isinstance(token, str) or _is_added_token(token)]
 
     def all_special_tokens(self) -> dict[str, dict[str, Any]]:
         """Every special token, with a name or without: its text, and its flags where they are given."""
@@ -180,6 +195,10 @@ class TokenizerFolder:
 
     def _wrong(self, file: str, key: str, value: Any, expected: str) -> ModelError:
         return ModelError(f"{self.path / file} has {key} = {str(value)[:60]}: expected {expected}")
+
+
+def _is_added_token(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("__type") == "AddedToken"
 
 
 def _of_text(config: Mapping[str, Any], name: str) -> Any:

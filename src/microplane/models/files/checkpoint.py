@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from microplane.errors import ModelError
+from microplane.files import read_object
 
 Places = dict[str, tuple[Path, str]]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Checkpoint:
         """A quantised weight as the file stores it, in the named tuple that its linear layer takes; None of others."""
         found = getattr(self.tensors, "parts", None)
         return None if found is None else found(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder whose tensors are the model's; others may lie beside them."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    named = read_object(folder / INDEX, ModelError, absent={}).get("weight_map")
+    names = {file for file in named.values() if isinstance(file, str)} if isinstance(named, dict) else set()
+    return sorted(folder / name for name in names if (folder / name).is_file())
 
 
 def misfit(

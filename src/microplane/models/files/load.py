@@ -25,7 +25,7 @@ from microplane.models.decoder import Decoder
 from microplane.models.external.transformers import TransformersModel
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
-from microplane.models.files.checkpoint import Checkpoint, Places, listed, misfit
+from microplane.models.files.checkpoint import INDEX, WEIGHTS, Checkpoint, Places, listed, misfit
 from microplane.models.files.sentence_transformers import sentence_pooling, sentence_tokens
 from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
@@ -36,7 +36,6 @@ from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import QUANTISED, QuantisedLinear
 from microplane.nn.sharded import any_sharded, save_gathered
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}

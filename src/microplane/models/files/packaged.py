@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from microplane.errors import ModelError
 from microplane.files import aside, cache_dir, file_sha256, scratch_folder, write_aside
 
 CHUNK = 1 << 20
+SNAPSHOT = re.compile(r"[/\\]models--([\w.-]+)[/\\]snapshots[/\\]([\w.-]+)[/\\]?$")  # of the Hub's cache
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,18 @@ def packaged_as(name: str) -> Packaged | None:
 
 
 def hub_name(name: str) -> str:
-    """A model's name as others find it: the Hub's for a short name, any other as it is."""
+    """A model's name as others find it: the Hub's for a short name and for a folder in the Hub's cache, any other as it
+    is."""
+    if found := SNAPSHOT.search(name):
+        return found[1].replace("--", "/")
     packaged = packaged_as(name)
     return packaged.hub or name if packaged is not None and not Path(name).exists() else name
+
+
+def hub_revision(name: str) -> str | None:
+    """The commit of a folder in the Hub's cache; None of anything else."""
+    found = SNAPSHOT.search(name)
+    return found[2] if found else None
 
 
 def tokenizer_folder(name: str) -> Path:
