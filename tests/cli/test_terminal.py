@@ -7,10 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
+import microplane
 from microplane.cli import terminal
 from microplane.cli.terminal import Pace, Terminal
-from microplane.data.progress import counting
+from microplane.data.progress import Calling, Silent, counting, expect
 from microplane.runs.fit import VALIDATING
+from tests.tiny import save_tiny_folder
 
 
 class Clock:
@@ -88,4 +90,52 @@ def test_training_tells_its_end_with_it(clock):
     for step in range(1, 4):
         clock.now += 4
         watch.record(facts | {"step": step, "seconds": 4})
-    assert out.getvalue().splitlines()[-1].endswith("ETA 1 min 28 s")
+    assert out.getvalue().splitlines()[-1].endswith("ETA 1 min 32 s")
+
+
+def test_what_an_earlier_run_measured_counts_as_what_it_took_then(clock):
+    watch, out = on_a_pipe()
+    expect(Calling(watch, print), 90)  # as python's callback and the command line are told
+    facts = {"steps": 10, "loss": 1.0, "tokens_per_second": 1, "trained_tokens_per_second": 1, "memory_bytes": 1}
+    for step in range(1, 4):
+        clock.now += 4
+        watch.record(facts | {"step": step, "seconds": 4})
+    assert out.getvalue().splitlines()[-1].endswith("ETA 1 min 58 s")
+    expect(Silent(), 90)
+
+
+@pytest.mark.parametrize(("every", "more"), [(1, 80), (2, 40), (40, 2)])
+def test_validations_are_as_far_apart_as_the_last_two(clock, every, more):
+    pace = Pace()
+    for step in (0, every):
+        pace.begin(VALIDATING)
+        clock.now += 3
+        pace.end(VALIDATING)
+        pace.validated(step)
+    assert pace.left(20, 100) == pytest.approx(3 * more)
+
+
+def test_short_things_that_take_turns_move_on_a_pipe(clock):
+    """None of them lasts long enough for a line of its own."""
+    watch, out = on_a_pipe()
+    facts = {"steps": 90, "loss": 1.0, "tokens_per_second": 1, "trained_tokens_per_second": 1, "memory_bytes": 1}
+    for step in range(1, 10):
+        for done in (1, 2):
+            clock.now += 2
+            watch.progress(VALIDATING)(done, 2)
+        clock.now += 2
+        watch.record(facts | {"step": step, "seconds": 2})
+    assert len(out.getvalue().splitlines()) >= 8
+
+
+def test_a_second_run_knows_how_long_the_untouched_model_took(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    base, told = save_tiny_folder(tmp_path / "base"), []
+    rows = [{"prompt": f"say {number}", "completion": f"{number % 3}"} for number in range(30)]
+    watch = Silent()
+    watch.expect = told.append
+    sets = {"runs": str(tmp_path / "runs"), "train.steps": 3, "eval.rows": 2, "eval.max_new_tokens": 2}
+    for name in ("first", "second"):
+        microplane.train(base, rows, set=sets | {"name": name, "train.threads": 1}, watch=watch)
+    assert len(told) == 1
+    assert 0 < told[0] < 60

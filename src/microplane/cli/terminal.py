@@ -54,6 +54,7 @@ class Terminal:
         """One step or validation of the training loop."""
         if "validation_loss" in record:
             self.validation = record["validation_loss"]
+            self.pace.validated(record["step"])
             note = "best so far" if record["best"] else record.get("verdict")
             self._above(f"step {record['step']}: validation loss {self.validation:.4f}{f' ({note})' if note else ''}")
             if record.get("decision"):
@@ -68,6 +69,10 @@ class Terminal:
         self.pace.step(record["seconds"])
         self._show("training", record["step"], record["steps"], facts, self.pace.left(record["step"], record["steps"]))
 
+    def expect(self, seconds: float) -> None:
+        """How long the evaluation after the training will take, where that of the untouched model was not awaited."""
+        self.pace.last = seconds
+
     def _above(self, text: str) -> None:
         (self.live.console if self.live else self.console).print(text, markup=False)
 
@@ -75,7 +80,7 @@ class Terminal:
         now = time.monotonic()
         if what != self.going:
             self.going, self.started, self.first = what, now, done
-            self.last_line = max(self.last_line, now)
+            self.last_line = self.last_line or now  # what is short may follow on what is short for long
         if left is None and total and done > self.first:
             left = (now - self.started) / (done - self.first) * (total - done)
         eta = "" if left is None else f"ETA {clock(left)}"
@@ -107,12 +112,14 @@ class Terminal:
 
 class Pace:
     """How long is left of a run: its steps, its validations, and the evaluation after them, which takes as long as that
-    of the untouched model took."""
+    of the untouched model took, in this run or an earlier one."""
 
     def __init__(self) -> None:
         self.began: dict[str, float] = {}
         self.took: dict[str, float] = {}
         self.seconds, self.steps, self.validations = 0.0, 0, 0
+        self.last = 0.0  # what the evaluation took in an earlier run
+        self.validated_at: list[int] = []  # the steps of the last two validations
 
     def begin(self, what: str) -> None:
         self.began[what] = time.monotonic()
@@ -124,12 +131,16 @@ class Pace:
     def step(self, seconds: float) -> None:
         self.seconds, self.steps = self.seconds + seconds, self.steps + 1
 
+    def validated(self, step: int) -> None:
+        self.validated_at = [*self.validated_at[-1:], step]
+
     def left(self, step: int, steps: int) -> float:
         """Seconds, once `step` of `steps` are done."""
-        more = (steps - step) / max(1, steps) * 10  # validations, a tenth of the run apart by default
+        apart = self.validated_at[-1] - self.validated_at[0] if self.validated_at else 0
+        more = (steps - step) / (apart or max(1, steps) / 10)  # validations: a tenth of the run apart by default
         validating = self.took.get(VALIDATING, 0.0) / max(1, self.validations) * more
         last = sum(seconds for what, seconds in self.took.items() if what.endswith("of the untouched model"))
-        return self.seconds / max(1, self.steps) * (steps - step) + validating + last
+        return self.seconds / max(1, self.steps) * (steps - step) + validating + (last or self.last)
 
 
 def clock(seconds: float) -> str:

@@ -61,6 +61,15 @@ class Calling:
         if self._callback is not None:
             self._callback(record)
 
+    def expect(self, seconds: float) -> None:
+        expect(self._watch, seconds)
+
+
+def expect(watch: Watcher, seconds: float) -> None:
+    """Tell a watcher that wants to know (by a function `expect`) how long what comes after the training will take."""
+    if (told := getattr(watch, "expect", None)) is not None:
+        told(seconds)
+
 
 def counting(watch: Watcher) -> Callable[[str, int, int | None], None]:
     """A watcher as what reads data wants it: called with what is done, rows done, and rows in all if known (else it is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -14,7 +15,7 @@ import torch
 
 from microplane.cache.entries import remembered
 from microplane.config.knobs import ModelKnobs
-from microplane.data.progress import Watcher
+from microplane.data.progress import Watcher, expect
 from microplane.device import name_of
 from microplane.errors import TrainingError
 from microplane.evaluation.evaluate import describe_scores
@@ -47,10 +48,13 @@ def measure_base(prepared: Prepared, base: OpenedBase, measure: Measure, watch: 
         shape = (len(found["prompts"]), len(found["targets"]), len(found["texts"]))
         if len(set(shape)) == 1 and math.isfinite(found["scores"]["loss"]):
             watch.say(f"untouched model: {describe_scores(found['scores'])} (measured by an earlier run)")
+            expect(watch, cast(dict[str, Any], found).pop("seconds", 0.0))
             return found
+    began = time.monotonic()
     measured = measure(base.model, "untouched model")
     check_loss(measured, base.model, prepared.config.model, "the untouched model")
-    write_aside(place, json.dumps(measured, ensure_ascii=False).encode())
+    kept = {**measured, "seconds": time.monotonic() - began}
+    write_aside(place, json.dumps(kept, ensure_ascii=False).encode())
     return measured
 
 
