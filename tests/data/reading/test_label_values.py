@@ -48,7 +48,11 @@ def steps(step: float, count: int = 30) -> list[float]:
         ([f" {value} " for value in steps(17)], "regression"),
         (list(map(int, steps(17))), "regression"),
         ([*map(str, steps(0.35)), "n/a", ""], "regression"),
-        ([*map(str, steps(0.35)), *["n/a"] * 9], "classification"),
+        ([*map(str, steps(0.35)), *["n/a"] * 9], "regression"),  # a number as a class of its own tells nothing
+        ([*map(str, steps(0.35)), *["NaN", "-inf", ""] * 9], "regression"),
+        ([*map(str, steps(0.35)), *["n/a"] * 40], "classification"),
+        ([*map(str, steps(0.35)), *["a", "b", "c", "d"] * 3], "classification"),
+        ([*map(str, [1, 2, 3] * 10), *["n/a"] * 9], "classification"),
         (["3", "1", "4"], "classification"),  # too few to tell
         ([["a"], ["a", "b"], []] * 9, "multilabel"),
         (["['a']", '["a", "b"]', "[]"] * 9, "multilabel"),
@@ -179,6 +183,15 @@ def test_numbers_written_for_people_are_no_classes_and_not_guessed_at(form):
     assert all("expected a number as 1234.5 is, without units and marks" in found for found in read(values))
     few = values[:3] * 9  # names, as nothing says otherwise
     assert look(few, None).task == "classification"
+
+
+@pytest.mark.parametrize("word", ["NaN", "-inf", "n/a", "not known"])
+def test_a_word_among_numbers_is_refused_with_the_way_round(word):
+    values = [*map(str, steps(0.35)), *[word] * 6]
+    assert set(read(values)[30:]) == {
+        f"key 'y' is the text {word!r}, expected a number; if it means that there is none: data.no_label=[{word}]"
+    }
+    assert read(values, no_label=[word])[30:] == ["none"] * 6
 
 
 def test_names_with_digits_are_no_numbers():

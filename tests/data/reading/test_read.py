@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from microplane.data.reading import lines as lines_module
 from microplane.data.reading import read
-from microplane.data.reading.read import find_splits, first_texts, read_rows
+from microplane.data.reading.read import check_file, find_splits, first_texts, read_rows
 from microplane.errors import DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "zwölf\u2028", "completion": '"x"\n,;'}]
@@ -397,3 +397,9 @@ def test_first_texts_are_those_that_can_be_written(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": "one", "b": ["two", {"c": "three"}], "d": 4}\n{"a": "half \\ud83d"}\n{"a": "five"}\n')
     assert first_texts(file, 2) == ["one", "two", "three"]
+
+
+def test_a_link_to_nothing_is_told_as_one(tmp_path):
+    (tmp_path / "rows.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"rows\.jsonl is a link to gone\.jsonl, which is not there"):
+        check_file(tmp_path / "rows.jsonl")

@@ -30,6 +30,7 @@ _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)  # longer ones, and digits of other
 _FLAGS = re.compile(r"\[?\s*[01](\.0*)?([\s,;|]+[01](\.0*)?)+\s*\]?")  # a multi-hot row as text
 _APART = re.compile(r"""['"]\s+['"]""")  # texts without a comma between them
 _MARKED = re.compile(r"\s*[$€£¥₫]?\s?[+-]?\d{1,3}([.,'’\s]?\d{3})*([.,]\d+)?\s?[%$€£¥₫]?\s*")  # 1,234.5 or 12 %
+_WORDS = 3  # for what is not known, beside numbers: NaN, unknown
 _FEW = 10  # numbers below which nothing follows from their being all different
 
 
@@ -170,15 +171,18 @@ def label_names(names: Iterable[str]) -> list[str]:
 
 def _task(some: list[Any]) -> Task:
     """By the values of the first rows. Decimals (but for text) are numbers to be learnt, and so are others of which
-    more than two in three are new ones. A few values may be something else, which are bad rows then."""
+    more than two in three are new ones. A few values may be something else, or half of them a few words for what is
+    not known; these are bad rows then."""
     if 2 * sum(isinstance(value, list) for value in some) > len(some):
         return "multilabel"
     decimals = sum(isinstance(value, float | Decimal) and math.isfinite(value) for value in some)
     if decimals and 10 * decimals >= len(some):
         return "regression"
     numbers = [number for value in some if (number := _as_written(value)) is not None]
-    are_numbers = len(some) >= _FEW and 10 * len(numbers) >= 9 * len(some)
-    return "regression" if are_numbers and 3 * len(set(numbers)) > 2 * len(some) else "classification"
+    others = {str(value) for value in some if _as_written(value) is None}
+    counted = len(numbers) if len(others) <= _WORDS and 2 * len(numbers) >= len(some) else len(some)
+    are_numbers = len(some) >= _FEW and 10 * len(numbers) >= 9 * counted
+    return "regression" if are_numbers and 3 * len(set(numbers)) > 2 * counted else "classification"
 
 
 def _hot_classes(some: list[Any], known: Sequence[str]) -> tuple[str, ...]:
@@ -247,7 +251,10 @@ def _number(value: Any, place: str) -> float:
     number = _as_number(value)
     if number is None:
         plain = " as 1234.5 is, without units and marks between its digits" if _MARKED.fullmatch(str(value)) else ""
-        raise RowError("wrong label", f"{place} a number{plain}")
+        name = _plain_name(value)
+        word = isinstance(value, str) and name is not None and not any(map(str.isdigit, name))
+        none = f"; if it means that there is none: data.no_label=[{name}]" if word else ""
+        raise RowError("wrong label", f"{place} a number{plain}{none}")
     if not abs(number) <= LARGEST:  # nor NaN
         raise RowError(
             "number out of range",

@@ -51,6 +51,8 @@ def read_rows(path: Path, keys: Collection[str] = ()) -> Iterator[RawRow]:
 
 def check_file(path: Path) -> None:
     """Refuse what is missing, no file, or empty, before anything is read."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a link to {path.readlink()}, which is not there")
     if not path.exists():
         near = nearest(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise DataError(f"there is no file {path}.{near}")
