@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import microplane
+from microplane.errors import ConfigError, ModelError
 from tests import labels
 
 WORDS = "the red film is good"
@@ -22,3 +23,53 @@ def test_no_more_of_a_sentence_is_read_than_the_folder_says(told, read, tmp_path
     assert torch.equal(opened.embed([WORDS]), opened.embed([begun]))
     shorter = " ".join(WORDS.split()[: read - 1])
     assert not torch.equal(opened.embed([WORDS]), opened.embed([shorter]))
+
+
+STEPS = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+
+
+def sentence_folder(folder, steps=STEPS, pooling=CLS, at="1_Pooling", lengths=None, told=None):
+    labels.encoder_folder(folder, "mpnet")
+    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in steps]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / at).mkdir()
+    (folder / at / "config.json").write_text(json.dumps(pooling))
+    (folder / "sentence_bert_config.json").write_text(json.dumps(lengths or {}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(told or {}))
+    return microplane.load(folder, "float32")
+
+
+@pytest.mark.parametrize("at", ["1_Pooling", "2_pool"])
+def test_the_pooling_lies_where_modules_json_says(at, tmp_path):
+    steps = [("", "Transformer"), (at, "Pooling")]
+    opened = sentence_folder(tmp_path / "model", steps, at=at)
+    assert torch.equal(opened.embed([WORDS]), opened.embed([WORDS], pooling="cls"))
+    assert not torch.equal(opened.embed([WORDS]), opened.embed([WORDS], pooling="mean"))
+
+
+@pytest.mark.parametrize("kind", ["Dense", "LSTM", "WeightedLayerPooling"])
+def test_a_further_step_is_refused_unless_a_pooling_is_given(kind, tmp_path):
+    opened = sentence_folder(tmp_path / "model", [*STEPS, ("3_more", kind)])
+    with pytest.raises(ConfigError, match=rf"modules\.json asks for 'cls, {kind}', which is not supported"):
+        opened.embed([WORDS])
+    assert opened.embed([WORDS], pooling="cls").shape == (1, 32)
+
+
+def test_a_damaged_list_of_steps_is_refused(tmp_path):
+    sentence_folder(tmp_path / "model")
+    (tmp_path / "model" / "modules.json").write_text('[{"path": ""}]')
+    with pytest.raises(ModelError, match=r"modules\.json is damaged"):
+        microplane.load(tmp_path / "model")
+
+
+def test_sentences_are_read_with_the_folders_prompt_and_in_its_letters(tmp_path):
+    told = {"prompts": {"query": "good ", "other": "bad "}, "default_prompt_name": "query"}
+    opened = sentence_folder(tmp_path / "model", told=told)
+    plain = sentence_folder(tmp_path / "plain")
+    assert torch.equal(opened.embed([WORDS]), plain.embed([f"good {WORDS}"]))
+    assert not torch.equal(opened.embed([WORDS]), plain.embed([WORDS]))
+    lower = sentence_folder(tmp_path / "lower", lengths={"do_lower_case": True})
+    lower.tokenizer.backend.normalizer = plain.tokenizer.backend.normalizer = None
+    assert torch.equal(lower.embed(["The RED film"]), plain.embed(["the red film"]))
+    assert not torch.equal(plain.embed(["The RED film"]), plain.embed(["the red film"]))

@@ -46,7 +46,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
             file.rename(folder / file.name)
     shutil.rmtree(inner)
     longest = model.sentence_tokens or model.max_row_tokens or MAX_LENGTH
-    write_settings(folder, pooling, model.config.hidden_size, longest)
+    write_settings(folder, pooling, model.config.hidden_size, longest, model.sentence_prompt, model.sentence_lower)
     checked = []
     if find_spec("sentence_transformers") is not None:
         library: Any = importlib.import_module("sentence_transformers")
@@ -61,7 +61,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     return Written(("model.safetensors", MODULES), notices, tuple(checked), (how,), {"pooling": pooling})
 
 
-def write_settings(folder: Path, pooling: str, width: int, longest: int) -> None:
+def write_settings(folder: Path, pooling: str, width: int, longest: int, prompt: str = "", lower: bool = False) -> None:
     """As versions 2 to 6 of sentence-transformers read them."""
     write_json(folder / MODULES, [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -73,6 +73,7 @@ def write_settings(folder: Path, pooling: str, width: int, longest: int) -> None
     (folder / "2_Normalize").mkdir()
     write_json(folder / POOLING, {"word_embedding_dimension": width, **modes})
     write_json(folder / "2_Normalize" / "config.json", {})
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
-    settings: dict[str, object] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": lower})
+    prompts, default = ({"default": prompt}, "default") if prompt else ({}, None)
+    settings = {"prompts": prompts, "default_prompt_name": default, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", settings)

@@ -91,14 +91,23 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
     chosen = pooling or model.sentence_pooling or DEFAULT_POOLING[model.KIND]
     if chosen not in POOLINGS:
         raise ConfigError(
-            f"the model's 1_Pooling/config.json asks for {chosen!r}, which is not supported: give --pooling "
+            f"the model's 1_Pooling or modules.json asks for {chosen!r}, which is not supported: give --pooling "
             f"{' or '.join(POOLINGS)}, though the embeddings will be others than the model was trained for"
         )
+    texts = [_as_embedded(model, text) for text in texts]
     embeddings = torch.empty(len(texts), width_of(model.config, "", chosen))
     with in_eval_mode(model):
         for indices, rows in batches(encode_all(model, tokenizer, texts, longest=model.sentence_tokens)):
             embeddings[indices] = embed(model, rows.to(model.device), chosen).cpu()
     return embeddings
+
+
+def _as_embedded(model: Model, text: Text) -> Text:
+    """A sentence as the model's folder has it read."""
+    if not isinstance(text, str):
+        return text
+    whole = model.sentence_prompt + text
+    return whole.lower() if model.sentence_lower else whole
 
 
 def encode_all(

@@ -92,6 +92,8 @@ class Model(nn.Module):
     inside: Inside | None = None  # where its files are those of a larger model
     sentence_pooling: str | None = None  # how its folder says that sentences are embedded
     sentence_tokens: int | None = None  # and how many tokens of one are read
+    sentence_prompt: str = ""  # that is put before each
+    sentence_lower: bool = False  # whether they are read in small letters
     extra_weights: dict[str, Tensor]  # tensors of the checkpoint that may initialise a task head; Hugging Face's names
 
     def __init__(self, config: Any = None):

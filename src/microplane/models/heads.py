@@ -169,7 +169,8 @@ def usual_pooling(model: Model, task: str, frozen: bool) -> str:
     Args:
         frozen: whether all blocks stay as they are.
     """
-    usual = model.sentence_pooling if model.sentence_pooling in POOLINGS else DEFAULT_POOLING[model.KIND]
+    told = (model.sentence_pooling or "").split(",")[0]  # without further steps
+    usual = told if told in POOLINGS else DEFAULT_POOLING[model.KIND]
     if model.KIND != "encoder" or frozen:
         return usual
     if isinstance(model, TransformersEncoder):

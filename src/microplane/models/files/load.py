@@ -26,7 +26,7 @@ from microplane.models.external.transformers import TransformersModel
 from microplane.models.families import family_of
 from microplane.models.files.bitsandbytes import NF4Shards, readable
 from microplane.models.files.checkpoint import INDEX, WEIGHTS, Checkpoint, Places, listed, misfit
-from microplane.models.files.sentence_transformers import sentence_pooling, sentence_tokens
+from microplane.models.files.sentence_transformers import note_sentences
 from microplane.models.files.text_part import note_whole, text_part
 from microplane.models.heads import put_head
 from microplane.models.nomic_layout import named
@@ -212,7 +212,7 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype | NumberFormat) -> Mo
     model.extra_weights = _extra_weights(model, checkpoint, form.stored)
     if (file := checkpoint.path / GENERATION).is_file():
         model.generation_config = read_object(file, ModelError)
-    model.sentence_pooling, model.sentence_tokens = sentence_pooling(checkpoint.path), sentence_tokens(checkpoint.path)
+    note_sentences(model, checkpoint.path)
     return _ready(model, form)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from microplane.errors import ModelError
 from microplane.files import read_object, write_aside
+from microplane.models.contract import Model
 
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
-LENGTHS = "sentence_bert_config.json"
-BESIDE = (MODULES, POOLING, "config_sentence_transformers.json", LENGTHS, "2_Normalize/config.json")
+LENGTHS, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
+FOLLOWED = ("Transformer", "Pooling", "Normalize", "Dropout")  # steps that are done here too
+BESIDE = (MODULES, POOLING, SETTINGS, LENGTHS, "2_Normalize/config.json")
 KNOWN = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
 KNOWN |= {"mean_sqrt_len_tokens": "mean"}  # of another length, and embeddings have length 1
 
@@ -21,10 +24,16 @@ def sentence_pooling(folder: Path) -> str | None:
     Raises:
         ModelError: if the file is damaged.
     """
-    if not folder.is_dir() or not (folder / POOLING).is_file():
+    if not folder.is_dir():
         return None
-    modes = list(_modes(folder / POOLING))
-    return KNOWN.get(modes[0], modes[0]) if len(modes) == 1 else " with ".join(modes) or None
+    steps = list(_steps(folder))
+    place = next((path for kind, path in steps if kind == "Pooling"), Path(POOLING).parent.name)
+    found = None
+    if (file := folder / place / "config.json").is_file():
+        modes = list(_modes(file))
+        found = KNOWN.get(modes[0], modes[0]) if len(modes) == 1 else " with ".join(modes) or None
+    more = [kind for kind, _ in steps if kind not in FOLLOWED]
+    return ", ".join([found or "the usual pooling", *more]) if more else found
 
 
 def sentence_tokens(folder: Path) -> int | None:
@@ -39,11 +48,40 @@ def sentence_tokens(folder: Path) -> int | None:
     return told if isinstance(told, int) and told > 0 else None
 
 
+def note_sentences(model: Model, folder: Path) -> None:
+    """Have a model know how its folder says that sentences are embedded.
+
+    Raises:
+        ModelError: if a file is damaged.
+    """
+    model.sentence_pooling, model.sentence_tokens = sentence_pooling(folder), sentence_tokens(folder)
+    told = read_object(folder / SETTINGS, ModelError, absent={}) if folder.is_dir() else {}
+    prompts, name = told.get("prompts"), told.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    model.sentence_prompt = prompt if isinstance(prompt, str) else ""
+    lengths = read_object(folder / LENGTHS, ModelError, absent={}) if folder.is_dir() else {}
+    model.sentence_lower = lengths.get("do_lower_case") is True
+
+
 def copy_settings(folder: Path, to: Path) -> None:
     """Copy what says how a model's folder embeds sentences into the folder of the same model with other weights."""
     for name in BESIDE:
         if folder.is_dir() and (folder / name).is_file():
             write_aside(to / name, (folder / name).read_bytes())
+
+
+def _steps(folder: Path) -> Iterator[tuple[str, str]]:
+    """What is done with a text in turn: the kind of each step, and its folder."""
+    if not (folder / MODULES).is_file():
+        return
+    try:
+        listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        for step in listed:
+            yield str(step["type"]).rpartition(".")[-1], str(step["path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder / MODULES} is damaged ({error}): expected a list of steps, each with type and path"
+        ) from None
 
 
 def _modes(file: Path) -> Iterator[str]:
