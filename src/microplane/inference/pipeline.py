@@ -27,12 +27,12 @@ from microplane.inference.predict import classify, embed_texts
 from microplane.methods import Method
 from microplane.methods.base_format import base_format, number_format
 from microplane.models.configs.head import POOLINGS
-from microplane.models.contract import Model, first_not_finite
+from microplane.models.contract import Model
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import load_model, open_checkpoint
 from microplane.nn.gguf_linear import GGUFLinear
 from microplane.nn.number_format import NumberFormat
-from microplane.nn.quantised import QUANTISED
+from microplane.nn.quantised import QUANTISED, first_not_finite
 from microplane.objectives import AnyObjective
 from microplane.objectives.head import Prediction, Text
 from microplane.objectives.select import objective_of

@@ -26,7 +26,6 @@ which lists its linears under the model's own names; methods adapt those.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +38,6 @@ from microplane.errors import ModelError
 from microplane.models.generation_rules import GenerationRules
 from microplane.nn.cache import Cache
 from microplane.nn.prompt_socket import PromptSocket
-from microplane.nn.quantised import QuantisedLinear
 from microplane.nn.rows import Pairs, Rows
 from microplane.nn.transposed import TransposedLinear, is_transposed
 
@@ -387,20 +385,3 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def first_not_finite(model: nn.Module) -> str | None:
-    """The name of a parameter or a part of a quantised weight that holds NaN or infinity, or of any other buffer with
-    NaN; else None."""
-    weights = set(dict(model.named_parameters()))
-    for path, module in model.named_modules():
-        if isinstance(module, QuantisedLinear):
-            weights |= {f"{path}.{part}" for part in module.parts_type._fields}
-    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        tensor = tensor.detach()
-        if not tensor.is_floating_point() or tensor.is_meta or torch.isfinite(tensor.sum(dtype=torch.float32)):
-            continue  # a sum is quick; it may overflow by itself
-        wrong = ~torch.isfinite(tensor) if name in weights else torch.isnan(tensor)
-        if wrong.any():
-            return name
-    return None

@@ -6,6 +6,7 @@ at any time at most one layer of a model exists dequantised. Shapes: x (..., in)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -210,6 +211,23 @@ def weight_count(model: nn.Module) -> int:
     quantised = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
     stored = sum(module.in_features * module.out_features for module in quantised)
     return stored + sum(parameter.numel() for parameter in model.parameters())
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """The name of a parameter or a part of a quantised weight that holds NaN or infinity, or of any other buffer with
+    NaN; else None."""
+    weights = set(dict(model.named_parameters()))
+    for path, module in model.named_modules():
+        if isinstance(module, QuantisedLinear):
+            weights |= {f"{path}.{part}" for part in module.parts_type._fields}
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        tensor = tensor.detach()
+        if not tensor.is_floating_point() or tensor.is_meta or torch.isfinite(tensor.sum(dtype=torch.float32)):
+            continue  # a sum is quick; it may overflow by itself
+        wrong = ~torch.isfinite(tensor) if name in weights else torch.isnan(tensor)
+        if wrong.any():
+            return name
+    return None
 
 
 def bytes_held(model: nn.Module) -> int:

@@ -23,10 +23,11 @@ from microplane.evaluation.few_shot import Asked, few_shot_answers, room_of, wit
 from microplane.evaluation.trivial import Trivial
 from microplane.files import cache_dir, write_aside
 from microplane.hardware import processor
-from microplane.models.contract import Model, first_not_finite
+from microplane.models.contract import Model
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import head_metadata
 from microplane.nn.ops import native
+from microplane.nn.quantised import first_not_finite
 from microplane.objectives.base import Measured
 from microplane.runs.prepare import Prepared
 from microplane.runs.result import GeneralSection
