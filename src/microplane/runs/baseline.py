@@ -64,8 +64,8 @@ def check_loss(measured: Measured, model: Model, knobs: ModelKnobs, whose: str) 
     if not math.isfinite(loss := measured["scores"]["loss"]):
         wrong = first_not_finite(model)
         why = f"its tensor {wrong} holds NaN or infinity. Fetch the model again"
-        wide = "the weights themselves are too large" if knobs.dtype == "float32" else "Set model.dtype=float32"
-        overflow = f"its weights are numbers, but sums overflow in {knobs.dtype}. {wide[0].upper()}{wide[1:]}"
+        way = "The weights themselves are too large" if knobs.dtype == "float32" else "Set model.dtype=float32"
+        overflow = f"its weights are numbers, but sums overflow in {knobs.dtype}. {way}"
         raise TrainingError(f"the loss of {whose} {knobs.name} is {loss}: {why if wrong else overflow}")
 
 
