@@ -148,7 +148,7 @@ def test_without_transformers_the_error_names_the_extra(folders, monkeypatch):
     )
     with pytest.raises(
         ModelError,
-        match=r"OpenAIGPTLMHeadModel has no impl.* pip install 'microplane\[transformers\]' Supported .* Llama",
+        match=r"OpenAIGPTLMHeadModel has no impl.* pip install 'microplane\[transformers\]' Supported .* llama",
     ):
         load_model(folders["openai-gpt"])
 

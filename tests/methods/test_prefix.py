@@ -125,7 +125,7 @@ def test_the_relative_bias_of_t5_is_zero_at_the_prefix():
     keys, values = attention.prefix()
     scores = torch.cat([q @ keys.transpose(1, 2), q @ k.transpose(1, 2) + bias], -1)
     wanted = attention.o((scores.softmax(-1) @ torch.cat([values, v], 1)).transpose(0, 1).flatten(1))
-    torch.testing.assert_close(attention(x, mask_spec, bias), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention(x, mask_spec, bias=bias), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_start_at_zero_only_takes_its_share():

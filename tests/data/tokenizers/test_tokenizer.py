@@ -450,7 +450,10 @@ def byte_level_fields(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_byte_level_vocabulary_out_of_gguf(tmp_path):
-    ours, original = load_tokenizer(gguf_vocabulary(tmp_path, **byte_level_fields(eot_token_id=2))), byte_level()
+    ours, original = (
+        load_tokenizer(gguf_vocabulary(tmp_path, **byte_level_fields(eot_token_id=2, pre="gpt-2"))),
+        byte_level(),
+    )
     for text in TEXTS + sentences(50, seed=1):
         assert ours.encode(text) == original.encode(text).ids, text
         assert ours.decode(ours.encode(text), skip_special=False) == text
@@ -517,7 +520,8 @@ def test_whole_words_and_bos_of_a_gguf_are_as_llama_cpp_has_them(cut, tmp_path):
     assert (told.encode("a")[0] == 0) != whole
 
 
-def test_a_gemma_vocabulary_out_of_gguf(tmp_path):
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_gemma_vocabulary_out_of_gguf(scored, tmp_path):
     fields = sentencepiece_fields(tmp_path / "model")
     library = train_sentencepiece(
         tmp_path / "model", add_dummy_prefix=False, user_defined_symbols=["<tool>", "▁▁", "▁▁▁"]
@@ -528,7 +532,8 @@ def test_a_gemma_vocabulary_out_of_gguf(tmp_path):
             text.replace("▁", " ") if set(text) == {"▁"} and len(text) > 1 else text for text in pieces.texts
         ]
     }
-    fields |= {"ggml__scores": [-1000.0] * len(pieces.texts), "ggml__token_type": pieces.types}
+    fields |= {"ggml__scores": pieces.scores if scored else None, "ggml__token_type": pieces.types}
+    fields |= {"ggml__add_space_prefix": False}
     ours = load_tokenizer(gguf_vocabulary(tmp_path, "gemma2", **fields))
     for text in PLAIN + sentences(100, seed=1) + ["a  b   c", "   x"]:
         assert ours.encode(text, special=False) == library.encode(text), text
@@ -545,7 +550,7 @@ def test_a_gemma_vocabulary_out_of_gguf(tmp_path):
         ({"model": None}, "a tokenizer of type None"),
         (
             {"pre": "kimi-k2"},
-            r"cuts text by 'kimi-k2' \(tokenizer.ggml.pre\), which is not known; known are gpt-2, default",
+            r"cuts text by 'kimi-k2' \(tokenizer.ggml.pre\), which is not known; known are default, gpt-2",
         ),
         ({"tokens": None}, "has no tokenizer.ggml.tokens: its tokenizer is incomplete"),
         ({"merges": None}, "has no tokenizer.ggml.merges"),
