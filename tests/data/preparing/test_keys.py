@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,23 @@ def test_another_system_prompt_makes_other_rows(answers):
     brief, long = tokens(answers, system="be brief"), tokens(answers, system="be long")
     assert brief != long
     assert brief == tokens(answers, system="be brief")
+
+
+@pytest.mark.parametrize("elsewhere", ["nothing", "another file", "the same rows"])
+def test_a_file_is_found_from_any_folder_whatever_was_read_before(tmp_path, monkeypatch, elsewhere):
+    """What is kept of a file tells where its text is, to which a path from another folder does not lead."""
+    rows = [{"prompt": f"ab {n} bc", "completion": f"{n}"} for n in range(40)]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    file = written(here / "rows.jsonl", rows)
+    if elsewhere != "nothing":
+        written(there / "rows.jsonl", rows if elsewhere == "the same rows" else [rows[0] | {"prompt": "cd"}] * 40)
+    monkeypatch.chdir(here)
+    load_splits(DataKnobs(train="rows.jsonl"), tiny(SPECIAL, CHATML), NEXT_TOKEN)
+    monkeypatch.chdir(there)
+    made = load_splits(DataKnobs(train=file), tiny(SPECIAL, CHATML), NEXT_TOKEN)
+    assert [Path(name).resolve() for name in made.summary.files["train"]] == [Path(file)]
 
 
 def test_another_tokenizer_makes_other_rows(answers):

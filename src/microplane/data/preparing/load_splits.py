@@ -126,9 +126,12 @@ def _key(
     hold_out: bool,
     candidates: Candidates[DataObjective],
 ) -> str:
-    """Of all that decides the tokens: files by path, size and time, knobs, tokenizer, and the version of this code."""
+    """Of all that decides the tokens: files by path, size and time, knobs, tokenizer, and the version of this code.
+
+    A path counts as it is spelled too: rows are read again from there, which from another folder is another file.
+    """
     identity = {
-        name: [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+        name: [(str(path), str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
         for name, paths in files.items()
     }
     chosen = knobs.model_dump(mode="json", exclude={"train", "validation", "test", "skip_bad_rows", "max_unknown"})
