@@ -36,31 +36,23 @@ def sentence_pooling(folder: Path) -> str | None:
     return ", ".join([found or "the usual pooling", *more]) if more else found
 
 
-def sentence_tokens(folder: Path) -> int | None:
-    """How many tokens of a sentence are read, where the folder says it: no more than the model was trained with.
-
-    Raises:
-        ModelError: if the file is damaged.
-    """
-    if not folder.is_dir() or not (folder / LENGTHS).is_file():
-        return None
-    told = read_object(folder / LENGTHS, ModelError).get("max_seq_length")
-    return told if isinstance(told, int) and told > 0 else None
-
-
 def note_sentences(model: Model, folder: Path) -> None:
-    """Have a model know how its folder says that sentences are embedded.
+    """Have a model know how its folder says that sentences are embedded, and how many tokens of one are read: no more
+    than it was trained with.
 
     Raises:
         ModelError: if a file is damaged.
     """
-    model.sentence_pooling, model.sentence_tokens = sentence_pooling(folder), sentence_tokens(folder)
-    told = read_object(folder / SETTINGS, ModelError, absent={}) if folder.is_dir() else {}
-    prompts, name = told.get("prompts"), told.get("default_prompt_name")
+    model.sentence_pooling = sentence_pooling(folder)
+    lengths, settings = (
+        read_object(folder / name, ModelError, absent={}) if folder.is_dir() else {} for name in (LENGTHS, SETTINGS)
+    )
+    longest = lengths.get("max_seq_length")
+    model.sentence_tokens = longest if isinstance(longest, int) and longest > 0 else None
+    model.sentence_lower = lengths.get("do_lower_case") is True
+    prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
     prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     model.sentence_prompt = prompt if isinstance(prompt, str) else ""
-    lengths = read_object(folder / LENGTHS, ModelError, absent={}) if folder.is_dir() else {}
-    model.sentence_lower = lengths.get("do_lower_case") is True
 
 
 def copy_settings(folder: Path, to: Path) -> None:
