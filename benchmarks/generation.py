@@ -1,10 +1,11 @@
 """Generating: Microplane against transformers, and llama.cpp on the same file; in turn, each in its own process.
 
-    python benchmarks/generation.py [--work W7 W8 T5] [--pairs 5] [--llama FOLDER]
+    python benchmarks/generation.py [--work W7 W8 T5 OPT] [--pairs 5] [--llama FOLDER]
 
 W7: greedy, 32 prompts of 5 to 200 words x 64 tokens, SmolLM2 in bfloat16, batched. W8: one prompt x 128 tokens, in
-bfloat16, int8, nf4 and as the GGUF file stores it. T5: W7 on random weights of FLAN-T5-small's shape. Both sides get
-the same token ids and write the same number of tokens, stop tokens or not. A side opens its model, generates once to be
+bfloat16, int8, nf4 and as the GGUF file stores it. T5: W7 on random weights of FLAN-T5-small's shape; OPT: on those of
+OPT-125M's, a family without code here that runs through transformers. Both sides get the same token ids and write the
+same number of tokens, stop tokens or not. A side opens its model, generates once to be
 warm, and then once more, which is what counts: reading the prompts and writing. Memory is the peak of its process.
 FOLDER holds llama-cpp-python: `pip install --no-deps --target FOLDER llama-cpp-python diskcache`.
 Writes results/generation_<date>.json.
@@ -41,7 +42,9 @@ SIDES = {
     "W7": ["transformers bfloat16", "ours bfloat16", "ours int8", "ours nf4", "ours gguf"],
     "W8": ["transformers bfloat16", "ours bfloat16", "ours int8", "ours nf4", "ours gguf", "llama.cpp gguf"],
     "T5": ["transformers bfloat16", "ours bfloat16"],
+    "OPT": ["transformers bfloat16", "ours bfloat16"],
 }
+FOLDERS = {"W7": "smollm2", "W8": "smollm2", "T5": "t5", "OPT": "opt"}
 
 
 def prepare(folder: Path) -> None:
@@ -63,7 +66,8 @@ def prepare(folder: Path) -> None:
     chance = Random(1)
     sources = [[chance.randrange(3, 32100) for _ in ids] + [1] for ids in many]
     (folder / "T5.json").write_text(json.dumps({"prompts": sources, "tokens": 64}))
-    _save_t5(folder / "t5")
+    (folder / "OPT.json").write_text(json.dumps({"prompts": [ids[:-1] for ids in sources], "tokens": 64}))
+    _save_random(folder)
 
 
 def _piece(words: list[str], count: int, chance: Random) -> str:
@@ -71,12 +75,14 @@ def _piece(words: list[str], count: int, chance: Random) -> str:
     return " ".join(words[first : first + count])
 
 
-def _save_t5(folder: Path) -> None:
+def _save_random(folder: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.T5Config(**FLAN_T5_SMALL)
-    transformers.T5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**FLAN_T5_SMALL))
+    t5.to(torch.bfloat16).save_pretrained(folder / "t5")
+    opt = transformers.OPTForCausalLM(transformers.OPTConfig())  # whose defaults are OPT-125M's
+    opt.to(torch.bfloat16).save_pretrained(folder / "opt")
 
 
 def run_side(name: str, work: str, folder: Path, threads: int) -> dict[str, Any]:
@@ -85,7 +91,7 @@ def run_side(name: str, work: str, folder: Path, threads: int) -> dict[str, Any]
     task = json.loads((folder / f"{work}.json").read_text())
     torch.set_num_threads(threads)
     begin = {"ours": ours, "transformers": peer, "llama.cpp": llama}[who]
-    write = begin(folder / ("t5" if work == "T5" else "smollm2"), form)
+    write = begin(folder / FOLDERS[work], form)
     write(task["prompts"], 8)
     started, used = time.perf_counter(), time.process_time()
     answers = write(task["prompts"], task["tokens"])
@@ -110,7 +116,7 @@ def ours(folder: Path, form: str) -> Callable[[Ids, int], Ids]:
 
     format_ = number_format(form) if form == "bfloat16" else number_format(form, "bfloat16")
     model = load_model(resolve("smollm2") if form == "gguf" else folder, format_).eval()
-    tokenizer = load_tokenizer(resolve("smollm2"))  # which T5's random weights know nothing of
+    tokenizer = load_tokenizer(resolve("smollm2"))  # which random weights know nothing of
 
     def write(prompts: Ids, tokens: int) -> Ids:
         return [a.ids for a in generate(model, tokenizer, prompts, GenerateKnobs(max_new_tokens=tokens), ())]
@@ -223,7 +229,7 @@ def main() -> None:
     named = {"pairs": options.pairs, "threads": options.threads, "note": options.note}
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
-        if not (folder / "T5.json").exists():
+        if not (folder / "OPT.json").exists():
             prepare(folder)
         for work in options.work:
             sides = [side for side in options.sides or SIDES[work] if paths or not side.startswith("llama")]
