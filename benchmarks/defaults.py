@@ -9,7 +9,8 @@ else is a default. With `--rates` a third of each method's rate and three times 
 another setting better? With `--at` these rates, too. With `--ten-times` also ten times that, with
 train.on_divergence=lower_lr: is the run said to diverge, and where does it end? Beside the methods: the majority and
 TF-IDF (a run measures them itself) and, of labels, a logistic regression on the vectors of the untouched model, its
-penalty chosen on a fifth of the training rows. Writes results/defaults_<date>.json after each run and keeps what is
+penalty chosen on a fifth of the training rows. A ninth task, films-mpnet, is that of films with a larger encoder, and
+runs if it is asked for. Writes results/defaults_<date>.json after each run and keeps what is
 there already.
 """
 
@@ -38,6 +39,8 @@ from microplane.models.heads import features
 from microplane.models.task_head import pooled
 from microplane.runs.train import train
 from movies import snippets, split
+from mpnet import NAME as MPNET
+from mpnet import fetch as fetch_mpnet
 
 HERE = Path(__file__).parent
 MOST_TOKENS = 256  # of a row
@@ -99,6 +102,13 @@ TASKS: dict[str, Task] = {
     **{f"commands-{of}": Task("smollm2", "exact_match", commands(of), ANSWERS, DEMO) for of in ("en", "fr", "vi")},
     "translation": Task("smollm2", "chrf", translations, ANSWERS, {"eval.rows": 300, "eval.metrics": ["chrf"]}),
 }
+EIGHT = list(TASKS)
+TASKS["films-mpnet"] = Task(MPNET, "accuracy", films, LABELS)
+
+
+def found(model: str) -> str:
+    """Where a task's model is."""
+    return str(fetch_mpnet()) if model == MPNET else model
 
 
 def one(
@@ -108,7 +118,7 @@ def one(
     what = TASKS[task]
     given: dict[str, Any] = {
         "runs": str(folder / "runs"),
-        "model.name": what.model,
+        "model.name": found(what.model),
         "method.name": method,
         "data.train": str(folder / task),
         "data.max_length": MOST_TOKENS,
@@ -143,8 +153,10 @@ def on_vectors(task: str, folder: Path) -> float:
     from sklearn.linear_model import LogisticRegression
 
     rows = {side: [json.loads(line) for line in (folder / task / f"{side}.jsonl").open()] for side in ("train", "test")}
-    vectors = {side: first_tokens(TASKS[task].model, [row["text"] for row in found]) for side, found in rows.items()}
-    labels = {side: np.array([row["label"] for row in found]) for side, found in rows.items()}
+    vectors = {
+        side: first_tokens(found(TASKS[task].model), [row["text"] for row in texts]) for side, texts in rows.items()
+    }
+    labels = {side: np.array([row["label"] for row in texts]) for side, texts in rows.items()}
     cut = len(labels["train"]) * 4 // 5
 
     def fitted(penalty: float, rows: slice) -> LogisticRegression:
@@ -201,7 +213,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=EIGHT, choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", help="those that fit the task otherwise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", action="store_true", help="also a third and three times the default rate, seed 0")

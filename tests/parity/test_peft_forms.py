@@ -73,6 +73,58 @@ def test_every_form_of_peft_computes_what_peft_computes(form, scale, tmp_path):
     assert not torch.allclose(mine[0], untouched[0], atol=1e-2)
 
 
+def vectors(base, folder, config):
+    """A peft model whose vectors are away from where they start, saved."""
+    model = adapted_reference(base, config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data += (0.5 if "ia3" in name else 1.0) * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+EVERY = r".*\.(k_proj|v_proj|q_proj|o_proj|gate_proj|up_proj|down_proj)"
+IA3 = {
+    "a pattern of both": {
+        "target_modules": r".*\.[01]\..*(k_proj|down_proj)",
+        "feedforward_modules": r".*down_proj",
+    },
+    "a pattern and names": {"target_modules": r".*\.1\..*(v_proj|up_proj)", "feedforward_modules": ["up_proj"]},
+    "all layers": {"target_modules": EVERY, "feedforward_modules": r".*\.layers\.1\..*"},
+    "all but some": {
+        "target_modules": ["k_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+        "exclude_modules": ["layers.0.mlp.down_proj", "layers.1.self_attn.k_proj"],
+    },
+    "layers that are not there": {"target_modules": ["c_attn", "v_proj", "Wo"], "feedforward_modules": ["Wo"]},
+}
+VERA = {
+    "a pattern": {"target_modules": r".*\.1\..*(k_proj|down_proj)"},
+    "every layer": {"target_modules": EVERY},
+    "some layers": {"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [1]},
+    "one layer": {"target_modules": ["up_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
+}
+
+
+@pytest.mark.parametrize(("kind", "form"), [*(("ia3", form) for form in IA3), *(("vera", form) for form in VERA)])
+def test_every_form_of_vectors_computes_what_peft_computes(kind, form, tmp_path):
+    base = save_tiny_folder(tmp_path / "base", "llama-untied")
+    options = {"task_type": "CAUSAL_LM", **(IA3 if kind == "ia3" else VERA)[form]}
+    config = peft.IA3Config(**options) if kind == "ia3" else peft.VeraConfig(r=8, **options)
+    model = vectors(base, tmp_path / "adapter", config)
+    mine = ours(load(tmp_path / "adapter", dtype="float32").model)
+    assert_equal(mine, theirs(model), 3e-5)
+    assert not torch.allclose(mine[0], theirs(reference(base))[0], atol=1e-2)
+
+
+def test_vectors_of_a_pattern_are_put_on_a_model_of_transformers(tmp_path):
+    base = save_tiny_folder(tmp_path / "base", "llama-untied")
+    model = vectors(base, tmp_path / "adapter", peft.IA3Config(task_type="CAUSAL_LM", **IA3["a pattern of both"]))
+    plain = reference(base)
+    microplane.attach_saved(plain, tmp_path / "adapter")
+    assert_equal(theirs(plain), theirs(model), 3e-5)
+
+
 WRITERS = {
     "compiled": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
     "distributed": lambda name: f"module.{name}",

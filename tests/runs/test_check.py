@@ -309,7 +309,7 @@ def test_an_adapter_of_another_model(tmp_path):
     run = microplane.train(model, data, set=SETS | {"runs": str(tmp_path / "runs"), "train.steps": 1, "eval.rows": 0})
     other = save_tiny_folder(tmp_path / "other", "qwen2")
     texts = found(other, data, rehearsal=False, model__adapter=str(run.folder))
-    assert any("belongs to" in text for text in texts["wrong"])
+    assert any("was trained on other files" in text for text in texts["wrong"])
 
 
 @pytest.mark.parametrize("method", ["head-only", "bitfit", "prefix"])

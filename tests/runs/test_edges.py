@@ -213,7 +213,7 @@ def test_a_run_from_an_adapter_has_its_method(place, run):
     for more in ({"method.name": "dora"}, {"method.rank": 3}):
         with pytest.raises(ConfigError, match="has its method: method"):
             microplane.train(data=place / "rows.jsonl", set={"model.adapter": run.folder, **more})
-    with pytest.raises(ConfigError, match="belongs to"):
+    with pytest.raises(AdapterError, match="is not to be had"):
         microplane.train("elsewhere", place / "rows.jsonl", set={"model.adapter": run.folder})
 
 

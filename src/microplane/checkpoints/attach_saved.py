@@ -132,11 +132,12 @@ def _sum(file: Path) -> str:
     return f"{total:x}"
 
 
-def base_of(folder: Path, about: Mapping[str, Any], instead: str | Path | None = None) -> Path:
+def base_of(folder: Path, about: Mapping[str, Any], instead: str | Path | None = None, knob: str = "--base") -> Path:
     """The base model of an adapter.
 
     Args:
         instead: where it is now, if not where the adapter says.
+        knob: how users say that.
 
     Raises:
         AdapterError: if the adapter does not name it, or its weights are not those that the adapter was trained on.
@@ -145,18 +146,18 @@ def base_of(folder: Path, about: Mapping[str, Any], instead: str | Path | None =
     if not name or not isinstance(name, str):
         raise AdapterError(
             f"the adapter {folder} does not name the model that it belongs to (base_model_name_or_path in "
-            "adapter_config.json): name it with --base"
+            f"adapter_config.json): name it with {knob}"
         )
     try:
         path = resolve(name, about.get("revision") if instead is None else None)
     except ModelError as error:
-        where = "" if instead is not None else ". If it lies elsewhere now, name that place with --base"
+        where = "" if instead is not None else f". If it lies elsewhere now, name that place with {knob}"
         raise AdapterError(f"the base of the adapter {folder} is not to be had: {error}{where}") from None
     if not _is_base(path, about):
         place = f"{path} ({name})" if name != str(path) else name
         raise AdapterError(
             f"the adapter {folder} was trained on other files than those now at {place}: their contents differ. Name "
-            "the model that it was trained on with --base, or train again."
+            f"the model that it was trained on with {knob}, or train again."
         )
     return path
 

@@ -20,18 +20,30 @@ from torch import Tensor, nn
 from microplane.errors import AdapterError, ConfigError, notice
 from microplane.methods import Method
 from microplane.methods.adapted_linear import hf_paths
+from microplane.methods.linear_method import LinearMethod
 from microplane.methods.method import PREFIX, head_state
 from microplane.methods.peft_format import LABELS
 from microplane.methods.targets import target_sites
 from microplane.models.configs.head import FORMS, PER_TOKEN, PROBLEMS, pooling_of
-from microplane.models.contract import Model, hf_names, linears
+from microplane.models.contract import SEEING, Model, hf_names, linears
 from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.heads import add_head
 from microplane.nn.layers import Linear
 
 HEADS = {name: per_token for per_token, name in LABELS.items()}  # peft's task_type -> one prediction for each token
-PAIR = re.compile(r"\.lora_(?:A|B|magnitude_vector)(?:\.|$)")
-SEEING = ("vision_tower", "multi_modal_projector")  # parts of a model that also sees, as transformers calls them
+# What a layer has of the method itself, and the matrices that all layers of VeRA share.
+ADAPTED = re.compile(r"\.(?:lora_(?:A|B|magnitude_vector)|ia3_l|vera_lambda_[bd])(?:\.|$)")
+SHARED = re.compile(r"\.vera_[AB]$")
+
+
+def is_of_method(name: str) -> bool:
+    """Whether a tensor in a file is the adapter itself: not a head, nor a weight of the base."""
+    return bool(ADAPTED.search(name) or SHARED.search(name))
+
+
+def _layers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapted layers as the file calls them, each with one of its tensors."""
+    return {ADAPTED.split(name)[0]: tensor for name, tensor in state.items() if ADAPTED.search(name)}
 
 
 def plain_name(name: str) -> str:
@@ -85,7 +97,7 @@ def settle(
     rest = _without_images(model, {n: t for n, t in state.items() if ".original_module." not in n})  # the base's own
     if config.get("task_type") in HEADS:
         rest = _put_head(model, config, rest)
-    beside = [name for name in rest if not PAIR.search(name)]
+    beside = [name for name in rest if not is_of_method(name)]
     called = hf_names(model)
     of_head = {theirs for ours, theirs in called.items() if ours.startswith("task_head.")}
     names = {theirs: ours for ours, theirs in called.items() if theirs not in of_head}
@@ -97,7 +109,7 @@ def settle(
     if embedded := next((name for name in rest if ".lora_embedding_" in name), None):
         raise AdapterError(f"target_modules: a LoRA of an embedding ({embedded}) is not supported; merge it with peft")
     targets = config.get("target_modules")
-    if method.peft_type == "LORA":
+    if isinstance(method, LinearMethod):
         if _adapts_tied_head(model, rest):  # peft adapts the head alone, and the embedding stays as it was
             _untie(model, model.get_parameter(names[model.tied_names[0]]), f"target_modules = {targets!r}")
         method = _with_targets(model, method, config, rest)
@@ -134,16 +146,18 @@ def _adapts_tied_head(model: Model, state: Mapping[str, Tensor]) -> bool:
     head = model.tied_names[1].removesuffix(".weight")
     if not (model.config.tied and head) or model.task_head is not None:
         return False
-    return any(f".{plain_name(PAIR.split(name)[0])}".endswith(f".{head}") for name in state if PAIR.search(name))
+    return any(f".{plain_name(path)}".endswith(f".{head}") for path in _layers(state))
 
 
-def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Method:
+def _with_targets(
+    model: Model, method: LinearMethod, config: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> LinearMethod:
     sites = linears(model)
     paths = dict(zip(hf_paths(model, sites), sites, strict=True))
-    stored = {PAIR.split(name)[0] for name in state if PAIR.search(name)}
-    found = {paths[path] for path in matching(stored, paths).values()}
+    stored = _layers(state)
+    found = {paths[path]: stored[name] for name, path in matching(stored, paths).items()}
     told: dict[str, set[str]] = {}
-    for target in getattr(method, "targets", ()):
+    for target in method.named:
         with suppress(ConfigError):  # a layer that this model does not have
             told[target] = set(target_sites(model, [target]))
     named = set[str]().union(*told.values())
@@ -151,15 +165,15 @@ def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state
     if not found and not named:
         roles = ", ".join(sorted({site.role for site in sites.values()}))
         raise AdapterError(f"target_modules = {targets!r}: no layer of this model, nor one in the file; it has {roles}")
-    if found == named:
-        return method.model_copy(update={"targets": tuple(told)})
+    if found.keys() == named:
+        return method.on({target: found[min(sites)] for target, sites in told.items()})
     if isinstance(targets, list) and not _is_restricted(config):
         elsewhere = any(
             f".{path}".endswith(f".{target}") for path in stored for target in targets if target not in told
         )
-        if not (elsewhere and named <= found):
+        if not (elsewhere and named <= found.keys()):
             return method  # the file has more or less than was adapted, and attaching or loading says what
-    return method.model_copy(update={"targets": tuple(sorted(found))}) if found else method
+    return method.on(found) if found else method
 
 
 def _is_restricted(config: Mapping[str, Any]) -> bool:
@@ -169,10 +183,10 @@ def _is_restricted(config: Mapping[str, Any]) -> bool:
 def as_stored(method: Method, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Method:
     """The method of an adapter of a model that is not ours, whose names are the file's: with the layers in the file as
     targets, where adapter_config.json names them by patterns."""
-    if method.peft_type != "LORA" or (isinstance(config.get("target_modules"), list) and not _is_restricted(config)):
+    named = isinstance(config.get("target_modules"), list) and not _is_restricted(config)
+    if not isinstance(method, LinearMethod) or named:
         return method
-    found = {PAIR.split(name.removeprefix(PREFIX))[0] for name in state if PAIR.search(name)}
-    return method.model_copy(update={"targets": tuple(sorted(found))})
+    return method.on({path.removeprefix(PREFIX): tensor for path, tensor in _layers(state).items()})
 
 
 # Heads

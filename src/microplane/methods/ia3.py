@@ -7,7 +7,7 @@ Merging is exact: rows of W (and the bias) times l, or columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -85,6 +85,19 @@ class IA3(LinearMethod):
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
         peft_format.refuse_unsupported(config, peft_format.WHOLE)
+        names = "target_modules", "feedforward_modules"
+        if any(isinstance(config.get(name), str) for name in names):  # a pattern: the file tells the layers
+            return {"targets": [], "feedforward": []}
         inputs = peft_format.roles_of(config, "feedforward_modules") if config.get("feedforward_modules") else []
         targets = [role for role in peft_format.roles_of(config) if role not in inputs]
         return {"targets": targets, "feedforward": inputs}
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return self.targets + self.feedforward
+
+    def on(self, layers: Mapping[str, Tensor]) -> Self:
+        """The vector's shape tells what it multiplies."""
+        inputs = {name for name, vector in layers.items() if len(vector) == 1}
+        targets = tuple(sorted(layers.keys() - inputs))
+        return self.model_copy(update={"targets": targets, "feedforward": tuple(sorted(inputs))})

@@ -7,7 +7,7 @@ What a layer saves is said by the layer itself (`AdaptedLinear.saved` and its tw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import ClassVar, Self, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ class LinearMethod(Method):
     takes_saved_ranks: ClassVar[bool] = False  # a layer takes the rank that it was saved with; else only the knobs'
 
     targets: tuple[str, ...] = Field(("all",), description="roles of linear layers (q k v o gate up down head), or all")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All that the knobs call layers by."""
+        return self.targets
+
+    def on(self, layers: Mapping[str, Tensor]) -> Self:
+        """The same on these layers (roles or whole names), each with a tensor that a file has of it."""
+        return self.model_copy(update={"targets": tuple(sorted(layers))})
 
     def wrap(self, base: nn.Linear) -> AdaptedLinear:
         """The adapted layer that takes the place of `base`, which is frozen (and may be quantised, nn/quantised.py).

@@ -109,10 +109,11 @@ class VeRA(LinearMethod):
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
         peft_format.refuse_unsupported(config, peft_format.WHOLE)
+        named = isinstance(config.get("target_modules"), list)  # else the names in the file decide
         return {
             "rank": config.get("r", 256),  # as peft where a file does not say, and so below
             "dropout": config.get("vera_dropout", 0.0),
-            "targets": peft_format.roles_of(config),
+            "targets": peft_format.roles_of(config) if named else ["all"],
             "lambda_d": config.get("d_initial", 0.1),
             "seed": config.get("projection_prng_key", 0),
             "save_projections": config.get("save_projection", True),

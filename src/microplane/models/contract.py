@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "head")
 
 
+SEEING = ("vision_tower", "multi_modal_projector")  # parts of a model that also sees, as transformers calls them
+
+
 class Inside(NamedTuple):
     """What a model that is a part of a larger one knows of the whole: the language model of one that also sees."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from microplane.errors import ModelError
 from microplane.models.configs.t5gemma import SECOND, T5Gemma2Config
-from microplane.models.contract import Inside
+from microplane.models.contract import SEEING, Inside
 from microplane.models.decoder import Attention, Block
 from microplane.models.encoder_decoder import EncoderDecoder, KeysValues, SourceReader
 from microplane.models.t5gemma import HEAD, MODULES, Stack, T5Gemma, encoder_of, names_of_stack
@@ -148,4 +148,4 @@ class T5Gemma2(T5Gemma):
 
 
 EMBED = "model.encoder.text_model.embed_tokens"
-TOWER = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
+TOWER = tuple(f"model.encoder.{part}." for part in SEEING)

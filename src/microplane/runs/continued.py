@@ -31,18 +31,20 @@ def continued(config: RunKnobs) -> RunKnobs:
     if config.method != default and other:
         listed = ", ".join(f"method.{name} = {value!r}, and {own.get(name)!r} there" for name, value in other.items())
         raise ConfigError(f"a run that starts from the adapter {folder} has its method: {listed}. Leave that out")
-    base = folder if method.whole_model else base_of(folder, about)
-    if config.model.name not in (ModelKnobs.model_fields["name"].default, str(base), about.get("base")):
-        raise ConfigError(f"model.name = {config.model.name}: the adapter {folder} belongs to {base}. Leave it out")
+    known = ModelKnobs.model_fields["name"].default, about.get("base")
+    named = None if config.model.name in known else config.model.name  # where the base lies now
+    base = folder if method.whole_model else base_of(folder, about, named, knob="MODEL, or --set model.name=FOLDER")
+    if method.whole_model and named not in (None, str(base)):
+        raise ConfigError(f"model.name = {named}: the weights of {folder} are a whole model. Leave it out")
     data = {
         name: about[name]
         for name in ("template", "system", "unicode", "segment", "date", "source_language", "target_language")
         if about.get(name) is not None and getattr(config.data, name) == type(config.data).model_fields[name].default
     }
     model = {
-        "name": str(base.absolute()) if method.whole_model else str(about.get("base") or base),
+        "name": str(base.absolute()) if method.whole_model else str(named or about.get("base")),
         "adapter": None if method.whole_model else str(folder.absolute()),
-        "revision": about.get("revision"),
+        "revision": about.get("revision") if named is None else config.model.revision,
     }
     if config.model.dtype == "auto" and about.get("base_dtype") in ("float32", "bfloat16", "int8", "nf4"):
         model["dtype"] = about["base_dtype"]

@@ -34,6 +34,7 @@ def evaluate(
     set: Mapping[str, Any] | None = None,
     knobs: RunKnobs | None = None,
     watch: Watcher | None = None,
+    base: str | Path | None = None,
 ) -> Measured:
     """Measure a model, or a run, on rows: scores, and the prompts, targets and texts of the rows that are shown.
 
@@ -45,6 +46,7 @@ def evaluate(
         set: knobs by dotted name, as `{"eval.rows": 500}`.
         knobs: all of them at once, instead of the three above.
         watch: is told what happens.
+        base: where the base of an adapter is, if not where the adapter says.
 
     Raises:
         MicroplaneError: for a model or data that cannot be used, saying why.
@@ -54,6 +56,8 @@ def evaluate(
         {'loss': 0.02, 'perplexity': 1.02, 'exact_match': 0.917, ...}
     """
     inline = None
+    if base is not None:
+        check_type(base, "base", (str, Path), "a name or a path")
     if knobs is None:
         knobs, inline = configured(model, data, {}, set)
     elif model is not None or data is not None or set is not None:
@@ -62,7 +66,7 @@ def evaluate(
     if not knobs.data.train:
         raise ConfigError("there is no data: give the rows to measure on, as in evaluate(RUN, FILE)")
     with in_a_file(knobs, inline) as there:
-        return measure_file(there, watch)
+        return measure_file(there, watch, None if base is None else str(base))
 
 
 def measure_file(knobs: RunKnobs, watch: Watcher | None = None, base: str | None = None) -> Measured:

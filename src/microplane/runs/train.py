@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from microplane.adapters.card import card_run
-from microplane.config.build import build, place, read_yaml, to_yaml
+from microplane.config.build import to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Calling, Silent, Watcher
 from microplane.device import PeakDeviceMemory
-from microplane.errors import ConfigError, MicroplaneError, check_type, notices_to
+from microplane.errors import MicroplaneError, check_type, notices_to
 from microplane.evaluation.evaluate import describe_scores, measure
 from microplane.evaluation.text_metrics import lower_is_better
 from microplane.evaluation.trivial import Trivial, beaten_by, trivial_predictions
@@ -45,6 +45,7 @@ from microplane.runs.result import (
     moved_check,
     train_section,
 )
+from microplane.runs.resumed import going_on
 from microplane.runs.room import lacking
 from microplane.runs.trackers import tracked
 from microplane.runs.used_speed import used_speed
@@ -52,7 +53,7 @@ from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record
 from microplane.training.ranks import Ranks
-from microplane.training.resume import CHANGEABLE, check_resumable, prune
+from microplane.training.resume import check_resumable, prune
 
 SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
 
@@ -329,41 +330,15 @@ def resume(
     """Go on with a run from its last checkpoint, as if it had never been interrupted.
 
     Args:
-        set: knobs to change, as `{"train.epochs": 3}` for more of a run that is finished; see `CHANGEABLE`.
+        set: knobs to change, as `{"train.epochs": 3}` for more of a run that is finished, or
+            `{"model.name": "/new/place"}` where its base lies elsewhere by now.
 
     Raises:
         CheckpointError: if the folder is not a run, or something it depends on has changed since.
     """
     check_type(folder, "the run", (str, Path), "the path of its folder")
-    path = find_run(Path(folder))
-    written = read_yaml(path / "run.yaml")
-    data = written.setdefault("data", {})
-    data.setdefault("unicode", "as-is")  # an earlier version left texts as they are, and told the day of asking
-    data.setdefault("date", None)
-    config = changed(build(RunKnobs, written, where=str(path / "run.yaml")), set or {}, path)
-    here = config.model_copy(update={"name": path.name, "runs": str(path.parent)})
+    here = going_on(find_run(Path(folder)), set or {})
     return train(knobs=here, resume=True, watch=watch, started=started)
-
-
-def changed(config: RunKnobs, knobs: Mapping[str, Any], run: Path) -> RunKnobs:
-    """The configuration of a run that goes on with other knobs than before.
-
-    Raises:
-        ConfigError: for a knob that would make another run of it.
-    """
-    check_type(knobs, "set", Mapping, 'a mapping of knobs, as {"train.epochs": 3}')
-    values = config.model_dump(mode="json")
-    for name, value in knobs.items():
-        if name not in CHANGEABLE:
-            known = ", ".join(sorted(CHANGEABLE))
-            raise ConfigError(
-                f"{name} cannot be changed in a run that goes on ({known} can). Begin a new run from its adapter: "
-                f"microplane train --from {run} DATA --set {name}={value}"
-            )
-        place(values, name, value)
-    if config.train.steps and "train.epochs" in knobs and "train.steps" not in knobs:
-        raise ConfigError(f"train.epochs would change nothing: train.steps = {config.train.steps} decides. Set that")
-    return build(RunKnobs, values)
 
 
 def _folder(config: RunKnobs, method: Method, again: bool) -> AbstractContextManager[Path]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from microplane.checkpoints.adapter import read_method, read_state
 from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of
-from microplane.checkpoints.peft_files import PAIR
+from microplane.checkpoints.peft_files import is_of_method
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.device import choose
 from microplane.errors import ConfigError
@@ -231,4 +231,4 @@ def _shares(method: Method, about: dict[str, Any], folder: Path) -> bool:
     """Whether it can stand on the base's own weights: neither it nor what its file holds beside it changes any."""
     if method.trains != "adapter":
         return False
-    return about.get("peft") is None or all(PAIR.search(name) for name in read_state(folder, method))
+    return about.get("peft") is None or all(map(is_of_method, read_state(folder, method)))

@@ -33,6 +33,7 @@ CHANGEABLE = {  # knobs that may be others in a run that goes on
     *("train.epochs", "train.steps", "train.patience", "train.eval_every", "train.save_every", "train.threads"),
     *("eval.rows", "eval.metrics", "eval.max_new_tokens", "eval.batch_tokens", "eval.general", "eval.shots"),
     *("model.device", "train.shard"),
+    *("model.name", "data.train", "data.validation", "data.test"),  # the same weights and rows in another place
 }
 ROUNDS = {"threads", "device", "features kept", "train.shard"}
 """With another of these the numbers are the same to rounding alone."""
