@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import microplane
+from microplane.adapters.export import write_folder
 from microplane.errors import ConfigError, ModelError
 from tests import labels
 
@@ -73,3 +74,23 @@ def test_sentences_are_read_with_the_folders_prompt_and_in_its_letters(tmp_path)
     lower.tokenizer.backend.normalizer = plain.tokenizer.backend.normalizer = None
     assert torch.equal(lower.embed(["The RED film"]), plain.embed(["the red film"]))
     assert not torch.equal(plain.embed(["The RED film"]), plain.embed(["the red film"]))
+
+
+def test_a_written_folder_has_every_step_that_its_list_names(tmp_path):
+    steps = [("", "Transformer"), ("2_pool", "Pooling"), ("3_dense", "Dense"), ("4_norm", "Normalize")]
+    opened = sentence_folder(tmp_path / "model", steps, at="2_pool")
+    (tmp_path / "model" / "3_dense").mkdir()
+    (tmp_path / "model" / "3_dense" / "model.safetensors").write_bytes(b"weights of a layer")
+    assert "3_dense" not in " ".join(write_folder(opened, tmp_path / "out", torch.float32, [WORDS]))
+    for name in ("modules.json", "2_pool/config.json", "3_dense/model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+@pytest.mark.parametrize("place", ["3_dense", "../beside", "/etc"])
+def test_a_step_that_is_not_in_the_folder_is_told_and_nothing_is_taken_from_outside(place, tmp_path):
+    opened = sentence_folder(tmp_path / "model", [*STEPS, (place, "Dense")])
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "file").write_text("of another model")
+    told = " ".join(write_folder(opened, tmp_path / "out", torch.float32, [WORDS]))
+    assert ("modules.json names 3_dense, which" in told) == (place == "3_dense")
+    assert not list((tmp_path / "out").rglob("file"))

@@ -91,13 +91,13 @@ def write_folder(
     with folder_aside(folder) as temporary, disk_errors(folder):  # an empty folder gives way
         save_model(loaded.model, temporary, dtype, tokens)
         tokenizer.save(temporary)
-        if loaded.model.task_head is None:  # what sentence-transformers needs to embed with it
-            copy_settings(loaded.path, temporary)
+        # what sentence-transformers needs to embed with it
+        steps = copy_settings(loaded.path, temporary) if loaded.model.task_head is None else []
         if card:
             write_card(temporary, card)
         elsewhere = [*agree_with_transformers(temporary, tokenizer, texts)]
     windows = [WINDOWS.format(length=loaded.window)] if loaded.window is not None else []
-    return (*_notices(loaded.model, tokenizer), *elsewhere, *windows)
+    return (*_notices(loaded.model, tokenizer), *steps, *elsewhere, *windows)
 
 
 def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[Tokenizer, dict[str, Any]]:

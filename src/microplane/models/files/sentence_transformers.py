@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from microplane.models.contract import Model
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
 LENGTHS, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
 FOLLOWED = ("Transformer", "Pooling", "Normalize", "Dropout")  # steps that are done here too
+WITHOUT_FILES = ("Normalize", "Dropout")  # steps that may have none
 BESIDE = (MODULES, POOLING, SETTINGS, LENGTHS, "2_Normalize/config.json")
 KNOWN = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
 KNOWN |= {"mean_sqrt_len_tokens": "mean"}  # of another length, and embeddings have length 1
@@ -55,11 +57,33 @@ def note_sentences(model: Model, folder: Path) -> None:
     model.sentence_prompt = prompt if isinstance(prompt, str) else ""
 
 
-def copy_settings(folder: Path, to: Path) -> None:
-    """Copy what says how a model's folder embeds sentences into the folder of the same model with other weights."""
+def copy_settings(folder: Path, to: Path) -> list[str]:
+    """Copy what says how a model's folder embeds sentences into the folder of the same model with other weights: its
+    settings, and the folders of all steps behind the model.
+
+    Returns:
+        What is to be said of steps that the folder names and does not have.
+    """
+    if not folder.is_dir():
+        return []
     for name in BESIDE:
-        if folder.is_dir() and (folder / name).is_file():
+        if (folder / name).is_file():
             write_aside(to / name, (folder / name).read_bytes())
+    lacking = []
+    for kind, path in _steps(folder):
+        place, inside = folder / path, ".." not in Path(path).parts and not Path(path).is_absolute()
+        if not path or not inside or kind in ("Transformer", *WITHOUT_FILES):
+            continue
+        if place.is_dir():
+            shutil.copytree(place, to / path, dirs_exist_ok=True)
+        elif not (to / path).is_dir():
+            lacking.append(path)
+    if not lacking:
+        return []
+    return [
+        f"{MODULES} names {' and '.join(lacking)}, which {folder} does not have: before sentence-transformers opens "
+        "the new folder, copy that into it from where the model was published"
+    ]
 
 
 def _steps(folder: Path) -> Iterator[tuple[str, str]]:
