@@ -228,7 +228,7 @@ def main() -> None:
         for task in options.tasks:
             folder = Path(name)
             TASKS[task].build(folder / task)
-            if TASKS[task].methods == LABELS and task not in kept["vectors"]:
+            if TASKS[task].methods == LABELS and task in EIGHT and task not in kept["vectors"]:
                 kept["vectors"][task] = on_vectors(task, folder)
                 write(path, about, kept)
             for method in options.methods or TASKS[task].methods:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +195,37 @@ def test_a_post_norm_model_takes_half_the_rate_of_adapters_and_as_a_whole():
     assert peak_lr(full, tiny_encoder("modernbert"), knobs) == peak_lr(full, tiny(), knobs) == full.default_lr
     for name in ("head-only", "bitfit"):
         assert peak_lr(make_method(name), tiny_encoder("bert"), knobs) == make_method(name).default_lr
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "post_norm", "expected"),
+    [
+        ("lora", 576, False, 2e-3),
+        ("lora", 2048, False, 5.63e-4),
+        ("lora", 4096, False, 2.81e-4),
+        ("lora", 384, True, 1e-3),
+        ("lora", 768, True, 5e-4),  # as LoRA's authors had it for RoBERTa-base
+        ("lora", 64, True, 1e-3),
+        ("full", 4096, False, 2.81e-5),
+        ("full", 768, True, 5e-5),  # as BERT's authors had it
+        ("last-n", 1152, False, 2.5e-4),
+        ("bottleneck", 1152, False, 1.5e-3),
+        ("ia3", 4096, False, 2e-2),
+        ("vera", 4096, False, 1e-2),
+        ("prefix", 4096, False, 5e-2),
+        ("prompt", 768, True, 5e-2),
+        ("norms", 4096, False, 3e-3),
+        ("bitfit", 768, True, 1e-3),
+        ("head-only", 1024, True, 2e-3),
+    ],
+)
+def test_the_default_rate_of_matrices_falls_with_the_width(method, width, post_norm, expected):
+    model = SimpleNamespace(post_norm=post_norm, config=SimpleNamespace(hidden_size=width))
+    assert make_method(method).rate(model) == expected
+
+
+def test_a_model_that_tells_no_width_takes_the_default():
+    assert make_method("lora").rate(torch.nn.Linear(5000, 5000)) == 2e-3
 
 
 def test_scaled_parameters_are_refused_for_adapters_and_for_adamw():

@@ -20,6 +20,7 @@ class BitFit(Method):
     name: ClassVar[str] = "bitfit"
     summary: ClassVar[str] = "the model's biases train; for models that have some (BERT, Marian, Qwen2)"
     default_lr: ClassVar[float] = 1e-3
+    trains_matrices: ClassVar[bool] = False
     trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "vectors"
     not_convertible: ClassVar[str | None] = "trains biases, which a LoRA does not have; merge it instead"
 

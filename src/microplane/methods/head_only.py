@@ -19,6 +19,7 @@ class HeadOnly(Selecting):
     name: ClassVar[str] = "head-only"
     summary: ClassVar[str] = "the model stays as it is and only a head on it trains; seconds, for few rows"
     default_lr: ClassVar[float] = 2e-3
+    trains_matrices: ClassVar[bool] = False
     needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
 
     def chosen(self, model: nn.Module) -> list[nn.Module]:

@@ -51,6 +51,7 @@ class IA3(LinearMethod):
     summary: ClassVar[str] = "scales keys, values and inner activations by vectors; the smallest files"
     default_lr: ClassVar[float] = 2e-2
     layer: ClassVar[type[AdaptedLinear]] = IA3Linear
+    trains_matrices: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "IA3"
     not_convertible: ClassVar[str | None] = "multiplies whole rows and columns, a change of full rank; merge it instead"
 

@@ -23,6 +23,10 @@ PREFIX = "base_model.model."  # what peft's names begin with
 POST_NORM = 0.5
 """A norm behind each sum scales what the blocks below pass on, and the gradients near the output are large (arXiv
 2002.04745), so rates that a pre-norm model takes make it collapse: docs/methods/README.md, "Learning rates"."""
+TUNED_WIDTH, TUNED_POST_NORM_WIDTH = 576, 384
+"""Of the models that the default rates were tuned on. With Adam each entry of a weight moves by about the rate, and an
+output is a sum over the width: on a wider model the same rate moves the outputs further, in proportion (arXiv
+2203.03466, table 3; of LoRA's matrices 2402.12354 and 2602.06204)."""
 
 
 class Method(BaseModel):
@@ -39,6 +43,7 @@ class Method(BaseModel):
     # What trains: an adapter; a few vectors of the model's own, which `attach` casts to float32 while the rest of the
     # base may be in any format, also quantised; or weights of the model's own, so that the base is kept in float32.
     trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "adapter"
+    trains_matrices: ClassVar[bool] = True  # weights of linear layers, or factors of them; else vectors and prompts
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
@@ -64,9 +69,15 @@ class Method(BaseModel):
 
     def rate(self, model: nn.Module) -> float:
         """The rate where none is set: `default_lr`; on a post-norm model (BERT) `POST_NORM` of it, of an adapter and of
-        full fine-tuning."""
-        halved = (self.trains == "adapter" or self.whole_model) and getattr(model, "post_norm", False)
-        return self.default_lr * (POST_NORM if halved else 1)
+        full fine-tuning; of matrices the smaller, the wider the model is beyond those that it was tuned on."""
+        post_norm = getattr(model, "post_norm", False)
+        rate = self.default_lr
+        if post_norm and (self.trains == "adapter" or self.whole_model):
+            rate *= POST_NORM
+        width = getattr(getattr(model, "config", None), "hidden_size", None)
+        if self.trains_matrices and isinstance(width, int):
+            rate *= min(1.0, (TUNED_POST_NORM_WIDTH if post_norm else TUNED_WIDTH) / width)
+        return float(f"{rate:.3g}")
 
     def frozen_below(self, model: nn.Module) -> int:
         """How many of the lowest blocks compute the same in every step; as many as there are: the last norm, too."""

@@ -20,6 +20,7 @@ class Norms(Method):
     name: ClassVar[str] = "norms"
     summary: ClassVar[str] = "the norms' weights and biases train; tiny files, works on every model"
     default_lr: ClassVar[float] = 3e-3
+    trains_matrices: ClassVar[bool] = False
     trains: ClassVar[Literal["adapter", "vectors", "weights"]] = "vectors"
     not_convertible: ClassVar[str | None] = "trains norms, which are no linear layers; merge it instead"
 

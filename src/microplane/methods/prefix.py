@@ -128,6 +128,7 @@ class PrefixTuning(Method):
     name: ClassVar[str] = "prefix"
     summary: ClassVar[str] = "trained keys and values before those of every row, in each attention"
     default_lr: ClassVar[float] = 5e-2
+    trains_matrices: ClassVar[bool] = False
     needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PREFIX_TUNING"

@@ -47,6 +47,7 @@ class PromptTuning(Method):
     name: ClassVar[str] = "prompt"
     summary: ClassVar[str] = "trained vectors before the embeddings of every row; needs a large model and a high rate"
     default_lr: ClassVar[float] = 1e-1
+    trains_matrices: ClassVar[bool] = False
     needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PROMPT_TUNING"

@@ -69,6 +69,7 @@ class VeRA(LinearMethod):
     summary: ClassVar[str] = "vectors around random matrices that all layers share; tiny files"
     default_lr: ClassVar[float] = 1e-2
     layer: ClassVar[type[AdaptedLinear]] = VeRALinear
+    trains_matrices: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "VERA"
 
     rank: int = Field(256, ge=1, description="r, the rank of the random matrices")
