@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from microplane.errors import AdapterError, ConfigError, notice
 from microplane.methods import Method
 from microplane.methods.adapted_linear import hf_paths
-from microplane.methods.linear_method import LinearMethod
 from microplane.methods.method import PREFIX, head_state
 from microplane.methods.peft_format import LABELS
 from microplane.methods.targets import target_sites
@@ -109,7 +108,7 @@ def settle(
     if embedded := next((name for name in rest if ".lora_embedding_" in name), None):
         raise AdapterError(f"target_modules: a LoRA of an embedding ({embedded}) is not supported; merge it with peft")
     targets = config.get("target_modules")
-    if isinstance(method, LinearMethod):
+    if method.named is not None:
         if _adapts_tied_head(model, rest):  # peft adapts the head alone, and the embedding stays as it was
             _untie(model, model.get_parameter(names[model.tied_names[0]]), f"target_modules = {targets!r}")
         method = _with_targets(model, method, config, rest)
@@ -149,15 +148,13 @@ def _adapts_tied_head(model: Model, state: Mapping[str, Tensor]) -> bool:
     return any(f".{plain_name(path)}".endswith(f".{head}") for path in _layers(state))
 
 
-def _with_targets(
-    model: Model, method: LinearMethod, config: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> LinearMethod:
+def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Method:
     sites = linears(model)
     paths = dict(zip(hf_paths(model, sites), sites, strict=True))
     stored = _layers(state)
     found = {paths[path]: stored[name] for name, path in matching(stored, paths).items()}
     told: dict[str, set[str]] = {}
-    for target in method.named:
+    for target in method.named or ():
         with suppress(ConfigError):  # a layer that this model does not have
             told[target] = set(target_sites(model, [target]))
     named = set[str]().union(*told.values())
@@ -184,7 +181,7 @@ def as_stored(method: Method, config: Mapping[str, Any], state: Mapping[str, Ten
     """The method of an adapter of a model that is not ours, whose names are the file's: with the layers in the file as
     targets, where adapter_config.json names them by patterns."""
     named = isinstance(config.get("target_modules"), list) and not _is_restricted(config)
-    if not isinstance(method, LinearMethod) or named:
+    if method.named is None or named:
         return method
     return method.on({path.removeprefix(PREFIX): tensor for path, tensor in _layers(state).items()})
 

@@ -222,9 +222,8 @@ class TrainKnobs(Knobs):
     )
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
         None,
-        description="peak learning rate; the method's own default otherwise, less on encoders of BERT's kind and on wide "
-        "models. auto: found by a short sweep over rates on the run's own rows before it starts, and then written into "
-        "run.yaml",
+        description="peak learning rate; the method's own otherwise, by the model's kind and width. auto: found by a "
+        "short sweep over rates on the run's own rows before it starts, and then written into run.yaml",
     )
     on_divergence: Literal["auto", "lower_lr", "go_on"] = Field(
         "auto",

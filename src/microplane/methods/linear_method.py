@@ -27,11 +27,9 @@ class LinearMethod(Method):
 
     @property
     def named(self) -> tuple[str, ...]:
-        """All that the knobs call layers by."""
         return self.targets
 
     def on(self, layers: Mapping[str, Tensor]) -> Self:
-        """The same on these layers (roles or whole names), each with a tensor that a file has of it."""
         return self.model_copy(update={"targets": tuple(sorted(layers))})
 
     def wrap(self, base: nn.Linear) -> AdaptedLinear:

@@ -88,6 +88,15 @@ class Method(BaseModel):
         """How many places of a row's context it takes for itself."""
         return 0
 
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """All that its knobs call linear layers by; None of a method that chooses none."""
+        return None
+
+    def on(self, layers: Mapping[str, Tensor]) -> Self:
+        """The same on these layers (roles or whole names), each with a tensor that a file has of it."""
+        raise NotImplementedError
+
     def with_tokens(self, encode: Callable[[str], list[int]]) -> Self:
         """The same method, with what its knobs say in words as the model's tokens."""
         return self
