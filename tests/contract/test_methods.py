@@ -96,7 +96,7 @@ def marked(case):
 @pytest.fixture(params=[marked(case) for case in WORKING], ids=label)
 def case(request):
     family, knobs = request.param
-    return FAMILIES[family], make_method(knobs)
+    return FAMILIES[family], make_method(knobs), label(request.param)
 
 
 @pytest.fixture
@@ -134,10 +134,18 @@ def steps(model, method, optimizer, count, start=0, total=6, family=None):
     return losses
 
 
-def trained(family, method, count=3):
-    model = attached(family, method)
-    optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
-    return model, optimizer, steps(model, method, optimizer, count, family=family)
+TRAINED = {}  # by case
+
+
+@pytest.fixture
+def trained(case):
+    """Model, method, optimizer and losses after three steps, which all tests of a case get a copy of."""
+    family, method, name = case
+    if name not in TRAINED:
+        model = attached(family, method)
+        optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
+        TRAINED[name] = model, method, optimizer, steps(model, method, optimizer, 3, family=family)
+    return copy.deepcopy(TRAINED[name])
 
 
 def test_attach_leaves_the_output_unchanged(family, method):
@@ -172,8 +180,8 @@ def test_every_trainable_tensor_moves_and_loss_falls_and_the_rest_stays(family, 
     assert losses[-1] < losses[0]
 
 
-def test_state_brings_a_fresh_model_to_the_same_bits(family, method, tmp_path):
-    model, _, _ = trained(family, method)
+def test_state_brings_a_fresh_model_to_the_same_bits(family, trained, tmp_path):
+    model, method, _, _ = trained
     save_adapter(tmp_path, model, method, {"base": "tiny"})
     again, about = read_method(tmp_path)
     assert again == method
@@ -183,12 +191,12 @@ def test_state_brings_a_fresh_model_to_the_same_bits(family, method, tmp_path):
     assert torch.equal(family.output(model), family.output(fresh.eval()))
 
 
-def test_merge_keeps_the_output_and_leaves_plain_modules(family, method):
+def test_merge_keeps_the_output_and_leaves_plain_modules(family, trained):
+    model, method, _, _ = trained
     if not method.mergeable:
         with pytest.raises(AdapterError, match="cannot be merged"):
-            method.merge(attached(family, method))
+            method.merge(model)
         return
-    model, _, _ = trained(family, method)
     unmerged = family.output(copy.deepcopy(model).double())  # float32 itself errs by 3e-4 in the T5 that lora+ makes
     method.merge(model)
     assert not any(isinstance(module, AdaptedLinear) for module in model.modules())
@@ -196,8 +204,8 @@ def test_merge_keeps_the_output_and_leaves_plain_modules(family, method):
     torch.testing.assert_close(family.output(model.double()), unmerged, atol=1e-4, rtol=1e-4)
 
 
-def test_switched_off_it_is_the_base_and_on_again_as_before(family, method):
-    model, _, _ = trained(family, method)
+def test_switched_off_it_is_the_base_and_on_again_as_before(family, trained):
+    model, method, _, _ = trained
     wanted, modules = family.output(model), [name for name, _ in model.named_modules()]
     plain = family.build()
     if model.task_head is not None:  # it trains beside any method, and stays
@@ -218,14 +226,14 @@ def test_switched_off_it_is_the_base_and_on_again_as_before(family, method):
     assert [name for name, _ in model.named_modules()] == modules
 
 
-def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, tmp_path):
-    straight, _, losses = trained(family, method, 6)
-    model, optimizer, first = trained(family, method, 3)
-    save_checkpoint(tmp_path, 3, model, method, optimizer, {})
+def test_three_steps_saved_and_continued_are_six_steps_bitwise(family, method, trained, tmp_path):
+    straight, its_method, optimizer, _ = trained
+    save_checkpoint(tmp_path, 3, straight, its_method, optimizer, {})
+    losses = steps(straight, its_method, optimizer, 3, start=3, family=family)
     model = attached(family, method, seed=9, prepare=False)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=family.lr))
     load_checkpoint(tmp_path / "step-00000003", model, method, optimizer)
-    assert first + steps(model, method, optimizer, 3, start=3, family=family) == losses
+    assert steps(model, method, optimizer, 3, start=3, family=family) == losses
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
 

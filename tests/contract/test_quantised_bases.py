@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -51,10 +53,20 @@ def attached(folder, kind, method, seed=0, dtype=DTYPE):
     return model
 
 
-def trained(folder, kind, method, count):
-    model = attached(folder, kind, method)
-    optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
-    return model, optimizer, steps(model, method, optimizer, count)
+TRAINED = {}  # by case
+
+
+@pytest.fixture
+def trained(folders, name, family, kind):
+    """Model, method and optimizer after three steps, which both tests of a case get a copy of."""
+    case = (name, family, kind)
+    if case not in TRAINED:
+        method = make_method(name)
+        model = attached(folders[family], kind, method)
+        optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
+        steps(model, method, optimizer, 3)
+        TRAINED[case] = model, method, optimizer
+    return copy.deepcopy(TRAINED[case])
 
 
 def test_attach_leaves_the_output_of_the_quantised_base_unchanged(folders, name, family, kind):
@@ -79,9 +91,8 @@ def test_it_trains_and_the_base_stays(folders, name, family, kind):
     assert losses[-1] < losses[0]
 
 
-def test_saved_and_loaded_it_is_the_same_to_the_bit(folders, name, family, kind, tmp_path):
-    method = make_method(name)
-    model, _, _ = trained(folders[family], kind, method, 3)
+def test_saved_and_loaded_it_is_the_same_to_the_bit(folders, name, family, kind, trained, tmp_path):
+    model, method, _ = trained
     save_adapter(tmp_path, model, method, {"base": "tiny"})
     again, _ = read_method(tmp_path)
     fresh = attached(folders[family], kind, again, seed=1)
@@ -89,15 +100,15 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(folders, name, family, kind,
     assert torch.equal(logits(model, DATA), logits(fresh.eval(), DATA))
 
 
-def test_resumed_it_goes_on_to_the_bit(folders, name, family, kind, tmp_path):
+def test_resumed_it_goes_on_to_the_bit(folders, name, family, kind, trained, tmp_path):
+    straight, its_method, optimizer = trained
+    save_checkpoint(tmp_path, 3, straight, its_method, optimizer, {})
+    losses = steps(straight, its_method, optimizer, 3, start=3)
     method = make_method(name)
-    straight, _, losses = trained(folders[family], kind, method, 6)
-    model, optimizer, first = trained(folders[family], kind, method, 3)
-    save_checkpoint(tmp_path, 3, model, method, optimizer, {})
     model = attached(folders[family], kind, method, seed=9)
     optimizer = make_optimizer(method, model, TrainKnobs(lr=1e-2))
     load_checkpoint(tmp_path / "step-00000003", model, method, optimizer)
-    assert first + steps(model, method, optimizer, 3, start=3) == losses
+    assert steps(model, method, optimizer, 3, start=3) == losses
     for key, tensor in straight.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[key]), key
 
