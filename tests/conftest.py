@@ -34,6 +34,14 @@ def _no_waiting_for_the_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once():
+    """The compiled operations are loaded before a test has an empty cache, where they would be made anew."""
+    from microplane.nn.ops import native
+
+    native.library()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -48,6 +56,16 @@ def way(request, monkeypatch):
         monkeypatch.setenv("MICROPLANE_NATIVE", "0")
     elif native.library() is None:
         pytest.skip("nothing can be compiled here")
+
+
+@pytest.fixture
+def threads_in_name(monkeypatch):
+    """torch says that it has the threads that it was told to have, and computes on one. On cores that are busy two that
+    wait for each other take a hundred times as long."""
+    told = [1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: told[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: told.__setitem__(0, count))
+    monkeypatch.setenv("MICROPLANE_NATIVE", "0")  # the compiled operations would wake as many
 
 
 @pytest.fixture(scope="session")

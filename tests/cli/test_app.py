@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from microplane.cli import app as cli
 from microplane.cli.app import app
@@ -21,15 +22,20 @@ def run(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
 
 
+def told(*arguments):
+    """What a command says, in this process."""
+    shown = CliRunner().invoke(app, list(arguments))
+    assert shown.exit_code == 0, shown.output
+    return shown.stdout
+
+
 def test_the_promised_commands_are_there():
     assert {"train", "eval", "generate", "merge", "data", "models", "report", "demo"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_shows_an_example(name):
-    shown = run("-m", "microplane.cli.app", name, "--help")
-    assert shown.returncode == 0
-    assert f"Example:  microplane {name}" in shown.stdout
+    assert f"Example:  microplane {name}" in told(name, "--help")
 
 
 def test_help_needs_no_torch():
@@ -38,10 +44,16 @@ def test_help_needs_no_torch():
     assert "train" in shown.stdout
 
 
+def test_a_program_of_its_own_is_the_module():
+    shown = run("-m", "microplane.cli.app", "train", "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "Example:  microplane train" in shown.stdout
+
+
 def test_knobs_and_methods_list_what_there_is():
-    knobs = run("-m", "microplane.cli.app", "knobs", "train").stdout
+    knobs = told("knobs", "train")
     assert "train.lr = null (float or auto or null): peak learning rate" in knobs
-    methods = run("-m", "microplane.cli.app", "methods").stdout
+    methods = told("methods")
     assert "lora: low-rank updates" in methods
     assert "method.rank = 16 (int): r, the rank of the update" in methods
 

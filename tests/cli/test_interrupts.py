@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import save_tiny_folder
+import microplane
+from microplane.errors import CheckpointError, ConfigError
+from tests.comparison.kit import own_cache
+from tests.tiny import SHALLOW, save_tiny_folder
 
 # The command line, with a signal that arrives when a function is entered for the nth time.
 SIGNALLED = """
@@ -63,15 +66,17 @@ IN_ORDER = [("microplane.training.loop", "train_step"), slowly("microplane.train
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
-    save_tiny_folder(folder / "model")
+    save_tiny_folder(folder / "model", **SHALLOW)
     rows = [{"prompt": f"repeat {i}", "completion": str(i)} for i in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        own_cache(patch, folder)
+        yield folder
 
 
 def command(place: Path, where: tuple[str, str], number: int, nth: int, *arguments: str):
     program = [sys.executable, "-c", SIGNALLED, *where, str(int(number)), str(nth), *arguments]
-    environment = os.environ | {"MICROPLANE_CACHE": str(place / "cache"), "COLUMNS": "200"}
+    environment = os.environ | {"COLUMNS": "200"}
     return subprocess.run(program, cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -117,13 +122,12 @@ def test_a_step_is_finished_and_saved(place, where, number):
     assert is_clean(place)
 
 
-def test_an_interrupt_in_the_last_step_does_not_wait_for_the_evaluation(place):
+def test_an_interrupt_in_the_last_step_does_not_wait_for_the_evaluation(place, monkeypatch):
+    monkeypatch.chdir(place)
     folder, ended = begin(place, ("microplane.training.loop", "train_step"), nth=6)
     assert ended.returncode == 3, ended.stderr
     assert "stopped after step 6 of 6" in ended.stdout
-    done = command(place, ("microplane.runs.train", "prepare"), 0, 9, "train", "--resume", f"runs/{folder.name}")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "result.json").read_text())["status"] == "success"
+    assert microplane.resume(folder).result["status"] == "success"
 
 
 @pytest.mark.parametrize("where", [slowly("microplane.cli.app", "app"), ("microplane.inference.pipeline", "load")])
@@ -141,28 +145,23 @@ def test_what_a_process_was_told_to_ignore_stays_ignored(place):
     assert ended.stdout == "still here\n"
 
 
-def test_a_live_run_is_neither_started_again_nor_resumed(place):
-    """Two real processes: the second is told the number of the first."""
-    sets = [part for knob in [*SETS, "train.steps=100000"] for part in ("--set", knob)]
-    arguments = [sys.executable, "-m", "microplane", "train"]
-    environment = os.environ | {"MICROPLANE_CACHE": str(place / "cache")}
-
-    def second(*more: str):
-        return subprocess.run(
-            [*arguments, *more], cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    first = subprocess.Popen(
-        [*arguments, "model", "rows.jsonl", "--name", "live", *sets], cwd=place, env=environment, stdout=-1, text=True
-    )
+def test_a_live_run_is_neither_started_again_nor_resumed(place, monkeypatch):
+    """Two real processes: the second, which is this one, is told the number of the first."""
+    monkeypatch.chdir(place)
+    given = dict(knob.split("=") for knob in [*SETS, "train.steps=100000"])
+    sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
+    arguments = [sys.executable, "-m", "microplane", "train", "model", "rows.jsonl", "--name", "live", *sets]
+    first = subprocess.Popen(arguments, stdout=-1, text=True)
     try:
         assert first.stdout is not None
         for line in first.stdout:
             if "validation loss" in line:
                 break
-        for ended in (second("--resume", "runs/live"), second("model", "rows.jsonl", "--name", "live", *sets)):
-            assert ended.returncode == 1
-            assert f"error: the run runs/live is running in process {first.pid} on " in ended.stderr
+        told = f"the run runs/live is running in process {first.pid} on "
+        with pytest.raises(CheckpointError, match=told):
+            microplane.resume("runs/live")
+        with pytest.raises(ConfigError, match=told):
+            microplane.train("model", "rows.jsonl", set={**given, "name": "live"})
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import microplane
 from tests.tiny import save_tiny_folder
 
 SETS = ["train.epochs=3", "train.batch_size=4", "train.micro_tokens=64", "train.eval_every=3", "train.save_every=1"]
@@ -59,7 +60,9 @@ def check(folder: Path, kills: int, seed: int) -> int:
     save_tiny_folder(folder / "model")
     rows = [{"prompt": f"repeat {i} {i * 7 % 13}", "completion": f"{i} {i * 7 % 13}"} for i in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert not kill_after(begin(folder, "first"), 300)  # which has more to do: it measures the untouched model
+    sets = dict(knob.split("=") for knob in SETS)
+    given = folder / "model", folder / "rows.jsonl"
+    microplane.train(*given, set={**sets, "name": "first", "runs": folder})  # it measures the untouched model for all
     started = time.monotonic()
     assert not kill_after(begin(folder, "straight"), 300)
     whole = time.monotonic() - started
@@ -67,11 +70,13 @@ def check(folder: Path, kills: int, seed: int) -> int:
     while hits < kills:
         serial += 1
         name = f"killed-{serial}"
-        arguments = begin(folder, name)
-        while kill_after(arguments, rng.uniform(0.5, 1.1) * whole if hits < kills else 300):
+        while (fresh := not (folder / name / "run.yaml").is_file()) or hits < kills:
+            arguments = begin(folder, name) if fresh else command(folder, "--resume", str(folder / name))
+            if not kill_after(arguments, rng.uniform(0.5, 1.1) * whole if hits < kills else 300):
+                break
             hits += 1
-            if (folder / name / "run.yaml").is_file():
-                arguments = command(folder, "--resume", str(folder / name))
+        else:
+            microplane.resume(folder / name)
         assert not list((folder / name).rglob("*.tmp"))
         assert result(folder / name) == wanted, f"after {hits} kills, in {name}"
     return hits
