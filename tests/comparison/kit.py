@@ -10,7 +10,7 @@ from microplane.comparison.trials import Outcome, Trials
 from microplane.config.build import assemble
 from microplane.errors import MicroplaneError
 from microplane.files import cache_dir
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 SETS = {"train.batch_size": 4, "train.threads": 1, "eval.max_new_tokens": 4}
 
@@ -27,7 +27,7 @@ def write(folder: Path, name: str, lines: list[dict[str, str]]) -> str:
 
 def place(folder: Path) -> tuple[str, str]:
     """A model and its rows."""
-    return str(save_tiny_folder(folder / "model")), write(folder, "rows.jsonl", rows())
+    return str(save_tiny_folder(folder / "model", **SHALLOW)), write(folder, "rows.jsonl", rows())
 
 
 def own_cache(monkeypatch, folder: Path) -> None:

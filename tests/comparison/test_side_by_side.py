@@ -13,7 +13,7 @@ from microplane.errors import ConfigError
 from microplane.report.read import ReportError
 from tests.comparison.kit import SETS, rows, write
 from tests.report.browser import BROWSER, at, state
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 RUNS = {
     "low": {"method.name": "lora", "train.lr": 1e-4},
@@ -26,7 +26,7 @@ RUNS = {
 def there(tmp_path_factory):
     """Three runs on the same rows, and one on others."""
     folder = tmp_path_factory.mktemp("beside")
-    save_tiny_folder(folder / "model")
+    save_tiny_folder(folder / "model", **SHALLOW)
     data = write(folder, "rows.jsonl", rows(60))
     others = write(folder, "others.jsonl", rows(90)[60:])
     common = {**SETS, "runs": str(folder / "runs"), "train.steps": 6, "train.eval_every": 2}

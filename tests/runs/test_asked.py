@@ -18,7 +18,7 @@ from microplane.objectives.next_token import NextToken
 from microplane.runs.asked import shared_prefix, text_frame
 from microplane.runs.evaluate import measure_file
 from tests.labels import encoder_folder
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 SETS = {"train.steps": 2, "train.threads": 1, "eval.rows": 0, "model.dtype": "float32", "train.patience": 0}
 
@@ -30,7 +30,7 @@ def write(path: Path, rows) -> Path:
 
 def train(folder: Path, rows, model: Path | None = None, **sets):
     data = write(folder / "rows.jsonl", rows)
-    model = model or save_tiny_folder(folder / "model")
+    model = model or save_tiny_folder(folder / "model", **SHALLOW)
     changes = {name.replace("__", "."): value for name, value in sets.items()}
     return microplane.train(str(model), str(data), set=SETS | {"runs": str(folder / "runs")} | changes)
 
@@ -150,7 +150,7 @@ def test_the_frame_of_rendered_rows(smol, before, texts):
 
 
 def test_a_tab_parts_two_texts_only_where_the_rows_had_two(tmp_path):
-    model = encoder_folder(tmp_path / "model", "bert")
+    model = encoder_folder(tmp_path / "model", "bert", **SHALLOW)
     single = [{"text": f"the film is {'good' if n % 2 else 'bad'}", "label": n % 2} for n in range(30)]
     assert not train(tmp_path, single, model).load().pairs
     pairs = [row | {"text_pair": "no" if n % 5 == 0 else None} for n, row in enumerate(single)]
@@ -164,7 +164,7 @@ def test_a_tab_parts_two_texts_only_where_the_rows_had_two(tmp_path):
 
 
 def test_a_run_is_measured_with_its_own_columns_and_what_is_no_label(tmp_path):
-    model = encoder_folder(tmp_path / "model", "bert")
+    model = encoder_folder(tmp_path / "model", "bert", **SHALLOW)
     rows = [
         {"said": f"the film is {'good' if n % 2 else 'bad'}", "mark": "?" if n % 7 == 0 else "np"[n % 2]}
         for n in range(42)
@@ -194,7 +194,7 @@ def test_a_run_is_measured_with_its_own_system_message(tmp_path):
 
 
 def test_a_template_that_tells_the_date_is_asked_with_the_runs(tmp_path, monkeypatch):
-    model = save_tiny_folder(tmp_path / "model")
+    model = save_tiny_folder(tmp_path / "model", **SHALLOW)
     told = json.loads((model / "tokenizer_config.json").read_text())
     told["chat_template"] = "{{ strftime_now('%d %b %Y') }}" + told["chat_template"]
     (model / "tokenizer_config.json").write_text(json.dumps(told))

@@ -19,7 +19,7 @@ from tests.cases import some
 from tests.data.preparing.test_doubts import asked, reviews
 from tests.labels import encoder_folder
 from tests.runs.test_seq2seq import pair_folder
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 SETS = {"train.threads": 1, "model.dtype": "float32", "eval.rows": 4}
 Rows = list[dict[str, Any]]
@@ -52,20 +52,26 @@ def found(model: Path, data: Path, **sets: Any) -> dict[str, list[str]]:
 
 
 CLEAN: dict[str, Callable[[Path], tuple[Path, Path]]] = {
-    "answers": lambda place: (save_tiny_folder(place / "model"), write(place, asked(90))),
-    "two splits": lambda place: (save_tiny_folder(place / "model"), write(place, asked(60), test=asked(30, 9))),
-    "text": lambda place: (save_tiny_folder(place / "model"), write(place, [{"text": r["prompt"]} for r in asked(60)])),
+    "answers": lambda place: (save_tiny_folder(place / "model", **SHALLOW), write(place, asked(90))),
+    "two splits": lambda place: (
+        save_tiny_folder(place / "model", **SHALLOW),
+        write(place, asked(60), test=asked(30, 9)),
+    ),
+    "text": lambda place: (
+        save_tiny_folder(place / "model", **SHALLOW),
+        write(place, [{"text": r["prompt"]} for r in asked(60)]),
+    ),
     "pairs": lambda place: (
         pair_folder(place / "model"),
         write(place, [{"inputs": r["prompt"], "targets": r["completion"]} for r in asked(60)]),
     ),
-    "classes": lambda place: (encoder_folder(place / "model"), write(place, reviews(90))),
+    "classes": lambda place: (encoder_folder(place / "model", **SHALLOW), write(place, reviews(90))),
     "numbers": lambda place: (
-        encoder_folder(place / "model"),
+        encoder_folder(place / "model", **SHALLOW),
         write(place, [{"text": row["text"], "score": n / 7} for n, row in enumerate(reviews(90))]),
     ),
     "tags": lambda place: (
-        encoder_folder(place / "model"),
+        encoder_folder(place / "model", **SHALLOW),
         write(
             place,
             [{"tokens": (words := row["text"].split()), "tags": [w[0].upper() for w in words]} for row in reviews(60)],
@@ -89,11 +95,11 @@ def test_nothing_is_said_against_clean_data(tmp_path, name):
 
 
 def decoder(place: Path, rows: Rows, **others: Rows) -> tuple[Path, Path]:
-    return save_tiny_folder(place / "model"), write(place, rows, **others)
+    return save_tiny_folder(place / "model", **SHALLOW), write(place, rows, **others)
 
 
 def encoder(place: Path, rows: Rows, **others: Rows) -> tuple[Path, Path]:
-    return encoder_folder(place / "model"), write(place, rows, **others)
+    return encoder_folder(place / "model", **SHALLOW), write(place, rows, **others)
 
 
 def broken_row(place: Path) -> tuple[Path, Path]:
@@ -134,7 +140,7 @@ def other_label(rows: Rows) -> Rows:
 
 FAULTS: dict[str, tuple[Callable[[Path], tuple[Path, Path]], dict[str, Any], str, str]] = {
     "broken row": (broken_row, {}, "wrong", "train.jsonl:41"),
-    "missing file": (lambda p: (save_tiny_folder(p / "model"), p / "none.jsonl"), {}, "wrong", "none.jsonl"),
+    "missing file": (lambda p: (save_tiny_folder(p / "model", **SHALLOW), p / "none.jsonl"), {}, "wrong", "none.jsonl"),
     "no model": (lambda p: (p / "none", write(p, asked(9))), {}, "wrong", "none"),
     "unknown knob value": (lambda p: decoder(p, asked(40)), {"method__rank": 0}, "wrong", "rank"),
     "knob without effect": (lambda p: decoder(p, asked(40)), {"model__pooling": "mean"}, "wrong", "model.pooling"),
@@ -307,7 +313,7 @@ def test_too_little_disk_is_told(tmp_path, monkeypatch):
 def test_an_adapter_of_another_model(tmp_path):
     model, data = decoder(tmp_path, asked(40))
     run = microplane.train(model, data, set=SETS | {"runs": str(tmp_path / "runs"), "train.steps": 1, "eval.rows": 0})
-    other = save_tiny_folder(tmp_path / "other", "qwen2")
+    other = save_tiny_folder(tmp_path / "other", "qwen2", **SHALLOW)
     texts = found(other, data, rehearsal=False, model__adapter=str(run.folder))
     assert any("was trained on other files" in text for text in texts["wrong"])
 

@@ -24,7 +24,7 @@ from microplane.errors import (
     TrainingError,
 )
 from microplane.training.resume import checkpoints
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 ROWS = [{"prompt": f"say {i}", "completion": str(i)} for i in range(24)]
 SETS = {"train.epochs": 1, "eval.rows": 4, "eval.max_new_tokens": 3, "train.threads": 1, "train.lr": 1e-2}
@@ -33,7 +33,7 @@ SETS = {"train.epochs": 1, "eval.rows": 4, "eval.max_new_tokens": 3, "train.thre
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("edges")
-    save_tiny_folder(folder / "model")
+    save_tiny_folder(folder / "model", **SHALLOW)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
 
@@ -182,7 +182,7 @@ def test_fewer_steps_than_were_made_are_refused_and_nothing_left_is_said(run):
         microplane.resume(run.folder, set={"train.steps": steps})
 
 
-def test_with_other_threads_it_says_that_bits_differ(run):
+def test_with_other_threads_it_says_that_bits_differ(run, threads_in_name):
     said = []
     watch = SimpleNamespace(say=said.append, progress=lambda what: lambda done, of: None, record=lambda record: None)
     microplane.resume(run.folder, watch, set={"train.threads": 2, "train.epochs": 2})

@@ -13,7 +13,7 @@ from microplane.inference.generate import generate
 from microplane.runs import baseline
 from tests.comparison.kit import own_cache, rows, write
 from tests.runs.test_seq2seq import pair_folder, shout
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 SETS = {"train.steps": 1, "train.threads": 1, "eval.max_new_tokens": 3, "model.dtype": "float32", "eval.rows": 4}
 
@@ -40,7 +40,7 @@ def trained(folder, name, watch=None, data=None, **more):
 @pytest.fixture
 def there(tmp_path, monkeypatch):
     own_cache(monkeypatch, tmp_path)
-    save_tiny_folder(tmp_path / "model", max_position_embeddings=512)
+    save_tiny_folder(tmp_path / "model", max_position_embeddings=512, **SHALLOW)
     write(tmp_path, "rows.jsonl", rows(40))
     return tmp_path
 
@@ -97,11 +97,11 @@ def test_none_of_them_is_a_held_out_row(there, monkeypatch):
 
 def test_as_many_as_fit_and_none_is_said(there, monkeypatch):
     found = seen(monkeypatch)
-    save_tiny_folder(there / "model", max_position_embeddings=128)
+    save_tiny_folder(there / "model", max_position_embeddings=128, **SHALLOW)
     trained(there, "fits", **{"eval.shots": 40})
     assert 0 < found[0].examples < 40
     assert max(map(len, found[0].prompts)) + 3 <= 128
-    save_tiny_folder(there / "model", max_position_embeddings=40)
+    save_tiny_folder(there / "model", max_position_embeddings=40, **SHALLOW)
     watch = Listening()
     run = trained(there, "none", watch, **{"eval.shots": 40})
     assert any(line.startswith("few-shot: not measured") for line in watch.said)

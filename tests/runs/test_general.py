@@ -17,7 +17,7 @@ from microplane.runs.general import General
 from tests.comparison.kit import own_cache, rows, write
 from tests.labels import encoder_folder, reviews
 from tests.runs.test_seq2seq import pair_folder, shout
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 SETS = {"train.steps": 2, "train.threads": 1, "eval.rows": 0, "model.dtype": "float32"}
 
@@ -25,7 +25,7 @@ SETS = {"train.steps": 2, "train.threads": 1, "eval.rows": 0, "model.dtype": "fl
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
     folder = tmp_path_factory.mktemp("general")
-    save_tiny_folder(folder / "model")
+    save_tiny_folder(folder / "model", **SHALLOW)
     write(folder, "rows.jsonl", rows(24))
     return folder
 

@@ -39,7 +39,7 @@ from tests.knob_values import NoValueError, another
 from tests.labels import encoder_folder, reviews, tags, write
 from tests.languages import translation_folder
 from tests.runs.test_seq2seq import pair_folder, shout
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 
 DERIVED: Any = object()
 
@@ -168,7 +168,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, Any]] = [  # the run, what is set 
 ]
 
 UNKNOWN = ("encoder", "tags", "words", "translation")  # where letters are unknown
-SETS = {"name": "run", "model.dtype": "float32", "train.lr": 1e-2}
+SETS = {"name": "run", "model.dtype": "float32", "train.lr": 1e-2, "train.eval_every": 3}
 RUNS = {  # model and data of each kind of run, as files of the place
     "decoder": ("model", "rows.jsonl"),
     "folder": ("model", "splits"),
@@ -200,9 +200,9 @@ class Place:
         self.numbers, self.calls = count(), Counter[str]()
         self.left: dict[str, dict[str, Any]] = {}
         self.folders: dict[str, Path] = {}
-        save_tiny_folder(folder / "model", max_position_embeddings=64)
-        save_tiny_folder(folder / "other-model", intermediate_size=40)
-        save_tiny_folder(folder / "dated-model")
+        save_tiny_folder(folder / "model", max_position_embeddings=64, **SHALLOW)
+        save_tiny_folder(folder / "other-model", intermediate_size=40, **SHALLOW)
+        save_tiny_folder(folder / "dated-model", **SHALLOW)
         config = folder / "dated-model" / "tokenizer_config.json"
         told = json.loads(config.read_text())
         template = "{{ strftime_now('%d %b %Y') }}" + told["chat_template"]
@@ -461,7 +461,7 @@ PROMPTS = ["say aa", "say bb", "say cc, and then all others"]
 
 @pytest.fixture(scope="module")
 def writer(there) -> Pipeline:
-    return microplane.load(there.folder / "model", "float32")
+    return microplane.load(save_tiny_folder(there.folder / "writer", max_position_embeddings=64), "float32")
 
 
 @pytest.mark.parametrize("name", list(GenerateKnobs.model_fields))

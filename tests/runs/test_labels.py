@@ -21,7 +21,7 @@ from tests.tiny import ENCODER_CONFIGS, save_tiny_folder
 SET = {
     "train.steps": 40,
     "train.lr": 1e-2,
-    "train.eval_every": 8,
+    "train.eval_every": 20,
     "train.threads": 1,
     "train.patience": 0,
     "model.dtype": "float32",
@@ -140,7 +140,8 @@ def test_models_that_write_take_heads_too(kind, method, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
     model = encoder_folder(tmp_path / "model", hidden_dropout_prob=0.2)
     data = write(tmp_path / "data.jsonl", rows.reviews())
-    straight = train(model, data, method, name="straight")
+    often = {"train.eval_every": 8}
+    straight = train(model, data, method, name="straight", **often)
     step = loop.train_step
 
     def dying(job, totals):
@@ -150,7 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        train(model, data, method, name="killed")
+        train(model, data, method, name="killed", **often)
     monkeypatch.setattr(loop, "train_step", step)
     again = microplane.resume(tmp_path / "runs" / "killed")
     weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"

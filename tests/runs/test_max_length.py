@@ -15,7 +15,7 @@ from microplane.inference.check_ids import check_ids
 from microplane.runs.evaluate import measure_file
 from microplane.runs.max_length import within_context
 from tests.labels import encoder_folder
-from tests.tiny import save_tiny_folder, tiny
+from tests.tiny import SHALLOW, save_tiny_folder, tiny
 
 QUICK = {"train.steps": 2, "train.threads": 1, "train.lr": 1e-3, "model.dtype": "float32", "eval.rows": 2}
 
@@ -49,7 +49,7 @@ def test_an_encoder_reads_as_many_tokens_as_it_has_places_for(family, context, t
 
 
 def test_eval_cuts_what_is_longer_than_the_context_of_a_decoder(tmp_path):
-    model = save_tiny_folder(tmp_path / "model")
+    model = save_tiny_folder(tmp_path / "model", **SHALLOW)
     data = written(tmp_path / "rows.jsonl", [{"prompt": "say it " * 60, "completion": f"no {n}"} for n in range(3)])
     knobs = {"model.name": str(model), "data.train": data, "eval.max_new_tokens": 2}
     assert measure_file(assemble(given=knobs))["scores"]["loss"] > 0
@@ -57,7 +57,7 @@ def test_eval_cuts_what_is_longer_than_the_context_of_a_decoder(tmp_path):
 
 def test_tokens_that_the_model_lacks_are_found_wherever_they_stand(tmp_path):
     """In `eval`, and in a row behind the first hundred of a training file."""
-    model = save_tiny_folder(tmp_path / "model", vocab_size=227)  # the byte's letters above stand last
+    model = save_tiny_folder(tmp_path / "model", vocab_size=227, **SHALLOW)  # the byte's letters above stand last
     rows = [{"text": f"plain {n} {n * n}"} for n in range(150)] + [{"text": "voilà"}] * 3
     data = written(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ModelError, match="the model has embeddings for 227 only. They do not belong together"):

@@ -26,7 +26,7 @@ from microplane.runs.method_search import left_open, refuse, stand_in
 from microplane.training.ranks import ALONE
 from tests.data.preparing.test_doubts import asked
 from tests.labels import encoder_folder, reviews
-from tests.tiny import MemoryDataset, copy_task, save_tiny_folder, tiny
+from tests.tiny import SHALLOW, MemoryDataset, copy_task, save_tiny_folder, tiny
 
 SETS = {"train.threads": 1, "model.dtype": "float32", "eval.rows": 0, "train.steps": 108, "train.batch_size": 2}
 SETS |= {"train.eval_every": 108}
@@ -131,7 +131,7 @@ def test_what_cannot_be_chosen_is_refused():
 
 def test_a_run_whose_method_is_chosen(tmp_path):
     """It is the run that was given the method, to the bit; what decided stands in the result, run.yaml and the page."""
-    model, sets = save_tiny_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs")}
+    model, sets = save_tiny_folder(tmp_path / "model", **SHALLOW), SETS | {"runs": str(tmp_path / "runs")}
     said: list[str] = []
     run = microplane.train(model, asked(60), method="auto", set=sets | {"method.rank": 4}, watch=Heard(said))
     found = run.result["choice"]
@@ -168,7 +168,7 @@ class Heard:
 
 def test_it_is_decided_once(tmp_path, monkeypatch):
     """A run that goes on takes what was found, also where it was killed before run.yaml had it."""
-    encoder, sets = encoder_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs")}
+    encoder, sets = encoder_folder(tmp_path / "model", **SHALLOW), SETS | {"runs": str(tmp_path / "runs")}
     said: list[str] = []
     run = microplane.train(encoder, reviews(), method="auto", set=sets, watch=Heard(said))
     assert [one["name"] for one in run.result["choice"]["candidates"]] == ["lora", "full", "head-only"]
@@ -185,7 +185,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("trial", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_in_a_trial_goes_on(trial, tmp_path, monkeypatch):
     """The trials that were done are not made again, and the decision is the same."""
-    encoder, sets = encoder_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs")}
+    encoder, sets = encoder_folder(tmp_path / "model", **SHALLOW), SETS | {"runs": str(tmp_path / "runs")}
     whole = microplane.train(encoder, reviews(), method="auto", set=sets | {"name": "whole"})
     made: list[Path] = []
     fit = method_search.fit
@@ -215,7 +215,10 @@ def strip(found: dict) -> dict:
 
 
 def test_ctrl_c_in_a_trial_keeps_all(tmp_path, monkeypatch):
-    encoder, sets = encoder_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs"), "name": "cut"}
+    encoder, sets = (
+        encoder_folder(tmp_path / "model", **SHALLOW),
+        SETS | {"runs": str(tmp_path / "runs"), "name": "cut"},
+    )
     fit = method_search.fit
 
     def interrupted(*how, **knobs):
@@ -236,7 +239,10 @@ def test_ctrl_c_in_a_trial_keeps_all(tmp_path, monkeypatch):
 
 
 def test_a_run_too_short_for_trials_goes_by_the_rule(tmp_path):
-    encoder, sets = encoder_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs"), "train.steps": 40}
+    encoder, sets = (
+        encoder_folder(tmp_path / "model", **SHALLOW),
+        SETS | {"runs": str(tmp_path / "runs"), "train.steps": 40},
+    )
     run = microplane.train(encoder, reviews(), method="auto", set=sets)
     found = run.result["choice"]
     assert found["chosen"] == run.result["method"]["name"] == "head-only"  # few rows
@@ -246,7 +252,10 @@ def test_a_run_too_short_for_trials_goes_by_the_rule(tmp_path):
 
 
 def test_a_rank_is_chosen(tmp_path):
-    model, sets = save_tiny_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs"), "train.steps": 96}
+    model, sets = (
+        save_tiny_folder(tmp_path / "model", **SHALLOW),
+        SETS | {"runs": str(tmp_path / "runs"), "train.steps": 96},
+    )
     sets |= {"method.rank": "auto", "train.lr": "auto"}
     run = microplane.train(model, asked(60), method="dora", set=sets)
     found, chosen = run.result["choice"], run.result["run"]["method"]
@@ -258,7 +267,7 @@ def test_a_rank_is_chosen(tmp_path):
 
 
 def test_check_takes_auto(tmp_path):
-    encoder = encoder_folder(tmp_path / "model")
+    encoder = encoder_folder(tmp_path / "model", **SHALLOW)
     checked = microplane.check(encoder, reviews(), method="auto", rehearsal=False)
     assert checked.ok, checked.findings
     assert any("auto: checked with lora" in line for line in checked.facts)

@@ -15,7 +15,7 @@ from microplane.errors import ConfigError
 from microplane.runs import trackers
 from microplane.runs.train import resume
 from tests.labels import write
-from tests.tiny import save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder
 from tests.training.test_verdicts import sayings
 
 SETS = {"train.threads": 1, "train.steps": 4, "train.batch_size": 8, "data.max_unknown": 1.0, "eval.rows": 4}
@@ -65,7 +65,7 @@ def stand_in(monkeypatch):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tracked")
-    save_tiny_folder(folder / "model")
+    save_tiny_folder(folder / "model", **SHALLOW)
     write(folder / "rows.jsonl", sayings(60, 0))
     return folder
 
