@@ -23,6 +23,7 @@ from microplane.errors import (
     ModelError,
     TrainingError,
 )
+from microplane.runs import train as train_module
 from microplane.training.resume import checkpoints
 from tests.tiny import SHALLOW, save_tiny_folder
 
@@ -223,11 +224,20 @@ def test_time_and_memory_are_of_the_whole_run(run):
     assert run.result["metrics"]["lower_is_better"] == ["loss", "perplexity"]
 
 
-def test_samples_hold_the_whole_prompt_and_failures_come_first(run):
-    samples = run.result["samples"]
+def test_samples_hold_the_whole_prompt_and_failures_come_first(place, tmp_path, monkeypatch):
+    measure = train_module.measure
+
+    def only_the_first_right(*given):
+        found = measure(*given)
+        return found | {"texts": [found["targets"][0], *["wrong"] * (len(found["texts"]) - 1)]}
+
+    monkeypatch.setattr(train_module, "measure", only_the_first_right)
+    done = microplane.train(place / "model", place / "rows.jsonl", set=SETS | {"runs": tmp_path / "runs"})
+    samples = done.result["samples"]
     assert all(sample["prompt"].strip().startswith("say ") for sample in samples)
     right = [sample["after"].strip() == sample["target"].strip() for sample in samples]
-    assert right == sorted(right)
+    assert right == [False] * (len(samples) - 1) + [True]
+    assert len(samples) > 1
 
 
 def test_weights_that_are_not_numbers_are_refused_everywhere(place, run, tmp_path):
