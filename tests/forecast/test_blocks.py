@@ -12,7 +12,7 @@ from microplane.forecast.held import Held
 from microplane.methods import make_method
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.scratch import no_scratch, scratch_buffer
-from tests.tiny import LLAMA, PAIR_CONFIGS
+from tests.tiny import CONFIGS, ENCODER_CONFIGS, LLAMA, PAIR_CONFIGS
 
 SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 512}
 FLOAT32 = NumberFormat(torch.float32)
@@ -84,6 +84,23 @@ def test_narrower_blocks_tell_of_wide_ones():
     as_it_is = block_cost(wide, 1, made, FLOAT32, 64)
     narrower = block_cost(wide, 200_000_000, made, FLOAT32, 64)
     assert narrower.kept.token == pytest.approx(as_it_is.kept.token, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("family", "odd"),
+    [
+        ("gpt2", {"n_embd": 100, "n_head": 25}),
+        ("llama-tied", {"hidden_size": 60, "num_attention_heads": 15, "num_key_value_heads": 5}),
+        ("llama-tied", {"hidden_size": 72, "num_attention_heads": 36, "num_key_value_heads": 4}),
+        ("bert", {"hidden_size": 84, "num_attention_heads": 7}),
+    ],
+)
+def test_heads_that_cannot_be_halved_are_made_fewer_all_the_same(family, odd):
+    """gpt2-xl has 25 of them."""
+    fields = (CONFIGS | ENCODER_CONFIGS)[family] | odd
+    for factor in (2, 4):
+        model = blocks._model(blocks._smaller(fields, 1, factor), make_method({"name": "lora"}), FLOAT32)
+        assert model.config.hidden_size <= next(iter(odd.values())) / factor
 
 
 def test_the_parts_of_a_model_are_made_smaller_one_by_one():

@@ -14,7 +14,7 @@ from microplane.data.batch_plan import BatchPlan
 from microplane.forecast import memory
 from microplane.forecast.blocks import BlockCost, Line
 from microplane.forecast.machine import Rates
-from microplane.forecast.memory import AtOnce, Forecast, Shapes, TrainingBytes, forecast
+from microplane.forecast.memory import AtOnce, Forecast, Process, Shapes, TrainingBytes, forecast
 from microplane.methods import make_method
 from microplane.methods.method import attach_method
 from microplane.models.heads import meta_copy
@@ -22,6 +22,7 @@ from microplane.nn.number_format import NumberFormat
 from tests.tiny import LLAMA, tiny
 
 GB = 10**9
+PROCESS = Process(GB)
 KNOBS = TrainKnobs()
 RATES = Rates(float32=1e11, bfloat16=2e11, int8=None, copy=1e10, overhead=1e-6)
 
@@ -50,23 +51,23 @@ def cost(monkeypatch):
 
 
 def activations(method: str = "lora", at_once: AtOnce | None = None) -> int:
-    return forecast(shapes(method), at_once or rows(), KNOBS, GB, None, always=True).activations
+    return forecast(shapes(method), at_once or rows(), KNOBS, PROCESS, None, always=True).activations
 
 
 def test_each_block_keeps_and_one_works(cost):
     cost()
     least = activations()  # the head's part, gradients being none yet
     cost(kept=Line(0, 1e4), once=Line(5e5, 1e3))
-    gradients = forecast(shapes(), rows(), KNOBS, GB, None, always=True).gradients
+    gradients = forecast(shapes(), rows(), KNOBS, PROCESS, None, always=True).gradients
     assert activations() - least == pytest.approx(2 * 1e7 - gradients + 5e5 + 1e6)
 
 
 def test_gradients_and_what_is_kept_are_not_there_together(cost):
     """Of full fine-tuning, whose gradients come while what is kept goes."""
     cost(kept=Line(1e6, 0))
-    trained = forecast(shapes("full"), rows(), KNOBS, GB, None, always=True)
+    trained = forecast(shapes("full"), rows(), KNOBS, PROCESS, None, always=True)
     cost(kept=Line(0, 0))
-    without = forecast(shapes("full"), rows(), KNOBS, GB, None, always=True)
+    without = forecast(shapes("full"), rows(), KNOBS, PROCESS, None, always=True)
     assert trained.activations - without.activations == pytest.approx(max(2e6 - trained.gradients, 1e6))
 
 
@@ -86,7 +87,7 @@ def test_each_new_size_leaves_something_behind_up_to_a_limit(cost):
 def test_frozen_blocks_keep_nothing(cost):
     cost(kept=Line(0, 1e6))
     every, one = (
-        forecast(shapes(*method), rows(), KNOBS, GB, None, always=True).activations
+        forecast(shapes(*method), rows(), KNOBS, PROCESS, None, always=True).activations
         for method in (("full",), ("last-n", 1))
     )
     assert one < 0.6 * every
@@ -94,18 +95,18 @@ def test_frozen_blocks_keep_nothing(cost):
 
 def test_small_blocks_are_not_tried(monkeypatch):
     monkeypatch.setattr(memory, "block_cost", lambda *how: pytest.fail("tried"))
-    found = forecast(shapes(), rows(), KNOBS, GB, RATES)
+    found = forecast(shapes(), rows(), KNOBS, PROCESS, RATES)
     assert found.activations > 0
     assert found.seconds_per_1000_tokens is None
 
 
 def test_time_is_of_blocks_head_and_optimizer(cost):
     cost(seconds=1e-4)
-    found = forecast(shapes(), rows(), KNOBS, GB, RATES, always=True)
+    found = forecast(shapes(), rows(), KNOBS, PROCESS, RATES, always=True)
     head = 500 * 4 * 97 * 32 / 1e11
     optimizer = 0.5 * 28 * found.trainable / 1e10
     assert found.seconds_per_1000_tokens == pytest.approx(0.2 + head + optimizer)
-    assert forecast(shapes(), rows(), KNOBS, GB, None, always=True).seconds_per_1000_tokens is None
+    assert forecast(shapes(), rows(), KNOBS, PROCESS, None, always=True).seconds_per_1000_tokens is None
 
 
 def test_the_peak_is_the_sum_of_its_parts():
@@ -157,12 +158,20 @@ def test_rows_that_are_assumed():
 
 
 @pytest.mark.parametrize(("recompute", "loaded", "more"), [("none", False, 0), ("cheap", False, 1), ("cheap", True, 0)])
-def test_torchs_compiler_counts_where_recomputing_is_the_first_to_import_it(monkeypatch, recompute, loaded, more):
-    def lost(recompute: str) -> float:
-        return memory._lost(shapes(), AtOnce(64, 8, 32, 64.0, 64), 0, TrainKnobs(recompute=recompute))
+def test_torchs_compiler_counts_where_the_process_does_not_have_it_yet(cost, recompute, loaded, more):
+    """Whatever the trial of a block imports: a run that found its blocks in the cache imports it later."""
+    cost()
 
+    def held(compiler: bool) -> int:
+        knobs = TrainKnobs(recompute=recompute)
+        return forecast(shapes(), rows(), knobs, Process(GB, compiler), None, always=True).activations
+
+    assert held(loaded) - held(True) == more * memory.COMPILER
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_this_process_it_is_known_whether_the_compiler_is_there(monkeypatch, there):
     monkeypatch.setitem(sys.modules, "torch._dynamo", sys)
-    plain = lost(recompute)
-    if not loaded:
+    if not there:
         monkeypatch.delitem(sys.modules, "torch._dynamo")
-    assert lost(recompute) - plain == more * memory.COMPILER
+    assert Process.now().compiler is there

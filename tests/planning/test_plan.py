@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 import microplane
 from microplane.cli.app import app
 from microplane.cli.plan import memory_of
+from microplane.config.build import assemble
 from microplane.config.knobs import ModelKnobs
+from microplane.data.progress import Silent
 from microplane.errors import ConfigError, ModelError
 from microplane.methods import make_method
 from microplane.methods.base_format import base_format
@@ -20,8 +24,13 @@ from microplane.methods.method import attach_method
 from microplane.models.files.load import load_model
 from microplane.nn.quantised import bytes_held
 from microplane.planning import plan as planning
-from tests.labels import encoder_folder
-from tests.tiny import LLAMA, save_tiny_folder
+from microplane.planning.fitting import advice
+from microplane.runs.method_search import stand_in
+from microplane.runs.own_forecast import own_forecast
+from microplane.runs.prepare import prepare
+from tests.data.preparing.test_doubts import asked
+from tests.labels import encoder_folder, reviews, scores, tags, write
+from tests.tiny import LLAMA, T5_SMALL, save_tiny_folder
 
 SETS = {"train.threads": 1, "model.dtype": "float32"}
 SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 512}
@@ -72,16 +81,18 @@ def test_a_model_far_larger_than_this_machine(tmp_path):
     assert plan.parameters > 170e9
     lora, full = plan.methods
     assert lora.fits is False
-    assert "model.dtype=nf4" in lora.advice
-    assert "lora" in full.advice
+    assert "even with train.micro_tokens=256 and train.recompute=blocks" in lora.advice
+    assert lora.advice.endswith("and model.dtype=nf4)")
+    assert "a smaller model" in full.advice
     assert full.total > 10 * lora.gradients
 
 
-def test_recomputing_blocks_and_data_change_it(tmp_path):
+def test_recomputing_blocks_and_data_change_it(tmp_path, monkeypatch):
     folder = save_tiny_folder(tmp_path / "model")
     rows = [{"prompt": f"say {n} " + "x" * 50, "completion": "y" * 20} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS)
+    monkeypatch.setitem(sys.modules, "torch._dynamo", sys)  # of a process that has recomputed before
     less = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS | {"train.recompute": "blocks"})
     assert less.methods[0].activations < plain.methods[0].activations
     assert 70 < plain.row < 128
@@ -123,18 +134,118 @@ def test_the_command(tmp_path):
     assert found["methods"][0]["total"] == sum(found["methods"][0][part] for part in parts)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_just_fits_fits_and_else_it_is_said_what_nf4_would_take(dtype):
-    method, form = make_method({"name": "lora"}), base_format(ModelKnobs(dtype=dtype), make_method({"name": "lora"}))
-    one = planning.MethodPlan("lora", base=100 * 10**6 * form.stored.itemsize, activations=10)
+def exact(found) -> list[float]:
+    return [found.trainable, found.base, found.adapter, found.gradients, found.optimizer, found.disk]
 
-    def judged(memory):
-        return planning._judged(one, method, form, planning.Plan("model", 1, memory, 1, 1, None))
 
-    assert judged(one.total).fits
-    less = judged(one.total - 10**6)
-    assert less.fits is False
-    assert less.advice == "1 MB too much: model.dtype=nf4, which holds the base in 50 MB"
+@pytest.mark.parametrize(
+    ("model", "rows", "method", "knobs"),
+    [
+        ("decoder", asked(40), "lora", {"method.rank": 4}),
+        ("decoder", asked(40), "prefix", {"method.length": 3, "train.batch_size": 2}),
+        ("decoder", reviews(40), "full", {"data.task": "classification", "train.optimizer": "adafactor"}),
+        ("encoder", reviews(40), "head-only", {"train.epochs": 3}),
+        ("encoder", tags(40), "dora", {"method.rank": "auto", "data.max_length": 8}),
+        ("encoder", scores(40), "lora", {"method.rank": "auto"}),
+    ],
+)
+def test_it_says_what_the_run_forecasts_of_itself(tmp_path, model, rows, method, knobs):
+    folder = save_tiny_folder(tmp_path / "m") if model == "decoder" else encoder_folder(tmp_path / "m")
+    data = write(tmp_path / "rows.jsonl", rows)
+    (found,) = (plan := microplane.plan(folder, data, methods=method, set=SETS | knobs)).methods
+    config = assemble(given={"model.name": str(folder), "data.train": str(data), "method.name": method} | SETS | knobs)
+    config = stand_in(config)
+    prepared = prepare(config, make_method(config.method), Silent())
+    own = own_forecast(prepared).parts
+    assert exact(found) == [own[name] for name in ("trainable", "base", "adapter", "gradients", "optimizer", "disk")]
+    assert (plan.row, plan.at_once) == (own["row"], own["tokens"])
+    assert plan.tokens == round(own["step"] * prepared.batch_plan.run_steps(prepared.config.train))
+
+
+def test_figures_do_not_depend_on_what_was_planned_before(tmp_path):
+    folder = save_tiny_folder(tmp_path / "model")
+    one, two = (microplane.plan(folder, methods=names, set=SETS) for names in ("lora,full", "full,lora"))
+    for plan in (one, two):
+        assert len({found.process for found in plan.methods}) == 1
+    assert {(x.method, x.activations) for x in one.methods} == {(x.method, x.activations) for x in two.methods}
+
+
+@pytest.mark.parametrize(
+    ("methods", "knobs", "message"),
+    [
+        ("lora,full", {"method.rnk": 4}, "none of the methods lora, full has this knob"),
+        ("full", {"method.rank": 4}, "none of the methods full has this knob"),
+        ("lora", {"method.name": "full"}, "use --methods"),
+    ],
+)
+def test_knobs_that_no_method_has_are_refused(tmp_path, methods, knobs, message):
+    with pytest.raises(ConfigError, match=message):
+        microplane.plan(save_tiny_folder(tmp_path / "model"), methods=methods, set=SETS | knobs)
+
+
+def test_methods_can_be_planned_for_on_short_contexts_and_few_blocks(tmp_path):
+    found = microplane.plan(encoder_folder(tmp_path / "encoder"), methods="prompt,prefix,last-n", set=SETS)
+    assert [one.refused for one in found.methods] == [""] * 3
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "config.json").write_text(json.dumps(T5_SMALL))
+    assert microplane.plan(pairs, methods="last-n", set=SETS).methods[0].refused == ""
+
+
+def test_rows_may_come_on_standard_input_and_the_model_have_no_weights(tmp_path):
+    folder = save_tiny_folder(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    arguments = ["plan", str(folder), "-", "--methods", "lora", "--json", "--quiet", "--set", "train.threads=1"]
+    given = "".join(json.dumps(row) + "\n" for row in asked(40))
+    found = CliRunner().invoke(app, arguments, input=given, catch_exceptions=False)
+    assert json.loads(found.stdout)["tokens"] > 0
+
+
+def knobs_of(way: str) -> dict[str, str]:
+    return dict(part.split("=") for part in way.split(" (")[0].split(" and "))
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """One that takes the same each time."""
+    monkeypatch.setattr(planning.Process, "now", classmethod(lambda cls: cls(10**8, True)))
+
+
+def test_what_just_fits_fits(tmp_path, process):
+    folder = save_tiny_folder(tmp_path / "model")
+    (whole,) = microplane.plan(folder, methods="lora", set=SETS).methods
+    for more, fits in ((0, True), (-1, False)):
+        (found,) = microplane.plan(folder, methods="lora", set=SETS, memory=whole.total + more).methods
+        assert found.fits is fits
+
+
+@pytest.mark.parametrize(("method", "share"), [("lora", 0.6), ("lora", 0.3), ("full", 0.5)])
+def test_what_is_advised_makes_it_fit(tmp_path, process, method, share):
+    """Each way that is named, and none that is not enough."""
+    folder = described(tmp_path / "m", num_hidden_layers=30, max_position_embeddings=512, intermediate_size=600)
+    sets = SETS | {"train.batch_size": 16}
+    (whole,) = microplane.plan(folder, methods=method, set=sets).methods
+    memory = whole.process + int(share * (whole.total - whole.process))
+    (found,) = microplane.plan(folder, methods=method, set=sets, memory=memory).methods
+    own = [way for way in found.advice.split(": ", 1)[1].split("; or ") if not way.startswith("the method")]
+    assert own
+    for way in own:
+        changed = {name: int(value) if value.isdigit() else value for name, value in knobs_of(way).items()}
+        (then,) = microplane.plan(folder, methods=method, set=sets | changed, memory=memory).methods
+        assert then.fits, way
+
+
+def test_where_nothing_helps_that_is_said():
+    def total(changes):
+        return 100 - 10 * len(changes)
+
+    ways = [{"a": 1}, {"b": 2}, {"b": 3}]
+    assert advice(100, 95, ways, total, {}) == "5 bytes too much: a=1 (90 bytes); or b=2 (90 bytes)"
+    assert advice(100, 85, ways, total, {"lora": 85}) == "15 bytes too much: the method lora (85 bytes)"
+    assert advice(100, 80, ways, total, {"lora": 85}) == "20 bytes too much: a=1 and b=3 (80 bytes)"
+    nothing = "50 bytes too much: a smaller model, or more memory"
+    assert advice(100, 50, ways, total, {}) == f"{nothing} (at least 80 bytes even with a=1 and b=3)"
+    assert advice(100, 50, [], total, {"lora": math.inf}) == nothing
 
 
 def test_memory_that_this_process_has_is_there_too(tmp_path, monkeypatch):

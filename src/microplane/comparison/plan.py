@@ -169,6 +169,12 @@ def check_set(given: Iterable[str], methods: Sequence[str]) -> None:
     for name in given:
         if name in DECIDED:
             raise ConfigError(f"{name} cannot be set for a comparison: {DECIDED[name]}")
+    check_method_knobs(given, methods)
+
+
+def check_method_knobs(given: Iterable[str], methods: Sequence[str]) -> None:
+    """Raises: ConfigError, for knobs of methods that none of these has."""
+    for name in given:
         knob = name.removeprefix("method.")
         if name.startswith("method.") and not any(knob in METHODS[method].model_fields for method in methods):
             raise ConfigError(f"{name}: none of the methods {', '.join(methods)} has this knob")

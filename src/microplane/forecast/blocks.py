@@ -52,6 +52,8 @@ WIDTHS = (
     *("encoder_attention_heads", "decoder_attention_heads", "dim", "hidden_dim", "n_heads", "pooler_hidden_size"),
     *("n_embd", "n_inner", "n_head"),
 )
+HEADS = ("num_attention_heads", "n_head", "n_heads")  # of families whose width is that of all heads
+ACROSS_HEADS = ("hidden_size", "n_embd", "dim")
 MOST_WEIGHTS = 16_000_000  # of a block that is tried as it is
 MOST_TOKENS = 512  # that are tried at once, or one row
 VOCABULARY = 512  # of the models that are tried: heads are another matter
@@ -169,8 +171,22 @@ def _smaller(fields: Mapping[str, Any], depth: int, factor: int) -> dict[str, An
     if factor > 1:
         if "head_dim" not in found and "num_attention_heads" in found and "hidden_size" in found:
             found["head_dim"] = found["hidden_size"] // found["num_attention_heads"]
-        found |= {name: max(1, int(found[name]) // factor) for name in WIDTHS if found.get(name)}
+        narrow = {name: max(1, int(found[name]) // factor) for name in WIDTHS if found.get(name)}
+        found |= narrow | _whole_heads(found, narrow)
     return found
+
+
+def _whole_heads(fields: Mapping[str, Any], narrow: Mapping[str, int]) -> dict[str, int]:
+    """Of narrower fields those that go with the number of heads, which the divisor may not divide (gpt2-xl has 25): the
+    width has as many of each head as before, and keys and values have a number of heads that parts the others."""
+    heads = next((name for name in HEADS if name in narrow), None)
+    if heads is None:
+        return {}
+    count = narrow[heads]
+    found = {name: int(fields[name]) * count // int(fields[heads]) for name in ACROSS_HEADS if name in narrow}
+    pairs = narrow.get("num_key_value_heads", 1)
+    kept = {"num_key_value_heads": max(n for n in range(1, pairs + 1) if count % n == 0)}
+    return found | (kept if "num_key_value_heads" in narrow else {})
 
 
 def _model(fields: dict[str, Any], method: Method, form: NumberFormat) -> Model:

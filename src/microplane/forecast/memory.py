@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -20,6 +21,7 @@ from microplane.data.batch_plan import BatchPlan, micro_batches, tokens_kept
 from microplane.evaluation.evaluate import LEAST_BATCHES
 from microplane.forecast.blocks import BlockCost, Line, block_cost
 from microplane.forecast.machine import Rates
+from microplane.hardware import give_back_memory
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.models.contract import Model
 from microplane.models.files.load import quantise_linears
@@ -63,6 +65,24 @@ class TrainingBytes:
         state = MOMENTS[optimizer] * trained
         added = 0 if method.trains == "weights" else 4 * trained
         return cls(added, 4 * trained, state, 4 * trained + 2 * (4 * trained + state))
+
+
+@dataclass(frozen=True)
+class Process:
+    """The process that trains, before it has a model, and before any block is tried.
+
+    Attributes:
+        size: bytes.
+        compiler: whether torch's compiler is among them.
+    """
+
+    size: int
+    compiler: bool = False
+
+    @classmethod
+    def now(cls) -> Self:
+        give_back_memory()
+        return cls(psutil.Process().memory_info().rss, "torch._dynamo" in sys.modules)
 
 
 @dataclass(frozen=True)
@@ -170,25 +190,26 @@ class Shapes:
 
 
 def forecast(
-    shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: int, rates: Rates | None, always: bool = False
+    shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: Process, rates: Rates | None, always: bool = False
 ) -> Forecast:
     """Of a run's training.
 
     Args:
-        process: bytes that it takes without a model.
+        process: that it happens in.
         rates: of this machine; without them there is no time.
         always: try the blocks, however little they hold.
     """
     method, form = shapes.method, shapes.form
     trained = trainable_parameters(shapes.attached)
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
-    cost = _cost(shapes, at_once, knobs, process, always)
+    cost = _cost(shapes, at_once, knobs, process.size, always)
     base = base_bytes(shapes.plain, form)
-    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients) + _lost(shapes, at_once, base, knobs)
+    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients)
+    held += _lost(shapes, at_once, base, knobs, process.compiler)
     seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
     return Forecast(
         trainable=trained,
-        process=process,
+        process=process.size,
         base=base,
         adapter=needs.added,
         gradients=needs.gradients,
@@ -203,8 +224,9 @@ def _cost(shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: int, alwa
     """Of a block; None of one that hardly counts."""
     if not always and _by_formula(shapes).kept(at_once.tokens) * shapes.computed < SMALL * process:
         return None
-    # above a boundary all of a block trains, as in full fine-tuning
-    method = make_method({"name": "full"}) if shapes.attached.frozen else shapes.method
+    # above a boundary all of a block trains, as in full fine-tuning; one or two blocks have no boundary
+    whole = shapes.attached.frozen or shapes.method.counts_blocks
+    method = make_method({"name": "full"}) if whole else shapes.method
     return block_cost(shapes.fields, shapes.block_weights, method, shapes.form, at_once.row, knobs.recompute)
 
 
@@ -224,7 +246,7 @@ def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int) -> f
     return max(0.0, training, evaluating) + _head(shapes, at_once)
 
 
-def _lost(shapes: Shapes, at_once: AtOnce, base: int, knobs: TrainKnobs) -> float:
+def _lost(shapes: Shapes, at_once: AtOnce, base: int, knobs: TrainKnobs, compiler_there: bool) -> float:
     """What comes to the process beside the tensors of a step: libraries, what reading leaves behind, and what every
     micro-batch of a new size does (compiled products, pieces of the heap)."""
     plain, form = shapes.plain, shapes.form
@@ -232,7 +254,7 @@ def _lost(shapes: Shapes, at_once: AtOnce, base: int, knobs: TrainKnobs) -> floa
     of_size = LEFT * block if shapes.computed else 0.0
     anew = RECOMPUTED * block * shapes.computed if knobs.recompute == "blocks" else 0.0
     probed = 4 * PROBED * plain.config.vocab_size if plain.task_head is None else 0
-    compiler = COMPILER if knobs.recompute != "none" and "torch._dynamo" not in sys.modules else 0
+    compiler = COMPILER if knobs.recompute != "none" and not compiler_there else 0
     process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * base
     return process + probed + anew + min(at_once.sizes, MOST_SIZES) * of_size
 
@@ -263,6 +285,12 @@ def _seconds(shapes: Shapes, cost: BlockCost, at_once: AtOnce, knobs: TrainKnobs
 
 def _in_blocks(plain: nn.Module) -> int:
     return sum(p.numel() for name, p in plain.named_parameters() if "layers." in name)
+
+
+def exact_bytes(shapes: Shapes, knobs: TrainKnobs) -> int:
+    """What a run's weights, gradients and optimizer's state take: all of it that no block has to be tried for."""
+    needs = TrainingBytes.of(shapes.method, trainable_parameters(shapes.attached), knobs.optimizer)
+    return base_bytes(shapes.plain, shapes.form) + needs.added + needs.gradients + needs.optimizer
 
 
 def base_bytes(plain: Model, form: NumberFormat) -> int:

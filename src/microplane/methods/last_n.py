@@ -22,6 +22,7 @@ class LastN(Selecting):
     summary: ClassVar[str] = "the highest n blocks and the head train; the rest is computed once"
     default_lr: ClassVar[float] = 5e-4
     needs_own_model: ClassVar[str | None] = NEEDS_BLOCK_ORDER
+    counts_blocks: ClassVar[bool] = True
 
     n: int = Field(2, ge=1, description="how many of the highest blocks train")
 

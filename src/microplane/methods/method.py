@@ -49,6 +49,7 @@ class Method(BaseModel):
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
     needs_own_model: ClassVar[str | None] = None  # why it works on Microplane's own models only: "the method X ..."
     not_convertible: ClassVar[str | None] = None  # why no LoRA can stand for it, not even nearly: "the method X ..."
+    counts_blocks: ClassVar[bool] = False  # its knobs number blocks: of a model with fewer it is another, or none
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the model, then add or unfreeze exactly what trains."""

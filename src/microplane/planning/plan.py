@@ -5,34 +5,36 @@ The figures are those of the forecast (microplane/forecast) that a run makes of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import psutil
 import torch
 
-from microplane.comparison.plan import chosen_methods
+from microplane.comparison.plan import check_method_knobs, chosen_methods
 from microplane.config.build import assemble
 from microplane.config.knobs import RunKnobs
-from microplane.data.progress import Silent, Watcher
-from microplane.errors import ConfigError, MicroplaneError, ModelError, check_type
+from microplane.data.progress import OnlyProgress, Silent, Watcher
+from microplane.errors import ConfigError, MicroplaneError, ModelError, check_type, first_line, notices_to
 from microplane.forecast import machine
-from microplane.forecast.memory import AtOnce, Shapes, forecast
+from microplane.forecast.memory import AtOnce, Forecast, Process, Shapes, exact_bytes, forecast
 from microplane.hardware import free_memory
-from microplane.methods import Method, make_method
+from microplane.methods import LoRA, make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
+from microplane.models.configs.head import TASKS
 from microplane.models.contract import Model
 from microplane.models.files.checkpoint import Checkpoint
 from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
 from microplane.models.heads import ensure_head, meta_copy
-from microplane.nn.number_format import NumberFormat
 from microplane.nn.quantised import weight_count
-from microplane.report.words import size
+from microplane.planning.fitting import OTHERS, Changes, advice, possible
+from microplane.runs.inline_data import in_a_file
+from microplane.runs.method_search import of_method, stand_in, with_method
 from microplane.runs.own_forecast import run_at_once
 from microplane.runs.prepare import check_config, prepare
 from microplane.training.context import run_context
@@ -127,29 +129,27 @@ def plan(
     watch = watch or Silent()
     given = {"model.name": str(model), **({"data.train": str(data)} if data else {}), **(set or {})}
     config = assemble(given=given)
-    path = resolve(config.model.name, config.model.revision)
-    checkpoint = _opened(path)
-    plain = build_on_meta(checkpoint)
-    row = min(ROW, plain.config.context or ROW)
-    assumed = AtOnce.of_rows(row, config.train, config.eval.batch_tokens)
-    lengths = _Lengths.of(config, watch) if data else _Lengths(assumed, None)
+    if config.method.get("name", LoRA.name) != LoRA.name:
+        raise ConfigError("method.name cannot be set for a plan: use --methods")
+    with in_a_file(config) as there, run_context(config.train), notices_to(watch.say):
+        return _planned(there, methods, memory, watch)
+
+
+def _planned(config: RunKnobs, methods: str | Sequence[str] | None, memory: int | None, watch: Watcher) -> Plan:
+    plain = build_on_meta(_opened(resolve(config.model.name, config.model.revision)))
     wanted = chosen_methods(methods or _usual(plain), None)
-    there = memory or free_memory() + psutil.Process().memory_info().rss
-    at_once = lengths.at_once
-    found = Plan(str(model), weight_count(plain), there, at_once.row, at_once.tokens, lengths.tokens)
-    if plain.KIND == "encoder" and plain.task_head is None:  # it learns labels; how many hardly matters
-        ensure_head(plain, "classification", ("a", "b"), "auto", seed=0)
+    check_method_knobs([f"method.{name}" for name in config.method if name != "name"], wanted)
+    usual = _Run.of(_with(config, LoRA.name), watch)
+    process = Process.now()
+    asked = _Asked(config, process, memory or free_memory() + process.size, OnlyProgress(watch))
+    at_once = usual.at_once
+    found = Plan(config.model.name, weight_count(plain), asked.memory, at_once.row, at_once.tokens, usual.tokens)
     say = watch.progress("trying blocks")
-    with run_context(config.train):
-        for number, name in enumerate(wanted):
-            say(number, len(wanted))
-            found.methods.append(_of_method(name, config, checkpoint, plain, found, lengths))
-        say(len(wanted), len(wanted))
+    for number, name in enumerate(wanted):
+        say(number, len(wanted))
+        found.methods.append(asked.plan(name))
+    say(len(wanted), len(wanted))
     return found
-
-
-def _usual(plain: Model) -> tuple[str, ...]:
-    return ("lora", "full", "head-only") if plain.KIND == "encoder" else ("lora", "qlora", "full")
 
 
 def _opened(path: Path) -> Checkpoint:
@@ -162,49 +162,100 @@ def _opened(path: Path) -> Checkpoint:
         raise
 
 
+def _usual(plain: Model) -> tuple[str, ...]:
+    return ("lora", "full", "head-only") if plain.KIND == "encoder" else ("lora", "qlora", "full")
+
+
+def _with(config: RunKnobs, name: str, changes: Changes | None = None) -> RunKnobs:
+    """The configuration of a run with this method, and with what is changed, by dotted name."""
+    config = stand_in(with_method(config, of_method(name, config.method)))
+    for knob, value in (changes or {}).items():
+        section, _, leaf = knob.partition(".")
+        part = getattr(config, section).model_copy(update={leaf: value})
+        config = config.model_copy(update={section: part})
+    return config
+
+
 @dataclass(frozen=True)
-class _Lengths:
+class _Run:
+    """What a run would compute.
+
+    Attributes:
+        config: with all that was inferred filled in.
+        shapes: of its model, with its method.
+        tokens: of all steps; None where there are no data.
+    """
+
+    config: RunKnobs
+    shapes: Shapes
     at_once: AtOnce
-    tokens: int | None  # of all steps
+    tokens: int | None = None
 
     @classmethod
-    def of(cls, config: RunKnobs, watch: Watcher) -> _Lengths:
-        prepared = prepare(config, check_config(config, watch), watch)
+    def of(cls, config: RunKnobs, watch: Watcher) -> _Run:
+        """Raises: MicroplaneError, if it cannot be made."""
+        if not config.data.train:
+            return cls._without_rows(config)
+        prepared = prepare(config, check_config(config, watch), watch, opening=_opened)
         at_once, steps = run_at_once(prepared), prepared.batch_plan.run_steps(prepared.config.train)
-        return cls(at_once, round(steps * at_once.step))
+        return cls(config, prepared.shapes, at_once, round(steps * at_once.step))
 
-
-def _of_method(
-    name: str, config: RunKnobs, checkpoint: Checkpoint, plain: Model, found: Plan, lengths: _Lengths
-) -> MethodPlan:
-    try:
-        method = make_method({"name": name})
+    @classmethod
+    def _without_rows(cls, config: RunKnobs) -> _Run:
+        """Rows are `ROW` tokens long, and an encoder learns labels; how many hardly matters."""
+        checkpoint = _opened(resolve(config.model.name, config.model.revision))
+        plain, method, task = build_on_meta(checkpoint), make_method(config.method), config.data.task
         form = base_format(config.model, method, checkpoint.stored)
+        if task in TASKS or (plain.KIND == "encoder" and plain.task_head is None):
+            ensure_head(plain, task if task in TASKS else "classification", ("a", "b"), config.model.pooling, seed=0)
         with torch.device("meta"):
             attach_method(method, attached := meta_copy(plain))
-        shapes = Shapes(checkpoint.config, plain, attached, method, form)
-        rates, process = machine.measured(), psutil.Process().memory_info().rss
-        cost = forecast(shapes, lengths.at_once, config.train, process, rates, always=True)
-    except MicroplaneError as error:
-        return MethodPlan(name, refused=str(error).splitlines()[0])
-    seconds = cost.seconds_per_1000_tokens
-    whole = None if seconds is None or found.tokens is None else seconds * found.tokens / 1000
-    return _judged(MethodPlan(name, **asdict(cost), seconds=whole), method, form, found)
+        row = max(1, min(ROW, (plain.config.context or ROW) - method.num_virtual_tokens))
+        at_once = AtOnce.of_rows(row, config.train, config.eval.batch_tokens)
+        return cls(config, Shapes(checkpoint.config, plain, attached, method, form), at_once)
 
 
-def _judged(one: MethodPlan, method: Method, form: NumberFormat, found: Plan) -> MethodPlan:
-    """With whether it fits, and what would help."""
-    if one.total <= found.memory:
-        return replace(one, fits=True)
-    lacking = one.total - found.memory
-    ways = []
-    if one.activations > lacking:
-        ways.append("train.recompute=blocks, or a smaller train.micro_tokens")
-    if form.quantised is None and method.trains != "weights":
-        ways.append(f"model.dtype=nf4, which holds the base in {size(one.base / form.stored.itemsize / 2)}")
-    if method.trains == "weights" and one.optimizer > lacking:
-        ways.append("train.optimizer=adafactor")
-    if method.trains == "weights":
-        ways.append("a method that trains fewer weights, such as lora")
-    advice = f"{size(lacking)} too much: " + ("; ".join(ways) or "a smaller model")
-    return replace(one, fits=False, advice=advice)
+@dataclass(frozen=True)
+class _Asked:
+    """What all methods have in common.
+
+    Args:
+        process: this one, before anything was tried.
+        memory: bytes that there are.
+    """
+
+    config: RunKnobs
+    process: Process
+    memory: int
+    watch: Watcher
+
+    def plan(self, name: str) -> MethodPlan:
+        try:
+            run = _Run.of(_with(self.config, name), self.watch)
+            cost = self._cost(run)
+        except MicroplaneError as error:
+            return MethodPlan(name, refused=first_line(error))
+        rate = cost.seconds_per_1000_tokens
+        seconds = None if rate is None or run.tokens is None else rate * run.tokens / 1000
+        found = MethodPlan(name, **asdict(cost), seconds=seconds)
+        if found.total <= self.memory:
+            return replace(found, fits=True)
+        return replace(found, fits=False, advice=self._advice(found, run))
+
+    def _cost(self, run: _Run) -> Forecast:
+        return forecast(run.shapes, run.at_once, run.config.train, self.process, machine.measured(), always=True)
+
+    def _advice(self, found: MethodPlan, run: _Run) -> str:
+        shapes = run.shapes
+        changes = possible(self.config, shapes.method, shapes.form, run.at_once)
+        others = {name: self._total(name, {}) for name in OTHERS} if shapes.method.trains == "weights" else {}
+        return advice(found.total, self.memory, changes, lambda change: self._total(found.method, change), others)
+
+    def _total(self, name: str, changes: Changes) -> float:
+        """Of a method with what is changed; without trying blocks where weights alone take more than there is."""
+        try:
+            run = _Run.of(_with(self.config, name, changes), self.watch)
+            least = self.process.size + exact_bytes(run.shapes, run.config.train)
+            return least if least > self.memory else self._cost(run).peak_memory_bytes
+        except MicroplaneError:
+            return math.inf

@@ -57,7 +57,7 @@ def stand_in(config: RunKnobs) -> RunKnobs:
         return config
     if knob == "method.name":
         _check_open(config)
-        return with_method(config, _of_method(LoRA.name, config.method))
+        return with_method(config, of_method(LoRA.name, config.method))
     return with_method(config, {name: value for name, value in config.method.items() if name != "rank"})
 
 
@@ -90,7 +90,7 @@ def with_method(config: RunKnobs, knobs: Mapping[str, Any]) -> RunKnobs:
     return config.model_copy(update={"method": dict(knobs)})
 
 
-def _of_method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def of_method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The section `method` with a candidate's name, and of what was given the knobs that it has."""
     own = METHODS[name].model_fields
     return {"name": name, **{knob: value for knob, value in given.items() if knob in own}}
@@ -149,9 +149,9 @@ class _Search:
 
     def _methods(self) -> list[Candidate]:
         names = USUAL_WITH_LABELS if self.summary.task else USUAL
-        found = [self._candidate(name, _of_method(name, self.config.method)) for name in names]
+        found = [self._candidate(name, of_method(name, self.config.method)) for name in names]
         if found[0].reason is not None:
-            found.append(self._candidate(IN_4_BITS, _of_method(IN_4_BITS, self.config.method)))
+            found.append(self._candidate(IN_4_BITS, of_method(IN_4_BITS, self.config.method)))
         return found
 
     def _ranks(self) -> list[Candidate]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-
 from microplane.errors import MicroplaneError, first_line
 from microplane.forecast import machine
-from microplane.forecast.memory import AtOnce, Forecast, Shapes, forecast
-from microplane.hardware import give_back_memory
+from microplane.forecast.memory import AtOnce, Forecast, Process, Shapes, forecast
 from microplane.report.words import duration, size
 from microplane.runs.prepare import Prepared
 
@@ -89,6 +86,4 @@ def own_forecast(prepared: Prepared) -> ForecastSection:
 
 
 def _forecast(prepared: Prepared, shapes: Shapes, at_once: AtOnce) -> Forecast:
-    rates, train = machine.known(), prepared.config.train
-    give_back_memory()
-    return forecast(shapes, at_once, train, psutil.Process().memory_info().rss, rates)
+    return forecast(shapes, at_once, prepared.config.train, Process.now(), machine.known())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -190,17 +191,24 @@ def check_config(config: RunKnobs, watch: Watcher, begun: bool = False) -> Metho
     return method
 
 
-def prepare(config: RunKnobs, method: Method, watch: Watcher, begun: bool = False) -> Prepared:
+def prepare(
+    config: RunKnobs,
+    method: Method,
+    watch: Watcher,
+    begun: bool = False,
+    opening: Callable[[Path], Checkpoint] = open_checkpoint,
+) -> Prepared:
     """Find the model, read the data, and decide everything that `config` leaves open.
 
     Args:
         begun: see `check_config`.
+        opening: of the model's files.
 
     Raises:
         MicroplaneError: for a model or data that cannot be used, saying why.
     """
     watch.say(f"opening {config.model.name}, reading {config.data.train}")
-    opened = open_for_data(config, method, watch)
+    opened = open_for_data(config, method, watch, opening)
     config, method, path, checkpoint, tokenizer, possible, plain = opened
     form = base_format(config.model, method, checkpoint.stored)
     if form.device.type != "cpu" and config.model.device == "auto":
@@ -251,14 +259,19 @@ class Opened(NamedTuple):
     plain: Model  # its shapes, without weights
 
 
-def open_for_data(config: RunKnobs, method: Method, watch: Watcher) -> Opened:
+def open_for_data(
+    config: RunKnobs, method: Method, watch: Watcher, opening: Callable[[Path], Checkpoint] = open_checkpoint
+) -> Opened:
     """Find the model, without reading its weights.
+
+    Args:
+        opening: see `prepare`.
 
     Raises:
         MicroplaneError: for a model that cannot be used, saying why.
     """
     path = resolve(config.model.name, config.model.revision)
-    checkpoint = open_config(path) if config.model.init == "random" else open_checkpoint(path)
+    checkpoint = open_config(path) if config.model.init == "random" else opening(path)
     tokenizer = load_tokenizer(path).with_unicode(config.data.unicode).with_segment(config.data.segment)
     tokenizer = tokenizer.with_date(config.data.date)
     method = method.with_tokens(lambda text: tokenizer.encode(text, special=False))
