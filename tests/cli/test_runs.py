@@ -42,6 +42,40 @@ def test_runs_are_listed_with_what_is_known(tmp_path, monkeypatch, capsys):
     assert line.split() == ["killed", "running", "-", "-", "-", "-", "-"]
 
 
+DAMAGES = {
+    "cut": lambda text: text[: len(text) // 2],
+    "a list": lambda text: "[]",
+    "metrics": lambda text: changed(text, metrics=[1]),
+    "method": lambda text: changed(text, method="lora"),
+    "side": lambda text: changed(text, metrics={"after": "x"}),
+    "schema": lambda text: changed(text, schema=0),
+    "status": lambda text: changed(text, status=5),
+}
+NO_FIGURES = {"text": "abc", "nan": float("nan"), "null": None, "list": [3]}
+
+
+def changed(text: str, **values) -> str:
+    return json.dumps(json.loads(text) | values)
+
+
+def test_one_damaged_run_hides_no_other(tmp_path, monkeypatch, capsys):
+    names = ["fine", "a[red]b", "a-name-" + "very-" * 20 + "long", *DAMAGES, *NO_FIGURES]
+    for name in names:
+        (make_full_run(tmp_path / name) / "run.yaml").touch()
+        result = tmp_path / name / "result.json"
+        if name in DAMAGES:
+            result.write_text(DAMAGES[name](result.read_text()))
+        elif name in NO_FIGURES:
+            result.write_text(changed(result.read_text(), seconds=NO_FIGURES[name]))
+    code, told = listed(monkeypatch, capsys, str(tmp_path))
+    assert code == 0
+    told_of = {name: next(line for line in told.out.splitlines() if line.startswith(f"{name}  ")) for name in names}
+    assert {name for name, line in told_of.items() if "unreadable" in line} == set(DAMAGES)
+    assert {name for name, line in told_of.items() if line.endswith(" -") and name not in DAMAGES} >= set(NO_FIGURES)
+    code, told = listed(monkeypatch, capsys, str(tmp_path), "--json")
+    assert {json.loads(line)["run"] for line in told.out.splitlines()} == set(names)
+
+
 def test_a_folder_without_runs_is_said(tmp_path, monkeypatch, capsys):
     for path, message in ((tmp_path, "holds no run"), (tmp_path / "none", "there is no folder")):
         code, told = listed(monkeypatch, capsys, str(path))

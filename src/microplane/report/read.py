@@ -105,7 +105,7 @@ def read_run(folder: Path) -> RunRecord:
     knobs = folder / "run.yaml"
     run_yaml = _content(knobs).decode("utf-8", errors="replace") if knobs.is_file() else ""
     if (folder / "result.json").is_file():
-        result = _result(folder / "result.json")
+        result = read_result(folder / "result.json")
     elif lines or run_yaml:
         result = _so_far(train, validation, speed, _knobs(knobs))
     else:
@@ -127,7 +127,12 @@ def _content(path: Path) -> bytes:
         raise ReportError(f"cannot read {path}: {error.strerror}. Allow reading it, and try again") from None
 
 
-def _result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
+    """What a run's result.json holds.
+
+    Raises:
+        ReportError: if it is damaged, or of another version.
+    """
     advice = "The figures of this run are lost; run it again, or remove result.json to see its curves alone"
     try:
         result = json.loads(_content(path).decode("utf-8"))
