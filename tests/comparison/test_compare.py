@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 import microplane
+from microplane.cli import app as cli
 from microplane.comparison import compare as module
-from microplane.comparison.plan import Plan
+from microplane.comparison.plan import Plan, Trial
+from microplane.comparison.trials import Trials
+from microplane.data.progress import Silent
 from microplane.errors import ConfigError, DataError, TrainingError
 from microplane.files import lock
 from tests.comparison.kit import SETS, in_this_process, place, rows, table, write
@@ -331,6 +337,52 @@ def test_a_forecast_lists_the_trials_and_leaves_nothing(again, tmp_path):
     assert found.seconds.keys() == found.memory.keys() == {"lora", "ia3"}
     assert all(seconds > 0 for seconds in found.seconds.values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_forecast_of_a_budget_of_time_lists_its_probes_too(whole, monkeypatch, capsys):
+    _, _, model, data = whole
+    made = in_this_process(monkeypatch)
+    monkeypatch.setattr("sys.argv", ["microplane", "compare", model, data, "-m", "ia3", "--seeds", "1", "--budget"])
+    sets = [part for name, value in SETS.items() for part in ("--set", f"{name}={value}")]
+    monkeypatch.setattr("sys.argv", [*sys.argv, "1h", "--dry-run", "--json", "--quiet", *sets])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["stage"] for one in found["trials"]] == ["probe", *["short"] * 7, *["half"] * 2, "final"]
+    assert made == [found["trials"][0]["name"]]
+    assert found["seconds"]["ia3"] > 0
+
+
+def test_a_forecast_of_methods_that_all_fail_is_an_error(whole, monkeypatch):
+    _, _, model, data = whole
+    in_this_process(monkeypatch, lambda trial: "no room")
+    with pytest.raises(TrainingError, match="no method could be trained. lora: no room; ia3: no room"):
+        module.forecast(model, data, **HOW)
+
+
+def test_a_process_that_an_earlier_sitting_began_just_now_is_waited_for(whole, tmp_path):
+    """It has no folder yet when one looks, and takes it before the process that is begun meanwhile."""
+    done, *_ = whole
+    trial = Trial("lora", "short", 1e-3, 5)
+
+    class Slower:
+        at_once, threads = 1, None
+
+        def begin(self, command, log):
+            log.touch()
+            (place := trials.place(trial)).mkdir(parents=True)
+            held = lock(place)
+
+            def end():
+                (place / "result.json").write_text('{"status": "success"}')
+                held.release()
+
+            threading.Timer(0.3, end).start()
+            return SimpleNamespace(wait=lambda seconds: 1, interrupt=lambda: None)
+
+    trials = Trials(tmp_path, Plan.read(done.folder), Silent(), Slower())
+    assert trials.run(trial).ok
 
 
 LABELS = {name: value for name, value in SETS.items() if not name.startswith("eval.")}

@@ -69,7 +69,9 @@ def compare(
     parallel: Parallel = None,
     ray: Ray = None,
     dry_run: DryRun = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print comparison.json; progress to standard error.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print comparison.json, or what --dry-run tells; progress to standard error.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Which method is best on DATA? Each gets its own best learning rate, by an equal share of the budget, then several
@@ -87,7 +89,10 @@ def compare(
         if dry_run:
             if ray:
                 raise ConfigError("--dry-run makes a few steps of each method here; give it without --ray")
-            _tell_forecast(comparison.forecast(model, data, seeds=seeds, **given))
+            if resume is not None:
+                raise ConfigError("--dry-run is of a comparison that would begin; give it without --resume")
+            forecast = comparison.forecast(model, data, seeds=seeds, **given)
+            typer.echo(json_line(forecast.to_dict())) if json_ else _tell_forecast(forecast)
             return
         done = comparison.compare(model, data, seeds=seeds, out=out, resume=resume, parallel=parallel, ray=ray, **given)
     if json_:
@@ -112,7 +117,7 @@ def _tell_forecast(found: Forecast) -> None:
     from microplane.report.words import duration, size
 
     for trial in found.trials:
-        later = " or near it" if trial.stage == "short" else ", or what the search finds"
+        later = {"probe": "", "short": " or near it"}.get(trial.stage, ", or what the search finds")
         name = "the advised" if trial.stage == "part" else trial.method
         stage = f"{trial.percent}%" if trial.stage == "part" else trial.stage
         typer.echo(f"{name:12} {stage:6} {trial.steps:>6,} steps  seed {trial.seed}  lr {trial.lr:g}{later}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from microplane.comparison.write import write_outputs
 from microplane.config.build import assemble
 from microplane.config.knobs import DataKnobs
 from microplane.data.progress import Silent, Watcher
-from microplane.errors import ConfigError, DataError, TrainingError, check_type, notices_to
+from microplane.errors import ConfigError, DataError, check_type, notices_to
 from microplane.files import Lock, lock
 from microplane.runs.inline_data import STDIN, InlineData, configured
 
@@ -68,6 +68,9 @@ class Forecast:
     seconds: dict[str, float]  # by method
     memory: dict[str, int]
     failed: dict[str, str]  # methods that cannot be trained here, and why
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"trials": [asdict(one) | {"name": one.name} for one in self.trials]}
 
 
 def compare(
@@ -156,9 +159,12 @@ def forecast(
         plan = _planned(folder, model, data, set, methods, *how, watch)
         course = Course(Trials(folder, plan, watch), plan, watch)
         course.probe()
+        course.check_going()
+        probes = [] if plan.steps else [one.trial for one in course.pace.done]  # they are of the comparison itself
         if plan.steps is None:
             plan = within_time(plan, course.pace, course.seconds)
-        trials = [trial for trial in expected(plan, next(iter(course.going), None)) if trial.method in course.going]
+        every = [*probes, *expected(plan, course.going[0])]
+        trials = [trial for trial in every if trial.method in course.going]
         by_method = {name: [trial for trial in trials if trial.method == name] for name in plan.methods}
         peaks = {one.trial.method: int(one.result["train"]["peak_memory_bytes"]) for one in course.pace.done}
         seconds = {name: course.pace.total(own) or 0.0 for name, own in by_method.items() if own}
@@ -298,9 +304,7 @@ def _carry_out(folder: Path, plan: Plan, machines: Machines, watch: Watcher) -> 
     finals = {
         name: [run for run in runs if run.ok] for name, runs in course.finals.items() if name not in course.failed
     }
-    if not finals:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in course.failed.items())
-        raise TrainingError(f"no method could be trained. {reasons}")
+    course.check_going()
     found = measured(plan, finals)
     judgement = judged(found, finals)
     if plan.learning_curve:

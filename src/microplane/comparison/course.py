@@ -13,6 +13,7 @@ from microplane.comparison.plan import PROBE_STEPS, Plan, Trial
 from microplane.comparison.search import PARTS, best_of, finalists, rates
 from microplane.comparison.trials import Outcome, Trials
 from microplane.data.progress import Watcher
+from microplane.errors import TrainingError
 from microplane.report.words import duration
 
 By = dict[str, list[Outcome]]  # by method
@@ -53,6 +54,12 @@ class Course:
             outcome = self._run(Trial(name, "probe", self.plan.defaults[name], PROBE_STEPS))
             if outcome.reason is not None:
                 self.failed[name] = outcome.reason
+
+    def check_going(self) -> None:
+        """Raises: TrainingError, if none of the methods could be trained."""
+        if not self.going:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
+            raise TrainingError(f"no method could be trained. {reasons}")
 
     def search(self) -> None:
         """Of each method the best rate."""

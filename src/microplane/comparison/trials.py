@@ -155,6 +155,7 @@ class Trials:
             self.running.remove(process)
         if self.stopping:
             raise StoppedError
+        self._wait_for(trial)  # one of an earlier sitting, still beginning when this one looked, may have been faster
         if (outcome := self._finished(trial)) is not None:
             return outcome
         result = object_in(place / RESULT)
