@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -178,6 +179,11 @@ class Shapes:
     method: Method
     form: NumberFormat
 
+    @cached_property
+    def base_bytes(self) -> int:
+        """What the model holds without the method."""
+        return base_bytes(self.plain, self.form)
+
     @property
     def computed(self) -> int:
         """Blocks that train, or that something trains below; the others are computed once, and read again."""
@@ -199,11 +205,11 @@ def forecast(
         rates: of this machine; without them there is no time.
         always: try the blocks, however little they hold.
     """
-    method, form = shapes.method, shapes.form
+    method = shapes.method
     trained = trainable_parameters(shapes.attached)
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
     cost = _cost(shapes, at_once, knobs, process.size, always)
-    base = base_bytes(shapes.plain, form)
+    base = shapes.base_bytes
     held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients)
     held += _lost(shapes, at_once, base, knobs, process.compiler)
     seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
@@ -290,7 +296,7 @@ def _in_blocks(plain: nn.Module) -> int:
 def exact_bytes(shapes: Shapes, knobs: TrainKnobs) -> int:
     """What a run's weights, gradients and optimizer's state take: all of it that no block has to be tried for."""
     needs = TrainingBytes.of(shapes.method, trainable_parameters(shapes.attached), knobs.optimizer)
-    return base_bytes(shapes.plain, shapes.form) + needs.added + needs.gradients + needs.optimizer
+    return shapes.base_bytes + needs.added + needs.gradients + needs.optimizer
 
 
 def base_bytes(plain: Model, form: NumberFormat) -> int:

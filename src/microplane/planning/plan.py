@@ -5,9 +5,11 @@ The figures are those of the forecast (microplane/forecast) that a run makes of 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from microplane.comparison.plan import check_method_knobs, chosen_methods
 from microplane.config.build import assemble
-from microplane.config.knobs import RunKnobs
+from microplane.config.knobs import ModelKnobs, RunKnobs
 from microplane.data.progress import OnlyProgress, Silent, Watcher
 from microplane.errors import ConfigError, MicroplaneError, ModelError, check_type, first_line, notices_to
 from microplane.forecast import machine
@@ -136,6 +138,7 @@ def plan(
 
 
 def _planned(config: RunKnobs, methods: str | Sequence[str] | None, memory: int | None, watch: Watcher) -> Plan:
+    _shapes.cache_clear()  # files may be others than they were
     plain = build_on_meta(_opened(resolve(config.model.name, config.model.revision)))
     wanted = chosen_methods(methods or _usual(plain), None)
     check_method_knobs([f"method.{name}" for name in config.method if name != "name"], wanted)
@@ -203,16 +206,22 @@ class _Run:
     @classmethod
     def _without_rows(cls, config: RunKnobs) -> _Run:
         """Rows are `ROW` tokens long, and an encoder learns labels; how many hardly matters."""
-        checkpoint = _opened(resolve(config.model.name, config.model.revision))
-        plain, method, task = build_on_meta(checkpoint), make_method(config.method), config.data.task
-        form = base_format(config.model, method, checkpoint.stored)
-        if task in TASKS or (plain.KIND == "encoder" and plain.task_head is None):
-            ensure_head(plain, task if task in TASKS else "classification", ("a", "b"), config.model.pooling, seed=0)
-        with torch.device("meta"):
-            attach_method(method, attached := meta_copy(plain))
-        row = max(1, min(ROW, (plain.config.context or ROW) - method.num_virtual_tokens))
-        at_once = AtOnce.of_rows(row, config.train, config.eval.batch_tokens)
-        return cls(config, Shapes(checkpoint.config, plain, attached, method, form), at_once)
+        shapes = _shapes(config.model, json.dumps(config.method, sort_keys=True), config.data.task)
+        row = max(1, min(ROW, (shapes.plain.config.context or ROW) - shapes.method.num_virtual_tokens))
+        return cls(config, shapes, AtOnce.of_rows(row, config.train, config.eval.batch_tokens))
+
+
+@lru_cache(maxsize=8)
+def _shapes(model: ModelKnobs, method_json: str, task: str) -> Shapes:
+    """Kept, for changes that are tried share them and the largest models have a thousand layers to make."""
+    checkpoint = _opened(resolve(model.name, model.revision))
+    plain, method = build_on_meta(checkpoint), make_method(json.loads(method_json))
+    form = base_format(model, method, checkpoint.stored)
+    if task in TASKS or (plain.KIND == "encoder" and plain.task_head is None):
+        ensure_head(plain, task if task in TASKS else "classification", ("a", "b"), model.pooling, seed=0)
+    with torch.device("meta"):
+        attach_method(method, attached := meta_copy(plain))
+    return Shapes(checkpoint.config, plain, attached, method, form)
 
 
 @dataclass(frozen=True)
