@@ -108,6 +108,15 @@ def test_a_beginning_is_whole_where_something_in_it_ends(shared, is_whole, smol)
     assert shared_prefix(NextToken(), given, smol, "auto", None) == (shared if is_whole else "")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_rows_that_all_ask_one_question_nothing_is_its_beginning(count, smol):
+    given = [smol.decode(causal_renderer(smol).prompt([Message("user", "Tell me a joke.")]), False)]
+    assert shared_prefix(NextToken(), count * given, smol, "auto", None) == ""
+    rendered = "<|im_start|>user\nTell me a joke.<|im_end|>\n<|im_start|>assistant\n"
+    before, behind = text_frame([f"{rendered}{answer}<|im_end|>\n" for answer in "abc"], smol)
+    assert f"{before}Tell me a joke.{behind}" == rendered
+
+
 # Plain text
 
 
@@ -137,6 +146,7 @@ def test_rendered_rows_are_asked_as_they_were_rendered(tmp_path):
             ["<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nDo it.\n{0}<|im_end|>\n<|im_start|>assistant\na"] * 3,
         ),
         ("", ["<|im_start|>user\n{0}<|im_end|>\n<|im_start|>assistant\na", "{0}", "story"]),
+        ("", ["<|im_start|>user\n{0}<|im_end|>\n<|im_start|>assistant\na"] * 2 + ["<|im_start|>user\n{0}<|im_end|>"]),
         ("", ["Question: {0}\nAnswer: a"] * 3),
     ],
 )

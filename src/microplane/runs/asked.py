@@ -77,7 +77,7 @@ def shared_prefix(
     fixed instruction, such as "Convert the command to JSON." or "Translate: "; empty where there is none."""
     asked = objective.prompt([Message("user", MARK)], tokenizer, template, system)
     frame, common = _around(asked, tokenizer)[0], os.path.commonprefix(list(prompts))  # noqa: RUF071 - of characters
-    if len(prompts) < 2 or not common.startswith(frame):
+    if len(set(prompts)) < 2 or not common.startswith(frame):  # of one question all of it is shared
         return ""
     return _whole(common[len(frame) :])
 
@@ -127,4 +127,6 @@ def text_frame(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     start = common.rfind(opening) + len(opening)
     while common[start : start + 1] == "\n":
         start += 1
-    return [common[:start] + _whole(common[start:]), behind]
+    tail = behind.strip()
+    shared = "" if tail and tail in common[start:] else common[start:]  # all ask one question
+    return [common[:start] + _whole(shared), behind]
