@@ -139,6 +139,14 @@ def test_weights_that_two_parts_share_are_left_alone():
         microplane.attach(gpt2(), "lora", "lm_head")
 
 
+def test_nothing_within_a_part_that_trains_in_full_is_adapted():
+    attached = microplane.attach(vit(), {"name": "lora", "rank": 2}, "all", train=["vit.layers.0"])
+    assert sites(attached)
+    assert not any(name.startswith("vit.layers.0.") for name in sites(attached))
+    own = {name for name in attached.trainable() if name.startswith("vit.layers.0.")}
+    assert own == {f"vit.layers.0.{name}" for name, _ in vit().vit.layers[0].named_parameters()}
+
+
 def test_averages_of_batch_norms_come_back_too(tmp_path):
     def net():
         torch.manual_seed(0)
@@ -203,6 +211,24 @@ def test_a_vit_learns_digits_then_lora_moves_it_to_others():
     assert losses[-1] < losses[0] / 4
     found = accuracy(lora.merge(), images[held & new], labels[held & new])
     assert found > 0.85, found
+
+
+def test_what_is_opened_is_asked_and_its_rate_is_the_methods_own(tmp_path):
+    attached = microplane.attach(vit().train(), {"name": "lora", "rank": 4}, ["q_proj"])
+    (group,) = attached.param_groups()
+    assert group["lr"] == attached.method.rate(attached.model)
+    attached.save(tmp_path / "adapter")
+    assert not microplane.attach_saved(vit().train(), tmp_path / "adapter").model.training
+
+
+def test_a_base_that_was_quantised_is_opened_so(tmp_path):
+    images = digits()[0][:4]
+    attached = microplane.attach(vit(), {"name": "lora", "rank": 4}, ["q_proj"], base="int8")
+    attached.save(tmp_path / "adapter")
+    opened = microplane.attach_saved(vit(), tmp_path / "adapter")
+    assert torch.equal(opened.model(images).logits, attached.model.eval()(images).logits)
+    plain = microplane.attach_saved(vit(), tmp_path / "adapter", base="plain")
+    assert not torch.equal(plain.model(images).logits, opened.model(images).logits)
 
 
 def test_both_towers_of_a_clip_learn_to_meet():

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import microplane
-from microplane.adapters.card import NAME, OURS, card_of, licence_of, write_card
+from microplane.adapters.card import NAME, OURS, card_of, form_of, licence_of, write_card
 from microplane.adapters.merge import merge
 from microplane.exports.export import export
 from tests.exports.kit import adapter_of, folder_of
@@ -37,9 +37,12 @@ def test_a_runs_card_has_its_base_method_data_and_figures(run):
     assert {one.dataset_name for one in card.data.eval_results} == {"rows.jsonl"}
     for part in (result["data"]["fingerprint"], "| loss |", "`rank`: 16", "Unicode form of the rows: NFC", "PeftModel"):
         assert part in card.text, part
-    assert str(run.parent) not in card.content
+    assert str(run.parents[1]) not in card.content  # nor where the rows lay
     assert f"rows: {result['data']['rows']['train']:,} train" in card.text
     assert "| | before | after |" in card.text
+    loss = [result["metrics"][when]["loss"] for when in ("before", "after")]
+    assert f"| loss | {loss[0]:.4g} | {loss[1]:.4g} |" in card.text
+    assert loss[0] != loss[1]
 
 
 def test_what_leaves_has_a_card_that_names_how_it_is_opened(run, tmp_path):
@@ -88,6 +91,19 @@ def test_base_and_licence_are_named_where_they_are_known(tmp_path):
     (base / NAME).write_text("---\nlicense: mit\n---\n# theirs\n")
     assert licence_of(str(base)) == "mit"
     assert "licence is mit" in card_of(base, "hf")
+
+
+def test_a_folder_that_is_called_as_a_model_of_the_hub_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "me" / "base")
+    assert ModelCard(card_of("me/base", "hf")).data.base_model is None
+    assert ModelCard(card_of("me/other", "hf")).data.base_model == "me/other"
+
+
+def test_an_adapter_that_no_other_tool_opens_is_not_called_pefts(tmp_path):
+    assert (form_of(tmp_path, False), form_of(tmp_path, True)) == ("adapter", "hf")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert form_of(tmp_path, False) == "peft"
 
 
 def test_a_form_that_is_not_nfc_is_said(tmp_path):

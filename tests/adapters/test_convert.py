@@ -15,8 +15,11 @@ from microplane.inference.pipeline import load
 from microplane.methods import METHODS, make_method
 from microplane.methods.adapted_linear import AdaptedLinear, adapted_layers
 from microplane.methods.method import trainable
+from microplane.models.contract import linears
 from microplane.models.files.load import load_model
 from microplane.nn.rows import Rows
+from tests.adapters.test_leaving import adapter as labelled
+from tests.labels import encoder_folder
 from tests.tiny import save_tiny_folder
 
 IDS = [5, 9, 77, 31, 40, 2, 8]
@@ -99,12 +102,23 @@ def test_dora_becomes_the_nearest(base, tmp_path):
 
 
 def test_full_fine_tuning_becomes_the_nearest_and_what_is_left_out_is_told(base, tmp_path):
-    adapter(base, tmp_path / "a", name="full")
+    model, original = adapter(base, tmp_path / "a", name="full"), load_model(base)
     low, high = convert(tmp_path / "a", tmp_path / "b", rank=4), convert(tmp_path / "a", tmp_path / "c", rank=32)
     assert 0.3 < low.error < 1
     assert high.error < 1e-5
-    assert high.lost > 0
+    others = {name: p for name, p in original.named_parameters() if name not in {f"{n}.weight" for n in linears(model)}}
+    moved = [float((model.get_parameter(name) - p).detach().square().sum()) for name, p in others.items()]
+    assert high.lost == pytest.approx((sum(moved) / sum(float(p.square().sum()) for p in others.values())) ** 0.5)
     assert "left out: the change of embedding, norms and biases" in "\n".join(high.lines())
+
+
+def test_a_head_that_was_trained_comes_along(tmp_path):
+    path = labelled(encoder_folder(tmp_path / "base"), tmp_path / "a", "dora", "classification")
+    convert(path, tmp_path / "b", rank=32)
+    texts = ["the red film is good", "bad"]
+    ours, theirs = ([one.probabilities for one in load(at, "float32").classify(texts)] for at in (path, tmp_path / "b"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_the_nearest_pair():

@@ -44,7 +44,9 @@ def folder_of(family: str, path: Path) -> Path:
     return make(path, family)
 
 
-def adapter(base: Path, folder: Path, method: str, task: str | None = None, pooling: str | None = None) -> Path:
+def adapter(
+    base: Path, folder: Path, method: str, task: str | None = None, pooling: str | None = None, **about: str
+) -> Path:
     """A saved adapter (or whole model) whose trainable tensors have moved, with a head for `task`."""
     made, model = make_method(method), load_model(base)
     if task:
@@ -55,7 +57,7 @@ def adapter(base: Path, folder: Path, method: str, task: str | None = None, pool
     folder.mkdir()
     if made.whole_model:
         load(base).tokenizer.save(folder)
-    save_adapter(folder, model, made, {"base": str(base)} | head_metadata(model))
+    save_adapter(folder, model, made, {"base": str(base), **about} | head_metadata(model))
     return folder
 
 
@@ -212,9 +214,30 @@ def test_a_base_is_written_as_a_folder(tmp_path):
             atol=0.05,
             rtol=0.05,
         )
+    assert export(tmp_path / "out", tmp_path / "again").dtype == torch.bfloat16  # as it is stored
+    assert export(base, tmp_path / "half", torch.float16).dtype == torch.float16
+    assert export(tmp_path / "half", tmp_path / "again, too").dtype == torch.float16
     path = adapter(base, tmp_path / "adapter", "lora")
     with pytest.raises(AdapterError, match="has an adapter: microplane merge .* writes it with its base"):
         export(path, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("told", "written"), [({"bos_token_id": 5}, 5), ({}, 1)])
+def test_the_first_token_is_the_bases_own_where_it_has_one(told, written, tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token_id"} | told))
+    assert load(base).tokenizer.bos_id == 1
+    export(base, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == written
+
+
+def test_a_quantised_base_that_moved_is_compared_where_it_lies(tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    path = adapter(base, tmp_path / "adapter", "lora", base_dtype="int8")
+    merged = merge(path, tmp_path / "merged", base=base.rename(tmp_path / "elsewhere"))
+    assert merged.trained_base == "int8"
+    assert 0 < merged.from_trained < 1
 
 
 def test_a_base_that_moved_is_named_and_its_weights_decide(tmp_path, capsys, monkeypatch):

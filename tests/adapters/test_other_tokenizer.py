@@ -50,6 +50,9 @@ def test_what_no_class_gives_is_said(tmp_path):
     (notice,) = merge(run.folder, tmp_path / "merged").notices
     assert "into other tokens than were trained" in notice
     assert "microplane.load(FOLDER).tokenizer" in notice
+    kinds = [json.loads((at / "tokenizer_config.json").read_text()).get("tokenizer_class") for at in (
+        tmp_path / "model", tmp_path / "merged")]  # fmt: skip
+    assert kinds[0] == kinds[1]  # another would gain nothing
 
 
 def test_the_unicode_form_is_said_where_the_other_side_does_not_bring_texts_into_it(tmp_path):

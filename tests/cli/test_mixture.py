@@ -46,6 +46,8 @@ def test_json_holds_the_same_and_samples_are_rows_of_the_mixture(place):
     assert sum(part["drawn"] for part in facts["submixtures"]) == 10_000
     assert sum(source["rule"] for source in facts["sources"]) == pytest.approx(1)
     assert all(abs(source["rule"] - source["sampled"]) < 0.02 for source in facts["sources"])
+    few = json.loads(run(place / "mixture.yaml", "--rows", "500", "--json"))
+    assert sum(source["sampled"] for source in few["sources"]) == pytest.approx(1)
     kinds = {sample["kind"]: sample for sample in facts["samples"]}
     assert len(kinds) == 5
     assert kinds["few-shot"]["inputs"].count("\n\n\n") == kinds["few-shot"]["shots"] > 0

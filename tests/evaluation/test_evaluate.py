@@ -11,6 +11,7 @@ from microplane.evaluation.evaluate import (
     evaluate_answers,
     evaluate_loss,
     measure,
+    validation_loss,
     without_frame,
 )
 from microplane.evaluation.few_shot import MOST_TOKENS, room_of
@@ -53,6 +54,13 @@ def test_the_loss_is_the_mean_of_the_target_tokens_alone(budget):
             logits = model.logits(model(Rows.of([ids.tolist()])))
         losses += cross_entropy(logits[:-1], ids[1:].long(), reduction="none")[targets[1:]].tolist()
     assert evaluate_loss(NextToken(), model, data, budget) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_rows_that_would_fit_into_one_batch_are_measured_in_several_groups():
+    """Or nothing could be said of how much of a difference is chance."""
+    found = validation_loss(NextToken(), tiny(), copy_task(40), 10**6)
+    assert len(found.groups) >= 8
+    assert sum(loss for loss, _ in found.groups) / sum(count for _, count in found.groups) == pytest.approx(found.mean)
 
 
 def test_scores_in_words():

@@ -171,6 +171,8 @@ def test_more_classes_than_can_be_read_have_no_matrix_and_numbers_have_no_classe
         ("O I-y O I-y", [("y", 1, 2), ("y", 3, 4)]),
         ("B-x I-x E-x I-x", [("x", 0, 3), ("x", 3, 4)]),
         ("S-x S-x U-y L-y", [("x", 0, 1), ("x", 1, 2), ("y", 2, 3), ("y", 3, 4)]),
+        ("B-x L-x I-x", [("x", 0, 2), ("x", 2, 3)]),
+        ("I-x U-x I-x", [("x", 0, 1), ("x", 1, 2), ("x", 2, 3)]),
         ("B-new-york I-new-york", [("new-york", 0, 2)]),
     ],
 )

@@ -9,6 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
 from microplane.errors import ConfigError
+from microplane.evaluation import text_metrics
 from microplane.evaluation.text_metrics import METRICS, canonical_json, choose, lower_is_better, score, words
 
 ENGLISH = [
@@ -126,6 +127,15 @@ def test_no_rows_no_figures():
 
 def test_of_losses_and_errors_less_is_better():
     assert lower_is_better(["rmse", "accuracy", "loss", "pearson", "perplexity"]) == ["rmse", "loss", "perplexity"]
+
+
+def test_of_all_figures_of_a_metric_that_says_so_less_is_better(monkeypatch):
+    def edits(predictions, targets):
+        return {"edits": 0.0, "edits_longest": 0.0}
+
+    edits.lower_is_better = True
+    monkeypatch.setattr(text_metrics, "METRICS", {**METRICS, "edits": edits})
+    assert lower_is_better(["edits", "edits_longest", "editsofall", "rouge1"]) == ["edits", "edits_longest"]
 
 
 def test_unknown_metric():

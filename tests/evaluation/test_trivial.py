@@ -118,6 +118,16 @@ def test_the_ridge_is_scikit_learns():
     np.testing.assert_allclose(ours[:, 0], theirs.predict(dense(bags, len(bag.terms))), atol=2e-2)
 
 
+def test_the_penalty_is_the_best_of_the_last_fifth():
+    """Of labels that are chance the largest, of words that decide the smallest."""
+    written = [Words().decode(row) for row in MANY]
+    bags = (bag := TfIdf.of(written)).rows(written)
+    for labels, best in ((torch.randint(0, 2, (len(MANY),)), 1e-3), (torch.tensor([7 in row for row in MANY]), 1e-5)):
+        found = trivial._penalised(Classification(), bags, labels.float(), (len(bag.terms), 2))
+        wanted = trivial._fit(Classification(), bags, labels.float(), trivial._Linear.zeros(len(bag.terms), 2), best)
+        torch.testing.assert_close(found.weight, wanted.weight)
+
+
 def test_classes():
     good = WORDS.index("good")
     train, held_out = (labelled(count, lambda row: int(good in row)) for count in (400, 100))

@@ -99,11 +99,16 @@ def test_settings_of_sentence_transformers_are_read_back_and_the_folder_opens_in
 
     monkeypatch.setattr(sentence_transformers, "find_spec", lambda name: None)
     base = encoder_folder(tmp_path / "base", "modernbert")
+    told = {"prompts": {"query": "good "}, "default_prompt_name": "query"}
+    (base / "config_sentence_transformers.json").write_text(json.dumps(told))
+    (base / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 40, "do_lower_case": True}))
     done = export(run_of(base, tmp_path / "adapter", None, None), tmp_path / "out", "sentence-transformers")
     out = tmp_path / "out"
     assert sentence_pooling(out) == "mean"
     assert [one["path"] for one in json.loads((out / "modules.json").read_text())] == ["", "1_Pooling", "2_Normalize"]
-    assert json.loads((out / "sentence_bert_config.json").read_text())["max_seq_length"] == 64
+    assert json.loads((out / "sentence_bert_config.json").read_text())["max_seq_length"] == 40
+    model = load(out).model
+    assert (model.sentence_tokens, model.sentence_prompt, model.sentence_lower) == (40, "good ", True)
     assert not (out / "model").exists()
     torch.testing.assert_close(
         load(out, dtype="float32").embed(TEXTS), load(tmp_path / "adapter", dtype="float32").embed(TEXTS)

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from microplane.data.tokenizers.gguf import KEY
 from microplane.errors import AdapterError, ConfigError, DataError
@@ -222,10 +223,29 @@ def test_a_run_of_plain_text_gets_no_template_and_is_told_how_it_is_asked(tmp_pa
     assert "'JSON: '" in told
 
 
-def test_numbers_beyond_float16_are_refused(tmp_path):
+def test_a_run_that_continues_text_has_no_template_in_its_file(tmp_path):
+    run = adapter_of(folder_of(tmp_path / "base"), tmp_path / "adapter", about={"frame": ["", ""]})
+    done = export(run, tmp_path / "model.gguf", "gguf")
+    assert "tokenizer.chat_template" not in read_header(tmp_path / "model.gguf").metadata
+    assert any("without a chat template" in line for line in done.lines)
+
+
+def test_an_end_that_the_tokenizer_adds_is_noted_and_stops_beyond_three_are_told(tmp_path):
+    backend = byte_level()
+    backend.post_processor = processors.TemplateProcessing("$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
+    base = folder_of(tmp_path / "base", backend=backend)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0, 1, 3]}))
+    done = export(base, tmp_path / "model.gguf", "gguf")
+    told = read_header(tmp_path / "model.gguf").metadata
+    assert (told[f"{KEY}add_bos_token"], told[f"{KEY}add_eos_token"]) == (False, True)
+    assert any("GGUF has places for three stop tokens: give '<unk>' as stop texts" in line for line in done.lines)
+
+
+@pytest.mark.parametrize("number", [1e6, -1e6])
+def test_numbers_beyond_float16_are_refused(tmp_path, number):
     base = folder_of(tmp_path / "base")
     pipeline = load(base)
-    pipeline.model.embed.weight.data[0, 0] = 1e6
+    pipeline.model.embed.weight.data[0, 0] = number
     from microplane.models.files.load import save_model
 
     save_model(pipeline.model, base)

@@ -112,6 +112,13 @@ def test_a_run_is_asked_with_its_system_message_and_its_beginning(tmp_path):
     assert not any("put it before each question" in line for line in done.lines)
 
 
+def test_all_ends_of_an_answer_are_stops(tmp_path):
+    base = folder_of(tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    export(base, tmp_path / "out", "ollama")
+    assert parts(tmp_path / "out")[2] == ["<|im_end|>", "<|endoftext|>"]
+
+
 def test_a_run_without_a_chat_template_gets_one_for_its_two_lines(tmp_path):
     base = folder_of(tmp_path / "base", template=None)
     run = adapter_of(base, tmp_path / "adapter", about={"template": "plain"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from microplane.errors import AdapterError
 from microplane.exports.export import export
@@ -46,6 +48,11 @@ def test_a_difference_is_told_with_its_first_token(tmp_path):
     firsts = [first for first in found.continuations if first is not None]
     assert firsts
     assert any(f"at token {firsts[0] + 1}" in line for line in found.lines())
+
+
+def test_a_base_is_written_in_the_format_that_was_asked_for(tmp_path):
+    export(folder_of(tmp_path / "base"), tmp_path / "out", "hf", "bfloat16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def run(tmp_path_factory) -> microplane.Run:
 
 def test_the_adapter_goes_to_a_new_private_repository_and_nothing_else_of_the_run(hub, run):
     (run.folder / "adapter" / ".hidden").write_text("mine")
+    (run.folder / "adapter" / "notes[1].txt").write_text("named as a pattern")
     done = microplane.push(run.folder, "org/name")
     (path, token, body), *rest = hub.asked
     assert path == "/api/repos/create"

@@ -122,6 +122,41 @@ def test_blocks_are_tried_once(monkeypatch):
     assert block_cost(SHAPE, 1, make_method({"name": "lora", "rank": 2}), FLOAT32, 16).seconds == 7.0
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"row": 32}, {"recompute": "blocks"}, {"fields": LLAMA}, {"method": make_method({"name": "dora"})},
+     {"form": FLOAT32._replace(dtype=torch.bfloat16, weights=torch.float32)},
+     {"form": FLOAT32._replace(quantised="int8", in_8_bits=True)}],
+)  # fmt: skip
+def test_blocks_are_kept_by_all_that_decides_them(monkeypatch, other):
+    how = {"fields": SHAPE, "weights": 1, "method": make_method({"name": "lora"}), "form": FLOAT32, "row": 16}
+    monkeypatch.setattr(blocks, "_tried", lambda *how: BlockCost(seconds=1.0))
+    block_cost(**how)
+    monkeypatch.setattr(blocks, "_tried", lambda *how: BlockCost(seconds=7.0))
+    assert block_cost(**how).seconds == 1.0
+    assert block_cost(**how | other).seconds == 7.0
+
+
+def test_of_narrower_blocks_each_part_is_widened_by_how_it_grows(monkeypatch):
+    """Weights and products with the square of the width, what is held of a token with the width."""
+
+    def tried(model: nn.Module, row: int, rows: int, recompute: str) -> blocks._Try:
+        depth, tokens = len(model.layers), row * rows
+        kept = depth * (10 + 3 * tokens)
+        return blocks._Try(kept, kept + 7 + 2 * tokens, 5 + 4 * tokens, depth * 1e-3 * tokens)
+
+    monkeypatch.setattr(blocks._Try, "of", tried)
+    cost = blocks._tried(SHAPE, 2, make_method({"name": "lora"}), FLOAT32, 64, "none")
+    assert (cost.kept, cost.once, cost.evaluated) == (Line(4 * 10, 2 * 3), Line(4 * 7, 2 * 2), Line(4 * 5, 2 * 4))
+    assert cost.seconds == pytest.approx(4 * 1e-3)
+
+
+def test_heads_keep_their_width_in_narrower_blocks():
+    fields = {name: value for name, value in SHAPE.items() if name != "head_dim"} | {"num_attention_heads": 4}
+    narrower = blocks._smaller(fields, 1, 2)
+    assert (narrower["hidden_size"], narrower["num_attention_heads"], narrower["head_dim"]) == (32, 2, 16)
+
+
 def test_a_damaged_entry_is_made_anew(tmp_path):
     made = make_method({"name": "lora"})
     first = block_cost(SHAPE, 1, made, FLOAT32, 16)

@@ -68,6 +68,26 @@ def test_what_is_slow_is_done_once(monkeypatch):
     assert len(calls) == 1
 
 
+def test_the_median_counts(monkeypatch):
+    """Of what takes longer and longer: the first time is left out."""
+    clock, took = [0.0], iter(0.001 * number for number in range(1, 100))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+
+    def work():
+        clock[0] += next(took)
+
+    assert machine._median(work) == pytest.approx(0.004)  # of 2, 3, 4 and 5 ms: the first four that take 10 ms
+
+
+def test_rates_are_of_what_is_done(monkeypatch):
+    """Each number multiplied is two operations; what is copied is read and written."""
+    monkeypatch.setattr(machine, "_median", lambda do: 2.0)
+    rates = machine.measured(refresh=True)
+    assert (rates.float32, rates.copy, rates.overhead) == (128 * 64 * 64, machine.COPIED, 2.0)
+    rates = machine.Rates(float32=1.0, bfloat16=2.0, int8=None, copy=3.0, overhead=4.0)
+    assert [rates.products(dtype) for dtype in (torch.float32, torch.bfloat16)] == [1.0, 2.0]
+
+
 def test_small_rates_are_no_zeros(monkeypatch):
     monkeypatch.setattr(machine, "measured", lambda refresh: machine.Rates(2e11, 5.1e8, 4.3e8, 5e9, 6e-6))
     told = CliRunner().invoke(app, ["machine"], catch_exceptions=False).output

@@ -93,6 +93,16 @@ def test_frozen_blocks_keep_nothing(cost):
     assert one < 0.6 * every
 
 
+def test_above_a_boundary_all_of_a_block_trains(monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        memory, "block_cost", lambda fields, size, method, *how: tried.append(method.name) or BlockCost()
+    )
+    for how in (("lora",), ("last-n", 1)):
+        forecast(shapes(*how), rows(), KNOBS, GB, None, always=True)
+    assert tried == ["lora", "full"]
+
+
 def test_small_blocks_are_not_tried(monkeypatch):
     monkeypatch.setattr(memory, "block_cost", lambda *how: pytest.fail("tried"))
     found = forecast(shapes(), rows(), KNOBS, PROCESS, RATES)

@@ -21,9 +21,10 @@ from microplane.adapters.merge import merge
 from microplane.errors import ConfigError, ModelError
 from microplane.methods import make_method
 from microplane.models.external.encoder import TransformersEncoder
+from microplane.models.external.reached import not_reached
 from microplane.models.external.together import Together
 from microplane.models.files.load import load_model, new_model, save_model
-from microplane.models.heads import add_head, embed, task_scores
+from microplane.models.heads import add_head, embed, meta_copy, task_scores
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.rows import Rows
 from tests import labels
@@ -208,6 +209,42 @@ def test_resumed_it_goes_on_to_the_bit(place):
     assert_resumes_to_the_bit(train(place, "mobilebert", **{"train.steps": 8, "train.eval_every": 4}))
 
 
+@pytest.mark.parametrize("name", ["albert", "convbert"])
+def test_segments_stay_with_their_rows_whatever_is_computed_together(place, name):
+    model = load_model(place / name)
+    types = [[0, 0, 1, 1, 1], [0, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
+    alone = [model(Rows.of([ids], types=[own])) for ids, own in zip(IDS, types, strict=True)]
+    torch.testing.assert_close(model(Rows.of(IDS, types=types)), torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_frozen_computes_as_in_evaluation(place):
+    model = load_model(place / "albert")
+    for frozen in (0, 2):
+        model.frozen = frozen
+        model.train()
+        assert model.net.training is (not frozen)
+
+
+def test_a_new_head_follows_the_seed(place):
+    one, same, other = (
+        add_head(load_model(place / "camembert"), "classification", ("a", "b"), "cls", seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.classifier.dense.weight, same.classifier.dense.weight)
+    assert not torch.equal(one.classifier.dense.weight, other.classifier.dense.weight)
+
+
+def test_a_familys_own_class_pools_as_its_config_says(place):
+    found = {name: load_model(place / name).own_head("classification") for name in ("xlnet", "camembert")}
+    assert {name: own[1] for name, own in found.items()} == {"xlnet": "last", "camembert": "cls"}
+
+
+def test_trying_a_model_leaves_what_trains_as_it_was():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    net[0].requires_grad_(False)
+    assert not_reached(net, lambda: net[1](torch.ones(2, 3))) == {"0.weight", "0.bias"}
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+
+
 def test_of_a_model_with_the_head_of_its_pre_training_the_rest_is_read(tmp_path):
     folder = save_encoder(tmp_path / "masked", "rembert", masked=True)
     model = load_model(folder)
@@ -302,7 +339,7 @@ POST_NORM = ("deberta", "camembert", "albert", "xlnet", "funnel")
 @pytest.mark.parametrize("name", [*POST_NORM, "esm", "megatron-bert", "roberta-prelayernorm"])
 def test_where_norms_stand_behind_the_sums_rates_are_halved(place, name):
     model, post = load_model(place / name), name in POST_NORM
-    assert model.post_norm == post
+    assert model.post_norm == meta_copy(model).post_norm == post
     for method in (make_method({"name": name}) for name in ("lora", "full")):
         assert method.rate(model) == method.default_lr * (0.5 if post else 1)
     assert make_method({"name": "head-only"}).rate(model) == make_method({"name": "head-only"}).default_lr

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import microplane
+from microplane.config.knobs import DataKnobs, ModelKnobs, RunKnobs
 from microplane.device import choose
 from microplane.errors import (
     AdapterError,
@@ -23,8 +24,11 @@ from microplane.errors import (
     ModelError,
     TrainingError,
 )
+from microplane.methods import LoRA, make_method
 from microplane.runs import train as train_module
+from microplane.runs.continued import continued
 from microplane.training.resume import checkpoints
+from tests.adapters.test_leaving import adapter
 from tests.tiny import SHALLOW, save_tiny_folder
 
 ROWS = [{"prompt": f"say {i}", "completion": str(i)} for i in range(24)]
@@ -216,6 +220,57 @@ def test_a_run_from_an_adapter_has_its_method(place, run):
             microplane.train(data=place / "rows.jsonl", set={"model.adapter": run.folder, **more})
     with pytest.raises(AdapterError, match="is not to be had"):
         microplane.train("elsewhere", place / "rows.jsonl", set={"model.adapter": run.folder})
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "told"),
+    [
+        ("model", "revision", "v2"), ("model", "dtype", "bfloat16"), ("data", "template", "plain"),
+        ("data", "system", "Be brief."), ("data", "unicode", "nfd"), ("data", "segment", "vi"),
+        ("data", "date", "1 January 2026"), ("data", "source_language", "eng_Latn"),
+        ("data", "target_language", "fra_Latn"),
+    ],
+)  # fmt: skip
+def test_a_run_from_an_adapter_is_asked_and_opened_as_that_was(place, tmp_path, monkeypatch, section, name, told):
+    monkeypatch.setattr("microplane.runs.continued.base_of", lambda *given, **named: place / "model")
+    about = {"base_dtype" if name == "dtype" else name: told}
+    folder = adapter(place / "model", tmp_path / "first", "lora", **about)
+    config = continued(RunKnobs(model=ModelKnobs(adapter=str(folder)), data=DataKnobs(train="rows.jsonl")))
+    assert getattr(getattr(config, section), name) == told
+
+
+@pytest.mark.parametrize("broken", ["saved = trained", "merged = unmerged"])
+def test_what_was_saved_or_merged_otherwise_fails_its_check(place, tmp_path, monkeypatch, broken):
+    def changed(model: torch.nn.Module) -> torch.nn.Module:
+        next(p for p in model.parameters() if p.dim() == 2).data.mul_(1.5)
+        return model
+
+    if broken == "saved = trained":
+        reopen = train_module.reopen
+        monkeypatch.setattr(train_module, "reopen", lambda *given: changed(reopen(*given)))
+    else:
+        merge = LoRA.merge
+        monkeypatch.setattr(LoRA, "merge", lambda self, model: (merge(self, model), changed(model))[0])
+    sets = SETS | {"train.epochs": None, "train.steps": 1, "runs": str(tmp_path / "runs")}
+    run = microplane.train(place / "model", place / "rows.jsonl", set=sets)
+    failed = [check["name"] for check in run.result["checks"] if check["passed"] is False]
+    assert [name for name in failed if name != "validation improved"] == [broken]
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "lora"])
+def test_an_evaluation_leaves_room_for_the_vectors_of_a_prompt(place, tmp_path, monkeypatch, method):
+    class SeenError(Exception):
+        pass
+
+    def within(data: DataKnobs, context: int, taken: int, *more: object) -> DataKnobs:
+        raise SeenError(taken)
+
+    folder = adapter(place / "model", tmp_path / "first", method)
+    monkeypatch.setattr("microplane.runs.evaluate.within_context", within)
+    with pytest.raises(SeenError) as seen:
+        microplane.evaluate(folder, place / "rows.jsonl")
+    assert seen.value.args == (make_method(method).num_virtual_tokens,)
+    assert (seen.value.args[0] > 0) is (method == "prompt")
 
 
 def test_time_and_memory_are_of_the_whole_run(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,19 @@ import pytest
 import torch
 
 from microplane.config.knobs import DataKnobs, EvalKnobs, RunKnobs, TrainKnobs
+from microplane.errors import ConfigError
 from microplane.evaluation.trivial import Trivial
 from microplane.nn.number_format import NumberFormat
-from microplane.runs import baseline, check, evaluate, train
-from microplane.runs.result import IMPROVED, course_checks, moved_check, train_section
+from microplane.runs import asked, baseline, check, evaluate, train
+from microplane.runs.general import General
+from microplane.runs.result import (
+    IMPROVED,
+    GeneralSection,
+    course_checks,
+    earlier_seconds,
+    moved_check,
+    train_section,
+)
 from microplane.training.loop import Outcome
 from microplane.training.step import Totals
 
@@ -135,6 +145,51 @@ def test_a_run_is_measured_with_the_system_prompt_that_is_asked_for_and_else_its
     assert evaluate._as_trained(DataKnobs(), loaded).system == "Its own."
     assert evaluate._as_trained(DataKnobs(system="Another."), loaded).system == "Another."
     assert evaluate._as_trained(DataKnobs(system=""), loaded).system == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "taken"),
+    [
+        ("max_length", 77, 77), ("max_target_length", 7, 7), ("long_rows", "windows", "windows"),
+        ("fields", {"text": "review"}, {"text": "review"}), ("no_label", ["?"], ("?",)),
+        ("objective", "span_corruption", "span_corruption"), ("format", "text", "text"), ("unicode", "nfd", "nfd"),
+        ("segment", "vi", "vi"), ("date", "1 January 2026", "1 January 2026"),
+        ("source_language", "eng_Latn", "eng_Latn"), ("target_language", "fra_Latn", "fra_Latn"),
+    ],
+)  # fmt: skip
+def test_a_run_is_measured_by_its_own_knobs_of_the_data_where_nothing_else_is_asked(name, own, taken):
+    loaded = named(method=named(), template="chat", system=None, about={name: own}, model=named(task_head=None))
+    assert getattr(evaluate._as_trained(DataKnobs(), loaded), name) == taken
+    assert name in asked.TAKEN_OVER
+
+
+def test_what_was_forgotten_is_what_the_tuned_model_loses_more():
+    text = General("default", named(trained_counts=np.array([3, 4])), named(name="next_token"))
+    found = GeneralSection.of(text, 2.0, 3.5)
+    assert (found.before, found.after, found.difference, found.tokens) == (2.0, 3.5, 1.5, 7)
+
+
+def test_the_sittings_before_count(tmp_path):
+    assert earlier_seconds(tmp_path) == 0.0
+    (tmp_path / "result.json").write_text('{"seconds": 5.5}')
+    assert earlier_seconds(tmp_path) == 5.5
+
+
+def test_answers_are_written_with_their_targets(tmp_path):
+    measured = {"prompts": ["p", "q"], "targets": ["t", "u"], "texts": ["a", "b"], "scores": {}, "by_class": {}}
+    evaluate.write_answers(tmp_path / "out.jsonl", measured)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines == [{"prompt": "p", "target": "t", "answer": "a"}, {"prompt": "q", "target": "u", "answer": "b"}]
+
+
+def test_answers_are_not_written_over_the_rows_that_they_are_of(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "rows.jsonl")
+    knobs = RunKnobs(data=DataKnobs(train=str(tmp_path / "rows.jsonl")))
+    for name, told in (("rows.jsonl", "would overwrite"), ("link.jsonl", "would overwrite"), (".", "is a folder")):
+        with pytest.raises(ConfigError, match=told):
+            evaluate.check_out(tmp_path / name, knobs)
+    evaluate.check_out(tmp_path / "other.jsonl", knobs)
 
 
 def test_the_time_of_a_run_is_that_of_all_its_tokens():

@@ -10,10 +10,12 @@ import torch
 from torch.nn import functional as F
 
 import microplane
+from microplane.config.knobs import DataKnobs, EvalKnobs, RunKnobs
+from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import ConfigError, DataError
 from microplane.nn.rows import Rows
 from microplane.runs import general as module
-from microplane.runs.general import General
+from microplane.runs.general import General, open_general
 from tests.comparison.kit import own_cache, rows, write
 from tests.labels import encoder_folder, reviews
 from tests.runs.test_seq2seq import pair_folder, shout
@@ -120,6 +122,19 @@ def test_an_encoder_decoder_fills_in_the_text(tmp_path):
     assert found["tokens"] > 100
     assert all(math.isfinite(found[name]) for name in ("before", "after", "difference"))
     assert found["difference"] != 0
+
+
+def test_a_vocabulary_without_signs_for_spans_goes_on_with_the_text(tmp_path):
+    folder = pair_folder(tmp_path / "model")
+    opened = microplane.load(folder, "float32")
+    assert opened.tokenizer.id_of("<extra_id_0>") is not None
+    backend = json.loads((folder / "tokenizer.json").read_text().replace("<extra_id_", "<other_id_"))
+    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    plain = load_tokenizer(folder)
+    assert plain.id_of("<extra_id_0>") is None
+    knobs = RunKnobs(data=DataKnobs(train="rows.jsonl"), eval=EvalKnobs(general="default"))
+    found = [open_general(knobs, opened.model, tokenizer).objective.name for tokenizer in (opened.tokenizer, plain)]
+    assert found == ["span_corruption", "prefix_lm"]
 
 
 def test_where_a_task_head_answers_it_is_refused(tmp_path):

@@ -87,8 +87,11 @@ def test_it_is_told_all_of_a_run(place, tmp_path, stand_in):
     validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     assert {step: told["validation/loss"] for step, told in tracker.logged if "validation/loss" in told} == validations
     assert all(told["train/tokens_per_second"] > 0 for _, told in tracker.logged if "train/loss" in told)
-    after = run.metrics["after"]
-    assert {name: tracker.ended.figures[f"after/{name}"] for name in after} == after
+    for when in ("before", "after"):
+        scores = run.metrics[when]
+        assert {name: tracker.ended.figures[f"{when}/{name}"] for name in scores} == scores
+    for name in ("seconds", "peak_memory_bytes", "best_step", "validation_loss"):
+        assert tracker.ended.figures[f"run/{name}"] == run.result["train"][name]
     assert tracker.ended.files == {"report": run.folder / "report.html", "adapter": run.folder / "adapter"}
     assert tracker.ended.well
     assert "track     wandb: here" in watch.lines

@@ -66,7 +66,8 @@ def test_completions_continue_a_text_as_it_stands(client, bases):
     scores = done.choices[0].logprobs
     assert len(scores.tokens) == len(scores.token_logprobs) == len(scores.top_logprobs) == 8
     assert all(max(top.values()) == own for top, own in zip(scores.top_logprobs, scores.token_logprobs, strict=True))
-    assert scores.text_offset[0] == 0
+    assert scores.text_offset == [sum(map(len, scores.tokens[:place])) for place in range(8)]
+    assert not "".join(scores.tokens[:-1]).isascii()  # an offset counts characters
     assert done.usage.prompt_tokens == len(ids) + 4
     streamed = client.completions.create(model="base", prompt="turn on", max_tokens=8, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == done.choices[0].text

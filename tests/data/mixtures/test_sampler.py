@@ -1,7 +1,9 @@
 """Sampling a mixture: shares, rows by number, epochs, exemplars, and what is left of a killed run."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from microplane.cache.eviction import prune
 from microplane.config.build import read_yaml
 from microplane.config.knobs import DataKnobs
+from microplane.data.mixtures import task_templates
 from microplane.data.mixtures.render import materialise
 from microplane.data.mixtures.sampler import open_mixture
 from microplane.data.mixtures.spec import READY
@@ -284,17 +287,54 @@ def test_a_changed_source_is_read_again(tmp_path, make_tiny):
     assert files_of(knobs)["train"][0].is_file()
 
 
+def test_rows_are_kept_by_all_that_decides_them(tmp_path, monkeypatch):
+    write_sources(tmp_path)
+    knobs = DataKnobs(train=str(write_mixture(tmp_path, one(rows=50))), validation_share=0.2, validation_rows=4)
+    places = {files_of(knobs)["train"][0].parent}
+    for other in ({"validation_share": 0.1}, {"validation_rows": 3}):
+        places.add(files_of(knobs.model_copy(update=other))["train"][0].parent)
+    told = (source := tmp_path / "reviews.jsonl").stat()
+    os.utime(source, ns=(told.st_atime_ns, told.st_mtime_ns + 1))
+    places.add(files_of(knobs)["train"][0].parent)
+    shutil.copytree(task_templates.FOLDER, tmp_path / "templates")
+    with (tmp_path / "templates" / "topic.yaml").open("a") as template:
+        template.write("# another wording\n")
+    monkeypatch.setattr(task_templates, "FOLDER", tmp_path / "templates")
+    places.add(files_of(knobs)["train"][0].parent)
+    assert len(places) == 5
+
+
+def test_few_rows_have_a_validation_row(tmp_path):
+    write_sources(tmp_path)
+    knobs = DataKnobs(train=str(write_mixture(tmp_path, one(rows=5))), validation_share=0.01)
+    assert len(files_of(knobs)["validation"][0].read_text().splitlines()) == 1
+
+
+def test_validation_rows_have_draws_of_their_own(place):
+    mixture = open_mixture(place / "flan.yaml", validation_share=0.2)
+    train, validation = (mixture.draws(0, 100, side) for side in ("train", "validation"))
+    assert (train.template != validation.template).all()
+
+
 def test_a_mixture_may_also_be_what_is_validated_on(place, tmp_path):
     rows = write(tmp_path / "x.jsonl", [{"inputs": f"{n}", "targets": "a"} for n in range(9)])
     files = files_of(DataKnobs(train=str(rows), validation=str(place / "flan.yaml")))
     assert len(files["validation"][0].read_text().splitlines()) == 400
 
 
-def test_nothing_to_hold_out_is_told(tmp_path):
-    write(tmp_path / "r.jsonl", [{"text": "t", "label": "a"}])
+@pytest.mark.parametrize("copies", [1, 9])
+def test_nothing_to_hold_out_is_told(tmp_path, copies):
+    write(tmp_path / "r.jsonl", copies * [{"text": "t", "label": "a"}])
     path = write_mixture(tmp_path, one({"name": "r", "file": "r.jsonl", "family": "topic", "options": ["a", "b"]}))
     with pytest.raises(DataError, match="no source has two different rows, so none can be held out"):
         files_of(DataKnobs(train=str(path)))
+
+
+def test_rows_that_differ_in_one_field_are_two(tmp_path):
+    write(tmp_path / "r.jsonl", [{"text": "t", "label": label} for label in "aba"])
+    path = write_mixture(tmp_path, one({"name": "r", "file": "r.jsonl", "family": "topic", "options": ["a", "b"]}))
+    (source,) = open_mixture(path).sources
+    assert len(set(source.hashes.tolist())) == 2
 
 
 # Killed and gone on with
@@ -337,6 +377,10 @@ def test_a_file_with_other_rows_is_not_gone_on_with(flan, tmp_path):
     materialise(flan, tmp_path / "y.jsonl", 10)
     with pytest.raises(DataError, match="holds 10 rows, more than the 5 that are asked for"):
         materialise(flan, tmp_path / "y.jsonl", 5)
+    first, *rest = (tmp_path / "y.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "y.jsonl").write_text(first + rest[1])  # as of another seed, whose first row is the same by chance
+    with pytest.raises(DataError, match=r"y\.jsonl: line 2 is not that of"):
+        materialise(flan, tmp_path / "y.jsonl", 10)
     with pytest.raises(DataError, match="cannot be written"):
         materialise(flan, tmp_path / "none" / "y.jsonl", 5)
     assert path.read_bytes() == before
