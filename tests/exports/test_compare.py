@@ -66,8 +66,8 @@ def test_the_runs_own_questions_are_asked_first(tmp_path):
     assert _questions(tmp_path / "none") == list(QUESTIONS)
 
 
-@pytest.mark.parametrize("to", ["hf", "peft", "gguf", "gguf-lora"])
-def test_a_base_that_moved_is_found_by_every_format(to, tmp_path):
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_a_base_that_moved_is_found_when_it_is_exported(to, tmp_path):
     base = folder_of(tmp_path / "base")
     run = adapter_of(base, tmp_path / "adapter", rank=4)
     export(run, tmp_path / "out", to, base=base.rename(tmp_path / "elsewhere"))
