@@ -16,6 +16,7 @@ from tests.tiny import CONFIGS, ENCODER_CONFIGS, LLAMA, PAIR_CONFIGS
 
 SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 512}
 FLOAT32 = NumberFormat(torch.float32)
+INT8 = FLOAT32._replace(quantised="int8")
 
 
 @pytest.fixture(autouse=True)
@@ -125,11 +126,10 @@ def test_blocks_are_tried_once(monkeypatch):
 @pytest.mark.parametrize(
     "other",
     [{"row": 32}, {"recompute": "blocks"}, {"fields": LLAMA}, {"method": make_method({"name": "dora"})},
-     {"form": FLOAT32._replace(dtype=torch.bfloat16, weights=torch.float32)},
-     {"form": FLOAT32._replace(quantised="int8", in_8_bits=True)}],
+     {"form": FLOAT32}, {"form": INT8._replace(in_8_bits=True)}, {"form": INT8._replace(dtype=torch.bfloat16)}],
 )  # fmt: skip
 def test_blocks_are_kept_by_all_that_decides_them(monkeypatch, other):
-    how = {"fields": SHAPE, "weights": 1, "method": make_method({"name": "lora"}), "form": FLOAT32, "row": 16}
+    how = {"fields": SHAPE, "weights": 1, "method": make_method({"name": "lora"}), "form": INT8, "row": 16}
     monkeypatch.setattr(blocks, "_tried", lambda *how: BlockCost(seconds=1.0))
     block_cost(**how)
     monkeypatch.setattr(blocks, "_tried", lambda *how: BlockCost(seconds=7.0))
