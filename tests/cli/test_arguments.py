@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from pathlib import Path
@@ -21,6 +22,15 @@ from microplane.data.reading.example import Message
 from microplane.errors import ConfigError
 from microplane.forecast import machine
 from microplane.inference.generate import Answer
+from microplane.report.read import SCHEMA
+
+# Whatever imports `load` is imported before a test patches it: else it would keep what was put in its place.
+KEEPERS = (
+    *("adapters.convert", "adapters.export", "adapters.merge", "exports.gguf_lora", "exports.source"),
+    *("runs.evaluate", "runs.suites", "runs.train", "runs.used_speed", "serving.library"),
+)
+for module in KEEPERS:
+    importlib.import_module(f"microplane.{module}")
 
 
 class CalledError(Exception):
@@ -215,7 +225,7 @@ def test_without_the_prefix_text_is_asked_as_it_stands():
 
 def test_a_run_is_listed_with_what_it_was_before_and_after(tmp_path):
     metrics = {"before": {"loss": 3.0, "accuracy": 0.5}, "after": {"loss": 1.0, "accuracy": 0.75}}
-    (tmp_path / "result.json").write_text(json.dumps({"status": "success", "metrics": metrics}))
+    (tmp_path / "result.json").write_text(json.dumps({"schema": SCHEMA, "status": "success", "metrics": metrics}))
     found = facts(tmp_path)
     assert (found["metric"], found["before"], found["after"]) == ("accuracy", 0.5, 0.75)
 

@@ -137,6 +137,13 @@ def steps(model, method, optimizer, count, start=0, total=6, family=None):
 TRAINED = {}  # by case
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _let_go():
+    """Some hundred models are not held for all the tests behind."""
+    yield
+    TRAINED.clear()
+
+
 @pytest.fixture
 def trained(case):
     """Model, method, optimizer and losses after three steps, which all tests of a case get a copy of."""

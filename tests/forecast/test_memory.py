@@ -99,7 +99,7 @@ def test_above_a_boundary_all_of_a_block_trains(monkeypatch):
         memory, "block_cost", lambda fields, size, method, *how: tried.append(method.name) or BlockCost()
     )
     for how in (("lora",), ("last-n", 1)):
-        forecast(shapes(*how), rows(), KNOBS, GB, None, always=True)
+        forecast(shapes(*how), rows(), KNOBS, PROCESS, None, always=True)
     assert tried == ["lora", "full"]
 
 

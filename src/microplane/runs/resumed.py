@@ -55,7 +55,7 @@ def _located(config: RunKnobs, run: Path) -> RunKnobs:
         file = Path(getattr(config.data, name) or ".").expanduser()
         if not file.exists() and set(SUFFIXES).intersection(file.suffixes):
             raise CheckpointError(
-                f"data.{name} = {file}: there is no such file any more. If it lies elsewhere now, name that place: "
+                f"data.{name}: there is no file {file} any more. If it lies elsewhere now, name that place: "
                 f"microplane train --resume {run} --set data.{name}=FILE"
             )
     try:
