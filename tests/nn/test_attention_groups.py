@@ -8,6 +8,7 @@ import torch
 
 from microplane.data.batch_plan import micro_batches
 from microplane.device import CPU
+from microplane.models import encoder
 from microplane.models.families import family_of
 from microplane.nn import attention
 from microplane.nn.attention import MaskSpec, attend, attend_to
@@ -160,3 +161,21 @@ def test_scores_of_long_rows_that_are_made_again_in_backward_are_made_once_witho
     long = [n % 90 for n in range(attention.LONG + 5)]
     alone, beside = model(Rows.of([long])), model(Rows.of([long, [1, 2]]))
     torch.testing.assert_close(beside[: len(long)], alone)
+
+
+SHORT = (128, 96, 77, 64, 60, 51, 47, 40, 38, 33, 30, 24, 19, 15, 12, 9)
+
+
+def test_scores_that_are_sums_of_products_make_smaller_rectangles():
+    once, thrice = (MaskSpec(Rows.of_lengths(SHORT, CPU), causal=False, terms=terms).groups for terms in (1, 3))
+    assert len(thrice) > len(once)
+    assert all(own.terms == 3 for _, own in thrice)
+    assert [row for rows, _ in thrice for row in range(rows.start, rows.stop)] == list(range(len(SHORT)))
+
+
+@pytest.mark.parametrize(("family", "terms"), [("deberta", 3), ("bert", 1)])
+def test_an_encoder_tells_how_many_products_make_a_score(family, terms, monkeypatch):
+    model, seen = tiny_encoder(family), []
+    monkeypatch.setattr(encoder, "MaskSpec", lambda *how, **more: seen.append(more["terms"]) or MaskSpec(*how, **more))
+    model(Rows.of([[5, 6, 7], [5, 6]]))
+    assert seen == [terms]

@@ -262,7 +262,8 @@ class Encoder(Model):
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config = self.config
-        mask_specs = {window: MaskSpec(rows, window=window, causal=False) for window in set(config.windows)}
+        terms = 1 if config.distances is None else config.distances.terms
+        mask_specs = {window: MaskSpec(rows, None, window, causal=False, terms=terms) for window in set(config.windows)}
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, config.head_width, x.dtype)
             for rope in set(config.ropes)

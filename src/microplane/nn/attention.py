@@ -55,6 +55,7 @@ class MaskSpec:
         starts: how many tokens of each row the cache holds already.
         window: number of positions, of both sides where there are two; None for no limit.
         keys: of cross-attention, the lengths of the source rows.
+        terms: how many products are summed to a score, each of which is held for a while.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class MaskSpec:
         window: Window = None,
         causal: bool = True,
         keys: Sequence[int] | None = None,
+        terms: int = 1,
     ):
         assert keys is None or (not causal and window is None), "cross-attention has neither an order nor a window"
         assert not (causal and isinstance(window, tuple)), "what is causal looks to one side"
@@ -72,6 +74,7 @@ class MaskSpec:
         self.window = window
         self.causal = causal
         self.keys = tuple(keys) if keys is not None else None
+        self.terms = terms
 
     @property
     def key_lengths(self) -> tuple[int, ...]:
@@ -93,7 +96,7 @@ class MaskSpec:
         holds a rectangle of them already. Cut in their order, so it is best if the longest come first."""
         if self.starts is not None:
             return [(slice(0, len(self.rows.lengths)), self)]
-        bounds = [0, *ends_of_groups(self.rows.lengths, self.key_lengths)]
+        bounds = [0, *ends_of_groups(self.rows.lengths, self.key_lengths, self.terms)]
         if len(bounds) == 2:
             return [(slice(*bounds), self)]
         return [(slice(*pair), self.of(*pair)) for pair in pairwise(bounds)]
@@ -103,7 +106,7 @@ class MaskSpec:
         own, before = self.rows.lengths[first:end], sum(self.rows.lengths[:first])
         tokens = slice(before, before + sum(own))
         rows = Rows(self.rows.ids[tokens], self.rows.positions[tokens], own)
-        return MaskSpec(rows, None, self.window, self.causal, self.keys and self.keys[first:end])
+        return MaskSpec(rows, None, self.window, self.causal, self.keys and self.keys[first:end], self.terms)
 
     @property
     def longest(self) -> int:
@@ -337,7 +340,7 @@ def _mask(like: Tensor, mask_spec: MaskSpec, bias: Tensor | None, prefix: Prefix
     return mask
 
 
-def ends_of_groups(queries: Sequence[int], keys: Sequence[int]) -> list[int]:
+def ends_of_groups(queries: Sequence[int], keys: Sequence[int], terms: int = 1) -> list[int]:
     """Where runs of rows end, each of which makes a rectangle that is small, or at most `WASTE` times what it holds."""
 
     def size(S: int, L: int) -> int:
@@ -347,7 +350,7 @@ def ends_of_groups(queries: Sequence[int], keys: Sequence[int]) -> list[int]:
     for row, own in enumerate(zip(queries, keys, strict=True)):
         wider, more = (max(S, own[0]), max(L, own[1])), held + size(*own)
         whole = (row + 1 - first) * size(*wider)
-        if row > first and whole > SMALL and whole > WASTE * more:
+        if row > first and whole > SMALL // terms and whole > WASTE * more:
             ends.append(row)
             first, wider, more = row, own, size(*own)
         (S, L), held = wider, more
