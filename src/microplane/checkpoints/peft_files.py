@@ -158,13 +158,13 @@ def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state
         with suppress(ConfigError):  # a layer that this model does not have
             told[target] = set(target_sites(model, [target]))
     named = set[str]().union(*told.values())
-    targets = config.get("target_modules")
+    targets: Any = config.get("target_modules")
     if not found and not named:
         roles = ", ".join(sorted({site.role for site in sites.values()}))
         raise AdapterError(f"target_modules = {targets!r}: no layer of this model, nor one in the file; it has {roles}")
     if found.keys() == named:
         return method.on({target: found[min(sites)] for target, sites in told.items()})
-    if isinstance(targets, list) and not _is_restricted(config):
+    if _told_by_names(config):
         elsewhere = any(
             f".{path}".endswith(f".{target}") for path in stored for target in targets if target not in told
         )
@@ -173,15 +173,16 @@ def _with_targets(model: Model, method: Method, config: Mapping[str, Any], state
     return method.on(found) if found else method
 
 
-def _is_restricted(config: Mapping[str, Any]) -> bool:
-    return any(config.get(field) not in (None, []) for field in ("layers_to_transform", "exclude_modules"))
+def _told_by_names(config: Mapping[str, Any]) -> bool:
+    """Whether adapter_config.json lists what was adapted, and leaves nothing of it out by other fields."""
+    restricted = any(config.get(field) not in (None, []) for field in ("layers_to_transform", "exclude_modules"))
+    return isinstance(config.get("target_modules"), list) and not restricted
 
 
 def as_stored(method: Method, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Method:
     """The method of an adapter of a model that is not ours, whose names are the file's: with the layers in the file as
     targets, where adapter_config.json names them by patterns."""
-    named = isinstance(config.get("target_modules"), list) and not _is_restricted(config)
-    if method.named is None or named:
+    if method.named is None or _told_by_names(config):
         return method
     return method.on({path.removeprefix(PREFIX): tensor for path, tensor in _layers(state).items()})
 

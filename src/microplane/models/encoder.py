@@ -61,8 +61,7 @@ class Attention(nn.Module):
         self.o = Linear(inner, D, bias=bias)
         self.prefix: nn.Module | None = None
         distances = self.distances = config.distances
-        terms = 1 if distances is None else distances.terms
-        self.scale = 1.0 / math.sqrt(self.head_dim * terms)
+        self.scale = 1.0 / math.sqrt(self.head_dim * config.score_terms)
         self.table_dropout = config.hidden_dropout
         if distances is not None and not distances.shared:
             self.distance_k = Linear(D, D) if distances.keys else None
@@ -262,8 +261,10 @@ class Encoder(Model):
     def _blocks(self, x: Tensor, rows: Rows, first: int, end: int) -> Tensor:
         """The output of blocks first .. end - 1: (T, D) -> (T, D)."""
         config = self.config
-        terms = 1 if config.distances is None else config.distances.terms
-        mask_specs = {window: MaskSpec(rows, None, window, causal=False, terms=terms) for window in set(config.windows)}
+        mask_specs = {
+            window: MaskSpec(rows, None, window, causal=False, terms=config.score_terms)
+            for window in set(config.windows)
+        }
         angles = {
             rope: None if rope is None else rope.angles(rows.positions, config.head_width, x.dtype)
             for rope in set(config.ropes)

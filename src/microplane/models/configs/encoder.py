@@ -100,6 +100,11 @@ class EncoderConfig:
     def head_width(self) -> int:
         return self.head_dim or self.hidden_size // self.num_heads
 
+    @property
+    def score_terms(self) -> int:
+        """How many products are summed to a score of attention."""
+        return 1 if self.distances is None else self.distances.terms
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> EncoderConfig:
         """From the fields of a config.json, of transformers 4 or 5.
