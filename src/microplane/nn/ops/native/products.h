@@ -86,21 +86,40 @@ inline void dots(const W *const *w, const X *const *x, int64_t width, float (*su
 }
 
 #ifdef FAST
+// What is read next of `rows` rows that are read together, `bytes` each: they lie one behind the other, too short each
+// for the processor to see where it goes on.
+inline void fetch_next(const void *from, int64_t rows, int64_t bytes) {
+    _mm_prefetch((const char *)from + rows * bytes, _MM_HINT_T0);
+}
+
 template <int O, int R>
 inline void dots(const bf16 *const *w, const bf16 *const *x, int64_t width, float (*sums)[ROWS]) {
     __m512 kept[O][R];
+    UNROLLED
     for (int o = 0; o < O; o++)
+        UNROLLED
         for (int r = 0; r < R; r++) kept[o][r] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += 32) {
-        const __mmask32 mask = width - i >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (width - i)) - 1;
+    const auto add = [&](int64_t i, __mmask32 mask) {
         __m512bh weight[O];
+        UNROLLED
         for (int o = 0; o < O; o++) weight[o] = (__m512bh)_mm512_maskz_loadu_epi16(mask, w[o] + i);
+        UNROLLED
         for (int r = 0; r < R; r++) {
             const __m512bh input = (__m512bh)_mm512_maskz_loadu_epi16(mask, x[r] + i);
+            UNROLLED
             for (int o = 0; o < O; o++) kept[o][r] = _mm512_dpbf16_ps(kept[o][r], weight[o], input);
         }
+    };
+    int64_t i = 0;
+    for (; i + 32 <= width; i += 32) {
+        UNROLLED
+        for (int o = 0; o < O; o++) fetch_next(w[o] + i, O, 2 * width);
+        add(i, ~(__mmask32)0);
     }
+    if (i < width) add(i, ((__mmask32)1 << (width - i)) - 1);
+    UNROLLED
     for (int o = 0; o < O; o++)
+        UNROLLED
         for (int r = 0; r < R; r++) sums[o][r] = _mm512_reduce_add_ps(kept[o][r]);
 }
 #endif

@@ -52,6 +52,12 @@ inline __m512i pairs_of(const Matrix &m, int64_t o, int64_t i) {
         const __m256i first = _mm512_castsi512_si256(bits), second = _mm512_extracti64x4_epi64(bits, 1);
         return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
     }
+    if (KIND == INT8 && left >= 32) {
+        const __m256i codes = _mm256_loadu_si256((const __m256i *)((const int8_t *)m.codes + at));
+        const __m512i first = _mm512_cvtepi8_epi32(_mm256_castsi256_si128(codes));
+        const __m512i second = _mm512_cvtepi8_epi32(_mm256_extracti128_si256(codes, 1));
+        return (__m512i)_mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(second), _mm512_cvtepi32_ps(first));
+    }
     const lanes low = weights<KIND>(m, o, i, std::min(left, LANES));
     const lanes high = left > LANES ? weights<KIND>(m, o, i + LANES, std::min(left - LANES, LANES)) : all(0);
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
@@ -69,15 +75,28 @@ __attribute__((noinline)) void pack_panel(const Matrix &m, int64_t first, int64_
         }
 }
 
+// The codes of the panel that is packed next, which come nearer while this one is multiplied.
+struct Next {
+    const char *codes;  // null: there is none, or they have been asked for
+    int64_t row, bytes;  // from one output to the next, and of a slice
+};
+
 // sums (R, TILE) += x (R rows, `pairs` words) panel.
 template <int R>
-__attribute__((noinline)) void panel_rows(const bf16 *x, int64_t width, const uint32_t *panel, int64_t pairs, float *sums) {
+__attribute__((noinline)) void panel_rows(const bf16 *x, int64_t width, const uint32_t *panel, int64_t pairs, float *sums, const Next &next) {
     __m512 kept[R][2];
+    UNROLLED
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2; c++) kept[r][c] = _mm512_loadu_ps(sums + r * TILE + 16 * c);
     for (int64_t p = 0; p < pairs; p++) {
+        if (next.codes) {  // of a whole slice four steps are a row of codes
+            const char *at = next.codes + p / 4 * next.row + p % 4 * next.bytes / 4;
+            _mm_prefetch(at, _MM_HINT_T1);
+            if (next.bytes > 4 * 64) _mm_prefetch(at + 64, _MM_HINT_T1);
+        }
         const __m512bh a = (__m512bh)_mm512_loadu_si512(panel + p * TILE);
         const __m512bh b = (__m512bh)_mm512_loadu_si512(panel + p * TILE + 16);
+        UNROLLED
         for (int r = 0; r < R; r++) {
             int32_t word;
             std::memcpy(&word, x + r * width + 2 * p, 4);
@@ -86,6 +105,7 @@ __attribute__((noinline)) void panel_rows(const bf16 *x, int64_t width, const ui
             kept[r][1] = _mm512_dpbf16_ps(kept[r][1], b, input);
         }
     }
+    UNROLLED
     for (int r = 0; r < R; r++)
         for (int c = 0; c < 2; c++) _mm512_storeu_ps(sums + r * TILE + 16 * c, kept[r][c]);
 }
@@ -95,23 +115,27 @@ void product_panels(const Matrix &m, const bf16 *x, int64_t rows, int64_t first,
     space.panel.resize(SLICE / 2 * TILE);
     space.sums.resize(rows * TILE);
     uint32_t *panel = space.panel.data();
+    const int64_t bits = m.kind == BFLOAT16 ? 16 : m.kind == NF4 || m.kind == GGUF4 ? 4 : 8;
     for (int64_t start = first; start < end; start += TILE) {
         std::fill(space.sums.begin(), space.sums.end(), 0.0f);
         for (int64_t i = 0; i < m.width; i += SLICE) {
             const int64_t slice = std::min(SLICE, m.width - i);
             by_kind(m.kind, [&](auto kind) { pack_panel<kind.value>(m, start, end, i, slice, panel); });
-            for (int64_t r = 0; r < rows; r += 8) {
+            const bool goes_on = i + SLICE < m.width, last = !goes_on && start + TILE >= end;
+            const int64_t place = goes_on ? start * m.width + i + SLICE : (start + TILE) * m.width;
+            Next next = {last ? nullptr : (const char *)m.codes + place * bits / 8, m.width * bits / 8, SLICE * bits / 8};
+            for (int64_t r = 0; r < rows; r += 8, next.codes = nullptr) {
                 const bf16 *from = x + r * m.width + i;
                 float *sums = space.sums.data() + r * TILE;
                 switch (rows - r) {
-                    case 1: panel_rows<1>(from, m.width, panel, slice / 2, sums); break;
-                    case 2: panel_rows<2>(from, m.width, panel, slice / 2, sums); break;
-                    case 3: panel_rows<3>(from, m.width, panel, slice / 2, sums); break;
-                    case 4: panel_rows<4>(from, m.width, panel, slice / 2, sums); break;
-                    case 5: panel_rows<5>(from, m.width, panel, slice / 2, sums); break;
-                    case 6: panel_rows<6>(from, m.width, panel, slice / 2, sums); break;
-                    case 7: panel_rows<7>(from, m.width, panel, slice / 2, sums); break;
-                    default: panel_rows<8>(from, m.width, panel, slice / 2, sums);
+                    case 1: panel_rows<1>(from, m.width, panel, slice / 2, sums, next); break;
+                    case 2: panel_rows<2>(from, m.width, panel, slice / 2, sums, next); break;
+                    case 3: panel_rows<3>(from, m.width, panel, slice / 2, sums, next); break;
+                    case 4: panel_rows<4>(from, m.width, panel, slice / 2, sums, next); break;
+                    case 5: panel_rows<5>(from, m.width, panel, slice / 2, sums, next); break;
+                    case 6: panel_rows<6>(from, m.width, panel, slice / 2, sums, next); break;
+                    case 7: panel_rows<7>(from, m.width, panel, slice / 2, sums, next); break;
+                    default: panel_rows<8>(from, m.width, panel, slice / 2, sums, next);
                 }
             }
         }
@@ -120,37 +144,61 @@ void product_panels(const Matrix &m, const bf16 *x, int64_t rows, int64_t first,
     }
 }
 
-// Place p of a chunk of x holds weight order(p), so that it stands where unpacking puts the weight's code.
-inline int64_t order(int64_t kind, int64_t p) {
-    const int64_t part = p / 16, rest = p % 16;
-    if (kind == GGUF4) return rest + (part == 0 ? 0 : part == 1 ? 32 : part == 2 ? 16 : 48);
-    if (kind != NF4) return p;
-    const int64_t lane = p % 32 / 8, byte = p % 8 + p / 32 * 8;  // of 16-bit numbers, 8 in a lane; lanes: codes that are
-    return 2 * (byte + (lane % 2) * 16) + lane / 2;              // high, high, low, low halves of bytes
+// x for products of bytes. `totals` (rows, blocks): the sum of each GGUF block, of INT8 of all. What is no finite number
+// makes the row's sums NaN.
+inline void split(const Matrix &m, const bf16 *x, int64_t rows, Space &space) {
+    const int64_t padded = (m.width + CHUNK - 1) / CHUNK * CHUNK, blocks = padded / GGUF_BLOCK + LANES;
+    space.high_bytes.resize(rows * padded), space.low_bytes.resize(rows * padded);
+    space.totals.assign(rows * blocks, 0.0f), space.steps.resize(rows);
+    const int slot[CHUNK / LANES] = {0, m.kind == GGUF4 ? 2 : 1, m.kind == GGUF4 ? 1 : 2, 3};  // where unpacking puts codes
+    for (int64_t r = 0; r < rows; r++) {
+        const bf16 *from = x + r * m.width;
+        lanes largest_of = all(1e-30f), nothing = all(0.0f);  // 0 times a finite number is 0
+        for (int64_t i = 0; i < m.width; i += LANES) {
+            const lanes numbers = load(from + i, std::min(LANES, m.width - i), 0);
+            largest_of = larger((lanes)_mm512_abs_ps((__m512)numbers), largest_of);
+            nothing += numbers * 0.0f;
+        }
+        const float most = largest(largest_of), inverse = 32512.0f / most;
+        space.steps[r] = sum(nothing) == 0.0f ? most / 32512.0f : NAN;
+        __m512i total = _mm512_setzero_si512();
+        for (int64_t i = 0; i < padded; i += CHUNK) {
+            __m512i whole[CHUNK / LANES];
+            for (int64_t j = 0; j < CHUNK / LANES; j++) {
+                const int64_t left = std::clamp<int64_t>(m.width - i - j * LANES, 0, LANES);
+                whole[j] = _mm512_cvtps_epi32((__m512)(load(from + i + j * LANES, left, 0) * inverse));
+                const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(whole[j], _mm512_set1_epi32(128)), 8);
+                const __m512i lower = _mm512_sub_epi32(whole[j], _mm512_slli_epi32(upper, 8));
+                const int64_t at = r * padded + i + slot[j] * LANES;
+                _mm_storeu_si128((__m128i *)(space.high_bytes.data() + at), _mm512_cvtepi32_epi8(upper));
+                _mm_storeu_si128((__m128i *)(space.low_bytes.data() + at), _mm512_cvtepi32_epi8(lower));
+            }
+            const __m512i first = _mm512_add_epi32(whole[0], whole[1]), second = _mm512_add_epi32(whole[2], whole[3]);
+            if (m.kind == INT8) {
+                total = _mm512_add_epi32(total, _mm512_add_epi32(first, second));
+                continue;
+            }
+            float *totals = space.totals.data() + r * blocks + i / GGUF_BLOCK;
+            totals[0] = (float)_mm512_reduce_add_epi32(first), totals[1] = (float)_mm512_reduce_add_epi32(second);
+        }
+        if (m.kind == INT8) space.totals[r * blocks] = (float)_mm512_reduce_add_epi32(total);
+    }
 }
 
-// x for products of bytes. `totals` (rows, blocks): the sum of each GGUF block, of INT8 of all.
-inline void split(const Matrix &m, const bf16 *x, int64_t rows, Space &space) {
-    const int64_t padded = (m.width + CHUNK - 1) / CHUNK * CHUNK, blocks = padded / GGUF_BLOCK;
-    space.high_bytes.assign(rows * padded, 0), space.low_bytes.assign(rows * padded, 0);
-    space.totals.assign(rows * (blocks + LANES), 0.0f), space.steps.resize(rows);
-    space.wide.assign(padded, 0.0f);
-    int place[CHUNK];
-    for (int64_t p = 0; p < CHUNK; p++) place[p] = (int)order(m.kind, p);
-    for (int64_t r = 0; r < rows; r++) {
-        float most = 1e-30f, *numbers = space.wide.data();
-        for (int64_t i = 0; i < m.width; i++) most = std::max(most, std::fabs(numbers[i] = wide(x[r * m.width + i])));
-        const float step = most / 32512.0f, inverse = 32512.0f / most;
-        space.steps[r] = most == most ? step : NAN;
-        for (int64_t i = 0; i < padded; i++) numbers[i] = std::nearbyint(numbers[i] * inverse);
-        float *totals = space.totals.data() + r * (blocks + LANES);
-        for (int64_t i = 0; i < padded; i++) totals[m.kind == INT8 ? 0 : i / GGUF_BLOCK] += numbers[i];
-        int8_t *high = space.high_bytes.data() + r * padded, *low = space.low_bytes.data() + r * padded;
-        for (int64_t i = 0; i < padded; i += CHUNK)
-            for (int64_t p = 0; p < CHUNK; p++) {
-                const int number = (int)numbers[i + place[p]], upper = (number + 128) >> 8;
-                high[i + p] = (int8_t)upper, low[i + p] = (int8_t)(number - 256 * upper);
-            }
+// x as NF4's codes are unpacked: a chunk's 64 are 4 parts, of which one register has the halves of bytes that
+// come first, and one those that come second.
+inline void arrange(const Matrix &m, const bf16 *x, int64_t rows, Space &space) {
+    space.pairs.resize(rows * m.width);
+    alignas(64) uint16_t place[CHUNK];  // of 16-bit numbers, 8 in a lane; lanes: codes that are high, high, low, low halves
+    for (int64_t p = 0; p < CHUNK; p++) {
+        const int64_t lane = p % 32 / 8, byte = p % 8 + p / 32 * 8;
+        place[p] = (uint16_t)(2 * (byte + (lane % 2) * 16) + lane / 2);
+    }
+    const __m512i first = _mm512_load_si512(place), second = _mm512_load_si512(place + 32);
+    for (int64_t i = 0; i < rows * m.width; i += CHUNK) {
+        const __m512i low = _mm512_loadu_si512(x + i), high = _mm512_loadu_si512(x + i + 32);
+        _mm512_storeu_si512(space.pairs.data() + i, _mm512_permutex2var_epi16(low, first, high));
+        _mm512_storeu_si512(space.pairs.data() + i + 32, _mm512_permutex2var_epi16(low, second, high));
     }
 }
 
@@ -175,7 +223,10 @@ inline void int8_dots(const Matrix &m, const int64_t *outputs, const Space &spac
         for (int r = 0; r < R; r++) high[o][r] = low[o][r] = _mm512_setzero_si512();
     for (int64_t i = 0; i < padded; i += CHUNK) {
         __m512i codes[O];
-        for (int o = 0; o < O; o++) codes[o] = codes_of(m, outputs[o], i);
+        for (int o = 0; o < O; o++) {
+            codes[o] = codes_of(m, outputs[o], i);
+            fetch_next((const int8_t *)m.codes + outputs[o] * m.width + i, O, m.width);
+        }
         for (int r = 0; r < R; r++) {
             const __m512i upper = _mm512_loadu_si512(space.high_bytes.data() + (row + r) * padded + i);
             const __m512i lower = _mm512_loadu_si512(space.low_bytes.data() + (row + r) * padded + i);
@@ -198,6 +249,7 @@ inline void gguf_dots(const Matrix &m, const int64_t *outputs, const Space &spac
     const int64_t padded = (m.width + CHUNK - 1) / CHUNK * CHUNK, blocks = m.width / GGUF_BLOCK;
     const int64_t step = padded / GGUF_BLOCK + LANES;
     const bool four = m.kind == GGUF4;
+    const int64_t parts = four ? 2 : 1;  // weights of a byte
     const __m512i pattern = four ? _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1)
                                  : _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     lanes kept[O][R], begun[O][R];
@@ -216,6 +268,7 @@ inline void gguf_dots(const Matrix &m, const int64_t *outputs, const Space &spac
         for (int64_t i = b * GGUF_BLOCK; i < end; i += CHUNK, index = _mm512_add_epi32(index, _mm512_set1_epi32(2)))
             for (int o = 0; o < O; o++) {
                 const __m512i codes = codes_of(m, outputs[o], i);
+                fetch_next((const uint8_t *)m.codes + (outputs[o] * m.width + i) / parts, O, m.width / parts);
                 const lanes scale = (lanes)_mm512_permutexvar_ps(index, (__m512)scales[o]);
                 for (int r = 0; r < R; r++) {
                     __m512i whole = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes,
@@ -246,6 +299,7 @@ inline void nf4_dots(const Matrix &m, const int64_t *outputs, const Space &space
         for (int o = 0; o < O; o++) {
             const int64_t at = outputs[o] * m.width + i;
             const __m256i both = _mm256_loadu_si256((const __m256i *)((const uint8_t *)m.codes + at / 2));
+            fetch_next((const uint8_t *)m.codes + at / 2, O, m.width / 2);
             const __m512i apart = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_srli_epi16(both, 4)), both, 1);
             const __m512i codes = _mm512_and_si512(apart, _mm512_set1_epi8(15));
             const __m512i low = _mm512_shuffle_epi8(lower, codes), high = _mm512_shuffle_epi8(upper, codes);
@@ -298,10 +352,9 @@ void product_of(const Matrix &m, const bf16 *x, int64_t rows, int64_t first, int
 
 template <typename Emit>
 void product_few(const Matrix &m, const bf16 *x, int64_t rows, int64_t first, int64_t end, Space &space, Emit emit) {
-    if (m.kind == NF4) {
-        space.pairs.resize(rows * m.width);
-        for (int64_t i = 0; i < rows * m.width; i++) space.pairs[i] = x[i / CHUNK * CHUNK + order(NF4, i % CHUNK)];
-    } else if (m.kind != BFLOAT16)
+    if (m.kind == NF4)
+        arrange(m, x, rows, space);
+    else if (m.kind != BFLOAT16)
         split(m, x, rows, space);
     switch (rows) {
         case 1: return product_of<1>(m, x, rows, first, end, space, emit);
