@@ -245,6 +245,8 @@ ENCODER_CONFIGS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.2,
     },
     "electra": BERT | {"architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 16},
+    "albert": BERT
+    | {"architectures": ["AlbertModel"], "model_type": "albert", "embedding_size": 16, "hidden_dropout_prob": 0.1},
     "mpnet": BERT | {"architectures": ["MPNetModel"], "model_type": "mpnet", "pad_token_id": 1},
     "nomic": BERT | {"architectures": ["NomicBertModel"], "model_type": "nomic_bert", "hidden_act": "silu"},
     "eurobert": BERT

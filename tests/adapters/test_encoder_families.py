@@ -22,7 +22,10 @@ from tests.resuming import assert_resumes_to_the_bit
 
 FAMILIES = [
     "deberta",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra", "mpnet", "nomic", "eurobert")),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("distilbert", "electra", "albert", "mpnet", "nomic", "eurobert")
+    ),
 ]
 IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 30, 31, 32, 33, 34, 3]]
 TEXTS = ["the red film is good 3", "bad", "the two plot was a poor poor one"]

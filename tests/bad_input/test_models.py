@@ -87,8 +87,8 @@ CASES = [
     Case(
         "an unknown architecture",
         train(),
-        ("AlbertModel is not supported", "llama, ", "gemma3_text"),
-        config(architectures=["AlbertModel"]),
+        ("YolosModel is not supported", "llama, ", "gemma3_text"),
+        config(architectures=["YolosModel"]),
     ),
     Case(
         "no architecture",

@@ -85,5 +85,8 @@ FAMILIES = {
     "gemma2": decoder("gemma2"),
     **{name: decoder(name) for name in ("olmo2", "granite", "gpt2", "gpt_neox", "phi3", "starcoder2")},
     **{name: pairs(name) for name in ("t5", "t5gemma", "t5gemma2", "marian", "bart", "mbart", "m2m_100", "pegasus")},
-    **{name: encoder(name) for name in ("bert", "distilbert", "electra", "mpnet", "deberta", "nomic", "eurobert")},
+    **{
+        name: encoder(name)
+        for name in ("bert", "distilbert", "electra", "albert", "mpnet", "deberta", "nomic", "eurobert")
+    },
 }

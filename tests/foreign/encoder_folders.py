@@ -20,7 +20,7 @@ DEBERTA = WIDE | {
 }  # fmt: skip
 # model_type -> what differs from the family's own sizes
 ENCODERS: dict[str, dict[str, Any]] = {
-    "albert": WIDE | {"embedding_size": 16},
+    "albert": WIDE | {"embedding_size": 16, "inner_group_num": 2},  # of one there is code here
     "big_bird": WIDE | {"attention_type": "original_full"},
     "camembert": WIDE | {"pad_token_id": 1},
     "convbert": WIDE | {"embedding_size": 32, "conv_kernel_size": 3, "head_ratio": 2},

@@ -12,9 +12,12 @@ from torch import nn
 from microplane.errors import ModelError
 from microplane.forecast.blocks import _smaller as smaller
 from microplane.methods import make_method
+from microplane.methods.method import attach_method
 from microplane.models.configs.encoder import EncoderConfig
+from microplane.models.configs.head import head_of
 from microplane.models.contract import hf_names, linears
 from microplane.models.encoder import Encoder
+from microplane.models.families import family_of
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.attention import MaskSpec
 from microplane.nn.prompt_socket import PromptSocket
@@ -129,13 +132,17 @@ def test_dropout_while_training_only(family):
     assert torch.equal(model(ROWS), model(ROWS))
 
 
-def test_distilbert_drops_nothing_of_its_attentions_output():
-    model, seen = Encoder(replace(tiny_encoder("distilbert").config, attention_dropout=0.0)).init_weights().train(), []
+@pytest.mark.parametrize(
+    ("family", "dropped"),
+    [("distilbert", [False, True]), ("albert", [True, False] * 2)],  # ALBERT's one block is both its layers
+)
+def test_each_family_drops_the_outputs_that_transformers_drops(family, dropped):
+    model, seen = Encoder(replace(tiny_encoder(family).config, attention_dropout=0.0)).init_weights().train(), []
     block = model.layers[0]
     block.attention_socket.register_forward_hook(lambda _module, given, _made: seen.append(given[0]))
     block.mlp_socket.register_forward_hook(lambda _module, given, _made: seen.append(given[0]))
     model(ROWS)
-    assert [bool((x == 0).any()) for x in seen] == [False, True]
+    assert [bool((x == 0).any()) for x in seen] == dropped
 
 
 def test_dropouts_of_zero_change_nothing(family):
@@ -215,6 +222,8 @@ def test_settings_that_do_not_work_are_refused(changes, message):
         ("distilbert", {"n_heads": 5}, "dim = 32 is not a multiple of n_heads = 5"),
         ("distilbert", {"activation": "mish"}, r"the activation 'mish' .* \(activation\)"),
         ("electra", {"embedding_size": 0}, "embedding_size = 0: expected a whole number above 0"),
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups = 0: expected a whole number above 0"),
+        ("albert", {"classifier_dropout_prob": 2}, "classifier_dropout_prob = 2: expected a number from 0 to below 1"),
         ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets = 16 .* only 32 is"),
         ("deberta", {"pos_att_type": "c2q"}, "pos_att_type = 'c2q' .* expected some of c2p and p2c"),
         ("deberta", {"relative_attention": False}, "relative_attention = False .* only both together"),
@@ -242,3 +251,26 @@ def test_the_forecast_can_make_it_narrower(family):
 
 def test_context_leaves_out_the_places_before_the_first(family):
     assert EncoderConfig.from_hf(ENCODER_CONFIGS[family]).context == {"roberta": 62, "mpnet": 62}.get(family, 64)
+
+
+def test_layers_that_are_one_block_are_counted_from_below():
+    fields = ENCODER_CONFIGS["albert"] | {"num_hidden_layers": 5, "num_hidden_groups": 2}
+    model = Encoder.from_hf(fields).init_weights(1).eval()
+    assert model.config.block_of_layer == (0, 0, 0, 1, 1)
+    assert len(model.layers) == 2
+    assert [model.layers_below(block) for block in range(3)] == [0, 3, 5]
+    attach_method(make_method({"name": "last-n", "n": 1}), model)
+    assert model.frozen == 3
+    assert not any(p.requires_grad for p in model.layers[0].parameters())
+    torch.testing.assert_close(model.upper(model.lower(ROWS, 3), ROWS, 3), model(ROWS))
+    model.train()
+    assert (model.layers[0].training, model.layers[1].training) == (False, True)
+
+
+def test_an_albert_of_several_blocks_a_group_is_left_to_transformers():
+    fields = ENCODER_CONFIGS["albert"]
+    assert family_of(fields) is Encoder
+    assert family_of(fields | {"inner_group_num": 2}).__name__ == "TransformersEncoder"
+    headed = {"architectures": ["AlbertForSequenceClassification"]}
+    assert head_of(fields | headed, tiny_encoder("albert").config).form == "AlbertForSequenceClassification"
+    assert head_of(fields | headed | {"inner_group_num": 2}, None) is None

@@ -69,6 +69,14 @@ SHAPES: dict[str, list[Case]] = {
         {"embedding_size": 16, "pad_token_id": 5},
         {"embedding_size": 16, "hidden_size": 16, "num_attention_heads": 4},
     ),
+    "albert": _cases(
+        *("albert", transformers.AlbertConfig, {}),
+        {"embedding_size": 16, "num_hidden_layers": 4},
+        {"embedding_size": 128, "type_vocab_size": 1, "num_hidden_layers": 3, "num_hidden_groups": 3},
+        {"embedding_size": 9, "num_hidden_layers": 5, "num_hidden_groups": 2, "layer_norm_eps": 1e-5},
+        {"embedding_size": 16, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 1},
+        {"embedding_size": 16, "pad_token_id": 5, "num_hidden_layers": 7, "num_hidden_groups": 3},
+    ),
     "mpnet": _cases(
         "mpnet", transformers.MPNetConfig, {}, {"pad_token_id": 1}, {"pad_token_id": 1, "layer_norm_eps": 1e-5}
     ),

@@ -192,7 +192,8 @@ class Shapes:
     @property
     def block_weights(self) -> int:
         """Weights of one block, on average."""
-        return _in_blocks(self.plain) // max(1, int(self.plain.config.num_layers))
+        blocks = getattr(self.plain.config, "own_blocks", 0) or self.plain.config.num_layers
+        return _in_blocks(self.plain) // max(1, int(blocks))
 
 
 def forecast(

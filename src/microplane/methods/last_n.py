@@ -30,10 +30,13 @@ class LastN(Selecting):
         stack = last_stack(model)
         blocks = list(cast(nn.ModuleList, stack.layers))
         if self.n > len(blocks):
-            raise ConfigError(f"method.n = {self.n}: there are {len(blocks)} blocks here")
+            over = f"method.n = {self.n} is more than the number of blocks here, {len(blocks)}"
+            raise ConfigError(f"{over}. Set it to {len(blocks)} or less")
         above = (getattr(stack, "norm", None), getattr(model, "head", None))
         return blocks[len(blocks) - self.n :] + [part for part in above if part is not None]
 
     def frozen_below(self, model: nn.Module) -> int:
         model = cast(Model, model)
-        return 0 if model.KIND == "encoder-decoder" else model.config.num_layers - self.n
+        if model.KIND == "encoder-decoder":
+            return 0
+        return model.layers_below(len(cast(nn.ModuleList, model.layers)) - self.n)

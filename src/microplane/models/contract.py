@@ -124,11 +124,17 @@ class Model(nn.Module):
         """The rest of the forward pass: hidden states after the last norm, (T, D), from x = lower(rows, blocks)."""
         raise NotImplementedError
 
+    def layers_below(self, block: int) -> int:
+        """How many layers are computed before block number `block` (from 0) of `self.layers`, or before the end where
+        that is their number: as many as there are blocks, but where a block is several layers."""
+        return block
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.frozen:
-            for block in cast(nn.ModuleList, self.layers)[: self.frozen]:
-                block.eval()
+            for number, block in enumerate(cast(nn.ModuleList, self.layers), 1):
+                if self.layers_below(number) <= self.frozen:
+                    block.eval()
         return self
 
     def encode(self, source: Rows) -> Tensor:

@@ -1,11 +1,11 @@
 """The encoder family: BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116), DistilBERT (1910.01108),
-ELECTRA (2003.10555), MPNet (2004.09297), DeBERTa-v2 and v3 (2006.03654, 2111.09543), NomicBERT (2402.01613),
-ModernBERT (2412.13663), EuroBERT (2503.05500).
+ALBERT (1909.11942), ELECTRA (2003.10555), MPNet (2004.09297), DeBERTa-v2 and v3 (2006.03654, 2111.09543), NomicBERT
+(2402.01613), ModernBERT (2412.13663), EuroBERT (2503.05500).
 
     T   tokens of all rows, side by side       D   model width (hidden_size)
     H   heads                                  M   width of the feed-forward layer (intermediate_size)
     Dh  width of a head                        P   length of a prefix
-    E   width of the embeddings (embedding_size): D, but for ELECTRA
+    E   width of the embeddings (embedding_size): D, but for ELECTRA and ALBERT
     S   longest row
 
 Two kinds of blocks: BERT's, with the norm after each sum, and ModernBERT's, with the norm before each sub-layer.
@@ -128,8 +128,8 @@ class Block(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.dropout = config.hidden_dropout
-        self.attention_dropout = config.hidden_dropout if SPECS[config.architecture].drops_attention else 0.0
+        self.dropout = config.hidden_dropout if config.spec.drops_mlp else 0.0
+        self.attention_dropout = config.hidden_dropout if config.spec.drops_attention else 0.0
         self.attention = Attention(config)
         self.attention_socket = nn.Identity()
         self.attention_norm = norm_of(config)
@@ -223,8 +223,8 @@ class Encoder(Model):
         self.distances = DistanceTable(distances, D, config.norm_eps) if distances else None
         self.conv = ConvolutionLayer(config, convolution) if convolution else None
         before = config.spec.norm_before
-        blocks = [ModernBlock(config, i) if before else Block(config) for i in range(config.num_layers)]
-        self.layers = nn.ModuleList(blocks)
+        count = config.own_blocks or config.num_layers
+        self.layers = nn.ModuleList(ModernBlock(config, i) if before else Block(config) for i in range(count))
         self.norm = norm_of(config) if before else nn.Identity()
         self.head = None
         self.post_norm = not before
@@ -252,6 +252,9 @@ class Encoder(Model):
     def upper(self, x: Tensor, rows: Rows, blocks: int) -> Tensor:
         return self.norm(self._blocks(x, rows, blocks, self.config.num_layers))
 
+    def layers_below(self, block: int) -> int:
+        return sum(own < block for own in self.config.block_of_layer)
+
     def _entry(self, words: Tensor, rows: Rows) -> Tensor:
         """The input of the first block: (T, D)."""
         x = self.embed_norm(self._summed(words, rows))  # (T, E)
@@ -274,9 +277,9 @@ class Encoder(Model):
             bias = self.relative(mask_specs[None])  # (H, S, S)
         elif self.distances is not None:
             bias = self.distances(rows.longest, x.dtype)
-        kinds = list(zip(self.layers, config.windows, config.ropes, strict=True))
+        kinds = list(zip(config.block_of_layer, config.windows, config.ropes, strict=True))
         for number, (block, window, rope) in enumerate(kinds[first:end], first):
-            y = block(x, mask_specs[window], angles[rope], bias)
+            y = self.layers[block](x, mask_specs[window], angles[rope], bias)
             x = self.conv(x, y, rows) if self.conv is not None and number == 0 else y
         return x
 
@@ -357,7 +360,7 @@ class Encoder(Model):
         """Our parameter name -> Hugging Face's, of the model without a head."""
         config, names = self.config, self.names
         modules = {ours: (theirs, config.norm_bias) for ours, theirs in names.around.items() if self._has(ours)}
-        for i in range(config.num_layers):
+        for i in range(len(self.layers)):
             for ours, theirs in names.block.items():
                 bias = getattr(config, f"{ours.partition('.')[0]}_bias", config.norm_bias)
                 if self._has(f"layers.{i}.{ours}"):

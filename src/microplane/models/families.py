@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from microplane.errors import ModelError
-from microplane.models.configs.encoder_families import has_other_files
+from microplane.models.configs.encoder_families import left_to_transformers
 from microplane.models.configs.fields import architecture_of
 from microplane.models.configs.transformer import REFUSED
 from microplane.models.contract import Model
@@ -42,7 +42,7 @@ def family_of(fields: Mapping[str, Any]) -> type[Model]:
         error = unknown
         if not isinstance(fields.get("architectures") or [], list):
             raise
-    if error is None and not has_other_files(fields):
+    if error is None and not left_to_transformers(fields):
         return own
     try:
         _, kind = find_transformers_class(fields)

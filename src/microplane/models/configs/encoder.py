@@ -25,9 +25,10 @@ OBJECT = ("an object", lambda x: isinstance(x, dict))
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
     *("attention_dropout", "mlp_dropout", "embedding_dropout", "seq_classif_dropout", "cls_dropout"),
+    "classifier_dropout_prob",
 )
 WANTED: Wanted = {
-    **dict.fromkeys((*SIZES, "max_position_embeddings", "embedding_size", "conv_groups"), SIZE),
+    **dict.fromkeys((*SIZES, "max_position_embeddings", "embedding_size", "conv_groups", "num_hidden_groups"), SIZE),
     **dict.fromkeys(("local_attention", "global_attn_every_n_layers"), SIZE),
     **dict.fromkeys(("layer_norm_eps", "norm_eps", "initializer_range"), NUMBER),
     **dict.fromkeys(("global_rope_theta", "local_rope_theta", "rope_theta", "rms_norm_eps"), NUMBER),
@@ -67,6 +68,7 @@ class EncoderConfig:
     windows: tuple[int | None, ...]  # per layer: a token sees those less than so many places away; None for all
     ropes: tuple[Rope | None, ...]  # per layer; None where positions are embedded
     embedding_size: int = 0  # width of the embeddings, from which a linear layer leads to the blocks; 0: hidden_size
+    own_blocks: int = 0  # blocks with weights of their own, of which each is several layers in turn; 0: all layers
     num_kv_heads: int = 0  # heads of keys and values, each shared by several of queries; 0: as many as these
     head_dim: int = 0  # width of a head; 0: hidden_size / num_heads
     activation: str = "gelu"
@@ -99,6 +101,12 @@ class EncoderConfig:
     @property
     def head_width(self) -> int:
         return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def block_of_layer(self) -> tuple[int, ...]:
+        """Which block each layer is, of those with weights of their own."""
+        layers, blocks = self.num_layers, self.own_blocks or self.num_layers
+        return tuple(int(layer / (layers / blocks)) for layer in range(layers))  # as transformers rounds it
 
     @property
     def score_terms(self) -> int:
@@ -169,6 +177,8 @@ class EncoderConfig:
             "hidden_dropout_prob": self.hidden_dropout,
             "attention_probs_dropout_prob": self.attention_dropout,
             "embedding_size": self.embedding_size or self.hidden_size,
+            "num_hidden_groups": self.own_blocks,
+            "inner_group_num": 1,
             "relative_attention_num_buckets": self.buckets,
             "position_biased_input": self.positions,
         }
@@ -255,7 +265,8 @@ def _classic(spec: EncoderSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
         "first_position": first,
         "windows": (None,) * layers,
         "ropes": (None,) * layers,
-        "embedding_size": 0 if embedding == fields["hidden_size"] else embedding,
+        "embedding_size": 0 if embedding == fields["hidden_size"] and not spec.always_projects else embedding,
+        "own_blocks": known.get("num_hidden_groups", 0),
         "norm_eps": known["layer_norm_eps"],
         "token_types": known.get("type_vocab_size", 0),
         "buckets": known.get(BUCKETS, 0),

@@ -45,7 +45,9 @@ class EncoderSpec:
     rotary: bool = False  # positions turn queries and keys, in all layers alike, and are not embedded
     counts_from_pad: bool = False  # positions begin behind the number of the pad token
     first_position: int = 0  # or always here
-    drops_attention: bool = True  # dropout of the attention's output, as of the feed-forward layer's
+    drops_attention: bool = True  # dropout of the attention's output
+    drops_mlp: bool = True  # and of the feed-forward layer's
+    always_projects: bool = False  # a linear layer follows embeddings that are as wide as the blocks, too
 
     def spelled(self, name: str) -> str:
         return self.fields.get(name, name)
@@ -108,6 +110,19 @@ NOMIC = BERT | {
 }
 DISTILBERT = NO_SEGMENTS | {"num_hidden_layers": 6, "seq_classif_dropout": 0.2}
 ELECTRA = BERT | {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+ALBERT = BERT | {
+    "vocab_size": 30000,
+    "embedding_size": 128,
+    "hidden_size": 4096,
+    "num_attention_heads": 64,
+    "intermediate_size": 16384,
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "num_hidden_groups": 1,
+    "inner_group_num": 1,
+    "classifier_dropout_prob": 0.1,
+}
 MPNET = NO_SEGMENTS | {"vocab_size": 30527, "pad_token_id": 1, "relative_attention_num_buckets": 32}
 DEBERTA = NO_SEGMENTS | {
     "vocab_size": 128100,
@@ -180,6 +195,24 @@ ELECTRA_NAMES = Names(
     around={"embed_norm": "embeddings.LayerNorm", "embed_project": "embeddings_project"},
     block=BERT_BLOCK,
     unused=("discriminator_predictions", "generator_predictions", "generator_lm_head"),
+)
+ALBERT_NAMES = Names(
+    stack="encoder.albert_layer_groups",
+    tables=SEGMENTS,
+    around={"embed_norm": "embeddings.LayerNorm", "embed_project": "encoder.embedding_hidden_mapping_in"},
+    block={
+        "attention.q": "albert_layers.0.attention.query",
+        "attention.k": "albert_layers.0.attention.key",
+        "attention.v": "albert_layers.0.attention.value",
+        "attention.o": "albert_layers.0.attention.dense",
+        "attention_norm": "albert_layers.0.attention.LayerNorm",
+        "mlp.up": "albert_layers.0.ffn",
+        "mlp.down": "albert_layers.0.ffn_output",
+        "mlp_norm": "albert_layers.0.full_layer_layer_norm",
+    },
+    unused=("predictions", "sop_classifier", "pooler"),
+    kept=("pooler",),
+    has_pooler=True,
 )
 MPNET_NAMES = Names(
     stack="encoder.layer",
@@ -303,6 +336,13 @@ SPECS = {
         *("electra", "electra.", ELECTRA, ELECTRA_NAMES),
         rows=Form("", "classifier.out_proj", dense="classifier.dense", activation="gelu", dropout_first=True),
     ),
+    "AlbertModel": EncoderSpec(
+        *("albert", "albert.", ALBERT, ALBERT_NAMES),
+        rows=Form("", "classifier", dense="albert.pooler", dropout="classifier_dropout_prob"),
+        tokens=Form("", "classifier", tokens=True, dropout="classifier_dropout_prob"),
+        drops_mlp=False,
+        always_projects=True,
+    ),
     "MPNetModel": EncoderSpec(
         *("mpnet", "mpnet.", MPNET, MPNET_NAMES),
         rows=Form("", "classifier.out_proj", dense="classifier.dense", dropout_first=True, dropout=None),
@@ -338,8 +378,11 @@ def heads_left_out(architecture: str) -> tuple[str, ...]:
     return next((modules for end, modules in LEFT_OUT.items() if architecture.endswith(end)), ())
 
 
-def has_other_files(fields: Mapping[str, Any]) -> bool:
-    """Whether it is a NomicBERT in the layout of its authors' own code, which transformers converts."""
+def left_to_transformers(fields: Mapping[str, Any]) -> bool:
+    """Whether it is a form of one of these families that transformers alone reads: a NomicBERT in the layout of its
+    authors' own code, or an ALBERT whose groups have several blocks each, which no published one has."""
+    if fields.get("model_type") == "albert":
+        return bool(fields.get("inner_group_num", 1) != 1)
     return fields.get("model_type") == "nomic_bert" and "n_embd" in fields
 
 

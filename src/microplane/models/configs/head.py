@@ -224,7 +224,7 @@ def shaped(
 
 def _form_of(config: Mapping[str, Any]) -> str | None:
     named = config.get("architectures")
-    listed = named if isinstance(named, list) else []
+    listed = named if isinstance(named, list) and not encoder_families.left_to_transformers(config) else []
     return next((name for name in listed if isinstance(name, str) and name in FORMS), None)
 
 
