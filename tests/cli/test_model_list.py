@@ -80,4 +80,4 @@ def test_without_transformers_it_says_what_would_be_there(monkeypatch):
     monkeypatch.setattr(model_list, "find_spec", lambda name: None)
     shown = " ".join(CliRunner().invoke(app, ["models"]).stdout.split())
     assert "pip install 'microplane[transformers]'" in shown
-    assert "albert" not in shown
+    assert "xlnet" not in shown
