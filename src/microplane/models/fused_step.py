@@ -101,6 +101,9 @@ class FusedStep:
         with persistent():
             words = [self._block(block) for block in parts.blocks]
         self.table = torch.tensor(words)
+        self.places: tuple[list[Tensor], list[tuple[Tensor, Tensor]]] | None = None  # what the table says now
+        self.kept_memory: list[list[Tensor]] = []
+        self.turned: dict[Any, Tensor] = {}  # (2, B, 1, Dh/2): cosines, sines
         self.biases: list[Tensor] = []
         self.distances = 0
         numbers = parts.eps, parts.scale, parts.multiplier, parts.softcap
@@ -113,26 +116,44 @@ class FusedStep:
             angles: of each of the blocks' `rope`, cosines and sines (B, 1, Dh/2).
         """
         parts, x = self.parts, x.contiguous()
-        like = x.new_empty(0, parts.kv, parts.head)
-        held = [tensor for layer in range(len(parts.blocks)) for tensor in cache.room(layer, like, like, rows)]
-        turned = {rope: None if pair is None else [part.contiguous() for part in pair] for rope, pair in angles.items()}
+        held = cache.rooms(x.new_empty(0, parts.kv, parts.head), rows)
         self._bias(held[0].shape[2])
-        source, memory, longest = None, [list[Tensor]()] * len(parts.blocks), 0
+        source, memory, longest = None, list[tuple[Tensor, Tensor]](), 0
         if isinstance(cache, PairCache):
-            memory = [[x.contiguous() for x in pair] for pair in cache.memory]
+            memory = cache.memory
             source, longest = torch.tensor(cache.source_lengths), memory[0][0].shape[2]
-        places = []
-        for layer, block in enumerate(parts.blocks):
-            pair = turned.get(block.rope)
-            given = [*(pair or (None, None)), held[2 * layer], held[2 * layer + 1], *(memory[layer] or (None, None))]
-            places.append([0 if tensor is None else tensor.data_ptr() for tensor in given])
-        self.table[:, -len(places[0]) :] = torch.tensor(places)
+        if self._turn(angles) or self.places is None or held is not self.places[0] or memory is not self.places[1]:
+            self._place(held, memory)
         shape = [len(parts.blocks), len(x), self.width, parts.inner, parts.heads, parts.kv, parts.head]
         shape += [held[0].shape[2], longest, self.distances, ACTIVATIONS[parts.activation]]
         shape += [int(parts.around_one), int(parts.whole)]
         where = self.table, torch.tensor(shape), self.numbers, cache.starts(), source
         native.run("decode_step", *where, x, dtype=x.dtype)
         return x
+
+    def _turn(self, angles: dict[Any, tuple[Tensor, Tensor] | None]) -> bool:
+        """Put cosines and sines where the operation reads them; True if that is another place than before."""
+        moved = False
+        for rope, pair in angles.items():
+            if pair is None:
+                continue
+            if rope not in self.turned or self.turned[rope].shape[1:] != pair[0].shape:
+                self.turned[rope] = pair[0].new_empty(2, *pair[0].shape)
+                moved = True
+            torch.stack(pair, out=self.turned[rope])
+        return moved
+
+    def _place(self, held: list[Tensor], memory: list[tuple[Tensor, Tensor]]) -> None:
+        """Say in the table where keys and values, those of the source and the angles lie."""
+        self.places = held, memory
+        self.kept_memory = [[x.contiguous() for x in pair] for pair in memory]
+        places = []
+        for layer, block in enumerate(self.parts.blocks):
+            turned = self.turned.get(block.rope, (None, None))
+            source = self.kept_memory[layer] if memory else (None, None)
+            given = [*turned, held[2 * layer], held[2 * layer + 1], *source]
+            places.append([0 if tensor is None else tensor.data_ptr() for tensor in given])
+        self.table[:, -len(places[0]) :] = torch.tensor(places)
 
     def _block(self, block: BlockParts) -> list[int]:
         if any(type(module) is not nn.Identity for module in block.sockets) or any(map(hooked, block.whole)):

@@ -6,7 +6,8 @@ Shapes: B rows, KV heads of keys and values, C capacity, L longest row so far, D
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from operator import is_
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,12 @@ from torch.nn import functional as F
 
 from microplane.device import put
 from microplane.nn.rows import Rows, to_heads
+
+
+class Rooms(NamedTuple):
+    found: list[Tensor]
+    buffers: list[Tensor | None]  # whose views they are
+    capacity: int
 
 
 class Cache:
@@ -53,6 +60,19 @@ class Cache:
         values = self.values[layer] = self._grow(self.values[layer], v, longest)
         return keys[: len(self.lengths)], values[: len(self.lengths)]
 
+    def rooms(self, like: Tensor, rows: Rows) -> list[Tensor]:
+        """Keys and values of all layers in turn, as `room` gives them: the same list until one of them is another.
+
+        Args:
+            like: (any, KV, Dh), in the format of keys and values.
+        """
+        known, longest = self._rooms, self._longest(rows)
+        same = known is not None and len(known.found[0]) == len(self.lengths) and longest <= known.capacity
+        if known is None or not same or not all(map(is_, known.buffers, (*self.keys, *self.values))):
+            found = [x for layer in range(len(self.keys)) for x in self.room(layer, like, like, rows)]
+            self._rooms = known = Rooms(found, [*self.keys, *self.values], min(x.shape[2] for x in found))
+        return known.found
+
     def _longest(self, rows: Rows) -> int:
         return max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
 
@@ -63,6 +83,7 @@ class Cache:
         return self._starts[1]
 
     _starts: tuple[list[int], Tensor] | None = None
+    _rooms: Rooms | None = None
     step: Any = None  # models/fused_step.py: how one token of each row is computed at once; False: it cannot be
     rows_can_join: ClassVar[bool] = True  # whether `join` and `drop` are to be had
 

@@ -80,7 +80,8 @@ class Step {
     int64_t t = 0, n = 1;
     Space space;
     std::vector<T> normed, turned_q, turned_k;
-    std::vector<float> scores;
+    std::vector<float> space_of_scores;
+    int64_t stride = 0;
 
     Buffers<T> &common() { return const_cast<Step *>(shared)->buffers; }
 
@@ -148,13 +149,14 @@ class Step {
             wait();
         }
         int64_t first, end;
-        share(s.rows * s.heads, 1, t, n, first, end);
-        for (int64_t unit = first; unit < end; unit++) attend(b, unit / s.heads, unit % s.heads);
+        share(s.rows * s.kv, 1, t, n, first, end);
+        for (int64_t unit = first; unit < end; unit++) attend(b, unit / s.kv, unit % s.kv);
         wait();
         add(b.o, c.mixed.data(), b.after);
         if (b.cross_q.kind) {
             multiply(b.cross_q, norms(b.cross_before), c.q.data());
             wait();
+            share(s.rows * s.heads, 1, t, n, first, end);
             for (int64_t unit = first; unit < end; unit++) attend_source(b, unit / s.heads, unit % s.heads);
             wait();
             add(b.cross_o, c.mixed.data(), nullptr);
@@ -176,94 +178,141 @@ class Step {
         add(b.down, inner, b.mlp_after);
     }
 
-    void turn(const Block<T> &b, const T *from, const float *weight, int64_t row, std::vector<T> &to) {
-        to.resize(s.head);
-        std::memcpy(to.data(), from, sizeof(T) * s.head);
-        if (weight && !s.whole) norm(to.data(), weight, to.data(), s.head, f.eps, s.around_one);
-        if (!b.cosines) return;
+    // A query or key, normed and turned; returns `to`, where it is put.
+    const T *turn(const Block<T> &b, const T *from, const float *weight, int64_t row, T *to) {
+        std::memcpy(to, from, sizeof(T) * s.head);
+        if (weight && !s.whole) norm(to, weight, to, s.head, f.eps, s.around_one);
+        if (!b.cosines) return to;
         const int64_t half = s.head / 2;
         for (int64_t i = 0; i < half; i += LANES) {
             const int64_t count = std::min(LANES, half - i);
-            const lanes one = load(to.data() + i, count, 0), two = load(to.data() + half + i, count, 0);
+            const lanes one = load(to + i, count, 0), two = load(to + half + i, count, 0);
             const lanes c = load(b.cosines + row * half + i, count, 0), d = load(b.sines + row * half + i, count, 0);
-            store(to.data() + i, one * c - two * d, count);
-            store(to.data() + half + i, two * c + one * d, count);
+            store(to + i, one * c - two * d, count);
+            store(to + half + i, two * c + one * d, count);
         }
+        return to;
     }
 
-    // The new token's key and value are put behind the row's, and its query attends to all, or to the last `window`.
-    void attend(const Block<T> &b, int64_t row, int64_t head) {
+    // The new token's key and value are put behind the row's, and its queries, of all heads that share them, attend to
+    // all, or to the last `window`.
+    void attend(const Block<T> &b, int64_t row, int64_t group) {
         Buffers<T> &c = common();
-        const int64_t group = head / (s.heads / s.kv), held = lengths[row], at = row * s.kv + group;
-        T *keys = b.keys + at * s.capacity * s.head, *values = b.values + at * s.capacity * s.head;
-        const T *value = &c.v[at * s.head];
-        turn(b, &c.q[(row * s.heads + head) * s.head], b.q_norm, row, turned_q);
-        turn(b, &c.k[at * s.head], b.k_norm, row, turned_k);
-        const int64_t first = b.window ? std::max<int64_t>(0, held + 1 - b.window) : 0;
-        scores.resize(held + 1 - first + LANES);
-        score(turned_q.data(), keys, first, held, scores.data());
-        const T *query[1] = {turned_q.data()}, *last[1] = {turned_k.data()};
-        float found[1][ROWS];
-        dots<1, 1>(last, query, s.head, found);
-        scores[held - first] = found[0][0];
-        const int64_t count = held + 1 - first;
-        for (int64_t j = 0; j < count; j++) {
-            scores[j] *= f.scale;
-            if (f.softcap) scores[j] = f.softcap * std::tanh(scores[j] / f.softcap);
-            if (b.bias) scores[j] += b.bias[head * s.distances + count - 1 - j];
+        const int64_t held = lengths[row], at = row * s.kv + group, heads = s.heads / s.kv;
+        turned_k.resize(s.head);
+        turn(b, &c.k[at * s.head], b.k_norm, row, turned_k.data());
+        for (int64_t head = 0; head < heads; head += ROWS) {
+            const int64_t first = row * s.heads + group * heads + head;
+            switch (heads - head) {
+                case 1: attend_together<1>(b, row, group, first); break;
+                case 2: attend_together<2>(b, row, group, first); break;
+                case 3: attend_together<3>(b, row, group, first); break;
+                default: attend_together<ROWS>(b, row, group, first);
+            }
         }
-        mix(values + first * s.head, value, count, &c.mixed[(row * s.heads + head) * s.head]);
-        if (head % (s.heads / s.kv) == 0) {  // nobody else looks at this cell now
-            std::memcpy(keys + held * s.head, turned_k.data(), sizeof(T) * s.head);
-            std::memcpy(values + held * s.head, value, sizeof(T) * s.head);
+        std::memcpy(b.keys + (at * s.capacity + held) * s.head, turned_k.data(), sizeof(T) * s.head);
+        std::memcpy(b.values + (at * s.capacity + held) * s.head, &c.v[at * s.head], sizeof(T) * s.head);
+    }
+
+    // R heads of a row from number `unit` of all rows' on.
+    template <int R>
+    void attend_together(const Block<T> &b, int64_t row, int64_t group, int64_t unit) {
+        Buffers<T> &c = common();
+        const int64_t held = lengths[row], at = row * s.kv + group, head = unit % s.heads;
+        const T *keys = b.keys + at * s.capacity * s.head, *values = b.values + at * s.capacity * s.head;
+        const int64_t first = b.window ? std::max<int64_t>(0, held + 1 - b.window) : 0, count = held + 1 - first;
+        const T *queries[R], *last[1] = {turned_k.data()};
+        turned_q.resize(R * s.head);
+        for (int r = 0; r < R; r++) queries[r] = turn(b, &c.q[(unit + r) * s.head], b.q_norm, row, turned_q.data() + r * s.head);
+        float *scores = room(R, count), found[1][ROWS];
+        score<R>(queries, keys, first, held, scores);
+        dots<1, R>(last, queries, s.head, found);
+        for (int r = 0; r < R; r++) {
+            float *own = scores + r * stride;
+            own[count - 1] = found[0][r];
+            for (int64_t j = 0; j < count; j++) {
+                own[j] *= f.scale;
+                if (f.softcap) own[j] = f.softcap * std::tanh(own[j] / f.softcap);
+                if (b.bias) own[j] += b.bias[(head + r) * s.distances + count - 1 - j];
+            }
         }
+        mix<R>(values + first * s.head, &c.v[at * s.head], count, scores, &c.mixed[unit * s.head]);
     }
 
     void attend_source(const Block<T> &b, int64_t row, int64_t head) {
         Buffers<T> &c = common();
         const int64_t at = (row * s.heads + head) * s.source_capacity * s.head, count = source_lengths[row];
-        const T *query = &c.q[(row * s.heads + head) * s.head], *values = b.memory_values + at;
-        scores.resize(count + LANES);
-        score(query, b.memory_keys + at, 0, count, scores.data());
+        const T *query[1] = {&c.q[(row * s.heads + head) * s.head]}, *values = b.memory_values + at;
+        float *scores = room(1, count);
+        score<1>(query, b.memory_keys + at, 0, count, scores);
         for (int64_t j = 0; j < count; j++) scores[j] *= f.scale;
-        mix(values, values + (count - 1) * s.head, count, &c.mixed[(row * s.heads + head) * s.head]);
+        mix<1>(values, values + (count - 1) * s.head, count, scores, &c.mixed[(row * s.heads + head) * s.head]);
     }
 
-    void score(const T *query, const T *keys, int64_t first, int64_t end, float *to) {
-        const T *one[1] = {query};
+    // Of `rows` rows of so many scores, with `stride` from one to the next.
+    float *room(int64_t rows, int64_t count) {
+        stride = (count + LANES - 1) / LANES * LANES;
+        space_of_scores.resize(rows * stride);
+        return space_of_scores.data();
+    }
+
+    template <int R>
+    void score(const T *const *queries, const T *keys, int64_t first, int64_t end, float *to) {
         for (int64_t j = first; j < end; j += OUTPUTS) {
             const T *some[OUTPUTS];
             for (int64_t i = 0; i < OUTPUTS; i++) some[i] = keys + std::min(j + i, end - 1) * s.head;
             float found[OUTPUTS][ROWS];
-            dots<OUTPUTS, 1>(some, one, s.head, found);
-            for (int64_t i = 0; i < OUTPUTS && j + i < end; i++) to[j + i - first] = found[i][0];
+            dots<OUTPUTS, R>(some, queries, s.head, found);
+            for (int64_t i = 0; i < OUTPUTS && j + i < end; i++)
+                for (int r = 0; r < R; r++) to[r * stride + j + i - first] = found[i][r];
         }
     }
 
-    // softmax(scores) over `count` values, the last of which stands elsewhere.
-    void mix(const T *values, const T *last, int64_t count, T *to) {
+    // softmax(scores) of R rows over `count` values, the last of which stands elsewhere: R rows of `to`.
+    template <int R>
+    void mix(const T *values, const T *last, int64_t count, float *scores, T *to) {
+        float inverse[R];
+        for (int r = 0; r < R; r++) inverse[r] = shares(scores + r * stride, count);
+        int64_t i = 0;
+        for (; i + 4 * LANES <= s.head; i += 4 * LANES) mixed<R, 4>(values + i, last + i, count, scores, inverse, to + i);
+        for (; i < s.head; i += LANES) mixed<R, 1>(values + i, last + i, count, scores, inverse, to + i);
+    }
+
+    // exp(scores - the largest), in their place; returns 1 / their sum.
+    float shares(float *scores, int64_t count) {
         lanes most = all(-INFINITY), total = all(0.0f);
-        for (int64_t j = count; j < (count + LANES - 1) / LANES * LANES; j++) scores[j] = -INFINITY;
-        for (int64_t j = 0; j < count; j += LANES) most = larger(most, load(scores.data() + j));
+        for (int64_t j = count; j < stride; j++) scores[j] = -INFINITY;
+        for (int64_t j = 0; j < count; j += LANES) most = larger(most, load(scores + j));
         const float top = largest(most);
         for (int64_t j = 0; j < count; j += LANES) {
-            const lanes y = exponential(load(scores.data() + j) - top);
-            store(scores.data() + j, y);
+            const lanes y = exponential(load(scores + j) - top);
+            store(scores + j, y);
             total += y;
         }
-        const float inverse = 1 / sum(total);
-        int64_t i = 0;
-        for (; i + 4 * LANES <= s.head; i += 4 * LANES) mixed<4>(values + i, last + i, count, inverse, to + i);
-        for (; i < s.head; i += LANES) mixed<1>(values + i, last + i, count, inverse, to + i);
+        return 1 / sum(total);
     }
 
-    template <int V>
-    void mixed(const T *values, const T *last, int64_t count, float inverse, T *to) {
-        lanes kept[V];
-        for (int v = 0; v < V; v++) kept[v] = load(last + v * LANES) * scores[count - 1];
-        for (int64_t j = 0; j + 1 < count; j++)
-            for (int v = 0; v < V; v++) kept[v] += load(values + j * s.head + v * LANES) * scores[j];
-        for (int v = 0; v < V; v++) store(to + v * LANES, kept[v] * inverse);
+    template <int R, int V>
+    void mixed(const T *values, const T *last, int64_t count, const float *scores, const float *inverse, T *to) {
+        lanes kept[R][V];
+        const auto add = [&](const T *from, int64_t j, bool begin) {
+            lanes value[V];
+            UNROLLED
+            for (int v = 0; v < V; v++) value[v] = load(from + v * LANES);
+            UNROLLED
+            for (int r = 0; r < R; r++)
+                UNROLLED
+                for (int v = 0; v < V; v++) {
+                    const lanes part = value[v] * scores[r * stride + j];
+                    kept[r][v] = begin ? part : kept[r][v] + part;
+                }
+        };
+        add(last, count - 1, true);
+        for (int64_t j = 0; j + 1 < count; j++) add(values + j * s.head, j, false);
+        UNROLLED
+        for (int r = 0; r < R; r++)
+            UNROLLED
+            for (int v = 0; v < V; v++) store(to + r * s.head + v * LANES, kept[r][v] * inverse[r]);
     }
 };
 
