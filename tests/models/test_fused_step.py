@@ -63,6 +63,14 @@ def test_in_float32(family):
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gemma2", "t5"])
+def test_it_is_told_where_all_lies_only_where_something_moved(family, monkeypatch):
+    told, place = [], FusedStep._place
+    monkeypatch.setattr(FusedStep, "_place", lambda self, *given: told.append(1) or place(self, *given))
+    written(model_of((DECODERS | PAIRS)[family]), True, steps=20)
+    assert len(told) == 2  # at first, and when other rows were chosen
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gemma2", "t5"])
 def test_in_bfloat16(family):
     same(model_of((DECODERS | PAIRS)[family], torch.bfloat16), 0.06)
 

@@ -30,6 +30,7 @@ MOST = {torch.bfloat16: 128, torch.float32: 16}  # rows: of more, torch's own pr
 UNIT = 16  # the width of a head must be a multiple of this
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "relu": 2}
 NOTHING = [0] * 10  # a layer that is not there
+NO_SOURCE: list[tuple[Tensor, Tensor]] = []  # keys and values of it, of a decoder
 NAMES = ("q", "k", "v", "o", "cross_q", "cross_o", "gate", "up", "down")
 NORMS = ("before", "after", "cross_before", "mlp_before", "mlp_after", "q_norm", "k_norm")
 
@@ -118,7 +119,7 @@ class FusedStep:
         parts, x = self.parts, x.contiguous()
         held = cache.rooms(x.new_empty(0, parts.kv, parts.head), rows)
         self._bias(held[0].shape[2])
-        source, memory, longest = None, list[tuple[Tensor, Tensor]](), 0
+        source, memory, longest = None, NO_SOURCE, 0
         if isinstance(cache, PairCache):
             memory = cache.memory
             source, longest = torch.tensor(cache.source_lengths), memory[0][0].shape[2]
