@@ -16,7 +16,7 @@ import pytest
 
 from tests.runs.test_processes import command, environment, losses, place, result_of, run  # noqa: F401 - a fixture
 
-STEPS = {"train.steps": 24, "train.eval_every": 6, "train.save_every": 2}
+STEPS = {"train.steps": 72, "train.eval_every": 18, "train.save_every": 2}
 SHARDED = {"method.name": "full", "train.shard": True}
 
 
@@ -31,7 +31,7 @@ def killed(place: Path, given: list[str], metrics: Path, draw: random.Random) ->
     end = time.monotonic() + 120
     while launcher.poll() is None and time.monotonic() < end:  # until it has begun to write, and a little longer
         if metrics.exists() and metrics.stat().st_size != written:
-            time.sleep(draw.uniform(0, 1.0))
+            time.sleep(draw.uniform(0, 0.5))
             break
         time.sleep(0.05)
     with suppress(psutil.NoSuchProcess):
@@ -54,22 +54,22 @@ def whole_course(place: Path, name: str) -> list[int]:  # noqa: F811
 @pytest.mark.parametrize("knobs", [{}, SHARDED], ids=["lora", "sharded"])
 @pytest.mark.parametrize("counts", [(2,), (1, 2, 3)], ids=["as many", "others"])
 def test_killed_and_gone_on_with(place, knobs, counts):  # noqa: F811
-    """Ten kills over a run (of those that came in time); as many processes as before give the same bits."""
+    """Ten kills over a run, or as many as came before it was done; as many processes as before give the same bits."""
     draw, whole = random.Random(5), "whole-sharded" if knobs else "whole"
     if not (place / "runs" / whole).exists():
         run(place, "model", "rows.jsonl", f"--name={whole}", "--processes=2", **STEPS, **knobs)
     name = f"{whole}-{len(counts)}"
     metrics, kills = place / "runs" / name / "metrics.jsonl", 0
     given = command("model", "rows.jsonl", f"--name={name}", "--processes=2", **STEPS, **knobs)
-    for _ in range(10):
+    while kills < 10:
         kills += killed(place, given, metrics, draw)
         if metrics.exists():
             given = go_on(name, draw.choice(counts))
         if (place / "runs" / name / "result.json").exists() and result_of(place, name)["status"] == "success":
             break
     subprocess.run(go_on(name, counts[-1]), cwd=place, env=environment(), check=True, timeout=300, capture_output=True)
-    assert kills > 2
-    assert whole_course(place, name) == list(range(1, 25))
+    assert kills > 4
+    assert whole_course(place, name) == list(range(1, 73))
     if counts == (2,):
         assert losses(place, name) == losses(place, whole)
     else:
