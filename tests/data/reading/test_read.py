@@ -302,6 +302,31 @@ def test_shards_are_read_in_order(tmp_path):
     assert [file.name[6:11] for file in find_splits(tmp_path)["train"]] == ["00000", "00001", "00002"]
 
 
+SHARDS = [  # files, and what is said of them
+    (("train-00000-of-00003", "train-00002-of-00003"), r"2 of 3 train files: beside train-00000-.* number 1 is"),
+    (("train-00001-of-00002",), r"has 1 of 2 train files: .* number 0 is lacking"),
+    (("train-0-of-2", "train-1-of-2", "train-0-of-3"), r"train-0-of-2.jsonl and train-0-of-3.jsonl are of two sets"),
+    (("train-0-of-2", "Train-00-of-02", "train-1-of-2"), r"are of two sets of train files; keep one"),
+    (("train", "train-0-of-2", "train-1-of-2"), r"train.jsonl and train-0-of-2.jsonl .* could all be the train file"),
+    (("train", "val-0-of-2"), r"has 1 of 2 validation files: beside val-0-of-2.jsonl number 1 is lacking"),
+    (("train-1-of-900000000",), r"has 1 of 900,000,000 train files: .* number 0, 2, 3, 4 is lacking"),
+]
+
+
+@pytest.mark.parametrize(("names", "says"), SHARDS, ids=lambda x: "" if isinstance(x, str) else x[-1])
+def test_shards_of_which_some_are_lacking_or_too_many_are_refused(names, says, tmp_path):
+    for name in names:
+        write(tmp_path / f"{name}.jsonl", "x")
+    with pytest.raises(DataError, match=says):
+        find_splits(tmp_path)
+
+
+def test_shards_that_are_counted_from_one_are_whole(tmp_path):
+    for number in (1, 2, 3):
+        write(tmp_path / f"train-{number}-of-3.csv", "x")
+    assert len(find_splits(tmp_path)["train"]) == 3
+
+
 def test_a_folder_without_training_data_lists_what_it_holds(tmp_path):
     with pytest.raises(DataError, match=r"has no train file; it holds no file\. Expected train\.jsonl"):
         find_splits(tmp_path)
