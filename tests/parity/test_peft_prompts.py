@@ -8,6 +8,7 @@ import torch
 
 from microplane.checkpoints.adapter import read_method, save_adapter
 from microplane.errors import AdapterError
+from microplane.exports.ways import ways
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.models.files.load import load_model
@@ -98,6 +99,7 @@ def test_what_peft_has_no_room_for_is_kept_in_our_own_format(tmp_path):
         method.attach(model)
         save_adapter(tmp_path / knobs["name"], model, method, {"base": str(base)})
         assert not (tmp_path / knobs["name"] / "adapter_config.json").exists()
+        assert "peft" not in ways(model, method)
         assert read_method(tmp_path / knobs["name"])[0] == method
 
 
