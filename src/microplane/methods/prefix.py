@@ -229,8 +229,10 @@ class PrefixTuning(Method):
             _empty(prefix.keys, prefix.values)
 
     def has_peft_format(self, model: nn.Module) -> bool:
-        """On a decoder without windows, in which peft's prefix goes out of sight."""
-        return _one_stack(model) and not any(cast(Any, model).config.windows)
+        """On a decoder in which it is no matter that peft's prefix has places of the text: in a window it goes out of
+        sight, and positions that are embedded begin behind it."""
+        config = cast(Any, model).config if _one_stack(model) else None
+        return config is not None and not any(config.windows) and not config.positions
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         if not self.has_peft_format(model):

@@ -116,6 +116,14 @@ def test_a_quoted_cell_that_holds_what_looks_like_rows_is_told(tmp_path, content
     assert all(told in notice and 'written twice ("")' in notice for _, notice in notices)
 
 
+def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path):
+    column = pa.array(["a"])
+    table = pa.Table.from_arrays([column, column, pa.array(["b"])], names=["prompt", "completion", "completion"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet has two columns 'completion'"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
 def test_of_parquet_only_the_columns_in_use_are_read_and_odd_types_do_no_harm(tmp_path):
     far = pa.array([2**62, 5], pa.timestamp("us"))
     table = pa.table({"prompt": ["a", "b"], "when": far, "took": pa.array([1, 2], pa.duration("ns"))})

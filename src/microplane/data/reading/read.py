@@ -202,6 +202,8 @@ def _parquet(path: Path, keys: Collection[str]) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"{path} has two columns {twice!r}, expected one; rename or leave out the other")
             there = [name for name in names if not keys or name in keys]
             for batch in file.iter_batches(batch_size=256, columns=there):
                 columns = {name: _values(column) for name, column in zip(batch.schema.names, batch, strict=True)}
