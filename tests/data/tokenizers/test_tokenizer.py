@@ -111,6 +111,20 @@ def test_tokenizer_json_decides_what_is_put_around_a_text(folder, switch):
     assert load_tokenizer(folder).encode("") == AutoTokenizer.from_pretrained(folder)("").input_ids == [0]
 
 
+def test_a_token_that_is_added_as_a_single_word_is_not_cut_out_of_longer_ones(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    flags = {
+        "content": "tool",
+        "single_word": True,
+        **dict.fromkeys(("lstrip", "rstrip", "normalized", "special"), False),
+    }
+    write(folder, "tokenizer_config.json", config | {"added_tokens_decoder": {"360": flags}})
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "tool toolbox a tool"
+    assert ours.encode(text) == theirs(text).input_ids
+    assert ours.encode(text).count(360) == 2
+
+
 def test_offsets_are_characters(folder):
     text = "über 你好 hello"
     ids, offsets = load_tokenizer(folder).encode_with_offsets(text)
