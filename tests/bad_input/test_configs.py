@@ -74,6 +74,8 @@ CASES = [
     yaml("a Python object in YAML", "a: !!python/object/apply:os.system ['echo']", "c.yaml is not YAML", "os.system"),
     yaml("a damaged value in YAML", "a: !!bool x", "c.yaml is not YAML", "damaged"),
     yaml("brackets without end", "[" * 3000, "c.yaml is not YAML", "nested too deeply"),
+    yaml("a section twice", "train: {lr: 1}\ntrain: {seed: 2}\n", "c.yaml is not YAML", "'train' stands there twice"),
+    yaml("a knob twice", "train:\n  lr: 1e-3\n  lr: 2e-3\n", "c.yaml is not YAML", "'lr' stands there twice", "line 3"),
     yaml("a configuration within itself", "a: &a [*a]\n", "c.yaml", "a: there is no such knob"),
     yaml("a binary configuration", bytes(range(128, 256)), "c.yaml is not YAML", "0x80"),
     yaml(

@@ -67,6 +67,7 @@ def test_scores_in_words():
     assert describe_scores({"loss": 0.5, "exact_match": 0.847}) == "loss 0.500, exact_match 84.7%"
     parts = describe_scores({"perplexity": 1.5, "bleu": 31.25, "chrf": 48.5, "rmse": 2.0, "pearson": 0.5})
     assert parts == "perplexity 1.500, bleu 31.250, chrf 48.500, rmse 2.000, pearson 0.500"
+    assert describe_scores({"edits": 12.4, "macro_f1": 0.5}) == "edits 12.400, macro_f1 50.0%"  # one of a package
 
 
 def test_an_answer_may_be_twice_the_longest_right_one():

@@ -12,6 +12,8 @@ from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.method import trainable, trainable_parameters
 from microplane.methods.prefix import attention_sites
+from microplane.models.configs.decoder import DecoderConfig
+from microplane.models.decoder import Decoder
 from microplane.nn.attention import MaskSpec, attend
 from microplane.nn.attention_reference import attend_reference
 from microplane.nn.rows import Pairs, Rows
@@ -19,7 +21,7 @@ from microplane.training.optim import make_optimizer
 from microplane.training.resume import load_checkpoint, save_checkpoint
 from tests.methods.kit import shake
 from tests.methods.test_families import IDS, hidden
-from tests.tiny import tiny, tiny_encoder, tiny_pairs
+from tests.tiny import CONFIGS, tiny, tiny_encoder, tiny_pairs
 
 MAKERS = {
     "decoder": tiny,
@@ -39,6 +41,14 @@ def attached(make=tiny, **knobs):
 
 def prefixes(model):
     return {name: place.attention.prefix for name, place in attention_sites(model)}
+
+
+def test_a_prefix_has_the_heads_of_the_keys_also_where_these_are_in_one_matrix_with_the_queries():
+    fields = CONFIGS["phi3"] | {"num_attention_heads": 8}  # beside 2 of keys
+    method, model = attached(lambda: Decoder(DecoderConfig.from_hf(fields)).init_weights(0))
+    assert {prefix.shape for prefix in prefixes(model).values()} == {(2, 3, 4)}
+    assert model(Rows.of([[5, 6, 7]])).isfinite().all()
+    assert method.peft_config(model)["num_attention_heads"] == 2
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -104,7 +104,9 @@ def test_it_starts_from_words_the_vocabulary_or_noise():
     table = tiny().embed.weight
     _, model = attached(tiny)
     assert all((table == vector).all(1).any() for vector in model.prompt_socket.vectors)
-    _, model = attached(tiny, start="random")
+    torch.manual_seed(0)
+    _, model = attached(tiny, start="random", length=40)
+    assert 0.7 < model.prompt_socket.vectors.std() / table.std() < 1.4  # as large as words
     assert not any((table == vector).all(1).any() for vector in model.prompt_socket.vectors)
     _, model = attached(tiny, start="text", text_ids=[5, 6], length=5)
     assert torch.equal(model.prompt_socket.vectors, table[[5, 6, 5, 6, 5]])  # repeated, and cut

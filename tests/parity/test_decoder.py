@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers
 
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.rows import Rows
-from tests.parity.decoder_shapes import SHAPES
+from tests.parity.decoder_shapes import GPT2_SIZE, NEOX_SIZE, PHI3_SIZE, SHAPES, STARCODER2_SIZE
 
 SMALL = {
     "vocab_size": 67,
@@ -302,6 +303,43 @@ def test_embedding_factor_of_gemma_is_rounded_as_in_transformers(tmp_path):
     rows = Rows.of([[5, 6, 7]])
     ours(rows)
     assert torch.equal(seen[0], theirs.get_input_embeddings()(rows.ids))
+
+
+NO_BIASES = {"attention_bias": True, "mlp_bias": True}
+UNREAD: list[
+    tuple[type, dict[str, Any], dict[str, Any]]
+] = [  # family, its size, what may stand in its config.json, and None: what may not
+    (transformers.MistralConfig, SMALL, NO_BIASES | {"hidden_activation": "relu"}),
+    (transformers.Qwen2Config, SMALL, NO_BIASES),
+    (transformers.Phi3Config, PHI3_SIZE, NO_BIASES | {"hidden_dropout": 0.5}),
+    (transformers.Qwen3Config, SMALL, {"mlp_bias": True}),
+    (transformers.Olmo2Config, SMALL, {"mlp_bias": True}),
+    (transformers.Gemma2Config, SMALL | GEMMA, {"mlp_bias": True, "hidden_act": "relu"}),
+    (transformers.Gemma3TextConfig, SMALL | GEMMA, {"mlp_bias": True, "attn_logit_softcapping": 0.1}),
+    (
+        transformers.GPTNeoXConfig,
+        NEOX_SIZE,
+        {"mlp_bias": False, "rms_norm_eps": 0.5, "layer_norm_eps": None, "rope_theta": 3.0},
+    ),
+    (transformers.Starcoder2Config, STARCODER2_SIZE, {"mlp_bias": False, "attention_bias": False, "use_bias": None}),
+    (transformers.GPT2Config, GPT2_SIZE, {"hidden_act": "relu", "activation_function": None, "intermediate_size": 7}),
+]
+
+
+@pytest.mark.parametrize(("family", "size", "fields"), UNREAD, ids=lambda x: getattr(x, "model_type", ""))
+def test_a_field_that_the_class_of_a_family_does_not_read_counts_for_nothing(family, size, fields, tmp_path):
+    """Files get them from tools that write Llama's fields for every family."""
+    Case("", family, {"num_hidden_layers": 2}, size).build().save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(
+        json.dumps({name: x for name, x in told.items() if fields.get(name, 0) is not None})
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    batch, ours = padded(texts((20,)), "right"), load_model(tmp_path)
+    expected = theirs(**batch).logits[0].detach()
+    assert off(ours.logits(ours(Rows.of(batch["input_ids"].tolist()))), expected) < 1e-4
+    save_model(ours, tmp_path / "again")
+    assert load_model(tmp_path / "again").config == ours.config
 
 
 def test_text_part_of_a_gemma_3_that_sees_images(tmp_path):

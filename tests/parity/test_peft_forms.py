@@ -170,6 +170,15 @@ def test_a_tied_embedding_that_comes_with_an_adapter(trained, tmp_path):
     assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(opened), 3e-5)
 
 
+@pytest.mark.parametrize("parts", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids="+".join)
+def test_an_embedding_and_a_head_that_peft_trained_as_one_stay_one(parts, tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    model = save(base, tmp_path / "adapter", target_modules=["k_proj"], modules_to_save=parts, ensure_weight_tying=True)
+    opened = load(tmp_path / "adapter", dtype="float32").model
+    assert opened.config.tied
+    assert_equal(ours(opened), theirs(model), 3e-5)
+
+
 KEPT = {"base_model_name_or_path", "peft_type", "target_modules", "feedforward_modules", "num_virtual_tokens"}
 SHORT = {
     "lora": lambda: peft.LoraConfig(target_modules=["k_proj", "up_proj"], init_lora_weights=False),

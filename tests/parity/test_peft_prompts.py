@@ -8,6 +8,7 @@ import torch
 
 from microplane.checkpoints.adapter import read_method, save_adapter
 from microplane.errors import AdapterError
+from microplane.exports.ways import ways
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.models.files.load import load_model
@@ -92,13 +93,26 @@ def test_of_a_prefix_made_by_an_mlp_the_outcome_is_read(tmp_path):
 
 
 def test_what_peft_has_no_room_for_is_kept_in_our_own_format(tmp_path):
-    for knobs, family in (({"name": "prompt", "norms": True}, "llama-tied"), ({"name": "prefix"}, "gemma2")):
-        base = save_tiny_folder(tmp_path / f"base-{knobs['name']}", family)
+    prefix = {"name": "prefix"}
+    for knobs, family in (({"name": "prompt", "norms": True}, "llama-tied"), (prefix, "gemma2"), (prefix, "gpt2")):
+        base = save_tiny_folder(tmp_path / f"base-{family}", family)
         model, method = load_model(base), make_method(knobs)
         method.attach(model)
-        save_adapter(tmp_path / knobs["name"], model, method, {"base": str(base)})
-        assert not (tmp_path / knobs["name"] / "adapter_config.json").exists()
-        assert read_method(tmp_path / knobs["name"])[0] == method
+        save_adapter(tmp_path / family, model, method, {"base": str(base)})
+        assert not (tmp_path / family / "adapter_config.json").exists()
+        assert "peft" not in ways(model, method)
+        assert read_method(tmp_path / family)[0] == method
+
+
+@pytest.mark.parametrize("family", ["starcoder2", "gpt2"])
+def test_a_prefix_of_pefts_that_would_be_another_function_here_is_refused(family, tmp_path):
+    """In a window it goes out of sight there, and embedded positions begin behind it."""
+    base = save_tiny_folder(tmp_path / "base", family)
+    adapted_reference(base, CONFIGS["prefix"](task_type="CAUSAL_LM", num_virtual_tokens=P)).save_pretrained(
+        tmp_path / "a"
+    )
+    with pytest.raises(AdapterError, match="prefix: peft computes another function on"):
+        load(tmp_path / "a", dtype="float32")
 
 
 def test_two_prompts_of_one_adapter_are_refused(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from microplane.config.build import assemble
 from microplane.config.knobs import DataKnobs, EvalKnobs, RunKnobs, TrainKnobs
 from microplane.errors import ConfigError
 from microplane.evaluation.trivial import Trivial
@@ -161,6 +162,14 @@ def test_a_run_is_measured_by_its_own_knobs_of_the_data_where_nothing_else_is_as
     loaded = named(method=named(), template="chat", system=None, about={name: own}, model=named(task_head=None))
     assert getattr(evaluate._as_trained(DataKnobs(), loaded), name) == taken
     assert name in asked.TAKEN_OVER
+
+
+def test_a_default_that_is_asked_for_is_asked_for():
+    """A greatest length, of a run whose rows were cut earlier."""
+    loaded = named(method=named(), template="chat", system=None, about={"max_length": 77}, model=named(task_head=None))
+    usual = DataKnobs().max_length
+    assert evaluate._as_trained(DataKnobs(max_length=usual), loaded).max_length == usual
+    assert assemble(given={"data.max_length": usual}).data.model_fields_set == {"max_length"}
 
 
 def test_what_was_forgotten_is_what_the_tuned_model_loses_more():

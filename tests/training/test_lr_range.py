@@ -10,13 +10,16 @@ import pytest
 import microplane
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
-from microplane.methods import METHODS
+from microplane.methods import METHODS, make_method
+from microplane.methods.method import attach_method
+from microplane.objectives.next_token import NextToken
 from microplane.report.page import write_report
 from microplane.runs import lr_search
-from microplane.training.lr_range import PART, choose
+from microplane.training.lr_range import PART, _loss_at_start, choose
+from microplane.training.step import Totals, TrainState, train_step
 from tests.data.preparing.test_doubts import asked
 from tests.labels import encoder_folder, reviews
-from tests.tiny import save_tiny_folder
+from tests.tiny import copy_task, save_tiny_folder, tiny
 
 SETS = {"train.threads": 1, "model.dtype": "float32", "eval.rows": 0, "train.steps": 48, "train.batch_size": 2}
 SETS |= {"train.eval_every": 48}
@@ -34,6 +37,10 @@ def test_a_third_of_the_rate_that_gained_most():
 def test_chance_is_averaged_away():
     noisy = [0, 0.05, 0, 0.3, 0.1, 0.35, 0.5, 0.4]
     assert choose(1e-3, RATES, noisy).chosen == pytest.approx(RATES[7] * PART, rel=0.01)
+
+
+def test_the_first_rates_of_a_sweep_count_as_much_as_the_others():
+    assert choose(1e-3, RATES, [0.5, *[0.4] * 7]).chosen == pytest.approx(RATES[0] * PART, rel=0.01)
 
 
 def test_an_edge_is_told():
@@ -58,6 +65,16 @@ def test_what_is_no_rate_is_refused(given):
 def test_a_rate_that_is_searched_may_be_lowered():
     assert TrainKnobs(lr="auto").lowers_lr
     assert not TrainKnobs(lr=1e-3).lowers_lr
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_start_is_measured_by_the_loss_of_the_steps(smoothing):
+    method, model = make_method({"name": "lora"}), tiny()
+    attach_method(method, model)
+    knobs = TrainKnobs(batch_size=8, micro_tokens=20, steps=1, label_smoothing=smoothing)
+    state = TrainState.of(NextToken(), model, method, copy_task(16), knobs)
+    start = _loss_at_start(state, model, 0)
+    assert start == pytest.approx(train_step(state, Totals())["loss"], rel=1e-5)
 
 
 def files(folder) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from microplane.checkpoints.tensors import save_tensors
 from microplane.errors import CheckpointError
 from microplane.training import resume
 from microplane.training.adafactor import Adafactor
+from microplane.training.log import Log, read_lines
 from microplane.training.resume import load_optimizer, optimizer_tensors
 
 
@@ -80,6 +81,23 @@ def test_what_comes_behind_a_step_is_forgotten_and_not_the_step_itself(tmp_path)
         (folder / "state.json").touch()
     resume.forget_after(tmp_path, 5)
     assert [resume.step_of(folder) for folder in resume.checkpoints(tmp_path)] == [0, 5]
+
+
+def test_what_the_clock_said_up_to_a_checkpoint_is_kept(tmp_path):
+    log = Log(tmp_path, lambda record: None)
+    for step in (1, 2, 3):
+        log.write({"step": step}, {"step": step, "seconds": 1.0})
+    log.rewind(2 * log.bytes // 3, 2)
+    assert [record["step"] for record in read_lines(log.speed)] == [1, 2]
+    assert [record["step"] for record in read_lines(log.metrics)] == [1, 2]
+
+
+def test_a_folder_without_its_state_is_no_checkpoint(tmp_path):
+    """As a kill may leave one that is being deleted."""
+    for step in (5, 10):
+        resume.of_step(tmp_path, step).mkdir()
+    (resume.of_step(tmp_path, 5) / "state.json").touch()
+    assert [resume.step_of(folder) for folder in resume.checkpoints(tmp_path)] == [5]
 
 
 def test_what_an_optimizer_has_beyond_a_checkpoint_is_forgotten():

@@ -92,6 +92,10 @@ def settle(
     Raises:
         AdapterError: for what has no place on this model.
     """
+    if not method.has_peft_format(model):
+        raise AdapterError(
+            f"{method.name}: peft computes another function on {model.config.architecture}; train it here"
+        )
     _check_saved(config, state)
     rest = _without_images(model, {n: t for n, t in state.items() if ".original_module." not in n})  # the base's own
     if config.get("task_type") in HEADS:
@@ -240,9 +244,9 @@ def _put_weights(
     """
     embedding, head = model.tied_names
     tied = bool(model.config.tied) and model.task_head is None
-    if tied and head in whole and _is_embedding(model, whole, names):
-        whole = {name: tensor for name, tensor in whole.items() if name != head}
     apart = tied and embedding in whole and any(embedding.endswith(f"{name}.weight") for name in trained)
+    if tied and head in whole and _is_embedding(model, whole, names):  # they were trained as one, or not at all
+        whole, apart = {name: tensor for name, tensor in whole.items() if name != head}, False
     if tied and (head in whole or apart):  # peft trains a copy of the one, and the other stays as it was
         _untie(model, model.get_parameter(names[embedding]), "modules_to_save")
         names = {**names, head: "head.weight"}

@@ -10,7 +10,17 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; here it is a number, as YAML 1.2 has it."""
+    """YAML 1.1 reads `1e-3` as text; here it is a number, as YAML 1.2 has it. A name that stands twice is an error, as
+    it is there: PyYAML takes the second, and of two sections `train` the first would be ignored in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(str(key.value))
+        return node
 
 
 class _Dumper(yaml.SafeDumper):

@@ -233,7 +233,8 @@ def class_lines(found: ByClass) -> list[str]:
 
 
 def describe_scores(scores: dict[str, float]) -> str:
-    """One line: shares as percentages, the rest with three decimals."""
-    plain = ("loss", "general_loss", "perplexity", "bleu", "chrf", "rmse", "pearson", "spearman")
-    parts = [f"{name} {value:.3f}" if name in plain else f"{name} {value:.1%}" for name, value in scores.items()]
+    """One line: shares as percentages, the rest with three decimals; of a package's metric nobody knows that it is a
+    share."""
+    shares = {*metrics.SHARES, *label_metrics.SHARES}
+    parts = [f"{name} {value:.1%}" if name in shares else f"{name} {value:.3f}" for name, value in scores.items()]
     return ", ".join(parts)

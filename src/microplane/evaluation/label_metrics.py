@@ -18,6 +18,7 @@ from microplane.objectives.base import ByClass, ClassScores
 Scores = dict[str, float]
 
 _SHARES: tuple[Literal["f1", "precision", "recall"], ...] = ("f1", "precision", "recall")
+SHARES = ("accuracy", "macro_f1", "micro_f1", *(f"entity_{name}" for name in _SHARES))  # figures in 0..1
 MATRIX = 50  # classes up to which a confusion matrix can be read
 
 

@@ -54,6 +54,7 @@ def score(names: Sequence[str], predictions: Texts, targets: Texts) -> dict[str,
 
 
 LOWER_IS_BETTER = ("loss", "perplexity", "rmse")
+SHARES = ("exact_match", "json_valid", "json_equal", "accuracy", "macro_f1", "rouge1", "rouge2", "rougeL")  # in 0..1
 
 
 def lower_is_better(figures: Iterable[str]) -> list[str]:

@@ -31,7 +31,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     if not (own / CONFIG).is_file():
         why = method.not_convertible or ("adds what is no change of a weight" if not method.mergeable else None)
         way = f"the method {method.name} {why}" if why else f"microplane convert {source.name} writes it as LoRA"
-        raise AdapterError(f"peft has no format for an adapter of the method {method.name}; {way}")
+        raise AdapterError(f"peft has no format for an adapter of the method {method.name} on this model; {way}")
     for file in sorted(own.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             write_aside(folder / file.name, file.read_bytes())

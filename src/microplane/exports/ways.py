@@ -21,7 +21,7 @@ def _has_place(form: Format, model: Model, method: Method) -> bool:
     if model.task_head is not None and form.name not in WITH_HEAD:
         return False
     if form.name == "peft":
-        return method.peft_type is not None
+        return method.has_peft_format(model)
     if form.name != "hf" and (model.KIND not in form.kinds or module_map_of(model) is not None):
         return False
     if form.needs_adapter:

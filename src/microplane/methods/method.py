@@ -211,6 +211,10 @@ class Method(BaseModel):
         """The tensors of a file of peft's, with what the knobs that `of_peft` gave cannot say put into them."""
         return state
 
+    def has_peft_format(self, model: nn.Module) -> bool:
+        """Whether what it trains on this model can be an adapter of peft's."""
+        return self.peft_type is not None
+
     @property
     def trains_base(self) -> bool:
         """Whether any of the model's own weights train."""

@@ -228,9 +228,14 @@ class PrefixTuning(Method):
         for prefix in self._prefixes(model).values():
             _empty(prefix.keys, prefix.values)
 
+    def has_peft_format(self, model: nn.Module) -> bool:
+        """On a decoder in which it is no matter that peft's prefix has places of the text: in a window it goes out of
+        sight, and positions that are embedded begin behind it."""
+        config = cast(Any, model).config if _one_stack(model) else None
+        return config is not None and not any(config.windows) and not config.positions
+
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
-        config = cast(Any, model).config
-        if not _one_stack(model) or any(config.windows):  # in a window, peft's prefix goes out of sight
+        if not self.has_peft_format(model):
             return None
         width = next(iter(self._prefixes(model).values())).shape
         own = {"token_dim": width[0] * width[2], "num_attention_heads": width[0]}
@@ -243,10 +248,11 @@ class PrefixTuning(Method):
 
 
 def _keys_width(attention: nn.Module) -> int:
-    """KV * Dh, also where q, k and v are one matrix."""
-    k = getattr(attention, "k", None)
-    width: int = k.out_features if k is not None else cast(Any, attention).qkv.out_features // 3
-    return width
+    """KV * Dh, also where q, k and v are one matrix, of which a decoder's may have fewer keys than queries."""
+    if (k := getattr(attention, "k", None)) is not None:
+        return int(k.out_features)
+    widths = getattr(attention, "widths", None)  # of q, k and v
+    return int(widths[1] if widths else cast(Any, attention).qkv.out_features // 3)
 
 
 def _one_stack(model: nn.Module) -> bool:

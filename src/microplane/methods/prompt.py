@@ -125,8 +125,12 @@ class PromptTuning(Method):
         rest = {name: tensor for name, tensor in super().state(model).items() if tensor is not vectors}
         return {STATE: vectors, **rest}
 
+    def has_peft_format(self, model: nn.Module) -> bool:
+        """Which has no room for norms."""
+        return not self.norms
+
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
-        if self.norms:  # which peft's format has no room for
+        if not self.has_peft_format(model):
             return None
         return virtual_tokens(self, model, self.length) | {"prompt_tuning_init": "RANDOM"}
 

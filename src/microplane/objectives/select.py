@@ -85,7 +85,8 @@ class LabelCandidates:
 
     def read_format(self, rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
         """See `LabelFormat`."""
-        return LabelFormat(rows, file, self.task, self.classes, self.no_label, knobs.fields)
+        task = self.task or (knobs.task if knobs.task in TASKS else None)
+        return LabelFormat(rows, file, task, self.classes, self.no_label, knobs.fields)
 
     def objective(self, format_name: str) -> AnyObjective:
         """That of the task, after which the format of labels is called."""

@@ -128,7 +128,7 @@ def _as_trained(data: DataKnobs, loaded: Pipeline) -> DataKnobs:
         given["template"] = loaded.template
         given["system"] = loaded.system if data.system is None else data.system
     for name in TAKEN_OVER:
-        if getattr(data, name) == DataKnobs.model_fields[name].default and (own := (loaded.about or {}).get(name)):
+        if name not in data.model_fields_set and (own := (loaded.about or {}).get(name)):
             given[name] = tuple(own) if isinstance(own, list) else own
     if loaded.model.task_head is not None:
         given["task"] = "auto"  # it is asked for the labels that it has

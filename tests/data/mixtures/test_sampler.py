@@ -21,6 +21,7 @@ from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures import task_templates
 from microplane.data.mixtures.render import materialise
 from microplane.data.mixtures.sampler import open_mixture
+from microplane.data.mixtures.sources import _own_options
 from microplane.data.mixtures.spec import READY
 from microplane.data.mixtures.task_templates import family
 from microplane.data.preparing.first_pass import files_of
@@ -191,6 +192,10 @@ def test_a_copy_of_the_row_is_no_exemplar_for_it(tmp_path):
     for row in mixture.rows(0, 60):
         assert row["inputs"].count("<same>") <= 1
         assert row["shots"] == row["inputs"].count("<same>") + row["inputs"].count("<other>") - 1
+
+
+def test_an_option_that_a_row_lists_twice_is_one():
+    assert _own_options({"all": ["yes", "no", "yes ", "no"]}, "all", "no") == ["yes", "no"]
 
 
 def test_options_are_those_of_the_row_in_a_drawn_order_or_the_given_one(place):

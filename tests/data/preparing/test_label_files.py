@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from microplane.config.knobs import DataKnobs
-from microplane.data.preparing.load_splits import load_splits
+from microplane.data.preparing.load_splits import load_rows, load_splits
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
 from microplane.models.configs.head import IGNORED
@@ -202,3 +202,41 @@ def test_what_is_trained_is_what_the_file_says(part, tmp_path, monkeypatch):
             assert labels == expected, (seed, line)
         assert sum(splits.summary.bad.values()) == file.wanted.count(REFUSED), seed
         assert sum(splits.summary.unlabelled.values()) == file.wanted.count(LEFT_OUT), seed
+
+
+HOT = [[n % 2, 1, n // 7 % 2] for n in range(20)]
+OTHERS: list[tuple[list[Any], list[Any], str]] = [  # labels of training rows, of test rows, and what is said of those
+    (HOT, [[0, 1], [1, 1]], "the labels are lists of 2 times 0 or 1, expected lists of 3 times 0 or 1 as in train"),
+    (HOT, [["0"], ["1"]], "the labels are lists of names, expected lists of 3 times 0 or 1 as in train"),
+    ([["0", "2"], ["1"]] * 10, [[0, 1]], "the labels are lists of 2 times 0 or 1, expected lists of names as in train"),
+    (["a", "b"] * 10, [["a", "b"]], r"key 'label' is a list \['a', 'b'\], expected a label"),
+    (["a", "b"] * 10, [0.5, 1.5], "expected a label"),
+    ([n / 8 for n in range(20)], ["good"], "key 'label' is the text 'good', expected a number"),
+]
+
+
+@pytest.mark.parametrize(("train", "test", "said"), OTHERS, ids=str)
+def test_labels_of_test_rows_are_read_as_those_of_the_training_rows(train, test, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    save_wordpiece(tmp_path)
+    for name, labels in {"train": train, "test": test, "again": train[:3]}.items():
+        rows = (json.dumps({"text": f"film {n}", "label": label}) + "\n" for n, label in enumerate(labels))
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    knobs = DataKnobs(train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"), max_unknown=1)
+    with pytest.raises(DataError, match=f"test.jsonl.*{said}" if "key" not in said else said):
+        load_splits(knobs, load_tokenizer(tmp_path), LabelCandidates(None))
+    again = load_splits(
+        knobs.model_copy(update={"test": str(tmp_path / "again.jsonl")}),
+        load_tokenizer(tmp_path),
+        LabelCandidates(None),
+    )
+    assert len(again.test) == 3
+
+
+def test_multi_hot_rows_of_another_length_than_a_models_classes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    save_wordpiece(tmp_path)
+    (data := tmp_path / "a.jsonl").write_text('{"text": "film", "label": [0, 1]}\n' * 3)
+    known = LabelCandidates("multilabel", ("0", "1", "2"))
+    with pytest.raises(DataError, match="lists of 2 times 0 or 1, expected the names or 3 numbers for the classes of"):
+        load_rows(DataKnobs(train=str(data), max_unknown=1), load_tokenizer(tmp_path), known)

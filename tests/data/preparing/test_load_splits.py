@@ -325,14 +325,15 @@ def test_rows_on_both_sides_are_found(tmp_path, plain):
     train = write(tmp_path / "train.jsonl", map(pair, range(10)))
     validation = write(tmp_path / "dev.jsonl", [pair(20)])
     test = write(
-        tmp_path / "test.csv", ["input,output", "question 30,a", *(f"question {n},answer {n}" for n in range(7))]
+        tmp_path / "test.csv",
+        ["input,output", "question 30,a", *(f"question {n},answer {n}" for n in (5, 1, 0, 2, 3, 4, 6))],
     )
     summary = text_splits(DataKnobs(train=train, validation=validation, test=test), plain).summary
     assert summary.overlap == {"validation": 0, "test": 7}
-    assert summary.overlap_examples[:2] == ["train.jsonl:1 = test.csv:3", "train.jsonl:2 = test.csv:4"]
+    assert summary.overlap_examples[:2] == ["train.jsonl:6 = test.csv:3", "train.jsonl:2 = test.csv:4"]
     assert len(summary.overlap_examples) == 5
     assert summary.warnings == [
-        "7 of 8 test rows stand in the training rows too (train.jsonl:1 = test.csv:3): numbers measured on test will "
+        "7 of 8 test rows stand in the training rows too (train.jsonl:6 = test.csv:3): numbers measured on test will "
         "look too good"
     ]
 
@@ -433,6 +434,12 @@ def test_rows_with_nothing_to_train_on_are_dropped(tmp_path, plain):
         f"{dropped} of {summary.rows['train'] + dropped} train rows ({dropped / (summary.rows['train'] + dropped):.1%})"
     )
     assert summary.warnings[0] == f"{share} have nothing to train on and were dropped"
+
+
+def test_rows_that_hold_special_tokens_as_text_are_counted(tmp_path, plain):
+    rows = [{"prompt": f"what is {'</s>' if n % 3 == 0 else 'it'} {n}?", "completion": "a"} for n in range(12)]
+    warnings = text_splits(DataKnobs(train=write(tmp_path / "x.jsonl", rows)), plain).summary.warnings
+    assert sum(text.startswith("4 rows hold special tokens of the model as text") for text in warnings) == 1
 
 
 def test_data_with_nothing_to_train_on_is_refused(tmp_path, plain, cache):

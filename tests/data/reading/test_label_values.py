@@ -118,6 +118,7 @@ def test_lists_that_repeat_a_number_name_no_classes():
 def test_the_columns_of_multi_hot_rows_have_the_names_of_the_models_head():
     assert read([[0, 1], [1, 1]], known=("calm", "loud")) == [("loud",), ("calm", "loud")]
     assert look([[0, 1, 0]], None, known=("calm", "loud")).classes == ("0", "1", "2")
+    assert read([["0", "1.0"], ["1", "0"]], known=("calm", "loud")) == [("loud",), ("calm",)]
 
 
 def test_what_is_not_multi_hot_among_multi_hot_rows_is_refused():

@@ -116,6 +116,14 @@ def test_a_quoted_cell_that_holds_what_looks_like_rows_is_told(tmp_path, content
     assert all(told in notice and 'written twice ("")' in notice for _, notice in notices)
 
 
+def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path):
+    column = pa.array(["a"])
+    table = pa.Table.from_arrays([column, column, pa.array(["b"])], names=["prompt", "completion", "completion"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet has two columns 'completion'"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
 def test_of_parquet_only_the_columns_in_use_are_read_and_odd_types_do_no_harm(tmp_path):
     far = pa.array([2**62, 5], pa.timestamp("us"))
     table = pa.table({"prompt": ["a", "b"], "when": far, "took": pa.array([1, 2], pa.duration("ns"))})
@@ -300,6 +308,31 @@ def test_shards_are_read_in_order(tmp_path):
         write(tmp_path / f"train-0000{number}-of-00003.parquet", "x")
     write(tmp_path / "train-old.parquet", "x")
     assert [file.name[6:11] for file in find_splits(tmp_path)["train"]] == ["00000", "00001", "00002"]
+
+
+SHARDS = [  # files, and what is said of them
+    (("train-00000-of-00003", "train-00002-of-00003"), r"2 of 3 train files: beside train-00000-.* number 1 is"),
+    (("train-00001-of-00002",), r"has 1 of 2 train files: .* number 0 is lacking"),
+    (("train-0-of-2", "train-1-of-2", "train-0-of-3"), r"train-0-of-2.jsonl and train-0-of-3.jsonl are of two sets"),
+    (("train-0-of-2", "Train-00-of-02", "train-1-of-2"), r"are of two sets of train files; keep one"),
+    (("train", "train-0-of-2", "train-1-of-2"), r"train.jsonl and train-0-of-2.jsonl .* could all be the train file"),
+    (("train", "val-0-of-2"), r"has 1 of 2 validation files: beside val-0-of-2.jsonl number 1 is lacking"),
+    (("train-1-of-900000000",), r"has 1 of 900,000,000 train files: .* number 0, 2, 3, 4 is lacking"),
+]
+
+
+@pytest.mark.parametrize(("names", "says"), SHARDS, ids=lambda x: "" if isinstance(x, str) else x[-1])
+def test_shards_of_which_some_are_lacking_or_too_many_are_refused(names, says, tmp_path):
+    for name in names:
+        write(tmp_path / f"{name}.jsonl", "x")
+    with pytest.raises(DataError, match=says):
+        find_splits(tmp_path)
+
+
+def test_shards_that_are_counted_from_one_are_whole(tmp_path):
+    for number in (1, 2, 3):
+        write(tmp_path / f"train-{number}-of-3.csv", "x")
+    assert len(find_splits(tmp_path)["train"]) == 3
 
 
 def test_a_folder_without_training_data_lists_what_it_holds(tmp_path):

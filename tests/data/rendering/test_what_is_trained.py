@@ -3,13 +3,17 @@ thoughts, calls of tools, answers with a weight, texts that were rendered alread
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from transformers import AutoTokenizer
 
 from microplane.data.reading.example import Example, Message
 from microplane.data.rendering.causal import causal_renderer
 from microplane.data.rendering.seq2seq import Seq2SeqRenderer
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.errors import DataError
+from tests.tiny import CHATML, SHALLOW, save_tiny_folder
 
 SPECIAL = ("<s>", "<eos>", "<t>", "</t>")
 # As DeepSeek-R1's: no answer keeps its thought; generation opens one, or does not.
@@ -174,6 +178,29 @@ def test_what_the_template_leaves_out_is_refused(model, template, example, messa
         rows(model(template), example)
 
 
+@pytest.mark.parametrize("in_files", [True, False])
+def test_conversations_that_offer_tools_have_the_template_of_that_name(in_files, tmp_path):
+    folder, with_tools = save_tiny_folder(tmp_path, **SHALLOW), "{{ tools | tojson }}\n" + CHATML
+    usual = load_tokenizer(folder).fingerprint
+    if in_files:
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "chat_template.jinja").write_text(CHATML)
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(with_tools)
+    else:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        named = [{"name": "tool_use", "template": with_tools}, {"name": "default", "template": CHATML}]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    tokenizer, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    messages, tool = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], {"name": "f"}
+    for tools in ([], [tool]):
+        (row,) = rows(tokenizer, said("q", "a", tools=tools))
+        assert row.translate({ord(mark): None for mark in "⟦⟧"}) == theirs.apply_chat_template(
+            messages, tools=tools or None, tokenize=False
+        ).rstrip("\n")
+        assert row.endswith("⟦a<|im_end|>⟧")
+    assert tokenizer.fingerprint != usual
+
+
 def test_each_of_several_calls_is_looked_for(model):
     first_only = TOOLS.replace("in m.tool_calls or []", "in (m.tool_calls or [])[:1]")
     example = said("q", answer("", tool_calls=[CALL, CALL]), tools=[TOOL])
@@ -239,6 +266,18 @@ def test_an_answer_that_the_template_rewrites_is_trained_as_it_is_written(rewrit
     assert found[0] == f"{first}⟦one <b>\nlong line</t>⟧"
     assert found[1].startswith(first)
     assert found[1].endswith("</t>\n<t>user\nr</t>\n<t>assistant\n⟦two & \nmore lines</t>⟧")
+
+
+def test_a_template_that_writes_answers_as_json_has_all_of_them_in_quotes(model):
+    """Those too that JSON spells otherwise: else a run learns quotes by some rows and none by others."""
+    template = PLAIN.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else (m.content | tojson) }}")
+    first = "<t>user\nq</t>\n<t>assistant\n"
+    assert rows(model(template), said("q", "one")) == [f'{first}⟦"one"</t>⟧']
+    assert rows(model(template), said("q", 'say "b"\n', "q", "\\d")) == [
+        f'{first}⟦"say \\"b\\"\\n"</t>⟧\n{first}⟦"\\\\d"</t>⟧'
+    ]
+    thought = rows(model(template), said("q", '<think>\na "b"\n</think>\n\nc'))
+    assert thought == [f'{first}⟦"<think>\\na \\"b\\"\\n</think>\\n\\nc"</t>⟧']
 
 
 def test_an_answer_stands_behind_the_prompt_by_which_it_is_asked_for(model):

@@ -91,11 +91,38 @@ def test_bos_is_put_only_where_asked_and_special_tokens_in_a_text_are_always_see
     assert tokenizer.decode([0, *tokenizer.encode("x", special=False), 2], skip_special=False) == "<s>x<|end|>"
 
 
+def test_special_tokens_that_a_folder_splits_are_text_like_other(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    whole = load_tokenizer(folder)
+    write(folder, "tokenizer_config.json", config | {"split_special_tokens": True})
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text).input_ids, text
+    assert ours.encode("<s>x")[1:] != whole.encode("<s>x")[1:]
+    assert ours.fingerprint != whole.fingerprint
+    ours.save(folder / "saved")
+    assert load_tokenizer(folder / "saved").encode("<s>x") == ours.encode("<s>x")
+
+
 @pytest.mark.parametrize("switch", [{"add_bos_token": False}, {"add_bos_token": True, "add_eos_token": True}])
 def test_tokenizer_json_decides_what_is_put_around_a_text(folder, switch):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     write(folder, "tokenizer_config.json", config | switch)
     assert load_tokenizer(folder).encode("") == AutoTokenizer.from_pretrained(folder)("").input_ids == [0]
+
+
+def test_a_token_that_is_added_as_a_single_word_is_not_cut_out_of_longer_ones(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    flags = {
+        "content": "tool",
+        "single_word": True,
+        **dict.fromkeys(("lstrip", "rstrip", "normalized", "special"), False),
+    }
+    write(folder, "tokenizer_config.json", config | {"added_tokens_decoder": {"360": flags}})
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "tool toolbox a tool"
+    assert ours.encode(text) == theirs(text).input_ids
+    assert ours.encode(text).count(360) == 2
 
 
 def test_offsets_are_characters(folder):

@@ -70,6 +70,7 @@ LONG = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
         (STARCODER2 | {"norm_epsilon": 0}, "norm_epsilon = 0: expected a number above 0"),
         (STARCODER2 | {"residual_dropout": 1}, "residual_dropout = 1: expected a number from 0 to below 1"),
         ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "attention is causal here"),
+        ({"is_causal": False}, "is_causal = false in config.json is not supported; attention is causal here"),
     ],
 )  # fmt: skip
 def test_configs_that_are_not_supported(fields, expected):
@@ -127,15 +128,19 @@ def test_a_family_that_spells_its_biases_apart_is_told_so_and_written_so(monkeyp
     """No family does yet: the fields are those of Llama, each under another name."""
     spelled = {"mlp_bias": "mlp_has_bias", "num_key_value_heads": "kv"}
     both = {"attention_bias": True, "mlp_bias": True}
-    monkeypatch.setitem(SPECS, "LlamaForCausalLM", DecoderSpec("llama", both, fields=spelled))
+    monkeypatch.setitem(SPECS, "LlamaForCausalLM", DecoderSpec("llama", both, fields=spelled, unread=()))
     for mlp in (True, False):
-        config = DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": mlp})
+        config = DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": mlp, "mlp_bias": not mlp, "kv": 2})
         assert (config.o_bias, config.mlp_bias) == (True, mlp)
         assert config.to_hf().items() >= {"attention_bias": True, "mlp_has_bias": mlp, "kv": 2}.items()
     with pytest.raises(ModelError, match="num_attention_heads = 4 is not a multiple of kv = 3"):
         DecoderConfig.from_hf(CONFIG | {"kv": 3})
-    spec = DecoderSpec("llama", both, fields=spelled, only={"mlp_bias": True})
+    spec = DecoderSpec("llama", both, fields=spelled, only={"mlp_bias": True}, unread=())
     monkeypatch.setitem(SPECS, "LlamaForCausalLM", spec)
     with pytest.raises(ModelError, match="mlp_has_bias = False in config.json is not supported; only True is"):
         DecoderConfig.from_hf(CONFIG | {"mlp_has_bias": False})
-    assert "mlp_has_bias" not in DecoderConfig.from_hf(CONFIG).to_hf()
+    spec = DecoderSpec("llama", both, fields=spelled)  # whose class reads no mlp_bias, under no name
+    monkeypatch.setitem(SPECS, "LlamaForCausalLM", spec)
+    config = DecoderConfig.from_hf(CONFIG | {"mlp_bias": False})
+    assert config.mlp_bias
+    assert "mlp_has_bias" not in config.to_hf()

@@ -27,6 +27,7 @@ from microplane.data.reading.values import is_filled
 from microplane.data.rendering.interface import RowFormat
 from microplane.data.tokenizers.normaliser import UnicodeForm, in_form
 from microplane.errors import DataError
+from microplane.models.configs.head import TASKS
 
 FIRST = 100  # rows whose keys decide the format
 MOST_COLUMNS = 1_000  # that are looked for; keys beyond them are data
@@ -201,7 +202,12 @@ def first_pass(
     Raises:
         DataError: see `check_split`; also for too few rows.
     """
-    splits = {name: check_split(name, paths, knobs, progress, read_format, unicode) for name, paths in files.items()}
+    splits: dict[str, Split] = {}
+    for name in sorted(files, key=lambda name: name != "train"):
+        splits[name] = check_split(name, files[name], knobs, progress, read_format, unicode)
+        _refuse_otherwise(splits["train"], splits[name])
+        if name == "train" and splits[name].format.name in TASKS:  # as which the labels of all files are read
+            knobs = knobs.model_copy(update={"task": splits[name].format.name})
     for split in splits.values():
         _refuse_empty(split)
     if "validation" in splits or not hold_out:
@@ -213,6 +219,13 @@ def first_pass(
         _part(whole, held_out), name="validation", problems=Problems(), unlabelled=0, rewritten=0
     )
     return FirstPass.of(splits, held_out)
+
+
+def _refuse_otherwise(train: Split, split: Split) -> None:
+    """Raises: DataError, for multi-hot rows of another length than the training rows, or where those name classes."""
+    if (wanted := train.format.classes) != (found := split.format.classes):
+        said = [f"lists of {len(names)} times 0 or 1" if names else "lists of names" for names in (found, wanted)]
+        raise DataError(f"{split.label}: the labels are {said[0]}, expected {said[1]} as in {train.label}")
 
 
 def _refuse_empty(split: Split) -> None:

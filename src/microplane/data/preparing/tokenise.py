@@ -50,6 +50,9 @@ def tokenise_files(
     train = found.splits["train"]
     objective = candidates.objective(train.format.name)
     named = train.format.classes or train.classes.numbers
+    if not hold_out and candidates.classes and (hot := train.format.classes) and hot != candidates.classes:
+        expected = f"the names or {len(candidates.classes)} numbers for the classes of this model"
+        raise DataError(f"{train.label}: the labels are lists of {len(hot)} times 0 or 1, expected {expected}")
     if knobs.no_label == AUTO:
         _refuse_doubtful(train, set(named) - set(candidates.classes))
     classes = class_names(named, candidates.classes, strictly=not hold_out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,8 @@ def _parquet(path: Path, keys: Collection[str]) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"{path} has two columns {twice!r}, expected one; rename or leave out the other")
             there = [name for name in names if not keys or name in keys]
             for batch in file.iter_batches(batch_size=256, columns=there):
                 columns = {name: _values(column) for name, column in zip(batch.schema.names, batch, strict=True)}
@@ -272,8 +274,34 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
 def _files_of(split: str, files: list[Path]) -> list[Path]:
     known = [file for file in files if any(suffix.lower() in SUFFIXES for suffix in file.suffixes)]
     found = [file for file in known if file.name.split(".")[0].lower() in SPLITS[split]]
-    if len(found) > 1:
-        names = " and ".join(file.name for file in found)
-        raise DataError(f"{found[0].parent}: {names} could all be the {split} file; keep one, or name it")
-    shard = re.compile(rf"({'|'.join(SPLITS[split])})-\d+-of-\d+\..+", re.IGNORECASE)
-    return found or [file for file in known if shard.fullmatch(file.name)]
+    shard = re.compile(rf"({'|'.join(SPLITS[split])})-(\d+)-of-(\d+)\..+", re.IGNORECASE)
+    shards = {file: place for file in known if (place := shard.fullmatch(file.name))}
+    if found and len(could := [*found, *shards]) > 1:
+        names = " and ".join(file.name for file in could[:3])
+        raise DataError(f"{could[0].parent}: {names} could all be the {split} file; keep one, or name it")
+    if shards:
+        places = {file.name: (int(place[2]), int(place[3])) for file, place in shards.items()}
+        _refuse_part(next(iter(shards)).parent, split, dict(sorted(places.items(), key=lambda item: item[1])))
+    return found or list(shards)
+
+
+def _refuse_part(folder: Path, split: str, shards: Mapping[str, tuple[int, int]]) -> None:
+    """Raises: DataError, for shards that are not all there, or of two sets.
+
+    Args:
+        shards: of each file its number, and how many files there are by its name.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    for file, (number, count) in shards.items():
+        other = next((name for (_, of), name in seen.items() if of != count), seen.get((number, count)))
+        if other is not None:
+            raise DataError(f"{folder}: {other} and {file} are of two sets of {split} files; keep one")
+        seen[number, count] = file
+    [(_, count), file] = next(iter(seen.items()))
+    first = int((count, count) in seen)  # they are counted from 0 or from 1 on
+    lacking = islice((at for at in range(first, first + count) if (at, count) not in seen), 4)
+    if listed := ", ".join(map(str, lacking)):
+        raise DataError(
+            f"{folder} has {len(seen)} of {count:,} {split} files: beside {file} number {listed} is lacking. Fetch the "
+            "rest, or give one of the files alone as DATA"
+        )

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from microplane.data.reading.example import Example, Message
-from microplane.data.rendering.chat_template import MARK, ChatTemplate, Span, Traced
+from microplane.data.rendering.chat_template import MARK, ChatTemplate, Span, Tools, Traced
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.rendering.plain_template import PlainTemplate
 from microplane.data.store import Lost, TokenRow, last_run
@@ -66,18 +66,27 @@ class CausalRenderer:
         parts = [*tokenizer.encode("x", special=False), *tokenizer.encode("y", special=False)]
         self.joins = tokenizer.decode(parts, skip_special=False) == "xy"
         self.stops = tuple(dict.fromkeys(tokenizer.eos_ids))
-        self.template = self._template()
+        self.template = self._template(tokenizer.chat_template)
         closing = self._probe()
         self.stops = tuple(dict.fromkeys([*self.stops, *closing]))
         self.end = next(iter(closing or self.stops), 0)
         if not self.stops:
             raise DataError("the tokenizer names no end token, so an answer could not end; expected an eos_token")
 
-    def _template(self) -> ChatTemplate | PlainTemplate:
+    def _template(self, source: str | None) -> ChatTemplate | PlainTemplate:
         if self.kind == "chat":
             special = {name: token for name, token in self.tokenizer.special_tokens.items() if token is not None}
-            return ChatTemplate(self.tokenizer.chat_template or "", special, self.tokenizer.date)
+            return ChatTemplate(source or "", special, self.tokenizer.date)
         return PlainTemplate(self.tokenizer.decode(list(self.stops[:1]), skip_special=False))
+
+    @cached_property
+    def _with_tools(self) -> ChatTemplate | PlainTemplate:
+        """Of conversations that offer tools, for which some models have a template of its own name."""
+        own = self.tokenizer.tool_template
+        return self.template if own is None else self._template(own)
+
+    def _traced(self, messages: Sequence[Message], tools: Tools) -> list[Traced]:
+        return (self._with_tools if tools else self.template).rows(messages, tools)
 
     @property
     def traits(self) -> RowTraits:
@@ -92,7 +101,7 @@ class CausalRenderer:
         """
         if example.messages is None:
             return [self._text(example.text or "")]
-        return [self._row(traced) for traced in self.template.rows(self._said(example.messages), example.tools)]
+        return [self._row(traced) for traced in self._traced(self._said(example.messages), example.tools)]
 
     def _row(self, traced: Traced) -> Tokens:
         ids, offsets = self._encode(traced)
@@ -117,7 +126,7 @@ class CausalRenderer:
             TokenRow(
                 *truncate(*self._row(traced), max_length, self.bos), continues=traced.continues, forged=traced.forged
             )
-            for traced in self.template.rows(messages, example.tools)
+            for traced in self._traced(messages, example.tools)
         ]
         return found or [TokenRow([])]  # in which nothing is to be trained
 

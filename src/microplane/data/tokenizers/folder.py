@@ -16,6 +16,7 @@ from microplane.files import read_object, write_aside, write_json
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
 NAMED_TEMPLATES, OF_PROCESSOR = "additional_chat_templates", "chat_template.json"
+OF_TOOLS = "tool_use"  # the name of the template of conversations with tools
 TEMPLATES = (TEMPLATE, f"{NAMED_TEMPLATES}/default.jinja")
 STOPS = ("generation_config.json", "config.json")  # the model's files that name its stop tokens
 EXTRA = ("extra_special_tokens", "additional_special_tokens")  # further ones, by the newer and the older name
@@ -143,19 +144,24 @@ class TokenizerFolder:
         of the file that processors of several kinds of input have it in."""
         for file in (self.path / name for name in TEMPLATES):
             if file.is_file():
-                try:
-                    return file.read_text(encoding="utf-8")
-                except (OSError, UnicodeDecodeError) as error:
-                    raise ModelError(f"cannot read the chat template {file}: {error}") from None
+                return _text_of(file)
         template = told = self.config.get("chat_template")
         if told is None:
             template = told = read_object(self.path / OF_PROCESSOR, ModelError, absent={}).get("chat_template")
         if isinstance(told, list):
-            named = {entry.get("name"): entry.get("template") for entry in told if isinstance(entry, dict)}
+            named = _named(told)
             template = named.get("default") or next(iter(named.values()), told or None)
         if template is None or isinstance(template, str):
             return template
         raise self._wrong(CONFIG, "chat_template", told, "a template, or a list of them by name")
+
+    def tool_template(self) -> str | None:
+        """The Jinja text of conversations that offer tools, where it is another one, by its name: out of a file, or out
+        of the configuration where no template has a file."""
+        if (file := self.path / NAMED_TEMPLATES / f"{OF_TOOLS}.jinja").is_file():
+            return _text_of(file)
+        template = None if any(map(self.has, TEMPLATES)) else _named(self.config.get("chat_template")).get(OF_TOOLS)
+        return template if isinstance(template, str) else None
 
     def added_tokens(self) -> list[tuple[int, dict[str, Any]]]:
         """Tokens that were added to the vocabulary, of tokenizer_config.json or, in folders from before that
@@ -195,6 +201,19 @@ class TokenizerFolder:
 
     def _wrong(self, file: str, key: str, value: Any, expected: str) -> ModelError:
         return ModelError(f"{self.path / file} has {key} = {str(value)[:60]}: expected {expected}")
+
+
+def _named(templates: Any) -> dict[Any, Any]:
+    """The templates of a list, by their names."""
+    entries = templates if isinstance(templates, list) else []
+    return {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read the chat template {file}: {error}") from None
 
 
 def _is_added_token(value: Any) -> bool:

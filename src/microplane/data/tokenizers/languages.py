@@ -100,6 +100,7 @@ def _placed(tokenizer: Tokenizer, languages: Languages) -> Tokenizer:
     tokens = [languages.token(code) for code in languages.codes]
     if target is not None:
         backend = Backend.from_str(tokenizer.backend.to_str())
+        backend.encode_special_tokens = tokenizer.backend.encode_special_tokens
         mark_special(backend, tokens)
         _surround(backend, [] if scheme.starts else [languages.token(target)], [eos])
         written = replace(tokenizer, backend=backend, target=None, languages=None)

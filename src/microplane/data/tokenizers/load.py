@@ -239,6 +239,7 @@ def _tokenizer(
     folder = replace(folder, own=own)
     named, extra = folder.special_tokens(NAMED)
     mark_special(backend, extra)
+    backend.encode_special_tokens = bool(folder.config.get("split_special_tokens"))  # those that stand in a text
     eos = backend.token_to_id(named["eos_token"]) if named["eos_token"] else None
     stops = [token for token in (eos, *folder.stop_ids()) if token is not None]
     return Tokenizer(backend, named, tuple(dict.fromkeys(stops)), folder.chat_template(), source=folder, rules=rules)

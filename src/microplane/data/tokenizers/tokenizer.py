@@ -96,6 +96,12 @@ class Tokenizer:
         others = (text for text in PADS if text != eos and self.backend.token_to_id(text) is not None)
         return next(others, pad)
 
+    @cached_property
+    def tool_template(self) -> str | None:
+        """The chat template of conversations that offer tools, where the folder has one beside that of all others."""
+        source = self.source
+        return None if source is None or self.chat_template != source.chat_template() else source.tool_template()
+
     @property
     def vocab_size(self) -> int:
         return self.known or self.backend.get_vocab_size(with_added_tokens=True)
@@ -146,7 +152,7 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special` puts what the model wants (BOS) around the text; special tokens that are written in the
-        text are recognised either way."""
+        text are recognised either way, unless the folder's `split_special_tokens` says that they are text like any."""
         return self._ids(self.backend.encode(self._normaliser(text).text, add_special_tokens=special))
 
     def with_unicode(self, form: UnicodeForm | Literal["auto"]) -> Tokenizer:
@@ -302,6 +308,8 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over all that decides ids and rendering."""
         form = [name for name in (self.unicode, self.segment, self.date) if name not in ("as-is", "none", None)]
+        form += ["split_special_tokens"] if self.backend.encode_special_tokens else []
+        form += [self.tool_template] if self.tool_template else []
         parts = json.dumps([dict(self.special_tokens), self.chat_template, *form], sort_keys=True)
         written = f"\n{self.target.fingerprint}" if self.target else ""
         return hashlib.sha256(f"{self._description}\n{parts}{written}".encode()).hexdigest()

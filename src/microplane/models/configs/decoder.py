@@ -164,7 +164,7 @@ class DecoderConfig:
         if not spec.biases:
             biases = {"attention_bias": self.o_bias, "mlp_bias": self.mlp_bias}
             told = [name for name in biases if biases[name] or name in spec.defaults]
-            fields |= {name: biases[name] for name in told if name not in spec.only}
+            fields |= {name: biases[name] for name in told if name not in spec.unread}
         if PARALLEL in spec.defaults:
             fields[PARALLEL] = self.parallel
         if BY_LAYER in spec.defaults:
@@ -201,9 +201,11 @@ class DecoderConfig:
 
 
 def _filled(spec: DecoderSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields by Llama's names, with those that config.json may leave out."""
-    given = {name: x for name, x in config.items() if x is not None or name in NULLABLE}
-    given |= {ours: given[theirs] for ours, theirs in spec.fields.items() if theirs in given}
+    """The fields that the family's class reads, by Llama's names, with those that config.json may leave out."""
+    unread = {*spec.unread, *spec.fields} - {*spec.also}
+    told = {name: x for name, x in config.items() if x is not None or name in NULLABLE}
+    given = {name: x for name, x in told.items() if name not in unread}
+    given |= {ours: told[theirs] for ours, theirs in spec.fields.items() if theirs in told}
     fields = spec.defaults | {name: x for name, x in given.items() if spec.grouped or name not in GROUPS}
     if spec.inner and isinstance(fields.get("hidden_size"), int):
         fields["intermediate_size"] = given.get(spec.spelled("intermediate_size")) or spec.inner * fields["hidden_size"]
@@ -250,15 +252,18 @@ def _check_values(spec: DecoderSpec, fields: Mapping[str, Any]) -> None:
         )
     if (no_rope := fields.get("no_rope_layers")) and len(no_rope) < layers:
         raise ModelError(f"no_rope_layers in config.json has {len(no_rope)} entries for num_hidden_layers = {layers}")
-    if fields.get("use_bidirectional_attention"):
-        raise ModelError("use_bidirectional_attention = true in config.json is not supported; attention is causal here")
+    for name, causal in (("use_bidirectional_attention", False), ("is_causal", True)):
+        if bool(fields.get(name, causal)) is not causal:
+            told = str(not causal).lower()
+            raise ModelError(f"{name} = {told} in config.json is not supported; attention is causal here")
 
 
 def _activation(spec: DecoderSpec, fields: Mapping[str, Any]) -> str:
-    activation = fields.get("hidden_activation") or fields.get("hidden_act") or "silu"
+    name = "hidden_activation" if spec.gemma else "hidden_act"
+    activation = fields.get(name, "silu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(
-            f"the activation {activation!r} in config.json is not supported ({spec.spelled('hidden_act')}); "
+            f"the activation {activation!r} in config.json is not supported ({spec.spelled(name)}); "
             f"supported are {', '.join(ACTIVATIONS)}"
         )
     return activation

@@ -85,12 +85,14 @@ class DecoderSpec:
     defaults: dict[str, Any] = field(default_factory=dict)  # of fields that config.json may leave out
     names: Names = LLAMA_NAMES
     fields: Mapping[str, str] = field(default_factory=dict)  # Llama's name of a field -> how this family spells it
+    also: tuple[str, ...] = ()  # those of `fields` that may go by Llama's name too
+    unread: tuple[str, ...] = ("mlp_bias",)  # that its class in transformers does not read: they count for nothing
     only: Mapping[str, Any] = field(default_factory=dict)  # fields of which one value is supported
     dropouts: tuple[str, ...] = ()  # of `DROPOUTS`: those that it has in its training
     slides: Callable[[Mapping[str, Any], int], bool] | None = None  # has a layer a window?
     layer_types: bool = False  # whether its config.json has layer_types
     switch: bool = False  # a window is in force only with use_sliding_window
-    qkv_bias: bool = False  # always; attention_bias decides otherwise
+    qkv_bias: bool = False  # always; else attention_bias decides, where it is read
     inner: int = 0  # how many times as wide the feed-forward layer is, where config.json does not say
     biases: bool = False  # all linear layers of a block have them
     grouped: bool = True  # config.json may say how many heads of keys there are, and how wide a head is
@@ -116,6 +118,7 @@ class DecoderSpec:
 
 
 DROPOUTS = ("embed_dropout", "hidden_dropout", "attention_dropout")
+BIASES = ("attention_bias", "mlp_bias")
 GEMMA = {
     "num_attention_heads": 8,
     "max_position_embeddings": 8192,
@@ -178,15 +181,25 @@ STARCODER2 = {
 QWEN = {"sliding_window": 4096, "max_window_layers": 28}
 
 SPECS = {
-    "LlamaForCausalLM": DecoderSpec("llama"),
+    "LlamaForCausalLM": DecoderSpec("llama", unread=()),
     "SmolLM3ForCausalLM": DecoderSpec(
-        "smollm3", SMOLLM3, slides=lambda c, i: not has_rope(c, i), layer_types=True, switch=True, no_rope=True
+        *("smollm3", SMOLLM3),
+        unread=(),
+        slides=lambda c, i: not has_rope(c, i),
+        layer_types=True,
+        switch=True,
+        no_rope=True,
     ),
     "MistralForCausalLM": DecoderSpec(
-        "mistral", {"num_key_value_heads": 8, "sliding_window": 4096}, slides=lambda c, i: True
+        "mistral", {"num_key_value_heads": 8, "sliding_window": 4096}, unread=BIASES, slides=lambda c, i: True
     ),
     "Qwen2ForCausalLM": DecoderSpec(
-        "qwen2", QWEN, slides=lambda c, i: i >= c["max_window_layers"], layer_types=True, switch=True, qkv_bias=True
+        *("qwen2", QWEN),
+        unread=BIASES,
+        slides=lambda c, i: i >= c["max_window_layers"],
+        layer_types=True,
+        switch=True,
+        qkv_bias=True,
     ),
     "Qwen3ForCausalLM": DecoderSpec(
         "qwen3",
@@ -206,7 +219,9 @@ SPECS = {
         norm_after=True,
         labels_tokens="",
     ),
-    "GraniteForCausalLM": DecoderSpec("granite", GRANITE, multiplies=True, labels_rows=False, labels_tokens=""),
+    "GraniteForCausalLM": DecoderSpec(
+        "granite", GRANITE, unread=(), multiplies=True, labels_rows=False, labels_tokens=""
+    ),
     "Gemma2ForCausalLM": DecoderSpec(
         "gemma2", GEMMA2, Names(LINEARS | AROUND), slides=lambda c, i: i % 2 == 0, layer_types=True, gemma=True
     ),
@@ -214,6 +229,7 @@ SPECS = {
         "gemma3_text",
         GEMMA3,
         Names(LINEARS | QK_NORMS | AROUND),
+        unread=("mlp_bias", "attn_logit_softcapping"),
         slides=lambda c, i: (i + 1) % (c.get("sliding_window_pattern") or 6) != 0,
         layer_types=True,
         qk_norm=True,
@@ -224,6 +240,7 @@ SPECS = {
     "Phi3ForCausalLM": DecoderSpec(
         *("phi3", PHI3, PHI3_NAMES),
         fields={"hidden_dropout": "resid_pdrop"},
+        unread=BIASES,
         dropouts=DROPOUTS[1:],
         slides=lambda c, i: True,
         fused=True,
@@ -238,7 +255,6 @@ SPECS = {
             "partial_rotary_factor": "rotary_pct",
             "embed_dropout": "hidden_dropout",
         },
-        only={"mlp_bias": True},
         dropouts=DROPOUTS,
         grouped=False,
         layer_norm=True,
@@ -257,6 +273,7 @@ SPECS = {
             "embed_dropout": "embedding_dropout",
             "hidden_dropout": "residual_dropout",
         },
+        unread=(),
         dropouts=DROPOUTS,
         slides=lambda c, i: True,
         layer_norm=True,
@@ -274,6 +291,7 @@ SPECS = {
             "rms_norm_eps": "layer_norm_epsilon",
             **dict(zip(DROPOUTS, ("embd_pdrop", "resid_pdrop", "attn_pdrop"), strict=True)),
         },
+        also=("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
         only={"add_cross_attention": False},
         dropouts=DROPOUTS,
         inner=4,

@@ -123,11 +123,12 @@ class EncoderConfig:
         named = architecture_of(config, ARCHITECTURES)
         architecture = PRETRAINED.get(named, named)
         spec = SPECS[architecture]
-        given = {name: x for name, x in config.items() if x is not None}
-        given |= {ours: given[theirs] for ours, theirs in spec.fields.items() if theirs in given}
+        told = {name: x for name, x in config.items() if x is not None}
+        given = {name: x for name, x in told.items() if name not in spec.fields or name in spec.also}
+        given |= {ours: told[theirs] for ours, theirs in spec.fields.items() if theirs in told}
         fields = spec.defaults | given
-        told, wanted = ({spec.spelled(name): x for name, x in table.items()} for table in (fields, WANTED))
-        check_types(told, wanted, tuple(spec.spelled(name) for name in SIZES))
+        spelled, wanted = ({spec.spelled(name): x for name, x in table.items()} for table in (fields, WANTED))
+        check_types(spelled, wanted, tuple(spec.spelled(name) for name in SIZES))
         _check_values(spec, fields)
         special = _modern(fields) if spec.modern else _pre_norm(fields) if spec.norm_before else _classic(spec, fields)
         if spec.rotary and not spec.norm_before:
@@ -238,7 +239,7 @@ def _check_values(spec: EncoderSpec, fields: Mapping[str, Any]) -> None:
 
 
 def _activation(spec: EncoderSpec, fields: Mapping[str, Any]) -> str:
-    name = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
+    name = "hidden_activation" if spec.modern else "hidden_act"
     activation = "gelu_pytorch_tanh" if fields[name] == "gelu_new" else fields[name]  # two names of one function
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ModelError(

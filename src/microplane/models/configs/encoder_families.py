@@ -36,6 +36,7 @@ class EncoderSpec:
     rows: Form  # the head of Hugging Face's class that labels rows; `plain` and `prefix` are filled in
     tokens: Form = Form("", "classifier", tokens=True)  # noqa: RUF009 - frozen
     fields: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> how this family spells it
+    also: tuple[str, ...] = ()  # those of `fields` that may go by BERT's name too
     modern: bool = False  # ModernBERT's configuration: windows, each kind of layer with its own rotary base
     norm_before: bool = False  # the norm of a sub-layer stands before it, and one behind the last block
     norms_embeddings: bool = True
@@ -330,6 +331,7 @@ SPECS = {
             "hidden_dropout_prob": "dropout",
             "attention_probs_dropout_prob": "attention_dropout",
         },
+        also=("hidden_size", "num_hidden_layers", "num_attention_heads"),
         drops_attention=False,
     ),
     "ElectraModel": EncoderSpec(

@@ -112,6 +112,8 @@ class T5GemmaConfig:
     @classmethod
     def _side(cls, name: str, told: Mapping[str, Any]) -> DecoderConfig:
         fields = {**DEFAULTS, **{key: x for key, x in told.items() if x is not None or key not in DEFAULTS}}
+        if name == "encoder":
+            fields.pop("is_causal", None)  # it is not, whatever config.json says
         try:
             return DecoderConfig.from_hf({**fields, "architectures": [cls.BLOCK]})
         except ModelError as error:
