@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from microplane import files
 from microplane.errors import AdapterError, ModelError
-from microplane.files import aside, clean, folder_aside, is_leftover, lock, read_object
+from microplane.files import aside, clean, folder_aside, is_leftover, json_lines, lock, read_object, reserve
 from microplane.models.files.load import save_model
 from tests.tiny import tiny
 
@@ -246,3 +247,19 @@ def test_a_copy_of_a_lock_holds_nothing_and_ends_nothing(tmp_path):
     for make in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
         make(held).release()
         assert lock(tmp_path) is None
+
+
+def test_lines_of_json_end_with_a_line_feed_alone(tmp_path):
+    texts = ["a\u2028b", "c\x85d\u2029", "e\rf\x0b\x0c", "\ud83d half"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode("utf-8", "surrogatepass") for text in texts]
+    (file := tmp_path / "x.jsonl").write_bytes(b"\n".join([*lines, b""]))
+    assert [line["text"] for line in json_lines(file)] == texts
+    assert [line["text"] for line in json_lines(file, 2)] == texts[:2]
+
+
+def test_room_that_the_disk_has_not_is_told_before_it_is_used(tmp_path, monkeypatch):
+    reserve(tmp_path / "x", 5)
+    assert (tmp_path / "x").read_bytes() == bytes(5)
+    if hasattr(os, "posix_fallocate"):
+        with pytest.raises(OSError, match=r"No space left|File too large|Invalid argument"):
+            reserve(tmp_path / "y", 2**62)

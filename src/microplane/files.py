@@ -82,6 +82,20 @@ def write_json(path: Path, value: Any) -> None:
     write_aside(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
+def reserve(path: Path, size: int) -> None:
+    """A new file of so many bytes, which the disk has room for where the system can be asked: what is written through a
+    memory map to a full disk ends the process.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 @contextmanager
 def folder_aside(folder: Path, there: Literal["refuse", "keep", "replace"] = "refuse") -> Iterator[Path]:
     """The same for a folder: a temporary one, which becomes `folder` when the block ends well.
@@ -336,6 +350,18 @@ def read_object(file: Path, error: type[MicroplaneError], absent: dict[str, Any]
     if not isinstance(value, dict):
         raise error(f"{file} must hold a JSON object, but holds a {type(value).__name__}")
     return value
+
+
+def json_lines(file: Path, most: int | None = None) -> list[Any]:
+    """What the lines of a JSONL file of ours hold. A line ends with a line feed alone: texts hold other line ends.
+
+    Args:
+        most: lines that are read.
+
+    Raises:
+        OSError, ValueError: if it is not there, or no such file.
+    """
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:most] if line]
 
 
 def object_in(file: Path) -> dict[str, Any]:

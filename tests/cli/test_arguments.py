@@ -255,3 +255,8 @@ def test_of_several_processes_one_that_failed_is_told(monkeypatch, codes, code):
         SimpleNamespace(poll=lambda one=one: one, returncode=one, send_signal=lambda number: None) for one in codes
     ]
     assert processes._watch(ended) == code
+
+
+def test_a_prompt_of_standard_input_ends_with_its_line_alone(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\u2028line\nanother\x85one\x0c\n\nlast"))
+    assert chat.read_lines() == ["one\u2028line", "another\x85one\x0c", "last"]

@@ -60,9 +60,10 @@ def test_no_more_is_compared_than_there_is_room_for(tmp_path):
 
 
 def test_the_runs_own_questions_are_asked_first(tmp_path):
-    lines = [json.dumps({"prompt": f"own {number}"}) for number in range(3)]
+    own = ["own\u2028first", "own 1", "own 2"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in own]
     (tmp_path / "answers.jsonl").write_text("\n".join(lines))
-    assert _questions(tmp_path) == ["own 0", "own 1", "own 2", *QUESTIONS[:7]]
+    assert _questions(tmp_path) == [*own, *QUESTIONS[:7]]
     assert _questions(tmp_path / "none") == list(QUESTIONS)
 
 

@@ -18,6 +18,7 @@ from microplane.config.build import assemble
 from microplane.config.knobs import ModelKnobs
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError, ModelError
+from microplane.forecast.memory import Forecast, exact_bytes
 from microplane.methods import make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
@@ -25,6 +26,7 @@ from microplane.models.files.load import load_model
 from microplane.nn.quantised import bytes_held
 from microplane.planning import plan as planning
 from microplane.planning.fitting import advice
+from microplane.report.words import size
 from microplane.runs.method_search import stand_in
 from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import prepare
@@ -260,3 +262,67 @@ def test_what_is_no_model_and_no_method_is_refused(tmp_path):
         microplane.plan(tmp_path, set=SETS)
     with pytest.raises(ConfigError, match="no method 'lorra'"):
         microplane.plan(save_tiny_folder(tmp_path / "model"), methods="lorra", set=SETS)
+
+
+@pytest.fixture
+def weights_alone(process, monkeypatch):
+    """Nothing but what weights, gradients and the optimizer take; no block is tried."""
+
+    def forecast(shapes, at_once, knobs, process, *more, **named):
+        return Forecast(0, process.size, exact_bytes(shapes, knobs), 0, 0, 0, 0, 0)
+
+    monkeypatch.setattr(planning, "forecast", forecast)
+
+
+def test_rows_are_prepared_once_for_each_method_whatever_is_tried(tmp_path, weights_alone, monkeypatch):
+    """As are the shapes: of the largest models making them is most of the work."""
+    folder, data = save_tiny_folder(tmp_path / "model"), write(tmp_path / "rows.jsonl", asked(40))
+    prepared, made = [], []
+    prepare_, meta_copy_ = planning.prepare, planning.meta_copy
+
+    def prepare_noted(config, *how, **named):
+        prepared.append(config.method["name"])
+        return prepare_(config, *how, **named)
+
+    monkeypatch.setattr(planning, "prepare", prepare_noted)
+    monkeypatch.setattr(planning, "meta_copy", lambda model: made.append(model) or meta_copy_(model))
+    sets = SETS | {"train.batch_size": 16}
+    (whole,) = microplane.plan(folder, data, methods="full", set=sets).methods
+    assert prepared == ["lora", "full"]
+    prepared.clear()
+    plan = microplane.plan(folder, data, methods="full,lora", set=sets, memory=whole.total - 1)
+    assert "the method lora" in plan.methods[0].advice
+    assert prepared == ["lora", "full", "qlora"]
+    made.clear()
+    microplane.plan(folder, methods="full", set=sets, memory=whole.total // 2)
+    assert len(made) == 3  # lora, full and qlora
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize(("dtype", "told"), [("bfloat16", "qlora with model.dtype=auto"), ("auto", "qlora")])
+def test_a_method_with_a_format_of_its_own_is_advised_where_another_is_set(tmp_path, weights_alone, dtype, told, data):
+    wide = {"num_hidden_layers": 3, "intermediate_size": 600, "max_position_embeddings": 512}
+    folder = save_tiny_folder(tmp_path / "m", **wide)
+    rows = [write(tmp_path / "rows.jsonl", asked(40))] if data else []
+    sets = SETS | {"model.dtype": dtype}
+    (full,) = microplane.plan(folder, *rows, methods="full", set=sets).methods
+    (own,) = microplane.plan(folder, *rows, methods="qlora", set=SETS | {"model.dtype": "auto"}).methods
+    (found,) = microplane.plan(folder, *rows, methods="full", set=sets, memory=full.total - 1).methods
+    assert f"the method {told} ({size(own.total)})" in found.advice
+
+
+def test_what_a_run_would_refuse_is_refused_and_never_advised(tmp_path, weights_alone):
+    folder = encoder_folder(tmp_path / "model")
+    lora, head = microplane.plan(folder, methods="lora,head-only", set=SETS | {"train.recompute": "blocks"}).methods
+    assert (lora.refused, "would change nothing" in head.refused) == ("", True)
+    (found,) = microplane.plan(folder, methods="head-only", set=SETS, memory=10**8).methods
+    assert "recompute" not in found.advice
+    new = {"model.init": "random", "model.dtype": "float32"}
+    (found,) = microplane.plan(described(tmp_path / "new"), methods="full", set=SETS | new, memory=10**8).methods
+    assert "nf4" not in found.advice
+    assert "qlora" not in found.advice
+
+
+def test_knobs_that_suit_one_method_alone_can_be_planned_with(tmp_path):
+    (found,) = microplane.plan(described(tmp_path / "m"), methods="full", set=SETS | {"train.layer_decay": 0.9}).methods
+    assert not found.refused

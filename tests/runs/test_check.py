@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,15 @@ def found(model: Path, data: Path, **sets: Any) -> dict[str, list[str]]:
     return texts
 
 
+def parquet(place: Path) -> tuple[Path, Path]:
+    """With columns beside them that JSON has no word for."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    beside = {"seen": datetime(2026, 1, 2), "price": Decimal("1.50"), "raw": b"x"}
+    (place / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist([row | beside for row in reviews(60)]), place / "data" / "train.parquet")
+    return encoder_folder(place / "model", **SHALLOW), place / "data"
+
+
 CLEAN: dict[str, Callable[[Path], tuple[Path, Path]]] = {
     "answers": lambda place: (save_tiny_folder(place / "model", **SHALLOW), write(place, asked(90))),
     "two splits": lambda place: (
@@ -70,6 +81,7 @@ CLEAN: dict[str, Callable[[Path], tuple[Path, Path]]] = {
         encoder_folder(place / "model", **SHALLOW),
         write(place, [{"text": row["text"], "score": n / 7} for n, row in enumerate(reviews(90))]),
     ),
+    "parquet": parquet,
     "tags": lambda place: (
         encoder_folder(place / "model", **SHALLOW),
         write(
@@ -80,7 +92,7 @@ CLEAN: dict[str, Callable[[Path], tuple[Path, Path]]] = {
 }
 
 
-@pytest.mark.parametrize("name", some(CLEAN, ("answers", "pairs", "classes")))
+@pytest.mark.parametrize("name", some(CLEAN, ("answers", "pairs", "classes", "parquet")))
 def test_nothing_is_said_against_clean_data(tmp_path, name):
     model, data = CLEAN[name](tmp_path)
     done = check(model, data)

@@ -254,7 +254,8 @@ def test_long_texts_are_labelled_in_windows_as_they_were_trained(tmp_path, bases
 
 def test_the_held_out_rows_of_a_run_lie_beside_its_adapter(tmp_path):
     (tmp_path / "run" / "adapter").mkdir(parents=True)
-    row = {"prompt": "a", "target": "b", "where": "rows.jsonl:3"}
-    (tmp_path / "run" / "answers.jsonl").write_text(json.dumps(row | {"before": "c"}) + "\n")
+    row = {"prompt": "a\u2028line", "target": "b", "where": "rows.jsonl:3"}
+    line = json.dumps(row | {"before": "c"}, ensure_ascii=False)
+    (tmp_path / "run" / "answers.jsonl").write_text(line + "\n")
     assert held_out(tmp_path / "run" / "adapter") == held_out(tmp_path / "run") == [row]
     assert held_out(None) == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,17 @@ def test_what_a_live_run_reads_stays_in_the_cache(tmp_path):
     gc.collect()
     assert len(prune("features").deleted) == 2
     assert len(prune("data").deleted) == 1
+
+
+def test_features_that_the_disk_has_no_room_for_are_computed_anew(tmp_path, monkeypatch):
+    """Written to a file that the disk cannot hold they would end the process."""
+
+    def full(handle, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = folder_of(tmp_path / "model", MODELS["bert"])
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    run = train(tmp_path, model, "head-only", "full", **{"train.epochs": 2})
+    assert run.result["status"] == "success"
+    assert run.result["train"]["feature_cache"] is None
+    assert not list((cache_dir() / "features").glob("*"))

@@ -80,8 +80,8 @@ def texts_of(line: str, pairs: bool) -> str | tuple[str, str]:
 
 
 def read_lines() -> list[str]:
-    """Prompts from standard input, one on each line."""
-    return [line for line in _stdin().read().splitlines() if line.strip()]
+    """Prompts from standard input, one on each line; of other line ends a prompt may hold some."""
+    return [line for line in _stdin().read().split("\n") if line.strip()]
 
 
 def _stdin() -> TextIO:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import AdapterError, MicroplaneError
 from microplane.evaluation.probe import largest_difference, probe_logits
 from microplane.exports.formats import Format
+from microplane.files import json_lines
 from microplane.inference.pipeline import Pipeline, load
 from microplane.inference.predict import embed_texts
 from microplane.nn.rows import Pairs, Rows
@@ -113,8 +113,7 @@ def _questions(run: Path) -> list[str]:
     """The first held-out questions that the run was measured on, filled up with others."""
     found: list[str] = []
     with suppress(OSError, ValueError, LookupError, TypeError):
-        lines = (run / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [str(json.loads(line)["prompt"]) for line in lines[:PROMPTS]]
+        found = [str(line["prompt"]) for line in json_lines(run / "answers.jsonl", PROMPTS)]
     return [*found, *QUESTIONS][:PROMPTS]
 
 

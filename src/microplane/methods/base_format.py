@@ -37,8 +37,19 @@ def base_format(model: ModelKnobs, method: Method, stored: str = "") -> NumberFo
     """The format of the base that `method` is to be trained on; auto leaves in nf4 what is stored so.
 
     Raises:
-        ConfigError: for a format in which the method cannot work, or a device that is not there.
+        ConfigError: for a format in which the method cannot work, or new weights cannot be held, or a device that is
+            not there.
     """
+    form = _format_for(model, method, stored)
+    if form.quantised and model.init == "random":
+        raise ConfigError(
+            f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
+            "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
+        )
+    return form
+
+
+def _format_for(model: ModelKnobs, method: Method, stored: str) -> NumberFormat:
     device = choose(model.device)
     asked = f"model.dtype = {model.dtype}: the method {method.name}"
     if method.quantize and model.dtype not in ("auto", method.quantize):

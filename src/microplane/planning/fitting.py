@@ -57,7 +57,7 @@ def advice(total: int, memory: int, changes: Sequence[Changes], total_with: Tota
     every: dict[str, Any] = {name: value for one in changes for name, value in one.items()}  # of a knob the last
     taken = total_with(every) if every else math.inf
     if taken > memory:
-        least = f" (at least {size(taken)} even with {_knobs(every)})" if taken < total else ""
+        least = f" (at least {size(taken)} even with {knobs(every)})" if taken < total else ""
         return f"{lacking}a smaller model, or more memory{least}"
     for name in reversed(list(every)):
         less = {other: value for other, value in every.items() if other != name}
@@ -76,8 +76,9 @@ def _one_of_a_kind(changes: Sequence[Changes], total_with: Total, memory: int) -
 
 
 def _said(changes: Changes, total: float) -> str:
-    return f"{_knobs(changes)} ({size(total)})"
+    return f"{knobs(changes)} ({size(total)})"
 
 
-def _knobs(changes: Changes) -> str:
+def knobs(changes: Changes) -> str:
+    """As they are set on the command line."""
     return " and ".join(f"{name}={value}" for name, value in changes.items())

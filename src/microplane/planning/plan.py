@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -24,7 +24,7 @@ from microplane.errors import ConfigError, MicroplaneError, ModelError, check_ty
 from microplane.forecast import machine
 from microplane.forecast.memory import AtOnce, Forecast, Process, Shapes, exact_bytes, forecast
 from microplane.hardware import free_memory
-from microplane.methods import LoRA, make_method
+from microplane.methods import METHODS, LoRA, make_method
 from microplane.methods.base_format import base_format
 from microplane.methods.method import attach_method
 from microplane.models.configs.head import TASKS
@@ -34,14 +34,16 @@ from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.nn.quantised import weight_count
-from microplane.planning.fitting import OTHERS, Changes, advice, possible
+from microplane.planning.fitting import OTHERS, Changes, advice, knobs, possible
+from microplane.runs.check_knobs import check_knobs, check_knobs_for_model
 from microplane.runs.inline_data import in_a_file
 from microplane.runs.method_search import of_method, stand_in, with_method
 from microplane.runs.own_forecast import run_at_once
-from microplane.runs.prepare import check_config, prepare
+from microplane.runs.prepare import Prepared, check_config, prepare
 from microplane.training.context import run_context
 
 ROW = 256  # tokens of a row, where there are no data to tell
+OWN_FORMAT = {"model.dtype": "auto"}  # for a method that has one
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,10 @@ def _planned(config: RunKnobs, methods: str | Sequence[str] | None, memory: int 
     plain = build_on_meta(_opened(resolve(config.model.name, config.model.revision)))
     wanted = chosen_methods(methods or _usual(plain), None)
     check_method_knobs([f"method.{name}" for name in config.method if name != "name"], wanted)
-    usual = _Run.of(_with(config, LoRA.name), watch)
+    usual = _usual_run(config, wanted, watch)
     process = Process.now()
-    asked = _Asked(config, process, memory or free_memory() + process.size, OnlyProgress(watch))
+    room = memory or free_memory() + process.size
+    asked = _Asked(config, process, room, OnlyProgress(watch), {usual.config.model_dump_json(): usual})
     at_once = usual.at_once
     found = Plan(config.model.name, weight_count(plain), asked.memory, at_once.row, at_once.tokens, usual.tokens)
     say = watch.progress("trying blocks")
@@ -153,6 +156,21 @@ def _planned(config: RunKnobs, methods: str | Sequence[str] | None, memory: int 
         found.methods.append(asked.plan(name))
     say(len(wanted), len(wanted))
     return found
+
+
+def _usual_run(config: RunKnobs, wanted: Sequence[str], watch: Watcher) -> _Run:
+    """That tells the rows: of lora, or of the first method that these knobs suit.
+
+    Raises: MicroplaneError, if there is none.
+    """
+    refused: ConfigError | None = None
+    for name in (LoRA.name, *wanted):
+        try:
+            return _Run.of(_with(config, name), watch)
+        except ConfigError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def _opened(path: Path) -> Checkpoint:
@@ -169,10 +187,13 @@ def _usual(plain: Model) -> tuple[str, ...]:
     return ("lora", "full", "head-only") if plain.KIND == "encoder" else ("lora", "qlora", "full")
 
 
-def _with(config: RunKnobs, name: str, changes: Changes | None = None) -> RunKnobs:
-    """The configuration of a run with this method, and with what is changed, by dotted name."""
-    config = stand_in(with_method(config, of_method(name, config.method)))
-    for knob, value in (changes or {}).items():
+def _with(config: RunKnobs, name: str) -> RunKnobs:
+    """The configuration of a run with this method."""
+    return stand_in(with_method(config, of_method(name, config.method)))
+
+
+def _changed(config: RunKnobs, changes: Changes) -> RunKnobs:
+    for knob, value in changes.items():
         section, _, leaf = knob.partition(".")
         part = getattr(config, section).model_copy(update={leaf: value})
         config = config.model_copy(update={section: part})
@@ -184,24 +205,27 @@ class _Run:
     """What a run would compute.
 
     Attributes:
-        config: with all that was inferred filled in.
+        config: as it is asked for.
         shapes: of its model, with its method.
-        tokens: of all steps; None where there are no data.
+        prepared: with its rows, where there are data.
     """
 
     config: RunKnobs
     shapes: Shapes
     at_once: AtOnce
-    tokens: int | None = None
+    prepared: Prepared | None = None
 
     @classmethod
     def of(cls, config: RunKnobs, watch: Watcher) -> _Run:
         """Raises: MicroplaneError, if it cannot be made."""
-        if not config.data.train:
-            return cls._without_rows(config)
+        found = cls._with_rows(config, watch) if config.data.train else cls._without_rows(config)
+        found._check()
+        return found
+
+    @classmethod
+    def _with_rows(cls, config: RunKnobs, watch: Watcher) -> _Run:
         prepared = prepare(config, check_config(config, watch), watch, opening=_opened)
-        at_once, steps = run_at_once(prepared), prepared.batch_plan.run_steps(prepared.config.train)
-        return cls(config, prepared.shapes, at_once, round(steps * at_once.step))
+        return cls(config, prepared.shapes, run_at_once(prepared), prepared)
 
     @classmethod
     def _without_rows(cls, config: RunKnobs) -> _Run:
@@ -209,6 +233,42 @@ class _Run:
         shapes = _shapes(config.model, json.dumps(config.method, sort_keys=True), config.data.task)
         row = max(1, min(ROW, (shapes.plain.config.context or ROW) - shapes.method.num_virtual_tokens))
         return cls(config, shapes, AtOnce.of_rows(row, config.train, config.eval.batch_tokens))
+
+    def changed(self, changes: Changes) -> _Run:
+        """The same with other knobs, on which neither its rows nor what trains depend: nothing of these is made again.
+
+        Raises: MicroplaneError, if it cannot be made.
+        """
+        config, shapes = _changed(self.config, changes), self.shapes
+        if "model.dtype" in changes:
+            shapes = replace(shapes, form=base_format(config.model, shapes.method))
+        if self.prepared is None:
+            at_once = AtOnce.of_rows(self.at_once.row, config.train, config.eval.batch_tokens)
+        else:
+            inferred = self.prepared.config.model_copy(update={"train": config.train})
+            at_once = run_at_once(replace(self.prepared, config=inferred))
+        found = replace(self, config=config, shapes=shapes, at_once=at_once)
+        found._check()
+        return found
+
+    def allows(self, changes: Changes) -> bool:
+        try:
+            self.changed(changes)
+        except MicroplaneError:
+            return False
+        return True
+
+    def _check(self) -> None:
+        """Raises: ConfigError, for knobs with which it would be refused."""
+        check_knobs(self.config, self.shapes.method)
+        check_knobs_for_model(self.config, self.shapes.method, self.shapes.attached)
+
+    @property
+    def tokens(self) -> int | None:
+        """Of all steps; None where there are no data."""
+        if self.prepared is None:
+            return None
+        return round(self.prepared.batch_plan.run_steps(self.prepared.config.train) * self.at_once.step)
 
 
 @lru_cache(maxsize=8)
@@ -231,16 +291,26 @@ class _Asked:
     Args:
         process: this one, before anything was tried.
         memory: bytes that there are.
+        runs: that were made already, by their configuration.
     """
 
     config: RunKnobs
     process: Process
     memory: int
     watch: Watcher
+    runs: dict[str, _Run]
+
+    def _run(self, config: RunKnobs) -> _Run:
+        key = config.model_dump_json()
+        if (found := self.runs.get(key)) is None:
+            found = _Run.of(config, self.watch)
+            if config.method["name"] in OTHERS:  # which are asked for again; of all methods there may be too many
+                self.runs[key] = found
+        return found
 
     def plan(self, name: str) -> MethodPlan:
         try:
-            run = _Run.of(_with(self.config, name), self.watch)
+            run = self._run(_with(self.config, name))
             cost = self._cost(run)
         except MicroplaneError as error:
             return MethodPlan(name, refused=first_line(error))
@@ -256,14 +326,30 @@ class _Asked:
 
     def _advice(self, found: MethodPlan, run: _Run) -> str:
         shapes = run.shapes
-        changes = possible(self.config, shapes.method, shapes.form, run.at_once)
-        others = {name: self._total(name, {}) for name in OTHERS} if shapes.method.trains == "weights" else {}
-        return advice(found.total, self.memory, changes, lambda change: self._total(found.method, change), others)
+        changes = [one for one in possible(self.config, shapes.method, shapes.form, run.at_once) if run.allows(one)]
+        others = self._others() if shapes.method.trains == "weights" else {}
 
-    def _total(self, name: str, changes: Changes) -> float:
-        """Of a method with what is changed; without trying blocks where weights alone take more than there is."""
+        def total_with(change: Changes) -> float:
+            return self._total(lambda: run.changed(change))
+
+        return advice(found.total, self.memory, changes, total_with, others)
+
+    def _others(self) -> dict[str, float]:
+        """Totals of methods that train few weights, by what is to be said of them. One that has a format of its own is
+        asked for without another one."""
+        dtype, found = self.config.model.dtype, {}
+        for name in OTHERS:
+            config, told = _with(self.config, name), name
+            if METHODS[name].quantize not in (None, dtype) and dtype != "auto":
+                config, told = _changed(config, OWN_FORMAT), f"{name} with {knobs(OWN_FORMAT)}"
+            found[told] = self._total(partial(self._run, config))
+        return found
+
+    def _total(self, make: Callable[[], _Run]) -> float:
+        """Of a run; without trying blocks where weights alone take more than there is, and infinite where it cannot be
+        made."""
         try:
-            run = _Run.of(_with(self.config, name, changes), self.watch)
+            run = make()
             least = self.process.size + exact_bytes(run.shapes, run.config.train)
             return least if least > self.memory else self._cost(run).peak_memory_bytes
         except MicroplaneError:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,27 @@ class InlineData:
     def write(self, folder: Path) -> Path:
         write_aside(path := folder / self.name, self.content)
         return path.absolute()
+
+
+def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a file as JSON can hold it: what is neither text nor a number nor made of these (times and bytes of
+    Parquet), of which nothing is learnt, is left out."""
+    found = {key: _as_json(value) for key, value in row.items()}
+    return {key: value for key, value in found.items() if value is not _NOTHING}
+
+
+_NOTHING = object()
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, Mapping):
+        return as_json({str(key): item for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        items = [_as_json(item) for item in value]
+        return [None if item is _NOTHING else item for item in items]
+    return value if value is None or isinstance(value, str | int | float) else _NOTHING
 
 
 def with_data(config: RunKnobs, path: str | Path) -> RunKnobs:

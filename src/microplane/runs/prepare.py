@@ -214,11 +214,6 @@ def prepare(
     if form.device.type != "cpu" and config.model.device == "auto":
         watch.say(f"device    {name_of(form.device)}, as torch sees it; --set model.device=cpu for the processor")
     _tell_slow(form)
-    if form.quantised and config.model.init == "random":
-        raise ConfigError(
-            f"model.init = random with a base in {form.quantised}: new weights are to be trained, and a quantised base "
-            "stays as it is; choose model.dtype=float32 or bfloat16, and a method that trains the base, such as full"
-        )
     splits = load_splits(config.data, tokenizer, possible, counting(watch), config.train.seed)
     if not begun:
         check_knobs_for_data(config, splits.objective, splits.summary, tokenizer)

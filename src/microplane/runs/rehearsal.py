@@ -14,7 +14,7 @@ from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Watcher
 from microplane.data.reading.read import read_rows
 from microplane.evaluation.probe import Check
-from microplane.runs.inline_data import InlineData
+from microplane.runs.inline_data import InlineData, as_json
 from microplane.runs.prepare import Prepared
 from microplane.runs.result import IMPROVED
 from microplane.runs.train import train
@@ -117,7 +117,7 @@ def _raw_rows(prepared: Prepared) -> Iterator[Mapping[str, Any]]:
         lines = {int(line) for file, _, line in places if file == Path(name).name}
         for row in read_rows(Path(name)) if lines else ():
             if row.line in lines and row.values is not None:
-                yield row.values
+                yield as_json(row.values)
                 lines.remove(row.line)
             if not lines:
                 break

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from microplane.files import json_lines
 
 HERE = Path(__file__).parent
 REPORT = HERE.parent / "report"
@@ -39,8 +40,7 @@ def held_out(folder: Path | None) -> list[dict[str, Any]]:
         return []
     run = folder.parent if folder.name == "adapter" else folder
     try:
-        lines = (run / "answers.jsonl").read_text("utf-8", "replace").splitlines()[:MOST_ROWS]
-        rows = [json.loads(line) for line in lines]
+        rows = json_lines(run / "answers.jsonl", MOST_ROWS)
         return [{name: str(row.get(name, "")) for name in ("prompt", "target", "where")} for row in rows]
     except (OSError, ValueError, AttributeError):
         return []

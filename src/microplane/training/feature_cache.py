@@ -28,7 +28,7 @@ from microplane.cache.eviction import new_entry
 from microplane.data.progress import Watcher
 from microplane.data.store import Dataset, Features, TokenDataset
 from microplane.errors import DataError
-from microplane.files import cache_dir, file_sha256
+from microplane.files import cache_dir, file_sha256, reserve
 from microplane.models.contract import Model
 from microplane.models.heads import caches_pooled
 from microplane.nn.rows import Pairs, Rows
@@ -152,7 +152,8 @@ class FeatureCache:
         """
         folder = self.place / self.key(rows)
         with new_entry(folder, "the features", f"{len(rows):,} rows as features") as temporary:
-            features = self._map(temporary, rows, "w+")
+            reserve(temporary / "numbers", self.bytes(rows))
+            features = self._map(temporary, rows, "r+")
 
             def put(indices: list[int], batch: Batch) -> None:
                 self._put(features, indices, as_numbers(self._compute(batch.rows)), rows.lengths)

@@ -177,6 +177,11 @@ def test_plain_text_asks_nothing(tmp_path):
         (("red", "blue", "red,blue"), "'red,blue' is named as several others together"),
         (("red", "blue", "blue | red"), "write a list: ['blue', 'red']"),
         (("red", "Paris, Texas"), ""),
+        (("C", "C#", "C++", "F#"), ""),  # signs that belong to the names
+        (("A", "A+", "A-", "B"), ""),
+        (("+", "-", "--"), ""),
+        (("e-mail", "E_mail", "other"), "'E_mail', 'e-mail' differ in spelling alone"),
+        (("C++", "c++"), "'C++', 'c++' differ in spelling alone"),
     ],
 )
 def test_class_names_that_may_mean_something_else(labels, doubted):

@@ -31,6 +31,7 @@ SAME_ANSWER = 0.95  # share of the commonest answer from which little is learnt
 CONVERSATIONS = ("messages", "conversations")  # formats of rows
 PLAIN_TEXT = "none"  # template of rows that are no questions
 NOTHING = {"nan", "NaN", "None", "null", "NULL", "n/a", "N/A", "NA", "<NA>", "NaT"}  # as programs write it
+SPELLING = re.compile(r"(?:[^\w+#*]|_)+")  # what is between the words of a class's name
 LEAKS, ELSEWHERE = 0.9, 0.1  # share of a class's rows that hold its name, and of the others that do
 
 
@@ -159,11 +160,13 @@ def doubtful_names(labels: Sequence[str]) -> Iterator[str]:
 
 
 def _spelled_alike(labels: Sequence[str]) -> Iterator[str]:
-    """Classes that are one but for capitals, white space and punctuation, and numbers that are equal."""
+    """Classes that are one but for capitals, white space and punctuation, and numbers that are equal. Signs that tell
+    names apart (C, C#, C++) are no punctuation."""
     by_form: dict[str | float, list[str]] = defaultdict(list)
     for label in labels:
         plain = unicodedata.normalize("NFKC", label).casefold()
-        words = re.sub(r"[\W_]+", " ", plain).strip() or label
+        words = SPELLING.sub(" ", plain).strip()
+        words = words + "-" * plain.endswith("-") if words else label  # A- is no A
         by_form[float(plain) if is_number(plain) and re.search(r"\d", plain) else words].append(label)
     for alike in by_form.values():
         if len(alike) > 1:
