@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.export import write_folder
 from microplane.errors import AdapterError, first_line
 from microplane.exports.compare import compare
@@ -60,6 +61,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         merged.rmdir()
         notices = write_folder(source.pipeline, merged, torch.float32, source.texts)
         _convert(source, merged, folder, dtype)
+    notices += (*without_chat(source.pipeline), *asked_as(source.pipeline))
     source.tokenizer.save(folder)
     if window := _window(source.pipeline.model):
         source.context(window)
