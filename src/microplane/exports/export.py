@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,6 +105,8 @@ def _one_file(form: Format, source: Source, place: Path, kind: str) -> Written:
             )
         with aside(place) as temporary:
             os.replace(folder / written.files[0], temporary)
+    how = tuple(line.replace(written.files[0], place.name) for line in written.how)
+    written = replace(written, files=(place.name,), how=how)
     write_json(place.with_name(f"{place.stem}.{RECORD}"), _record(form, source, written, kind))
     return written
 
