@@ -30,6 +30,7 @@ from microplane.exports.written import Written
 from microplane.files import scratch_folder
 from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.contract import Model
+from microplane.models.external.library import quiet
 from microplane.nn.position import Rope
 
 MODEL = "model.bin"
@@ -107,7 +108,8 @@ def _convert(source: Source, merged: Path, folder: Path, dtype: str) -> None:
     """Through the converter into a folder of its own, and from there."""
     library: Any = importlib.import_module("ctranslate2.converters.transformers")
     try:
-        spec = _converter(library, source)(str(merged))
+        with quiet():
+            spec = _converter(library, source)(str(merged))
         with scratch_folder(folder / "converted") as made:
             spec.convert(str(made), quantization=None if dtype == "float32" else dtype, force=True)
             for file in sorted(made.iterdir()):

@@ -28,6 +28,7 @@ from microplane.exports.written import Written
 from microplane.files import scratch_folder
 from microplane.inference.predict import as_embedded, encode_all
 from microplane.models.contract import Model
+from microplane.models.external.library import quiet
 from microplane.models.task_head import TaskHead
 
 FILE, OUTPUTS = "model.onnx", ("logits", "sentence_embedding")
@@ -92,7 +93,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         merged.rmdir()
         notices = write_folder(source.pipeline, merged, torch.float32, source.texts)
         library: Any = importlib.import_module("transformers")
-        blocks = library.AutoModel.from_pretrained(merged, attn_implementation="eager", dtype=torch.float32)
+        with quiet():  # of a head that is no part of the blocks
+            blocks = library.AutoModel.from_pretrained(merged, attn_implementation="eager", dtype=torch.float32)
         typed = getattr(blocks.config, "type_vocab_size", 1) > 1 and TYPES in signature(blocks.forward).parameters
         _trace(Padded(blocks, head, pooling).eval(), folder / FILE, typed)
         (folder / "config.json").write_bytes((merged / "config.json").read_bytes())
