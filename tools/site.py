@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +57,57 @@ def messages() -> str:
 
 
 def messages_of(source: str) -> Iterator[str]:
-    """The texts of the errors that a file raises; those that are made elsewhere are not seen."""
-    raised = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Raise)]
-    for node in sorted(raised, key=lambda node: node.lineno):
-        if isinstance(call := node.exc, ast.Call) and call.args:
-            name = call.func.id if isinstance(call.func, ast.Name) else ""
-            if name.endswith("Error") and not hasattr(builtins, name) and (text := _text(call.args[0])).strip(" .…"):
-                yield " ".join(text.split())
+    """The texts of the errors that a file makes, also of parts that were given a name in the same function. Of an error
+    with several texts, as a kind and a sentence, the longest."""
+    tree = ast.parse(source)
+    for within in _functions(tree):
+        known = _named_texts(within)
+        for call in sorted(_own_calls(within), key=lambda node: node.lineno):
+            text = " ".join(max((_text(part, known) for part in call.args), key=len, default="").split())
+            if text.strip(" .…"):
+                yield text
 
 
-def _text(node: ast.expr) -> str:
+def _functions(tree: ast.Module) -> list[ast.AST]:
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return sorted([tree, *found], key=lambda node: getattr(node, "lineno", 0))
+
+
+def _own(within: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a function or a module, but for that of functions inside."""
+    for child in ast.iter_child_nodes(within):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from _own(child)
+
+
+def _own_calls(within: ast.AST) -> Iterator[ast.Call]:
+    for node in _own(within):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            name = node.func.id
+            if name.endswith("Error") and not hasattr(builtins, name):
+                yield node
+
+
+def _named_texts(within: ast.AST) -> dict[str, ast.expr]:
+    """By name, what was assigned to it last."""
+    assigned = [node for node in _own(within) if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
+
+
+def _text(node: ast.expr, known: Mapping[str, ast.expr]) -> str:
     if isinstance(node, ast.Constant):
-        return str(node.value)
+        return node.value if isinstance(node.value, str) else "…"
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) for part in node.values)
+        return "".join(_text(part, known) for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
+        return _text(node.left, known) + _text(node.right, known)
+    if isinstance(node, ast.IfExp):
+        return _text(node.body, known)
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, known) if isinstance(node.value, ast.Name) else "…"
+    if isinstance(node, ast.Name) and node.id in known:
+        return _text(known[node.id], {name: value for name, value in known.items() if name != node.id})
     return "…"
 
 

@@ -36,6 +36,26 @@ def f(name):
     assert listed.count("\n- ") > 400
 
 
+def test_messages_that_are_made_of_parts_or_have_a_status_are_found_too():
+    source = """
+def f(name):
+    what = f"the prompt has {name} tokens"
+    how = " in all" if name else " for each"
+    raise ApiError(400, f"{what}{how}. Shorten {name.title}", "messages")
+
+def g(what):
+    late = TooLateError(f"{what} took too long")
+    raise late
+
+raise RowError("kind", "a row that is none")
+"""
+    wanted = ["a row that is none", "the prompt has … tokens in all. Shorten …", "… took too long"]
+    assert sorted(site.messages_of(source)) == sorted(wanted)
+    listed = site.messages()
+    assert "the model's context is" in listed
+    assert "\n- 40" not in listed
+
+
 def test_a_page_asks_by_a_comment():
     assert site.on_page_markdown("# Plain") == "# Plain"
     assert "## train" in site.on_page_markdown("<!-- knobs -->")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from microplane.errors import ConfigError
 from microplane.exports.compare import compare, continuations
 from microplane.exports.export import export
 from microplane.exports.formats import FORMATS
@@ -84,3 +85,9 @@ def test_a_base_that_moved_is_found_when_it_is_exported(to, tmp_path):
 )
 def test_an_adapter_for_llama_cpp_is_offered_where_a_lora_can_stand_for_it(method, adapter):
     assert ("gguf-lora" in ways(tiny(), make_method({"name": method}))) is adapter
+
+
+@pytest.mark.parametrize(("name", "to", "others"), [("m.gguf", "hf", "gguf or gguf-lora"), ("m.onnx", "gguf", "onnx")])
+def test_a_folder_is_not_called_as_a_file_of_another_format(name, to, others, tmp_path):
+    with pytest.raises(ConfigError, match=f"a file of --to {others}, and --to {to} writes a folder"):
+        export(tmp_path / "nothing", tmp_path / name, to)

@@ -6,6 +6,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,6 +19,7 @@ from microplane.exports.onnx import INPUTS, TYPES, Padded, pooled_rows
 from microplane.exports.source import opened
 from microplane.exports.vectors import compare_vectors, ours
 from microplane.inference.pipeline import load
+from microplane.inference.predict import as_embedded
 from microplane.models.files.sentence_transformers import sentence_pooling
 from tests.adapters.test_leaving import adapter
 from tests.exports.kit import folder_of
@@ -75,6 +77,31 @@ def test_last_tokens_and_means_leave_padding_out():
     torch.testing.assert_close(pooled_rows(hidden, mask, "mean")[1], hidden[1, :2].mean(0))
     torch.testing.assert_close(pooled_rows(hidden, mask, "last")[1], hidden[1, 1])
     torch.testing.assert_close(pooled_rows(hidden, mask, "cls")[1], hidden[1, 0])
+
+
+def test_sentences_are_read_as_the_models_folder_has_it_and_that_is_told(tmp_path):
+    base = base_of(tmp_path / "base", "bert")
+    source, said = opened(base, FORMATS["onnx"]), []
+    model = source.pipeline.model
+    model.sentence_prompt, model.sentence_lower, model.sentence_tokens = "good ", True, 6
+
+    class Session:
+        def run(self, _, inputs):
+            said.append(inputs[INPUTS[0]])
+            return [np.zeros((len(inputs[INPUTS[0]]), 1))]
+
+    engine = onnx.OnnxRuntime.__new__(onnx.OnnxRuntime)
+    engine.session, engine.source, engine.typed = Session(), source, False
+    engine.said(["The red film", "bad " * 9])
+    wanted = as_embedded(model, source.tokenizer, ["The red film", "bad " * 9])
+    assert [row[: len(one.ids)] for row, one in zip(said[0].tolist(), wanted, strict=True)] == [
+        one.ids for one in wanted
+    ]
+    assert len(wanted[1].ids) == 6
+    told = list(onnx.read_as(model))
+    assert [part in line for part, line in zip(("'good '", "small letters", "6 tokens"), told, strict=True)] == [
+        True
+    ] * 3
 
 
 def test_what_computes_something_else_is_refused(tmp_path):

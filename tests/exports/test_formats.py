@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from importlib.util import find_spec
@@ -40,6 +41,8 @@ def test_the_help_names_every_format_and_the_command_writes_one(tmp_path):
     done = runner.invoke(app, ["export", str(base), str(tmp_path / "m.gguf"), "--to", "gguf", "--dtype", "float16"])
     assert done.exit_code == 0, done.output
     assert "as gguf, float16" in done.output
+    assert "\nllama-cli -m m.gguf --jinja\n" in done.output
+    assert json.loads((tmp_path / "m.export.json").read_text())["files"] == ["m.gguf"]
     assert ("not checked in llama-cpp-python: pip install" in done.output) is (find_spec("llama_cpp") is None)
     refused = runner.invoke(app, ["export", str(base), str(tmp_path / "n"), "--to", "onyx"])
     assert refused.exit_code == 1

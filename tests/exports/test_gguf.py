@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 
-from microplane.data.tokenizers.gguf import KEY
+from microplane.data.tokenizers.gguf import CUTS, KEY, WHOLE_WORDS, _cut
 from microplane.errors import AdapterError, ConfigError, DataError
 from microplane.exports import gguf_file
 from microplane.exports.export import export
 from microplane.exports.gguf_file import check_whole
 from microplane.exports.gguf_model import permuted
+from microplane.exports.gguf_tokens import cut_name
 from microplane.inference.pipeline import load
 from microplane.models.files.gguf import unpermuted
 from microplane.models.files.gguf_format import read_header
@@ -73,6 +75,29 @@ def test_the_name_of_the_cut_follows_from_the_tokenizer(cut, whole, tmp_path):
     ours, theirs = load(base).tokenizer, load(tmp_path / "model.gguf").tokenizer
     assert [theirs.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
     assert (tmp_path / "model.export.json").is_file()
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_whatever_cut_a_file_names_is_written_again(name):
+    backend = byte_level(whole=name in WHOLE_WORDS)
+    backend.pre_tokenizer = _cut(CUTS[name])
+    found = cut_name(json.loads(backend.to_str()))
+    assert (CUTS[found], found in WHOLE_WORDS) == (CUTS[name], name in WHOLE_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("behavior", "invert", "known"),
+    [("isolated", False, True), ("removed", True, True), ("merged_with_next", False, False), ("isolated", True, False)],
+)
+def test_what_is_cut_at_the_same_places_otherwise_is_another_cut(behavior, invert, known):
+    from tokenizers import Regex
+
+    backend = byte_level()
+    split = pre_tokenizers.Split(Regex(CUTS["qwen2"][0]), behavior, invert)
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+    with nullcontext() if known else pytest.raises(AdapterError, match="no name for"):
+        assert cut_name(json.loads(backend.to_str())) == "qwen2"
 
 
 @pytest.mark.parametrize("prefix", [True, False])

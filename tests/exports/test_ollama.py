@@ -150,3 +150,22 @@ def test_a_run_that_continues_text_is_refused(tmp_path):
     run = adapter_of(folder_of(tmp_path / "base"), tmp_path / "adapter", about={"template": "plain", "frame": ["", ""]})
     with pytest.raises(AdapterError, match="continues plain text"):
         export(run, tmp_path / "out", "ollama")
+
+
+@pytest.mark.parametrize("shape", ["default system", "gemma", "alpaca"])
+@pytest.mark.parametrize("system", ["", 'Say {{ .Content }} as "y"'])
+def test_a_run_is_asked_with_its_system_message_whatever_that_is(shape, system, tmp_path):
+    run = adapter_of(
+        folder_of(tmp_path / "base", template=SHAPES[shape]), tmp_path / "adapter", about={"system": system}
+    )
+    export(run, tmp_path / "out", "ollama")
+    template, own, _ = parts(tmp_path / "out")
+    pipeline, text = load(run), in_ollama(template, [Message("user", "open the door")], own)
+    assert own == system
+    assert pipeline.tokenizer.encode(text) == pipeline.prompt("open the door")
+
+
+def test_a_system_message_that_a_modelfile_cannot_hold_is_refused_as_such(tmp_path):
+    run = adapter_of(folder_of(tmp_path / "base"), tmp_path / "adapter", about={"system": 'a """ b'})
+    with pytest.raises(AdapterError, match="the run's system message holds three quotes"):
+        export(run, tmp_path / "out", "ollama")

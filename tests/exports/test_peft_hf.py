@@ -21,10 +21,11 @@ def checked(folder):
 
 @pytest.mark.parametrize("family", ["llama-tied", "t5"])
 @pytest.mark.parametrize("to", ["hf", "peft"])
-def test_an_adapter_answers_the_same_there(family, to, tmp_path):
+def test_an_adapter_answers_the_same_there(family, to, tmp_path, capfd):
     base = (pair_folder if family == "t5" else folder_of)(tmp_path / "base", family)
     run = adapter_of(base, tmp_path / "adapter", rank=4, alpha=2.0)
     export(run, tmp_path / "out", to)
+    assert "Loading weights" not in capfd.readouterr().err  # no word of what transformers does
     one = checked(tmp_path / "out")
     assert one["engine"].startswith("transformers" if to == "hf" else "peft")
     assert one["difference"] < 1e-4

@@ -187,3 +187,25 @@ def test_trackio(place, tmp_path, monkeypatch):
     assert not [line for line in watch.lines if line.startswith("warning   trackio")]
     [told] = trackio.Api().runs("microplane")
     assert told.name == "run"
+
+
+def test_a_run_of_another_folder_is_another_in_trackio_too(tmp_path, monkeypatch):
+    begun = []
+
+    class Library:
+        Api = staticmethod(lambda: Library)
+
+        @staticmethod
+        def runs(project):
+            if not begun:
+                raise ValueError(f"Project '{project}' does not exist")
+            return [SimpleNamespace(name=name) for name in begun]
+
+        @staticmethod
+        def init(project, name, **how):
+            begun.append(name)
+
+    monkeypatch.setattr(trackers, "import_module", lambda name: Library)
+    for folder, known in (("a", None), ("b", None), ("c", None), ("a", "home")):
+        trackers.Trackio(trackers.Begun(tmp_path / folder / "home", {}, 0, known))
+    assert begun == ["home", "home-2", "home-3", "home"]

@@ -1,5 +1,6 @@
 """What is too much, too late or not wanted any more; and models that come and go while others are asked."""
 
+import json
 import shutil
 import threading
 import time
@@ -70,7 +71,10 @@ def test_a_full_queue_refuses_and_goes_on(endless):
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert refused.headers["retry-after"] == "1"
     assert ask(address, most=4).status_code == 200
-    assert ask(address, most=4, n=9).status_code == 429  # all or none of a request's answers
+    assert ask(address, most=4, n=9).status_code == 400  # more than there will ever be room for
+    with httpx.stream("POST", address + PATH, json=body(stream=True), timeout=60):
+        assert ask(address, most=4, n=3).status_code == 429  # all or none of a request's answers
+    until(lambda: server.scheduler.running == 0)
     assert server.scheduler.running == server.scheduler.waiting == 0
 
 
@@ -145,7 +149,9 @@ def test_a_token_is_asked_for(library):
 def test_another_sites_name_for_this_machine_is_refused(library):
     with running(Server(library, hosts=["127.0.0.1", "localhost"])) as address:
         assert httpx.get(f"{address}/v1/models").status_code == 200
-        assert httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"}).status_code == 400
+        refused = httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "invalid_host"
 
 
 def test_adapters_come_and_go_while_others_are_asked(tmp_path, bases, adapters, monkeypatch):
@@ -202,7 +208,9 @@ def test_adapters_are_loaded_and_unloaded_by_requests(tmp_path, bases, adapters)
         assert "served already" in again.json()["error"]["message"]
         for path in ("../outside", str(outside), ".", "below/../../outside", "/etc"):
             assert httpx.post(f"{address}/v1/adapters", json={"path": path}).status_code == 403
-        assert httpx.post(f"{address}/v1/adapters", json={"path": "nothing"}).status_code == 404
+        for path in ("nothing", "a\0b", "\ud800", "a" * 5000, "below/x/adapter_model.safetensors"):
+            sent, kind = json.dumps({"path": path}).encode(), {"Content-Type": "application/json"}
+            assert httpx.post(f"{address}/v1/adapters", content=sent, headers=kind).status_code == 404
         assert httpx.post(f"{address}/v1/adapters", json={"path": "below"}).status_code == 400
         assert httpx.delete(f"{address}/v1/adapters/mine").json()["deleted"]
         assert ask(address, model="mine", most=3).status_code == 404

@@ -76,6 +76,21 @@ WRONG = [
     (CLASSIFY, {"model": "moods", "input": 5}, 400, "input", "input"),
     ("/v1/adapters", {"path": "a"}, 403, None, "--adapters"),
     ("/v1/nothing", {}, 404, None, "Not Found"),
+    (CHAT, chat(seed=2**63), 400, "seed", "less than 9223372036854775808"),
+    (CHAT, chat(repetition_penalty=1e-300, temperature=1), 400, "repetition_penalty", "1e-300"),
+    (CHAT, chat(repetition_penalty=10**400), 400, "repetition_penalty", "less than or equal to 1000"),
+    (CHAT, chat(stop="\0"), 400, None, "UTF-8"),
+    (CHAT, chat(stop="\ud800"), 400, "stop", "unicode"),
+    (CHAT, chat(messages=[*USER, {"role": "assistant", "tool_calls": [{}]}, *USER]), 400, None,
+     "messages[1].tool_calls[0]"),
+    (CHAT, chat(messages=[{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "a"}}]}]), 400, None,
+     "of the user"),
+    (COMPLETIONS, completion(prompt=["a"] * 300), 400, "prompt", "300 answers"),
+    (COMPLETIONS, completion(prompt=["a"] * 3, n=128), 400, "n", "384 answers"),
+    (COMPLETIONS, completion(prompt=[5] * 600), 400, "prompt", "model's context is 512"),
+    (COMPLETIONS, completion(model="t5", max_tokens=70_000), 400, "prompt", "--batch-tokens"),
+    (COMPLETIONS, completion(model="t5", prompt=[5] * 20_000, max_tokens=60_000), 400, "prompt", "--batch-tokens"),
+    (EMBEDDINGS, {"model": "t5", "input": "a" * 80_000}, 400, "input", "--batch-tokens"),
 ]  # fmt: skip
 
 

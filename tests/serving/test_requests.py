@@ -10,13 +10,16 @@ from dataclasses import replace
 import httpx
 import pytest
 import torch
+from pydantic import ValidationError
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.config.serving import ServeKnobs
 from microplane.inference.pipeline import load
-from microplane.serving.answers import chat_prompt, most_tokens, stops_of
+from microplane.inference.predict import tokens_read
+from microplane.serving.answers import chat_prompt, most_in_batch, most_tokens, stops_of
 from microplane.serving.app import Server
 from microplane.serving.batch import Batch, Generation
+from microplane.serving.http import host_of
 from microplane.serving.library import Library
 from microplane.serving.metrics import Metrics
 from microplane.serving.playground import held_out
@@ -130,7 +133,7 @@ def queue(bases):
 
 def test_texts_of_each_adapter_are_computed_with_it(queue):
     scheduler, served = queue()
-    one, other = (scheduler.compute(served.engine, n, "embed", ["a"], lambda texts, n=n: [n]) for n in (0, 1))
+    one, other = (scheduler.compute(served.engine, n, "embed", ["a"], [1], lambda texts, n=n: [n]) for n in (0, 1))
     assert scheduler.uses(served.engine, 1)
     scheduler._turn()
     assert one.result() == [0]
@@ -138,6 +141,64 @@ def test_texts_of_each_adapter_are_computed_with_it(queue):
     assert not scheduler.uses(served.engine, 0)
     scheduler._turn()
     assert other.result() == [1]
+
+
+def test_many_texts_hold_up_nobody_for_long(queue):
+    scheduler, served = queue()
+    seen = []
+
+    def compute(texts):
+        seen.append(list(texts))
+        return texts
+
+    many = scheduler.compute(served.engine, None, "embed", list(range(9)), [1000] * 8 + [5000], compute)
+    few = scheduler.compute(served.engine, None, "embed", ["few"], [100], compute)
+    other = scheduler.compute(served.engine, 0, "embed", ["other"], [100], compute)
+    scheduler.write(served.engine, [asked(served, "a", 40)])
+    scheduler._turn()
+    assert (seen, scheduler.running) == ([[0, 1]], 1)
+    while not many.done():
+        scheduler._turn()
+    assert many.result() == list(range(9))
+    assert few.result() == ["few"]
+    assert other.result() == ["other"]
+    assert seen[1:3] == [["few", 2], ["other"]]  # who has waited comes first
+    assert seen[-1] == [8]  # longer than what is read between two steps, and read all the same
+
+
+@pytest.mark.parametrize("timeout", [600.0, 1e-9])
+def test_who_went_away_takes_no_texts_of_others_along(queue, timeout):
+    scheduler, served = queue(timeout=timeout)
+    gone, there = (scheduler.compute(served.engine, None, "embed", [n], [1], list) for n in range(2))
+    gone.cancel()
+    scheduler._turn()
+    assert there.done()
+    assert scheduler.waiting == 0
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_who_goes_away_while_it_is_computed_takes_no_texts_of_others_along(queue, most):
+    scheduler, served = queue()
+
+    def compute(texts):
+        gone.cancel()
+        assert len(texts) <= most  # else each by itself
+        return list(texts)
+
+    gone, there = (scheduler.compute(served.engine, None, "embed", [n], [1], compute) for n in range(2))
+    scheduler._turn()
+    assert there.result(0) == [1]
+
+
+def test_tokens_of_a_text_are_those_that_are_read(tmp_path, bases):
+    library = opened(bases["bert"], adapter(bases["bert"], tmp_path / "moods", rank=4, head=["good", "bad"]))
+    plain, labelling = library.served["bert"], library.served["moods"]
+    text, tokenizer = "turn on the light in the kitchen", plain.pipeline.tokenizer
+    plain.model.sentence_tokens = 5
+    assert tokens_read(plain.model, tokenizer, [text], labels=False) == [5]
+    (whole,) = tokens_read(labelling.model, tokenizer, [text], labels=True)
+    (windows,) = tokens_read(labelling.model, tokenizer, [text], labels=True, window=12)
+    assert 12 < whole < windows
 
 
 @pytest.mark.parametrize(("lengths", "tokens", "joining"), [((9, 9, 9), 2, 2), ((90, 9), 1.9, 1), ((9, 90), 1.9, 1)])
@@ -186,7 +247,7 @@ def test_a_run_of_plain_text_takes_no_system_message(bases):
     served.pipeline = replace(served.pipeline, frame=("", ""))
     with pytest.raises(ApiError, match="trained on plain text, which has no system message"):
         chat_prompt(served, chat(("system", "be brief"), ("user", "now")))
-    assert ChatMessage(role="developer", content="x").message.role == "system"
+    assert ChatMessage(role="developer", content="x").message().role == "system"
 
 
 def test_a_plain_continuation_ends_with_the_models_own_end_alone(tmp_path):
@@ -207,6 +268,46 @@ def test_an_answer_may_fill_the_context_and_no_more(bases, tmp_path):
             most_tokens(served, [5] * length, wanted, 24)
     each = pairs.model.max_row_tokens
     assert most_tokens(pairs, [5] * each, each, 24) == each  # an encoder-decoder has room for both
+
+
+def test_an_answer_may_fill_the_room_of_the_server_and_no_more():
+    prompt = [5] * 90
+    assert [most_in_batch(most, prompt, wanted, 100) for most, wanted in ((10, 10), (24, None), (3, None))] == [
+        10,
+        10,
+        3,
+    ]
+    for wanted, length in ((11, 90), (None, 100)):
+        with pytest.raises(ApiError, match="room for 100 in all"):
+            most_in_batch(wanted or 24, [5] * length, wanted, 100)
+
+
+def test_calls_of_tools_stand_as_templates_expect_them():
+    call = {"id": "1", "type": "function", "function": {"name": "light", "arguments": '{"room": "hall"}'}}
+    message = ChatMessage(role="assistant", tool_calls=[call]).message()
+    assert message.extra["tool_calls"][0]["function"] == {"name": "light", "arguments": {"room": "hall"}}
+    assert ChatMessage(role="user", content="a", tool_calls=None).message().extra == {}
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("localhost:8000", "localhost"),
+        ("LOCALHOST", "localhost"),
+        ("[::1]:8000", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("", ""),
+    ],
+)
+def test_the_host_of_a_request_is_told_without_its_port(header, name):
+    assert host_of(header.encode()) == name
+
+
+def test_a_list_is_read_to_its_first_fault():
+    for kind, body in ((CompletionRequest, {"prompt": [{}] * 5000}), (ChatRequest, {"messages": [5] * 5000})):
+        with pytest.raises(ValidationError) as found:
+            kind.model_validate({"model": "base", **body})
+        assert found.value.error_count() < 10
 
 
 # What is served

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from microplane.adapters.asked import asked_in_card
 from microplane.checkpoints.adapter import read_method
 from microplane.errors import ModelError
 from microplane.files import object_in, write_aside
@@ -162,6 +163,8 @@ def _body(
     yield f"## Limits\n\n{LIMITS}\n"
     licence = licence_of(base)
     yield f"The base's licence is {licence}.\n" if licence else "The base's licence is not in its files: look it up.\n"
+    if asked := "\n".join(asked_in_card(about)):
+        yield f"## How it is asked\n\n{asked}\n"
     yield "## How to open it\n"
     if form in OPENED:
         yield f"- {OPENED[form]}"

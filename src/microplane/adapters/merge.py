@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.card import card_of
 from microplane.adapters.export import check_free, write_folder, written_dtype
 from microplane.adapters.other_tokenizer import SENTENCES
@@ -86,6 +87,7 @@ def merge(
     rounded = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
     card = card_of(name, "hf", loaded.about, loaded.method.name)
     notices = write_folder(loaded, folder, dtype, row_texts(Path(name)), card)
+    notices += (*without_chat(loaded), *asked_as(loaded))
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded, notices)
     merged, objective = probe_logits(loaded.objective, loaded.model, rows), loaded.objective

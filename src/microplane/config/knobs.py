@@ -326,7 +326,7 @@ class GenerateKnobs(Knobs):
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that make up this probability")
     min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens below this share of the highest probability")
     repetition_penalty: float = Field(
-        1.0, gt=0, description="above 1: tokens that already occur in the text become less likely"
+        1.0, ge=1e-3, le=1e3, description="above 1: tokens that already occur in the text become less likely"
     )
     beams: int = Field(1, ge=1, le=256, description="width of the beam search; 1 for none")
     length_penalty: float = Field(1.0, description="beam scores are divided by length to this power")

@@ -19,3 +19,8 @@ class ServeKnobs(Knobs):
     max_tokens: int = Field(512, ge=1, description="tokens of an answer at most, where its request does not say")
     max_body: int = Field(4 << 20, ge=1, description="bytes of a request at most")
     grace: float = Field(60.0, ge=0, description="seconds for what still runs when the server is told to end")
+
+    @property
+    def at_once(self) -> int:
+        """Answers that are written or wait, at most."""
+        return self.max_batch + self.queue

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.export import write_folder
 from microplane.errors import AdapterError, first_line
 from microplane.exports.compare import compare
@@ -29,6 +30,7 @@ from microplane.exports.written import Written
 from microplane.files import scratch_folder
 from microplane.models.configs.decoder import DecoderConfig
 from microplane.models.contract import Model
+from microplane.models.external.library import quiet
 from microplane.nn.position import Rope
 
 MODEL = "model.bin"
@@ -60,6 +62,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         merged.rmdir()
         notices = write_folder(source.pipeline, merged, torch.float32, source.texts)
         _convert(source, merged, folder, dtype)
+    notices += (*without_chat(source.pipeline), *asked_as(source.pipeline))
     source.tokenizer.save(folder)
     if window := _window(source.pipeline.model):
         source.context(window)
@@ -105,7 +108,8 @@ def _convert(source: Source, merged: Path, folder: Path, dtype: str) -> None:
     """Through the converter into a folder of its own, and from there."""
     library: Any = importlib.import_module("ctranslate2.converters.transformers")
     try:
-        spec = _converter(library, source)(str(merged))
+        with quiet():
+            spec = _converter(library, source)(str(merged))
         with scratch_folder(folder / "converted") as made:
             spec.convert(str(made), quantization=None if dtype == "float32" else dtype, force=True)
             for file in sorted(made.iterdir()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from microplane.adapters.card import card_of, write_card
 from microplane.adapters.export import check_free
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
-from microplane.errors import AdapterError, check_type
+from microplane.errors import AdapterError, ConfigError, check_type
 from microplane.exports import ctranslate2, gguf, gguf_lora, hf, ollama, onnx, peft, sentence_transformers
-from microplane.exports.formats import Format, format_named
+from microplane.exports.formats import FORMATS, Format, format_named
 from microplane.exports.source import Source, opened
 from microplane.exports.written import Written
 from microplane.files import aside, folder_aside, json_value, scratch_folder, write_json
@@ -84,6 +84,11 @@ def export(
 
 def _check_place(form: Format, place: Path) -> None:
     if not (form.suffix and place.suffix == form.suffix):
+        if others := [other.name for other in FORMATS.values() if place.suffix and place.suffix == other.suffix]:
+            raise ConfigError(
+                f"{place} is called as a file of --to {' or '.join(others)}, and --to {form.name} writes a folder: "
+                "choose one of these, or a name of a folder"
+            )
         check_free(place, "export")
     elif place.exists():
         raise AdapterError(f"{place} exists; choose another name to export to")
@@ -100,6 +105,8 @@ def _one_file(form: Format, source: Source, place: Path, kind: str) -> Written:
             )
         with aside(place) as temporary:
             os.replace(folder / written.files[0], temporary)
+    how = tuple(line.replace(written.files[0], place.name) for line in written.how)
+    written = replace(written, files=(place.name,), how=how)
     write_json(place.with_name(f"{place.stem}.{RECORD}"), _record(form, source, written, kind))
     return written
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from microplane.adapters.asked import asked_as as asked_elsewhere
 from microplane.adapters.export import finished
 from microplane.data.tokenizers.gguf import KEY
 from microplane.exports.compare import Comparison, compare
@@ -78,14 +79,10 @@ def speaks_chat(source: Source) -> bool:
 
 def asked_as(source: Source) -> Iterator[str]:
     """What belongs around a question and is not in the file."""
-    pipeline = source.pipeline
     if not speaks_chat(source):
         yield ("the model was trained on texts without a chat template, so the file has none: give it the text itself "
                "by completion, not chat; a question ends with a line end")  # fmt: skip
-    if pipeline.system:
-        yield f"all its rows had the system message {pipeline.system!r}: give it too"
-    if pipeline.prefix:
-        yield f"all its prompts began with {pipeline.prefix!r}: put it before each question"
+    yield from asked_elsewhere(source.pipeline)
 
 
 def checks(source: Source, file: Path) -> Iterator[Comparison]:

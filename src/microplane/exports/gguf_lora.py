@@ -62,7 +62,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         source.context(alone.room)
         write_pairs(source, file, pairs, name, KINDS[dtype], set(read_header(base).tensors))
         checked = tuple(checks(source, alone.pipeline, file, base))
-    how = f"microplane export {base_path(source)} base.gguf --to gguf; llama-cli -m base.gguf --lora {FILE} --jinja"
+    its_base = source.base or source.about.get("base") or base_path(source)
+    how = f"microplane export {its_base} base.gguf --to gguf; llama-cli -m base.gguf --lora {FILE} --jinja"
     return Written((FILE,), (*told, *notices, *asked_as(source)), checked, (how,))
 
 

@@ -14,7 +14,7 @@ from microplane.errors import AdapterError
 
 UNUSED, BYTE = 5, 6  # further types of tokens
 ENDS = ("eos", "eot", "eom")  # as many tokens as can end an answer
-PREFERRED = ("gpt-2", "llama-bpe", "smaug-bpe", "qwen2", "tekken")  # of names that cut alike
+PREFERRED = ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "tekken", "default")  # of names that cut alike
 
 
 def token_metadata(tokenizer: Tokenizer, stops: Sequence[int], rows: int) -> dict[str, Any]:
@@ -60,15 +60,15 @@ def cut_name(told: Mapping[str, Any]) -> str:
     """
     steps = told["pre_tokenizer"] or {}
     steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
-    patterns = [
-        step["pattern"]["Regex"] for step in steps if step.get("type") == "Split" and "Regex" in step["pattern"]
-    ]
+    splits = [step for step in steps if step.get("type") == "Split"]
+    patterns = [step["pattern"].get("Regex") for step in splits]
+    apart = all((step["behavior"], step["invert"]) in (("Isolated", False), ("Removed", True)) for step in splits)
     own = any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps)
     digits = [step for step in steps if step.get("type") == "Digits"]
     spaced = any(step.get("add_prefix_space") for step in steps)
     kinds = {step.get("type") for step in steps}
     whole = bool(told["model"].get("ignore_merges"))
-    if not spaced and kinds <= {"Split", "ByteLevel", "Digits"}:
+    if not spaced and apart and kinds <= {"Split", "ByteLevel", "Digits"}:
         if own and not patterns and not whole and (not digits or digits[0].get("individual_digits")):
             return "smollm" if digits else "gpt-2"
         for name in PREFERRED:
@@ -76,7 +76,7 @@ def cut_name(told: Mapping[str, Any]) -> str:
                 return name
     raise AdapterError(
         f"the tokenizer cuts text in a way ({', '.join(sorted(str(k) for k in kinds))}) that llama.cpp has no name for "
-        f"among those known here ({', '.join(PREFERRED)}, smollm)"
+        f"among those known here ({', '.join(PREFERRED)})"
     )
 
 

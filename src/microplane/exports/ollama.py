@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from microplane.adapters.asked import minds_an_empty_system
 from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
 from microplane.data.tokenizers.gguf import KEY
@@ -89,6 +90,9 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     """
     turns = turns_of(source.pipeline)
     written = gguf.write(source, folder, dtype)
+    if source.pipeline.system == "" and minds_an_empty_system(source.pipeline):
+        alone, _ = _cut(rendered(source.pipeline, [Message("system", ""), Message("user", ASKED[0])]), ASKED[0])
+        turns = replace(turns, alone=alone)
     told = read_header(folder / gguf.FILE).metadata
     if told[f"{KEY}add_bos_token"]:  # then Ollama puts it before the text
         turns = _without(turns, source.tokenizer.special_tokens["bos_token"] or "")
@@ -112,8 +116,11 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
 def modelfile(source: Source, turns: Turns) -> str:
     stops = list(dict.fromkeys(source.tokenizer.piece(stop) for stop in source.pipeline.stop_ids))
     lines = [f"FROM ./{gguf.FILE}", f'TEMPLATE """{turns.in_go()}"""']
-    if source.pipeline.system:
-        lines.append(f'SYSTEM """{_literal(source.pipeline.system)}"""')
+    if system := source.pipeline.system:
+        if '"""' in system:
+            raise AdapterError(f"the run's system message holds three quotes, for which a Modelfile has no spelling: "
+                               f"{system!r:.200}. {ELSEWHERE}")  # fmt: skip
+        lines.append(f'SYSTEM """{system}"""')
     return "\n".join([*lines, *(f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop)]) + "\n"
 
 

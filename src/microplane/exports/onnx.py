@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
@@ -26,7 +26,9 @@ from microplane.exports.source import Source
 from microplane.exports.vectors import compare_vectors, pooling_of
 from microplane.exports.written import Written
 from microplane.files import scratch_folder
-from microplane.inference.predict import encode_all
+from microplane.inference.predict import as_embedded, encode_all
+from microplane.models.contract import Model
+from microplane.models.external.library import quiet
 from microplane.models.task_head import TaskHead
 
 FILE, OUTPUTS = "model.onnx", ("logits", "sentence_embedding")
@@ -91,7 +93,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         merged.rmdir()
         notices = write_folder(source.pipeline, merged, torch.float32, source.texts)
         library: Any = importlib.import_module("transformers")
-        blocks = library.AutoModel.from_pretrained(merged, attn_implementation="eager", dtype=torch.float32)
+        with quiet():  # of a head that is no part of the blocks
+            blocks = library.AutoModel.from_pretrained(merged, attn_implementation="eager", dtype=torch.float32)
         typed = getattr(blocks.config, "type_vocab_size", 1) > 1 and TYPES in signature(blocks.forward).parameters
         _trace(Padded(blocks, head, pooling).eval(), folder / FILE, typed)
         (folder / "config.json").write_bytes((merged / "config.json").read_bytes())
@@ -103,9 +106,22 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     given = ", ".join((*INPUTS, *([TYPES] if typed else [])))
     output = OUTPUTS[head is None]
     how = f"onnxruntime.InferenceSession({FILE!r}).run([{output!r}], inputs), with {given}, padded behind"
+    notices += tuple(read_as(source.pipeline.model))
     facts: dict[str, object] = {"pooling": None if head and head.config.per_token else pooling,
                                 "labels": list(head.config.labels) if head else None}  # fmt: skip
     return Written((FILE,), notices, tuple(checked), (how,), facts)
+
+
+def read_as(model: Model) -> Iterator[str]:
+    """What a folder of sentence-transformers does to sentences before they are tokens, which no graph does."""
+    if model.task_head is not None:
+        return
+    if model.sentence_prompt:
+        yield f"each sentence begins with {model.sentence_prompt!r} here: put it before yours"
+    if model.sentence_lower:
+        yield "sentences are read in small letters here: lower() yours"
+    if model.sentence_tokens:
+        yield f"sentences are cut at {model.sentence_tokens:,} tokens here: cut yours"
 
 
 def _trace(module: Padded, file: Path, typed: bool) -> None:
@@ -135,7 +151,9 @@ class OnnxRuntime:
 
     def said(self, texts: Sequence[str]) -> list[Tensor]:
         """Of texts that are padded to one length."""
-        encoded = encode_all(self.source.pipeline.model, self.source.tokenizer, texts)
+        model = self.source.pipeline.model
+        encode = encode_all if model.task_head is not None else as_embedded
+        encoded = encode(model, self.source.tokenizer, texts)
         longest, pad = max(len(one.ids) for one in encoded), self.source.tokenizer.pad_id or 0
         padded = {
             INPUTS[0]: [one.ids + [pad] * (longest - len(one.ids)) for one in encoded],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.export import export as export_base
 from microplane.adapters.merge import source_of
 from microplane.errors import AdapterError
@@ -36,9 +37,9 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         if file.is_file() and not file.name.startswith("."):
             write_aside(folder / file.name, file.read_bytes())
     checked = tuple(_checks(source, folder))
-    notices = (
-        () if checked or find_spec("peft") is None else ("labels are not compared in peft; the files were opened here",)
-    )
+    notices = (*without_chat(source.pipeline), *asked_as(source.pipeline))
+    if not checked and find_spec("peft") is not None:
+        notices += ("labels are not compared in peft; the files were opened here",)
     how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"
     return Written((CONFIG, WEIGHTS), notices, checked, (how,))
 

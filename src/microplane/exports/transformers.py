@@ -12,6 +12,7 @@ from torch import Tensor
 
 from microplane.exports.source import Source
 from microplane.models.contract import Model
+from microplane.models.external.library import quiet
 
 TEXT = ("decoder", "encoder-decoder")
 
@@ -28,7 +29,8 @@ class Transformers:
         self.name, self.measure = f"transformers {library.__version__}", "logit"
         self.pairs = source.pipeline.model.KIND == "encoder-decoder"
         kind = library.AutoModelForSeq2SeqLM if self.pairs else library.AutoModelForCausalLM
-        self.model = kind.from_pretrained(folder, dtype=torch.float32)
+        with quiet():
+            self.model = kind.from_pretrained(folder, dtype=torch.float32)
         self.stops = None if adapter is None else list(source.pipeline.stop_ids)  # which peft's format does not tell
         if self.pairs:
             self.measure, self.start = "log-probability", source.pipeline.model.config.decoder_start

@@ -44,8 +44,8 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: 
             "labels, as in microplane train MODEL DATA --set data.task=classification"
         )
     head = model.task_head.config
-    if window is not None and not head.per_token:
-        return _by_windows(model, tokenizer, texts, min(window, model.max_row_tokens or window))
+    if (length := _window_length(model, window)) is not None:
+        return _by_windows(model, tokenizer, texts, length)
     objective, encoded = HEAD_OBJECTIVES[head.task], encode_all(model, tokenizer, texts, placed=head.per_token)
     found: dict[int, Prediction] = {}
     with in_eval_mode(model):
@@ -56,6 +56,33 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: 
             )
             found |= zip(indices, predictions, strict=True)
     return [found[index] for index in range(len(texts))]
+
+
+def tokens_read(
+    model: Model, tokenizer: Tokenizer, texts: Sequence[Text], labels: bool, window: int | None = None
+) -> list[int]:
+    """How many tokens are read of each text.
+
+    Args:
+        labels: by `classify`; else by `embed_texts`.
+        window: as of `classify`.
+
+    Raises:
+        DataError: for a text that is empty or not UTF-8.
+    """
+    if not labels:
+        return [len(one.ids) for one in as_embedded(model, tokenizer, texts)]
+    if (length := _window_length(model, window)) is None:
+        return [len(one.ids) for one in encode_all(model, tokenizer, texts)]
+    return [sum(len(one.ids) for one in tokenizer.encode_windows(*as_pair(text), length)) for text in texts]
+
+
+def _window_length(model: Model, window: int | None) -> int | None:
+    """Of the windows that a text is read in; None where it is one row."""
+    assert model.task_head is not None
+    if window is None or model.task_head.config.per_token:
+        return None
+    return min(window, model.max_row_tokens or window)
 
 
 def _by_windows(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], length: int) -> list[Prediction]:
@@ -94,15 +121,19 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
             f"the model's 1_Pooling or modules.json asks for {chosen!r}, which is not supported: give --pooling "
             f"{' or '.join(POOLINGS)}, though the embeddings will be others than the model was trained for"
         )
-    texts = [_as_embedded(model, text) for text in texts]
     embeddings = torch.empty(len(texts), width_of(model.config, "", chosen))
     with in_eval_mode(model):
-        for indices, rows in batches(encode_all(model, tokenizer, texts, longest=model.sentence_tokens)):
+        for indices, rows in batches(as_embedded(model, tokenizer, texts)):
             embeddings[indices] = embed(model, rows.to(model.device), chosen).cpu()
     return embeddings
 
 
-def _as_embedded(model: Model, text: Text) -> Text:
+def as_embedded(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Encoded]:
+    """Sentences as `embed_texts` reads them."""
+    return encode_all(model, tokenizer, [_sentence(model, text) for text in texts], longest=model.sentence_tokens)
+
+
+def _sentence(model: Model, text: Text) -> Text:
     """A sentence as the model's folder has it read."""
     if not isinstance(text, str):
         return text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Silent, Watcher, counting
-from microplane.errors import ConfigError, check_type, notices_to
+from microplane.data.reading.read import find_splits
+from microplane.errors import ConfigError, DataError, check_type, notices_to
 from microplane.evaluation import text_metrics
 from microplane.evaluation.evaluate import choose_rows, measure
-from microplane.files import write_aside
+from microplane.files import object_in, write_aside
 from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
@@ -97,6 +99,9 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     check_ids(loaded.model, loaded.tokenizer, [rows.highest_id])
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
+    if known := trained_file(Path(knobs.model.name), summary.files["train"]):
+        watch.say(f"warning   {known} is what this run was trained on: the figures say how well it knows its rows by "
+                  "heart. What it can do is seen on rows that it was not trained on, as in its report")  # fmt: skip
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
     measured = measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
     check_loss(measured, loaded.model, knobs.model, "the model")
@@ -105,6 +110,16 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
         show = watch.progress("general text of the model")
         measured["scores"]["general_loss"] = general.loss(loaded.model, knobs.eval.batch_tokens, show)
     return measured
+
+
+def trained_file(run: Path, files: Sequence[str]) -> str | None:
+    """One of the files that a run was trained on, if it is among these."""
+    run = run.expanduser()
+    record = object_in(run / "result.json") or (object_in(run.parent / "result.json") if run.name == "adapter" else {})
+    with suppress(LookupError, TypeError, OSError, DataError):
+        own = find_splits(Path(record["run"]["data"]["train"]).expanduser())["train"]
+        return next((file for file in files if any(one.samefile(file) for one in own)), None)
+    return None
 
 
 def _unsaid(text: str) -> None:

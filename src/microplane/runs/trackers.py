@@ -7,9 +7,10 @@ the run goes on. Where a tracker keeps its things is what its own environment va
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -153,13 +154,23 @@ class MLflow:
 
 
 class Trackio:
+    """It knows a run by its name alone, in one project for all folders of runs: a name that is taken gets a number."""
+
     def __init__(self, run: Begun):
         self._library: Any = import_module("trackio")
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        self.known = run.known or self._free_name(project, run.name)
         self._run = self._library.init(
-            project, name=run.name, config=dict(run.knobs), resume="allow", embed=False, auto_log_gpu=False
+            project, name=self.known, config=dict(run.knobs), resume="allow", embed=False, auto_log_gpu=False
         )
-        self.known, self.where = run.name, f"trackio show --project {project}"
+        self.where = f"trackio show --project {project}"
+
+    def _free_name(self, project: str, name: str) -> str:
+        taken = set[str]()
+        with suppress(ValueError):  # there is no such project yet
+            taken = {one.name for one in self._library.Api().runs(project)}
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._run.log(dict(figures), step=step)

@@ -40,10 +40,20 @@ class Asked:
 
     Args:
         prompts: token ids of each; every one is answered `count` times.
+        default: tokens of an answer at most, where the request does not say.
+        room: tokens of a prompt and its answer that there is room for.
+
+    Raises:
+        ApiError, ConfigError: for what cannot be written so.
     """
 
     def __init__(
-        self, request: ChatRequest | CompletionRequest, served: Served, prompts: Sequence[list[int]], default: int
+        self,
+        request: ChatRequest | CompletionRequest,
+        served: Served,
+        prompts: Sequence[list[int]],
+        default: int,
+        room: int,
     ):
         self.request, self.served = request, served
         self.prompt_tokens = sum(map(len, prompts))
@@ -54,7 +64,8 @@ class Asked:
         pipeline, scores = served.pipeline, request.scores if isinstance(request, ChatRequest) else request.logprobs
         stops = stops_of(served, chat=isinstance(request, ChatRequest))
         for prompt in prompts:
-            most = most_tokens(served, prompt, request.most, default)
+            most = most_tokens(served, prompt, request.most, default, request.ASKED)
+            most = most_in_batch(most, prompt, request.most, room, request.ASKED)
             for _ in range(request.count):
                 number = len(self.answers)
                 knobs = request.knobs(most, number, seed)
@@ -114,7 +125,7 @@ def chat_prompt(served: Served, request: ChatRequest) -> list[int]:
     Raises:
         ApiError, DataError: if it cannot be answered.
     """
-    messages = [one.message for one in request.messages]
+    messages = [one.message(f"messages[{number}]") for number, one in enumerate(request.messages)]
     if messages[-1].role == "assistant":
         raise ApiError(
             400, "the last message is the assistant's own, which is not continued; end with the user's", "messages"
@@ -156,8 +167,13 @@ def stops_of(served: Served, chat: bool) -> tuple[int, ...]:
     return pipeline.stop_ids if chat else pipeline.objective.stop_ids(pipeline.tokenizer, "plain")
 
 
-def most_tokens(served: Served, prompt: Sequence[int], wanted: int | None, default: int) -> int:
+def most_tokens(
+    served: Served, prompt: Sequence[int], wanted: int | None, default: int, param: str = "messages"
+) -> int:
     """How many tokens an answer may have.
+
+    Args:
+        param: the part of a request that the prompt is.
 
     Raises:
         ApiError: for more than the model has room for.
@@ -172,8 +188,25 @@ def most_tokens(served: Served, prompt: Sequence[int], wanted: int | None, defau
         asked = f" and {wanted} were asked for" if wanted else ""
         what = f"the prompt has {length} tokens{asked}, and the model's context is {context}"
         how = " in all" if both else " for each of prompt and answer"
-        raise ApiError(400, f"{what}{how}. Shorten the prompt or the answer", "messages", "context_length_exceeded")
+        raise ApiError(400, f"{what}{how}. Shorten the prompt or the answer", param, "context_length_exceeded")
     return wanted or min(default, room)
+
+
+def most_in_batch(most: int, prompt: Sequence[int], wanted: int | None, room: int, param: str = "messages") -> int:
+    """How many of the `most` tokens that an answer may have there is room for: some models know no bound of their own,
+    and the memory has one.
+
+    Raises:
+        ApiError: for more than that.
+    """
+    left = room - len(prompt)
+    if left < (wanted or 1):
+        asked = f" and {wanted} were asked for" if wanted else ""
+        raise ApiError(
+            400, f"the prompt has {len(prompt)} tokens{asked}, and this server has room for {room} in all "
+            "(--batch-tokens). Shorten the prompt or the answer", param, "context_length_exceeded",
+        )  # fmt: skip
+    return min(most, left)
 
 
 def prepare(request: ChatRequest | CompletionRequest, served: Served) -> list[list[int]]:

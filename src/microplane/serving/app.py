@@ -15,7 +15,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -23,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from microplane.config.serving import ServeKnobs
 from microplane.errors import nearest
-from microplane.inference.predict import classify, embed_texts, encode_all
+from microplane.inference.predict import classify, embed_texts, tokens_read
 from microplane.objectives.head import Prediction, Text
 from microplane.serving.answers import Asked, Form, prepare
 from microplane.serving.http import Gate, Json, error_of, object_in, while_connected
@@ -82,9 +81,8 @@ class Server:
             Route("/v1/adapters", self.load, methods=["POST"]),
             Route("/v1/adapters/{name:path}", self.unload, methods=["DELETE"]),
         ]
-        trusted = [Middleware(TrustedHostMiddleware, allowed_hosts=list(self.hosts))] if self.hosts else []
-        gate = Middleware(Gate, metrics=self.metrics, token=self.token)
-        return Starlette(routes=routes, middleware=[gate, *trusted], lifespan=self._life, exception_handlers=HANDLERS)
+        gate = Middleware(Gate, metrics=self.metrics, token=self.token, hosts=self.hosts)
+        return Starlette(routes=routes, middleware=[gate], lifespan=self._life, exception_handlers=HANDLERS)
 
     @asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
@@ -122,8 +120,14 @@ class Server:
         if not served.writes:
             way = "/v1/classify" if served.labels else "/v1/embeddings"
             raise ApiError(400, f"{served.name} writes no text: ask {way}", "model", "model_not_supported")
+        if asked_for.answers > (most := self.knobs.at_once):
+            said = (
+                f"{asked_for.answers:,} answers are asked for, and this server takes {most:,} at once (--max-batch and "
+            )
+            param = asked_for.ASKED if asked_for.count == 1 else "n"
+            raise ApiError(400, f"{said}--queue): ask for fewer", param, "invalid_value")
         prompts = await asyncio.to_thread(prepare, asked_for, served)
-        asked = Asked(asked_for, served, prompts, self.knobs.max_tokens)
+        asked = Asked(asked_for, served, prompts, self.knobs.max_tokens, self.knobs.batch_tokens)
         self.scheduler.write(self.still(served).engine, asked.answers)
         form = Form(asked)
         if asked_for.stream:
@@ -134,17 +138,17 @@ class Server:
     async def embed(self, request: Request) -> Response:
         asked = read(EmbeddingRequest, await object_in(request, self.knobs.max_body))
         served = self.named(asked.model)
-        count = await asyncio.to_thread(_tokens, served, asked.texts)
+        sizes = await asyncio.to_thread(self._sizes, served, asked.texts, False)
 
         def compute(texts: Sequence[Any]) -> list[list[float]]:
             found: list[list[float]] = embed_texts(served.model, served.pipeline.tokenizer, texts).tolist()
             return found
 
-        doing = self._compute(served, "embed", asked.texts, compute)
+        doing = self._compute(served, "embed", asked.texts, sizes, compute)
         vectors = await while_connected(request, doing)
         form = _packed if asked.encoding_format == "base64" else list
         data = [{"object": "embedding", "index": n, "embedding": form(vector)} for n, vector in enumerate(vectors)]
-        usage = {"prompt_tokens": count, "total_tokens": count}
+        usage = {"prompt_tokens": sum(sizes), "total_tokens": sum(sizes)}
         return Json({"object": "list", "data": data, "model": served.name, "usage": usage})
 
     async def label(self, request: Request) -> Response:
@@ -157,19 +161,38 @@ class Server:
             )
         if not served.pipeline.pairs and any(not isinstance(text, str) for text in asked.texts):
             raise ApiError(400, f"{served.name} was trained on single texts, not on pairs", "input", "invalid_value")
-        count = await asyncio.to_thread(_tokens, served, asked.texts)
+        sizes = await asyncio.to_thread(self._sizes, served, asked.texts, True)
 
         def compute(texts: Sequence[Any]) -> list[Prediction]:
             return classify(served.model, served.pipeline.tokenizer, texts, served.pipeline.window)
 
-        doing = self._compute(served, "label", asked.texts, compute)
+        doing = self._compute(served, "label", asked.texts, sizes, compute)
         found = await while_connected(request, doing)
         data = [{"index": number, **_told(one)} for number, one in enumerate(found)]
-        usage = {"prompt_tokens": count, "total_tokens": count}
+        usage = {"prompt_tokens": sum(sizes), "total_tokens": sum(sizes)}
         return Json({"object": "list", "data": data, "model": served.name, "usage": usage})
 
+    def _sizes(self, served: Served, texts: Sequence[Text], labels: bool) -> list[int]:
+        """Tokens that are read of each text.
+
+        Raises:
+            DataError: for a text that is empty or not UTF-8.
+            ApiError: for one that there is no room for, where the model itself knows no bound.
+        """
+        pipeline, room = served.pipeline, self.knobs.batch_tokens
+        sizes = tokens_read(served.model, pipeline.tokenizer, texts, labels, pipeline.window)
+        if (longest := max(sizes)) > room:
+            said = f"a text has {longest:,} tokens, and this server has room for {room:,} (--batch-tokens): shorten it"
+            raise ApiError(400, said, "input", "context_length_exceeded")
+        return sizes
+
     def _compute(
-        self, served: Served, what: str, texts: Sequence[Any], how: Callable[[Sequence[Any]], Sequence[Any]]
+        self,
+        served: Served,
+        what: str,
+        texts: Sequence[Any],
+        sizes: Sequence[int],
+        how: Callable[[Sequence[Any]], Sequence[Any]],
     ) -> asyncio.Future[Sequence[Any]]:
         """Queue texts that one pass is enough for."""
 
@@ -179,7 +202,7 @@ class Server:
                 return how(own)
 
         engine = self.still(served).engine
-        return asyncio.wrap_future(self.scheduler.compute(engine, served.adapter, what, texts, through))
+        return asyncio.wrap_future(self.scheduler.compute(engine, served.adapter, what, texts, sizes, through))
 
     # Models
 
@@ -247,11 +270,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 HANDLERS: Any = {HTTPException: _http_error}
 
 
-def _tokens(served: Served, texts: Sequence[Text]) -> int:
-    """Raises: DataError, for a text that is empty or not UTF-8."""
-    return sum(len(one.ids) for one in encode_all(served.model, served.pipeline.tokenizer, texts))
-
-
 def _packed(vector: list[float]) -> str:
     """float32, little-endian, as base64."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
@@ -266,4 +284,5 @@ def _told(one: Prediction) -> dict[str, Any]:
 def _described(served: Served) -> dict[str, Any]:
     can = [name for name, has in (("write", served.writes), ("classify", served.labels)) if has] + ["embed"]
     told = {"id": served.name, "object": "model", "created": served.created, "owned_by": CREATED}
-    return told | {"parent": served.parent, "can": can, "computed": served.way}
+    told |= {"parent": served.parent, "can": can, "computed": served.way}
+    return told | ({"pairs": served.pipeline.pairs} if served.labels else {})

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -108,10 +108,15 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 class Gate:
-    """Around the whole application: the token, counting, and an answer to every exception."""
+    """Around the whole application: who may ask, counting, and an answer to every exception.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None):
-        self.app, self.metrics, self.token = app, metrics, token
+    Args:
+        token: that requests have to bring; None: none.
+        hosts: under which the server may be asked; empty: under any.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None, hosts: Sequence[str] = ()):
+        self.app, self.metrics, self.token, self.hosts = app, metrics, token, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -142,8 +147,23 @@ class Gate:
             self.metrics.requests[path, status] += 1
 
     def _admit(self, scope: Scope) -> None:
+        host = host_of(_header(scope, b"host"))
+        if self.hosts and host not in self.hosts:  # the name of another site that leads here
+            known = ", ".join(self.hosts)
+            raise ApiError(400, f"Host = {host!r:.80}: this server answers under {known} alone", code="invalid_host")
         if self.token is None or scope["path"] in OPEN:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        given = _header(scope, b"authorization")
         if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
             raise ApiError(401, "a bearer token is needed, and this is not it", code="invalid_api_key")
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for given, value in scope["headers"] if given == name), b"")
+
+
+def host_of(header: bytes) -> str:
+    """The name in a Host header, without its port; an address of IPv6 keeps its brackets."""
+    text = header.decode("latin-1").lower()
+    name, _, port = text.rpartition(":")
+    return name if name and (port.isdecimal() or not port) else text

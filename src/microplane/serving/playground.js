@@ -197,7 +197,7 @@ function bar(name, share, first) {
 }
 
 async function label(model, prompt, place, told, signal) {
-  const [first, second] = prompt.split("\t");
+  const [first, second] = model.pairs ? prompt.split("\t") : [prompt];
   const found = await (await call("/v1/classify", { model: model.id, input: second === undefined ? first : [[first, second]] }, signal)).json();
   const one = found.data[0];
   if (one.values.length) place.append(made("p", one.values.map((value) => value.toPrecision(4)).join(", ")));

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
+from microplane.config.build import build
 from microplane.config.knobs import GenerateKnobs
 from microplane.config.section import is_utf8
+from microplane.data.reading.conversations import tool_calls
 from microplane.data.reading.example import Message
 from microplane.errors import nearest
 from microplane.serving.batch import MOST_LIKELY
@@ -78,6 +89,7 @@ class ResponseFormat(BaseModel):
 
 Number = StrictFloat | StrictInt
 Stop = Annotated[StrictStr, Field(min_length=1)]
+ONE = Field(fail_fast=True)  # a list is read to its first fault: a million of them are no help
 
 
 class _Writing(_Request):
@@ -88,8 +100,8 @@ class _Writing(_Request):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
     min_p: Annotated[Number, Field(ge=0, lt=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
-    seed: Annotated[StrictInt, Field(ge=0)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=1e-3, le=1e3)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
     stream: StrictBool | None = None
@@ -103,6 +115,11 @@ class _Writing(_Request):
     @property
     def count(self) -> int:
         return self.n or 1
+
+    @property
+    def answers(self) -> int:
+        """How many it asks for in all."""
+        return self.count
 
     @property
     def most(self) -> int | None:
@@ -122,7 +139,7 @@ class _Writing(_Request):
             narrow = {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
             values |= {name: value for name, value in narrow.items() if value is not None}
             values |= {"temperature": max(temperature, 1e-3), "seed": seed + number}
-        return GenerateKnobs(**values)
+        return build(GenerateKnobs, values)
 
 
 class TextPart(BaseModel):
@@ -136,27 +153,39 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[TextPart] | None = None
+    content: StrictStr | Annotated[list[TextPart], ONE] | None = None
     name: StrictStr | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], ONE] | None = None
     tool_call_id: StrictStr | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
     function_call: None = None
 
-    @property
-    def message(self) -> Message:
+    def message(self, place: str = "messages") -> Message:
+        """As it stands in a conversation.
+
+        Args:
+            place: what it is called in an error.
+
+        Raises:
+            DataError: for calls of tools that are none.
+        """
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
-        more = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
         role = "system" if self.role == "developer" else self.role
-        return Message(role, text, extra={name: value for name, value in more.items() if value is not None})
+        more = {"name": self.name, "tool_call_id": self.tool_call_id}
+        extra: dict[str, Any] = {name: value for name, value in more.items() if value is not None}
+        if calls := tool_calls(self.tool_calls, role, place):
+            extra["tool_calls"] = calls
+        return Message(role, text, extra=extra)
 
 
 class ChatRequest(_Writing):
     """/v1/chat/completions"""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    ASKED: ClassVar[str] = "messages"
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1), ONE]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MOST_LIKELY)] | None = None
@@ -174,7 +203,14 @@ class ChatRequest(_Writing):
 class CompletionRequest(_Writing):
     """/v1/completions"""
 
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+    ASKED: ClassVar[str] = "prompt"
+
+    prompt: (
+        StrictStr
+        | Annotated[list[StrictStr], ONE]
+        | Annotated[list[StrictInt], ONE]
+        | Annotated[list[Annotated[list[StrictInt], ONE]], ONE]
+    )
     logprobs: Annotated[StrictInt, Field(ge=0, le=MOST_LIKELY)] | None = None
 
     @property
@@ -184,6 +220,10 @@ class CompletionRequest(_Writing):
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]
         return cast(list[str] | list[list[int]], self.prompt)
+
+    @property
+    def answers(self) -> int:
+        return len(self.prompts) * self.count
 
 
 class EmbeddingRequest(_Request):

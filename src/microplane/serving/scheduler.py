@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from microplane.config.serving import ServeKnobs
@@ -17,7 +17,7 @@ from microplane.errors import MicroplaneError
 from microplane.serving.batch import Batch, Engine, Generation
 from microplane.serving.metrics import Metrics
 
-PREFILL_TOKENS = 2048  # of prompts read between two steps, so that those who are being answered do not wait long
+PREFILL_TOKENS = 2048  # of prompts, or of texts, read between two steps: those who are being answered do not wait long
 
 
 class BusyError(MicroplaneError):
@@ -34,19 +34,51 @@ class TooLateError(MicroplaneError):
 
 @dataclass(eq=False)
 class Texts:
-    """Texts for which one pass is enough; those of a kind that wait together are computed together."""
+    """Texts of one request for which one pass is enough. Those of a kind that wait are computed together, some at a
+    time.
+
+    Attributes:
+        what: is done with them: with others of the same kind in one go.
+        sizes: tokens of each.
+        found: what was computed so far, in their order.
+    """
 
     engine: Engine
     adapter: int | None
-    what: str  # is done with them: with others of the same kind in one go
+    what: str
     texts: Sequence[Any]
+    sizes: Sequence[int]
     compute: Callable[[Sequence[Any]], Sequence[Any]]
     done: Future[Sequence[Any]]
     deadline: float
+    found: list[Any] = field(default_factory=list)
 
     @property
     def kind(self) -> tuple[int, int | None, str]:
         return id(self.engine.model), self.adapter, self.what
+
+    @property
+    def is_wanted(self) -> bool:
+        """Neither over nor given up by whoever waits for it."""
+        return not self.done.done()
+
+    def next_texts(self, room: int, at_least: int) -> range:
+        """Which of them have at most `room` tokens together, in their order."""
+        first = end = len(self.found)
+        while end < len(self.texts) and (self.sizes[end] <= room or end - first < at_least):
+            room -= self.sizes[end]
+            end += 1
+        return range(first, end)
+
+    def take(self, found: Sequence[Any]) -> None:
+        """What comes next; with the last of it, whoever waits gets all."""
+        self.found += found
+        if len(self.found) == len(self.texts) and self.is_wanted and self.done.set_running_or_notify_cancel():
+            self.done.set_result(self.found)
+
+    def give_up(self, error: Exception) -> None:
+        if self.is_wanted and self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
 
 
 class Scheduler:
@@ -115,16 +147,21 @@ class Scheduler:
         adapter: int | None,
         what: str,
         texts: Sequence[Any],
+        sizes: Sequence[int],
         how: Callable[[Sequence[Any]], Sequence[Any]],
     ) -> Future[Sequence[Any]]:
         """Queue texts; the future gives what `how` gives of them.
+
+        Args:
+            sizes: tokens of each, by which it is decided how many are computed between two steps.
 
         Raises:
             BusyError: if there is no room for them.
         """
         with self._changed:
             self._take_on(1)
-            work = Texts(engine, adapter, what, texts, how, Future(), time.monotonic() + self.limits.timeout)
+            deadline = time.monotonic() + self.limits.timeout
+            work = Texts(engine, adapter, what, texts, sizes, how, Future(), deadline)
             self._texts.append(work)
             self._changed.notify()
             return work.done
@@ -154,7 +191,7 @@ class Scheduler:
     def _take_on(self, count: int) -> None:
         if self._ending:
             raise EndingError("the server is about to end")
-        room = self.limits.max_batch + self.limits.queue - self.running - self.waiting
+        room = self.limits.at_once - self.running - self.waiting
         if count > room:
             self.metrics.refused += 1
             raise BusyError(
@@ -242,26 +279,40 @@ class Scheduler:
             self._joining = 0
 
     def _read_texts(self) -> None:
-        """Those of the first one's kind, together; if that fails, each by itself, for one of them may be to blame."""
+        """Some of those of the first one's kind, together; if that fails, those of each request by themselves, for one
+        of them may be to blame. What is left stands behind all others then."""
+        parts = self._next_texts()
+        if parts:
+            compute = parts[0][0].compute
+            try:
+                results = list(compute([text for _, texts in parts for text in texts]))
+            except Exception:
+                for one, texts in parts:
+                    _take_alone(one, texts)
+            else:
+                for one, texts in parts:
+                    one.take(results[: len(texts)])
+                    results = results[len(texts) :]
+        served = {id(one) for one, _ in parts}
         with self._changed:
-            first = self._texts[0]
-            work = [one for one in self._texts if one.kind == first.kind]
-            self._texts = deque(one for one in self._texts if one.kind != first.kind)
+            left = [one for one in self._texts if one.is_wanted]
+            self._texts = deque(sorted(left, key=lambda one: id(one) in served))
+
+    def _next_texts(self) -> list[tuple[Texts, Sequence[Any]]]:
+        """Which are computed now, of each request some: as many as may be read between two steps, and at least one."""
         now = time.monotonic()
-        for one in work:
+        with self._changed:
+            waiting = list(self._texts)
+        for one in waiting:
             if now > one.deadline:
-                one.done.set_exception(TooLateError(f"the request took longer than {self.limits.timeout:g} seconds"))
-        work = [one for one in work if not one.done.done()]
-        try:
-            results = list(first.compute([text for one in work for text in one.texts])) if work else []
-        except Exception:
-            for one in work:
-                _fulfil(one.done, lambda one=one: one.compute(one.texts))  # type: ignore[misc]
-            return
-        for one in work:
-            own, results = results[: len(one.texts)], results[len(one.texts) :]
-            if not one.done.cancelled():
-                one.done.set_result(own)
+                one.give_up(TooLateError(f"the request took longer than {self.limits.timeout:g} seconds"))
+        wanted = [one for one in waiting if one.is_wanted]
+        parts, room = list[tuple[Texts, Sequence[Any]]](), PREFILL_TOKENS
+        for one in wanted:
+            if one.kind == wanted[0].kind and (places := one.next_texts(room, at_least=0 if parts else 1)):
+                parts.append((one, [one.texts[place] for place in places]))
+                room -= sum(one.sizes[place] for place in places)
+        return parts
 
     def _give_up_all(self, error: Exception) -> None:
         for batch in self._batches.values():
@@ -269,13 +320,22 @@ class Scheduler:
         for queue in self._waiting.values():
             for one in queue:
                 one.give_up(error)
-        for done in [*(one.done for one in self._texts), *(done for _, done in self._calls)]:
-            if not done.done():
+        for texts in self._texts:
+            texts.give_up(error)
+        for _, done in self._calls:
+            if done.set_running_or_notify_cancel():
                 done.set_exception(error)
 
 
+def _take_alone(one: Texts, texts: Sequence[Any]) -> None:
+    try:
+        one.take(one.compute(texts))
+    except Exception as error:
+        one.give_up(error)
+
+
 def _fulfil(done: Future[Any], function: Callable[[], Any]) -> None:
-    if done.cancelled():
+    if not done.set_running_or_notify_cancel():  # whoever asked for it has gone; from here on nobody can
         return
     try:
         done.set_result(function())

@@ -82,14 +82,18 @@ class AdapterFolder:
             MicroplaneError: for what cannot be opened.
         """
         inside = self.folder.resolve()
-        wanted = (inside / path).resolve()
-        if not wanted.is_relative_to(inside) or wanted == inside or "\0" in path:
+        try:
+            wanted = (inside / path).resolve()
+            is_there = await asyncio.to_thread(wanted.is_dir)
+        except (OSError, ValueError):  # no name of a file: too long, or with the character 0 or half a letter in it
+            wanted, is_there = inside / "nothing", False
+        if not wanted.is_relative_to(inside) or wanted == inside:
             raise ApiError(
                 403, f"path = {path!r:.200}: only what lies in the server's --adapters folder is loaded", "path"
             )
+        if not is_there:
+            raise ApiError(404, f"path = {path!r:.200}: there is no such folder", "path")
         async with self._changing:
-            if not await asyncio.to_thread(wanted.is_dir):
-                raise ApiError(404, f"path = {path!r:.200}: there is no such folder", "path")
             served = await self._open(wanted, name or wanted.name)
             if wanted.parent == inside and served.name == wanted.name and (state := _state(wanted)) is not None:
                 self.seen[wanted.name] = state

@@ -13,6 +13,7 @@ from typing import Any
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.example import Message, Role
 from microplane.data.reading.values import get, is_filled, text
+from microplane.errors import DataError
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -172,6 +173,21 @@ def _thoughts(item: Mapping[str, Any], place: str, role: Role) -> str:
     if len(set(found.values())) > 1:
         raise RowError("two thoughts", f"{place} holds different thoughts: {' and '.join(found)}; expected one")
     return next(iter(found.values()), "")
+
+
+def tool_calls(calls: Any, role: str, place: str) -> list[Any]:
+    """The calls of a message that stands in no file, as templates expect them.
+
+    Args:
+        place: what it is called in an error.
+
+    Raises:
+        DataError: for what is no list of calls by the assistant.
+    """
+    try:
+        return _calls({"tool_calls": calls}, place, _ROLES[role])
+    except RowError as error:
+        raise DataError(str(error)) from None
 
 
 def _calls(item: Mapping[str, Any], place: str, role: Role) -> list[Any]:
