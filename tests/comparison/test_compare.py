@@ -6,6 +6,8 @@ import csv
 import json
 import sys
 import threading
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +15,16 @@ import pytest
 import microplane
 from microplane.cli import app as cli
 from microplane.comparison import compare as module
+from microplane.comparison.forecast import expected
 from microplane.comparison.plan import Plan, Trial
+from microplane.comparison.search import GRID
+from microplane.comparison.table import Answers, scored
 from microplane.comparison.trials import Trials
+from microplane.config.build import read_yaml
 from microplane.data.progress import Silent
 from microplane.errors import ConfigError, DataError, TrainingError
 from microplane.files import lock
+from microplane.runs.result import Sample, keep_answers
 from tests.comparison.kit import SETS, in_this_process, place, rows, table, write
 
 HOW = {"methods": "lora,ia3", "seeds": 2, "set": SETS, "learning_curve": True}
@@ -60,6 +67,22 @@ def test_every_method_gets_the_same_trials_on_the_same_rows(whole):
         assert len(read) == len({seed for seed, _ in read})  # with a seed everybody reads the same tokens
     plan = done.result["plan"]
     assert sum(x["steps"] for x in ledger) <= 2 * plan["most_steps"] * (7 / 4 + 1 + 2 + 3 / 4) + 30
+
+
+def kinds(trials):
+    """What tells trials apart before their rates are found; whose the parts are is known late."""
+    told = [(x["stage"] != "part" and x["method"], x["stage"], x["steps"], x["seed"], x["percent"]) for x in trials]
+    return sorted(told, key=str)
+
+
+def test_the_trials_are_those_that_a_forecast_lists(whole):
+    done, *_ = whole
+    listed = [asdict(one) for one in expected(Plan.read(done.folder))]
+    assert kinds(listed) == kinds(done.result["ledger"])
+    for name in ("lora", "ia3"):
+        grid, made = ([x["lr"] for x in every if (x["method"], x["stage"]) == (name, "short")][: len(GRID)]
+                      for every in (listed, done.result["ledger"]))  # fmt: skip
+        assert grid == made
 
 
 def test_no_choice_has_seen_the_test_rows(whole):
@@ -242,6 +265,7 @@ def test_nothing_that_can_be_trained_is_an_error(again, monkeypatch):
         ({"set": {"train.lr": 1e-3}}, "train.lr cannot be set for a comparison: each method's rate is searched"),
         ({"set": {"method.bottleneck": 3}}, "none of the methods lora, ia3 has this knob"),
         ({"set": {"eval.rows": 0}}, "leaves nothing to compare"),
+        ({"methods": "lora,prompt", "set": {"method.length": 200}}, "no room is left for the rows"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_message_and_leaves_nothing(again, changes, message):
@@ -312,6 +336,10 @@ def test_a_budget_of_time_is_reckoned_from_a_few_steps(again):
     plan = Plan.read(done.folder)
     assert plan.steps == plan.most_steps  # an hour is more than one pass takes
     assert {run["metrics"]["split"] for run in runs(done, "probe")} == {"validation"}
+    assert made[:2] == [line["name"] for line in done.result["ledger"]][:2]
+    before, count = table(done.folder), len(made)
+    microplane.compare(resume=done.folder)  # finds its probes again
+    assert (table(done.folder), len(made)) == (before, count)
 
 
 def test_a_budget_of_time_can_be_too_small(again):
@@ -376,6 +404,7 @@ def test_a_process_that_an_earlier_sitting_began_just_now_is_waited_for(whole, t
 
             def end():
                 (place / "result.json").write_text('{"status": "success"}')
+                (place / "report.html").touch()
                 held.release()
 
             threading.Timer(0.3, end).start()
@@ -422,3 +451,49 @@ def test_numbers_are_compared_by_their_error(again, tmp_path):
     scores = [row["score"]["value"] for row in done.methods]
     assert scores == sorted(scores)
     assert "%" not in done.answer
+
+
+def test_one_test_row_is_too_few(again, tmp_path):
+    (model, data), how, made = again
+    test = write(tmp_path, "test.jsonl", rows(1))
+    with pytest.raises(DataError, match="on a single row: at least 2 test rows are needed"):
+        microplane.compare(model, data, **{**how, "set": SETS | {"data.test": Path(test)}})
+    assert (made, how["out"].exists()) == ([], False)
+
+
+def test_rows_are_as_short_for_all_as_the_method_needs_that_leaves_them_the_least_room(again, tmp_path, monkeypatch):
+    """Else each method would read, and be judged by, other tokens."""
+    (model, _), how, _ = again
+    data = write(tmp_path, "long.jsonl", [row | {"prompt": row["prompt"] * 30} for row in rows(60)])
+    in_this_process(monkeypatch, lambda trial: "not today")
+    for methods, length in (("lora,ia3", 128), ("lora,prompt,ia3", 121)):
+        out = tmp_path / methods
+        knobs = SETS | ({"method.length": 7} if "prompt" in methods else {})
+        with pytest.raises(TrainingError, match="not today"):
+            microplane.compare(model, data, **{**how, "methods": methods, "out": out, "set": knobs})
+        assert read_yaml(out / "trials.yaml")["data"]["max_length"] == length
+
+
+def test_rows_that_nobody_can_be_judged_on_are_no_comparison():
+    lines = [{"target": "1", "before": "0", "after": answer, "trivial": {}} for answer in ("nan", "nan", "2")]
+    with pytest.raises(TrainingError, match="of 3 test rows 1 can be judged for all: too few to compare by"):
+        scored({"lora": [Answers(lines)]}, None, "regression")
+
+
+def test_answers_may_hold_other_ends_of_lines(tmp_path):
+    text = "a\u2028b\x85c"
+    keep_answers(tmp_path, [Sample(text, text, text, text, "rows.jsonl:1")], {"majority": [text]})
+    assert Answers.of(tmp_path).said("after") == Answers.of(tmp_path).said("majority") == [text]
+
+
+def test_what_a_dry_run_lists_says_which_rates_are_known(whole, monkeypatch, capsys):
+    _, _, model, data = whole
+    in_this_process(monkeypatch)
+    sets = [part for name, value in SETS.items() for part in ("--set", f"{name}={value}")]
+    monkeypatch.setattr("sys.argv", ["microplane", "compare", model, data, "-m", "ia3", "--seeds", "1", *sets])
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--dry-run", "--quiet"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ia3 ") and " steps " in line]
+    assert [line.endswith("what the search finds") for line in lines] == [False] * 5 + [True] * 5
+    assert len({line.split()[-1] for line in lines[:5]}) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,3 +103,33 @@ def test_without_a_run_on_a_part_nothing_is_told():
         "Whether more rows would help cannot be told: no run on 25% of them succeeded (no room)."
     )
     assert (found["points"], found["twice"], found["told"]) == ([], None, False)
+
+
+def test_no_curve_rises_above_all_rows_wrong():
+    errors = np.array([[0.5, 0.75, 1.0]])
+    assert fitted(SHARES, errors).at(2)[0] > 1
+    assert fitted(SHARES, errors, most=1.0).at(2)[0] == 1
+    rows = np.arange(40) / 40
+    worse = [Scores((rows < error)[None] * 1.0) for error in (0.5, 0.75, 1.0)]
+    assert extrapolated(SHARES, worse).gain.value == pytest.approx(0, abs=1e-6)  # of all rows wrong none can be lost
+    larger = [Scores(np.full((1, 5), error), share=False) for error in (1.0, 2.0, 3.0)]
+    assert extrapolated(SHARES, larger).fit.at(2)[0] > 3
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_scores_that_are_the_same_with_all_sizes_tell_nothing(tmp_path, right):
+    """With twenty rows that are all right nobody knows that more rows would bring nothing at all."""
+    runs = {}
+    for percent, rows in ((25, 8), (50, 16), (100, 32)):
+        (place := tmp_path / str(percent)).mkdir()
+        line = {"target": "yes", "after": "yes" if right else f"no {percent}"}
+        (place / "answers.jsonl").write_text(f"{json.dumps(line)}\n" * 20)
+        trial = Trial("lora", "final" if percent == 100 else "part", 1e-3, 5, 0, percent)
+        runs[percent] = [Outcome(trial, place, {"data": {"train_rows": rows}})]
+    plan, metric, whole = SimpleNamespace(counts={"train": 32}), choose("exact_match", None, ["yes"]), runs.pop(100)
+    found = learning_curve(plan, metric, "lora", runs, whole)
+    assert found["sentence"] == (
+        "Whether more rows would help lora cannot be told: with 8 training rows it scores the same as with all 32, on "
+        "every test row."
+    )
+    assert (found["told"], found["twice"], [point["rows"] for point in found["points"]]) == (False, None, [8, 16, 32])

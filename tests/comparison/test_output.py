@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from types import SimpleNamespace
+
 import pytest
 
 from microplane.comparison import output
+from microplane.comparison.result import command_of
 from microplane.comparison.scoring import choose, metrics_of
+from microplane.config.build import split_assignment
 from microplane.errors import ConfigError
 
 
@@ -111,3 +116,43 @@ def test_scores_are_of_single_rows():
 def test_a_metric_that_rows_do_not_have_is_refused(name):
     with pytest.raises(ConfigError, match=f"--metric {name}: rows for classification cannot be compared by it"):
         choose(name, "classification", [])
+
+
+def test_of_one_method_no_star_is_explained():
+    alone = result()
+    alone["methods"][0]["to_reference"] = None
+    assert output.star(alone) == ""
+    assert not any(line.startswith("*:") for line in output.terminal(alone))
+    assert "told apart" not in output.markdown(alone)
+    assert "mean of the seeds.\n" in output.markdown(alone)
+    one_claim = result() | {"answer": {"sentences": ["A."], "claims": 1}}
+    assert "(Holm over one comparison, 5% in all)" in output.star(one_claim)
+    assert "(Holm over 6 comparisons, 5% in all)" in output.star(result())
+
+
+@pytest.mark.parametrize("name", ["lora", "bottleneck"])
+def test_long_figures_take_the_place_of_the_last_columns(name):
+    """As errors of large numbers have them."""
+    wide = result(share=False, name=name)
+    wide["methods"][0] |= {
+        "score": {"value": 123456.0, "low": 101234.0, "high": 145678.0},
+        "to_reference": {"value": -12345.0, "identical": False, "told_apart": True},
+    }
+    first, row, *_ = output.terminal(wide)
+    assert len(first) <= 80 >= len(row)
+    assert row.startswith(f"{name} ")
+    assert "1.01e+05 to 1.46e+05" in row
+    assert first.split()[:1] == ["method"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a: b", "yes", "3", 3, 1e-5, 2.5, True, None, ["q", "v"], [-100], {"text": "t", "label": None}, "it's", ""],
+)
+def test_the_command_is_read_back_as_it_was_meant(value):
+    plan = SimpleNamespace(
+        model="m", data="d", methods=("lora",), budget=None, seeds=3, metric=None, general=None, learning_curve=False,
+        set={"data.fields": value},
+    )  # fmt: skip
+    *_, last = shlex.split(command_of(plan))
+    assert split_assignment(last) == ("data.fields", value)

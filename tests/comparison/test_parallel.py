@@ -112,7 +112,8 @@ def begun(model: str, data: str, out: Path, *more: str) -> list[str]:
 
 
 def test_it_is_told_that_trials_shared_a_machine():
-    plan = SimpleNamespace(rows=SimpleNamespace(told=""), answer_rows=9, counts={"test": 9}, task=None, seeds=1)
+    how = {"task": None, "seeds": 1, "learning_curve": False}
+    plan = SimpleNamespace(rows=SimpleNamespace(told=""), answer_rows=9, counts={"test": 9}, **how)
     alone, shared = (" ".join(_notes(plan, 0, {}, {}, at_once)) for at_once in (1, 3))
     assert "ran at once" not in alone
     assert "Up to 3 trials ran at once" in shared

@@ -117,7 +117,7 @@ def test_what_cancels_a_task_has_its_process_save_and_end(tmp_path, monkeypatch)
     code = f"""
 import signal, sys, time, pathlib
 def save(*_): pathlib.Path({str(saved)!r}).touch(); sys.exit(130)
-signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
 pathlib.Path({str(tmp_path / "up")!r}).touch()
 time.sleep(60)"""
     monkeypatch.setattr(ray_cluster, "POLL", 0.01)

@@ -80,12 +80,13 @@ def test_of_errors_less_is_better():
     assert "%" not in sentences(found, Words(share=False))[0]
 
 
-def test_answers_that_are_all_alike_are_said_to_be():
+def test_scores_that_are_all_alike_are_said_to_be():
+    """The answers may differ: two that are wrong on a row score alike."""
     values = scores(np.random.default_rng(3), 0.8).values
     found = Judgement({"lora": Scores(values), "full": Scores(values.copy())}, {}, COSTS)
     assert sentences(found, Words())[-1] in (
-        "lora and full answered every row alike.",
-        "full and lora answered every row alike.",
+        "lora and full score alike on every row.",
+        "full and lora score alike on every row.",
     )
 
 

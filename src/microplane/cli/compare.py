@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,10 +115,14 @@ def compare(
 def _tell_forecast(found: Forecast) -> None:
     """The trials, and what they take."""
     from microplane.comparison.forecast import shares
+    from microplane.comparison.search import GRID
     from microplane.report.words import duration, size
 
+    shorts: Counter[str] = Counter()
     for trial in found.trials:
-        later = {"probe": "", "short": " or near it"}.get(trial.stage, ", or what the search finds")
+        shorts[trial.method] += trial.stage == "short"
+        known = trial.stage == "probe" or (trial.stage == "short" and shorts[trial.method] <= len(GRID))
+        later = "" if known else ", or what the search finds"
         name = "the advised" if trial.stage == "part" else trial.method
         stage = f"{trial.percent}%" if trial.stage == "part" else trial.stage
         typer.echo(f"{name:12} {stage:6} {trial.steps:>6,} steps  seed {trial.seed}  lr {trial.lr:g}{later}")

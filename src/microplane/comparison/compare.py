@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from microplane.comparison.budget import Budget
 from microplane.comparison.course import Course
+from microplane.comparison.folder import PLAN, held_folder, new_folder
 from microplane.comparison.forecast import expected, shares, within_time
 from microplane.comparison.machines import Machines, ThisMachine
 from microplane.comparison.plan import Plan, Trial, chosen_methods, make_plan
@@ -24,7 +26,6 @@ from microplane.config.build import assemble
 from microplane.config.knobs import DataKnobs
 from microplane.data.progress import Silent, Watcher
 from microplane.errors import ConfigError, DataError, check_type, notices_to
-from microplane.files import Lock, lock
 from microplane.runs.inline_data import STDIN, InlineData, configured
 
 
@@ -128,8 +129,8 @@ def compare(
         how = Budget.of(budget, tokens, steps), seeds, metric, general, learning_curve
         if methods is not None:
             chosen_methods(methods, None)  # refused before there is a folder
-        folder = _new_folder(out, model, data)
-        with _machines(parallel, ray, set or {}) as machines, _held(folder):
+        folder = new_folder(out, model, data)
+        with _machines(parallel, ray, set or {}) as machines, held_folder(folder, begins=True):
             plan = _planned(folder, model, data, set, methods, *how, watch)
             plan.write(folder)
             return _carry_out(folder, plan, machines, watch)
@@ -199,7 +200,7 @@ def _planned(
     """The plan of what was asked for; rows that lie in no file are in the folder then."""
     if model is None or data is None:
         raise ConfigError("a comparison needs a model and rows, as in: microplane compare MODEL DATA")
-    given = {str(name): value for name, value in (set or {}).items()}
+    given = {str(name): fspath(value) if isinstance(value, PathLike) else value for name, value in (set or {}).items()}
     common = {name: value for name, value in given.items() if not name.startswith("method.")}
     config, inline = configured(model, data, {}, common)
     if config.data.train == STDIN:
@@ -212,52 +213,6 @@ def _planned(
     return make_plan(config, methods, budget, seeds, metric, text, learning_curve, given, folder, watch)
 
 
-def _new_folder(out: str | Path | None, model: Any, data: Any) -> Path:
-    """Raises: ConfigError, if something is there already."""
-    if out is not None:
-        check_type(out, "out", (str, Path), "the path of a folder")
-        folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if (folder / "plan.json").is_file():
-                raise ConfigError(f"the comparison {folder} exists. Go on with: microplane compare --resume {folder}")
-            raise ConfigError(f"--out {folder} is there already, and no comparison; give it another name")
-        return folder
-    named = "rows" if data == STDIN or not isinstance(data, str | Path) else Path(data).stem
-    base = f"compare-{Path(str(model)).stem}-{named}"
-    number, folder = 1, Path("runs") / base
-    while folder.exists():
-        number, folder = number + 1, Path("runs") / f"{base}-{number + 1}"
-    return folder
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[Lock]:
-    """The folder is this process's alone; what was made in vain is taken away again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder)
-    if held is None:
-        raise ConfigError(f"the comparison {folder} is running in another process. Wait for its end, or stop it there")
-    try:
-        yield held
-    except KeyboardInterrupt as interrupt:
-        if (folder / "plan.json").is_file():
-            interrupt.add_note(f"all is kept; go on with: microplane compare --resume {folder}")
-        raise
-    finally:
-        if not (folder / "plan.json").is_file():
-            _forget(folder)
-        held.release()
-
-
-def _forget(folder: Path) -> None:
-    """Rows that were copied for a comparison that never began."""
-    for file in [*folder.glob("data/*.jsonl"), *folder.glob("rows.jsonl"), *folder.glob("stdin.*")]:
-        file.unlink()
-    for empty in (folder / "data", folder):
-        if empty.is_dir() and not any(empty.iterdir()):
-            empty.rmdir()
-
-
 def _go_on(folder: Path, model: Any, data: Any, parallel: int | None, ray: str | None, watch: Watcher) -> Comparison:
     plan = Plan.read(folder)
     for what, value, known in (("model", model, plan.model), ("data", data, plan.data)):
@@ -266,7 +221,7 @@ def _go_on(folder: Path, model: Any, data: Any, parallel: int | None, ray: str |
                 f"--resume {folder} goes on with the {what} {known}, not {value}; give the folder alone, or begin anew"
             )
     _check_rows(folder, plan)
-    with _machines(parallel, ray, plan.set) as machines, _held(folder):
+    with _machines(parallel, ray, plan.set) as machines, held_folder(folder):
         return _carry_out(folder, plan, machines, watch)
 
 
@@ -289,8 +244,9 @@ def _carry_out(folder: Path, plan: Plan, machines: Machines, watch: Watcher) -> 
         machines.check(_to_be_seen(folder, plan))
     trials = Trials(folder, plan, watch, machines)
     course = Course(trials, plan, watch)
+    if plan.by_clock:
+        course.probe()  # of one that goes on they are found, and are in its ledger
     if plan.steps is None:
-        course.probe()
         plan = within_time(plan, course.pace, course.seconds)
         plan.write(folder)
         trials.plan = course.plan = course.pace.plan = plan
@@ -317,4 +273,4 @@ def _carry_out(folder: Path, plan: Plan, machines: Machines, watch: Watcher) -> 
 def _to_be_seen(folder: Path, plan: Plan) -> list[Path]:
     """By each machine that runs trials: the plan, the rows, and a model or a text that lies in files of one's own."""
     named = [plan.rows.train, plan.model, *([plan.general] if plan.general else [])]
-    return [(folder / "plan.json").absolute(), *(Path(one).absolute() for one in named if Path(one).exists())]
+    return [(folder / PLAN).absolute(), *(Path(one).absolute() for one in named if Path(one).exists())]

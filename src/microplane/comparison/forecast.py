@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from microplane.comparison.plan import ANSWERING, LEAST_STEPS, PROBE_ANSWERS, Plan, Stage, Trial
-from microplane.comparison.search import BEST, GRID, MORE, PARTS
+from microplane.comparison.plan import ANSWERING, LEAST_STEPS, PROBE_ANSWERS, Plan, Trial
+from microplane.comparison.search import BEST, GRID, MORE, PARTS, rates
 from microplane.comparison.trials import Outcome
 from microplane.errors import ConfigError
 
@@ -51,27 +51,25 @@ class Pace:
 
 
 def expected(plan: Plan, advised: str | None = None) -> list[Trial]:
-    """All trials of a comparison, in their order. Rates that depend on earlier ones stand as the method's own.
+    """All trials of a comparison, in their order. Rates that depend on earlier ones (all but those of the grid) stand
+    as the method's own.
 
     Args:
         advised: the method whose learning curve is made; the reference stands for it as long as it is not known.
     """
-    lengths = plan.lengths
-    stages: list[tuple[Stage, int, int]] = [("short", len(GRID) + MORE, lengths.short), ("half", BEST, lengths.half)]
+    lengths, own = plan.lengths, plan.defaults
     searching = [
-        Trial(name, stage, plan.defaults[name], steps)
-        for stage, count, steps in stages
+        Trial(name, "short", rate, lengths.short)
         for name in plan.methods
-        for _ in range(count)
+        for rate in [*rates(own[name], {}), *[own[name]] * MORE]
     ]
+    searching += [Trial(name, "half", own[name], lengths.half) for name in plan.methods for _ in range(BEST)]
     finals = [
-        Trial(name, "final", plan.defaults[name], lengths.final, seed)
-        for seed in range(plan.seeds)
-        for name in plan.methods
+        Trial(name, "final", own[name], lengths.final, seed) for seed in range(plan.seeds) for name in plan.methods
     ]
     chosen = advised or plan.reference
     parts = [
-        Trial(chosen, "part", plan.defaults[chosen], lengths.part(percent), seed, percent)
+        Trial(chosen, "part", own[chosen], lengths.part(percent), seed, percent)
         for seed in range(plan.seeds if plan.learning_curve else 0)
         for percent in PARTS
     ]

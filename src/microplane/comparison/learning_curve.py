@@ -12,6 +12,7 @@ sample is fitted with a b of its own, so that what three sizes leave open of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ EXPONENTS = tuple(number / 20 for number in range(21))
 SAMPLES = 2_000
 AT_ONCE = 100  # samples that are drawn together
 DRAWN = 40  # points of the fitted line
+SAME = "with {few:,} training rows it scores the same as with all {many:,}, on every test row."
 ONE_SEED = " With one seed of each size, what seeds differ by is not in this: it may be far wider."
 
 
@@ -41,24 +43,27 @@ class Fit:
         all_rows: (B,) the error at x = 1.
         slopes: (B,) by which it falls there, for each e-fold of the rows.
         exponents: (B,) b.
+        most: no error is larger.
     """
 
     all_rows: Array
     slopes: Array
     exponents: Array
+    most: float = math.inf
 
     def at(self, share: float) -> Array:
-        """(B,) the error with so many times the rows, never below zero."""
-        found: Array = np.maximum(self.all_rows + self.slopes * _falls(share, self.exponents), 0.0)
+        """(B,) the error with so many times the rows, within what an error can be."""
+        found: Array = np.clip(self.all_rows + self.slopes * _falls(share, self.exponents), 0.0, self.most)
         return found
 
 
-def fitted(shares: Sequence[float], errors: Array) -> Fit:
+def fitted(shares: Sequence[float], errors: Array, most: float = math.inf) -> Fit:
     """The curve of least squares through each sample.
 
     Args:
         shares: (K,) of all rows, K >= 2.
         errors: (B, K).
+        most: no error is larger.
     """
     best = np.full((4, len(errors)), np.inf)  # squares, error at 1, slope, exponent
     for exponent in EXPONENTS:
@@ -67,7 +72,7 @@ def fitted(shares: Sequence[float], errors: Array) -> Fit:
         squares = ((design @ solved - errors.T) ** 2).sum(0)
         better = squares < best[0] - 1e-15  # of equal ones the straighter line
         best[:, better] = np.stack([squares, *solved, np.full(len(errors), exponent)])[:, better]
-    return Fit(best[1], best[2], best[3])
+    return Fit(best[1], best[2], best[3], most)
 
 
 def _falls(share: Any, exponent: Any) -> Any:
@@ -115,7 +120,8 @@ def extrapolated(shares: Sequence[float], errors: Sequence[Scores], seed: int = 
         spread = np.sqrt([pooled / len(one.values) for one in errors])
         scale = np.sqrt(freedom / rng.chisquare(freedom, (len(samples), 1)))
         samples += rng.standard_normal(samples.shape) * scale * spread
-    many, one = fitted(shares, samples), fitted(shares, means[None])
+    most = 1.0 if errors[0].share else math.inf
+    many, one = fitted(shares, samples, most), fitted(shares, means[None], most)
     low, high = np.quantile(many.at(1) - many.at(2), [LEVEL / 2, 1 - LEVEL / 2])
     return Curve(Interval(float((one.at(1) - one.at(2))[0]), float(low), float(high)), one, freedom > 0)
 
@@ -142,11 +148,15 @@ def learning_curve(
     rows = [int(done[percent][0].result["data"]["train_rows"]) for percent in percents]
     scores = _scores(metric, [done[percent] for percent in percents])
     shares = [count / rows[-1] for count in rows]
-    curve = extrapolated(shares, [_error(metric, one) for one in scores])
     points = [
         {"rows": count, "percent": percent, **interval_of(interval(one)), "by_seed": one.of_seeds}
         for count, percent, one in zip(rows, percents, scores, strict=True)
     ]
+    if not any((one.values.mean(0) - scores[-1].values.mean(0)).any() for one in scores):
+        same = SAME.format(few=rows[0], many=rows[-1])
+        sentence = f"Whether more rows would help {method} cannot be told: {same}"
+        return told | {"points": points, "sentence": sentence, "told": False}
+    curve = extrapolated(shares, [_error(metric, one) for one in scores])
     drawn = np.geomspace(shares[0], 2, DRAWN)
     line = [[float(share * rows[-1]), _score(metric, float(curve.fit.at(share)[0]))] for share in drawn]
     ends = [_score(metric, float(curve.fit.at(1)[0]) - gain) for gain in (curve.gain.low, curve.gain.high)]

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+STOP = signal.SIGTERM
+"""Has a trial save and end. What a script begins in the background ignores SIGINT, and so do processes of its own."""
+
 
 class LostError(Exception):
     """Nobody can tell what became of a process: the machine that it ran on does not answer."""
@@ -27,7 +30,7 @@ class Running(Protocol):
         """
 
     def interrupt(self) -> None:
-        """Have it save and end, as Ctrl-C does."""
+        """Have it save and end, as Ctrl-C does; a second time at once."""
 
 
 class Machines(Protocol):
@@ -73,7 +76,7 @@ class Local:
 
     def interrupt(self) -> None:
         with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(STOP)
 
 
 @dataclass

@@ -100,11 +100,16 @@ def short_count(value: float) -> str:
     return f"{value:.0f}"
 
 
-STAR = "*: told apart from {reference} for certain (Holm over {claims} comparisons, 5% in all)"
+STAR = "*: told apart from {reference} for certain (Holm over {claims}, 5% in all)"
 
 
 def star(result: Result) -> str:
-    return STAR.format(reference=result["reference"], claims=result["answer"]["claims"])
+    """What a star in the table means; empty where there is nothing to tell apart from the reference."""
+    if not any(row["to_reference"] for row in result.get("methods") or result["runs"]):
+        return ""
+    count = result["answer"]["claims"]
+    claims = "one comparison" if count == 1 else f"{count} comparisons"
+    return STAR.format(reference=result["reference"], claims=claims)
 
 
 def markdown(result: Result) -> str:
@@ -114,7 +119,8 @@ def markdown(result: Result) -> str:
     lines = [f"**{first}**", *more, ""]
     title = heads(result)
     lines += [_markdown_row(title), _markdown_row(["---"] * len(title)), *map(_markdown_row, cells(result)), ""]
-    lines += [f"{_metric(result)} {star(result)}.", ""]
+    told = f" {star(result)}." if star(result) else ""
+    lines += [f"{_metric(result)}{told}", ""]
     lines += [f"- {note}" for note in result["notes"]]
     lines += [f"- {row['method']} failed: {row['reason']}" for row in result["failed"]]
     return "\n".join([*lines, "", f"`{result['command']}`", ""])
@@ -152,8 +158,8 @@ def comma_separated(result: Result) -> str:
     return text.getvalue()
 
 
-NARROW = (0, 1, 2, 3, 4, 5, 6)  # the columns that fit in a terminal
-WIDTH = 80
+NARROW = (0, 1, 2, 3, 4, 5, 6)  # the columns that fit in a terminal, but for the last ones where figures are long
+WIDTH, NAMES = 80, 12  # characters of a line, and of a name at least
 
 
 def terminal(result: Result) -> list[str]:
@@ -163,12 +169,16 @@ def terminal(result: Result) -> list[str]:
         row[4] = row[4].replace(" (edge)", "!")
     table[0][3] = _cut(table[0][3], 10)
     widths = [max(len(row[at]) for row in table) for at in range(1, len(NARROW))]
-    room = min(max(len(row[0]) for row in table), WIDTH - sum(widths) - 2 * len(widths))
+    longest = max(len(row[0]) for row in table)
+    while (room := WIDTH - sum(widths) - 2 * len(widths)) < min(longest, NAMES):
+        widths.pop()
+    room = min(longest, room)
     lines = [
         "  ".join([_cut(first, room).ljust(room), *map(str.rjust, rest, widths)]).rstrip() for first, *rest in table
     ]
     edge = ["!: the best rate lies on the edge of those that were tried"] if "!" in "".join(lines) else []
-    return [*lines, star(result), *edge, *_in_use(result), *_forgetting(result)]
+    told = [star(result)] if star(result) else []
+    return [*lines, *told, *edge, *_in_use(result), *_forgetting(result)]
 
 
 def _in_use(result: Result) -> list[str]:

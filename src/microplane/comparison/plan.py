@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from microplane.comparison.budget import Budget
+from microplane.comparison.folder import PLAN, PLANNING, is_begun
 from microplane.comparison.rows import ComparisonRows, copy_rows
-from microplane.comparison.scoring import choose
+from microplane.comparison.scoring import LEAST_ROWS, choose
 from microplane.comparison.search import PARTS, Lengths, longest
 from microplane.config.build import to_yaml
 from microplane.config.knobs import DataKnobs, RunKnobs
@@ -18,9 +19,9 @@ from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.store import Dataset
-from microplane.errors import ConfigError, check_type, nearest
+from microplane.errors import ConfigError, DataError, check_type, nearest
 from microplane.files import read_object, write_aside, write_json
-from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, make_method
+from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, Method, make_method
 from microplane.objectives.select import TEXT
 from microplane.runs.general import DEFAULT, open_general
 from microplane.runs.prepare import Opened, open_for_data
@@ -111,37 +112,42 @@ class Plan:
         return "lora" if "lora" in self.methods else self.methods[0]
 
     @property
+    def by_clock(self) -> bool:
+        """Whether the length of its runs is reckoned from probes."""
+        return self.budget is not None and self.budget.kind == "seconds"
+
+    @property
     def lengths(self) -> Lengths:
         assert self.steps is not None, "the length is decided before the first trial"
-        return Lengths(self.steps)
+        return Lengths(self.steps, self.rows.shares)
 
     def all_steps(self, final: int) -> int:
         """Optimizer steps of all trials, with final runs of so many."""
-        lengths = Lengths(final)
+        lengths = Lengths(final, self.rows.shares)
         parts = self.seeds * sum(lengths.part(percent) for percent in PARTS) if self.learning_curve else 0
         return len(self.methods) * lengths.of_method(self.seeds) + parts
 
     def method_knobs(self, method: str) -> dict[str, Any]:
         """Those of `set` that are this method's."""
-        own = METHODS[method].model_fields
-        given = {name.removeprefix("method."): value for name, value in self.set.items() if name.startswith("method.")}
-        return {name: value for name, value in given.items() if name in own}
+        return knobs_of(method, self.set)
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "plan.json", asdict(self))
+        write_json(folder / PLAN, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Plan:
         """Raises: ConfigError, if no comparison was begun there."""
-        if not (folder / "plan.json").is_file():
-            raise ConfigError(f"{folder} holds no comparison that could go on: it has no plan.json")
-        values = read_object(folder / "plan.json", ConfigError)
+        if not is_begun(folder):
+            stopped = "it was stopped before its plan was made. Begin it again as you did, with the same --out"
+            why = stopped if (folder / PLANNING).is_file() else f"it has no {PLAN}"
+            raise ConfigError(f"{folder} holds no comparison that could go on: {why}")
+        values = read_object(folder / PLAN, ConfigError)
         try:
             values["methods"] = tuple(values["methods"])
             values["budget"] = values["budget"] and Budget(**values["budget"])
             return cls(**{**values, "rows": ComparisonRows(**values["rows"])})
         except (KeyError, TypeError) as problem:
-            raise ConfigError(f"{folder / 'plan.json'} is damaged, or of another version: {problem}") from None
+            raise ConfigError(f"{folder / PLAN} is damaged, or of another version: {problem}") from None
 
 
 def chosen_methods(wanted: str | Sequence[str] | None, task: str | None) -> tuple[str, ...]:
@@ -162,6 +168,13 @@ def chosen_methods(wanted: str | Sequence[str] | None, task: str | None) -> tupl
     if not names:
         raise ConfigError("there is no method to compare; name some, as in --methods lora,full")
     return tuple(names)
+
+
+def knobs_of(method: str, set: Mapping[str, Any]) -> dict[str, Any]:
+    """Those knobs that a method has, without the section's name."""
+    own = METHODS[method].model_fields
+    given = {name.removeprefix("method."): value for name, value in set.items() if name.startswith("method.")}
+    return {name: value for name, value in given.items() if name in own}
 
 
 def check_set(given: Iterable[str], methods: Sequence[str]) -> None:
@@ -201,7 +214,7 @@ def make_plan(
         raise ConfigError(f"--seeds {seeds}: at least one run of each method is needed")
     check_set(set, list(METHODS) if methods is None else chosen_methods(methods, None))
     watch.say(f"opening {config.model.name}, reading {config.data.train}")
-    opened = open_for_data(config, make_method("lora"), watch)
+    opened = open_for_data(config, _narrowest(methods, set), watch)
     rows = copy_rows(opened, folder / "data", learning_curve)
     common = config_of_trials(opened.config, rows, folder)
     how = opened.tokenizer, opened.possible, counting(watch)
@@ -236,6 +249,13 @@ def make_plan(
     plan = with_steps(plan)
     write_aside(folder / "trials.yaml", to_yaml(common).encode())
     return plan
+
+
+def _narrowest(methods: str | Sequence[str] | None, set: Mapping[str, Any]) -> Method:
+    """The method that leaves the rows the least room, which all have then: the same tokens for everybody."""
+    names = ("lora",) if methods is None else chosen_methods(methods, None)
+    every = [make_method({"name": name} | knobs_of(name, set)) for name in names]
+    return max(every, key=lambda method: method.num_virtual_tokens)
 
 
 def _general(asked: str | None, task: str | None, opened: Opened) -> str | None:
@@ -273,7 +293,10 @@ def config_of_trials(config: RunKnobs, rows: ComparisonRows, folder: Path) -> Ru
 
 
 def _check_metric(plan: Plan, opened: Opened, test: Dataset, plain: bool) -> None:
-    """Raises: ConfigError, for a metric that these rows do not have, or rows without answers or labels."""
+    """Raises: ConfigError, for a metric that these rows do not have, or rows without answers or labels; DataError, for
+    too few of them."""
+    if 0 < plan.answer_rows < LEAST_ROWS:
+        raise DataError(f"methods would be compared on a single row: at least {LEAST_ROWS} test rows are needed")
     if plan.task:
         choose(plan.metric, plan.task, [])
         return
@@ -293,7 +316,7 @@ def with_steps(plan: Plan) -> Plan:
     """
     if plan.budget is None:
         return replace(plan, steps=max(plan.most_steps, LEAST_STEPS))
-    if plan.budget.kind == "seconds":
+    if plan.by_clock:
         return plan
     total = plan.budget.amount / (plan.tokens_per_step if plan.budget.kind == "tokens" else 1)
     steps = longest(total, plan.all_steps, max(plan.most_steps, LEAST_STEPS))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microplane.comparison.machines import LostError, begun
+from microplane.comparison.machines import STOP, LostError, begun
 from microplane.errors import ConfigError, first_line
 
 POLL = 0.2  # seconds between two looks of a task at its process, in which an interrupt reaches it
@@ -135,7 +135,7 @@ def trial(command: list[str], log: str, settings: dict[str, str]) -> int:
                 return process.wait(POLL)
     except BaseException:
         with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(STOP)
         process.wait()
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from microplane.comparison.table import (
 )
 from microplane.comparison.trials import Outcome
 from microplane.comparison.verdict import Judgement
+from microplane.config.build import parse_value
 from microplane.runs import provenance
 from microplane.runs.general import DEFAULT
 
@@ -82,7 +84,8 @@ def _notes(
     plan: Plan, dropped: int, search: Mapping[str, Any], finals: Mapping[str, Sequence[Outcome]], at_once: int
 ) -> list[str]:
     """What one should know of how the figures came about."""
-    notes = [f"Test rows: {plan.rows.told}. They were read once, at the end, by the final runs."]
+    parts = ", and by those of the learning curve" if plan.learning_curve else ""
+    notes = [f"Test rows: {plan.rows.told}. They were read once, at the end, by the final runs{parts}."]
     if at_once > 1:
         notes.append(
             f"Up to {at_once} trials ran at once (--parallel, --ray), so seconds and tokens per second are those of "
@@ -119,5 +122,11 @@ def command_of(plan: Plan) -> str:
     words += ["--general", plan.general] if plan.general not in (None, DEFAULT) else []
     words += ["--learning-curve"] if plan.learning_curve else []
     for name, value in plan.set.items():
-        words += ["--set", f"{name}={value}"]
+        words += ["--set", f"{name}={_written(value)}"]
     return shlex.join(words)
+
+
+def _written(value: Any) -> str:
+    """As `--set` reads it back."""
+    text = str(value)
+    return text if parse_value(text) == value else json.dumps(value, ensure_ascii=False)

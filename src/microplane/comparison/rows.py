@@ -19,7 +19,7 @@ from microplane.data.preparing.holdout import split_off
 from microplane.data.reading.read import read_rows
 from microplane.errors import DataError
 from microplane.files import file_sha256, write_aside
-from microplane.runs.inline_data import InlineData
+from microplane.runs.inline_data import InlineData, as_json
 from microplane.runs.prepare import Opened
 
 LEAST_ROWS = 32  # for the training on parts of them
@@ -37,6 +37,7 @@ class ComparisonRows:
     told: str  # how the test rows were chosen
     source: str  # checksum of the files that were given
     parts: dict[str, str] = field(default_factory=dict)  # by percent: each holds the smaller ones
+    shares: dict[str, float] = field(default_factory=dict)  # of the training rows that they hold, by percent
 
 
 def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> ComparisonRows:
@@ -67,6 +68,7 @@ def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> Com
     smaller = _smaller(splits["train"], parts["train"]) if learning_curve else {}
     splits |= {f"train-{percent}": train for percent in smaller}
     parts |= {f"train-{percent}": chosen for percent, chosen in smaller.items()}
+    rows = int(parts["train"].sum())
     written = {name: _write(folder / f"{name}.jsonl", splits[name], parts[name]) for name in splits}
     cut = f"{TEST_SHARE:.0%} of the rows, at most {MOST_TEST_ROWS:,}, cut off by a hash of their content"
     told = f"{knobs.test or knobs.train}, as given" if given else cut
@@ -77,6 +79,7 @@ def copy_rows(opened: Opened, folder: Path, learning_curve: bool = False) -> Com
         told,
         source_of(knobs),
         {percent: written[f"train-{percent}"] for percent in smaller},
+        {percent: int(chosen.sum()) / rows for percent, chosen in smaller.items()},
     )
 
 
@@ -88,7 +91,8 @@ def _held(split: Split, among: np.ndarray, share: float, most: int) -> np.ndarra
 
 
 def _smaller(split: Split, among: np.ndarray) -> dict[str, np.ndarray]:
-    """Of the rows of a mask the parts of the learning curve, by percent, each within the next larger one.
+    """Of the rows of a mask the parts of the learning curve, by percent, each within the next larger one; with at least
+    one row of each class, for no run is measured on a class that it never saw.
 
     Raises:
         DataError: if there are too few rows.
@@ -98,8 +102,23 @@ def _smaller(split: Split, among: np.ndarray) -> dict[str, np.ndarray]:
         raise DataError(f"--learning-curve needs {LEAST_ROWS} training rows at least, and there are {count}")
     found, whole = {}, 100
     for percent in sorted(PARTS, reverse=True):
+        larger = among
         among = _held(split, among, percent / whole, count)
+        among |= _of_missing(split, among, larger)
         found[str(percent)], whole = among, percent
+    return found
+
+
+def _of_missing(split: Split, part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Of the rows of a mask the first ones of classes that no row of its part has, as a mask over all."""
+    classes, found = split.classes, np.zeros(len(whole), np.bool_)
+    had, there = classes.of(part).counts(), classes.of(whole).counts()
+    missing = {classes.numbers[name] for name, count in there.items() if count and not had[name]}
+    ends = np.cumsum(classes.sizes)
+    for row in np.flatnonzero(whole & ~part).tolist() if missing else ():
+        own = missing.intersection(classes.flat[int(ends[row]) - classes.sizes[row] : int(ends[row])])
+        found[row] = bool(own)
+        missing -= own
     return found
 
 
@@ -121,8 +140,8 @@ def _write(path: Path, split: Split, chosen: np.ndarray) -> str:
 
 
 def _raw(split: Split, wanted: set[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """Rows as they stand in their files."""
+    """Rows as they stand in their files, as far as JSON holds that."""
     for number, file in enumerate(split.files):
         for row in read_rows(file):
             if (number, row.line) in wanted and row.values is not None:
-                yield row.values
+                yield as_json(row.values)

@@ -11,6 +11,8 @@ from microplane.comparison.statistics import Array
 from microplane.errors import ConfigError, nearest
 from microplane.evaluation import text_metrics
 
+LEAST_ROWS = 2  # by which it can be told what is chance
+
 Score = Callable[[str, str], float]  # (answer, target)
 
 FIGURES = {  # of an answer in text, by the metric that gives it

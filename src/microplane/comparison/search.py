@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 FACTOR = 10**0.5  # between neighbours of the grid
@@ -77,9 +77,14 @@ def _rounded(rate: float) -> float:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Optimizer steps of the runs of each stage."""
+    """Optimizer steps of the runs of each stage.
+
+    Args:
+        shares: of the training rows that each part of them holds, by percent.
+    """
 
     final: int
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def short(self) -> int:
@@ -96,7 +101,8 @@ class Lengths:
 
     def part(self, percent: int) -> int:
         """Of a run on so much of the training rows: as many passes over them as the final runs make."""
-        return max(1, math.ceil(self.final * percent / 100))
+        share = self.shares.get(str(percent), percent / 100)
+        return max(1, math.ceil(round(self.final * share, 6)))
 
     def of_method(self, seeds: int) -> int:
         return self.search + seeds * self.final

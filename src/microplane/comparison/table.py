@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from microplane.comparison.plan import Plan
-from microplane.comparison.scoring import Metric, choose
+from microplane.comparison.scoring import LEAST_ROWS, Metric, choose
 from microplane.comparison.search import best_of, edge_of
 from microplane.comparison.statistics import Difference, Interval, Scores, interval
 from microplane.comparison.trials import Outcome
 from microplane.comparison.verdict import Judgement, Words, sentences
+from microplane.errors import TrainingError
+from microplane.files import json_lines
 from microplane.methods import METHODS
 from microplane.training.log import read_lines
 
@@ -32,7 +33,7 @@ class Answers:
 
     @classmethod
     def of(cls, folder: Path) -> Answers:
-        return cls([json.loads(line) for line in (folder / "answers.jsonl").read_text("utf-8").splitlines()])
+        return cls(json_lines(folder / "answers.jsonl"))
 
     def said(self, side: str) -> list[str]:
         """By `after`, `before`, or a predictor without a model."""
@@ -73,6 +74,9 @@ def scored(answers: dict[str, list[Answers]], metric_name: str | None, task: str
         answers: of each method (or run), by seed.
         metric_name: None for the task's own.
         task: of a task head; None of answers in text.
+
+    Raises:
+        TrainingError: if there are too few rows by which all can be judged.
     """
     first, seeds = next(iter(answers.values()))[0], max(answers.values(), key=len)
     metric = choose(metric_name, task, first.targets)
@@ -84,6 +88,8 @@ def scored(answers: dict[str, list[Answers]], metric_name: str | None, task: str
     beside = {name: matrix([first], name) for name in first.lines[0]["trivial"]}
     untouched = matrix(seeds, "before")  # a new head is another with each seed
     known = np.isfinite(np.concatenate([*found.values(), *beside.values(), untouched])).all(0)
+    if known.sum() < LEAST_ROWS:
+        raise TrainingError(f"of {len(known):,} test rows {known.sum():,} can be judged for all: too few to compare by")
     methods = {name: Scores(values[:, known], share=metric.share) for name, values in found.items()}
     baselines = {name: Scores(values[:, known], False, metric.share) for name, values in beside.items()}
     alike = task is None

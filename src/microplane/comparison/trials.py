@@ -11,13 +11,14 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from microplane.comparison.folder import FAILING, LEAST_ROOM, disk_failed
 from microplane.comparison.machines import LostError, Machines, Running, ThisMachine
 from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
 from microplane.data.progress import Silent, Watcher
@@ -25,11 +26,12 @@ from microplane.errors import TrainingError
 from microplane.files import lock, object_in, write_json
 from microplane.methods import make_method
 from microplane.methods.method import Method
+from microplane.runs.room import free_disk
 from microplane.training.log import read_lines
 
 POLL = 0.1  # seconds between two looks at whether a process of an earlier sitting has ended
 SHOWN_EVERY = 1.0  # seconds: the log that tells the progress is read whole, beside a trial whose time is measured
-RESULT = "result.json"
+RESULT, LAST = "result.json", "report.html"  # of a run; the report is what it writes last
 SHOTS = 4  # training rows before each question of the untouched model, unless eval.shots says another number
 TOLD = 600  # characters of a reason
 
@@ -112,13 +114,20 @@ class Trials:
         return self.folder / "trials" / trial.name
 
     def _finished(self, trial: Trial) -> Outcome | None:
-        result = object_in(self.place(trial) / RESULT)
-        return Outcome(trial, self.place(trial), result) if result.get("status") == "success" else None
+        place, result = self.place(trial), object_in(self.place(trial) / RESULT)
+        done = result.get("status") == "success" and (place / LAST).is_file()
+        return Outcome(trial, place, result) if done else None
 
     def _wait_for(self, trial: Trial) -> None:
-        """Until a process that was left behind has ended."""
+        """Until a process that was left behind has ended.
+
+        Raises:
+            StoppedError: if it is stopped meanwhile.
+        """
         place, told = self.place(trial), False
         while place.is_dir() and (held := lock(place)) is None:
+            if self.stopping:
+                raise StoppedError
             if not told:
                 self.watch.say(f"{trial.name} is still running in a process of an earlier sitting; waiting for its end")
                 told = True
@@ -142,13 +151,19 @@ class Trials:
             ) from None
 
     def _made(self, trial: Trial) -> Outcome:
-        """Raises: LostError, if nobody can tell what became of its process; StoppedError."""
+        """Raises: LostError, if nobody can tell what became of its process; StoppedError; TrainingError, if the disk is
+        full, of which no method is to blame."""
         place, log = self.place(trial), self.folder / "logs" / f"{trial.name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         if self.stopping:
             raise StoppedError
+        earlier = object_in(place / RESULT)
         process = self.machines.begin(self.command(trial), log)
-        self.running.append(process)
+        with self.noting:
+            self.running.append(process)
+            late = self.stopping  # who stops the others does not know of it
+        if late:
+            process.interrupt()
         try:
             code = self._follow(process, trial)
         finally:
@@ -159,7 +174,11 @@ class Trials:
         if (outcome := self._finished(trial)) is not None:
             return outcome
         result = object_in(place / RESULT)
-        return Outcome(trial, place, result, _reason(result, log, code))
+        reason = _reason({} if result == earlier else result, log, code)
+        if any(word in reason for word in FAILING) or free_disk(self.folder) < LEAST_ROOM:
+            why = reason.partition(". Make room")[0].rstrip(".")
+            raise TrainingError(disk_failed(self.folder, f"{trial.name}: {why}"))
+        return Outcome(trial, place, result, reason)
 
     def command(self, trial: Trial) -> list[str]:
         """That trains it, or goes on with it."""
@@ -200,9 +219,9 @@ class Trials:
 
     def stop(self) -> None:
         """Have all that run save and end, and begin no more."""
-        self.stopping = True
-        for process in list(self.running):
-            _end(process)
+        with self.noting:
+            self.stopping, running = True, list(self.running)
+        _end(running)
 
     def _follow(self, process: Running, trial: Trial) -> int:
         """Its exit code, once it has ended, showing how far it is; an interrupt lets it save and end first."""
@@ -215,30 +234,35 @@ class Trials:
         except LostError:
             raise
         except BaseException:
-            _end(process)
+            _end([process])
             raise
         show(trial.steps, trial.steps)
         return code
 
 
-def _end(process: Running) -> None:
-    """Have it save and end, as Ctrl-C does; a second interrupt does not wait for that."""
-    process.interrupt()
-    with suppress(LostError):
-        try:
-            _ended(process)
-        except KeyboardInterrupt:
-            process.interrupt()
-            _ended(process)
+def _end(processes: Sequence[Running]) -> None:
+    """Have all of them save and end, as Ctrl-C does; a second interrupt does not wait for that."""
+    try:
+        _interrupted(processes)
+    except KeyboardInterrupt:
+        _interrupted(processes)
 
 
-def _ended(process: Running) -> None:
-    while process.wait(SHOWN_EVERY) is None:
-        pass
+def _interrupted(processes: Sequence[Running]) -> None:
+    for process in processes:
+        process.interrupt()
+    for process in processes:
+        with suppress(LostError):
+            while process.wait(SHOWN_EVERY) is None:
+                pass
 
 
 def _reason(result: Mapping[str, Any], log: Path, code: int) -> str:
-    """Why a trial failed: its own word, or the last that it said, or the signal that ended it."""
+    """Why a trial failed: its own word, or the last that it said, or the signal that ended it.
+
+    Args:
+        result: of this sitting; empty where it has written none.
+    """
     if code < 0:
         name = signal.Signals(-code).name
         return f"its process was ended by {name}" + (": perhaps for want of memory" if name == "SIGKILL" else "")

@@ -222,7 +222,7 @@ def _undecided(judgement: Judgement, words: Words) -> list[str]:
     second = next(name for name in judgement.ranking[1:] if name in leaders)
     found = judgement.claim(best, second).difference
     if found.identical or not found.value:
-        said.append(f"{best} and {second} {'answered every row alike' if found.identical else 'score the same'}.")
+        said.append(f"{best} and {second} {'score alike on every row' if found.identical else 'score the same'}.")
         return said
     need, gap = judgement.needed_to_tell(best, second), words.gap(found.value)
     ways = [f"about {need.rows:,} test rows"] if need.rows else []
