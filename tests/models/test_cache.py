@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -76,19 +78,22 @@ def test_rooms_of_all_layers_are_the_same_list_until_one_is_another():
     like, one = torch.zeros(0, 2, 4), lambda cache: Rows.of([[1]] * len(cache.lengths), starts=cache.lengths)
     cache = Cache(2, 2, capacity=3)
     rooms = cache.rooms(like, one(cache))
-    assert [x.shape for x in rooms] == [(2, 2, 3, 4)] * 4
+    assert [x.shape for x in rooms.tensors] == [(2, 2, 3, 4)] * 4
     for _ in range(2):
         cache.advance(one(cache))
         assert cache.rooms(like, one(cache)) is rooms
     cache.advance(one(cache))
     grown = cache.rooms(like, one(cache))
-    assert [x.shape[2] for x in grown] == [64] * 4
+    assert [x.shape[2] for x in grown.tensors] == [64] * 4
+    assert grown.number != rooms.number
+    old = [weakref.ref(x) for x in grown.tensors]
+    del rooms, grown
     cache.select([1, 0])
+    assert all(x() is None for x in old), "something holds what was replaced"
     chosen = cache.rooms(like, one(cache))
-    assert chosen is not grown
-    assert {x.data_ptr() for x in chosen} == {x.data_ptr() for x in (*cache.keys, *cache.values)}
+    assert {x.data_ptr() for x in chosen.tensors} == {x.data_ptr() for x in (*cache.keys, *cache.values)}
     cache.select([1])
     cache.join(Cache(2, 1))
-    assert [len(x) for x in cache.rooms(like, one(cache))] == [2] * 4
+    assert [len(x) for x in cache.rooms(like, one(cache)).tensors] == [2] * 4
     cache.drop([0])
-    assert [len(x) for x in cache.rooms(like, one(cache))] == [1] * 4
+    assert [len(x) for x in cache.rooms(like, one(cache)).tensors] == [1] * 4

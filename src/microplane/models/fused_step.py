@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from microplane.errors import notice
-from microplane.nn.cache import Cache, PairCache
+from microplane.nn.cache import Cache, PairCache, Rooms
 from microplane.nn.layers import Linear, RMSNorm
 from microplane.nn.ops import few_rows, native
 from microplane.nn.ops.scratch import persistent
@@ -30,7 +30,6 @@ MOST = {torch.bfloat16: 128, torch.float32: 16}  # rows: of more, torch's own pr
 UNIT = 16  # the width of a head must be a multiple of this
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "relu": 2}
 NOTHING = [0] * 10  # a layer that is not there
-NO_SOURCE: list[tuple[Tensor, Tensor]] = []  # keys and values of it, of a decoder
 NAMES = ("q", "k", "v", "o", "cross_q", "cross_o", "gate", "up", "down")
 NORMS = ("before", "after", "cross_before", "mlp_before", "mlp_after", "q_norm", "k_norm")
 
@@ -102,7 +101,7 @@ class FusedStep:
         with persistent():
             words = [self._block(block) for block in parts.blocks]
         self.table = torch.tensor(words)
-        self.places: tuple[list[Tensor], list[tuple[Tensor, Tensor]]] | None = None  # what the table says now
+        self.placed = 0  # the number of the rooms that the table tells
         self.kept_memory: list[list[Tensor]] = []
         self.turned: dict[Any, Tensor] = {}  # (2, B, 1, Dh/2): cosines, sines
         self.biases: list[Tensor] = []
@@ -117,16 +116,17 @@ class FusedStep:
             angles: of each of the blocks' `rope`, cosines and sines (B, 1, Dh/2).
         """
         parts, x = self.parts, x.contiguous()
-        held = cache.rooms(x.new_empty(0, parts.kv, parts.head), rows)
-        self._bias(held[0].shape[2])
-        source, memory, longest = None, NO_SOURCE, 0
+        rooms = cache.rooms(x.new_empty(0, parts.kv, parts.head), rows)
+        capacity = rooms.tensors[0].shape[2]
+        self._bias(capacity)
+        source, memory, longest = None, list[tuple[Tensor, Tensor]](), 0
         if isinstance(cache, PairCache):
             memory = cache.memory
             source, longest = torch.tensor(cache.source_lengths), memory[0][0].shape[2]
-        if self._turn(angles) or self.places is None or held is not self.places[0] or memory is not self.places[1]:
-            self._place(held, memory)
+        if self._turn(angles) or rooms.number != self.placed:
+            self._place(rooms, memory)
         shape = [len(parts.blocks), len(x), self.width, parts.inner, parts.heads, parts.kv, parts.head]
-        shape += [held[0].shape[2], longest, self.distances, ACTIVATIONS[parts.activation]]
+        shape += [capacity, longest, self.distances, ACTIVATIONS[parts.activation]]
         shape += [int(parts.around_one), int(parts.whole)]
         where = self.table, torch.tensor(shape), self.numbers, cache.starts(), source
         native.run("decode_step", *where, x, dtype=x.dtype)
@@ -144,15 +144,15 @@ class FusedStep:
             torch.stack(pair, out=self.turned[rope])
         return moved
 
-    def _place(self, held: list[Tensor], memory: list[tuple[Tensor, Tensor]]) -> None:
+    def _place(self, rooms: Rooms, memory: list[tuple[Tensor, Tensor]]) -> None:
         """Say in the table where keys and values, those of the source and the angles lie."""
-        self.places = held, memory
+        self.placed = rooms.number
         self.kept_memory = [[x.contiguous() for x in pair] for pair in memory]
         places = []
         for layer, block in enumerate(self.parts.blocks):
             turned = self.turned.get(block.rope, (None, None))
             source = self.kept_memory[layer] if memory else (None, None)
-            given = [*turned, held[2 * layer], held[2 * layer + 1], *source]
+            given = [*turned, *rooms.tensors[2 * layer : 2 * layer + 2], *source]
             places.append([0 if tensor is None else tensor.data_ptr() for tensor in given])
         self.table[:, -len(places[0]) :] = torch.tensor(places)
 

@@ -6,7 +6,6 @@ Shapes: B rows, KV heads of keys and values, C capacity, L longest row so far, D
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from operator import is_
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,9 +17,11 @@ from microplane.nn.rows import Rows, to_heads
 
 
 class Rooms(NamedTuple):
-    found: list[Tensor]
-    buffers: list[Tensor | None]  # whose views they are
-    capacity: int
+    """Keys and values of all layers in turn, (B, KV, C, Dh) each."""
+
+    number: int  # another one wherever the tensors, or their rows, are others
+    tensors: list[Tensor]
+    capacity: int  # least C
 
 
 class Cache:
@@ -60,18 +61,19 @@ class Cache:
         values = self.values[layer] = self._grow(self.values[layer], v, longest)
         return keys[: len(self.lengths)], values[: len(self.lengths)]
 
-    def rooms(self, like: Tensor, rows: Rows) -> list[Tensor]:
-        """Keys and values of all layers in turn, as `room` gives them: the same list until one of them is another.
+    def rooms(self, like: Tensor, rows: Rows) -> Rooms:
+        """What `room` gives of all layers; the same until some of it is another.
 
         Args:
             like: (any, KV, Dh), in the format of keys and values.
         """
-        known, longest = self._rooms, self._longest(rows)
-        same = known is not None and len(known.found[0]) == len(self.lengths) and longest <= known.capacity
-        if known is None or not same or not all(map(is_, known.buffers, (*self.keys, *self.values))):
+        known, count = self._rooms, len(self.lengths)
+        if known is None or len(known.tensors[0]) != count or self._longest(rows) > known.capacity:
+            self._rooms = None  # so that nothing holds a buffer that is replaced
             found = [x for layer in range(len(self.keys)) for x in self.room(layer, like, like, rows)]
-            self._rooms = known = Rooms(found, [*self.keys, *self.values], min(x.shape[2] for x in found))
-        return known.found
+            self._numbers += 1
+            self._rooms = known = Rooms(self._numbers, found, min(x.shape[2] for x in found))
+        return known
 
     def _longest(self, rows: Rows) -> int:
         return max(start + new for start, new in zip(self.lengths, rows.lengths, strict=True))
@@ -84,6 +86,7 @@ class Cache:
 
     _starts: tuple[list[int], Tensor] | None = None
     _rooms: Rooms | None = None
+    _numbers: int = 0
     step: Any = None  # models/fused_step.py: how one token of each row is computed at once; False: it cannot be
     rows_can_join: ClassVar[bool] = True  # whether `join` and `drop` are to be had
 
@@ -95,6 +98,7 @@ class Cache:
         """Keep the rows `indices`, in that order. An index may occur several times: its row is copied."""
         if list(indices) == list(range(len(self.lengths))):
             return
+        self._rooms = None
         self.lengths = [self.lengths[index] for index in indices]
         chosen = torch.tensor(list(indices), dtype=torch.long)
         for tensors in (self.keys, self.values):
@@ -102,6 +106,7 @@ class Cache:
 
     def join(self, other: Cache) -> None:
         """Append the rows of another cache, which are copied behind those that are here."""
+        self._rooms = None
         held, longest = len(self.lengths), max(other.lengths)
         self.lengths = [*self.lengths, *other.lengths]
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
