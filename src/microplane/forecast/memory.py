@@ -192,8 +192,7 @@ class Shapes:
     @property
     def block_weights(self) -> int:
         """Weights of one block, on average."""
-        blocks = getattr(self.plain.config, "own_blocks", 0) or self.plain.config.num_layers
-        return _in_blocks(self.plain) // max(1, int(blocks))
+        return _in_blocks(self.plain) // max(1, self.plain.blocks)
 
 
 def forecast(

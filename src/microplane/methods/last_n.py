@@ -39,4 +39,4 @@ class LastN(Selecting):
         model = cast(Model, model)
         if model.KIND == "encoder-decoder":
             return 0
-        return model.layers_below(len(cast(nn.ModuleList, model.layers)) - self.n)
+        return model.layers_below(model.blocks - self.n)

@@ -124,9 +124,13 @@ class Model(nn.Module):
         """The rest of the forward pass: hidden states after the last norm, (T, D), from x = lower(rows, blocks)."""
         raise NotImplementedError
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are with weights of their own, of which each may be several layers."""
+        return int(getattr(self.config, "own_blocks", 0) or self.config.num_layers)
+
     def layers_below(self, block: int) -> int:
-        """How many layers are computed before block number `block` (from 0) of `self.layers`, or before the end where
-        that is their number: as many as there are blocks, but where a block is several layers."""
+        """How many layers are computed before block number `block`, counted from 0; of `self.blocks`, all."""
         return block
 
     def train(self, mode: bool = True) -> Self:
