@@ -7,9 +7,8 @@ of the blocks, AdamW; each side in a process of its own, the peer once as it is 
 of the two is slower by a tenth in the first round is left out of the others. Bfloat16, or float32 where a processor has
 no instructions for it. Prints a line for each shape, and adds it to results/families_<date>.json at once.
 
-BART ran through transformers on both sides at first, which showed what is added there. ALBERT does so. BERT has the
-same blocks, with weights of their own, and own code: what this gains is what code for ALBERT would gain, but for its
-smaller embedding.
+BART and ALBERT ran through transformers on both sides at first, which showed what is added there. BERT has ALBERT's
+blocks, with weights of their own: what code gained there is what it was to gain for ALBERT.
 """
 
 from __future__ import annotations
