@@ -38,9 +38,7 @@ CASES = [
     setting("far too many beams", "beams=100000", says=("beams = 100000", "256")),
     setting("an empty stop text", "stop=['']", says=("stop = ''", "end every answer")),
     setting("a stop text that is no list", "stop=x", says=("stop = 'x'", "a list")),
-    setting(
-        "a penalty of 0", "repetition_penalty=0", says=("repetition_penalty = 0", "or equal to 0.001")
-    ),
+    setting("a penalty of 0", "repetition_penalty=0", says=("repetition_penalty = 0", "or equal to 0.001")),
     Case(
         "settings of a chat that exclude each other",
         generate("-i", *sets("beams=2", "temperature=1")),
