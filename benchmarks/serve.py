@@ -126,6 +126,7 @@ async def load(url: str, requests: Any, clients: int, seconds: float, tokens: in
     return told | {
         "tokens": written,
         "tokens_per_second": written / took,
+        "with_prompts_per_second": computed / took,
         "answers": answers,
         "first_errors": errors[:3],
     }
@@ -201,7 +202,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "answers_unlike_single_user": wrong, "different_answers": len(set(expected.values())), "peft": peer,
         "exit_code": code, "adapter_bytes": sizes[0],
         "memory_every_2_s": memory,
-        "memory_growth_after_the_first_third": max(memory) / max(memory[: len(memory) // 3]) - 1,
+        "memory_growth_after_the_first_third": max(memory) / max(memory[: len(memory) // 3 + 1]) - 1,
         "times_one_client": together / runs["one client"]["tokens_per_second"],
         "times_peft": together / peer["tokens_per_second"],
         "one_adapter_to_all": one / runs["all"]["with_prompts_per_second"],

@@ -1,0 +1,23 @@
+"""The load on the server, made small: it comes to its end, and nobody gets the answer of another adapter."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+pytest.importorskip("peft")
+
+
+@pytest.mark.slow
+def test_a_small_load(tmp_path):
+    serve = pytest.importorskip("serve")
+    args = Namespace(family="t5", clients=3, adapters=2, tokens=4, seconds=3.0, peer_requests=2)
+    found = serve.measure(args, tmp_path)
+    assert set(found["answers_unlike_single_user"].values()) == {0} and found["exit_code"] == 0
+    assert not any(run["errors"] or run["changed"] for run in found["runs"].values())
+    assert found["times_one_client"] > 0 and found["one_adapter_to_all"] > 0
