@@ -18,6 +18,7 @@ def test_a_small_load(tmp_path):
     serve = pytest.importorskip("serve")
     args = Namespace(family="t5", clients=3, adapters=2, tokens=4, seconds=3.0, peer_requests=2)
     found = serve.measure(args, tmp_path)
-    assert set(found["answers_unlike_single_user"].values()) == {0} and found["exit_code"] == 0
+    assert set(found["answers_unlike_single_user"].values()) == {0}
+    assert found["exit_code"] == 0
     assert not any(run["errors"] or run["changed"] for run in found["runs"].values())
-    assert found["times_one_client"] > 0 and found["one_adapter_to_all"] > 0
+    assert min(found["times_one_client"], found["one_adapter_to_all"]) > 0
