@@ -1,17 +1,18 @@
 """Do the defaults hold on other data? Eight real tasks, each method as it comes, several seeds, beside what is trivial.
 
     python benchmarks/defaults.py [--tasks foods mails ...] [--methods lora full ...] [--seeds 0 1 2] [--rates]
-                                  [--at 1e-4 ...] [--ten-times] [--threads 1]
+                                  [--at 1e-4 ...] [--ten-times] [--passes 1 3 ...] [--rows 300] [--threads 1]
 
 An encoder (MiniLM) on reviews of films and of food, mails and definitions; a decoder (SmolLM2) on home commands in
 three languages, and on English to French. A run gets its rows, at most 256 tokens of each, and its method's name; all
 else is a default. With `--rates` a third of each method's rate and three times that are also tried, seed 0: is
 another setting better? With `--at` these rates, too. With `--ten-times` also ten times that, with
-train.on_divergence=lower_lr: is the run said to diverge, and where does it end? Beside the methods: the majority and
-TF-IDF (a run measures them itself) and, of labels, a logistic regression on the vectors of the untouched model, its
-penalty chosen on a fifth of the training rows. A ninth task, films-mpnet, is that of films with a larger encoder, and
-runs if it is asked for. Writes results/defaults_<date>.json after each run and keeps what is
-there already.
+train.on_divergence=lower_lr: is the run said to diverge, and where does it end? With `--passes` the default rate with
+so many passes, for each seed, and nothing else; with `--rows` over the first rows alone.
+Beside the methods: the majority and TF-IDF (a run measures them itself) and, of labels, a logistic regression on the
+vectors of the untouched model, its penalty chosen on a fifth of the training rows. A ninth task, films-mpnet, is that
+of films with a larger encoder, and runs if it is asked for. Writes results/defaults_<date>.json after each run and
+keeps what is there already.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,14 @@ def found(model: str) -> str:
 
 
 def one(
-    task: str, method: str, seed: int, rate: float | None, folder: Path, threads: int | None, lowers: bool = False
+    task: str,
+    method: str,
+    seed: int,
+    rate: float | None,
+    folder: Path,
+    threads: int | None,
+    lowers: bool = False,
+    passes: float | None = None,
 ) -> dict[str, Any]:
     """A run of its own: what it scored on the rows of the test."""
     what = TASKS[task]
@@ -128,13 +137,16 @@ def one(
     }
     given |= {} if rate is None else {"train.lr": rate}
     given |= {"train.on_divergence": "lower_lr"} if lowers else {}
+    given |= {} if passes is None else {"train.epochs": passes}
     result = train(knobs=assemble(given=given, assignments=[]), watch=Terminal(make_console())).result
     return {
         "task": task,
         "method": method,
         "seed": seed,
         "rate": result["run"]["train"]["lr"],
-        "default": rate is None,
+        "default": rate is None and passes is None,
+        "passes": passes,
+        "rows": result["data"]["train_rows"],
         "score": result["metrics"]["after"][what.metric],
         "measured_on": result["metrics"]["split"],
         "before": result["metrics"]["before"].get(what.metric),
@@ -220,14 +232,22 @@ def main() -> None:
     parser.add_argument("--at", type=float, nargs="+", default=[], help="also these rates, seed 0")
     parser.add_argument("--threads", type=int, help="of the processor; one where other work shares it")
     parser.add_argument("--ten-times", action="store_true", help="also ten times the default rate, seed 0")
+    parser.add_argument("--passes", type=float, nargs="+", help="nothing but the default rate with so many passes")
+    parser.add_argument("--rows", type=int, help="with --passes: of the first so many rows")
     options = parser.parse_args()
     about = environment()
     path = HERE / "results" / f"defaults_{about['date'][:10]}.json"
     kept = json.loads(path.read_text()) if path.exists() else {"runs": [], "vectors": {}}
+    kept.setdefault("passes", [])
     with tempfile.TemporaryDirectory() as name:
         for task in options.tasks:
             folder = Path(name)
             TASKS[task].build(folder / task)
+            if options.passes:
+                for run in by_passes(task, options, folder):
+                    kept["passes"].append(run)
+                    write(path, about, kept)
+                continue
             if TASKS[task].methods == LABELS and task in EIGHT and task not in kept["vectors"]:
                 kept["vectors"][task] = on_vectors(task, folder)
                 write(path, about, kept)
@@ -255,6 +275,15 @@ def several(task: str, method: str, options: argparse.Namespace, folder: Path, k
             yield run | ({"ten_times": True} if lowers else {})
 
 
+def by_passes(task: str, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """A run for each method, number of passes and seed."""
+    file = folder / task / "train.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[: options.rows]), encoding="utf-8")
+    for method, seed, passes in product(options.methods or TASKS[task].methods, options.seeds, options.passes):
+        yield one(task, method, seed, None, folder, options.threads, passes=passes)
+
+
 def write(path: Path, about: dict[str, Any], kept: dict[str, Any]) -> None:
     result = {
         "what": "scores of the defaults on the test rows of eight tasks",
@@ -262,6 +291,7 @@ def write(path: Path, about: dict[str, Any], kept: dict[str, Any]) -> None:
         "options": {"max_length": MOST_TOKENS, "rates": RATES},
         "table": summary(kept["runs"]),
         "vectors": kept["vectors"],
+        "passes": kept["passes"],
         "runs": kept["runs"],
     }
     path.parent.mkdir(exist_ok=True)

@@ -47,7 +47,7 @@ from movies import snippets, split
 HERE = Path(__file__).parent
 BLOCKS = 2  # of MiniLM's
 ROWS, TEST_ROWS = 300, 300
-KNOBS = {"train.batch_size": 16, "train.threads": 1, "train.eval_every": 5, "data.max_length": 32}
+KNOBS = {"train.epochs": 1, "train.batch_size": 16, "train.threads": 1, "train.eval_every": 5, "data.max_length": 32}
 LEARNT = {"train.epochs": 3, "train.eval_every": 50}  # of the power: enough that seeds differ, and not by too much
 POWER_ROWS = 1500
 HANDICAP, POOL, SEEDS = 0.05, 12, 3

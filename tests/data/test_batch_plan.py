@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan, micro_batches, pack, packed_by_length, tokens_kept
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(lambda x: np.array(x, np.int32))
@@ -47,6 +48,21 @@ def test_parts_of_an_epoch():
     assert BatchPlan(np.full(100, 10), 40).total_steps(1.6) == 5, "rounded, and not cut off"
     by_tokens = BatchPlan(np.full(100, 10), 1, batch_tokens=100)
     assert [by_tokens.total_steps(epochs) for epochs in (0.5, 1.28, 2.25)] == [5, 13, 22]
+
+
+@pytest.mark.parametrize(
+    ("rows", "knobs", "passes"),
+    [
+        (3200, {}, 1), (3192, {}, 2), (1601, {}, 2), (1600, {}, 2), (1592, {}, 3), (300, {}, 3), (8, {}, 3),
+        (1080, {"batch_size": 1}, 1), (100_000, {}, 1), (1080, {"batch_tokens": 80}, 3),
+        (40, {"steps": 15}, 3), (40, {"epochs": 2.5}, 2.5), (40, {"steps": 5, "epochs": 9}, 1),
+    ],
+)  # fmt: skip
+def test_few_rows_are_read_more_often_where_nobody_says_how_often(rows, knobs, passes):
+    knobs = TrainKnobs(**knobs)
+    plan = BatchPlan.of(np.full(rows, 10), knobs)
+    assert plan.passes(knobs) == passes
+    assert plan.run_steps(knobs) == (knobs.steps or plan.total_steps(passes))
 
 
 def test_steps_hold_rows_of_similar_length():

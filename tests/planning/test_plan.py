@@ -98,10 +98,10 @@ def test_recomputing_blocks_and_data_change_it(tmp_path, monkeypatch):
     less = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS | {"train.recompute": "blocks"})
     assert less.methods[0].activations < plain.methods[0].activations
     assert 70 < plain.row < 128
-    assert plain.tokens == pytest.approx(36 * plain.row, rel=0.2)
+    assert plain.tokens == pytest.approx(3 * 36 * plain.row, rel=0.2), "few rows are read three times"
     assert plain.methods[0].seconds == pytest.approx(plain.methods[0].seconds_per_1000_tokens * plain.tokens / 1000)
-    longer = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS | {"train.epochs": 3})
-    assert longer.tokens == 3 * plain.tokens
+    longer = microplane.plan(folder, tmp_path / "rows.jsonl", methods="lora", set=SETS | {"train.epochs": 6})
+    assert longer.tokens == 2 * plain.tokens
 
 
 def test_an_encoder_learns_labels(tmp_path):

@@ -12,10 +12,12 @@ import torch
 
 from microplane.config.build import assemble
 from microplane.config.knobs import DataKnobs, EvalKnobs, RunKnobs, TrainKnobs
+from microplane.data.batch_plan import BatchPlan
 from microplane.errors import ConfigError
 from microplane.evaluation.trivial import Trivial
 from microplane.nn.number_format import NumberFormat
 from microplane.runs import asked, baseline, check, evaluate, train
+from microplane.runs.fit import KEPT_PASSES, _say_passes
 from microplane.runs.general import General
 from microplane.runs.result import (
     IMPROVED,
@@ -27,6 +29,7 @@ from microplane.runs.result import (
 )
 from microplane.training.loop import Outcome
 from microplane.training.step import Totals
+from tests.tiny import copy_task
 
 
 def named(**values: Any) -> Any:
@@ -118,6 +121,20 @@ def test_passes_and_speeds_of_a_run(tmp_path):
     assert (found.epochs, found.seconds, found.tokens_per_second) == (2.0, 12.0, 20)
 
 
+@pytest.mark.parametrize(
+    ("rows", "epochs", "told"),
+    [
+        (3200, None, []),
+        (1080, None, ["passes    3 over the 1,080 rows, 405 steps: few rows are read more than once"]),
+        (40, KEPT_PASSES, ["passes    30 over the 40 rows, 150 steps: what is kept of rows is read more than once"]),
+    ],
+)
+def test_it_is_said_how_often_rows_are_read_where_nobody_said_it(rows, epochs, told):
+    said: list[str] = []
+    _say_passes(copy_task(rows), TrainKnobs(epochs=epochs), named(say=said.append))
+    assert [line.partition(" (train.epochs)")[0] for line in said] == told
+
+
 def test_a_run_that_gained_nothing_or_left_tensors_behind_fails_its_check():
     (check,) = course_checks(outcome(best_step=0))
     assert (check.name, check.passed) == (IMPROVED, False)
@@ -202,13 +219,15 @@ def test_answers_are_not_written_over_the_rows_that_they_are_of(tmp_path):
 
 
 def test_the_time_of_a_run_is_that_of_all_its_tokens():
-    rows = named(train=named(lengths=np.array([10, 30])))
+    lengths = np.array([10, 30] * 4)  # 160 tokens
 
-    def seconds(**knobs: Any) -> float:
-        prepared = named(config=RunKnobs(train=TrainKnobs(**knobs)), splits=rows)
+    def seconds(**given: Any) -> float:
+        knobs = TrainKnobs(**given)
+        plan, rows = BatchPlan.of(lengths, knobs), named(train=named(lengths=lengths))
+        prepared = named(config=RunKnobs(train=knobs), splits=rows, batch_plan=plan)
         return check._seconds(prepared, named(tokens_per_second=20))
 
-    assert seconds() == 2
-    assert seconds(epochs=3) == 6
-    assert seconds(steps=5, batch_size=4) == 5 * 4 * 20 / 20
-    assert seconds(steps=5, batch_tokens=64) == 16
+    assert seconds() == 3 * 160 / 20
+    assert seconds(epochs=2) == 2 * 160 / 20
+    assert seconds(steps=5, batch_size=4) == 2.5 * 160 / 20
+    assert seconds(steps=5, batch_tokens=40) == 160 / 20, "the short ones in one step, the long ones alone"

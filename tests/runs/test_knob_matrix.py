@@ -101,7 +101,7 @@ CASES = {
     "train.clip": Case(0.01),
     "train.class_weights": Case({"positive": 3.0}, where="encoder"),
     "train.threads": Case(2),
-    "train.eval_every": Case(2),
+    "train.eval_every": Case(4),
     "train.patience": Case(1, beside={"train.lr": 1.0, "train.eval_every": 1, "train.epochs": 3, **FULL}),
     "train.save_every": Case(1, beside={"train.eval_every": 100}),
     "train.recompute": Case("blocks"),

@@ -127,12 +127,6 @@ def test_passes_and_speeds_are_of_the_tokens_that_were_read(tmp_path):
         assert line["trained_tokens_per_second"] * line["seconds"] == pytest.approx(record["trained_tokens"])
 
 
-def test_how_often_the_rows_are_read():
-    rows = copy_task(40)
-    for knobs, wanted in (({"steps": 15}, 3), ({"epochs": 2.5}, 2.5), ({}, 1), ({"steps": 5, "epochs": 9}, 1)):
-        assert loop.passes(rows, TrainKnobs(batch_size=8, **knobs)) == wanted
-
-
 def test_the_checkpoint_before_the_last_is_kept_too(tmp_path):
     """To go on from, if the last one is damaged; where the rate may be lowered, the start's and the best one's also."""
     Followed(tmp_path / "a", [3.0, 2.0, 2.5, 2.5])

@@ -78,7 +78,7 @@ def compare(
     """Which method is best on DATA? Each gets its own best learning rate, by an equal share of the budget, then several
     seeds; rows kept for the test decide, and no winner is named out of noise.
 
-    Without a budget each final run makes one pass (--set train.epochs). Ctrl-C keeps all; --resume goes on."""
+    Without a budget a final run is as long as one of train (--set train.epochs). Ctrl-C keeps all; --resume goes on."""
     from microplane.cli.terminal import Terminal, make_console
     from microplane.comparison import compare as comparison
 

@@ -19,7 +19,7 @@ class Budget:
 
     @classmethod
     def of(cls, time: str | float | None, tokens: str | int | None, steps: str | int | None) -> Self | None:
-        """Of what was given; None if nothing was: each final run makes the passes of `train.epochs`.
+        """Of what was given; None if nothing was: each final run is as long as one of `train`.
 
         Raises:
             ConfigError: for more than one of them, or what is no amount.

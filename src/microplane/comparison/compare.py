@@ -100,7 +100,7 @@ def compare(
         data: as `train` takes it; test rows are cut off where the data have none.
         methods: names, or "all".
         budget: time for all of it, as "2h" or seconds. Or `tokens`, or `steps` of the optimizer. Without any, each
-            final run makes the passes of `train.epochs` (1), and no budget makes it longer.
+            final run makes the passes that `train` makes (`train.epochs`), and no budget makes it longer.
         seeds: final runs of each method.
         metric: that methods are compared by; the task's own otherwise.
         general: a file of text on which it is measured what models that write forget, as the knob `eval.general`;

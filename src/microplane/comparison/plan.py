@@ -82,7 +82,7 @@ class Plan:
         methods: in their order; differences are to the first, or to lora where it is among them.
         set: further knobs of all trials; those of methods go to the methods that have them.
         defaults: each method's own rate on this model.
-        most_steps: of a run of `train.epochs` passes; no run is longer.
+        most_steps: of a run of `train` on these rows; no run is longer.
         answer_rows: test rows on which the methods are compared.
         learning_curve: whether the method that is advised is trained on parts of the rows too.
         general: text on which the final runs measure what was forgotten; None where no text is written.
@@ -224,7 +224,7 @@ def make_plan(
     assert test is not None
     names = chosen_methods(methods, task)
     batches = BatchPlan(splits.train.lengths, config.train.batch_size, config.train.batch_tokens, 0)
-    most = batches.total_steps(config.train.epochs or 1)
+    most = batches.run_steps(config.train)
     counts = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
     asked = len(test) if task else min(len(test), set.get("eval.rows", TEXT_ROWS))
     plan = Plan(

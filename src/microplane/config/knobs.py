@@ -198,8 +198,8 @@ class TrainKnobs(Knobs):
         None,
         gt=0,
         le=1e6,
-        description="passes over the training rows; if not set 1, or where a head alone trains on kept features up to "
-        "30, until validation is best",
+        description="passes over the training rows; if not set 1, of few rows up to 3 (until 400 steps are made), and "
+        "where a head alone trains on kept features up to 30; the weights of the best validation are kept",
     )
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     batch_size: int = Field(8, ge=1, description="rows in an optimizer step")

@@ -16,6 +16,8 @@ from microplane.config.knobs import TrainKnobs
 
 POOL = 50  # steps whose rows are sorted by length together: little padding in attention, and still well mixed
 LONG = 512  # tokens
+ENOUGH_STEPS = 400  # of the optimizer: few rows are read again until a run has made so many
+MOST_PASSES = 3  # for that
 
 
 @dataclass
@@ -84,7 +86,15 @@ class BatchPlan:
 
     def run_steps(self, knobs: TrainKnobs) -> int:
         """Optimizer steps of a run: `train.steps`, or else those of its passes."""
-        return knobs.steps or self.total_steps(knobs.epochs or 1)
+        return knobs.steps or self.total_steps(self.passes(knobs))
+
+    def passes(self, knobs: TrainKnobs) -> float:
+        """How often a run reads the rows: as `train.steps` or `train.epochs` say, or else once, and few rows as often
+        as makes `ENOUGH_STEPS` (docs/methods/README.md has what that rests on)."""
+        once = self.total_steps(1)
+        if knobs.steps:
+            return knobs.steps / once
+        return knobs.epochs or min(MOST_PASSES, math.ceil(ENOUGH_STEPS / once))
 
     def at(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, row numbers) of the optimizer step number `step`, counted from 0."""

@@ -175,10 +175,7 @@ def sample(
 def _seconds(prepared: Prepared, rehearsed: Rehearsed) -> float:
     """Of the training of the real run, without its evaluations."""
     train, lengths = prepared.config.train, prepared.splits.train.lengths
-    tokens = float(lengths.sum()) * (train.epochs or 1.0)
-    if train.steps:
-        tokens = train.steps * (train.batch_tokens or float(lengths.mean()) * train.batch_size)
-    return tokens / rehearsed.tokens_per_second
+    return float(lengths.sum()) * prepared.batch_plan.passes(train) / rehearsed.tokens_per_second
 
 
 def lines(found: Checked) -> Iterator[str]:

@@ -30,7 +30,7 @@ from microplane.training import loop
 from microplane.training.feature_cache import cache_features
 from microplane.training.init_from_data import init_from_data
 from microplane.training.log import Record
-from microplane.training.loop import Outcome, passes
+from microplane.training.loop import Outcome
 from microplane.training.monitor import ValidationLoss
 from microplane.training.ranks import ALONE, Ranks
 from microplane.training.resume import checkpoints
@@ -100,7 +100,11 @@ def fit(
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     with ranks.first_alone():
-        read, kept = cache_features(objective, model, sets, passes(train, if_kept), watch, off)
+        often = BatchPlan.of(train.lengths, if_kept).passes(if_kept)
+        read, kept = cache_features(objective, model, sets, often, watch, off)
+    used = if_kept if kept else knobs
+    if prepared.steps_asked is None and share == 1:
+        _say_passes(train, used, watch)
     summary = prepared.splits.summary
     can_ignore = not head_trains_alone(model) and comparable(summary.template, summary.task, validation)
     stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
@@ -130,7 +134,7 @@ def fit(
         model,
         method,
         read["training"],
-        if_kept if kept else knobs,
+        used,
         folder,
         objective=objective,
         validate=validate,
@@ -141,6 +145,15 @@ def fit(
         ranks=ranks,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
+
+
+def _say_passes(train: Dataset, knobs: TrainKnobs, watch: Watcher) -> None:
+    """How often the rows are read, where nobody said it and it is more than once."""
+    plan = BatchPlan.of(train.lengths, knobs)
+    if (often := plan.passes(knobs)) > 1:
+        why = "few rows are" if knobs.epochs is None else "what is kept of rows is"
+        told = f"{often:g} over the {len(train):,} rows, {plan.run_steps(knobs):,} steps"
+        watch.say(f"passes    {told}: {why} read more than once (train.epochs); the best step's weights are kept")
 
 
 def _part_of(train: Dataset, knobs: TrainKnobs, share: float) -> TrainKnobs:

@@ -16,7 +16,6 @@ import psutil
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
-from microplane.data.batch_plan import BatchPlan
 from microplane.data.store import Dataset
 from microplane.device import give_back_device_memory, is_out_of_memory, out_of_memory
 from microplane.errors import TrainingError, notice
@@ -84,12 +83,6 @@ class MemoryTrimmer:
         elif self.steps % TRIM_EVERY == 0 and held > 1.1 * self.baseline:
             give_back_memory()
             self.baseline = self.steps = 0
-
-
-def passes(train: Dataset, knobs: TrainKnobs) -> float:
-    """How often a run reads the training rows."""
-    plan = BatchPlan.of(train.lengths, knobs)
-    return knobs.steps / plan.total_steps(1) if knobs.steps else knobs.epochs or 1
 
 
 def fit(
