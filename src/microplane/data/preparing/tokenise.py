@@ -19,7 +19,7 @@ from microplane.data.preparing.first_pass import FirstPass, Split, examples, fir
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.example import Example
-from microplane.data.reading.label_values import AUTO, means_none
+from microplane.data.reading.label_values import AUTO, means_none, same_class
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
 from microplane.data.rendering.labelled import LabelRenderer, UnknownClassError, class_names
 from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
@@ -194,7 +194,7 @@ class SecondPass:
         train = counts["train"]
         summary = DataSummary(
             **self._rules(),
-            label_counts={name: split.classes.counts() for name, split in splits.items()},
+            label_counts={name: self._label_counts(split) for name, split in splits.items()},
             unlabelled={name: split.unlabelled for name, split in splits.items()},
             rewritten=sum(split.rewritten for split in splits.values()),
             notices=problems.notices,
@@ -226,6 +226,13 @@ class SecondPass:
         summary.warn()
         summary.warnings += self._of_rendering()
         return summary
+
+    def _label_counts(self, split: Split) -> dict[str, int]:
+        """Of the classes, by the names that those of the training rows have."""
+        counts, classes = Counter[str](), self.renderer.traits.classes
+        for name, count in split.classes.counts().items():
+            counts[same_class(name, classes)] += count
+        return dict(counts)
 
     def _of_rendering(self) -> Iterator[str]:
         """What is to be said of rows that are not quite what was meant once they are rendered."""

@@ -169,6 +169,16 @@ def label_names(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
+def same_class(name: str, classes: Sequence[str]) -> str:
+    """The class that is the same number as a name: `1.0` is `1`, as tables with gaps write whole numbers. The name
+    itself where it is a class, or is the same as none of them or as several."""
+    number = _as_number(name)
+    if name in classes or number is None:
+        return name
+    same = [one for one in classes if _as_number(one) == number]
+    return same[0] if len(same) == 1 else name
+
+
 def _task(some: list[Any]) -> Task:
     """By the values of the first rows. Decimals (but for text) are numbers to be learnt, and so are others of which
     more than two in three are new ones. A few values may be something else, or half of them a few words for what is

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
 from microplane.data.reading.example import Example
-from microplane.data.reading.label_values import AUTO, label_names, look, unpacked
+from microplane.data.reading.label_values import AUTO, label_names, look, same_class, unpacked
 from microplane.data.reading.values import get, optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
@@ -189,6 +189,8 @@ class LabelRenderer(ABC):
 
     def number(self, name: str) -> int:
         """Raises: UnknownClassError, for a class that the training rows do not have."""
+        if name not in self.numbers and (same := same_class(name, self.classes)) != name:
+            self.numbers[name] = self.numbers[same]
         if name not in self.numbers:
             hint = "; if it means that there is none, add it to data.no_label" if name == "-1" else ""
             raise UnknownClassError(
