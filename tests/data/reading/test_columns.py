@@ -163,11 +163,21 @@ def test_every_other_column_is_named():
     assert labels_of({"text": "a", "label": 1, **many}).endswith("c6, c7 and 3 more)")
 
 
+@pytest.mark.parametrize(
+    ("column", "task"), [("label", "classification"), ("score", "regression"), ("Rating", "regression")]
+)
+def test_whole_decimals_are_classes_unless_their_column_is_called_otherwise(column, task):
+    rows = [{"text": "a", column: float(number % 3)} for number in range(30)]
+    assert str(LabelFormat(rows, "x.jsonl")).startswith(task)
+
+
 def test_rows_of_words_need_lists():
     assert labels_of({"tokens": ["a"], "ner_tags": [0], "text": "a"}).startswith("tokens (tokens -> ner_tags; not used")
     assert labels_of({"tokens": 12, "tags": "x, y", "text": "a", "label": 1}).startswith(
         "classification (text -> label"
     )
+    cell = {"tokens": "['a', 'b']", "tags": '["O", "B"]', "text": "a b", "label": 1}  # of a CSV file
+    assert labels_of(cell).startswith("tokens (tokens -> tags")
 
 
 def test_a_row_without_its_second_text_is_one_text():

@@ -103,6 +103,13 @@ def test_a_long_conversation_loses_its_start_behind_the_rules_and_never_its_last
     assert row.lost == ("" if most == 99 else "start")
 
 
+def test_what_just_fits_is_whole(tokenizer):
+    said = example(("user", "ab"), ("assistant", "c"))
+    fits, cut = (Seq2SeqRenderer(tokenizer).rows(said, 3, most)[0] for most in (2, 1))
+    assert (fits.lost, fits.count) == ("", 2)
+    assert (cut.lost, cut.count) == ("answer", 1)
+
+
 def test_a_conversation_becomes_lines_and_the_system_prompt_comes_first():
     one, rules = [Message("user", "q")], Message("system", "own")
     assert source_text(one) == "q"

@@ -71,7 +71,8 @@ class LabelFormat:
         self._maybe = [] if self.per_word else columns.maybe_texts(used)
         self.unused = columns.unused(used)
         values = (row.get(label) for row in rows)
-        self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label)
+        is_number = label.strip().lower() in NUMBERS
+        self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label, is_number)
 
     def _used(self) -> tuple[str, ...]:
         return tuple(key for key in (self.text_key, self.pair_key, self.label_key) if key is not None)
