@@ -30,6 +30,8 @@ _TIERS: tuple[list[_ColumnLayout], ...] = (
     [("text/label", {"prompt": text, "label": label}) for text in ("text", "sentence") for label in CLASSES],
     [("text", {"text": "text"})],
 )  # fmt: skip
+TEXT = "text"  # the format of rows that are no conversations
+OPTIONAL = ("system", "input", "tools")  # parts that not every row has
 _SECOND_TEXT = ("instruction/input/output", "prompt/completion")  # formats of rows that may give something to work on
 FORMATS = {
     "prompt/completion": "prompt -> completion, question (+ context) -> answer, query -> response",

@@ -78,6 +78,13 @@ class LabelFormat:
         return tuple(key for key in (self.text_key, self.pair_key, self.label_key) if key is not None)
 
     @property
+    def columns_of_text(self) -> dict[str, str | None]:
+        """Of rows with a text or two: which column is which part, as the knob `data.fields`."""
+        if self.per_word:
+            return {}
+        return {"text": self.text_key, "text_pair": self.pair_key, "label": self.label_key}
+
+    @property
     def task(self) -> Task:
         """What is learnt from the labels."""
         return self.values.task
