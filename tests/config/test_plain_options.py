@@ -27,6 +27,10 @@ def test_a_method_and_its_knobs_come_in_any_order(given):
     assert assemble(assignments=given).method == {"name": "dora", "rank": 8}
 
 
+def test_spaces_around_a_name_and_its_value_do_not_count():
+    assert assemble(assignments=[" train.lr = 0.01", "data.system= Be brief. "]).train.lr == 0.01
+
+
 def test_a_section_is_added_to_what_was_set_of_it(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("method: lora\ntrain: {lr: 0.1, epochs: 2}\n")

@@ -297,6 +297,14 @@ def test_an_answer_that_is_said_to_be_unwanted_is_not_trained(rest, column, yes,
     assert f"not used: {column}" in str(other)
 
 
+def test_the_number_of_an_answer_does_not_judge_it():
+    """As of rows that ask for one of two words, and have its number too."""
+    rows = [{"prompt": f"q {n}", "completion": ("no", "yes")[n % 2], "label": n % 2} for n in range(8)]
+    assert str(recognise(rows, "x.jsonl")).endswith("(prompt -> completion; not used: label)")
+    rows[0]["label"] = 1
+    assert str(recognise(rows, "x.jsonl")).endswith("if label)")
+
+
 @pytest.mark.parametrize("values", [("good", "bad"), (0, 1, 2), ("0", "5"), (None, "")])
 def test_a_label_that_is_no_truth_value_says_nothing_of_an_answer(values):
     rows = [{"prompt": "a", "completion": "b", "label": value} for value in values]

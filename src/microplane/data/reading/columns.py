@@ -153,16 +153,24 @@ class Columns:
             raise self._choose(part, filled)
         return next(iter(filled or found), None)
 
-    def judged(self, taken: Iterable[str]) -> str | None:
+    def judged(self, taken: Iterable[str], answer: str | None = None) -> str | None:
         """The column that says of each answer whether it is wanted: only true and false stand there, or 1 and 0.
 
         Args:
             taken: columns that are a part of the row.
+            answer: the column of the answers. Where these are a few that come again, each with one value, that is its
+                number, and judges nothing.
         """
         if "label" in self.fields:
             return None
         could = [name for name in self.names if name.strip().lower() in JUDGED and name not in set(taken)]
-        return next((name for name in could if self._filled[name] and self._holds_truths(name)), None)
+        found = (name for name in could if self._filled[name] and self._holds_truths(name))
+        return next((name for name in found if answer is None or not self._numbers(name, answer)), None)
+
+    def _numbers(self, name: str, answer: str) -> bool:
+        pairs = {(str(row.get(answer)), truth(row.get(name))) for row in self._rows}
+        answers = {text for text, _ in pairs}
+        return len(pairs) == len(answers) and 2 * len(answers) <= len(self._rows)
 
     def _holds_truths(self, name: str) -> bool:
         return all(truth(row[name]) is not None for row in self._rows if is_filled(row.get(name)))

@@ -177,7 +177,7 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
     for part in optional:
         if column := columns.optional(part, found.values()):
             found[part] = column
-    if name not in ("text", "text/label") and (judged := columns.judged(found.values())):
+    if name not in ("text", "text/label") and (judged := columns.judged(found.values(), found.get("answer"))):
         found["judged"] = judged
     if name == "text/label":
         first, second = columns.texts([found["label"]])
