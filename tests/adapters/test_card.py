@@ -98,6 +98,7 @@ def test_a_folder_that_is_called_as_a_model_of_the_hub_is_none(tmp_path, monkeyp
     folder_of(tmp_path / "me" / "base")
     assert ModelCard(card_of("me/base", "hf")).data.base_model is None
     assert ModelCard(card_of("me/other", "hf")).data.base_model == "me/other"
+    assert ModelCard(card_of("me/models/other", "hf")).data.base_model is None  # a folder that is gone
 
 
 def test_an_adapter_that_no_other_tool_opens_is_not_called_pefts(tmp_path):

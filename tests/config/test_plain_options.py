@@ -12,7 +12,7 @@ from microplane.cli.options import assigned
 from microplane.cli.problems import knob_for_option
 from microplane.config.build import assemble, build, fields
 from microplane.config.knobs import GenerateKnobs, RunKnobs
-from microplane.config.other_names import OTHER_NAMES, REASONS
+from microplane.config.other_names import OF_METHODS, OTHER_NAMES, REASONS
 from microplane.errors import ConfigError
 from microplane.methods import METHODS, make_method
 
@@ -25,6 +25,10 @@ from microplane.methods import METHODS, make_method
 ])  # fmt: skip
 def test_a_method_and_its_knobs_come_in_any_order(given):
     assert assemble(assignments=given).method == {"name": "dora", "rank": 8}
+
+
+def test_spaces_around_a_name_and_its_value_do_not_count():
+    assert assemble(assignments=[" train.lr = 0.01", "data.system= Be brief. "]).train.lr == 0.01
 
 
 def test_a_section_is_added_to_what_was_set_of_it(tmp_path):
@@ -50,8 +54,18 @@ def test_a_section_is_added_to_what_was_set_of_it(tmp_path):
         ("data.text_column", "That is 'data.fields' here"),
         ("train.grad_accum", "That is 'train.micro_tokens' here"),
         ("save_total_limit", "The checkpoints that a run can go on from are kept"),
-        ("train.dropout", "no such knob. All knobs"),
-        ("train.rank", "no such knob"),
+        ("rank", "That is 'method.rank' here"),
+        ("alpha", "That is 'method.alpha' here"),
+        ("train.dropout", "That is 'method.dropout' here"),
+        ("wd", "That is 'train.weight_decay' here"),
+        ("deepspeed", "That is 'train.shard' here"),
+        ("use_dora", "That is 'method=dora' here"),
+        ("evals_per_epoch", "That is 'train.eval_every' here"),
+        ("report_to", "That is 'track' here"),
+        ("train_on_inputs", "Answers alone are trained"),
+        ("num_labels", "and the classes from the rows"),
+        ("compile", "is taken without being asked for"),
+        ("train.nonsense", "no such knob. All knobs"),
         ("eval.lr", "Did you mean 'train.lr'"),
         ("train.epocs", "Did you mean 'train.epochs'"),
     ],
@@ -68,6 +82,9 @@ def test_of_a_method_only_its_own_knobs_are_told():
     with pytest.raises(ConfigError) as error:
         make_method({"name": "full", "lora_r": 8})
     assert "method.rank" not in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        make_method({"name": "full", "rank": 8})
+    assert "That is" not in str(error.value)
     with pytest.raises(ConfigError, match=r"That is 'train\.lr' here"):
         make_method({"name": "lora", "learning_rate": 8})
 
@@ -81,7 +98,9 @@ def test_what_other_names_stand_for_is_there():
         if value:
             assemble(assignments=[ours])
     assert not OTHER_NAMES.keys() & REASONS.keys()
+    assert {f"method.{name}" for name in OF_METHODS} <= known
     leaves = {name.rsplit(".", 1)[-1] for name in known}
+    assert not set(OF_METHODS) & {name.rsplit(".", 1)[-1] for name, _ in fields(RunKnobs)}
     assert not leaves & (OTHER_NAMES.keys() | REASONS.keys())
 
 
@@ -89,6 +108,7 @@ def test_options_of_other_tools_say_the_knob():
     assert "--set train.lr=VALUE" in knob_for_option("--learning-rate")
     assert "--set model.dtype=nf4." in knob_for_option("--load-in-4bit")
     assert "--set train.clip=VALUE" in knob_for_option("--clip")
+    assert "--set method.alpha=VALUE" in knob_for_option("--alpha")
     assert "--set model.device=VALUE" in knob_for_option("--device")
     assert knob_for_option("--nonsense") == ""
     assert "--set eval.max_new_tokens=VALUE" in knob_for_option("--max-tokens", "train")

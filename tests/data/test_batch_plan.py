@@ -33,6 +33,17 @@ def test_any_step_is_found_by_its_number(lengths, size, tokens):
     assert plan.total_steps(3) == len(walked)
 
 
+def test_steps_are_found_where_one_epoch_has_more_than_another():
+    plan = BatchPlan(np.random.default_rng(2).integers(1, 1000, 200), 8, 900)
+    epochs = [plan.epoch(number) for number in range(5)]
+    assert len({len(steps) for steps in epochs}) > 1
+    walked = [(number, step) for number, steps in enumerate(epochs) for step in steps]
+    for number in range(0, len(walked), 7):
+        epoch, rows = plan.at(number)
+        assert epoch == walked[number][0]
+        assert np.array_equal(rows, walked[number][1])
+
+
 def test_epochs_differ_and_so_do_seeds():
     lengths = np.arange(1, 101)
     flat = lambda seed, epoch: np.concatenate(BatchPlan(lengths, 4, seed=seed).epoch(epoch)).tolist()  # noqa: E731

@@ -57,6 +57,13 @@ def test_a_further_step_is_refused_unless_a_pooling_is_given(kind, tmp_path):
     assert opened.embed([WORDS], pooling="cls").shape == (1, 32)
 
 
+def test_two_poolings_at_once_are_refused_unless_one_is_given(tmp_path):
+    opened = sentence_folder(tmp_path / "model", pooling={**CLS, "pooling_mode_mean_tokens": True})
+    with pytest.raises(ConfigError, match=r"asks for '\w+ with \w+', which is not supported"):
+        opened.embed([WORDS])
+    assert opened.embed([WORDS], pooling="cls").shape == (1, 32)
+
+
 def test_a_damaged_list_of_steps_is_refused(tmp_path):
     sentence_folder(tmp_path / "model")
     (tmp_path / "model" / "modules.json").write_text('[{"path": ""}]')

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from microplane.errors import AdapterError, ConfigError
+from microplane.methods import make_method
 from microplane.methods.adapted_linear import AdaptedLinear
 from microplane.methods.lora import LoRALinear
 from microplane.methods.method import trainable_parameters
@@ -93,6 +94,11 @@ def test_an_error_in_the_product_leaves_the_weight_as_it_was():
     with pytest.raises(RuntimeError, match="dtype"):
         made(torch.randn(3, 12, dtype=torch.float64))
     assert torch.equal(made.base.weight, before)
+
+
+def test_alpha_is_divided_by_the_rank():
+    wrapped = make_method({"name": "paca", "rank": 4, "alpha": 8}).wrap(torch.nn.Linear(12, 9))
+    assert wrapped.scale == 2.0
 
 
 def test_more_columns_than_inputs_are_refused():

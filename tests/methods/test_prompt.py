@@ -120,6 +120,9 @@ def test_a_text_is_read_by_the_models_tokenizer():
     assert make_method("prompt").with_tokens(lambda text: [1]).text_ids == ()
     with pytest.raises(ConfigError, match="method.text = 'ab' has no tokens"):
         method.with_tokens(lambda text: [])
+    read_otherwise = make_method({"name": "prompt", "start": "text", "text": "ab", "text_ids": [1]})
+    with pytest.raises(ConfigError, match="are not the tokens of"):
+        read_otherwise.with_tokens(lambda text: [97, 98])
     with pytest.raises(ConfigError, match="needs the text's tokens"):
         method.attach(tiny())
     for knobs in ({"start": "text"}, {"text": "ab"}):

@@ -1,4 +1,4 @@
-"""BitFit and norm tuning: exactly the vectors that are declared train, and on a base of any format."""
+"""BitFit, norm tuning and last-n: exactly what is declared trains, and vectors do on a base of any format."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def test_norms_are_found_by_what_they_are(make):
     named = {name for name, _ in model.named_parameters() if "norm" in name}
     assert set(trainable(model)) == named
     assert all(parameter.dim() == 1 for parameter in trainable(model).values())
+
+
+@pytest.mark.parametrize(("n", "trained"), [(1, {2}), (2, {1, 2}), (3, {0, 1, 2})])
+def test_the_highest_blocks_train_and_those_below_are_frozen(n, trained):
+    model = tiny_encoder("modernbert")
+    attach_method(make_method({"name": "last-n", "n": n}), model)
+    names = [name.split(".") for name in trainable(model)]
+    assert {int(name[1]) for name in names if name[0] == "layers"} == trained
+    assert model.frozen == 3 - n
+    with pytest.raises(ConfigError, match="more than the number of blocks here, 3"):
+        make_method({"name": "last-n", "n": 4}).attach(model)
 
 
 @pytest.mark.parametrize("name", ["bitfit", "norms"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microplane.models.decoder import Decoder, DecoderConfig
-from microplane.nn.cache import Cache
+from microplane.nn.cache import Cache, PairCache
 from microplane.nn.rows import Rows
 
 
@@ -97,3 +97,31 @@ def test_rooms_of_all_layers_are_the_same_list_until_one_is_another():
     assert [len(x) for x in cache.rooms(like, one(cache)).tensors] == [2] * 4
     cache.drop([0])
     assert [len(x) for x in cache.rooms(like, one(cache)).tensors] == [1] * 4
+
+
+def test_a_longer_row_joins_whole():
+    caches, held = [], []
+    for length in (2, 5):
+        k, v = torch.randn(2, length, 1, 4)
+        rows = Rows.of([[0] * length])
+        cache = Cache(layers=1, batch=1, capacity=5)
+        cache.append(0, k, v, rows)
+        cache.advance(rows)
+        caches.append(cache)
+        held.append((k[:, 0], v[:, 0]))
+    one, other = caches
+    one.join(other)
+    assert one.lengths == [2, 5]
+    for row, (k, v) in enumerate(held):
+        assert torch.equal(one.keys[0][row, 0, : len(k)], k)
+        assert torch.equal(one.values[0][row, 0, : len(v)], v)
+
+
+def test_sources_are_kept_as_long_as_the_longest_that_is_chosen():
+    cache = PairCache(layers=1, source_lengths=(2, 5, 7))
+    k, v = torch.randn(2, 3, 1, 7, 4)
+    cache.memory = [(k, v)]
+    cache.select([1, 0])
+    assert cache.source_lengths == (5, 2)
+    assert torch.equal(cache.memory[0][0], k[[1, 0], :, :5])
+    assert torch.equal(cache.memory[0][1], v[[1, 0], :, :5])

@@ -62,3 +62,11 @@ def test_the_gradient_of_the_bias_is_that_of_a_lookup(lengths):
     assert torch.equal(cells, made)
     (expected,) = torch.autograd.grad((cells * weights).sum(), bias.weight)
     torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_bias_by_distance_is_what_the_last_query_has(causal):
+    bias = RelativeBias(8, 20, 3, causal)
+    torch.nn.init.normal_(bias.weight)
+    last = bias(MaskSpec(Rows.of([[1] * 30]), causal=causal)).reshape(3, 30, 30)[:, -1]
+    assert torch.equal(bias.of_distances(30), last.flip(-1))

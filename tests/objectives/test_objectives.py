@@ -40,6 +40,10 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_rows(family):
     torch.testing.assert_close(objective.loss(model, whole), total, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_said_of_tokens_belongs_to_their_rows():
+    assert HEAD_OBJECTIVES["tokens"].by_row([*"abcdef"], (1, 2, 3)) == [["a"], ["b", "c"], ["d", "e", "f"]]
+
+
 @EVERY
 def test_every_row_is_visited_once_without_dropout_and_gradients(family):
     family = FAMILIES[family]

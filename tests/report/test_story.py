@@ -11,7 +11,16 @@ import pytest
 from microplane.report.choice import choice
 from microplane.report.curves import sweep
 from microplane.report.read import LISTS, SECTIONS, RunRecord, read_run
-from microplane.report.story import curve_table, samples, warnings
+from microplane.report.story import (
+    commands,
+    compared,
+    confusion,
+    curve_table,
+    outcome,
+    samples,
+    trained_share,
+    warnings,
+)
 from microplane.report.words import duration, significant
 
 
@@ -28,6 +37,42 @@ def test_how_near_the_task_was_is_told_with_its_own_answers_first():
 def test_a_check_that_was_not_made_has_not_failed():
     checks = [{"name": "one", "passed": None}, {"name": "two", "passed": False}, {"name": "three", "passed": True}]
     assert warnings(record(checks=checks)) == ["1 check failed: two."]
+
+
+def test_rows_that_were_given_their_own_class_are_right():
+    classes = {name: {"precision": 1.0} for name in "ab"}
+    by_class = {"classes": classes, "confusion": [[3, 1], [0, 4]]}
+    told = [
+        [(cell.count, cell.share, cell.right) for cell in row]
+        for _, row in confusion(record(metrics={"by_class": by_class}))
+    ]
+    assert told == [[(3, 0.75, True), (1, 0.25, False)], [(0, 0.0, False), (4, 1.0, True)]]
+
+
+def test_the_time_that_is_told_is_that_of_the_whole_command():
+    measured = {"after": {"loss": 1.0}, "before": {"loss": 2.0}}
+    assert " in 1 min 5 s." in outcome(record(metrics=measured, train={"seconds": 9.0}, seconds=65.0))
+    assert " in 9 s." in outcome(record(metrics=measured, train={"seconds": 9.0}))
+
+
+def test_what_differs_from_the_target_is_marked_where_most_is_alike():
+    assert compared("turn on the light", "turn on the lamp") == [("turn on the ", False), ("lamp", True)]
+    assert compared("turn on the light", "I do not know that") == [("I do not know that", False)]
+
+
+@pytest.mark.parametrize(("trained", "share"), [(123, "0.12%"), (36_000, "36%"), (3_600, "3.6%"), (None, "")])
+def test_the_share_that_trains_has_two_digits(trained, share):
+    assert trained_share(record(method={"trainable_parameters": trained, "total_parameters": 100_000})) == share
+
+
+@pytest.mark.parametrize(
+    ("status", "first"),
+    [("success", "Use it"), ("stopped", "Use it"), ("failed", "Run it again"), ("unfinished", "Go on, if")],
+)
+def test_what_to_do_next_follows_from_how_it_ended(status, first):
+    told = [what for what, _ in commands(record(status=status))]
+    assert told[0].startswith(first)
+    assert ("Go on where it stopped" in told) == (status == "stopped")
 
 
 def test_the_best_step_stands_in_the_table_however_many_there_are():

@@ -25,6 +25,8 @@ from microplane.report.story import confusion, forecast, leading_metric
         (words.size, 1_340_000_000, "1.34 GB"),
         (words.duration, 0.34, "0.34 s"),
         (words.duration, 59.9, "59.9 s"),
+        (words.duration, 59.97, "1 min"),
+        (words.duration, 60.2, "1 min"),
         (words.duration, 199.6, "3 min 20 s"),
         (words.duration, 7_500, "2 h 5 min"),
         (words.count, 9_216, "9,216"),

@@ -13,7 +13,7 @@ import torch
 from microplane.config.build import assemble
 from microplane.config.knobs import DataKnobs, EvalKnobs, RunKnobs, TrainKnobs
 from microplane.data.batch_plan import BatchPlan
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, DataError
 from microplane.evaluation.trivial import Trivial
 from microplane.nn.number_format import NumberFormat
 from microplane.runs import asked, baseline, check, evaluate, train
@@ -179,6 +179,22 @@ def test_a_run_is_measured_by_its_own_knobs_of_the_data_where_nothing_else_is_as
     loaded = named(method=named(), template="chat", system=None, about={name: own}, model=named(task_head=None))
     assert getattr(evaluate._as_trained(DataKnobs(), loaded), name) == taken
     assert name in asked.TAKEN_OVER
+
+
+def test_rows_of_two_texts_are_no_measure_of_a_run_of_one():
+    def summary(task, second_texts):
+        return named(
+            task=task, second_texts=second_texts, files={"train": ["x.csv"]}, format="classification (a + b -> c)"
+        )
+
+    run = named(about={"pairs": False})
+    with pytest.raises(
+        DataError, match=r"x\.csv is read as classification \(a \+ b -> c\), and the run was trained on rows of"
+    ):
+        evaluate._check_texts(run, summary("classification", 5))
+    for loaded, two in ((run, 0), (named(about={"pairs": True}), 5), (named(about={}), 5), (named(about=None), 5)):
+        evaluate._check_texts(loaded, summary("classification", two))
+    evaluate._check_texts(run, summary(None, 5))
 
 
 def test_a_default_that_is_asked_for_is_asked_for():

@@ -20,11 +20,13 @@ MERGED = {"lora", "full", "ia3"}
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "prefix"])
-def test_what_writes_is_timed_by_its_tokens(method, tmp_path):
+def test_what_writes_is_timed_by_its_tokens(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(used_speed, "_timed", lambda work: work() and 2.0)
     model, sets = save_tiny_folder(tmp_path / "model"), SETS | {"runs": str(tmp_path / "runs")}
-    speed = microplane.train(model, asked(40), method=method, set=sets).result["speed"]
+    result = microplane.train(model, asked(40), method=method, set=sets).result
+    speed = result["speed"]
     assert speed["unit"] == "tokens"
-    assert speed["per_second"] > 0
+    assert speed["per_second"] == result["data"]["validation_rows"] * used_speed.TOKENS / 2
     assert speed["merged"] == (method in MERGED)
 
 

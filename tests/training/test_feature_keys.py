@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
 import torch
 
+from microplane.data.progress import Silent
+from microplane.data.store import Features, TokenDataset
 from microplane.models.heads import ensure_head
 from microplane.objectives.classification import Classification
+from microplane.training import feature_cache
 from microplane.training.feature_cache import FeatureCache
 from tests.tiny import MemoryDataset, tiny_encoder
 
@@ -18,6 +25,47 @@ def key(pooling="mean", compute=None, frozen=2, seed=0, fingerprint="memory", fa
     model.frozen, model.compute = frozen, compute
     ROWS.fingerprint = fingerprint
     return FeatureCache(Classification(), model).key(ROWS)
+
+
+class Kept:
+    """A feature cache that keeps nothing yet, and may keep a megabyte."""
+
+    pooled, place = True, "there"
+
+    def __init__(self, *given):
+        self.filled = 0
+
+    def open(self, rows, say):
+        return None
+
+    def bytes(self, rows):
+        return 1_000_000
+
+    def key(self, rows):
+        return "key"
+
+    def fill(self, rows, progress):
+        return Features(np.zeros((1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("passes", "room", "off", "kept"),
+    [
+        (2, 1e9, False, True),
+        (1.1, 1e9, False, True),
+        (1, 1e9, False, False),
+        (2, 3e6, False, False),
+        (2, 1e9, True, False),
+    ],
+)
+def test_features_are_kept_where_that_pays_and_there_is_room(monkeypatch, passes, room, off, kept):
+    """For more than one pass, and in no more than a quarter of the free disk."""
+    monkeypatch.setattr(feature_cache, "FeatureCache", Kept)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=int(room)))
+    sets = {"training": TokenDataset.__new__(TokenDataset)}
+    model = SimpleNamespace(frozen=2)
+    found, info = feature_cache.cache_features(None, model, sets, passes, Silent(), off)
+    assert (info is not None) == (found["training"].features is not None) == kept
 
 
 def test_the_same_is_found_again():

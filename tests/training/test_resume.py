@@ -100,6 +100,27 @@ def test_a_folder_without_its_state_is_no_checkpoint(tmp_path):
     assert [resume.step_of(folder) for folder in resume.checkpoints(tmp_path)] == [5]
 
 
+def test_a_log_that_was_cut_is_refused(tmp_path, monkeypatch):
+    """What a resumed run writes would stand behind something else."""
+    (folder := resume.of_step(tmp_path / "resume", 5)).mkdir(parents=True)
+    (folder / "state.json").touch()
+    monkeypatch.setattr(resume, "read_state", lambda folder: {"identity": {}, "step": 5, "log_bytes": 10})
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b"x" * 10)
+    assert resume.check_resumable(tmp_path, {}) == []
+    log.write_bytes(b"x" * 9)
+    with pytest.raises(CheckpointError, match="has 9 bytes, but had 10 at step 5"):
+        resume.check_resumable(tmp_path, {})
+
+
+def test_of_a_finished_run_the_last_checkpoint_stays(tmp_path):
+    for step in (5, 10, 15):
+        (folder := resume.of_step(tmp_path, step)).mkdir()
+        (folder / "state.json").touch()
+    resume.prune(tmp_path)
+    assert [resume.step_of(folder) for folder in resume.checkpoints(tmp_path)] == [15]
+
+
 def test_what_an_optimizer_has_beyond_a_checkpoint_is_forgotten():
     """Where a run goes back to its start, no average of the steps since stays."""
     model = Halves("cpu")

@@ -129,6 +129,11 @@ def _notices(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
         yield f"transformers has no class for this head, and microplane.load opens it. There: {_recipe(model, head)}"
     elif head is not None and model.KIND == "decoder" and tokenizer.pad_id is None:
         yield "the tokenizer has no token to pad with: in transformers, give this model one row at a time"
+    if model.KIND == "decoder" and head is None and tokenizer.chat_template and tokenizer.backend.encode_special_tokens:
+        yield (
+            "split_special_tokens in tokenizer_config.json has transformers cut the marks of the chat template too, "
+            "which are tokens here: there, render the chat as text, and encode it with split_special_tokens=False"
+        )
 
 
 def _recipe(model: Model, head: HeadConfig) -> str:

@@ -18,11 +18,11 @@ from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
+from microplane.data.reading.formats import TEXT
 from microplane.data.store import Dataset
 from microplane.errors import ConfigError, DataError, check_type, nearest
 from microplane.files import read_object, write_aside, write_json
 from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, Method, make_method
-from microplane.objectives.select import TEXT
 from microplane.runs.general import DEFAULT, open_general
 from microplane.runs.prepare import Opened, open_for_data
 

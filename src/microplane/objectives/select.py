@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeAlias, cast
 from microplane.config.extensions import Registry
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import Splits
-from microplane.data.reading.formats import recognise
+from microplane.data.reading.formats import TEXT, recognise
 from microplane.data.reading.installed import FORMATS, InstalledFormat
 from microplane.data.reading.label_values import AUTO
 from microplane.data.rendering.interface import RowFormat
@@ -30,7 +30,6 @@ from microplane.models.heads import label_names_of
 from microplane.objectives import HEAD_OBJECTIVES, OBJECTIVES, AnyObjective
 from microplane.objectives.next_token import NextToken
 
-TEXT = "text"  # the format of rows that are no conversations
 WRITES = {"decoder": ("next_token", "next_token"), "encoder-decoder": ("seq2seq", "span_corruption")}
 """Families that write text: what conversations are trained for, and what plain text is."""
 

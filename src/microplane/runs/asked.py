@@ -10,6 +10,7 @@ from typing import Any
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.reading.example import Message
+from microplane.data.reading.formats import TEXT
 from microplane.data.reading.installed import FORMATS
 from microplane.data.rendering.causal import causal_renderer
 from microplane.data.rendering.chat_template import MARK
@@ -19,7 +20,6 @@ from microplane.errors import DataError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.next_token import NextToken
-from microplane.objectives.select import TEXT
 
 PROBED = 100  # training rows that are looked at for what all of them begin with
 TAKEN_OVER = (

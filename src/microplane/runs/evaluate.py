@@ -11,6 +11,7 @@ from typing import Any
 
 from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
+from microplane.data.preparing.summary import DataSummary
 from microplane.data.progress import Silent, Watcher, counting
 from microplane.data.reading.read import find_splits
 from microplane.errors import ConfigError, DataError, check_type, notices_to
@@ -97,6 +98,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     data = within_context(data, loaded.model.config.context, taken, _unsaid)
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
     check_ids(loaded.model, loaded.tokenizer, [rows.highest_id])
+    _check_texts(loaded, summary)
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
     if known := trained_file(Path(knobs.model.name), summary.files["train"]):
@@ -110,6 +112,15 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
         show = watch.progress("general text of the model")
         measured["scores"]["general_loss"] = general.loss(loaded.model, knobs.eval.batch_tokens, show)
     return measured
+
+
+def _check_texts(loaded: Pipeline, summary: DataSummary) -> None:
+    """Raises: DataError, for rows of two texts where those of the run had one."""
+    if summary.task and summary.second_texts and (loaded.about or {}).get("pairs") is False:
+        raise DataError(
+            f"{summary.files['train'][0]} is read as {summary.format}, and the run was trained on rows of one text. "
+            "Say which that is with --set 'data.fields={text: COLUMN, text_pair: null}'"
+        )
 
 
 def trained_file(run: Path, files: Sequence[str]) -> str | None:

@@ -19,6 +19,7 @@ from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.mixtures.render import Progress as Reading
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.progress import Progress
+from microplane.data.reading.formats import TEXT
 from microplane.data.reading.read import check_file
 from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ from microplane.files import cache_dir, write_aside
 from microplane.inference.check_ids import check_ids
 from microplane.models.contract import Model
 from microplane.objectives.base import AnyObjective
-from microplane.objectives.select import TEXT, candidates
+from microplane.objectives.select import candidates
 from microplane.runs.max_length import within_context
 
 DEFAULT = "default"

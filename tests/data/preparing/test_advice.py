@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from microplane.data.preparing.advice import advise
+from microplane.data.preparing.advice import advise, fitting
 from microplane.data.preparing.summary import DataSummary
 
 
@@ -34,6 +34,15 @@ def test_what_fits_follows_from_size_and_balance(rows, counts, task, fits):
     other = "lora" if fits != "lora" else "full"
     assert advise(summary(rows, counts, task), other)[0].endswith(f"; {other} was chosen")
     assert "was chosen" not in advise(summary(rows, counts, task), fits)[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "near", "fits"),
+    [(300, 0.05, "lora"), (300, 0.3, "head-only"), (30_000, 0.05, "full"), (30_000, 0.3, "lora")],
+)
+def test_what_is_near_to_what_the_model_does_already_needs_less(rows, near, fits):
+    """A head alone learns what the features tell already; of anything else they tell too little."""
+    assert fitting(summary(rows, {"a": rows // 2, "b": rows // 2}), near)[0] == fits
 
 
 def test_lopsided_and_rare_classes_are_named():

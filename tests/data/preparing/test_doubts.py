@@ -175,6 +175,8 @@ def test_plain_text_asks_nothing(tmp_path):
         (("good", "nan", "N/A"), "'N/A', 'nan' is a class like the others"),
         (("good", "none"), ""),  # a class of its own, where people name them
         (("red", "blue", "red,blue"), "'red,blue' is named as several others together"),
+        (("a", "a|b", "b|c", "c"), "'a|b' is named as several others together"),  # b is nowhere alone
+        (("Food, drinks", "Music, films", "Sports"), ""),
         (("red", "blue", "blue | red"), "write a list: ['blue', 'red']"),
         (("red", "Paris, Texas"), ""),
         (("C", "C#", "C++", "F#"), ""),  # signs that belong to the names

@@ -102,6 +102,10 @@ def test_rows_without_classes_are_split_by_their_hashes_alone():
     assert (plain == split_off(hashes, 0.1, 200, classes_of([(1.5,)] * 200))).all()  # values of a regression
 
 
+def test_a_share_is_rounded_to_whole_rows():
+    assert [split_off(hashes_of(list(range(25))), share, 200).sum() for share in (0.13, 0.15, 0.17)] == [3, 4, 4]
+
+
 def test_where_every_row_is_a_class_of_its_own_rows_are_held_out_all_the_same():
     names = [(f"c{number}",) for number in range(40)]
     assert split_off(hashes_of(names), 0.1, 200, classes_of(names)).sum() == 4

@@ -11,6 +11,7 @@ from microplane.config.build import assemble
 from microplane.config.knobs import PARTS, DataKnobs
 from microplane.data.preparing.first_pass import files_of, first_pass
 from microplane.data.reading import columns
+from microplane.data.reading.bad_rows import RowError
 from microplane.data.reading.formats import recognise
 from microplane.data.rendering.labelled import LabelFormat
 from microplane.errors import ConfigError, DataError
@@ -162,11 +163,21 @@ def test_every_other_column_is_named():
     assert labels_of({"text": "a", "label": 1, **many}).endswith("c6, c7 and 3 more)")
 
 
+@pytest.mark.parametrize(
+    ("column", "task"), [("label", "classification"), ("score", "regression"), ("Rating", "regression")]
+)
+def test_whole_decimals_are_classes_unless_their_column_is_called_otherwise(column, task):
+    rows = [{"text": "a", column: float(number % 3)} for number in range(30)]
+    assert str(LabelFormat(rows, "x.jsonl")).startswith(task)
+
+
 def test_rows_of_words_need_lists():
     assert labels_of({"tokens": ["a"], "ner_tags": [0], "text": "a"}).startswith("tokens (tokens -> ner_tags; not used")
     assert labels_of({"tokens": 12, "tags": "x, y", "text": "a", "label": 1}).startswith(
         "classification (text -> label"
     )
+    cell = {"tokens": "['a', 'b']", "tags": '["O", "B"]', "text": "a b", "label": 1}  # of a CSV file
+    assert labels_of(cell).startswith("tokens (tokens -> tags")
 
 
 def test_a_row_without_its_second_text_is_one_text():
@@ -262,3 +273,55 @@ def test_a_parquet_shard_of_other_names_is_told_with_the_names_that_it_has(rows,
     knobs = DataKnobs(train=str(tmp_path))
     with pytest.raises(DataError, match=r"is missing, .* the row has \['wording', 'kind', 'when'\]"):
         first_pass(files_of(knobs), knobs, hold_out=False, read_format=read_format)
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "rest", [{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}, {"messages": TALK}]
+)
+@pytest.mark.parametrize(
+    ("column", "yes", "no"), [("label", True, False), ("Label", "1", "0"), ("kto_tag", "True", "False")]
+)
+def test_an_answer_that_is_said_to_be_unwanted_is_not_trained(rest, column, yes, no):
+    """Rows of KTO hold good answers and bad ones."""
+    found = recognise([rest | {column: yes}], "x.jsonl")
+    assert str(found).endswith(f", if {column})")
+    assert column in found.keys
+    assert found.example(rest | {column: yes}, "x:1").messages[-1].content == "b"
+    with pytest.raises(RowError, match=rf"key '{column}' is .*: the answer is one that is not wanted.*--skip-bad-rows"):
+        found.example(rest | {column: no}, "x:2")
+    other = recognise([rest | {column: no}], "x.jsonl", fields={"label": None})
+    assert other.example(rest | {column: no}, "x:2").messages[-1].content == "b"
+    assert f"not used: {column}" in str(other)
+
+
+def test_the_number_of_an_answer_does_not_judge_it():
+    """As of rows that ask for one of two words, and have its number too."""
+    rows = [{"prompt": f"q {n}", "completion": ("no", "yes")[n % 2], "label": n % 2} for n in range(8)]
+    assert str(recognise(rows, "x.jsonl")).endswith("(prompt -> completion; not used: label)")
+    rows[0]["label"] = 1
+    assert str(recognise(rows, "x.jsonl")).endswith("if label)")
+
+
+@pytest.mark.parametrize("values", [("good", "bad"), (0, 1, 2), ("0", "5"), (None, "")])
+def test_a_label_that_is_no_truth_value_says_nothing_of_an_answer(values):
+    rows = [{"prompt": "a", "completion": "b", "label": value} for value in values]
+    found = recognise(rows, "x.jsonl")
+    assert [found.example(row, "x:1").messages[-1].content for row in rows] == ["b"] * len(rows)
+    assert "not used: label" in str(found)
+
+
+@pytest.mark.parametrize(("row", "way"), [
+    ({"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "prompt", "completion": "chosen"}),
+    ({"Question": "a", "Chosen": "b", "rejected": "c"}, {"prompt": "Question", "completion": "Chosen"}),
+    ({"prompt": "a", "chosen": TALK, "rejected": TALK}, {"messages": "chosen"}),
+    ({"chosen": "a b", "rejected": "a c"}, {"text": "chosen"}),
+])  # fmt: skip
+def test_of_two_answers_the_way_to_the_better_one_is_told(row, way):
+    told = ", ".join(f"{part}: {column}" for part, column in way.items())
+    with pytest.raises(DataError) as error:
+        recognise([row], "x.jsonl")
+    assert f"'data.fields={{{told}}}'" in str(error.value)
+    assert "c" not in [*recognise([row], "x.jsonl", fields=way).example(row, "x:1").texts()]

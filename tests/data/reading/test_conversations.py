@@ -91,6 +91,24 @@ def test_calls_have_their_arguments_as_objects():
         assert example.tools == (TOOL,)
 
 
+@pytest.mark.parametrize("under", ["content", "value"])
+def test_what_is_said_beside_a_call_is_kept(under):
+    [_, calling, *_] = read(
+        {"from": "human", "value": "q"},
+        {"from": "gpt", under: "I look.", "tool_calls": [CALL]},
+        {"from": "tool", "value": "ok"},
+        {"from": "gpt", "value": "done"},
+    ).messages
+    assert (calling.content, len(calling.extra["tool_calls"])) == ("I look.", 1)
+
+
+def test_a_call_without_arguments_has_none():
+    for arguments in ("", None, "{}", {}):
+        call = {"function": {"name": "now", "arguments": arguments}}
+        last = read({"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]})
+        assert last.messages[1].extra["tool_calls"][0]["function"]["arguments"] == {}
+
+
 @pytest.mark.parametrize(
     ("calls", "message"),
     [

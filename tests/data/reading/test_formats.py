@@ -3,7 +3,7 @@ import pytest
 from microplane.config.build import choices
 from microplane.config.knobs import DataKnobs
 from microplane.data.reading.bad_rows import LISTED, NoLabel, Problem, Problems, RowError
-from microplane.data.reading.example import Message
+from microplane.data.reading.example import Example, Message
 from microplane.data.reading.formats import FORMATS, recognise
 from microplane.errors import DataError
 
@@ -308,6 +308,8 @@ def test_equal_content_has_equal_hashes_whatever_its_format():
     assert len({example.hash() for example in examples}) == 1
     others = [read({"prompt": "ab", "completion": "b"}), read({"prompt": "a", "completion": "bb"}), read({"text": "a"})]
     assert len({example.hash() for example in [*examples, *others]}) == 4
+    pairs = [Example(None, "a", "x:1", ("yes",), second_text=second) for second in ("", "b", "c")]
+    assert len({pair.hash() for pair in pairs}) == 3
     assert (
         examples[0].hash() == 5118508961677734335
     )  # the same on every machine and in every version, or splits would change

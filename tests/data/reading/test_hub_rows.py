@@ -120,6 +120,11 @@ def test_other_names_are_refused_with_the_spelling(name):
         HubName.parse(name)
 
 
+def test_a_name_is_taken_letter_by_letter():
+    names = ["hf://Me/Films", "hf://me/Films@V2/Small:Train"]
+    assert [str(HubName.parse(name)) for name in names] == names
+
+
 def test_the_package_is_asked_for(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"pip install 'microplane\[hub\]'"):

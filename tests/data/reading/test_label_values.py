@@ -40,6 +40,9 @@ def steps(step: float, count: int = 30) -> list[float]:
         ([0, 1, NAN] * 9, "classification"),  # a gap says nothing of what the column is
         (["1.0", "1.5", "2.0"] * 9, "classification"),
         ([0.5, 1.5] * 9, "regression"),
+        ([0.0, 1.0] * 9, "classification"),  # whole numbers of a column in which some are missing
+        ([0.0, 1.0, Decimal("2.00")] * 9, "classification"),
+        (steps(17), "regression"),
         ([Decimal("0.5"), Decimal(2)] * 9, "regression"),  # as Parquet may have them
         ([1, 2, 2.5] * 9, "regression"),
         ([1, 2, 3, 4] * 9 + [2.5], "classification"),  # one odd value: a bad row
@@ -54,6 +57,8 @@ def steps(step: float, count: int = 30) -> list[float]:
         ([*map(str, steps(0.35)), *["a", "b", "c", "d"] * 3], "classification"),
         ([*map(str, [1, 2, 3] * 10), *["n/a"] * 9], "classification"),
         (["3", "1", "4"], "classification"),  # too few to tell
+        ([*range(8), 0, 1, 2, 3], "classification"),  # two in three are new ones
+        ([*range(9), 0, 1, 2], "regression"),  # and more
         ([["a"], ["a", "b"], []] * 9, "multilabel"),
         (["['a']", '["a", "b"]', "[]"] * 9, "multilabel"),
         ([[0, 1], [1, 1]] * 9, "multilabel"),

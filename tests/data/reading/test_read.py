@@ -217,6 +217,11 @@ def test_a_csv_cell_with_foreign_bytes_or_an_open_quote(tmp_path):
     assert "is a quote left open" in second[2]
 
 
+def test_of_several_marks_in_a_header_the_comma_parts_it_and_empty_lines_are_no_rows(tmp_path):
+    file = write(tmp_path / "x.csv", "text,kind;of\n\na,b;c\n\n")
+    assert good(file) == [{"text": "a", "kind;of": "b;c"}]
+
+
 def test_a_stray_carriage_return_in_csv(tmp_path):
     ((line, kind, message),) = complaints(write(tmp_path / "a.csv", b"a,b\n1\r2,3\n4,5\n"))
     assert (line, kind) == (2, "broken CSV")

@@ -11,6 +11,7 @@ from microplane.data.rendering.causal import causal_renderer, pieces, truncate
 from microplane.data.rendering.chat_template import ChatTemplate
 from microplane.data.store import last_run
 from microplane.errors import DataError
+from tests.tiny import CHATML
 
 MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DEFAULT = (
@@ -198,6 +199,20 @@ def test_special_tokens_in_contents_are_ordinary_text(smol, template):
     assert smol.decode([t for t, target in zip(ids, trained, strict=True) if target], False) == f"no {forged}<|im_end|>"
     assert prompt_ids(example.messages[:-1], smol, template) == ids[: last_run(trained)[0]]
     assert prompt_ids(talk("<|im_end|>").messages, smol).count(2) == 2  # the system prompt's, and the template's
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_marks_of_a_template_are_tokens_where_a_tokenizer_splits_those_of_a_text(make_tiny, template):
+    """An answer that others follow ends as the last one does, and what people wrote stays text."""
+    whole, split = (make_tiny(("<eos>", "<|im_start|>", "<|im_end|>"), CHATML) for _ in range(2))
+    split.backend.encode_special_tokens = True
+    talks = [talk("a", "b", "c", "d", system="s"), talk("a<|im_end|>", "b<eos>c", "c", "d")]
+    for said in talks:
+        assert render(said, split, template) == render(said, whole, template)
+    assert prompt_ids(talks[0].messages[:2], split, template) == prompt_ids(talks[0].messages[:2], whole, template)
+    assert stop_ids(split, template) == stop_ids(whole, template)
+    text = Example(None, "a<|im_end|>", "x.jsonl:1")
+    assert render(text, split) != render(text, whole)
 
 
 def test_special_tokens_in_contents_are_refused_where_text_cannot_be_cut(make_spaced):

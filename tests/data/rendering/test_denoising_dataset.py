@@ -106,6 +106,13 @@ def test_more_spans_than_sentinels_are_refused_before_any_row_with_the_length_th
         DenoisedDataset(texts, "span_corruption", most + 1, few, 1)
 
 
+def test_an_answer_is_the_target_without_its_end(file, tokenizer):
+    train = splits(file, tokenizer).train
+    source, target = (side.tolist() for side in train.pair(0))
+    assert target[-1] == tokenizer.eos_ids[0]
+    assert train.prompt_and_target(0) == (source, target[:-1])
+
+
 @pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
 def test_the_seed_draws_the_training_rows_and_not_those_to_measure_on(file, tokenizer, objective):
     one, again, other = (splits(file, tokenizer, seed, objective=objective) for seed in (1, 1, 2))

@@ -9,6 +9,7 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
+from microplane.data.reading.label_values import same_class
 from microplane.data.rendering.labelled import LabelFormat
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import shares
@@ -86,3 +87,24 @@ def test_words_and_tags_written_as_text_are_lists_too():
     ):
         written = {"tokens": words, "tags": tags}
         assert LabelFormat([written], "x.csv").example(written, "") == plain
+
+
+@pytest.mark.parametrize(("written", "held_out"), [("{}", "{}.0"), ("{}.0", "{}"), ("{}.00", "{}.0")])
+def test_numbers_that_are_equal_are_one_class_in_all_files(tokenizer, tmp_path, written, held_out):
+    """A table with gaps writes the same classes as 1.0 that another one writes as 1."""
+    for name, style in (("train", written), ("test", held_out)):
+        lines = [f"the film {n},{style.format(n % 3)}\n" for n in range(30)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(lines))
+    knobs = DataKnobs(train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))
+    found = load_splits(knobs, tokenizer, LabelCandidates("classification"))
+    assert found.summary.labels == [written.format(n) for n in range(3)]
+    assert [float(found.test.labels(row)[0]) for row in range(30)] == [n % 3 for n in range(30)]
+    assert found.summary.label_counts["test"] == dict.fromkeys(found.summary.labels, 10)
+    assert not [warning for warning in found.summary.warnings if "row has" in warning]
+
+
+def test_a_number_that_two_classes_are_is_neither():
+    assert same_class("1.00", ("1", "1.0")) == "1.00"
+    assert same_class("1.0", ("1", "1.0")) == "1.0"
+    assert same_class("1.0", ("0", "1")) == "1"
+    assert same_class("one", ("0", "1")) == "one"

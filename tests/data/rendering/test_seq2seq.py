@@ -15,6 +15,7 @@ from microplane.data.preparing.load_splits import load_splits
 from microplane.data.reading.example import Example, Message
 from microplane.data.rendering.seq2seq import Seq2SeqRenderer, source_text
 from microplane.data.tokenizers.load import load_tokenizer
+from microplane.errors import DataError
 from microplane.objectives.seq2seq import Seq2Seq
 from tests.tiny import PAIRS, save_byte_tokenizer, text_splits
 
@@ -103,6 +104,13 @@ def test_a_long_conversation_loses_its_start_behind_the_rules_and_never_its_last
     assert row.lost == ("" if most == 99 else "start")
 
 
+def test_what_just_fits_is_whole(tokenizer):
+    said = example(("user", "ab"), ("assistant", "c"))
+    fits, cut = (Seq2SeqRenderer(tokenizer).rows(said, 3, most)[0] for most in (2, 1))
+    assert (fits.lost, fits.count) == ("", 2)
+    assert (cut.lost, cut.count) == ("answer", 1)
+
+
 def test_a_conversation_becomes_lines_and_the_system_prompt_comes_first():
     one, rules = [Message("user", "q")], Message("system", "own")
     assert source_text(one) == "q"
@@ -142,6 +150,15 @@ def test_that_a_chat_template_is_not_followed_is_said(tokenizer, tmp_path, templ
     file.write_text("".join(json.dumps({"inputs": f"in{n}", "targets": "t"}) + "\n" for n in range(9)))
     splits = load_splits(DataKnobs(train=str(file)), replace(tokenizer, chat_template=template), PAIRS)
     assert any("do not follow" in warning for warning in splits.summary.warnings) == bool(template)
+
+
+def test_plain_text_beside_answers_is_refused(tokenizer, tmp_path):
+    asked, text = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"q {n}", "completion": "a"}) + "\n" for n in range(10)))
+    text.write_text("".join(json.dumps({"text": f"a longer text {n}"}) + "\n" for n in range(10)))
+    for train, test in ((asked, text), (text, asked)):
+        with pytest.raises(DataError, match=rf"{test.name} is read as .*learns plain text in another way than answers"):
+            load_splits(DataKnobs(train=str(train), test=str(test), max_length=24), tokenizer, PAIRS)
 
 
 def test_the_same_file_for_a_decoder_is_another_entry_of_the_cache(tokenizer, tmp_path):

@@ -180,8 +180,11 @@ def _no_names(labels: Sequence[str]) -> Iterator[str]:
         listed = ", ".join(map(repr, nothing))
         yield f"{listed} is a class like the others; if it means that there is no label: data.no_label=[{nothing[0]}]"
     for mark in ",;|":
-        parts = {label: [part.strip() for part in label.split(mark)] for label in labels if mark in label}
-        joined = [label for label in parts if set(parts[label]) <= {*labels}]
+        parts = {label: [part.strip() for part in label.split(mark)] for label in labels}
+        holders = Counter(part for own in parts.values() for part in set(own))
+        joined = [
+            label for label in labels if len(parts[label]) > 1 and all(holders[part] > 1 for part in parts[label])
+        ]
         if joined:
             yield (
                 f"the class {joined[0]!r} is named as several others together, and is learnt as one of its own "

@@ -20,10 +20,10 @@ from microplane.data.preparing.holdout import RowClasses, split_off
 from microplane.data.reading.bad_rows import NoLabel, Problems, RowError
 from microplane.data.reading.columns import no_column
 from microplane.data.reading.example import Example
-from microplane.data.reading.formats import recognise
+from microplane.data.reading.formats import OPTIONAL, TEXT, recognise
 from microplane.data.reading.hub_rows import hub_splits, is_on_hub
 from microplane.data.reading.read import find_splits, read_rows
-from microplane.data.reading.values import is_filled
+from microplane.data.reading.values import is_filled, listed
 from microplane.data.rendering.interface import RowFormat
 from microplane.data.tokenizers.normaliser import UnicodeForm, in_form
 from microplane.errors import DataError
@@ -106,8 +106,12 @@ def check_split(
     progress: Progress | None,
     read_format: ReadFormat,
     unicode: UnicodeForm = "as-is",
+    train: Split | None = None,
 ) -> Split:
     """Read and check all rows of one split.
+
+    Args:
+        train: the training rows, if these are others, to be read in the same way.
 
     Raises:
         DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
@@ -115,7 +119,7 @@ def check_split(
     """
     seen = _first_rows(files)
     while True:
-        form = read_format(seen, files[0].name, knobs)
+        form = read_format(seen, files[0].name, _as_trained(knobs, train, seen))
         split = Split(name, files, form, unicode, seen=[*seen], columns=_filled(seen))
         _check_rows(split, knobs, progress)
         if len(split.seen) == len(seen):  # no column begins later
@@ -125,6 +129,16 @@ def check_split(
     if split.problems.total and not knobs.skip_bad_rows:
         raise split.problems.error(split.label, split.problems.total + len(split.hashes))
     return split
+
+
+def _as_trained(knobs: DataKnobs, train: Split | None, rows: Sequence[Mapping[str, Any]]) -> DataKnobs:
+    """The knobs for rows of another file: where these have the columns that training rows with labels are read from,
+    such a column is the same part, and no other column is one."""
+    columns = getattr(train.format, "columns_of_text", None) if train is not None else None
+    there = {key for row in rows for key in row}
+    if not columns or not there.issuperset(column for column in columns.values() if column is not None):
+        return knobs
+    return knobs.model_copy(update={"fields": columns})
 
 
 def _check_rows(split: Split, knobs: DataKnobs, progress: Progress | None) -> None:
@@ -204,8 +218,8 @@ def first_pass(
     """
     splits: dict[str, Split] = {}
     for name in sorted(files, key=lambda name: name != "train"):
-        splits[name] = check_split(name, files[name], knobs, progress, read_format, unicode)
-        _refuse_otherwise(splits["train"], splits[name])
+        splits[name] = check_split(name, files[name], knobs, progress, read_format, unicode, splits.get("train"))
+        _compare(splits["train"], splits[name])
         if name == "train" and splits[name].format.name in TASKS:  # as which the labels of all files are read
             knobs = knobs.model_copy(update={"task": splits[name].format.name})
     for split in splits.values():
@@ -221,11 +235,36 @@ def first_pass(
     return FirstPass.of(splits, held_out)
 
 
-def _refuse_otherwise(train: Split, split: Split) -> None:
-    """Raises: DataError, for multi-hot rows of another length than the training rows, or where those name classes."""
+def _compare(train: Split, split: Split) -> None:
+    """Note where rows are read in another way than the training rows.
+
+    Raises:
+        DataError: for multi-hot rows of another length than the training rows, or where those name classes; for rows
+            of one text where those have two, or of two where those have one.
+    """
+    _refuse_other_texts(train, split)
+    known, own = (getattr(one.format, "columns", {}) for one in (train, split))
+    if (train.format.name == TEXT) != (split.format.name == TEXT):
+        told = f"read as {split.format}, and the training rows as {train.format}: what is measured is another task"
+        split.problems.notice(split.label, told)
+    elif more := [own[part] for part in OPTIONAL if part in own and part not in known]:
+        split.problems.notice(split.label, f"read with {listed(more)}, and no training row has such a column")
     if (wanted := train.format.classes) != (found := split.format.classes):
         said = [f"lists of {len(names)} times 0 or 1" if names else "lists of names" for names in (found, wanted)]
         raise DataError(f"{split.label}: the labels are {said[0]}, expected {said[1]} as in {train.label}")
+
+
+def _refuse_other_texts(train: Split, split: Split) -> None:
+    """A second text that only some training rows have may well be nowhere else."""
+    texts = [getattr(one.format, "columns_of_text", {}) for one in (train, split)]
+    if not all(texts) or 0 < train.pairs < len(train.hashes):
+        return
+    if len({one["text_pair"] is None for one in texts}) > 1:
+        read = [" and ".join(repr(one[part]) for part in ("text", "text_pair") if one[part]) for one in texts]
+        raise DataError(
+            f"{split.label}: the text is read from {read[1]}, and in {train.label} from {read[0]}. Give the columns "
+            "the same names in all files"
+        )
 
 
 def _refuse_empty(split: Split) -> None:

@@ -19,8 +19,9 @@ from microplane.data.preparing.first_pass import FirstPass, Split, examples, fir
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.example import Example
-from microplane.data.reading.label_values import AUTO, means_none
-from microplane.data.rendering.interface import Candidates, DataObjective, Renderer
+from microplane.data.reading.formats import TEXT
+from microplane.data.reading.label_values import AUTO, means_none, same_class
+from microplane.data.rendering.interface import Candidates, DataObjective, Renderer, RowTraits
 from microplane.data.rendering.labelled import LabelRenderer, UnknownClassError, class_names
 from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
 from microplane.data.tokenizers.segmenter import JOINT
@@ -60,6 +61,7 @@ def tokenise_files(
     if isinstance(renderer, LabelRenderer):
         renderer.in_windows = knobs.long_rows == "windows" and not renderer.labels_per_token
     traits = renderer.traits
+    _refuse_mixed(found, traits)
     with new_entry(folder, "the tokenised data", f"rows of {Path(knobs.train).name} as tokens") as temporary:
         with ExitStack() as stack:
             writers = {
@@ -76,6 +78,17 @@ def tokenise_files(
             summary.warnings += doubts(sets, renderer.tokenizer, summary, progress)
         content = {"summary": summary.to_dict(), "splits": {name: asdict(info) for name, info in infos.items()}}
         (temporary / "summary.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _refuse_mixed(found: FirstPass, traits: RowTraits) -> None:
+    """Raises: DataError, for plain text beside answers, which an encoder-decoder learns in two ways."""
+    train = found.splits["train"]
+    for split in found.splits.values():
+        if traits.bounds_target and (split.format.name == TEXT) != (train.format.name == TEXT):
+            raise DataError(
+                f"{split.label} is read as {split.format}, and {train.label} as {train.format}: an encoder-decoder "
+                "learns plain text in another way than answers. Give files of one kind"
+            )
 
 
 def _refuse_doubtful(train: Split, named: set[str]) -> None:
@@ -194,7 +207,7 @@ class SecondPass:
         train = counts["train"]
         summary = DataSummary(
             **self._rules(),
-            label_counts={name: split.classes.counts() for name, split in splits.items()},
+            label_counts={name: self._label_counts(split) for name, split in splits.items()},
             unlabelled={name: split.unlabelled for name, split in splits.items()},
             rewritten=sum(split.rewritten for split in splits.values()),
             notices=problems.notices,
@@ -227,6 +240,13 @@ class SecondPass:
         summary.warnings += self._of_rendering()
         return summary
 
+    def _label_counts(self, split: Split) -> dict[str, int]:
+        """Of the classes, by the names that those of the training rows have."""
+        counts, classes = Counter[str](), self.renderer.traits.classes
+        for name, count in split.classes.counts().items():
+            counts[same_class(name, classes)] += count
+        return dict(counts)
+
     def _of_rendering(self) -> Iterator[str]:
         """What is to be said of rows that are not quite what was meant once they are rendered."""
         tokenizer = self.renderer.tokenizer
@@ -235,7 +255,7 @@ class SecondPass:
                 "the model was trained on words joined by _ (as in cà_phê), and no row has any: data.segment=vi joins "
                 "them here and when the run is asked"
             )
-        pairs = self.renderer.traits.bounds_target and self.found.splits["train"].format.name != "text"
+        pairs = self.renderer.traits.bounds_target and self.found.splits["train"].format.name != TEXT
         if pairs and tokenizer.chat_template:
             yield (
                 "the model has a chat template, which an encoder-decoder's rows do not follow here: it reads texts as "
@@ -259,7 +279,7 @@ class SecondPass:
             "format": str(form),
             "format_name": form.name,
             "objective": self.objective.name,
-            "template": "none" if form.name == "text" else traits.template,
+            "template": "none" if form.name == TEXT else traits.template,
             "task": form.name if self.objective.needs_head else None,
             "labels": list(traits.classes),
             "counted": traits.counted,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from microplane.data.reading.values import is_filled, listed
+from microplane.data.reading.values import is_filled, listed, truth
 from microplane.errors import DataError, nearest
 
 Fields = Mapping[str, str | None]
@@ -36,6 +36,10 @@ WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 INPUTS = ("input", "context", "passage", "paragraph", "document", "article", "background")
 SYSTEMS = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
+JUDGED = (
+    *("label", "labels", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted"),
+    *("is_accepted", "correct", "is_correct", "good", "is_good"),
+)  # beside an answer: whether it is wanted, where true or false stands there
 
 
 def _numbered() -> Iterator[tuple[str, str]]:
@@ -149,6 +153,28 @@ class Columns:
             raise self._choose(part, filled)
         return next(iter(filled or found), None)
 
+    def judged(self, taken: Iterable[str], answer: str | None = None) -> str | None:
+        """The column that says of each answer whether it is wanted: only true and false stand there, or 1 and 0.
+
+        Args:
+            taken: columns that are a part of the row.
+            answer: the column of the answers. Where these are a few that come again, each with one value, that is its
+                number, and judges nothing.
+        """
+        if "label" in self.fields:
+            return None
+        could = [name for name in self.names if name.strip().lower() in JUDGED and name not in set(taken)]
+        found = (name for name in could if self._filled[name] and self._holds_truths(name))
+        return next((name for name in found if answer is None or not self._numbers(name, answer)), None)
+
+    def _numbers(self, name: str, answer: str) -> bool:
+        pairs = {(str(row.get(answer)), truth(row.get(name))) for row in self._rows}
+        answers = {text for text, _ in pairs}
+        return len(pairs) == len(answers) and 2 * len(answers) <= len(self._rows)
+
+    def _holds_truths(self, name: str) -> bool:
+        return all(truth(row[name]) is not None for row in self._rows if is_filled(row.get(name)))
+
     def maybe(self, part: str) -> list[str]:
         """Columns that would be this part if anything stood in them."""
         return [name for name in self.names if name.strip().lower() in _NAMES[part] and not self._filled[name]]
@@ -201,6 +227,10 @@ class Columns:
         """Whether most of what stands in a column is a list, or may be one written as text."""
         lists = sum(isinstance(row.get(name), list | str) and is_filled(row[name]) for row in self._rows)
         return 2 * lists > self._filled[name]
+
+    def holds_messages(self, name: str) -> bool:
+        """Whether a column holds conversations."""
+        return any(isinstance(row.get(name), list) for row in self._rows)
 
     def unused(self, used: Iterable[str]) -> tuple[str, ...]:
         return tuple(name for name in self.names if name not in set(used))

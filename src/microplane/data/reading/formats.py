@@ -4,16 +4,16 @@ a conversation (system, user, assistant, perhaps tools), or plain text of which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from microplane.data.reading.bad_rows import NoLabel, RowError
+from microplane.data.reading.bad_rows import NoLabel, RowError, show
 from microplane.data.reading.columns import ANSWERS, CHATS, CLASSES, PAIRS, Columns, Fields, told
 from microplane.data.reading.conversations import conversation, tools_of
 from microplane.data.reading.example import Example, Message
 from microplane.data.reading.label_values import AUTO, is_none, means_none, plain_names
-from microplane.data.reading.values import filled_text, get, listed, optional_text
+from microplane.data.reading.values import filled_text, get, listed, optional_text, truth
 from microplane.errors import DataError, nearest
 
 # Each line of a tier is one layout: format name, column names by their part. The first tier that fits decides; two
@@ -30,6 +30,8 @@ _TIERS: tuple[list[_ColumnLayout], ...] = (
     [("text/label", {"prompt": text, "label": label}) for text in ("text", "sentence") for label in CLASSES],
     [("text", {"text": "text"})],
 )  # fmt: skip
+TEXT = "text"  # the format of rows that are no conversations
+OPTIONAL = ("system", "input", "tools")  # parts that not every row has
 _SECOND_TEXT = ("instruction/input/output", "prompt/completion")  # formats of rows that may give something to work on
 FORMATS = {
     "prompt/completion": "prompt -> completion, question (+ context) -> answer, query -> response",
@@ -66,8 +68,9 @@ class Format:
     def __str__(self) -> str:
         """`instruction/input/output (instruction + input -> output; not used: id)`"""
         sources = [self.columns[part] for part in ("system", "instruction", "prompt", "input") if part in self.columns]
-        target = self.columns.get("answer") or self.columns.get("label")
-        reading = f"{' + '.join(sources)} -> {target}" if target else ", ".join(self.columns.values())
+        target, judged = self.columns.get("answer") or self.columns.get("label"), self.columns.get("judged")
+        others = ", ".join(column for part, column in self.columns.items() if part != "judged")
+        reading = (f"{' + '.join(sources)} -> {target}" if target else others) + (f", if {judged}" if judged else "")
         return f"{self.name} ({told(reading, [*self.unused, *self.passed_over])})"
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
@@ -80,6 +83,13 @@ class Format:
         columns = self.columns
         if "label" in columns and is_none(values.get(columns["label"]), self.no_label):
             raise NoLabel
+        if "judged" in columns and truth(values.get(columns["judged"])) is False:
+            raise RowError(
+                "unwanted answer",
+                f"key {columns['judged']!r} is {show(values[columns['judged']])}: the answer is one that is not "
+                "wanted, as in rows of KTO, and all are trained here. --skip-bad-rows leaves such rows out; if it "
+                "means something else: --set 'data.fields={label: null}'",
+            )
         if self.name == "text":
             return Example(None, filled_text(values, columns["text"], "text"), where)
         messages = (
@@ -144,7 +154,7 @@ def recognise(
             if fitting:
                 found = _format(fitting[0], spelled, columns)
                 return replace(found, no_label=_no_label(found, rows, no_label))
-    raise _unknown(name, list(columns.usual(strictly=False).values()), wanted)
+    raise _unknown(name, columns, wanted)
 
 
 def _fits(layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str, mapped: Set[str]) -> bool:
@@ -167,6 +177,8 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
     for part in optional:
         if column := columns.optional(part, found.values()):
             found[part] = column
+    if name not in ("text", "text/label") and (judged := columns.judged(found.values(), found.get("answer"))):
+        found["judged"] = judged
     if name == "text/label":
         first, second = columns.texts([found["label"]])
         if first and second:
@@ -191,7 +203,8 @@ def _ambiguous(name: str, seen: list[str], fitting: list[_ColumnLayout]) -> Data
     )
 
 
-def _unknown(name: str, seen: list[str], wanted: str) -> DataError:
+def _unknown(name: str, columns: Columns, wanted: str) -> DataError:
+    seen = list(columns.usual(strictly=False).values())
     known = sorted({column for tier in _TIERS for _, columns in tier for column in columns.values()})
     hints = [f" {key!r}:{hint}" for key in seen if key.lower() not in known and (hint := nearest(key.lower(), known))]
     formats = {wanted: FORMATS[wanted]} if wanted in FORMATS else FORMATS
@@ -200,7 +213,18 @@ def _unknown(name: str, seen: list[str], wanted: str) -> DataError:
     header = " The first line of a CSV file must name its columns." if ".csv" in name or ".tsv" in name else ""
     head = f"{name}: the keys {listed(seen)} are not understood{asked}.{''.join(hints)}{header}"
     name_them = "  any other names, with --set 'data.fields={prompt: A, completion: B}'"
-    return DataError("\n".join([f"{head} Possible:", *lines, name_them]))
+    return DataError("\n".join([f"{head} Possible:", *_preferred(columns), *lines, name_them]))
+
+
+def _preferred(columns: Columns) -> Iterator[str]:
+    """How to train on the better answers of rows that hold two."""
+    by_name = {column.strip().lower(): column for column in columns.names}
+    if (better := by_name.get("chosen")) is None or "rejected" not in by_name:
+        return
+    prompt = next((by_name[asked] for asked in ("instruction", *PAIRS) if asked in by_name), None)
+    part = f"messages: {better}" if columns.holds_messages(better) else f"text: {better}"
+    fields = f"prompt: {prompt}, completion: {better}" if prompt and not columns.holds_messages(better) else part
+    yield f"  of rows with a better and a worse answer the better one, with --set 'data.fields={{{fields}}}'"
 
 
 # Reading one row

@@ -99,7 +99,8 @@ class LabelValues:
         if len(items) != len(self.classes) or not all(_is_flag(item) for item in items):
             raise RowError(
                 "wrong label",
-                f"{place} {len(self.classes)} numbers as in the first rows, each 0 or 1; none may be left open",
+                f"{place} {len(self.classes)} numbers as in the first rows, each 0 or 1; none may be left open. If "
+                "the lists name the classes of a row, write names, as c0 and c1",
             )
         return tuple(name for name, item in zip(self.classes, items, strict=True) if float(item))
 
@@ -117,7 +118,11 @@ class LabelValues:
 
 
 def look(
-    values: Iterable[Any], task: Task | None, known: Sequence[str] = (), no_label: Sequence[str] = AUTO
+    values: Iterable[Any],
+    task: Task | None,
+    known: Sequence[str] = (),
+    no_label: Sequence[str] = AUTO,
+    is_number: bool = False,
 ) -> LabelValues:
     """How a column is read, by its values in the first rows.
 
@@ -125,9 +130,10 @@ def look(
         task: what the user asked for, or what the other columns say; None: the values decide.
         known: class names of the model's head.
         no_label: as the knob `data.no_label`.
+        is_number: the column's name says so: decimals are no classes, even if they are whole.
     """
     some = [unpacked(value) for value in values if value is not None and value != ""]
-    task = task or _task(some)
+    task = task or _task(some, is_number)
     single = list(chain.from_iterable(value if isinstance(value, list) else [value] for value in some))
     given = frozenset(no_label)
     if tuple(no_label) == AUTO:
@@ -169,13 +175,24 @@ def label_names(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def _task(some: list[Any]) -> Task:
-    """By the values of the first rows. Decimals (but for text) are numbers to be learnt, and so are others of which
-    more than two in three are new ones. A few values may be something else, or half of them a few words for what is
-    not known; these are bad rows then."""
+def same_class(name: str, classes: Sequence[str]) -> str:
+    """The class that is the same number as a name: `1.0` is `1`, as tables with gaps write whole numbers. The name
+    itself where it is a class, or is the same as none of them or as several."""
+    number = _as_number(name)
+    if name in classes or number is None:
+        return name
+    same = [one for one in classes if _as_number(one) == number]
+    return same[0] if len(same) == 1 else name
+
+
+def _task(some: list[Any], is_number: bool) -> Task:
+    """By the values of the first rows. Decimals are numbers to be learnt, and so are others of which more than two in
+    three are new ones; but not decimals that are text or whole, as class numbers are written where some are missing. A
+    few values may be something else, or half of them a few words for what is not known; these are bad rows then."""
     if 2 * sum(isinstance(value, list) for value in some) > len(some):
         return "multilabel"
-    decimals = sum(isinstance(value, float | Decimal) and math.isfinite(value) for value in some)
+    finite = [value for value in some if isinstance(value, float | Decimal) and math.isfinite(value)]
+    decimals = sum(is_number or value != int(value) for value in finite)
     if decimals and 10 * decimals >= len(some):
         return "regression"
     numbers = [number for value in some if (number := _as_written(value)) is not None]

@@ -78,3 +78,11 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def truth(value: Any) -> bool | None:
+    """Whether a value says true or false, also as 1 or 0, or as text; None for anything else."""
+    if isinstance(value, str):
+        value = {"true": 1, "false": 0}.get(value.strip().lower(), value.strip())
+        value = float(value) if isinstance(value, str) and is_number(value) else value
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None

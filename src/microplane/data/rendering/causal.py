@@ -149,7 +149,7 @@ class CausalRenderer:
         except DataError:
             return ""
         behind = asked.partition(MARK)[2].strip()
-        return behind if any(map(self._special, self.tokenizer.encode(behind, special=False))) else ""
+        return behind if any(map(self._special, self.tokenizer.of_templates.encode(behind, special=False))) else ""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What generation starts from: the conversation so far and the template's generation prompt."""
@@ -224,7 +224,7 @@ class CausalRenderer:
         ids: list[int] = []
         offsets: list[Span] = []
         for start, end in pairwise(sorted({0, *cuts, len(text)})):
-            part, places = self.tokenizer.encode_with_offsets(text[start:end], special=False)
+            part, places = self.tokenizer.of_templates.encode_with_offsets(text[start:end], special=False)
             ids += part
             offsets += [(start + first, start + last) for first, last in places]
         return ids, offsets
@@ -240,7 +240,7 @@ class CausalRenderer:
         return cuts
 
     def _refuse_special(self, text: str) -> None:
-        for token in self.tokenizer.encode(text, special=False):
+        for token in self.tokenizer.of_templates.encode(text, special=False):
             if literal := self._special(token):
                 raise DataError(f"the text {literal!r} is a special token of the model; expected text without it")
 

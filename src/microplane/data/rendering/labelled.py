@@ -13,7 +13,7 @@ from typing import Any, Literal
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
 from microplane.data.reading.example import Example
-from microplane.data.reading.label_values import AUTO, label_names, look, unpacked
+from microplane.data.reading.label_values import AUTO, label_names, look, same_class, unpacked
 from microplane.data.reading.values import get, optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
@@ -71,10 +71,18 @@ class LabelFormat:
         self._maybe = [] if self.per_word else columns.maybe_texts(used)
         self.unused = columns.unused(used)
         values = (row.get(label) for row in rows)
-        self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label)
+        is_number = label.strip().lower() in NUMBERS
+        self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label, is_number)
 
     def _used(self) -> tuple[str, ...]:
         return tuple(key for key in (self.text_key, self.pair_key, self.label_key) if key is not None)
+
+    @property
+    def columns_of_text(self) -> dict[str, str | None]:
+        """Of rows with a text or two: which column is which part, as the knob `data.fields`."""
+        if self.per_word:
+            return {}
+        return {"text": self.text_key, "text_pair": self.pair_key, "label": self.label_key}
 
     @property
     def task(self) -> Task:
@@ -189,6 +197,8 @@ class LabelRenderer(ABC):
 
     def number(self, name: str) -> int:
         """Raises: UnknownClassError, for a class that the training rows do not have."""
+        if name not in self.numbers and (same := same_class(name, self.classes)) != name:
+            self.numbers[name] = self.numbers[same]
         if name not in self.numbers:
             hint = "; if it means that there is none, add it to data.no_label" if name == "-1" else ""
             raise UnknownClassError(

@@ -155,6 +155,15 @@ class Tokenizer:
         text are recognised either way, unless the folder's `split_special_tokens` says that they are text like any."""
         return self._ids(self.backend.encode(self._normaliser(text).text, add_special_tokens=special))
 
+    @cached_property
+    def of_templates(self) -> Tokenizer:
+        """The same for rendered conversations, whose special tokens are those of a template: they are recognised, also
+        where the folder's `split_special_tokens` says that those of a text are text."""
+        if not self.backend.encode_special_tokens:
+            return self
+        backend = Backend.from_str(self.backend.to_str())  # which does not hold that switch
+        return replace(self, backend=backend)
+
     def with_unicode(self, form: UnicodeForm | Literal["auto"]) -> Tokenizer:
         """The same for texts that are brought into a Unicode form first; `auto` as the knob `data.unicode`."""
         if form == "auto":
