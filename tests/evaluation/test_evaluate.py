@@ -108,6 +108,15 @@ def test_answers_end_where_the_context_does_and_are_spelled_as_what_is_written(m
     assert found.scores == {"exact_match": 0.5}
 
 
+@pytest.mark.parametrize("knobs", [{}, {"max_new_tokens": 500}])
+def test_answers_of_an_encoder_decoder_end_where_its_own_context_does(monkeypatch, knobs):
+    monkeypatch.setattr(evaluate, "generate", asked := Generated())
+    rows = MemoryDataset([([1], [True])])
+    rows.prompt_and_target = lambda row: ([1] * 90, [5] * 100)
+    evaluate_answers(tiny_pairs("marian"), Spelled(), rows, [0], EvalKnobs(metrics=("exact_match",), **knobs), [2])
+    assert asked.limit == 128
+
+
 def test_the_frame_of_a_run_has_its_system_prompt_in_it(monkeypatch):
     """It is left out of the prompts that are shown, as what the template writes is."""
 

@@ -31,22 +31,21 @@ TEXTS = ["the red film is good", "bad", "a plot it was not three", "good good go
 TASKS = [("classification", "cls"), ("classification", "mean"), ("tokens", None), ("regression", "mean"), (None, None)]
 
 
-def base_of(folder: Path, family: str) -> Path:
-    """The tiny tokenizer pads with 0; and RoBERTa counts no place for a token that is the pad by its config."""
-    return encoder_folder(folder, family, pad_token_id=0)
-
-
 def run_of(base: Path, folder: Path, task: str | None, pooling: str | None) -> Path:
     return adapter(base, folder, "lora", task, pooling)
 
 
 @pytest.mark.parametrize(
     ("family", "task", "pooling"),
-    [*(("bert", *one) for one in TASKS), ("roberta", *TASKS[0]), *(("modernbert", *one) for one in TASKS[1:3])],
+    [
+        *(("bert", *one) for one in TASKS),
+        *((family, *TASKS[0]) for family in ("roberta", "mpnet")),
+        *(("modernbert", *one) for one in TASKS[1:3]),
+    ],
 )
 def test_padded_batches_say_what_rows_side_by_side_do(family, task, pooling, tmp_path, monkeypatch):
     """The module that is traced, without an engine."""
-    run = run_of(base_of(tmp_path / "base", family), tmp_path / "adapter", task, pooling)
+    run = run_of(encoder_folder(tmp_path / "base", family), tmp_path / "adapter", task, pooling)
     kept = {}
 
     def keep(module: Padded, file: Path, typed: bool) -> None:
@@ -68,7 +67,7 @@ def test_padded_batches_say_what_rows_side_by_side_do(family, task, pooling, tmp
     engine.session, engine.source, engine.typed = Session(), source, kept["typed"]
     found = compare_vectors(source, "padded", engine.said)
     assert found.difference < 1e-4
-    assert kept["typed"] is (family != "modernbert")
+    assert kept["typed"] is (family in ("bert", "roberta"))
     assert not kept["module"].training
 
 
@@ -80,7 +79,7 @@ def test_last_tokens_and_means_leave_padding_out():
 
 
 def test_sentences_are_read_as_the_models_folder_has_it_and_that_is_told(tmp_path):
-    base = base_of(tmp_path / "base", "bert")
+    base = encoder_folder(tmp_path / "base", "bert")
     source, said = opened(base, FORMATS["onnx"]), []
     model = source.pipeline.model
     model.sentence_prompt, model.sentence_lower, model.sentence_tokens = "good ", True, 6
@@ -154,10 +153,10 @@ def record(folder: Path) -> dict:
 
 @pytest.mark.slow
 @needs_onnx
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "modernbert"])
 @pytest.mark.parametrize(("task", "pooling"), TASKS)
 def test_onnxruntime_says_the_same(family, task, pooling, tmp_path):
-    run = run_of(base_of(tmp_path / "base", family), tmp_path / "adapter", task, pooling)
+    run = run_of(encoder_folder(tmp_path / "base", family), tmp_path / "adapter", task, pooling)
     export(run, tmp_path / "out", "onnx")
     assert record(tmp_path / "out")["difference"] < 1e-4
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -176,9 +175,9 @@ def test_minilm_in_onnxruntime(task, minilm, tmp_path):
 
 @pytest.mark.slow
 @needs_st
-@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "minilm"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "modernbert", "minilm"])
 def test_sentence_transformers_embeds_the_same(family, minilm, tmp_path):
-    base = minilm if family == "minilm" else base_of(tmp_path / "base", family)
+    base = minilm if family == "minilm" else encoder_folder(tmp_path / "base", family)
     export(run_of(base, tmp_path / "adapter", None, None), tmp_path / "out", "sentence-transformers")
     one = record(tmp_path / "out")
     assert one["measure"] == "embedding"

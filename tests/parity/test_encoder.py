@@ -148,6 +148,17 @@ def test_hidden_states_and_gradients_are_those_of_transformers(case: Case, tmp_p
             assert_gradients_agree(ours, theirs, (lengths, side), poolers)
 
 
+@pytest.mark.parametrize("config", [transformers.RobertaConfig, transformers.MPNetConfig])
+def test_a_token_for_padding_within_a_row_has_no_place(config, tmp_path):
+    """A text may hold it, and a vocabulary have a word under its id."""
+    theirs = Case("", config, {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}).build()
+    theirs.save_pretrained(tmp_path)
+    rows = [[5, 1, 6, 7, 1, 1, 8], [1, 9, 4], [3, 1]]
+    given = [torch.tensor([row]) for row in rows]
+    expected = [theirs(one, attention_mask=torch.ones_like(one)).last_hidden_state[0] for one in given]
+    assert off(load_model(tmp_path)(Rows.of(rows)), torch.cat(expected)) < 1e-4
+
+
 def test_segments_have_their_embedding(tmp_path):
     theirs = CASES[1].build()
     theirs.save_pretrained(tmp_path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -143,15 +146,43 @@ def test_nothing_is_tracked_unasked(place, tmp_path, stand_in):
     assert not (tmp_path / "run" / trackers.NAMES).exists()
 
 
+def written(run: microplane.Run) -> dict[str, dict[int, float]]:
+    """What the run's own file has of each figure of a step, under the names of trackers."""
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    found = {name: {line["step"]: line[of] for line in lines if of in line} for name, of in NAMED.items()}
+    assert all(found.values())
+    return found
+
+
+NAMED = {
+    "train/loss": "loss",
+    "train/lr": "lr",
+    "train/grad_norm": "grad_norm",
+    "validation/loss": "validation_loss",
+}
+
+
+def scores(run: microplane.Run) -> dict[str, float]:
+    return {f"{when}/{name}": value for when in ("before", "after") for name, value in run.metrics[when].items()}
+
+
+def same(told: dict[str, dict[int, float]], run: microplane.Run) -> None:
+    """To float32, in which some trackers keep numbers."""
+    for name, values in written(run).items():
+        assert told[name] == pytest.approx(values, rel=1e-6), name
+
+
 def test_tensorboard(place, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = train(place, tmp_path, ("tensorboard",))
-    resume(run.folder, set={"train.steps": 6})
+    run = resume(run.folder, set={"train.steps": 6})
     found = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert found.Scalars("after/loss")[-1].value == pytest.approx(run.metrics["after"]["loss"], abs=0.5)
+    same({name: {event.step: event.value for event in found.Scalars(name)} for name in NAMED}, run)
+    for name, value in scores(run).items():
+        assert found.Scalars(name)[-1].value == pytest.approx(value, rel=1e-6)
 
 
 def test_mlflow(place, tmp_path, monkeypatch):
@@ -159,13 +190,47 @@ def test_mlflow(place, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = train(place, tmp_path, ("mlflow",))
-    resume(run.folder, set={"train.steps": 6})
+    run = resume(run.folder, set={"train.steps": 6})
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     [told] = client.search_runs([client.get_experiment_by_name("microplane").experiment_id])
     assert told.info.status == "FINISHED"
     assert told.data.params["method.name"] == "lora"
-    assert sorted(metric.step for metric in client.get_metric_history(told.info.run_id, "train/loss")) == [*range(1, 7)]
+    history = {name: client.get_metric_history(told.info.run_id, name) for name in NAMED}
+    assert sorted(metric.step for metric in history["train/loss"]) == [*range(1, 7)]
+    same({name: {metric.step: metric.value for metric in all_} for name, all_ in history.items()}, run)
+    assert {name: told.data.metrics[name] for name in scores(run)} == pytest.approx(scores(run))
     assert {file.path for file in client.list_artifacts(told.info.run_id)} == {"adapter", "report.html"}
+    adapter = Path(client.download_artifacts(told.info.run_id, "adapter", str(tmp_path)))
+    for file in (run.folder / "adapter").iterdir():
+        assert (adapter / file.name).read_bytes() == file.read_bytes()
+
+
+def offline_records(file: Path) -> Iterator[Any]:
+    """Those of a .wandb file: records of LevelDB's log, in blocks of 32 KiB, behind 7 bytes of wandb's own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, kept = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        kept += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(kept)
+            kept = b""
+
+
+def ended_records(file: Path) -> list[Any]:
+    """All of a run that has ended, once another process of wandb's has written them."""
+    for _ in range(300):
+        found = list(offline_records(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError("the run's end is not in the file")
 
 
 def test_wandb(place, tmp_path, monkeypatch):
@@ -174,19 +239,35 @@ def test_wandb(place, tmp_path, monkeypatch):
     watch = Told()
     run = train(place, tmp_path, ("wandb",), watch)
     [offline] = (run.folder / "wandb").glob("offline-run-*")
-    assert list(offline.glob("*.wandb"))
     assert any("wandb: offline; wandb sync" in line for line in watch.lines)
     assert not [line for line in watch.lines if line.startswith("warning   wandb")]
+    told: dict[str, dict[int, float]] = {name: {} for name in NAMED}
+    summary = {}
+    [file] = offline.glob("*.wandb")
+    for record in ended_records(file):
+        row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for name in NAMED.keys() & row.keys():
+            told[name][row["step"]] = row[name]
+        summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
+    same(told, run)
+    assert {name: summary[name] for name in scores(run)} == pytest.approx(scores(run))
 
 
 def test_trackio(place, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
     watch = Told()
-    train(place, tmp_path, ("trackio",), watch)
+    run = train(place, tmp_path, ("trackio",), watch)
     assert not [line for line in watch.lines if line.startswith("warning   trackio")]
     [told] = trackio.Api().runs("microplane")
     assert told.name == "run"
+    assert told.config["method.name"] == "lora"
+    logs = SQLiteStorage.get_logs("microplane", "run", run_id=told.id)
+    same({name: {log["step"]: log[name] for log in logs if name in log} for name in NAMED}, run)
+    ended = {name: value for log in logs for name, value in log.items()}
+    assert {name: ended[name] for name in scores(run)} == pytest.approx(scores(run))
 
 
 def test_a_run_of_another_folder_is_another_in_trackio_too(tmp_path, monkeypatch):

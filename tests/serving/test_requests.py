@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.config.serving import ServeKnobs
+from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.inference.pipeline import load
-from microplane.inference.predict import tokens_read
+from microplane.inference.predict import read_to_embed, read_to_label
 from microplane.serving.answers import chat_prompt, most_in_batch, most_tokens, stops_of
 from microplane.serving.app import Server
 from microplane.serving.batch import Batch, Generation
@@ -195,10 +196,26 @@ def test_tokens_of_a_text_are_those_that_are_read(tmp_path, bases):
     plain, labelling = library.served["bert"], library.served["moods"]
     text, tokenizer = "turn on the light in the kitchen", plain.pipeline.tokenizer
     plain.model.sentence_tokens = 5
-    assert tokens_read(plain.model, tokenizer, [text], labels=False) == [5]
-    (whole,) = tokens_read(labelling.model, tokenizer, [text], labels=True)
-    (windows,) = tokens_read(labelling.model, tokenizer, [text], labels=True, window=12)
-    assert 12 < whole < windows
+    assert [one.tokens for one in read_to_embed(plain.model, tokenizer, [text])] == [5]
+    (whole,) = read_to_label(labelling.model, tokenizer, [text])
+    (windows,) = read_to_label(labelling.model, tokenizer, [text], window=12)
+    assert 12 < whole.tokens < windows.tokens
+
+
+@pytest.mark.parametrize("about", [{}, {"long_rows": "windows", "max_length": 12}])
+def test_a_text_is_cut_into_tokens_once(about, library, address, monkeypatch):
+    seen, cut = [], Tokenizer._cut
+    monkeypatch.setattr(Tokenizer, "_cut", lambda own, text, *more: seen.append(text) or cut(own, text, *more))
+    pipeline = library.served["moods"].pipeline
+    monkeypatch.setattr(pipeline, "about", {**pipeline.about, **about})
+    for path, model, texts in (
+        ("embeddings", "bert", ["one", "two"]),
+        ("classify", "moods", ["three", "on and on " * 9]),
+    ):
+        done = httpx.post(f"{address}/v1/{path}", json={"model": model, "input": texts})
+        assert len(done.json()["data"]) == 2
+        assert seen == texts
+        seen.clear()
 
 
 @pytest.mark.parametrize(("lengths", "tokens", "joining"), [((9, 9, 9), 2, 2), ((90, 9), 1.9, 1), ((9, 90), 1.9, 1)])

@@ -142,7 +142,9 @@ def generated_texts(
 ) -> list[str]:
     """What the model writes behind each prompt, greedily, as long as the right answers at most allow."""
     limit = answer_limit(targets, knobs)
-    if (context := model.max_row_tokens) and model.KIND == "decoder":  # prompt and answer share it
+    if model.KIND == "encoder-decoder":
+        limit = min(limit, model.config.context)
+    elif context := model.max_row_tokens:  # prompt and answer share it
         limit = max(1, min(limit, context - max(map(len, prompts))))
     with in_eval_mode(model):
         generation = GenerateKnobs(max_new_tokens=limit)

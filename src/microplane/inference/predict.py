@@ -6,6 +6,8 @@ B   texts       C   classes, or values of a regression       T   tokens of all t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,18 @@ BUDGET = 8192  # tokens computed at once
 MAX_LENGTH = 8192  # of a text, where the model itself knows no bound
 
 
-@torch.no_grad()
+class Reading(NamedTuple):
+    """A text, and the rows of tokens that are read of it: one, or the windows of a longer text."""
+
+    text: Text
+    rows: list[Encoded]
+    windowed: bool = False  # whether a longer text would be more rows
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+
 def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: int | None = None) -> list[Prediction]:
     """What the model's task head says of each text.
 
@@ -38,73 +51,53 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: 
         ConfigError: if it has none.
         DataError: for a text that is empty or not UTF-8.
     """
+    return labels_of(model, read_to_label(model, tokenizer, texts, window))
+
+
+def read_to_label(
+    model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: int | None = None
+) -> list[Reading]:
+    """Texts as `classify` reads them. Raises: as `classify`."""
     if model.task_head is None:
         raise ConfigError(
             f"this {model.config.architecture} has no task head, so it has no labels to give: train one on rows with "
             "labels, as in microplane train MODEL DATA --set data.task=classification"
         )
+    per_token = model.task_head.config.per_token
+    if window is None or per_token:
+        encoded = encode_all(model, tokenizer, texts, placed=per_token)
+        return [Reading(text, [one]) for text, one in zip(texts, encoded, strict=True)]
+    length = min(window, model.max_row_tokens or window)
+    return [Reading(text, tokenizer.encode_windows(*as_pair(text), length), True) for text in texts]
+
+
+@torch.no_grad()
+def labels_of(model: Model, readings: Sequence[Reading]) -> list[Prediction]:
+    """What the model's task head says of texts that `read_to_label` has read; of one in windows, the mean of what is
+    said of each."""
+    assert model.task_head is not None
     head = model.task_head.config
-    if (length := _window_length(model, window)) is not None:
-        return _by_windows(model, tokenizer, texts, length)
-    objective, encoded = HEAD_OBJECTIVES[head.task], encode_all(model, tokenizer, texts, placed=head.per_token)
-    found: dict[int, Prediction] = {}
+    objective, encoded = HEAD_OBJECTIVES[head.task], [row for one in readings for row in one.rows]
+    texts, found = [one.text for one in readings], dict[int, Prediction]()
+    windowed, scores = any(one.windowed for one in readings), dict[int, Tensor]()
     with in_eval_mode(model):
         for indices, rows in batches(encoded):
+            said = task_scores(model, rows.to(model.device))
+            if windowed:
+                scores |= zip(indices, said.float().cpu(), strict=True)
+                continue
             own_texts, own_encoded = [texts[index] for index in indices], [encoded[index] for index in indices]
-            predictions = objective.predictions(
-                task_scores(model, rows.to(model.device)), own_texts, own_encoded, head.labels
-            )
+            predictions = objective.predictions(said, own_texts, own_encoded, head.labels)
             found |= zip(indices, predictions, strict=True)
-    return [found[index] for index in range(len(texts))]
-
-
-def tokens_read(
-    model: Model, tokenizer: Tokenizer, texts: Sequence[Text], labels: bool, window: int | None = None
-) -> list[int]:
-    """How many tokens are read of each text.
-
-    Args:
-        labels: by `classify`; else by `embed_texts`.
-        window: as of `classify`.
-
-    Raises:
-        DataError: for a text that is empty or not UTF-8.
-    """
-    if not labels:
-        return [len(one.ids) for one in as_embedded(model, tokenizer, texts)]
-    if (length := _window_length(model, window)) is None:
-        return [len(one.ids) for one in encode_all(model, tokenizer, texts)]
-    return [sum(len(one.ids) for one in tokenizer.encode_windows(*as_pair(text), length)) for text in texts]
-
-
-def _window_length(model: Model, window: int | None) -> int | None:
-    """Of the windows that a text is read in; None where it is one row."""
-    assert model.task_head is not None
-    if window is None or model.task_head.config.per_token:
-        return None
-    return min(window, model.max_row_tokens or window)
-
-
-def _by_windows(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], length: int) -> list[Prediction]:
-    """The mean of what is said of each window of a text."""
-    assert model.task_head is not None
-    head = model.task_head.config
-    objective, windows = HEAD_OBJECTIVES[head.task], []
-    encoded: list[Encoded] = []
-    for text in texts:
-        own = tokenizer.encode_windows(*as_pair(text), length)
-        windows.append(list(range(len(encoded), len(encoded) + len(own))))
-        encoded += own
-    scores: dict[int, Tensor] = {}
-    with in_eval_mode(model):
-        for indices, rows in batches(encoded):
-            scores |= zip(indices, task_scores(model, rows.to(model.device)).float().cpu(), strict=True)
+    if not windowed:
+        return [found[index] for index in range(len(texts))]
+    ends = list(accumulate(len(one.rows) for one in readings))
+    windows = [list(range(end - len(one.rows), end)) for one, end in zip(readings, ends, strict=True)]
     means = objective.over_windows(torch.stack([scores[row] for row in range(len(encoded))]), windows)
     first = [window[0] for window in windows]
     return objective.predictions(means[first], texts, [encoded[row] for row in first], head.labels)
 
 
-@torch.no_grad()
 def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooling: str | None = None) -> Tensor:
     """Sentence embeddings of length 1: (B, D) float32. The product of two is their cosine.
 
@@ -114,16 +107,29 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
 
     Raises:
         ConfigError: if the folder asks for another pooling, and none is given.
+        DataError: for a text that is empty or not UTF-8.
     """
+    return embeddings_of(model, read_to_embed(model, tokenizer, texts), pooling)
+
+
+def read_to_embed(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Reading]:
+    """Texts as `embed_texts` reads them. Raises: DataError, as it."""
+    encoded = as_embedded(model, tokenizer, texts)
+    return [Reading(text, [one]) for text, one in zip(texts, encoded, strict=True)]
+
+
+@torch.no_grad()
+def embeddings_of(model: Model, readings: Sequence[Reading], pooling: str | None = None) -> Tensor:
+    """Of texts that `read_to_embed` has read. Raises: ConfigError, as `embed_texts`."""
     chosen = pooling or model.sentence_pooling or DEFAULT_POOLING[model.KIND]
     if chosen not in POOLINGS:
         raise ConfigError(
             f"the model's 1_Pooling or modules.json asks for {chosen!r}, which is not supported: give --pooling "
             f"{' or '.join(POOLINGS)}, though the embeddings will be others than the model was trained for"
         )
-    embeddings = torch.empty(len(texts), width_of(model.config, "", chosen))
+    embeddings = torch.empty(len(readings), width_of(model.config, "", chosen))
     with in_eval_mode(model):
-        for indices, rows in batches(as_embedded(model, tokenizer, texts)):
+        for indices, rows in batches([one.rows[0] for one in readings]):
             embeddings[indices] = embed(model, rows.to(model.device), chosen).cpu()
     return embeddings
 

@@ -292,8 +292,17 @@ class Encoder(Model):
             x = x + self.types(types).to(x.dtype)
         if self.positions is not None:
             assert rows.longest <= self.config.context, f"a row has more tokens than {self.config.context}"
-            x = x + self.positions(rows.positions + self.config.first_position).to(x.dtype)
+            x = x + self.positions(self._places(rows)).to(x.dtype)
         return x
+
+    def _places(self, rows: Rows) -> Tensor:
+        """The row of the table of positions that belongs to each token: (T,).
+
+        RoBERTa's kind counts no place for its token for padding, wherever that stands: a text may hold it, or the
+        vocabulary a word in its place.
+        """
+        first = self.config.first_position
+        return rows.positions_without(first - 1) + first if first else rows.positions
 
     def logits(self, hidden: Tensor) -> NoReturn:
         raise self._no_words()

@@ -76,9 +76,9 @@ class Rows:
         return max(self.lengths)
 
     def with_prefix_positions(self, count: int) -> Rows:
-        """The rows with `count` more positions at the start of each: no tokens, with id 0 and segment 0."""
+        """The rows with `count` more positions at the start of each: no tokens, with id -1 and segment 0."""
         none = self.ids.new_zeros(count)
-        ids = prepend_to_each_row(none, self.ids, self.lengths)
+        ids = prepend_to_each_row(none - 1, self.ids, self.lengths)
         positions = prepend_to_each_row(torch.arange(count, device=none.device), self.positions + count, self.lengths)
         types = None if self.types is None else prepend_to_each_row(none, self.types, self.lengths)
         longer = Rows(ids, positions, tuple(n + count for n in self.lengths), types)
@@ -89,6 +89,13 @@ class Rows:
     def last_position(self) -> int:
         """The largest of the positions."""
         return int(self.positions.max())
+
+    def positions_without(self, token: int) -> Tensor:
+        """(T,) int64: the positions where one token is not counted, whose own is -1. Of whole rows alone."""
+        is_it = (self.ids == token).long()
+        before = is_it.cumsum(0) - is_it
+        skipped = before - before[self.last - self.sizes + 1][self.row_of_token]
+        return torch.where(is_it.bool(), -1, self.positions - skipped)
 
     @cached_property
     def grid(self) -> Tensor:

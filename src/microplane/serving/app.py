@@ -22,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from microplane.config.serving import ServeKnobs
 from microplane.errors import nearest
-from microplane.inference.predict import classify, embed_texts, tokens_read
-from microplane.objectives.head import Prediction, Text
+from microplane.inference.predict import Reading, embeddings_of, labels_of, read_to_embed, read_to_label
+from microplane.objectives.head import Prediction
 from microplane.serving.answers import Asked, Form, prepare
 from microplane.serving.http import Gate, Json, error_of, object_in, while_connected
 from microplane.serving.library import Library, Served
@@ -138,18 +138,17 @@ class Server:
     async def embed(self, request: Request) -> Response:
         asked = read(EmbeddingRequest, await object_in(request, self.knobs.max_body))
         served = self.named(asked.model)
-        sizes = await asyncio.to_thread(self._sizes, served, asked.texts, False)
+        tokenizer = served.pipeline.tokenizer
+        readings = await self._read(partial(read_to_embed, served.model, tokenizer, asked.texts))
 
-        def compute(texts: Sequence[Any]) -> list[list[float]]:
-            found: list[list[float]] = embed_texts(served.model, served.pipeline.tokenizer, texts).tolist()
+        def compute(readings: Sequence[Reading]) -> list[list[float]]:
+            found: list[list[float]] = embeddings_of(served.model, readings).tolist()
             return found
 
-        doing = self._compute(served, "embed", asked.texts, sizes, compute)
-        vectors = await while_connected(request, doing)
+        vectors = await while_connected(request, self._compute(served, "embed", readings, compute))
         form = _packed if asked.encoding_format == "base64" else list
         data = [{"object": "embedding", "index": n, "embedding": form(vector)} for n, vector in enumerate(vectors)]
-        usage = {"prompt_tokens": sum(sizes), "total_tokens": sum(sizes)}
-        return Json({"object": "list", "data": data, "model": served.name, "usage": usage})
+        return Json({"object": "list", "data": data, "model": served.name, "usage": _usage(readings)})
 
     async def label(self, request: Request) -> Response:
         asked = read(ClassifyRequest, await object_in(request, self.knobs.max_body))
@@ -161,38 +160,30 @@ class Server:
             )
         if not served.pipeline.pairs and any(not isinstance(text, str) for text in asked.texts):
             raise ApiError(400, f"{served.name} was trained on single texts, not on pairs", "input", "invalid_value")
-        sizes = await asyncio.to_thread(self._sizes, served, asked.texts, True)
-
-        def compute(texts: Sequence[Any]) -> list[Prediction]:
-            return classify(served.model, served.pipeline.tokenizer, texts, served.pipeline.window)
-
-        doing = self._compute(served, "label", asked.texts, sizes, compute)
+        pipeline = served.pipeline
+        readings = await self._read(
+            partial(read_to_label, served.model, pipeline.tokenizer, asked.texts, pipeline.window)
+        )
+        doing = self._compute(served, "label", readings, partial(labels_of, served.model))
         found = await while_connected(request, doing)
         data = [{"index": number, **_told(one)} for number, one in enumerate(found)]
-        usage = {"prompt_tokens": sum(sizes), "total_tokens": sum(sizes)}
-        return Json({"object": "list", "data": data, "model": served.name, "usage": usage})
+        return Json({"object": "list", "data": data, "model": served.name, "usage": _usage(readings)})
 
-    def _sizes(self, served: Served, texts: Sequence[Text], labels: bool) -> list[int]:
-        """Tokens that are read of each text.
+    async def _read(self, how: Callable[[], list[Reading]]) -> list[Reading]:
+        """Texts as rows of tokens, made beside the loop: the only time that they are cut into tokens.
 
         Raises:
             DataError: for a text that is empty or not UTF-8.
             ApiError: for one that there is no room for, where the model itself knows no bound.
         """
-        pipeline, room = served.pipeline, self.knobs.batch_tokens
-        sizes = tokens_read(served.model, pipeline.tokenizer, texts, labels, pipeline.window)
-        if (longest := max(sizes)) > room:
+        readings, room = await asyncio.to_thread(how), self.knobs.batch_tokens
+        if (longest := max(one.tokens for one in readings)) > room:
             said = f"a text has {longest:,} tokens, and this server has room for {room:,} (--batch-tokens): shorten it"
             raise ApiError(400, said, "input", "context_length_exceeded")
-        return sizes
+        return readings
 
     def _compute(
-        self,
-        served: Served,
-        what: str,
-        texts: Sequence[Any],
-        sizes: Sequence[int],
-        how: Callable[[Sequence[Any]], Sequence[Any]],
+        self, served: Served, what: str, readings: Sequence[Reading], how: Callable[[Sequence[Any]], Sequence[Any]]
     ) -> asyncio.Future[Sequence[Any]]:
         """Queue texts that one pass is enough for."""
 
@@ -201,8 +192,8 @@ class Server:
             with nullcontext() if router is None else router.only(served.adapter):
                 return how(own)
 
-        engine = self.still(served).engine
-        return asyncio.wrap_future(self.scheduler.compute(engine, served.adapter, what, texts, sizes, through))
+        engine, sizes = self.still(served).engine, [one.tokens for one in readings]
+        return asyncio.wrap_future(self.scheduler.compute(engine, served.adapter, what, readings, sizes, through))
 
     # Models
 
@@ -268,6 +259,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 HANDLERS: Any = {HTTPException: _http_error}
+
+
+def _usage(readings: Sequence[Reading]) -> dict[str, int]:
+    tokens = sum(one.tokens for one in readings)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def _packed(vector: list[float]) -> str:

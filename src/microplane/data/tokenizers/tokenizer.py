@@ -242,15 +242,25 @@ class Tokenizer:
         Args:
             placed: whether the offsets are asked for, which costs time; there are none otherwise.
         """
+        given, texts = self._cut(text, second, placed)
+        return self._joined(given, texts, max_length, placed)
+
+    def _cut(self, text: str, second: str, placed: bool = False) -> tuple[list[Normalised], list[Encoding]]:
+        """One or two texts as they are cut into tokens, and the tokens of each, with nothing around them."""
         parts = (text, second) if second else (text,)
         given = [self._normaliser(part, placed=placed, words=True) for part in parts]
-        texts = [self.backend.encode(part.text, add_special_tokens=False) for part in given]
+        return given, [self.backend.encode(part.text, add_special_tokens=False) for part in given]
+
+    def _joined(
+        self, given: Sequence[Normalised], texts: Sequence[Encoding], max_length: int | None, placed: bool = False
+    ) -> Encoded:
+        """What `_cut` gave as one row, see `encode_pair`."""
         lengths, room = [len(part) for part in texts], self._room(max_length, len(texts))
         cut = sum(lengths) > room
         if cut:
             for part, keep in zip(texts, shares(lengths, room), strict=True):
                 part.truncate(keep)
-        whole = self.backend.post_process(texts[0], texts[1] if second else None)
+        whole = self.backend.post_process(texts[0], texts[1] if len(texts) == 2 else None)
         offsets = _given_places(whole, given, texts) if placed else []
         return Encoded(self._ids(whole), offsets, whole.type_ids, cut)
 
@@ -263,13 +273,12 @@ class Tokenizer:
 
         Of two texts the shorter stands whole in each row; where it takes more than half of one, both lose their ends.
         """
-        given = [self._normaliser(part, words=True).text for part in ((text, second) if second else (text,))]
-        texts = [self.backend.encode(part, add_special_tokens=False) for part in given]
+        given, texts = self._cut(text, second)
         lengths, room = [len(part) for part in texts], self._room(max_length, len(texts))
         longer = max(range(len(texts)), key=lengths.__getitem__)
         keep = room - (sum(lengths) - lengths[longer])
         if sum(lengths) <= room or keep < room / 2 or keep < 2:
-            return [self.encode_pair(text, second, max_length, placed=False)]
+            return [self._joined(given, texts, max_length)]
         texts[longer].truncate(keep, stride=int(keep * OVERLAP))
         found = []
         for window in [texts[longer], *texts[longer].overflowing]:

@@ -1,0 +1,130 @@
+"""CTranslate2 on models that were trained: a T5 of 10 million parameters, and one of Marian's shape.
+
+What is found is printed (`pytest -s`), for the tests ask for less than they find.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import microplane
+from microplane.cli.demo import recipe
+from microplane.config.knobs import GenerateKnobs
+from microplane.errors import DataError
+from microplane.exports import compare, ctranslate2, source
+from microplane.exports.export import export
+from microplane.exports.formats import FORMATS
+from microplane.exports.source import opened
+from microplane.models.families import family_of
+from microplane.models.files.load import save_model
+from tests.runs.test_seq2seq import pair_folder
+from tests.tiny import PAIR_CONFIGS
+
+pytestmark = pytest.mark.slow
+ASKED, MOST = 20, 64  # prompts, and tokens of an answer
+HOW: dict[str, Any] = {"train.threads": 1, "model.dtype": "float32", "eval.rows": ASKED, "train.steps": 120}
+converter = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    try:
+        recipe().build(folder, lang="en", train_rows=100, test_rows=50)
+    except DataError as error:
+        if "could not be fetched" in str(error):
+            pytest.skip(f"no network: {error}")
+        raise
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _longer(monkeypatch):
+    """20 held-out prompts, with room for whole answers."""
+    monkeypatch.setattr(source, "PROMPTS", ASKED)
+    for module in (source, compare):
+        monkeypatch.setattr(module, "WRITTEN", MOST)
+
+
+def checked(record: Path) -> list[dict[str, Any]]:
+    found = json.loads(record.read_text())["checked"]
+    for one in found:
+        told = {name: value for name, value in one.items() if name != "other_ids"}
+        print(record.parent.name, record.stem, told, len(one["other_ids"]), file=sys.stderr)
+    return found
+
+
+def same(engine: dict[str, Any], most: float = 2e-3) -> bool:
+    return engine["continuations"] == [None] * ASKED and engine["difference"] < most and engine["other_ids"] == []
+
+
+def t5_folder(folder: Path, tokenizer: Path) -> Path:
+    """A T5 of 10 million parameters with T5's own vocabulary."""
+    folder.mkdir(parents=True)
+    for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, folder)
+    fields = PAIR_CONFIGS["t5-v1.0"] | {"vocab_size": 32128, "d_model": 192, "d_ff": 1024, "d_kv": 32, "num_heads": 6}
+    fields |= {"num_layers": 3, "num_decoder_layers": 3, "pad_token_id": 0, "eos_token_id": 1}
+    save_model(family_of(fields).from_hf(fields).init_weights(0), folder)
+    return folder
+
+
+def pairs(file: Path, commands: Path) -> Path:
+    """Commands and what they ask for, without the braces that T5's vocabulary lacks."""
+    rows = [json.loads(line) for line in (commands / "train.jsonl").read_text().splitlines()]
+    meant = [", ".join(f"{name} {value}" for name, value in json.loads(row["output"]).items()) for row in rows]
+    lines = [{"inputs": row["input"], "targets": text} for row, text in zip(rows, meant, strict=True)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture(scope="module", params=["t5", "marian"])
+def pair_run(request, commands, t5_tokenizer, tmp_path_factory) -> microplane.Run:
+    place = tmp_path_factory.mktemp(request.param)
+    base = (
+        pair_folder(place / "base", "marian") if request.param == "marian" else t5_folder(place / "base", t5_tokenizer)
+    )
+    how = HOW | {"train.lr": 3e-3, "runs": str(place), "name": request.param, "data.max_unknown": 1}
+    return microplane.train(str(base), str(pairs(place / "rows.jsonl", commands)), method="full", set=how)
+
+
+@converter
+def test_beams_that_end_are_the_same(pair_run, commands, tmp_path):
+    """CTranslate2 takes the beams that have ended once there are enough; here, as in transformers, one that is likelier
+    so far goes on, and where it repeats itself never ends."""
+    export(pair_run.folder, tmp_path / "out", "ctranslate2", "float32")
+    [one] = checked(tmp_path / "out" / "export.json")
+    assert same(one)
+    own = opened(pair_run.folder, FORMATS["ctranslate2"])
+    engine = ctranslate2.CTranslate2(tmp_path / "out", own, "float32")
+    rows = [json.loads(line) for line in (commands / "test.jsonl").read_text().splitlines()]
+    asked = [row["input"] for row in rows][:50]
+    ours = own.pipeline.answers(asked, GenerateKnobs(beams=4, max_new_tokens=MOST))
+    given = [engine.tokens(own.pipeline.prompt(one)) for one in asked]
+    found = engine.engine.translate_batch(given, beam_size=4, max_decoding_length=MOST, min_decoding_length=0)
+    theirs = [own.tokenizer.decode([engine.numbers[token] for token in one.hypotheses[0]]) for one in found]
+    ended = [(one.text, other) for one, other in zip(ours, theirs, strict=True) if one.stopped]
+    alike = sum(one.text == other for one, other in zip(ours, theirs, strict=True))
+    print(pair_run.folder.name, f"{alike} of {len(asked)} beams, {len(ended)} end", file=sys.stderr)
+    assert alike > 40
+    assert all(one == other for one, other in ended)
+
+
+@converter
+def test_int8_of_ctranslate2_is_near(pair_run, tmp_path):
+    export(pair_run.folder, tmp_path / "out", "ctranslate2", "int8")
+    [one] = checked(tmp_path / "out" / "export.json")
+    assert 0 < one["difference"] < 1
+
+
+def test_a_t5_of_10_million_parameters_has_so_many(t5_tokenizer, tmp_path):
+    model = microplane.load(t5_folder(tmp_path / "base", t5_tokenizer)).model
+    assert 9e6 < sum(tensor.numel() for tensor in torch.nn.Module.parameters(model)) < 11e6
