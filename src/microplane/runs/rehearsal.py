@@ -21,7 +21,7 @@ from microplane.runs.result import IMPROVED
 from microplane.runs.train import train
 
 ROWS, STEPS, ANSWERS = 8, 2, 2
-MOST_TOKENS = 4096  # of the rows together, so that it takes seconds
+MOST_TOKENS = 2048  # of the rows together, so that it takes seconds
 NEW_TOKENS = 16
 MOST_CHARACTERS = 20_000  # of a text, which is cut into rows
 _LITTLE_MEASURED = {"rows": ANSWERS, "general": None, "speed": False}  # text for `general` is read already
@@ -100,7 +100,7 @@ def _small(config: RunKnobs, rows: Path, few: Path, place: str, labelled: bool) 
         "epochs": None,
         "batch_size": ROWS,
         "batch_tokens": None,
-        "eval_every": None,
+        "eval_every": STEPS,
     }
     train_ |= {"lr": None} if config.train.lr == "auto" else {}  # there is too little to search on
     data = {"train": str(rows), "validation": str(rows), "test": str(few), "limit": None, "skip_bad_rows": True}
