@@ -20,6 +20,7 @@ from microplane.comparison.statistics import (
     typical,
     visible_from,
 )
+from microplane.comparison.table import with_seeds_of_others
 
 # Rows differ in how hard they are for all methods (SHARED) and for one (OWN); seeds flip single answers (NOISE).
 SHARED, OWN, NOISE = 1.0, 0.5, 0.5
@@ -179,6 +180,31 @@ def test_one_seed_covers_rows_alone():
     found = difference(Scores(rng.random((1, 50))), Scores(rng.random((1, 50))))
     assert found.spread.seeds == found.spread.freedom == 0
     assert found.low < found.value < found.high
+
+
+def test_of_a_method_with_one_seed_left_no_more_is_known_than_of_others():
+    """Two of its seeds failed: what seeds differ by is taken from those that have several; it was taken for nothing."""
+    rng, wrong, held = np.random.default_rng(9), 0, 0
+    for _ in range(300):
+        one, two, three = outcomes(rng, [0.8] * 3, 3, 300, 0.05)
+        found = with_seeds_of_others({"one": Scores(one.values[:1]), "two": two, "three": three})
+        _, adjusted = claims(found.values())
+        wrong += min(adjusted) < LEVEL
+        alone = interval(found["one"])
+        held += alone.low <= 0.8 <= alone.high
+    assert wrong <= 33  # 67 without
+    assert held >= 265  # 242 without
+
+
+def test_a_borrowed_spread_counts_its_degrees_of_freedom_once():
+    rng = np.random.default_rng(10)
+    one, two, three = outcomes(rng, [0.8] * 3, 3, 300, 0.05)
+    few = with_seeds_of_others({"one": Scores(one.values[:1]), "two": Scores(two.values[:1]), "three": three})
+    assert difference(few["one"], few["two"]).spread.freedom == 2
+    assert difference(few["one"], few["three"]).spread.freedom == 2
+    assert difference(one, three).spread.freedom > 2
+    alone = with_seeds_of_others({"one": Scores(one.values[:1])})["one"]
+    assert difference(alone, Scores(two.values[:1])).spread.freedom == 0
 
 
 def test_holm_is_holm():

@@ -156,8 +156,11 @@ def test_a_class_is_said_from_above_one_half_in_both_ways():
     assert objective.prediction(objective.probabilities(scores)[0], "abc").labels == ("b",)
 
 
-def test_numbers_are_told_with_three_digits():
-    assert HEAD_OBJECTIVES["regression"].line([1.2345, 1234.5], []) == "1.23, 1.23e+03"
+def test_numbers_are_told_with_six_digits_and_large_ones_without_a_power_of_ten():
+    assert (
+        HEAD_OBJECTIVES["regression"].line([1.23456789, 1234567.5, -0.00123456789], [])
+        == "1.23457, 1234568, -0.00123457"
+    )
 
 
 def test_the_first_token_that_reaches_into_a_word_speaks_for_it():

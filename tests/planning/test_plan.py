@@ -32,6 +32,7 @@ from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import prepare
 from tests.data.preparing.test_doubts import asked
 from tests.labels import encoder_folder, reviews, scores, tags, write
+from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import LLAMA, T5_SMALL, save_tiny_folder
 
 SETS = {"train.threads": 1, "model.dtype": "float32"}
@@ -149,10 +150,11 @@ def exact(found) -> list[float]:
         ("encoder", reviews(40), "head-only", {"train.epochs": 3}),
         ("encoder", tags(40), "dora", {"method.rank": "auto", "data.max_length": 8}),
         ("encoder", scores(40), "lora", {"method.rank": "auto"}),
+        ("pairs", [{"inputs": row["prompt"], "targets": row["completion"]} for row in asked(40)], "lora", {}),
     ],
 )
 def test_it_says_what_the_run_forecasts_of_itself(tmp_path, model, rows, method, knobs):
-    folder = save_tiny_folder(tmp_path / "m") if model == "decoder" else encoder_folder(tmp_path / "m")
+    folder = {"decoder": save_tiny_folder, "encoder": encoder_folder, "pairs": pair_folder}[model](tmp_path / "m")
     data = write(tmp_path / "rows.jsonl", rows)
     (found,) = (plan := microplane.plan(folder, data, methods=method, set=SETS | knobs)).methods
     config = assemble(given={"model.name": str(folder), "data.train": str(data), "method.name": method} | SETS | knobs)

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 import microplane
 from microplane.cli.app import app
+from microplane.models.decoder import Decoder
 from microplane.models.files.load import load_model, save_model
 from microplane.runs import room
+from microplane.runs.rehearsal import MOST_TOKENS, ROWS
 from tests.cases import some
 from tests.data.preparing.test_doubts import asked, reviews
 from tests.labels import encoder_folder
@@ -314,6 +316,34 @@ def test_too_little_memory_is_told_and_nothing_is_tried(tmp_path, monkeypatch):
     assert any("of memory are free" in finding.text for finding in done.findings)
     assert not done.ok
     assert done.rehearsed is None
+
+
+def test_too_little_memory_by_forecast_is_a_doubt(tmp_path, monkeypatch):
+    model, data = decoder(tmp_path, asked(40))
+    needs = check(model, data, rehearsal=False).memory_bytes
+    own = room.psutil.Process().memory_info().rss
+    monkeypatch.setattr(room, "free_memory", lambda: max(0, needs - own) // 2)
+    done = check(model, data, rehearsal=False)
+    assert [finding.level for finding in done.findings] == ["doubtful"]
+    assert "of memory by forecast" in done.findings[0].text
+
+
+def test_little_is_computed_in_a_rehearsal(tmp_path, monkeypatch):
+    """The longest rows are read for two steps and two validations, and no more."""
+    read = []
+    forward = Decoder.forward
+
+    def counted(self, rows, *more, **named):
+        read.append(len(rows.ids))
+        return forward(self, rows, *more, **named)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+    model, data = decoder(tmp_path, asked(60))
+    done = check(model, data)
+    assert done.findings == []
+    assert done.rehearsed is not None
+    longest = max(len(row["prompt"]) + len(row["completion"]) for row in asked(60)) + 40
+    assert sum(read) < 7.5 * min(MOST_TOKENS, ROWS * longest), sum(read) / (ROWS * longest)
 
 
 def test_too_little_disk_is_told(tmp_path, monkeypatch):

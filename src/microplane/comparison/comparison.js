@@ -11,8 +11,8 @@
     const place = [...all, ...(result.failed || []).map((row) => ({ name: row.method }))].findIndex((row) => row.name === name);
     return `hsl(${(place * 137.5 + 210) % 360} 62% ${dark.matches && !root.classList.contains("printing") ? 66 : 38}%)`;
   };
-  const digits = (value) => (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4)
-    ? value.toLocaleString("en", { maximumSignificantDigits: 4 }) : value.toExponential(1).replace(".0e", "e"));
+  const digits = (value) => (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e9)
+    ? value.toLocaleString("en", { maximumSignificantDigits: Math.abs(value) < 1e4 ? 4 : 6 }) : value.toExponential(1).replace(".0e", "e"));
   const scored = (value) => (result.metric.share ? (100 * value).toFixed(1) + "%" : digits(value));
   const SCALES = { peak_memory_bytes: [1e9, " GB"], trainable_parameters: [1, ""], seconds: [1, " s"] };
 

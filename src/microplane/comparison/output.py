@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from microplane.comparison.verdict import Words
+from microplane.comparison.verdict import Words, plain
 from microplane.report.words import duration, rate, size
 
 Result = Mapping[str, Any]
@@ -57,8 +57,8 @@ def heads(result: Result) -> list[str]:
 
 
 def _between(words: Words, score: Mapping[str, float]) -> str:
-    scale, form = (100, ".1f") if words.share else (1, ".3g")
-    return f"{scale * score['low']:{form}} to {scale * score['high']:{form}}"
+    low, high = score["low"], score["high"]
+    return f"{100 * low:.1f} to {100 * high:.1f}" if words.share else f"{plain(low)} to {plain(high)}"
 
 
 def difference_cell(words: Words, found: Mapping[str, Any] | None) -> str:
@@ -67,7 +67,7 @@ def difference_cell(words: Words, found: Mapping[str, Any] | None) -> str:
         return "-"
     if found["identical"]:
         return "same"
-    said = f"{100 * found['value']:+.1f}" if words.share else f"{found['value']:+.3g}"
+    said = f"{100 * found['value']:+.1f}" if words.share else plain(found["value"], "+")
     return "+0.0" if said == "-0.0" else said + (" *" if found["told_apart"] else "")
 
 

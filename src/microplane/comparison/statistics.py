@@ -39,11 +39,13 @@ class Scores:
         values: (S, R), without NaN; one seed for what does not depend on any, such as a baseline.
         seeded: whether it could have come out differently with other seeds.
         share: whether each score lies in 0..1.
+        others: methods with more seeds, by which it is judged what the only one that is left may differ by.
     """
 
     values: Array
     seeded: bool = True
     share: bool = True
+    others: tuple[Scores, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -227,16 +229,20 @@ def _spread(sides: Sequence[Scores], by_row: Array, beside: tuple[float, float, 
             rows shows that none could differ (Agresti and Coull 1998; of differences Agresti and Min 2005).
     """
     rows, seeds = len(by_row), max(len(side.values) for side in sides)
-    parts, noise = [], 0.0
+    parts, noise, looked_at = [], 0.0, dict[int, int]()
     for side in sides:
         own = len(side.values)
         noise += seeds * side.noise / own
-        if side.seeded and own > 1:
-            between, beyond = side.between_seeds, max(side.between_seeds - side.noise / rows, 0.0)
-            parts.append((beyond / own, between / own, own - 1))
+        known = ((side,) if own > 1 else side.others) if side.seeded else ()
+        if known:
+            between = float(np.mean([one.between_seeds for one in known]))
+            beyond = float(np.mean([max(one.between_seeds - one.noise / rows, 0.0) for one in known]))
+            parts.append((beyond / own, between / own, sum(len(one.values) - 1 for one in known)))
+            looked_at |= {id(one): len(one.values) - 1 for one in known}
     doubtful = sum(between for _, between, _ in parts)
     squares = sum(between**2 / degrees for _, between, degrees in parts)
-    freedom = doubtful**2 / squares if squares else float(sum(degrees for *_, degrees in parts))
+    most = float(sum(looked_at.values()))  # less than that of all parts where one is judged by the other
+    freedom = min(most, doubtful**2 / squares) if squares else most
     of_seeds = seeds * sum(beyond for beyond, *_ in parts)
     return Spread(_variance(by_row, beside), noise, of_seeds, seeds * doubtful, freedom, (rows, seeds))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -90,12 +90,21 @@ def scored(answers: dict[str, list[Answers]], metric_name: str | None, task: str
     known = np.isfinite(np.concatenate([*found.values(), *beside.values(), untouched])).all(0)
     if known.sum() < LEAST_ROWS:
         raise TrainingError(f"of {len(known):,} test rows {known.sum():,} can be judged for all: too few to compare by")
-    methods = {name: Scores(values[:, known], share=metric.share) for name, values in found.items()}
+    methods = with_seeds_of_others(
+        {name: Scores(values[:, known], share=metric.share) for name, values in found.items()}
+    )
     baselines = {name: Scores(values[:, known], False, metric.share) for name, values in beside.items()}
     alike = task is None
     own = untouched[:1] if alike else untouched
     baselines[UNTOUCHED] = Scores(own[:, known], not alike, metric.share)
     return Measured(metric, answers, methods, baselines, np.flatnonzero(known).tolist(), int((~known).sum()))
+
+
+def with_seeds_of_others(methods: dict[str, Scores]) -> dict[str, Scores]:
+    """A method of which one seed is left, as the others failed, is judged by what seeds differ by elsewhere."""
+    several = tuple(scores for scores in methods.values() if len(scores.values) > 1)
+    alone = {name: replace(scores, others=several) for name, scores in methods.items() if len(scores.values) == 1}
+    return methods | alone
 
 
 def judged(found: Measured, finals: Mapping[str, Sequence[Outcome]]) -> Judgement:

@@ -140,6 +140,11 @@ class Judgement:
         return -1 if self.lower else 1
 
 
+def plain(value: float, sign: str = "") -> str:
+    """With three digits, or all before the point: `0.0312`, `24,810`."""
+    return f"{value:{sign},.0f}" if 1000 <= abs(value) < 1e12 else f"{value:{sign}.3g}"
+
+
 @dataclass(frozen=True)
 class Words:
     """How figures of a metric are said: shares as percentages, and their differences as points."""
@@ -147,18 +152,17 @@ class Words:
     share: bool = True
 
     def figure(self, value: float) -> str:
-        return f"{100 * value:.1f}%" if self.share else f"{value:.3g}"
+        return f"{100 * value:.1f}%" if self.share else plain(value)
 
     def gap(self, value: float) -> str:
-        return f"{abs(100 * value):.1f} points" if self.share else f"{abs(value):.3g}"
+        return f"{abs(100 * value):.1f} points" if self.share else plain(abs(value))
 
     def range(self, found: Interval) -> str:
         return f"{self.figure(found.low)} to {self.figure(found.high)}"
 
     def gaps(self, found: Interval) -> str:
-        scale, digits = (100, ".1f") if self.share else (1, ".3g")
         low, high = sorted((abs(found.low), abs(found.high))) if found.low * found.high > 0 else (found.low, found.high)
-        return f"{scale * low:{digits}} to {scale * high:{digits}}"
+        return f"{100 * low:.1f} to {100 * high:.1f}" if self.share else f"{plain(low)} to {plain(high)}"
 
 
 def sentences(judgement: Judgement, words: Words) -> list[str]:
@@ -210,7 +214,7 @@ def _undecided(judgement: Judgement, words: Words) -> list[str]:
     several = f"These {len(leaders)}" if len(leaders) > 2 else "These two"
     seeds = "one seed" if judgement.seeds == 1 else f"{judgement.seeds} seeds"
     below = f"a difference below {words.gap(visible)} is invisible here"
-    seen = "no difference can be seen here" if words.share and visible >= 1 else below
+    seen = "no difference can be seen here" if not visible or (words.share and visible >= 1) else below
     said = [
         f"{several} cannot be told apart on {judgement.rows:,} rows with {seeds} "
         f"({seen}): {', '.join(leaders)}. "

@@ -238,5 +238,10 @@ def describe_scores(scores: dict[str, float]) -> str:
     """One line: shares as percentages, the rest with three decimals; of a package's metric nobody knows that it is a
     share."""
     shares = {*metrics.SHARES, *label_metrics.SHARES}
-    parts = [f"{name} {value:.1%}" if name in shares else f"{name} {value:.3f}" for name, value in scores.items()]
+    parts = [f"{name} {value:.1%}" if name in shares else f"{name} {_figure(value)}" for name, value in scores.items()]
     return ", ".join(parts)
+
+
+def _figure(value: float) -> str:
+    """With three decimals, or four digits where these are far from the point."""
+    return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.4g}"

@@ -36,6 +36,13 @@ def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return max(float((a.float() - b.float()).abs().max()) for a, b in zip(one, other, strict=True))
 
 
+def size_of(objective: AnyObjective, logits: Sequence[Tensor]) -> float:
+    """By what a tolerance is multiplied: logits are of one size, and numbers of any."""
+    if objective.name != "regression":
+        return 1.0
+    return max(1.0, *(float(one.float().abs().max()) for one in logits))
+
+
 def probe_file(run: Path) -> Path:
     # Beside the checkpoints and not in adapter/, which people publish: the rows are their data.
     return run / "resume" / "probe.safetensors"
@@ -68,7 +75,7 @@ class Check:
 def difference_check(name: str, one: Sequence[Tensor], other: Sequence[Tensor], tolerance: float) -> Check:
     """Whether two models give the same logits of the same rows, up to `tolerance`."""
     difference = largest_difference(one, other)
-    detail = f"largest logit difference on {len(one)} stored rows; at most {tolerance:g} passes"
+    detail = f"largest logit difference on {len(one)} stored rows; at most {tolerance:.3g} passes"
     return Check(name, difference <= tolerance, difference, detail)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from microplane.errors import AdapterError
+from microplane.evaluation.probe import size_of
 from microplane.exports.compare import Comparison
 from microplane.exports.source import Source
 from microplane.inference.predict import embed_texts, encode_all
@@ -44,9 +45,10 @@ def compare_vectors(source: Source, name: str, said: Said) -> Comparison:
     """
     texts = [text for text in source.texts if text.strip()]
     theirs = [one for start in range(0, len(texts), AT_ONCE) for one in said(texts[start : start + AT_ONCE])]
-    pairs = zip(ours(source, texts), theirs, strict=True)
+    own = ours(source, texts)
+    pairs = zip(own, theirs, strict=True)
     furthest = max(float((mine.float() - other.float()).abs().max()) for mine, other in pairs)
     measure = "embedding" if source.pipeline.model.task_head is None else "score"
-    if not furthest <= CLOSE:
+    if not furthest <= CLOSE * size_of(source.pipeline.objective, own):
         raise AdapterError(f"{name} computes something else: {measure}s differ by {furthest:.2e}; nothing was kept")
     return Comparison(name, 0, (), len(texts), furthest, (), measure)

@@ -283,7 +283,23 @@ def attach_method(method: Method, model: nn.Module) -> None:
 
 
 def state_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
-    """`Method.state`, the task head, and of a model that is not ours what trains or moves beside the method."""
+    """`Method.state`, the task head, and of a model that is not ours what trains or moves beside the method; as files
+    hold it, a head that learns in a unit of its own in that of the labels."""
+    unit, last = _head_unit(model)
+    whole = _parameters_of(method, model)
+    return {name: tensor.detach() * unit if id(tensor) in last else tensor for name, tensor in whole.items()}
+
+
+def _head_unit(model: nn.Module) -> tuple[float, set[int]]:
+    """The unit that the task head learns in, and the parameters that are counted in it, by their identity."""
+    head = getattr(model, "task_head", None)
+    if head is None or head.unit == 1.0:
+        return 1.0, set()
+    return head.unit, {id(parameter) for parameter in head.last.parameters()}
+
+
+def _parameters_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors themselves of what `state_of` gives."""
     if method.whole_model:
         return method.state(model) | running_stats_of(model)
     beside = {f"{PREFIX}{name}": tensor for name, tensor in running_stats_of(model).items()}
@@ -298,7 +314,9 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
     Raises:
         AdapterError: see `Method.load`; nothing is changed then.
     """
-    whole, methods_own = state_of(method, model), method.state(model)
+    whole, methods_own = _parameters_of(method, model), method.state(model)
+    unit, last = _head_unit(model)
+    state = {name: x / unit if name in whole and id(whole[name]) in last else x for name, x in state.items()}
     own = {name: whole[name] for name in whole.keys() - methods_own.keys()}
     if not methods_own:  # a head alone
         copy_strictly(own, state)

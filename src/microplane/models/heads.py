@@ -30,7 +30,7 @@ from microplane.models.configs.head import (
     shaped,
     width_of,
 )
-from microplane.models.contract import Model
+from microplane.models.contract import Model, hf_names
 from microplane.models.external.encoder import TransformersEncoder
 from microplane.models.external.transformers import TransformersModel
 from microplane.models.task_head import TaskHead, pooled
@@ -71,7 +71,7 @@ def task_scores(model: Model, rows: Rows, cached_features: Tensor | None = None)
     head = model.task_head
     assert head is not None, "rows with labels need a task head"
     if isinstance(model, TransformersEncoder) and head.config.form is not None:
-        return model.class_scores(rows)
+        return head.in_data_units(model.class_scores(rows))
     if cached_features is not None:
         if caches_pooled(model):
             return head.predict(cached_features)
@@ -156,8 +156,10 @@ def ensure_head(
         return None
     names = tuple(labels) or ("value",)
     old = model.task_head.config if model.task_head is not None else None
-    if old is not None and (old.task, old.labels) == (task, names) and pooling in ("auto", old.pooling):
-        return f"head      the model's own: {old.task}, {len(names)} labels"
+    if old is not None and old.task == task and pooling in ("auto", old.pooling):
+        one_number = task == "regression" and len(old.labels) == len(names)  # whatever it is called
+        if old.labels == names or one_number:
+            return f"head      the model's own: {old.task}, {len(names)} labels"
     head = add_head(model, task, names, usual_pooling(model, task, frozen) if pooling == "auto" else pooling, seed=seed)
     return f"head      new: {head.config.task}, {len(names)} labels, pooling {head.config.pooling}"
 
@@ -199,6 +201,16 @@ def meta_copy(model: Model) -> Model:
         if model.task_head is not None and copy.task_head is None:
             put_head(copy, TaskHead(model.task_head.config))
     return copy
+
+
+def in_data_units(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by Hugging Face's names as files have them: the head's last layer in the unit of the labels."""
+    head = model.task_head
+    if head is None or head.unit == 1.0 or head.last is None:
+        return dict(tensors)
+    names, last = hf_names(model), {id(parameter) for parameter in head.last.parameters()}
+    found = {names[f"task_head.{name}"] for name, parameter in head.named_parameters() if id(parameter) in last}
+    return {name: tensor.detach() * head.unit if name in found else tensor for name, tensor in tensors.items()}
 
 
 def head_metadata(model: Model) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from microplane.nn.rows import Rows
 
 
 class TaskHead(nn.Module):
-    """dropout and a linear layer; where the form has it, a hidden layer before them."""
+    """dropout and a linear layer; where the form has it, a hidden layer before them.
+
+    Attributes:
+        unit: by which the last layer's scores are multiplied, see `learn_in`.
+    """
+
+    unit = 1.0
 
     def __init__(self, config: HeadConfig):
         super().__init__()
@@ -41,7 +47,36 @@ class TaskHead(nn.Module):
             x = activation(self.config.activation)(self.dense(x))
             x = x if self.norm is None else self.norm(x)
         x = dropout(x, p, self.training)
-        return self.out(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return self.in_data_units(self.out(x.to(torch.promote_types(x.dtype, torch.float32))))
+
+    @property
+    def last(self) -> nn.Linear | None:
+        """The layer that gives the scores; None where it is not known."""
+        return self.out
+
+    def in_data_units(self, scores: Tensor) -> Tensor:
+        """What the last layer gives, as the labels are written."""
+        return scores if self.unit == 1.0 else scores * self.unit
+
+    @torch.no_grad()
+    def learn_in(self, unit: float, mean: float | None = None) -> None:
+        """Train the last layer in another unit than that of the labels, so that its weights are as large as others'.
+
+        Files hold it in the unit of the labels (`in_data_units` of `models/heads.py`, `state_of`).
+
+        Args:
+            unit: a power of two, so that nothing is rounded.
+            mean: what a new head says at first; None: all that the head says stays as it is.
+        """
+        assert self.unit == 1.0, "the unit is set once"
+        if self.last is None:
+            return
+        self.unit = unit
+        if mean is None:
+            for parameter in self.last.parameters():
+                parameter.div_(unit)
+        elif self.last.bias is not None:
+            self.last.bias.fill_(mean / unit)
 
     def hf_names(self, beneath: Mapping[str, str]) -> dict[str, str]:
         """Our parameter name -> Hugging Face's, of the model beneath, whose plain names are given, and of this head."""

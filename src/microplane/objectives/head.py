@@ -58,12 +58,17 @@ class Prediction:
 
     def __str__(self) -> str:
         if self.values:
-            return ", ".join(f"{value:.4g}" for value in self.values)
+            return ", ".join(digits(value, 4) for value in self.values)
         if self.words:
             return " ".join(f"{word}/{prediction.label}" for word, prediction in self.words)
         ranked = sorted((self.probabilities or {}).items(), key=lambda item: -item[1])
         shares = ", ".join(f"{name} {share:.1%}" for name, share in ranked[:5])
         return f"{self.label or ', '.join(self.labels) or '(none)'}  ({shares})"
+
+
+def digits(value: float, most: int) -> str:
+    """A number with so many digits, or with all before its point where these are more."""
+    return f"{value:.0f}" if 10**most <= abs(value) < 1e15 else f"{value:.{most}g}"
 
 
 class HeadObjective(ABC):

@@ -24,7 +24,7 @@ from microplane.evaluation.trivial import Trivial
 from microplane.files import cache_dir, write_aside
 from microplane.hardware import processor
 from microplane.models.contract import Model
-from microplane.models.files.opened import OpenedBase
+from microplane.models.files.opened import OpenedBase, checksum
 from microplane.models.heads import head_metadata
 from microplane.nn.ops import native
 from microplane.nn.quantised import first_not_finite
@@ -133,6 +133,14 @@ def _rows(prepared: Prepared) -> list[Any]:
     ]
 
 
+def _numbers(model: Model) -> list[Any]:
+    """What a new head for numbers says at first, which follows from the training rows."""
+    head = model.task_head
+    if head is None or head.config.task != "regression" or head.last is None:
+        return []
+    return [head.unit, *(checksum(parameter) for parameter in head.last.parameters())]
+
+
 def _place(measured: list[Any], prepared: Prepared, base: OpenedBase) -> Path:
     """Named by all that decides a figure: what is measured, the weights, the head, and how both are multiplied."""
     parts = [
@@ -148,5 +156,6 @@ def _place(measured: list[Any], prepared: Prepared, base: OpenedBase) -> Path:
     ]
     if prepared.form.device.type != "cpu":
         parts.append(name_of(prepared.form.device))
+    parts += _numbers(base.model)
     key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     return cache_dir() / "baseline" / f"{key}.json"

@@ -19,9 +19,10 @@ from microplane.runs.continued import continued
 from microplane.runs.folder import run_folder
 from microplane.runs.inline_data import configuration, in_a_file
 from microplane.runs.method_search import left_open, stand_in
+from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, check_config, prepare
 from microplane.runs.rehearsal import Rehearsed, rehearse
-from microplane.runs.room import lacking
+from microplane.runs.room import lacking, tight
 from microplane.training.context import run_context
 
 Level = Literal["wrong", "doubtful"]
@@ -45,6 +46,7 @@ class Checked:
     Attributes:
         facts: lines on what was understood, as `train` prints them.
         samples: rows as they are trained, see `sample`.
+        memory_bytes: that the real run's training takes at most, by its forecast.
         rehearsed: the small run, where it came to its end.
         seconds: of the real run's training, a forecast from the rehearsal's two steps.
     """
@@ -52,6 +54,7 @@ class Checked:
     findings: list[Finding] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    memory_bytes: int | None = None
     rehearsed: Rehearsed | None = None
     seconds: float | None = None
 
@@ -145,6 +148,9 @@ def _look(found: Checked, prepared: Prepared, rehearsal: bool, watch: Watcher) -
     try:
         lacks = lacking(prepared)
         found.wrong(lacks)
+        found.memory_bytes = own_forecast(prepared).peak_memory_bytes
+        if not lacks and (line := tight(found.memory_bytes)):
+            found.findings.append(Finding("doubtful", line))
         if rehearsal and not lacks:
             found.rehearsed = rehearse(prepared, watch)
     except MicroplaneError as error:
@@ -181,13 +187,14 @@ def _seconds(prepared: Prepared, rehearsed: Rehearsed) -> float:
 def lines(found: Checked) -> Iterator[str]:
     """What was found, for a terminal."""
     yield from found.facts
+    if found.memory_bytes is not None:
+        yield f"memory    {size(found.memory_bytes)} at most in training, by forecast"
     if (done := found.rehearsed) is not None:
         passed = sum(check.passed is True for check in done.checks)
         yield (
             f"rehearsal trained, evaluated, saved and read back on its longest rows: loss {done.loss_before:.3f} to "
             f"{done.loss_after:.3f} in two steps, {passed} checks passed"
         )
-        yield f"memory    {size(done.peak_memory_bytes)} at most in the rehearsal"
         if found.seconds is not None:
             rate = f"{done.tokens_per_second:,.0f} tokens/s"
             yield f"time      about {duration(max(found.seconds, 0.1))} of training, by two steps ({rate})"

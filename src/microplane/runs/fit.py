@@ -63,7 +63,13 @@ def attach(prepared: Prepared, model: Model, folder: Path, resume: bool, say: Ca
         say(f"starts from the adapter {config.model.adapter}")
     else:
         init_from_data(
-            prepared.objective, model, method, prepared.splits.train, config.train, prepared.checkpoint.tensors, say
+            prepared.weighted_objective,
+            model,
+            method,
+            prepared.splits.train,
+            config.train,
+            prepared.checkpoint.tensors,
+            say,
         )
 
 

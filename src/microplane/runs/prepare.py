@@ -46,7 +46,9 @@ from microplane.runs.check_knobs import check_knobs, check_knobs_for_data, check
 from microplane.runs.general import General, open_general
 from microplane.runs.max_length import within_context
 from microplane.runs.trackers import check_trackers
+from microplane.training.numbers import Numbers, begin_with, with_unit
 from microplane.training.optim import peak_lr
+from microplane.training.resume import UNIT
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 SLOW = 2.0  # times as long as float32: that is told
@@ -112,8 +114,13 @@ class Prepared:
 
     @property
     def weighted_objective(self) -> AnyObjective:
-        """The same with the weights of `train.class_weights`, which train and choose."""
-        return class_weighted(self.objective, self.config, self.splits.summary)
+        """The same as it trains and chooses: with the weights of `train.class_weights`, and numbers in their unit."""
+        return with_unit(class_weighted(self.objective, self.config, self.splits.summary), self.numbers)
+
+    @cached_property
+    def numbers(self) -> Numbers | None:
+        """Of the training rows, where a number is learnt."""
+        return Numbers.of(self.splits.train) if self.splits.summary.task == "regression" else None
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
@@ -136,6 +143,7 @@ class Prepared:
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
+            **({} if self.numbers is None else {UNIT: self.numbers.unit}),
         }
 
     @property
@@ -324,6 +332,7 @@ def open_base(prepared: Prepared, begun: Path | None = None) -> tuple[OpenedBase
     summary = prepared.splits.summary
     pooling = (_saved_pooling(begun) if begun is not None else None) or config.model.pooling
     frozen = prepared.method.frozen_below(base.model) == base.model.config.num_layers
+    own = base.model.task_head
     notice = ensure_head(base.model, summary.task, summary.labels, pooling, config.train.seed, frozen)
     with torch.device("meta"):
         attach_method(prepared.method, shapes := meta_copy(base.model))
@@ -331,6 +340,9 @@ def open_base(prepared: Prepared, begun: Path | None = None) -> tuple[OpenedBase
         check_knobs_for_model(config, prepared.method, shapes)
     for rows in (prepared.splits.train, prepared.splits.validation, prepared.held_out):
         check_ids(base.model, prepared.tokenizer, [rows.highest_id])
+    if (numbers := prepared.numbers) is not None:
+        how = prepared.objective, base.model, prepared.splits.train, base.model.task_head is not own
+        begin_with(numbers, *how, config.train.at_once)
     return base, notice
 
 

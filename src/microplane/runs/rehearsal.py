@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from microplane.runs.result import IMPROVED
 from microplane.runs.train import train
 
 ROWS, STEPS, ANSWERS = 8, 2, 2
-MOST_TOKENS = 4096  # of the rows together, so that it takes seconds
+MOST_TOKENS = 2048  # of the rows together, so that it takes seconds
 NEW_TOKENS = 16
 MOST_CHARACTERS = 20_000  # of a text, which is cut into rows
+_LITTLE_MEASURED = {"rows": ANSWERS, "general": None, "speed": False}  # text for `general` is read already
 HARM = 1.1  # times the loss before, above which two steps have done harm
 
 
@@ -52,14 +54,17 @@ class Rehearsed:
 
 def rehearse(prepared: Prepared, watch: Watcher) -> Rehearsed:
     """Run it small, in a folder that is deleted afterwards. The rows are those that take the most memory, one of each
-    class first; they are measured on too.
+    class first; they are validated on too, and the shortest of them are measured.
 
     Raises:
         MicroplaneError: what a run would end with.
     """
     with tempfile.TemporaryDirectory() as place:
-        rows = InlineData.of_rows(_shortened(row) for row in _raw_rows(prepared)).write(Path(place))
-        small = _small(prepared.config, rows, place, prepared.objective.needs_head)
+        chosen = [_shortened(row) for row in _raw_rows(prepared)]
+        shortest = sorted(chosen, key=lambda row: len(json.dumps(row, default=str)))[:ANSWERS]
+        (measured := Path(place) / "measured").mkdir()
+        rows, few = InlineData.of_rows(chosen).write(Path(place)), InlineData.of_rows(shortest).write(measured)
+        small = _small(prepared.config, rows, few, place, prepared.objective.needs_head)
         result = train(knobs=small, watch=(quiet := _Quiet(watch))).result
     figures = result["train"]
     return Rehearsed(
@@ -87,7 +92,7 @@ class _Quiet:
             self.losses.append(record["validation_loss"])
 
 
-def _small(config: RunKnobs, rows: Path, place: str, labelled: bool) -> RunKnobs:
+def _small(config: RunKnobs, rows: Path, few: Path, place: str, labelled: bool) -> RunKnobs:
     """The run's configuration with little of everything that takes time."""
     most = None if labelled else min(config.eval.max_new_tokens or NEW_TOKENS, NEW_TOKENS)
     train_: dict[str, Any] = {
@@ -95,17 +100,17 @@ def _small(config: RunKnobs, rows: Path, place: str, labelled: bool) -> RunKnobs
         "epochs": None,
         "batch_size": ROWS,
         "batch_tokens": None,
-        "eval_every": None,
+        "eval_every": STEPS,
     }
     train_ |= {"lr": None} if config.train.lr == "auto" else {}  # there is too little to search on
-    data = {"train": str(rows), "validation": str(rows), "test": None, "limit": None, "skip_bad_rows": True}
+    data = {"train": str(rows), "validation": str(rows), "test": str(few), "limit": None, "skip_bad_rows": True}
     return config.model_copy(
         update={
             "name": None,
             "runs": str(Path(place) / "runs"),
             "data": config.data.model_copy(update=data | {"max_unknown": 1.0}),
             "train": config.train.model_copy(update=train_ | {"save_every": None, "warmup": 0.0}),
-            "eval": config.eval.model_copy(update={"rows": ANSWERS, "max_new_tokens": most}),
+            "eval": config.eval.model_copy(update=_LITTLE_MEASURED | {"max_new_tokens": most}),
         }
     )
 

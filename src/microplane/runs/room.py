@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from microplane.errors import MicroplaneError
 from microplane.forecast.memory import TrainingBytes
 from microplane.hardware import free_memory
@@ -54,6 +56,21 @@ def lacking(prepared: Prepared) -> list[str]:
             "choose another folder with runs=FOLDER, or a method that trains fewer weights"
         )
     return found
+
+
+def tight(peak: int | None) -> str | None:
+    """What is to be said of a training that takes so much memory by forecast; None where there is enough.
+
+    Args:
+        peak: in bytes, with what this process takes already.
+    """
+    room = free_memory() + psutil.Process().memory_info().rss
+    if peak is None or peak <= room:
+        return None
+    return (
+        f"training takes about {size(peak)} of memory by forecast, and {size(room)} are there: microplane plan says "
+        "which change makes it fit"
+    )
 
 
 def free_disk(folder: Path) -> int:

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import attach_saved_adapter
-from microplane.evaluation.probe import Check, difference_check, difference_note, probe_logits, read_probe
+from microplane.evaluation.probe import (
+    Check,
+    difference_check,
+    difference_note,
+    probe_logits,
+    read_probe,
+    size_of,
+)
 from microplane.hardware import free_memory
 from microplane.models.contract import Model
 from microplane.models.files.load import build_model, load_model
@@ -35,8 +42,9 @@ def verify(prepared: Prepared, saved: Model, folder: Path) -> list[Check]:
     """Compare `saved`, which `reopen` gave, with what was trained; and its merged weights with it unmerged."""
     rows, trained = read_probe(folder)
     logits = probe_logits(prepared.objective, saved, rows)
+    same = saved.SAME_LOGITS * size_of(prepared.objective, trained)
     return [
-        difference_check("saved = trained", trained, logits, saved.SAME_LOGITS),
+        difference_check("saved = trained", trained, logits, same),
         *_merge(prepared, saved, folder, rows, logits),
     ]
 
@@ -65,7 +73,8 @@ def _merge(
     unmerged = probe_logits(prepared.objective, model, rows)
     method.merge(model)
     merged = probe_logits(prepared.objective, model, rows)
-    checks = [difference_check("merged = unmerged", unmerged, merged, MERGE_TOLERANCE)]
+    tolerance = MERGE_TOLERANCE * size_of(prepared.objective, unmerged)
+    checks = [difference_check("merged = unmerged", unmerged, merged, tolerance)]
     if quantised:
         checks.append(difference_note(f"merged into the base before {quantised}", tuned, merged))
     return checks

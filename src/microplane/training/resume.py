@@ -39,7 +39,8 @@ ROUNDS = {"threads", "device", "features kept", "train.shard"}
 """With another of these the numbers are the same to rounding alone."""
 MAY_DIFFER = CHANGEABLE | ROUNDS  # of what a run is known by
 BEST = "best.safetensors"
-EARLIER = {"train.on_divergence": "go_on", "device": "cpu", "train.shard": False}
+UNIT = "unit of numbers"  # that a regression learns in
+EARLIER = {"train.on_divergence": "go_on", "device": "cpu", "train.shard": False, UNIT: 1.0}
 """What runs did that were begun before there was a knob for it."""
 WEIGHTS, FILES = {"weights", "config.json"}, {"model"}
 """By which a base is known: by what of its files is read; where a checkpoint does not have that (of an earlier version,

@@ -17,7 +17,7 @@ from microplane.device import out_of_memory
 from microplane.errors import ConfigError, TrainingError
 from microplane.methods import Method
 from microplane.models.contract import Model, device_of
-from microplane.nn.sharded import local
+from microplane.nn.sharded import local, whole
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.collate import batch_of
 from microplane.training.ahead import Ahead, StepRows
@@ -28,6 +28,7 @@ from microplane.training.ranks import ALONE, Ranks
 
 RETREAT, FROM_START = 1 / 3, 1 / 10  # of the rate after a divergence; of the first one, where a run starts anew
 RETREATS = 3  # at most
+FAR = 100.0  # units from 0, where a step of a usual rate may be less than what float32 tells apart
 SMALLER_OPTIMIZER = (
     "Hold less for each weight that trains: train.optimizer=adamw_8bit or adafactor; or train fewer weights"
 )
@@ -121,7 +122,19 @@ class TrainState:
 
     def may_not_move(self, steps: int) -> set[str]:
         """What has had too few steps to have moved for certain, after so many of them."""
-        return {*self.still_frozen(steps - CHECK_STEP), *self.method.may_not_move(self.model)}
+        return {
+            *self.still_frozen(steps - CHECK_STEP),
+            *self.method.may_not_move(self.model),
+            *self._beyond_a_step(),
+        }
+
+    def _beyond_a_step(self) -> set[str]:
+        """The bias of a head for numbers that are far from 0, as years are: it begins at their mean."""
+        head = getattr(self.model, "task_head", None)
+        bias = None if head is None or head.last is None or head.config.task != "regression" else head.last.bias
+        if bias is None or whole(bias).abs().max() < FAR:
+            return set()
+        return {name for name, parameter in self.model.named_parameters() if parameter is bias}
 
     @property
     def eval_every(self) -> int:

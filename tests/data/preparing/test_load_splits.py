@@ -378,7 +378,8 @@ def test_rows_that_the_template_refuses_are_bad_rows(tmp_path, make_tiny, cache)
         "refused by the template": 1
     }
     every = write(tmp_path / "y.jsonl", [{"system": "S", **pair(n)} for n in range(99)])
-    assert len(refused(tokenizer, train=every).splitlines()) == 23  # it stops early
+    assert len((text := refused(tokenizer, train=every)).splitlines()) == 23  # it stops early, and says so
+    assert text.startswith("y.jsonl: at least 20 of 99 rows cannot be used:")
     assert "rows cannot be used" in refused(tokenizer, train=every, skip_bad_rows=True)
 
 

@@ -131,6 +131,7 @@ class SecondPass:
         self.found, self.knobs, self.objective, self.renderer = found, knobs, objective, renderer
         self.writers, self.progress = writers, progress
         self.counts = {name: Counts() for name in found.splits}
+        self.total = 0  # rows of the files that are being read
         self.joined = False  # whether any text has words joined by _
 
     def tokenise(self, name: str) -> None:
@@ -141,7 +142,7 @@ class SecondPass:
         """
         split = self.found.splits[name]
         held_out = self.found.held_out if name == "train" else None
-        total = len(split.hashes) if held_out is None else len(held_out)
+        self.total = total = len(split.hashes) if held_out is None else len(held_out)
         unchecked = Split(
             split.name, split.files, split.format, split.unicode
         )  # whose bad rows the first pass has told
@@ -174,7 +175,7 @@ class SecondPass:
             kind = "a class of no training row" if unknown else "refused by the template"
             split.problems.add(example.where, Problem(kind, str(error)))
         if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:  # often all rows: no need to see more
-            raise split.problems.error(split.label, len(split.hashes))
+            raise split.problems.error(split.label, self.total, more=True)
         return []
 
     def _write(self, name: str, row: TokenRow, place: tuple[int, int]) -> None:

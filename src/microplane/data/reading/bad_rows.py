@@ -85,8 +85,12 @@ class Problems:
             lines.append(f"In all: {kinds}.")
         return lines
 
-    def error(self, name: str, rows: int) -> DataError:
-        """One error for all bad rows; `rows` counts good and bad ones."""
-        head = f"{name}: {self.total:,} of {rows:,} rows cannot be used:"
+    def error(self, name: str, rows: int, more: bool = False) -> DataError:
+        """One error for all bad rows; `rows` counts good and bad ones.
+
+        Args:
+            more: whether there may be others, as not all rows were looked at.
+        """
+        head = f"{name}: {'at least ' if more else ''}{self.total:,} of {rows:,} rows cannot be used:"
         tail = "Correct them, or leave them out with --skip-bad-rows."
         return DataError("\n".join([head, *self.lines(), tail]))

@@ -36,6 +36,13 @@ class ClassHead(TaskHead):
                 if not hasattr(module, "_microplane_widened") and any(True for _ in module.parameters(recurse=False)):
                     module._microplane_widened = module.register_forward_pre_hook(_widen)
 
+    @property
+    def last(self) -> nn.Linear | None:
+        """The only linear layer with as many outputs as there are labels."""
+        wide = len(self.config.labels)
+        found = [one for one in self.modules() if isinstance(one, nn.Linear) and one.out_features == wide]
+        return found[0] if len(found) == 1 else None
+
     def scores(self, hidden: Tensor, rows: Rows) -> NoReturn:
         raise AssertionError(f"{self.config.form} itself computes its scores")
 

@@ -28,7 +28,7 @@ from microplane.models.files.bitsandbytes import NF4Shards, readable
 from microplane.models.files.checkpoint import INDEX, WEIGHTS, Checkpoint, Places, listed, misfit
 from microplane.models.files.sentence_transformers import note_sentences
 from microplane.models.files.text_part import note_whole, text_part
-from microplane.models.heads import put_head
+from microplane.models.heads import in_data_units, put_head
 from microplane.models.nomic_layout import named
 from microplane.models.task_head import TaskHead
 from microplane.nn.gguf_linear import GGUFLinear
@@ -377,7 +377,7 @@ def save_model(
     """
     assert isinstance(model, Model)
     model.refuse_format(dtype or next(model.parameters()).dtype)
-    head, written = model.task_head, model.plain_tensors()
+    head, written = model.task_head, in_data_units(model, model.plain_tensors())
     folder.mkdir(parents=True, exist_ok=True)
     written |= model.extra_weights_to_save() if head is None or head.config.form is None else {}
     if not (gathers := any_sharded(written)):
