@@ -1,4 +1,4 @@
-"""CTranslate2 on models that were trained: a T5 of 10 million parameters, and one of Marian's shape.
+"""The ways out of models that were trained: SmolLM2 by five methods, a T5 of 10 million parameters, Marian's shape.
 
 What is found is printed (`pytest -s`), for the tests ask for less than they find.
 """
@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import microplane
+from microplane.adapters.convert import convert
 from microplane.cli.demo import recipe
 from microplane.config.knobs import GenerateKnobs
-from microplane.errors import DataError
+from microplane.errors import AdapterError, DataError
 from microplane.exports import compare, ctranslate2, source
 from microplane.exports.export import export
 from microplane.exports.formats import FORMATS
@@ -31,6 +32,14 @@ from tests.tiny import PAIR_CONFIGS
 pytestmark = pytest.mark.slow
 ASKED, MOST = 20, 64  # prompts, and tokens of an answer
 HOW: dict[str, Any] = {"train.threads": 1, "model.dtype": "float32", "eval.rows": ASKED, "train.steps": 120}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {},
+    "rank=auto": {"method.name": "lora", "method.rank": "auto"},
+    "dora": {},
+    "nb-lora": {},
+}
+llama_cpp = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="pip install 'microplane[export-gguf]'")
 converter = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
 
 
@@ -64,6 +73,65 @@ def checked(record: Path) -> list[dict[str, Any]]:
 
 def same(engine: dict[str, Any], most: float = 2e-3) -> bool:
     return engine["continuations"] == [None] * ASKED and engine["difference"] < most and engine["other_ids"] == []
+
+
+# SmolLM2
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def run(request, smollm2, commands, tmp_path_factory) -> microplane.Run:
+    how = HOW | {"train.steps": 30, "train.batch_size": 4} | {"method.name": request.param} | METHODS[request.param]
+    how |= {"data.system": "", "runs": str(tmp_path_factory.mktemp("runs")), "name": request.param.replace("=", "-")}
+    return microplane.train(str(smollm2), str(commands), set=how)
+
+
+def test_answers_end(run):
+    """So that an engine whose answers are the same ends its own too."""
+    own = opened(run.folder, FORMATS["peft"])
+    ended = [answer[-1] == -1 for answer in compare.continuations(own, own.prompts())]
+    print(run.folder.name, f"{sum(ended)} of {len(ended)} end", run.metrics, file=sys.stderr)
+    assert len(ended) == ASKED
+    assert sum(ended) > ASKED / 2
+
+
+@llama_cpp
+def test_gguf(run, tmp_path):
+    export(run.folder, tmp_path / "out.gguf", "gguf", "float32")
+    [back, engine] = checked(tmp_path / "out.export.json")
+    assert same(back)
+    assert same(engine)
+
+
+@llama_cpp
+def test_gguf_lora(run, tmp_path):
+    export(run.folder, tmp_path / "out.gguf", "gguf-lora", "float32")
+    [back, engine, off] = checked(tmp_path / "out.export.json")
+    assert same(off)
+    if "dora" not in run.folder.name:  # which is converted, with its error
+        assert same(back)
+        assert same(engine)
+
+
+def test_hf(run, tmp_path):
+    export(run.folder, tmp_path / "out", "hf", "float32")
+    [engine] = checked(tmp_path / "out" / "export.json")
+    assert same(engine)
+
+
+def test_peft(run, tmp_path):
+    """Or, of a method that peft has no format for, as what `microplane convert` makes of it."""
+    adapter = run.folder
+    if not (run.folder / "adapter" / "adapter_config.json").is_file():
+        with pytest.raises(AdapterError, match="microplane convert .* writes it as LoRA"):
+            export(run.folder, tmp_path / "out", "peft")
+        adapter = tmp_path / "converted"
+        convert(run.folder, adapter)
+    export(adapter, tmp_path / "out", "peft")
+    [engine] = checked(tmp_path / "out" / "export.json")
+    assert same(engine)
+
+
+# Encoder-decoders
 
 
 def t5_folder(folder: Path, tokenizer: Path) -> Path:
