@@ -7,6 +7,7 @@ import json
 import pytest
 
 import microplane
+from microplane.comparison.page import render
 from tests.comparison.kit import SETS, in_this_process, place
 from tests.report.browser import BROWSER, at, state
 
@@ -99,6 +100,17 @@ def hovered(page, chart, x, y):
     page.hover(*place)
     page.wait(f"Chart.getChart('{chart}').tooltip.opacity > 0")
     return page.read(f"Chart.getChart('{chart}').tooltip.body.map(b => b.lines[0].trim())")
+
+
+def test_a_logarithmic_axis_names_the_powers_of_ten_alone(page, done, tmp_path):
+    """On a telephone `5e-3` and `1e-2` were printed over one another."""
+    points = [{"stage": "short", "lr": lr, "validation_loss": 0.5} for lr in (1e-4, 2e-3, 0.2)]
+    search = {name: found | {"points": points} for name, found in done.result["search"].items()}
+    result = done.result | {"search": search}
+    (tmp_path / "page.html").write_text(render(result), encoding="utf-8")
+    page.open(tmp_path / "page.html", 400)
+    labels = page.read("Chart.getChart('rates').scales.x.ticks.map(tick => tick.label)")
+    assert labels == ["1e-4", "1e-3", "1e-2", "1e-1"]
 
 
 def test_hovering_a_chart_tells_the_values(page, done):

@@ -93,6 +93,12 @@
 
   // Charts
 
+  // Of a logarithmic axis the powers of ten, where there are two: what lies between would touch them on a telephone.
+  function powersOfTen(axis) {
+    const powers = axis.ticks.filter(({ value }) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6);
+    if (powers.length > 1) axis.ticks = powers;
+  }
+
   function draw(id, datasets, x, y, label) {
     const canvas = document.getElementById(id);
     if (!canvas) return;
@@ -107,7 +113,10 @@
         animation: false, parsing: false, responsive: true, maintainAspectRatio: false,
         interaction: { mode: "nearest", intersect: false },
         scales: {
-          x: { ...axis, type: x.type, title: title(x.title), ticks: { ...ticks, callback: x.say } },
+          x: {
+            ...axis, type: x.type, title: title(x.title), ticks: { ...ticks, callback: x.say },
+            ...(x.type === "logarithmic" && { afterBuildTicks: powersOfTen }),
+          },
           y: { ...axis, type: y.type || "linear", title: title(y.title), ticks: { ...ticks, callback: y.say } },
         },
         plugins: {
