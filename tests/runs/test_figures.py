@@ -131,7 +131,8 @@ def test_passes_and_speeds_of_a_run(tmp_path):
 )
 def test_it_is_said_how_often_rows_are_read_where_nobody_said_it(rows, epochs, told):
     said: list[str] = []
-    _say_passes(copy_task(rows), TrainKnobs(epochs=epochs), named(say=said.append))
+    knobs = TrainKnobs(epochs=epochs)
+    _say_passes(BatchPlan.of(copy_task(rows).lengths, knobs), knobs, named(say=said.append))
     assert [line.partition(" (train.epochs)")[0] for line in said] == told
 
 

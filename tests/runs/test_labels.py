@@ -11,10 +11,10 @@ import pytest
 
 import microplane
 from microplane.errors import ConfigError
-from microplane.training import loop
 from tests import labels as rows
 from tests.cases import some
 from tests.labels import encoder_folder, write
+from tests.resuming import assert_killed_it_goes_on_to_the_same_bytes
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import ENCODER_CONFIGS, save_tiny_folder
 
@@ -140,23 +140,12 @@ def test_models_that_write_take_heads_too(kind, method, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
     model = encoder_folder(tmp_path / "model", hidden_dropout_prob=0.2)
     data = write(tmp_path / "data.jsonl", rows.reviews())
-    often = {"train.eval_every": 8}
-    straight = train(model, data, method, name="straight", **often)
-    step = loop.train_step
 
-    def dying(job, totals):
-        if totals.step == 13:
-            raise KeyboardInterrupt
-        return step(job, totals)
+    def begin(name):
+        return train(model, data, method, name=name, **{"train.eval_every": 8})
 
-    monkeypatch.setattr(loop, "train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(model, data, method, name="killed", **often)
-    monkeypatch.setattr(loop, "train_step", step)
-    again = microplane.resume(tmp_path / "runs" / "killed")
     weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
-    for name in ("metrics.jsonl", f"adapter/{weights}"):
-        assert (again.folder / name).read_bytes() == (straight.folder / name).read_bytes()
+    assert_killed_it_goes_on_to_the_same_bytes(begin, weights, monkeypatch)
 
 
 def test_class_weights_train_and_choose_and_the_figures_are_without_them(tmp_path):

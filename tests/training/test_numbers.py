@@ -21,9 +21,9 @@ from microplane.models.heads import add_head, ensure_head, task_scores
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES
 from microplane.objectives.regression import Regression
-from microplane.training import loop
 from microplane.training.numbers import Numbers, with_unit
 from tests.labels import encoder_folder, write
+from tests.resuming import assert_killed_it_goes_on_to_the_same_bytes
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import save_tiny_folder, tiny_encoder
 
@@ -194,22 +194,12 @@ def test_numbers_of_any_size_are_learnt_and_leave_in_their_own_unit(kind, scale,
 def test_a_run_on_large_numbers_goes_on_to_the_same_bytes(method, tmp_path, monkeypatch):
     model, data = encoder_folder(tmp_path / "model"), write(tmp_path / "rows.jsonl", sized(8e4, 2.5e5))
     sets = SETS | {"runs": str(tmp_path / "runs"), "train.steps": 24, "train.eval_every": 8}
-    straight = microplane.train(model, data, method=method, set=sets | {"name": "straight"})
-    step = loop.train_step
 
-    def dying(job, totals):
-        if totals.step == 13:
-            raise KeyboardInterrupt
-        return step(job, totals)
+    def begin(name):
+        return microplane.train(model, data, method=method, set=sets | {"name": name})
 
-    monkeypatch.setattr(loop, "train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        microplane.train(model, data, method=method, set=sets | {"name": "killed"})
-    monkeypatch.setattr(loop, "train_step", step)
-    again = microplane.resume(tmp_path / "runs" / "killed")
     weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
-    for name in ("metrics.jsonl", f"adapter/{weights}"):
-        assert (again.folder / name).read_bytes() == (straight.folder / name).read_bytes()
+    assert_killed_it_goes_on_to_the_same_bytes(begin, weights, monkeypatch)
 
 
 @pytest.mark.slow

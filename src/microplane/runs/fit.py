@@ -15,7 +15,6 @@ from microplane.checkpoints.adapter import hand_in_adapter, load_adapter, save_a
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.progress import Watcher
-from microplane.data.store import Dataset
 from microplane.evaluation.evaluate import validation_loss
 from microplane.evaluation.nearness import comparable, ignores_inputs
 from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
@@ -96,21 +95,20 @@ def fit(
     """
     train, validation = prepared.splits.train, prepared.splits.validation
     objective, method = prepared.weighted_objective, prepared.method
-    knobs = prepared.config.train
+    plan, knobs = prepared.batch_plan, prepared.config.train
     if_kept = knobs
     if knobs.epochs is None and not knobs.steps and head_trains_alone(model):  # a pass over kept vectors costs nothing
         if_kept = knobs.model_copy(update={"epochs": KEPT_PASSES})
     if share < 1:
-        knobs, if_kept = (_part_of(train, one, share) for one in (knobs, if_kept))
+        knobs, if_kept = (_part_of(plan, one, share) for one in (knobs, if_kept))
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     with ranks.first_alone():
-        often = BatchPlan.of(train.lengths, if_kept).passes(if_kept)
-        read, kept = cache_features(objective, model, sets, often, watch, off)
+        read, kept = cache_features(objective, model, sets, plan.passes(if_kept), watch, off)
     used = if_kept if kept else knobs
     if prepared.steps_asked is None and share == 1:
-        _say_passes(train, used, watch)
+        _say_passes(plan, used, watch)
     summary = prepared.splits.summary
     can_ignore = not head_trains_alone(model) and comparable(summary.template, summary.task, validation)
     stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
@@ -153,15 +151,14 @@ def fit(
     return Fitted(outcome, trainable_parameters(model), kept)
 
 
-def _say_passes(train: Dataset, knobs: TrainKnobs, watch: Watcher) -> None:
+def _say_passes(plan: BatchPlan, knobs: TrainKnobs, watch: Watcher) -> None:
     """How often the rows are read, where nobody said it and it is more than once."""
-    plan = BatchPlan.of(train.lengths, knobs)
     if (often := plan.passes(knobs)) > 1:
         why = "few rows are" if knobs.epochs is None else "what is kept of rows is"
-        told = f"{often:g} over the {len(train):,} rows, {plan.run_steps(knobs):,} steps"
+        told = f"{often:g} over the {len(plan.lengths):,} rows, {plan.run_steps(knobs):,} steps"
         watch.say(f"passes    {told}: {why} read more than once (train.epochs); the best step's weights are kept")
 
 
-def _part_of(train: Dataset, knobs: TrainKnobs, share: float) -> TrainKnobs:
-    steps = max(1, int(share * BatchPlan.of(train.lengths, knobs).run_steps(knobs)))
+def _part_of(plan: BatchPlan, knobs: TrainKnobs, share: float) -> TrainKnobs:
+    steps = max(1, int(share * plan.run_steps(knobs)))
     return knobs.model_copy(update={"steps": steps, "eval_every": -(-steps // 2), "save_every": None})
