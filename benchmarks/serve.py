@@ -2,7 +2,8 @@
 
     python benchmarks/serve.py --family decoder --clients 64 --adapters 8 --seconds 300 --out serve.json
 
-Each answer that the load gets is compared with what `microplane.load(...).generate` gives of the same adapter.
+Each answer that the load gets is compared with what `microplane.load(...).generate` gives of the same adapter. What
+many adapters cost is measured in turns of one and of all, over the same prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import psutil
 import torch
 
 import microplane
-from common import environment
+from common import environment, spread
 from microplane.checkpoints.adapter import save_adapter
 from microplane.methods import make_method
 from microplane.methods.method import attach_method, trainable
@@ -33,7 +34,7 @@ from microplane.models.files.hub import tokenizer_folder
 from microplane.models.files.load import load_model, save_model
 from microplane.nn.number_format import NumberFormat
 
-PROMPTS = [
+STEMS = [
     "turn on the kitchen light",
     "What is the capital of France?",
     "set the bedroom to 21 degrees, and close the blinds when it gets dark outside",
@@ -133,7 +134,7 @@ async def load(url: str, requests: Any, clients: int, seconds: float, tokens: in
 
 
 def peft_loop(
-    base: Path, adapters: Path, names: list[str], family: str, tokens: int, requests: int
+    base: Path, adapters: Path, asked: list[tuple[str, str]], family: str, tokens: int, count: int
 ) -> dict[str, float]:
     """Answers one after the other: the adapter is set, and transformers generates."""
     import transformers
@@ -141,17 +142,18 @@ def peft_loop(
 
     kind = transformers.AutoModelForCausalLM if family == "decoder" else transformers.AutoModelForSeq2SeqLM
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    model = PeftModel.from_pretrained(kind.from_pretrained(base, dtype=torch.float32), adapters / names[0], names[0])
-    for name in names[1:]:
+    first, *others = sorted({name for name, _ in asked})
+    model = PeftModel.from_pretrained(kind.from_pretrained(base, dtype=torch.float32), adapters / first, first)
+    for name in others:
         model.load_adapter(adapters / name, name)
     model.eval()
     written, began = 0, time.perf_counter()
-    for name, prompt in itertools.islice(itertools.cycle(itertools.product(names, PROMPTS)), requests):
+    for name, prompt in itertools.islice(itertools.cycle(asked), count):
         model.set_adapter(name)
         if family == "decoder":
-            asked = [{"role": "user", "content": prompt}]
+            turns = [{"role": "user", "content": prompt}]
             given = tokenizer.apply_chat_template(
-                asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
         else:
             given = tokenizer(prompt, return_tensors="pt")
@@ -159,16 +161,20 @@ def peft_loop(
             ids = model.generate(**given, do_sample=False, max_new_tokens=tokens)[0]
         written += len(ids) - (given["input_ids"].shape[1] if family == "decoder" else 1)
     took = time.perf_counter() - began
-    return {"requests": requests, "tokens": written, "seconds": took, "tokens_per_second": written / took}
+    return {"requests": count, "tokens": written, "seconds": took, "tokens_per_second": written / took}
 
 
-def single_user(base: Path, adapters: Path, names: list[str], tokens: int) -> dict[tuple[str, str], str]:
-    found = {}
-    for name in names:
-        opened = microplane.load(adapters / name, "float32")
-        for prompt in PROMPTS:
-            found[name, prompt] = opened.generate(prompt, max_new_tokens=tokens)
-    return found
+def requests(names: list[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The same prompts, all different, for all adapters in turn, and for the first alone: what many of one adapter
+    have in common with each other would be computed once, and be no price of the others."""
+    prompts = [f"{number}. {stem}" for number, _ in enumerate(names, 1) for stem in STEMS]
+    shared = [(names[place % len(names)], prompt) for place, prompt in enumerate(prompts)]
+    return shared, [(names[0], prompt) for prompt in prompts]
+
+
+def single_user(adapters: Path, asked: list[tuple[str, str]], tokens: int) -> dict[tuple[str, str], str]:
+    opened = {name: microplane.load(adapters / name, "float32") for name in {name for name, _ in asked}}
+    return {(name, prompt): opened[name].generate(prompt, max_new_tokens=tokens) for name, prompt in asked}
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -176,9 +182,9 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     names = [f"a{number}" for number in range(args.adapters)]
     for number, name in enumerate(names):
         make_adapter(base, adapters / name, number)
-    expected = single_user(base, adapters, names, args.tokens)
-    every = list(itertools.product(names, PROMPTS))
-    served, memory = Served(base, adapters), list[int]()
+    every, of_one = requests(names)
+    expected = single_user(adapters, every, args.tokens)
+    served, memory, pairs = Served(base, adapters), list[int](), list[dict[str, dict[str, Any]]]()
     try:
         ask = lambda what, clients, seconds, **more: asyncio.run(  # noqa: E731
             load(served.url, itertools.cycle(what), clients, seconds, args.tokens, **more)
@@ -186,26 +192,29 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         ask(every, args.clients, 5)  # buffers are made
         runs = {
             "one client": ask(every, 1, args.seconds / 3),
-            "one adapter": ask([one for one in every if one[0] == names[0]], args.clients, args.seconds / 2),
             "all": ask(every, args.clients, args.seconds, every=lambda: memory.append(served.memory())),
-            "one adapter again": ask([one for one in every if one[0] == names[0]], args.clients, args.seconds / 2),
         }
+        for _ in range(args.pairs):
+            each = args.seconds / args.pairs
+            pairs.append({"one adapter": ask(of_one, args.clients, each), "all": ask(every, args.clients, each)})
     finally:
         code = served.stop()
-    wrong = {kind: sum(expected[key] != text for key, text in run.pop("answers").items()) for kind, run in runs.items()}
-    peer = peft_loop(base, adapters, names, args.family, args.tokens, args.peer_requests)
+    every_run = [*runs.values(), *(run for pair in pairs for run in pair.values())]
+    answers = [run.pop("answers") for run in every_run]
+    wrong = sum(expected.get(key, text) != text for found in answers for key, text in found.items())
+    peer = peft_loop(base, adapters, every, args.family, args.tokens, args.peer_requests)
     together = runs["all"]["tokens_per_second"]
-    one = max(runs[kind]["with_prompts_per_second"] for kind in ("one adapter", "one adapter again"))
-    sizes = [sum(file.stat().st_size for file in (adapters / name).iterdir()) for name in names]
+    rate = "with_prompts_per_second"
     return {
         "family": args.family, "adapters": args.adapters, "clients": args.clients, "tokens": args.tokens, "runs": runs,
         "answers_unlike_single_user": wrong, "different_answers": len(set(expected.values())), "peft": peer,
-        "exit_code": code, "adapter_bytes": sizes[0],
+        "exit_code": code, "adapter_bytes": sum(file.stat().st_size for file in (adapters / names[0]).iterdir()),
         "memory_every_2_s": memory,
         "memory_growth_after_the_first_third": max(memory) / max(memory[: len(memory) // 3 + 1]) - 1,
         "times_one_client": together / runs["one client"]["tokens_per_second"],
         "times_peft": together / peer["tokens_per_second"],
-        "one_adapter_to_all": one / runs["all"]["with_prompts_per_second"],
+        "pairs": pairs,
+        "one_adapter_to_all": spread([pair["one adapter"][rate] / pair["all"][rate] for pair in pairs]),
     }  # fmt: skip
 
 
@@ -216,6 +225,9 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32, help="of an answer at most")
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="loads of one adapter and of all in turn, as long together"
+    )
     parser.add_argument("--peer-requests", type=int, default=24)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

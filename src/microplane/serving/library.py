@@ -11,10 +11,12 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from microplane.checkpoints.adapter import read_method, read_state
 from microplane.checkpoints.attach_saved import adapter_folder, attach_saved_adapter, base_of
@@ -37,6 +39,35 @@ from microplane.serving.batch import Engine
 from microplane.serving.routing import add_pairs, low_rank_pairs, make_routed, remove_pairs
 
 NAME = re.compile(r"[^\s\x00-\x1f]{1,200}")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def on_passing_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function's work done on a thread that ends with it, while the caller waits.
+
+    Each thread that computes with torch gets workers of its own, and keeps them while it lives. Where these are more
+    than there are processors, GNU's OpenMP lets workers sleep between two products, and a step of many small ones takes
+    twice as long. So nothing but the scheduler's thread computes here for longer than it takes to open a model.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        done = Future[R]()
+
+        def work() -> None:
+            try:
+                done.set_result(function(*args, **kwargs))
+            except BaseException as error:
+                done.set_exception(error)
+
+        thread = threading.Thread(target=work, name="microplane-open", daemon=True)
+        thread.start()
+        thread.join()
+        return done.result()
+
+    return call
 
 
 @dataclass
@@ -110,6 +141,7 @@ class Library:
     def __iter__(self) -> Iterator[Served]:
         return iter(list(self.served.values()))
 
+    @on_passing_thread
     def open(self, name: str) -> list[Served]:
         """A base model, or a run or an adapter and its base; what is not served yet of it.
 
@@ -129,6 +161,7 @@ class Library:
             base = self._base(path, number_format(dtype, device=choose(self.device)), short(name))
             return [] if self.served.get(base.name) else [self._served_base(base)]
 
+    @on_passing_thread
     def open_adapter(self, folder: Path, name: str | None = None) -> list[Served]:
         """What was trained, under its folder's name or another; before it its base, if that is not served yet.
 
