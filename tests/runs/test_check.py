@@ -130,6 +130,15 @@ def nan_weights(place: Path) -> tuple[Path, Path]:
     return model, data
 
 
+def tokenizer_without(place: Path, *settings: str, rows: Rows) -> tuple[Path, Path]:
+    model, data = decoder(place, rows)
+    told = json.loads((model / "tokenizer_config.json").read_text())
+    for name in settings:
+        del told[name]
+    (model / "tokenizer_config.json").write_text(json.dumps(told))
+    return model, data
+
+
 def runs_is_a_file(place: Path) -> tuple[Path, Path]:
     model, data = decoder(place, asked(40))
     (data / "runs").write_text("")
@@ -141,6 +150,11 @@ def name_taken(place: Path) -> tuple[Path, Path]:
     (data / "runs" / "mine").mkdir(parents=True)
     (data / "runs" / "mine" / "run.yaml").write_text("")
     return model, data
+
+
+def conversations(rows: Rows) -> Rows:
+    turns = [[("user", row["prompt"]), ("assistant", row["completion"])] for row in rows]
+    return [{"messages": [{"role": who, "content": text} for who, text in row]} for row in turns]
 
 
 def weightless(rows: Rows) -> Rows:
@@ -275,6 +289,18 @@ FAULTS: dict[str, tuple[Callable[[Path], tuple[Path, Path]], dict[str, Any], str
     "two steps": (lambda p: encoder(p, reviews(60)), {"train__steps": 2}, "doubtful", "training is 2 steps of"),
     "no place for runs": (runs_is_a_file, {}, "wrong", "cannot be made"),
     "a name that is taken": (name_taken, {"name": "mine"}, "wrong", "mine"),
+    "no chat template": (
+        lambda p: tokenizer_without(p, "chat_template", rows=conversations(asked(40))),
+        {},
+        "doubtful",
+        "the model has no chat template",
+    ),
+    "no token to stop at": (
+        lambda p: tokenizer_without(p, "chat_template", "eos_token", rows=asked(40)),
+        {},
+        "wrong",
+        "names no end token",
+    ),
     "weights that are no numbers": (nan_weights, {}, "wrong", "NaN"),
     "a rate that explodes": (
         lambda p: decoder(p, asked(40)),
