@@ -113,6 +113,29 @@ def test_a_logarithmic_axis_names_the_powers_of_ten_alone(page, done, tmp_path):
     assert labels == ["1e-4", "1e-3", "1e-2", "1e-1"]
 
 
+def test_a_method_whose_best_rate_is_an_edge_fits_a_telephone(page, done, tmp_path):
+    """The sentence on it was one line, and the page as wide as that."""
+    search = done.result["search"] | {"instruction-tuned": done.result["search"]["lora"] | {"edge": "highest"}}
+    (tmp_path / "page.html").write_text(render(done.result | {"search": search}), encoding="utf-8")
+    page.open(tmp_path / "page.html", 400)
+    assert "the best rate is the highest" in page.read("document.querySelector('.under').textContent")
+    assert state(page)["overflow"] == "0"
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_names_stay_in_sight_beside_the_last_columns(page, done, width):
+    page.open(done.folder / "comparison.html", width)
+    edge = "e => Math.round(e.getBoundingClientRect().left)"
+    sides = f"[document.querySelector('.wide'), ...document.querySelectorAll('#methods tbody th')].map({edge})"
+    page.read("document.querySelector('.wide').scrollLeft = 10000")
+    outer, *names = page.read(sides)
+    assert page.read("document.querySelector('.wide').scrollLeft") > 0
+    assert names
+    assert all(0 <= name - outer <= 2 for name in names)
+    left, right = page.read(f"[...document.querySelectorAll('tr.row td')].slice(0, 2).map({edge})")
+    assert right - left < width / 2  # what a method came to stands beside the row's text
+
+
 def test_hovering_a_chart_tells_the_values(page, done):
     page.open(done.folder / "comparison.html", 1400)
     row = done.methods[0]
