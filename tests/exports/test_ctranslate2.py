@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from microplane.errors import AdapterError
-from microplane.exports import ctranslate2
+from microplane.exports import ctranslate2, engines
 from microplane.exports.export import export
 from microplane.exports.formats import FORMATS
 from microplane.exports.source import answer_scores, opened
@@ -73,8 +73,8 @@ def test_two_vocabularies_and_heads_are_refused(tmp_path):
 
 
 def test_without_the_package_the_command_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(ctranslate2, "find_spec", lambda name: None if name == "ctranslate2" else object())
-    with pytest.raises(AdapterError, match="pip install ctranslate2, or pip install"):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "ctranslate2" else object())
+    with pytest.raises(AdapterError, match="needs ctranslate2: pip install"):
         export(pair_folder(tmp_path / "base", "t5"), tmp_path / "out", "ctranslate2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 

@@ -53,7 +53,8 @@ def test_padded_batches_say_what_rows_side_by_side_do(family, task, pooling, tmp
         file.write_bytes(b"")
 
     monkeypatch.setattr(onnx, "_trace", keep)
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(onnx, "lacking", lambda *packages: "")
+    monkeypatch.setattr(onnx, "usable", lambda package: False)
     export(run, tmp_path / "out", "onnx")
     source = opened(run, FORMATS["onnx"])
 
@@ -123,7 +124,7 @@ def test_decoders_and_heads_have_no_place(tmp_path):
 def test_settings_of_sentence_transformers_are_read_back_and_the_folder_opens_in_transformers(tmp_path, monkeypatch):
     from microplane.exports import sentence_transformers
 
-    monkeypatch.setattr(sentence_transformers, "find_spec", lambda name: None)
+    monkeypatch.setattr(sentence_transformers, "usable", lambda package: False)
     base = encoder_folder(tmp_path / "base", "modernbert")
     told = {"prompts": {"query": "good "}, "default_prompt_name": "query"}
     (base / "config_sentence_transformers.json").write_text(json.dumps(told))

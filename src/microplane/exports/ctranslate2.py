@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.export import write_folder
 from microplane.errors import AdapterError, first_line
 from microplane.exports.compare import compare
+from microplane.exports.engines import lacking
 from microplane.exports.source import Source
 from microplane.exports.written import Written
 from microplane.files import scratch_folder
@@ -53,10 +53,9 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     Raises:
         AdapterError: without ctranslate2 and transformers, or for a model that it computes otherwise.
     """
-    needed = [name for name in ("ctranslate2", "transformers") if find_spec(name) is None]
-    if needed:
-        raise AdapterError(f"--to ctranslate2 is written by its own converter: pip install {' '.join(needed)}, or "
-                           "pip install 'microplane[export-ct2]'")  # fmt: skip
+    if needed := lacking("ctranslate2", "transformers"):
+        raise AdapterError(f"--to ctranslate2 is written by its own converter, which needs {needed}: pip install "
+                           "'microplane[export-ct2]'")  # fmt: skip
     refuse(source.pipeline.model, source.name)
     with scratch_folder(folder / "merged") as merged:
         merged.rmdir()

@@ -14,6 +14,7 @@ from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
 from microplane.errors import AdapterError, ConfigError, check_type
 from microplane.exports import ctranslate2, gguf, gguf_lora, hf, ollama, onnx, peft, sentence_transformers
+from microplane.exports.engines import broken
 from microplane.exports.formats import FORMATS, Format, format_named
 from microplane.exports.source import Source, opened
 from microplane.exports.written import Written
@@ -131,7 +132,7 @@ def _record(form: Format, source: Source, written: Written, kind: str) -> dict[s
         "files": list(written.files),
         "merged_against_unmerged": json_value(source.merged),
         "checked": [json_value(asdict(one)) for one in written.checked],
-        "engine": form.package if _engine_is_here(form) else f"not checked: pip install {form.package}",
+        "engine": f"not checked: {lacks}" if (lacks := _lacks(form)) else form.package,
         "notices": list(written.notices),
         **written.facts,
     }
@@ -141,9 +142,13 @@ def _lines(form: Format, source: Source, written: Written) -> Iterator[str]:
     if source.merged is not None:
         yield f"largest logit difference, merged against unmerged: {source.merged:.2e}"
     yield from written.lines()
-    if form.engine and not _engine_is_here(form):
-        yield f"not checked in {form.package}: pip install {form.package}"
+    if form.engine and (lacks := _lacks(form)):
+        yield f"not checked in {form.package}: {lacks}"
 
 
-def _engine_is_here(form: Format) -> bool:
-    return bool(form.engine) and find_spec(form.engine) is not None
+def _lacks(form: Format) -> str | None:
+    """Why the engine of a format cannot be asked; None where it can."""
+    if not form.engine or find_spec(form.engine) is None:
+        return f"pip install {form.package}"
+    reason = broken(form.engine)
+    return f"it is installed, but cannot be imported ({reason})" if reason else None

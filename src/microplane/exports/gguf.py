@@ -10,10 +10,11 @@ from microplane.adapters.asked import asked_as as asked_elsewhere
 from microplane.adapters.export import finished
 from microplane.data.tokenizers.gguf import KEY
 from microplane.exports.compare import Comparison, compare
+from microplane.exports.engines import usable
 from microplane.exports.gguf_file import FILE_TYPES, KINDS, QUANTISED, write_gguf
 from microplane.exports.gguf_model import architecture, check_read_back, metadata, tensors
 from microplane.exports.gguf_tokens import more_ends, token_metadata
-from microplane.exports.llama_cpp import OwnReader, is_installed, llama_cpp
+from microplane.exports.llama_cpp import OwnReader, llama_cpp
 from microplane.exports.source import Source
 from microplane.exports.written import Written
 from microplane.models.decoder import Decoder
@@ -88,6 +89,6 @@ def asked_as(source: Source) -> Iterator[str]:
 def checks(source: Source, file: Path) -> Iterator[Comparison]:
     """The file as our own reader opens it, and as llama.cpp does."""
     yield compare(source, OwnReader(file))
-    if is_installed():
+    if usable("llama_cpp"):
         with llama_cpp(file) as engine:
             yield compare(source, engine)

@@ -21,10 +21,11 @@ from microplane.adapters.merge import source_of
 from microplane.checkpoints.attach_saved import base_of
 from microplane.errors import AdapterError
 from microplane.exports.compare import Comparison, compare
+from microplane.exports.engines import usable
 from microplane.exports.gguf import asked_as, write_file
 from microplane.exports.gguf_file import KINDS, write_gguf
 from microplane.exports.gguf_model import architecture, gguf_name, laid_out
-from microplane.exports.llama_cpp import OwnReader, is_installed, llama_cpp
+from microplane.exports.llama_cpp import OwnReader, llama_cpp
 from microplane.exports.source import Source
 from microplane.exports.written import Written
 from microplane.files import scratch_folder
@@ -145,7 +146,7 @@ def with_pairs(base: Path, file: Path, scale: float = 1.0) -> Model:
 def checks(source: Source, alone: Pipeline, file: Path, base: Path) -> Iterator[Comparison]:
     """The adapter on its base: added by us, and put on by llama.cpp; there at scale 0 it is the base."""
     yield compare(source, OwnReader(base, with_pairs(base, file)))
-    if is_installed():
+    if usable("llama_cpp"):
         with llama_cpp(base, file) as engine:
             yield compare(source, engine)
         asked_alike = replace(source.pipeline, model=alone.model, method=None)

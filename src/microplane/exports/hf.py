@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from microplane.adapters.export import export as export_base
 from microplane.adapters.merge import merge
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.exports.compare import Comparison, compare
+from microplane.exports.engines import usable
 from microplane.exports.formats import FORMATS
 from microplane.exports.source import opened
 from microplane.exports.transformers import Transformers, writes_text
@@ -26,8 +26,8 @@ def write(name: str | Path, place: Path, kind: str, base: str | Path | None) -> 
 
 
 def check(name: str | Path, place: Path, base: str | Path | None) -> Comparison | None:
-    """The folder in transformers beside the run; None where that is not installed, or the model writes no text."""
-    if find_spec("transformers") is None:
+    """The folder in transformers beside the run; None where that cannot be used, or the model writes no text."""
+    if not usable("transformers"):
         return None
     source = opened(name, FORMATS["hf"], base)
     return compare(source, Transformers(place, source)) if writes_text(source.pipeline.model) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,6 @@ class OwnReader(DecoderEngine):
         stops = self.tokenizer.eos_ids
         answers = generate(self.model, self.tokenizer, prompts, GenerateKnobs(max_new_tokens=most), stops)
         return [answer.ids + ([-1] if answer.stopped else []) for answer in answers]
-
-
-def is_installed() -> bool:
-    return find_spec("llama_cpp") is not None
 
 
 class LlamaCpp(DecoderEngine):

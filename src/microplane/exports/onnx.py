@@ -10,7 +10,6 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from microplane.adapters.export import write_folder
 from microplane.errors import AdapterError
+from microplane.exports.engines import lacking, usable
 from microplane.exports.source import Source
 from microplane.exports.vectors import compare_vectors, pooling_of
 from microplane.exports.written import Written
@@ -85,8 +85,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     Raises:
         AdapterError: without onnx and transformers, or if onnxruntime computes something else.
     """
-    if needed := [name for name in ("onnx", "transformers") if find_spec(name) is None]:
-        raise AdapterError(f"--to onnx needs {' and '.join(needed)}: pip install 'microplane[export-onnx]'")
+    if needed := lacking("onnx", "transformers"):
+        raise AdapterError(f"--to onnx needs {needed}: pip install 'microplane[export-onnx]'")
     head = source.pipeline.model.task_head
     pooling = head.config.pooling if head else pooling_of(source)
     with scratch_folder(folder / "merged") as merged:
@@ -100,7 +100,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         (folder / "config.json").write_bytes((merged / "config.json").read_bytes())
     source.tokenizer.save(folder)
     checked = []
-    if find_spec("onnxruntime") is not None:
+    if usable("onnxruntime"):
         engine = OnnxRuntime(folder / FILE, source, typed)
         checked.append(compare_vectors(source, engine.name, engine.said))
     given = ", ".join((*INPUTS, *([TYPES] if typed else [])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from microplane.adapters.asked import asked_as, without_chat
@@ -11,6 +10,7 @@ from microplane.adapters.export import export as export_base
 from microplane.adapters.merge import source_of
 from microplane.errors import AdapterError
 from microplane.exports.compare import Comparison, compare
+from microplane.exports.engines import usable
 from microplane.exports.source import Source
 from microplane.exports.transformers import Transformers, writes_text
 from microplane.exports.written import Written
@@ -38,7 +38,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
             write_aside(folder / file.name, file.read_bytes())
     checked = tuple(_checks(source, folder))
     notices = (*without_chat(source.pipeline), *asked_as(source.pipeline))
-    if not checked and find_spec("peft") is not None:
+    if not checked and usable("peft"):
         notices += ("labels are not compared in peft; the files were opened here",)
     how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"
     return Written((CONFIG, WEIGHTS), notices, checked, (how,))
@@ -46,7 +46,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
 
 def _checks(source: Source, folder: Path) -> Iterator[Comparison]:
     """On the base as a folder of safetensors, written for as long as that takes."""
-    if find_spec("peft") is None or find_spec("transformers") is None or not writes_text(source.pipeline.model):
+    if not (usable("peft") and usable("transformers") and writes_text(source.pipeline.model)):
         return
     with scratch_folder(folder / "base") as beside:
         export_base(source.pipeline.path, beside / "base")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from microplane.adapters.export import write_folder
 from microplane.errors import AdapterError
+from microplane.exports.engines import usable
 from microplane.exports.source import Source
 from microplane.exports.vectors import compare_vectors, pooling_of
 from microplane.exports.written import Written
@@ -48,7 +48,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     longest = model.sentence_tokens or model.max_row_tokens or MAX_LENGTH
     write_settings(folder, pooling, model.config.hidden_size, longest, model.sentence_prompt, model.sentence_lower)
     checked = []
-    if find_spec("sentence_transformers") is not None:
+    if usable("sentence_transformers"):
         library: Any = importlib.import_module("sentence_transformers")
         there = library.SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
 
