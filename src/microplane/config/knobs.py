@@ -70,8 +70,8 @@ _FORMATS = (
 )
 _DENOISING = ("auto", "span_corruption", "prefix_lm")
 PARTS = (
-    *("prompt", "completion", "instruction", "input", "system", "messages", "tools"),
-    *("text", "text_pair", "label", "tokens", "tags"),
+    *("prompt", "completion", "instruction", "input", "history", "system", "messages", "tools"),
+    *("text", "text_pair", "label", "tokens", "tags", "split"),
 )  # of a row, as `data.fields` calls them
 
 
