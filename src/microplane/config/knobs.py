@@ -52,8 +52,8 @@ class ModelKnobs(Knobs):
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
         "auto",
         description="the vector of a row that a new task head gets: of its first token (cls), of its last, or the mean "
-        "of all; auto: last, but on an encoder what transformers has a class for (cls), and the mean where the blocks "
-        "stay as they are",
+        "of all; auto: last, but on an encoder what transformers' class does (cls, or as config.json says), and the "
+        "mean where the blocks stay as they are",
     )
 
     @field_validator("device")
