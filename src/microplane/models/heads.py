@@ -180,7 +180,8 @@ def usual_pooling(model: Model, task: str, frozen: bool) -> str:
     if isinstance(model, TransformersEncoder):
         own = model.own_head(task)
         return usual if own is None else own[1]
-    first = [told] if (told := told_pooling(model.config.architecture, model.source_config or {})) else []
+    named = told_pooling(model.config.architecture, model.source_config or {})
+    first = [named] if named else []
     known = (pooling for pooling in (*first, usual, "cls") if form_for(model.config.architecture, task, pooling))
     return next(known, usual)
 
