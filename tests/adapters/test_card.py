@@ -111,3 +111,12 @@ def test_a_form_that_is_not_nfc_is_said(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"data": {"files": ["a/b.csv"], "rows": {"train": 3}}}))
     assert "Unicode form of the rows: NFD" in card_of(tmp_path, "peft", {"unicode": "nfd"}, "lora")
     assert "Unicode form of the rows: as they were typed" in card_of(tmp_path, "peft", {}, "lora")
+
+
+def test_a_card_says_how_peft_opens_the_base_of_a_head(tmp_path):
+    opened = {"class": "ModernBertForSequenceClassification", "num_labels": 2, "classifier_pooling": "mean"}
+    text = card_of(tmp_path, "peft", {"base": "org/base", "opened_by": opened}, "lora")
+    call = "transformers.ModernBertForSequenceClassification.from_pretrained(BASE, num_labels=2, "
+    assert f"where `base = {call}classifier_pooling='mean')`" in text
+    assert "where `base" not in card_of(tmp_path, "peft", {"base": "org/base"}, "lora")
+    assert "where `base" not in card_of(tmp_path, "hf", {"opened_by": opened}, "full")

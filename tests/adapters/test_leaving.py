@@ -169,6 +169,20 @@ def test_labels_are_the_same_in_a_pipeline_of_transformers(family, task, method,
             torch.testing.assert_close(opened(ids).logits, whole(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("told", ["cls", "mean"])
+def test_peft_opens_a_head_on_the_base_that_the_adapter_tells(told, pooling, tmp_path):
+    base = encoder_folder(tmp_path / "base", "modernbert", classifier_pooling=told)
+    path = adapter(base, tmp_path / "adapter", "lora", "classification", pooling)
+    opened = json.loads((path / "method.json").read_text())["about"]["opened_by"]
+    fresh = getattr(transformers, opened.pop("class")).from_pretrained(base, **opened)
+    theirs, ours = peft.PeftModel.from_pretrained(fresh, path).eval(), load(path, dtype="float32")
+    ids = torch.tensor([ours.tokenizer.encode_pair(TEXTS[0]).ids])
+    with torch.no_grad():
+        found = theirs(ids).logits.softmax(-1)[0].tolist()
+    assert found == pytest.approx([*ours.classify(TEXTS[:1])[0].probabilities.values()], abs=1e-4)
+
+
 def test_a_head_that_transformers_has_no_class_for_is_said_and_how_it_is_read(tmp_path):
     base = encoder_folder(tmp_path / "base")
     merged = merge(adapter(base, tmp_path / "adapter", "lora", "classification", "mean"), tmp_path / "merged")

@@ -62,7 +62,7 @@ def test_with_a_model_rows_are_shown_as_they_are_trained(file, smol):
     assert text.count("[[") == 4
     assert "format      instruction/input/output (instruction + input -> output)" in text
     assert "template    chat" in text
-    assert re.search(r"rows        train \d+, validation \d \(validation split off by content\)", text)
+    assert re.search(r"rows        train \d+, validation \d \(validation split off\)", text)
     assert re.search(r"tokens      \d+ to \d+, median \d+, 95% within \d+", text)
     assert "cut         0 prompts and 0 answers above 1,024 tokens; 0 rows dropped" in text
     assert "<unk>       0.00% of the tokens of inputs, 0.00% of answers'" in text

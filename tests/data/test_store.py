@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
+from microplane.data.store import SplitWriter, TokenDataset, TokenRow
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
 from tests import labels
@@ -80,3 +82,14 @@ def test_the_summary_names_the_format_and_the_objective(tmp_path):
     summary = load_splits(DataKnobs(train=str(file)), load_tokenizer(tmp_path), LabelCandidates(None)).summary
     assert (summary.format_name, summary.objective, summary.counted) == ("classification", "classification", "rows")
     assert summary.format.startswith("classification (")
+
+
+def test_a_token_belongs_to_the_row_that_it_stands_in(tmp_path):
+    lengths = [3, 1, 4]
+    with ExitStack() as stack:
+        writer = SplitWriter(tmp_path, "x", [tmp_path / "x.jsonl"], (0,), False, stack)
+        for row, length in enumerate(lengths):
+            writer.add(TokenRow([row] * length, [True] * length), (0, row + 1))
+        info = writer.close()
+    dataset = TokenDataset(tmp_path, "x", info)
+    assert [dataset.row_at(token) for token in range(8)] == [0, 0, 0, 1, 2, 2, 2, 2]

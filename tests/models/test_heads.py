@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from microplane.errors import ModelError
 from microplane.models import task_head
 from microplane.models.contract import linears
 from microplane.models.files.load import load_model, save_model
-from microplane.models.heads import add_head, embed, ensure_head, task_scores
+from microplane.models.heads import add_head, embed, ensure_head, head_metadata, task_scores, usual_pooling
 from microplane.models.task_head import pooled
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES
@@ -90,6 +91,38 @@ FORMS = {
     ("t5", "classification", "mean"): None,
     ("t5", "tokens", None): None,
 }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "told", "pooling"),
+    [
+        ("ModernBertModel", "cls", "cls"),
+        ("ModernBertModel", "mean", "mean"),
+        ("ModernBertModel", None, "mean"),
+        ("EuroBertModel", "bos", "cls"),
+        ("EuroBertModel", "mean", "mean"),
+        ("EuroBertModel", "late", "mean"),  # which is not done here
+        ("BertModel", "mean", "cls"),  # whose class pools in one way
+    ],
+)
+def test_a_new_head_pools_as_the_bases_config_has_transformers_pool(architecture, told, pooling):
+    model = tiny_encoder("bert" if architecture == "BertModel" else "modernbert")
+    model.config = replace(model.config, architecture=architecture)
+    model.source_config = {"classifier_pooling": told} if told else {}
+    assert usual_pooling(model, "classification", frozen=False) == pooling
+    assert usual_pooling(model, "classification", frozen=True) == "mean"  # of blocks that stay as they are
+
+
+def test_what_transformers_has_to_be_told_of_a_head_is_noted():
+    model = tiny_encoder("modernbert")
+    add_head(model, "classification", MEANT, "cls")
+    opened = {"class": "ModernBertForSequenceClassification", "num_labels": 3, "classifier_pooling": "cls"}
+    assert head_metadata(model)["opened_by"] == opened
+    add_head(model, "classification", MEANT, "last")  # which is a head of ours
+    assert head_metadata(model).keys() == {"head"}
+    bert = tiny_encoder("bert")
+    add_head(bert, "tokens", MEANT)
+    assert head_metadata(bert)["opened_by"] == {"class": "BertForTokenClassification", "num_labels": 3}
 
 
 @pytest.mark.parametrize(("family", "task", "pooling"), FORMS)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from microplane.config.knobs import TrainKnobs
+from microplane.config.knobs import EvalKnobs, TrainKnobs
 from microplane.data.tokenizers.tokenizer import Encoded
 from microplane.errors import ConfigError
-from microplane.evaluation.evaluate import evaluate_loss
+from microplane.evaluation.evaluate import evaluate_loss, measure
 from microplane.evaluation.probe import probe_logits, probe_rows
 from microplane.methods import make_method
+from microplane.models.configs.head import IGNORED
+from microplane.models.heads import add_head, task_scores
 from microplane.nn.rows import Rows
 from microplane.objectives import HEAD_OBJECTIVES
 from microplane.objectives.collate import for_each_batch, rows_of
@@ -23,8 +27,8 @@ from microplane.objectives.head import windows_of
 from microplane.objectives.next_token import NextToken
 from microplane.objectives.text import TokenBatch, perplexity
 from microplane.training.loop import fit
-from tests.contract.families import FAMILIES
-from tests.tiny import copy_task, tiny
+from tests.contract.families import FAMILIES, Parity
+from tests.tiny import copy_task, tiny, tiny_encoder
 
 EVERY = pytest.mark.parametrize("family", list(FAMILIES))
 
@@ -38,6 +42,60 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_rows(family):
     assert whole.count == sum(batch.count for batch in alone) == family.data.trained_counts[:6].sum()
     total = sum(objective.loss(model, batch) for batch in alone)
     torch.testing.assert_close(objective.loss(model, whole), total, rtol=1e-4, atol=1e-4)
+
+
+MEANS = {  # what transformers' classes divide by the number of rows, or of tokens with a label
+    "classification": lambda scores, labels: F.cross_entropy(scores, labels),
+    "tokens": lambda scores, labels: F.cross_entropy(scores, labels),
+    "multilabel": F.binary_cross_entropy_with_logits,
+    "regression": F.mse_loss,
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("task", MEANS)
+def test_the_loss_of_a_head_is_transformers_mean_times_its_count(task, rows):
+    draw = torch.Generator().manual_seed(0)
+    scores, several = torch.randn(rows, 3, generator=draw), torch.randn(rows, 3, generator=draw)
+    labels = {"multilabel": (several > 0).float(), "regression": several}.get(task, torch.arange(rows) % 3)
+    objective = HEAD_OBJECTIVES[task]
+    whole = objective.loss_of_scores(scores, labels)
+    torch.testing.assert_close(whole, MEANS[task](scores, labels) * rows)
+    alone = sum(objective.loss_of_scores(scores[row : row + 1], labels[row : row + 1]) for row in range(rows))
+    torch.testing.assert_close(whole, alone)
+
+
+class Tags(Parity):
+    """Rows of which each token has a class, or none: a different number of them in each row."""
+
+    def labels(self, index):
+        ids = self.rows[index][0]
+        return np.where(np.arange(len(ids)) > index % 3, np.array(ids) % 2, IGNORED).astype(np.float32)
+
+
+@pytest.mark.parametrize("task", ["classification", "tokens"])
+def test_what_is_measured_of_a_head_is_the_mean_over_its_labels(task):
+    model, objective = tiny_encoder(), HEAD_OBJECTIVES[task]
+    add_head(model, task, ["even", "odd"])
+    model.requires_grad_(False).eval()
+    data = (Tags if task == "tokens" else Parity)(copy_task().rows)
+    labels = np.concatenate([data.labels(row) for row in range(len(data))])
+    data.trained_counts = np.array([(data.labels(row) != IGNORED).sum() for row in range(len(data))], np.int32)
+    with torch.no_grad():
+        scores = torch.cat([task_scores(model, Rows.of([data[row][0].tolist()])) for row in range(len(data))])
+    wanted = F.cross_entropy(scores, torch.from_numpy(labels).long(), ignore_index=IGNORED).item()
+    none = lambda what: lambda done, total: None  # noqa: E731
+    found = measure(objective, model, None, data, [], EvalKnobs(), "plain", "model", none)["scores"]["loss"]
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert found == evaluate_loss(objective, model, data, EvalKnobs().batch_tokens)
+
+
+def test_an_answer_ends_at_the_templates_end_and_at_the_models():
+    class Rendered(NextToken):
+        def renderer(self, *how):
+            return SimpleNamespace(end=7, stops=(1, 7, 2))
+
+    assert Rendered().stop_ids(None, "chat") == (7, 1, 2)
 
 
 def test_what_is_said_of_tokens_belongs_to_their_rows():

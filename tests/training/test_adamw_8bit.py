@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from microplane.training import adamw_8bit
 from microplane.training.adamw_8bit import BLOCK, AdamW8bit, restored, rounded, shares
 
 
@@ -87,3 +88,14 @@ def test_it_goes_on_from_what_was_saved():
         again.state[other] = copy.deepcopy(optimizer.state[weight])
     assert trained(optimizer, weights, 2) == trained(again, others, 2)
     assert torch.equal(weights[0], others[0])
+
+
+def test_a_tensor_in_parts_steps_as_a_whole_one(monkeypatch):
+    weights = [nn.Parameter(torch.linspace(-1, 1, 5000)) for _ in range(2)]
+    for weight, part in zip(weights, (1 << 20, 4 * BLOCK), strict=True):
+        monkeypatch.setattr(adamw_8bit, "PART", part)
+        optimizer, draw = AdamW8bit([weight], lr=0.01), torch.Generator().manual_seed(0)
+        for _ in range(3):
+            weight.grad = torch.randn(5000, generator=draw) * torch.logspace(-3, 3, 5000)  # other scales in each block
+            optimizer.step()
+    assert torch.equal(*weights)

@@ -28,6 +28,9 @@ def test_the_ends():
     assert schedule("constant", 99, 100, 0) == 1.0
     assert schedule("linear", 50, 100, 0) == 0.5
     assert schedule("linear", 99, 100, 0) == pytest.approx(0.01)
+    assert schedule("linear", 60, 100, 20) == 0.5  # of the steps behind the warm-up
+    assert schedule("linear", 99, 100, 20) == pytest.approx(1 / 80)
+    assert schedule("cosine", 60, 100, 20) == pytest.approx(0.5)
     assert schedule("cosine", 50, 100, 0) == pytest.approx(0.5)
     assert schedule("cosine", 75, 100, 0) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
 

@@ -47,6 +47,16 @@ LIMITS = (
 )
 
 
+def base_in_peft(about: Mapping[str, Any]) -> str:
+    """How the base of an adapter with a head is opened for peft, as code; empty of one without. The base's own
+    config.json may say another number of labels, and another way to pool."""
+    opened = about.get("opened_by")
+    if not isinstance(opened, dict) or "class" not in opened:
+        return ""
+    fields = "".join(f", {name}={value!r}" for name, value in opened.items() if name != "class")
+    return f"base = transformers.{opened['class']}.from_pretrained(BASE{fields})"
+
+
 def write_card(folder: Path, text: str) -> bool:
     """Put the card into a folder; a README.md that somebody else wrote stays.
 
@@ -167,7 +177,8 @@ def _body(
         yield f"## How it is asked\n\n{asked}\n"
     yield "## How to open it\n"
     if form in OPENED:
-        yield f"- {OPENED[form]}"
+        before = base_in_peft(about) if form == "peft" else ""
+        yield f"- {OPENED[form]}" + (f", where `{before}`" if before else "")
     yield from _ours(form)
 
 

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import Progress
-from microplane.data.preparing.first_pass import FirstPass, Split, examples, files_of, first_pass
+from microplane.data.preparing.first_pass import FirstPass, examples, files_of, first_pass
 from microplane.data.preparing.holdout import TooFewRowsError
 from microplane.data.preparing.load_splits import load_rows, load_splits
-from microplane.data.preparing.summary import length_facts
+from microplane.data.preparing.summary import length_facts, told_split
 from microplane.data.reading.bad_rows import LISTED
 from microplane.data.reading.example import Example
 from microplane.data.reading.read import first_texts
@@ -93,14 +93,14 @@ def _read_sample(where: str, example: Example) -> dict[str, Any]:
 
 def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
     train = found.splits["train"]
-    unchecked = Split("train", train.files, train.format, train.unicode)  # its bad rows are known
     limited = knobs.model_copy(update={"limit": SAMPLES})
-    shown = examples(unchecked, limited)
+    shown = examples(train.unread(), limited)  # its bad rows are known
     samples = [_read_sample(f"{train.files[file].name}:{line}", row) for file, line, row in shown]
     return {
         "unit": "characters",
         "format": str(train.format),
         "files": {name: [str(path) for path in split.files] for name, split in found.splits.items()},
+        "split_by": train.part.column if train.part else "",
         "validation_from": "file" if found.held_out is None else "split off",
         "rows": {name: len(split.hashes) for name, split in found.splits.items()},
         "lengths": {name: length_facts(split.sizes) for name, split in found.splits.items()},
@@ -154,7 +154,7 @@ class Description:
         table.add_row("format", Text(facts["format"], style="bold"))
         if "template" in facts:
             table.add_row("template", facts["template"])
-        split = " (validation split off by content)" if facts["validation_from"] == "split off" else ""
+        split = told_split(facts["split_by"], facts["validation_from"])
         table.add_row("rows", by_split(facts["rows"]) + split)
         length = facts["lengths"]["train"]
         span = (

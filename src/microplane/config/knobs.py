@@ -52,8 +52,8 @@ class ModelKnobs(Knobs):
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
         "auto",
         description="the vector of a row that a new task head gets: of its first token (cls), of its last, or the mean "
-        "of all; auto: last, but on an encoder what transformers has a class for (cls), and the mean where the blocks "
-        "stay as they are",
+        "of all; auto: last, but on an encoder what transformers' class does (cls, or as config.json says), and the "
+        "mean where the blocks stay as they are",
     )
 
     @field_validator("device")
@@ -70,8 +70,8 @@ _FORMATS = (
 )
 _DENOISING = ("auto", "span_corruption", "prefix_lm")
 PARTS = (
-    *("prompt", "completion", "instruction", "input", "system", "messages", "tools"),
-    *("text", "text_pair", "label", "tokens", "tags"),
+    *("prompt", "completion", "instruction", "input", "history", "system", "messages", "tools"),
+    *("text", "text_pair", "label", "tokens", "tags", "split"),
 )  # of a row, as `data.fields` calls them
 
 

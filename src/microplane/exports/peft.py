@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microplane.adapters.asked import asked_as, without_chat
+from microplane.adapters.card import base_in_peft
 from microplane.adapters.export import export as export_base
 from microplane.adapters.merge import source_of
 from microplane.errors import AdapterError
@@ -41,7 +42,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
     if not checked and usable("peft"):
         notices += ("labels are not compared in peft; the files were opened here",)
     how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"
-    return Written((CONFIG, WEIGHTS), notices, checked, (how,))
+    before = [told] if (told := base_in_peft(source.about)) else []
+    return Written((CONFIG, WEIGHTS), notices, checked, (*before, how))
 
 
 def _checks(source: Source, folder: Path) -> Iterator[Comparison]:

@@ -28,6 +28,7 @@ from microplane.models.configs.head import (
     check_labels,
     form_for,
     shaped,
+    told_pooling,
     width_of,
 )
 from microplane.models.contract import Model, hf_names
@@ -165,8 +166,9 @@ def ensure_head(
 
 
 def usual_pooling(model: Model, task: str, frozen: bool) -> str:
-    """How a new head pools where nobody says: as Hugging Face's class for this model does, so that other tools open
-    what was trained; on an encoder whose blocks stay as they are by the mean, which says more of them than one token.
+    """How a new head pools where nobody says: as Hugging Face's class for this model does by its config.json, so that
+    other tools open what was trained; on an encoder whose blocks stay as they are by the mean, which says more of them
+    than one token.
 
     Args:
         frozen: whether all blocks stay as they are.
@@ -178,7 +180,9 @@ def usual_pooling(model: Model, task: str, frozen: bool) -> str:
     if isinstance(model, TransformersEncoder):
         own = model.own_head(task)
         return usual if own is None else own[1]
-    known = (pooling for pooling in (usual, "cls") if form_for(model.config.architecture, task, pooling))
+    named = told_pooling(model.config.architecture, model.source_config or {})
+    first = [named] if named else []
+    known = (pooling for pooling in (*first, usual, "cls") if form_for(model.config.architecture, task, pooling))
     return next(known, usual)
 
 
@@ -214,11 +218,15 @@ def in_data_units(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def head_metadata(model: Model) -> dict[str, Any]:
-    """What an adapter says of the head that was trained with it."""
+    """What an adapter says of the head that was trained with it, and of Hugging Face's class that has such a head."""
     if model.task_head is None:
         return {}
     config = model.task_head.config
-    return {"head": {"task": config.task, "labels": list(config.labels), "pooling": config.pooling}}
+    found: dict[str, Any] = {"head": {"task": config.task, "labels": list(config.labels), "pooling": config.pooling}}
+    if config.form is None:
+        return found
+    told = {name: value for name, value in config.to_hf().items() if name == "classifier_pooling"}
+    return found | {"opened_by": {"class": config.form, "num_labels": len(config.labels), **told}}
 
 
 def head_from(model: Model, about: Mapping[str, Any]) -> None:

@@ -101,7 +101,8 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     _check_texts(loaded, summary)
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
-    if known := trained_file(Path(knobs.model.name), summary.files["train"]):
+    known = None if summary.split_by else trained_file(Path(knobs.model.name), summary.files["train"])
+    if known:
         watch.say(f"warning   {known} is what this run was trained on: the figures say how well it knows its rows by "
                   "heart. What it can do is seen on rows that it was not trained on, as in its report")  # fmt: skip
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)

@@ -34,6 +34,15 @@ def sides(rows: list[tuple[str, ...]], held: np.ndarray) -> tuple[Counter, Count
     return counts[1], counts[0]
 
 
+def test_the_classes_of_some_rows_are_theirs():
+    rows = [("a",), (), ("a", "b", "c"), ("c",), ("b", "c")]
+    for kept in ([2], [1, 4], [0, 3], [], [0, 1, 2, 3, 4]):
+        mask = np.isin(np.arange(5), kept)
+        part, wanted = classes_of(rows).of(mask), classes_of([rows[row] for row in kept])
+        assert list(part.sizes) == list(wanted.sizes)
+        assert {name: count for name, count in part.counts().items() if count} == wanted.counts()
+
+
 ROWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 6)), min_size=2, max_size=90).filter(
     lambda rows: len(set(rows)) > 1
 )

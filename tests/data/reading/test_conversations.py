@@ -30,6 +30,16 @@ def complaint(*messages: dict, **columns) -> str:
     return caught.value.problem.message
 
 
+def test_a_developers_message_is_the_system_message():
+    turns = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    for role in ("developer", "Developer"):
+        example = read({"role": role, "content": "Be brief."}, *turns)
+        assert (example.messages[0].role, example.system) == ("system", "Be brief.")
+    twice = complaint({"role": "system", "content": "s"}, {"role": "developer", "content": "d"}, *turns)
+    assert twice == "messages[1] is from the system, expected the user"
+    assert complaint(*turns, {"role": "developer", "content": "d"}).startswith("messages[2] is from the system")
+
+
 @pytest.mark.parametrize("key", TRAINED)
 @pytest.mark.parametrize(
     ("value", "trained"), [(0, False), (False, False), (0.0, False), (1, True), (True, True), (None, True)]

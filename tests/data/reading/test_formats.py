@@ -315,6 +315,12 @@ def test_equal_content_has_equal_hashes_whatever_its_format():
     )  # the same on every machine and in every version, or splits would change
 
 
+def test_what_stands_beside_the_text_of_an_answer_tells_rows_apart():
+    beside = [{}, {"trained": False}, {"thoughts": "a"}, {"thoughts": "b"}, {"extra": {"name": "a"}}]
+    rows = [Example((USER, Message("assistant", "b", **more)), None, "x:1") for more in beside]
+    assert len({row.hash() for row in rows}) == len(beside)
+
+
 def test_answers_that_are_labels_may_say_that_there_is_none():
     """As where a task head learns them: -100 always, -1 beside the numbers of three classes, or as the knob says."""
 

@@ -164,6 +164,20 @@ def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(smol, pa
     )
 
 
+@pytest.mark.parametrize("text", ["<|im_end|>", " <|im_end|>\n", "<|im_end|><|im_end|>"])
+def test_an_answer_of_stop_texts_alone_stays_text_as_people_wrote_it(smol, text):
+    example = Example((Message("user", "q"), Message("assistant", text)), None, "x:1")
+    [(ids, trained)] = causal_renderer(smol).render(example)
+    answer = [token for token, is_trained in zip(ids, trained, strict=True) if is_trained]
+    assert smol.decode(answer[:-1]).strip() == text.strip()
+    assert answer.count(smol.eos_ids[0]) == 1
+    [(ids, trained)] = causal_renderer(smol).render(
+        Example((Message("user", "q"), Message("assistant", f"a{text.strip()}")), None, "x:1")
+    )
+    answer = [token for token, is_trained in zip(ids, trained, strict=True) if is_trained]
+    assert smol.decode(answer, skip_special=False).strip() == "a<|im_end|>"
+
+
 def test_stop_is_trained_though_the_pad_may_be_the_same(smol):
     same = replace(smol, special_tokens={**smol.special_tokens, "pad_token": "<|im_end|>"})
     ids, trained = render(talk("a", "b"), same)

@@ -9,10 +9,12 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
+from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import same_class
-from microplane.data.rendering.labelled import LabelFormat
+from microplane.data.rendering.labelled import LabelFormat, WordClassRenderer
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import shares
+from microplane.models.configs.head import IGNORED
 from microplane.objectives.classification import Classification
 from microplane.objectives.select import LabelCandidates
 from tests import labels as rows
@@ -108,3 +110,11 @@ def test_a_number_that_two_classes_are_is_neither():
     assert same_class("1.0", ("1", "1.0")) == "1.0"
     assert same_class("1.0", ("0", "1")) == "1"
     assert same_class("one", ("0", "1")) == "one"
+
+
+def test_a_word_without_a_token_of_its_own_gives_its_class_to_none():
+    renderer = WordClassRenderer(None, ["a", "b", "c"])
+    words = Example(None, "x yy z", "x:1", labels=("a", "b", "c"), words=("x", "yy", "z"))
+    special, behind_x, z = (0, 0), (1, 4), (4, 6)  # tokens that begin with the space before their word
+    assert renderer.labels(words, [special, behind_x, z, special]) == [IGNORED, 1.0, 2.0, IGNORED]
+    assert renderer.labels(words, [special, (0, 1), z]) == [IGNORED, 0.0, 2.0]

@@ -177,3 +177,8 @@ def test_what_cannot_be_corrupted_is_refused():
 def test_what_does_not_belong_together_is_not_restored(inputs, targets, message):
     with pytest.raises(DataError, match=message):
         restore(np.array(inputs), np.array(targets), [99, 98], EOS)
+
+
+@pytest.mark.parametrize(("length", "counts"), [(568, (85, 28)), (33, (5, 2)), (50, (8, 3)), (10, (2, 1)), (2, (1, 1))])
+def test_noise_and_spans_are_rounded_to_the_nearest(length, counts):
+    assert noise_counts(length) == counts

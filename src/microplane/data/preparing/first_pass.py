@@ -22,7 +22,8 @@ from microplane.data.reading.columns import no_column
 from microplane.data.reading.example import Example
 from microplane.data.reading.formats import OPTIONAL, TEXT, recognise
 from microplane.data.reading.hub_rows import hub_splits, is_on_hub
-from microplane.data.reading.read import find_splits, read_rows
+from microplane.data.reading.marked import Marks, Part, marks_of, rows_of
+from microplane.data.reading.read import SPLITS, find_splits
 from microplane.data.reading.values import is_filled, listed
 from microplane.data.rendering.interface import RowFormat
 from microplane.data.tokenizers.normaliser import UnicodeForm, in_form
@@ -61,6 +62,11 @@ class Split:
     columns: set[str] = field(default_factory=set)  # those in which something stands in a row of `seen`
     pairs: int = 0  # rows with a second text
     systems: set[str | None] = field(default_factory=set)  # system messages of the rows, at most two of them
+    part: Part | None = None  # of the files, where a column says of each row which split it belongs to
+
+    def unread(self) -> Split:
+        """The same rows, of which nothing is known yet."""
+        return Split(self.name, self.files, self.format, self.unicode, part=self.part)
 
     def where(self, row: int) -> str:
         file, line = self.places[row]
@@ -88,15 +94,24 @@ def files_of(knobs: DataKnobs, progress: Progress | None = None) -> dict[str, li
     for name, given in (("validation", knobs.validation), ("test", knobs.test)):
         if given:
             files = _splits(given, knobs, progress, hold_out=False)
+            if len(files) > 1 and name not in files and _marks(files["train"], knobs):
+                raise DataError(f"{given}: none of its rows is marked as {name}; there are {', '.join(files)}")
             splits[name] = files.get(name) or files["train"]
     return splits
 
 
 def _splits(name: str, knobs: DataKnobs, progress: Progress | None, hold_out: bool) -> dict[str, list[Path]]:
-    if is_on_hub(name):
-        return hub_splits(name, progress)
     path = Path(name).expanduser()
-    return mixture_splits(path, knobs, hold_out, progress) if is_mixture(path) else find_splits(path)
+    if is_mixture(path):
+        return mixture_splits(path, knobs, hold_out, progress)
+    found = hub_splits(name, progress) if is_on_hub(name) else find_splits(path)
+    marks = _marks(found["train"], knobs) if len(found) == 1 else None
+    return {split: found["train"] for split in SPLITS if split in marks.splits} if marks else found
+
+
+def _marks(files: Sequence[Path], knobs: DataKnobs) -> Marks | None:
+    """How the rows of one file are marked. Shards are one split each."""
+    return marks_of(files[0], knobs.fields) if len(files) == 1 else None
 
 
 def check_split(
@@ -107,20 +122,24 @@ def check_split(
     read_format: ReadFormat,
     unicode: UnicodeForm = "as-is",
     train: Split | None = None,
+    marked: str = "",
 ) -> Split:
     """Read and check all rows of one split.
 
     Args:
         train: the training rows, if these are others, to be read in the same way.
+        marked: where the file says of each row which split it belongs to, those of this one; by default of `name`.
 
     Raises:
         DataError: if a file cannot be read, its format is not recognised, or it holds bad rows and
             `knobs.skip_bad_rows` is off. All bad rows are in the message, as far as it is readable.
     """
-    seen = _first_rows(files)
+    marks = _marks(files, knobs)
+    part = Part(marks.column, marked or name) if marks else None
+    seen = _first_rows(files, part)
     while True:
         form = read_format(seen, files[0].name, _as_trained(knobs, train, seen))
-        split = Split(name, files, form, unicode, seen=[*seen], columns=_filled(seen))
+        split = Split(name, files, form, unicode, seen=[*seen], columns=_filled(seen), part=part)
         _check_rows(split, knobs, progress)
         if len(split.seen) == len(seen):  # no column begins later
             break
@@ -163,7 +182,7 @@ def _refuse_missing(split: Split, knobs: DataKnobs) -> None:
     """Raises: DataError, if `data.fields` names a column that no row has."""
     names = list(dict.fromkeys(key for row in split.seen for key in row))
     for part, column in (knobs.fields or {}).items():
-        if column is not None and column not in names:
+        if column is not None and column not in names and not (split.part and part == "split"):
             raise DataError(no_column(split.label, part, column, names))
 
 
@@ -207,23 +226,28 @@ def first_pass(
     hold_out: bool = True,
     read_format: ReadFormat = _as_written,
     unicode: UnicodeForm = "as-is",
+    marked: str = "",
 ) -> FirstPass:
     """Read and check all files, and split validation rows off if there are none and `hold_out` is set.
 
     Args:
         unicode: the form that texts are brought into.
+        marked: as of `check_split`, for the training rows.
 
     Raises:
         DataError: see `check_split`; also for too few rows.
     """
     splits: dict[str, Split] = {}
     for name in sorted(files, key=lambda name: name != "train"):
-        splits[name] = check_split(name, files[name], knobs, progress, read_format, unicode, splits.get("train"))
+        how = read_format, unicode, splits.get("train"), marked if name == "train" else ""
+        splits[name] = check_split(name, files[name], knobs, progress, *how)
         _compare(splits["train"], splits[name])
         if name == "train" and splits[name].format.name in TASKS:  # as which the labels of all files are read
             knobs = knobs.model_copy(update={"task": splits[name].format.name})
     for split in splits.values():
         _refuse_empty(split)
+    if hold_out:
+        _tell_left(splits, knobs)
     if "validation" in splits or not hold_out:
         return FirstPass.of(splits)
     whole = splits["train"]
@@ -252,6 +276,15 @@ def _compare(train: Split, split: Split) -> None:
     if (wanted := train.format.classes) != (found := split.format.classes):
         said = [f"lists of {len(names)} times 0 or 1" if names else "lists of names" for names in (found, wanted)]
         raise DataError(f"{split.label}: the labels are {said[0]}, expected {said[1]} as in {train.label}")
+
+
+def _tell_left(splits: Mapping[str, Split], knobs: DataKnobs) -> None:
+    """Note rows of the training file that are marked as a split of which other rows were given."""
+    train = splits["train"]
+    marks = _marks(train.files, knobs) if train.part else None
+    taken = {split.part.split for split in splits.values() if split.part and split.files == train.files}
+    for name in sorted(marks.splits - taken) if marks else ():
+        train.problems.notice(train.label, f"its rows marked as {name} are not used: others were given to that end")
 
 
 def _refuse_other_texts(train: Split, split: Split) -> None:
@@ -290,14 +323,14 @@ def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example
     label counted in `split.unlabelled`."""
     left = knobs.limit if split.name == "train" and knobs.limit else None
     for number, file in enumerate(split.files):
-        for row in read_rows(file, split.format.keys):
+        for row in rows_of(file, split.part, split.format.keys):
             if left == 0:
                 return
             where = f"{file.name}:{row.line}"
             if row.notice:
                 split.problems.notice(where, row.notice)
             if row.values is None:
-                if row.problem:
+                if row.problem and (split.part is None or split.name == "train"):  # of a file of all splits told once
                     split.problems.add(where, row.problem)
                 continue
             _look_for_columns(split, row.values)
@@ -325,14 +358,14 @@ def _look_for_columns(split: Split, values: Mapping[str, Any]) -> None:
         split.seen.append(values)
 
 
-def _first_rows(files: Sequence[Path]) -> list[Mapping[str, Any]]:
+def _first_rows(files: Sequence[Path], part: Part | None = None) -> list[Mapping[str, Any]]:
     """The first rows of the first file, and one of each other.
 
     Raises:
         DataError: if no row can be read at all.
     """
     problems = Problems()
-    first = _rows_of(files[0], FIRST, problems)
+    first = _rows_of(files[0], FIRST, problems, part)
     if not first:
         if problems.total:
             raise problems.error(files[0].name, problems.total)
@@ -340,9 +373,9 @@ def _first_rows(files: Sequence[Path]) -> list[Mapping[str, Any]]:
     return first + [row for file in files[1:] for row in _rows_of(file, 1, problems)]
 
 
-def _rows_of(file: Path, count: int, problems: Problems) -> list[Mapping[str, Any]]:
+def _rows_of(file: Path, count: int, problems: Problems, part: Part | None = None) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
-    for row in read_rows(file):
+    for row in rows_of(file, part):
         if row.problem:
             problems.add(f"{file.name}:{row.line}", row.problem)
         elif row.values is not None:

@@ -22,7 +22,7 @@ from microplane.errors import DataError
 from microplane.files import cache_dir
 
 O = TypeVar("O", bound=DataObjective)  # noqa: E741 - what is learnt from the rows
-VERSION = 13  # of what is stored and of all code that decides it; raise it when either changes
+VERSION = 14  # of what is stored and of all code that decides it; raise it when either changes
 
 
 @dataclass
@@ -74,7 +74,7 @@ def load_rows(
     """
     files = files_of(knobs, progress)
     name = next(name for name in ("test", "validation", "train") if name in files)
-    sets, summary = _load({"train": files[name]}, knobs, tokenizer, progress, candidates, hold_out=False)
+    sets, summary = _load({"train": files[name]}, knobs, tokenizer, progress, candidates, hold_out=False, marked=name)
     objective = candidates.objective(summary.format_name)
     return objective.view(sets["train"], knobs, tokenizer, 0), objective, summary
 
@@ -86,8 +86,9 @@ def _load(
     progress: Progress | None,
     candidates: Candidates[DataObjective],
     hold_out: bool = True,
+    marked: str = "",
 ) -> tuple[dict[str, TokenDataset], DataSummary]:
-    key = _key(files, knobs, tokenizer, hold_out, candidates)
+    key = _key(files, knobs, tokenizer, hold_out, candidates, marked)
     folder = cache_dir() / "data" / key
     _held = [hold(path.parent) for paths in files.values() for path in paths]  # a mixture stays while it is read
     found = _open(folder)
@@ -95,8 +96,8 @@ def _load(
         return found
     if not found:
         shutil.rmtree(folder, ignore_errors=True)  # damaged, if there at all
-    tokenise_files(files, knobs, tokenizer, folder, progress, candidates, hold_out)
-    if key != _key(files, knobs, tokenizer, hold_out, candidates):
+    tokenise_files(files, knobs, tokenizer, folder, progress, candidates, hold_out, marked)
+    if key != _key(files, knobs, tokenizer, hold_out, candidates, marked):
         shutil.rmtree(folder, ignore_errors=True)
         raise DataError(f"{knobs.train} changed while it was read; run again")
     found = _open(folder)
@@ -125,6 +126,7 @@ def _key(
     tokenizer: Tokenizer,
     hold_out: bool,
     candidates: Candidates[DataObjective],
+    marked: str,
 ) -> str:
     """Of all that decides the tokens: files by path, size and time, knobs, tokenizer, and the version of this code.
 
@@ -138,6 +140,7 @@ def _key(
     parts = [
         VERSION,
         hold_out,
+        marked,
         candidates.key(),
         candidates.classes,
         identity,

@@ -55,6 +55,7 @@ class DataSummary:
     unicode: str = "as-is"  # the form that texts were brought into
     rewritten: int = 0  # rows that were in another form
     notices: list[str] = field(default_factory=list)  # of rows that may not be what was meant
+    split_by: str = ""  # the column that says of each row which split it belongs to
     shared_system: str | None = None  # the system message that all training rows have
     second_texts: int = 0  # training rows with two texts
     fingerprint: str = ""
@@ -66,7 +67,7 @@ class DataSummary:
     def lines(self) -> list[str]:
         """The facts as short lines for a terminal."""
         rows = ", ".join(f"{name} {count:,}" for name, count in self.rows.items())
-        split = " (validation split off)" if self.validation_from == "split off" else ""
+        split = told_split(self.split_by, self.validation_from)
         tokens, trained = sum(self.tokens.values()), sum(self.trained_tokens.values())
         lines = [
             f"format    {self.format}",
@@ -169,6 +170,13 @@ class DataSummary:
             return []
         where = f"{self.unk_rate:.1%} of the tokens and {self.trained_unk_rate:.1%} of the trained tokens"
         return [f"{where} are unknown to the tokenizer (<unk>): the model cannot read or write what they stand for"]
+
+
+def told_split(split_by: str, validation_from: str) -> str:
+    """Where the splits come from, behind the numbers of their rows."""
+    said = [f"by the column {split_by!r}"] if split_by else []
+    said += ["validation split off"] if validation_from == "split off" else []
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _many(count: int, noun: str) -> str:

@@ -37,17 +37,19 @@ def tokenise_files(
     progress: Progress | None,
     candidates: Candidates[DataObjective],
     hold_out: bool = True,
+    marked: str = "",
 ) -> None:
     """Read the files twice, and write the arrays of all splits and `summary.json` to a new folder.
 
     Args:
         candidates: what the model may be trained for; the format of the training rows decides.
+        marked: as of `first_pass`.
 
     Raises:
         DataError: see `load_splits.load_splits`. Nothing is left behind then.
         ConfigError: if the user asked for an objective that does not fit these rows.
     """
-    found = first_pass(files, knobs, progress, hold_out, candidates.read_format, tokenizer.unicode)
+    found = first_pass(files, knobs, progress, hold_out, candidates.read_format, tokenizer.unicode, marked)
     train = found.splits["train"]
     objective = candidates.objective(train.format.name)
     named = train.format.classes or train.classes.numbers
@@ -143,10 +145,7 @@ class SecondPass:
         split = self.found.splits[name]
         held_out = self.found.held_out if name == "train" else None
         self.total = total = len(split.hashes) if held_out is None else len(held_out)
-        unchecked = Split(
-            split.name, split.files, split.format, split.unicode
-        )  # whose bad rows the first pass has told
-        for row, (file, line, example) in enumerate(examples(unchecked, self.knobs)):
+        for row, (file, line, example) in enumerate(examples(split.unread(), self.knobs)):  # bad ones have been told
             if row >= total:
                 break  # the file grew; the second look at its identity tells
             if self.progress and row % EVERY == 0:
@@ -213,6 +212,7 @@ class SecondPass:
             rewritten=sum(split.rewritten for split in splits.values()),
             notices=problems.notices,
             files={name: [str(path) for path in split.files] for name, split in splits.items()},
+            split_by=part.column if (part := splits["train"].part) else "",
             validation_from="file" if self.found.held_out is None else "split off",
             bad=dict(problems.counts),
             bad_examples=problems.first[:LISTED],

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from microplane.data.reading.values import is_filled, listed, truth
+from microplane.data.reading.values import is_filled, listed, read_json, truth
 from microplane.errors import DataError, nearest
 
 Fields = Mapping[str, str | None]
@@ -35,6 +35,7 @@ NUMBERS = ("score", "rating")  # labels too, where a task head learns them
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 INPUTS = ("input", "context", "passage", "paragraph", "document", "article", "background")
 SYSTEMS = ("system", "system_prompt", "system_message")
+HISTORY = ("history",)  # turns before: pairs of what was asked and what was answered
 TOOLS = ("tools", "functions")
 JUDGED = (
     *("label", "labels", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted"),
@@ -74,6 +75,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "system": SYSTEMS,
     "instruction": ("instruction",),
     "input": INPUTS,
+    "history": HISTORY,
     "prompt": tuple(name for name in PAIRS if name != "text"),
     "completion": tuple(dict.fromkeys([*ANSWERS, *(name for names in PAIRS.values() for name in names)])),
     "text": TEXTS,
@@ -81,8 +83,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "label": (*CLASSES, *NUMBERS),
     "tokens": WORDS,
     "tags": TAGS,
+    "split": (),  # of which no format knows: `reading.marked`
 }  # as `config.knobs.PARTS`
-_OPTIONAL = ("tools", "system", "input", "text_pair")
+_OPTIONAL = ("tools", "system", "input", "history", "text_pair", "split")
 
 
 class Columns:
@@ -227,6 +230,11 @@ class Columns:
         """Whether most of what stands in a column is a list, or may be one written as text."""
         lists = sum(isinstance(row.get(name), list | str) and is_filled(row[name]) for row in self._rows)
         return 2 * lists > self._filled[name]
+
+    def holds_turns(self, name: str) -> bool:
+        """Whether all that stands in a column, or most of it, is a list, perhaps one written as JSON."""
+        lists = sum(isinstance(read_json(row.get(name)), list) and is_filled(row[name]) for row in self._rows)
+        return 2 * lists >= self._filled[name]
 
     def holds_messages(self, name: str) -> bool:
         """Whether a column holds conversations."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.example import Message, Role
-from microplane.data.reading.values import get, is_filled, text
+from microplane.data.reading.values import get, is_filled, read_json, text
 from microplane.errors import DataError
 
 _ROLES: dict[str, Role] = {
@@ -28,6 +28,7 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "developer": "system",
 }
 TRAINED = (
     *("weight", "train", "trained", "training", "trainable", "is_trained", "train_on_turn"),
@@ -58,14 +59,29 @@ def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, Non
     return messages
 
 
-def read_json(value: Any) -> Any:
-    """The list that a text holds as JSON, as in a cell of a CSV file; anything else as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+def turns_before(values: Mapping[str, Any], key: str) -> list[Message]:
+    """Earlier turns of a row: a list of pairs, of what was asked and what was answered.
+
+    Raises:
+        RowError: for anything else.
+    """
+    items = read_json(values.get(key))
+    if not is_filled(items):
+        return []
+    if not isinstance(items, list):
+        raise RowError("wrong history", f"key {key!r} is {show(items)}, expected a list of [instruction, answer]")
+    return [message for number, item in enumerate(items) for message in _turn(item, f"{key}[{number}]")]
+
+
+def _turn(item: Any, place: str) -> list[Message]:
+    if not isinstance(item, list | tuple) or len(item) != 2:
+        expected = "expected [instruction, answer]; messages with roles belong into a column `messages`"
+        raise RowError("wrong history", f"{place} is {show(item)}, {expected}")
+    asked, answered = (text(said, f"{place}[{number}]") for number, said in enumerate(item))
+    for said, part in ((asked, "prompt"), (answered, "answer")):
+        if not said.strip():
+            raise RowError(f"empty {part}", f"{place} is {show(item)}, expected an instruction and an answer")
+    return [Message("user", asked), Message("assistant", answered)]
 
 
 def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> Message:

@@ -10,9 +10,10 @@ from typing import Any
 
 from microplane.data.reading.bad_rows import NoLabel, RowError, show
 from microplane.data.reading.columns import ANSWERS, CHATS, CLASSES, PAIRS, Columns, Fields, told
-from microplane.data.reading.conversations import conversation, tools_of
+from microplane.data.reading.conversations import conversation, tools_of, turns_before
 from microplane.data.reading.example import Example, Message
 from microplane.data.reading.label_values import AUTO, is_none, means_none, plain_names
+from microplane.data.reading.options import refuse_unseen_options
 from microplane.data.reading.values import filled_text, get, listed, optional_text, truth
 from microplane.errors import DataError, nearest
 
@@ -31,8 +32,9 @@ _TIERS: tuple[list[_ColumnLayout], ...] = (
     [("text", {"text": "text"})],
 )  # fmt: skip
 TEXT = "text"  # the format of rows that are no conversations
-OPTIONAL = ("system", "input", "tools")  # parts that not every row has
-_SECOND_TEXT = ("instruction/input/output", "prompt/completion")  # formats of rows that may give something to work on
+_ASKED = ("system", "history", "instruction", "prompt", "input")  # parts that stand before an answer
+OPTIONAL = ("system", "input", "history", "tools")  # parts that not every row has
+_WITH_MORE = ("instruction/input/output", "prompt/completion")  # formats of rows that may have an input and a history
 FORMATS = {
     "prompt/completion": "prompt -> completion, question (+ context) -> answer, query -> response",
     "instruction/input/output": "instruction (+ input or context) -> output, response, answer",
@@ -67,7 +69,7 @@ class Format:
 
     def __str__(self) -> str:
         """`instruction/input/output (instruction + input -> output; not used: id)`"""
-        sources = [self.columns[part] for part in ("system", "instruction", "prompt", "input") if part in self.columns]
+        sources = [self.columns[part] for part in _ASKED if part in self.columns]
         target, judged = self.columns.get("answer") or self.columns.get("label"), self.columns.get("judged")
         others = ", ".join(column for part, column in self.columns.items() if part != "judged")
         reading = (f"{' + '.join(sources)} -> {target}" if target else others) + (f", if {judged}" if judged else "")
@@ -111,7 +113,8 @@ class Format:
         answer = (
             _label(values, columns["label"]) if "label" in columns else filled_text(values, columns["answer"], "answer")
         )
-        return [Message("user", prompt), Message("assistant", answer)]
+        before = turns_before(values, columns["history"]) if "history" in columns else []
+        return [*before, Message("user", prompt), Message("assistant", answer)]
 
 
 def join_input(instruction: str, given: str) -> str:
@@ -153,6 +156,9 @@ def recognise(
                 raise _ambiguous(name, list(spelled.values()), fitting)
             if fitting:
                 found = _format(fitting[0], spelled, columns)
+                if "answer" in found.columns:
+                    asked = [found.columns[part] for part in _ASKED[2:] if part in found.columns]
+                    refuse_unseen_options(rows, name, asked, found.columns["answer"], found.unused)
                 return replace(found, no_label=_no_label(found, rows, no_label))
     raise _unknown(name, columns, wanted)
 
@@ -173,9 +179,10 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
     name, parts = layout
     found = _columns_of(layout, spelled)
     optional = ["system"] if name not in ("text", "text/label") else []
-    optional += ["input"] if name in _SECOND_TEXT else ["tools"] if "messages" in parts else []
+    optional += ["input", "history"] if name in _WITH_MORE else ["tools"] if "messages" in parts else []
     for part in optional:
-        if column := columns.optional(part, found.values()):
+        column = columns.optional(part, found.values())
+        if column and (part != "history" or part in columns.fields or columns.holds_turns(column)):
             found[part] = column
     if name not in ("text", "text/label") and (judged := columns.judged(found.values(), found.get("answer"))):
         found["judged"] = judged

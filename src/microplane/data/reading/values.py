@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,16 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_json(value: Any) -> Any:
+    """The list that a text holds as JSON, as in a cell of a CSV file; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def truth(value: Any) -> bool | None:

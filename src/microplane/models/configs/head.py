@@ -184,6 +184,16 @@ def pooling_of(layout: Form, config: Mapping[str, Any]) -> str:
     return known[told]
 
 
+def told_pooling(architecture: str, config: Mapping[str, Any]) -> str | None:
+    """How a class for rows of a plain architecture pools by its config.json, where it has several ways; None where that
+    says nothing, or names a way that is not supported."""
+    layouts = (form for form in FORMS.values() if form.plain == architecture and len(form.poolings) > 1)
+    if (layout := next(layouts, None)) is None:
+        return None
+    known = {layout.pooling_names.get(pooling, pooling): pooling for pooling in layout.poolings}
+    return known.get(str(config.get("classifier_pooling")))
+
+
 def head_of_class(form: str, tokens: bool, config: Mapping[str, Any], width: int, pooling: str) -> HeadConfig:
     """What a config.json says of the head of a class of Hugging Face's that has no layout here.
 
