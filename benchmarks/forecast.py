@@ -4,8 +4,8 @@
 
 Every run forecasts its own peak before training (microplane/forecast) and measures it; both stand in its result.json.
 Memory may be measured beside other work, time not: the forecast of time is left out here. Constants of the forecast
-were set on CASES and on a few of NEW (docs/log.md, 2026-11-30); NEW are other settings, without bfloat16. Models but SmolLM2 and MiniLM (fetched where they are
-not there) have new weights of a published shape.
+were set on CASES and on a few of NEW (docs/log.md, 2026-11-30); NEW are other settings, without bfloat16. Models but
+SmolLM2 and MiniLM (fetched where they are not there) have new weights of a published shape.
 """
 
 from __future__ import annotations
