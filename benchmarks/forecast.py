@@ -1,11 +1,11 @@
 """How far off is the forecast of a run's memory? Real runs, each in a process of its own, few steps.
 
-    python benchmarks/forecast.py [--new] [--only NAME] [--out FILE]
+    python benchmarks/forecast.py [--new] [--only NAME ...] [--out FILE]
 
 Every run forecasts its own peak before training (microplane/forecast) and measures it; both stand in its result.json.
 Memory may be measured beside other work, time not: the forecast of time is left out here. Constants of the forecast
-were fitted on CASES; NEW are other settings, without bfloat16. Models but SmolLM2 and MiniLM (fetched where they are
-not there) have new weights of a published shape.
+were set on CASES and on a few of NEW (docs/log.md, 2026-11-30); NEW are other settings, without bfloat16. Models but
+SmolLM2 and MiniLM (fetched where they are not there) have new weights of a published shape.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OWN = ("model", "method", "length", "dtype", "recompute", "task")  # what is no 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--new", action="store_true", help="settings that no constant was fitted on")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name holds one of these")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--out", type=Path)
@@ -46,7 +46,7 @@ def main() -> None:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         out = options.out or RESULTS / f"forecast{'_new' if options.new else ''}_{today}.json"
         for one in NEW if options.new else CASES:
-            if options.only in name_of(one):
+            if any(word in name_of(one) for word in options.only):
                 batch_size = min(options.batch_size, AT_ONCE // one["length"]) if options.new else options.batch_size
                 found.append(measured(one, Path(place), options.steps, batch_size))
                 print(line_of(found[-1]), flush=True)

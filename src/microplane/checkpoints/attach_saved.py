@@ -122,14 +122,18 @@ def _sum(file: Path) -> str:
     """The sum of a hash of each tensor, so that it does not matter how they are spread over files; hexadecimal."""
     if file.suffix != ".safetensors":
         return file_sha256(file)
-    total = 0
     with safe_open(file, framework="pt") as stored:
-        for name in stored.keys():  # noqa: SIM118 (not a dictionary)
-            tensor = stored.get_tensor(name)
-            digest = hashlib.sha256(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-            total += int(digest.hexdigest(), 16)
-    return f"{total:x}"
+        names = list(stored.keys())
+    return f"{sum(_sum_of(file, name) for name in names):x}"
+
+
+def _sum_of(file: Path, name: str) -> int:
+    """Of one tensor. The file is mapped for it alone: a mapping kept open would count all that was read as memory."""
+    with safe_open(file, framework="pt") as stored:
+        tensor = stored.get_tensor(name)
+        digest = hashlib.sha256(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return int(digest.hexdigest(), 16)
 
 
 def base_of(folder: Path, about: Mapping[str, Any], instead: str | Path | None = None, knob: str = "--base") -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor
 from microplane.cache.entries import remembered
 from microplane.files import cache_dir, write_aside
 from microplane.forecast.held import Held
-from microplane.hardware import processor
+from microplane.hardware import give_back_memory, processor
 from microplane.methods import Method
 from microplane.methods.method import attach_method
 from microplane.models.configs.fields import SIDES
@@ -124,6 +124,7 @@ def block_cost(
         return BlockCost.read(remembered(place))
     with torch.random.fork_rng(devices=[]):
         cost = _tried(fields, factor, method, form, row, recompute)
+    give_back_memory()  # or the run that follows would hold what the models that were tried leave between its own
     with suppress(OSError):
         write_aside(place, json.dumps(asdict(cost)).encode())
     return cost

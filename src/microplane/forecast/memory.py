@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
-from microplane.data.batch_plan import BatchPlan, micro_batches, tokens_kept
-from microplane.evaluation.evaluate import LEAST_BATCHES
+from microplane.forecast.at_once import AtOnce
 from microplane.forecast.blocks import BlockCost, Line, block_cost
 from microplane.forecast.machine import Rates
 from microplane.hardware import give_back_memory
@@ -29,20 +27,25 @@ from microplane.models.files.load import quantise_linears
 from microplane.models.heads import meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.linear_cross_entropy import positions_at_once
+from microplane.training.adamw_8bit import PART
+from microplane.training.context import KEPT_PRODUCTS
 
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
 """Bytes of optimizer state for each weight that trains, at least."""
 PASSES = {"adamw": 28, "adamw_8bit": 60, "adafactor": 16}
 """Bytes that a step of the optimizer reads and writes for each of them; in 8 bits not measured yet."""
-LOOKED_AT = 500  # steps whose rows are looked at for the largest
+WORKING = {"adamw": 0, "adamw_8bit": 25, "adafactor": 4}
+"""Bytes for each number of the tensor that its step is just at; in 8 bits of a part of it."""
 SMALL = 0.02  # of the process: blocks that hold less are not tried
+MAPPED = 32 << 20  # bytes: a larger piece is no part of glibc's heap, however much of that is free
 # What a process holds beside tensors, as the runs of benchmarks/forecast.py had it:
-LIBRARIES = 45_000_000  # bytes that training loads beside what is there before
+LIBRARIES = 60_000_000  # bytes that training loads beside what is there before: a third of it pages of libraries
 COMPILER = 62_000_000  # of torch's compiler, which torch.utils.checkpoint imports with its first call
 PRODUCTS = 30_000_000  # the same, of products with a quantised weight
-LOADED = 0.2  # of the base: left behind by reading it
-LEFT, MOST_SIZES = 1.2, 25  # of what a block keeps: left behind by each size of a micro-batch, of so many at most
-RECOMPUTED = 0.15  # of what all blocks would keep: left behind by computing them anew
+LOADED = 0.06  # of the base: left behind by reading it
+HEAP = 0.35  # of what blocks keep or compute anew: holes of the heap between its pieces
+COMPILED_BYTES = 600_000  # of a product in bfloat16 that oneDNN compiled for its shape
+SHAPES = 16  # of them in each size of a micro-batch
 PROBED = 128  # positions whose logits are compared before and after saving
 
 
@@ -84,58 +87,6 @@ class Process:
     def now(cls) -> Self:
         give_back_memory()
         return cls(psutil.Process().memory_info().rss, "torch._dynamo" in sys.modules)
-
-
-@dataclass(frozen=True)
-class AtOnce:
-    """What is computed at once, in tokens.
-
-    Attributes:
-        tokens: of the micro-batch that holds the most.
-        row: of its rows, each weighted by its length.
-        trained: of them, those that the loss is of.
-        step: of a step, on average.
-        evaluated: in a validation.
-        sizes: how many micro-batches there are of another size than all before.
-    """
-
-    tokens: int
-    row: int
-    trained: int
-    step: float
-    evaluated: int
-    sizes: int = 1
-
-    @classmethod
-    def of(cls, plan: BatchPlan, validation: np.ndarray, share: float, knobs: TrainKnobs, evaluated: int) -> Self:
-        """Of a run's rows.
-
-        Args:
-            validation: lengths of the rows to validate on.
-            share: of the tokens that are trained.
-            evaluated: as the knob `eval.batch_tokens`.
-        """
-        lengths, steps = plan.lengths, min(LOOKED_AT, plan.run_steps(knobs))
-        every = (plan.at(step)[1] for step in range(steps))
-        parts = [lengths[part] for rows in every for part in micro_batches(rows, lengths, knobs.at_once)]
-        most = max(parts, key=lambda part: int(tokens_kept(part).sum()))
-        tokens = int(most.sum())
-        there = max(int(validation.max(initial=1)), -(-int(validation.sum()) // LEAST_BATCHES))
-        return cls(
-            tokens=tokens,
-            row=max(1, round(float((most.astype(float) ** 2).sum() / tokens))),
-            trained=math.ceil(share * tokens),
-            step=float(lengths.sum()) / plan.total_steps(1),
-            evaluated=min(evaluated, there),
-            sizes=len({int(part.sum()) for part in parts}),
-        )
-
-    @classmethod
-    def of_rows(cls, row: int, knobs: TrainKnobs, evaluated: int) -> Self:
-        """Of rows that are all as long, where there are none to look at."""
-        step = knobs.batch_tokens or row * knobs.batch_size
-        tokens = max(row, min(knobs.at_once, step))
-        return cls(tokens, row, tokens, float(step), evaluated)
 
 
 @dataclass(frozen=True)
@@ -189,6 +140,17 @@ class Shapes:
         """Blocks that train, or that something trains below; the others are computed once, and read again."""
         return max(0, int(self.plain.config.num_layers) - self.attached.frozen)
 
+    @cached_property
+    def largest(self) -> int:
+        """Numbers of the largest tensor that trains."""
+        return max((p.numel() for p in self.attached.parameters() if p.requires_grad), default=0)
+
+    @cached_property
+    def mapped(self) -> int:
+        """Bytes of those gradients that are no part of the heap."""
+        sizes = (4 * p.numel() for p in self.attached.parameters() if p.requires_grad)
+        return sum(size for size in sizes if size >= MAPPED)
+
     @property
     def block_weights(self) -> int:
         """Weights of one block, on average."""
@@ -210,8 +172,9 @@ def forecast(
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
     cost = _cost(shapes, at_once, knobs, process.size, always)
     base = shapes.base_bytes
-    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients)
-    held += _lost(shapes, at_once, base, knobs, process.compiler)
+    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients, knobs.optimizer)
+    whole = cost if knobs.recompute == "none" else _cost(shapes, at_once, knobs, process.size, always, "none")
+    held += _lost(shapes, (whole or _by_formula(shapes)).kept(at_once.tokens), at_once, knobs, process.compiler)
     seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
     return Forecast(
         trainable=trained,
@@ -226,14 +189,21 @@ def forecast(
     )
 
 
-def _cost(shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: int, always: bool) -> BlockCost | None:
-    """Of a block; None of one that hardly counts."""
+def _cost(
+    shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs, process: int, always: bool, recompute: str | None = None
+) -> BlockCost | None:
+    """Of a block; None of one that hardly counts.
+
+    Args:
+        recompute: instead of the knob's.
+    """
     if not always and _by_formula(shapes).kept(at_once.tokens) * shapes.computed < SMALL * process:
         return None
     # above a boundary all of a block trains, as in full fine-tuning; one or two blocks have no boundary
     whole = shapes.attached.frozen or shapes.method.counts_blocks
     method = make_method({"name": "full"}) if whole else shapes.method
-    return block_cost(shapes.fields, shapes.block_weights, method, shapes.form, at_once.row, knobs.recompute)
+    again = recompute or knobs.recompute
+    return block_cost(shapes.fields, shapes.block_weights, method, shapes.form, at_once.row, again)
 
 
 def _by_formula(shapes: Shapes) -> BlockCost:
@@ -242,41 +212,66 @@ def _by_formula(shapes: Shapes) -> BlockCost:
     return BlockCost(kept=Line(0, token), once=Line(0, token), evaluated=Line(0, token))
 
 
-def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int) -> float:
+def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int, optimizer: str) -> float:
     """The most beside weights, gradients and the optimizer's state."""
-    kept = cost.kept(at_once.tokens)
-    # When the backward pass begins there are no gradients yet, and at its end all of them and one block.
-    begin, end = shapes.computed * kept - gradients, kept
+    kept, largest = cost.kept(at_once.tokens), shapes.largest
+    # When the backward pass begins there are no gradients yet, but those of a micro-batch before it; and at its end all
+    # of them and one block, and of a later micro-batch a tensor's new gradient beside the one that it is added to.
+    # Of gradients only small ones find room in what the heap has left of that.
+    there, again = (shapes.mapped, 0) if at_once.parts == 1 else (gradients, 4 * largest)
+    begin, end = shapes.computed * kept - gradients + there, kept + again
     training = (max(begin, end) + cost.once(at_once.tokens)) if shapes.computed else 0.0
     evaluating = cost.evaluated(at_once.evaluated) - gradients
-    return max(0.0, training, evaluating) + _head(shapes, at_once)
+    passing, working = max(0.0, training, evaluating), _stepping(optimizer, largest)
+    # beside the heap the larger of what the head and the step take there, or else in its room
+    if working >= MAPPED:
+        return passing + max(_table(shapes), working) + _logits(shapes, at_once)
+    return max(passing + _table(shapes), working) + _logits(shapes, at_once)
 
 
-def _lost(shapes: Shapes, at_once: AtOnce, base: int, knobs: TrainKnobs, compiler_there: bool) -> float:
-    """What comes to the process beside the tensors of a step: libraries, what reading leaves behind, and what every
-    micro-batch of a new size does (compiled products, pieces of the heap)."""
+def _stepping(optimizer: str, largest: int) -> float:
+    """What the optimizer's step works with, when what was kept for the backward pass is gone.
+
+    Args:
+        largest: numbers of the largest tensor that trains.
+    """
+    return float(WORKING[optimizer] * (min(PART, largest) if optimizer == "adamw_8bit" else largest))
+
+
+def _lost(shapes: Shapes, block: float, at_once: AtOnce, knobs: TrainKnobs, compiler_there: bool) -> float:
+    """What comes to the process beside the tensors of a step: libraries, what reading leaves behind, holes of the heap,
+    and products compiled for their shape.
+
+    Args:
+        block: what one block keeps where nothing is computed anew.
+    """
     plain, form = shapes.plain, shapes.form
-    block = _by_formula(shapes).kept(at_once.tokens)
-    of_size = LEFT * block if shapes.computed else 0.0
-    anew = RECOMPUTED * block * shapes.computed if knobs.recompute == "blocks" else 0.0
     probed = 4 * PROBED * plain.config.vocab_size if plain.task_head is None else 0
     compiler = COMPILER if knobs.recompute != "none" and not compiler_there else 0
-    process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * base
-    return process + probed + anew + min(at_once.sizes, MOST_SIZES) * of_size
+    compiled = COMPILED_BYTES * min(KEPT_PRODUCTS, SHAPES * at_once.sizes) if form.dtype == torch.bfloat16 else 0
+    process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * shapes.base_bytes
+    return process + probed + compiled + HEAP * block * shapes.computed
 
 
-def _head(shapes: Shapes, at_once: AtOnce) -> float:
-    """Of the loss over the vocabulary, whose logits are made in parts."""
+def _logits(shapes: Shapes, at_once: AtOnce) -> int:
+    """Of the loss over the vocabulary, made in parts, in memory that stays from the first part to the run's end."""
     plain, form = shapes.plain, shapes.form
     if plain.task_head is not None:
-        return 0.0
-    vocabulary, width = plain.config.vocab_size, plain.config.hidden_size
-    size, wide = positions_at_once(vocabulary, form.dtype)
-    logits: int = min(size, at_once.trained) * vocabulary * (form.dtype.itemsize + (4 if wide else 0))
-    weight = vocabulary * width
-    trains = any(p.requires_grad for name, p in shapes.attached.named_parameters() if p.numel() == weight)
+        return 0
+    size, wide = positions_at_once(plain.config.vocab_size, form.dtype)
+    most = max(at_once.trained, at_once.evaluated * at_once.trained // at_once.tokens)
+    return int(min(size, most) * plain.config.vocab_size * (form.dtype.itemsize + (4 if wide else 0)))
+
+
+def _table(shapes: Shapes) -> int:
+    """Of the head's weight, beside itself: as the product takes it, and of one that trains a second gradient."""
+    plain, form = shapes.plain, shapes.form
+    if plain.task_head is not None:
+        return 0
+    weight: int = plain.config.vocab_size * plain.config.hidden_size
+    trains = any(p.requires_grad for p in shapes.attached.parameters() if p.numel() == weight)
     cast = form.dtype.itemsize * weight if form.stored != form.dtype else 0
-    return logits + cast + (4 * weight if trains else 0)  # of a tied one two gradients are added up
+    return cast + (4 * weight if trains else 0)  # of a tied one two gradients are added up
 
 
 def _seconds(shapes: Shapes, cost: BlockCost, at_once: AtOnce, knobs: TrainKnobs, trained: int, rates: Rates) -> float:

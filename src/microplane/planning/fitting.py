@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from microplane.config.knobs import RunKnobs
-from microplane.forecast.memory import AtOnce
+from microplane.forecast.at_once import AtOnce
 from microplane.methods import Method
 from microplane.nn.number_format import NumberFormat
 from microplane.report.words import size

@@ -22,7 +22,8 @@ from microplane.config.knobs import ModelKnobs, RunKnobs
 from microplane.data.progress import OnlyProgress, Silent, Watcher
 from microplane.errors import ConfigError, MicroplaneError, ModelError, check_type, first_line, notices_to
 from microplane.forecast import machine
-from microplane.forecast.memory import AtOnce, Forecast, Process, Shapes, exact_bytes, forecast
+from microplane.forecast.at_once import AtOnce
+from microplane.forecast.memory import Forecast, Process, Shapes, exact_bytes, forecast
 from microplane.hardware import free_memory
 from microplane.methods import METHODS, LoRA, make_method
 from microplane.methods.base_format import base_format

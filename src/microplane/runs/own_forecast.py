@@ -7,7 +7,8 @@ from typing import Any
 
 from microplane.errors import MicroplaneError, first_line
 from microplane.forecast import machine
-from microplane.forecast.memory import AtOnce, Forecast, Process, Shapes, forecast
+from microplane.forecast.at_once import AtOnce
+from microplane.forecast.memory import Forecast, Process, Shapes, forecast
 from microplane.report.words import duration, size
 from microplane.runs.prepare import Prepared
 
@@ -67,7 +68,8 @@ def run_at_once(prepared: Prepared) -> AtOnce:
     splits, config = prepared.splits, prepared.config
     totals = splits.summary.to_dict()
     share = totals["trained_tokens"]["train"] / max(1, totals["tokens"]["train"])
-    return AtOnce.of(prepared.batch_plan, splits.validation.lengths, share, config.train, config.eval.batch_tokens)
+    measured = splits.validation.lengths, prepared.held_out.lengths
+    return AtOnce.of(prepared.batch_plan, measured, share, config.train, config.eval.batch_tokens)
 
 
 def own_forecast(prepared: Prepared) -> ForecastSection:

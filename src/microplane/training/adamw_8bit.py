@@ -20,7 +20,7 @@ from microplane.training.own_optimizer import OwnOptimizer
 
 BLOCK = 256  # numbers
 SMALL = 4096  # numbers, below which nothing is rounded
-PART = 1 << 20  # numbers that are in float32 at once
+PART = 1 << 18  # numbers that are in float32 at once
 POWERS = 7  # of ten, that the shares reach over
 
 

@@ -18,6 +18,9 @@ from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError, first_line
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+COMPILED, KEPT_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", 128
+"""How many compiled products oneDNN keeps. Each shape of a product in bfloat16 is one, of about 0.6 MB; a step has some
+dozens of them, and another number of tokens needs all of them anew. oneDNN's own limit of 1,024 is never used again."""
 STOP_SIGNALS: list[int] = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
@@ -30,13 +33,26 @@ def run_context(knobs: TrainKnobs) -> Iterator[None]:
         ConfigError: for an operation that torch has in no deterministic form.
     """
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), _deterministic(knobs.deterministic):
+    with torch.random.fork_rng(devices=[]), _few_products_kept(), _deterministic(knobs.deterministic):
         try:
             if knobs.threads:
                 torch.set_num_threads(knobs.threads)
             yield
         finally:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def _few_products_kept() -> Iterator[None]:
+    """The limit is read at the first product of the process, and is then its own."""
+    if COMPILED in os.environ:
+        yield
+        return
+    os.environ[COMPILED] = str(KEPT_PRODUCTS)
+    try:
+        yield
+    finally:
+        os.environ.pop(COMPILED, None)
 
 
 @contextmanager
