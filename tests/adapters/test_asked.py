@@ -51,6 +51,6 @@ def test_the_beginning_of_an_encoder_decoders_prompts_is_told(tmp_path):
 
 
 def test_an_adapter_for_peft_is_told_of_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("microplane.exports.peft.find_spec", lambda name: None)
+    monkeypatch.setattr("microplane.exports.peft.usable", lambda package: False)
     run = adapter_of(folder_of(tmp_path / "base"), tmp_path / "adapter", about={"prefix": "As JSON: "})
     assert any("prompts began with" in line for line in export(run, tmp_path / "out", "peft").lines)

@@ -37,7 +37,7 @@ def named(**values: Any) -> Any:
 
 
 def head(labels=("a", "b"), pooling="cls") -> Any:
-    return named(config=named(task="classification", labels=labels, pooling=pooling))
+    return named(config=named(task="classification", labels=labels, pooling=pooling, form=None))
 
 
 USUAL: dict[str, Any] = {
