@@ -59,6 +59,14 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(bases, adapters):
         assert "ended" in process.stderr.read()
 
 
+def test_a_server_goes_on_and_ends_well_though_nobody_reads_what_it_says(bases):
+    with served(bases["base"], "--dtype", "float32") as (process, address, _):
+        process.stderr.close()
+        assert httpx.get(f"{address}/health", timeout=20).status_code == 200
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
 def test_a_port_that_is_taken_is_said_before_anything_is_read(bases):
     import socket
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,7 +104,8 @@ def serve(
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    with suppress(OSError):  # whoever read this is gone, and those who ask the server are not
+        typer.echo(line, err=True)
 
 
 def _token(file: Path | None) -> str | None:
