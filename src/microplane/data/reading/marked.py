@@ -12,7 +12,7 @@ from typing import Any
 from microplane.data.reading.bad_rows import Problem, show
 from microplane.data.reading.columns import Fields
 from microplane.data.reading.lines import RawRow
-from microplane.data.reading.read import SPLITS, read_rows
+from microplane.data.reading.read import SPLITS, check_file, read_rows
 from microplane.data.reading.values import is_filled
 from microplane.errors import DataError
 
@@ -48,18 +48,25 @@ def marks_of(path: Path, fields: Fields | None = None) -> Marks | None:
     Raises:
         DataError: for a file that cannot be read, or where a column that the user named holds something else.
     """
-    fields = fields or {}
-    there = {key: None for row in islice(read_rows(path), LOOKED) for key in row.values or {}}
+    check_file(path)
+    fields, stat = fields or {}, path.stat()
+    version = stat.st_size, stat.st_mtime_ns
     if "split" in fields:
         column = fields["split"]
     else:
-        column = next((name for name in there if name.strip().lower() == COLUMN), None)
+        column = _spelled(path, version)
         column = None if column in fields.values() else column
     if column is None:
         return None
-    stat = path.stat()
-    splits = _splits(path, column, (stat.st_size, stat.st_mtime_ns), "split" in fields)
+    splits = _splits(path, column, version, "split" in fields)
     return Marks(column, splits) if "train" in splits and len(splits) > 1 else None
+
+
+@lru_cache(maxsize=16)
+def _spelled(path: Path, version: tuple[int, int]) -> str | None:
+    """The column's name as the first rows of a file have it. `version` is of the file's content."""
+    there = (name for row in islice(read_rows(path), LOOKED) for name in row.values or {})
+    return next((name for name in there if name.strip().lower() == COLUMN), None)
 
 
 @lru_cache(maxsize=16)
