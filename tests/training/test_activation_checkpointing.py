@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from microplane.forecast.held import Held
 from microplane.methods import make_method
 from microplane.methods.method import trainable
 from microplane.models.files.load import quantise_linears
@@ -66,6 +67,23 @@ def test_it_keeps_less_and_gives_the_same_bits(kind, dropout, monkeypatch):
         assert torch.equal(loss, again)
         assert torch.equal(before, after)
         assert all(torch.equal(gradients[name], same[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("targets", [["q", "v"], ["all"]])
+@pytest.mark.parametrize(("what", "most"), [("cheap", 0.9), ("blocks", 0.5)])
+def test_less_is_alive_between_forward_and_backward(what, most, targets):
+    """Of all that torch made, whoever holds it: autograd, or the hooks that it keeps beside what they packed."""
+
+    def alive(what):
+        model = tiny().train()
+        make_method({"name": "lora", "rank": 2, "targets": targets}).attach(model)
+        batch = NextToken().collate(DATA, range(8))
+        with recomputed_in_backward(model, what), Held([*model.parameters(), *model.buffers()]) as held:
+            loss = NextToken().loss(model, batch)
+        assert loss.requires_grad
+        return held.now
+
+    assert alive(what) < most * alive("none")
 
 
 @pytest.mark.parametrize("what", ["cheap", "blocks"])

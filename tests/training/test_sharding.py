@@ -60,7 +60,7 @@ def test_one_process_goes_on_with_what_several_have_begun():
     assert check_knobs(TrainKnobs(shard=True), FULL, Ranks(0, 2), begun=False) == []
     auto = TrainKnobs(micro_tokens="auto")
     assert check_knobs(auto, make_method("lora"), ALONE, begun=False) == []
-    assert "4,096 throughout" in check_knobs(auto, make_method("lora"), Ranks(0, 2), begun=False)[0]
+    assert "2,048 throughout" in check_knobs(auto, make_method("lora"), Ranks(0, 2), begun=False)[0]
 
 
 class BesideALonger(Ranks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.config.knobs import TrainKnobs
+from microplane.config.knobs import MICRO_TOKENS, TrainKnobs
 from microplane.errors import MicroplaneWarning, TrainingError
 from microplane.methods import make_method
 from microplane.objectives.next_token import NextToken
@@ -55,7 +55,7 @@ def test_a_run_goes_on_as_if_it_had_begun_with_less(monkeypatch, tmp_path, error
     with monkeypatch.context() as patch:
         Memory(patch, LONGEST + 1, error)
         outcome, metrics = run(tmp_path / "auto")
-    taken = 4096 >> outcome.totals.halvings
+    taken = MICRO_TOKENS >> outcome.totals.halvings
     assert LONGEST // 2 < taken <= LONGEST + 1
     begun_with_less = run(tmp_path / "less", KNOBS.model_copy(update={"micro_tokens": taken}))[1]
     assert metrics == begun_with_less
@@ -63,7 +63,7 @@ def test_a_run_goes_on_as_if_it_had_begun_with_less(monkeypatch, tmp_path, error
 
 def test_each_halving_is_said(monkeypatch, tmp_path):
     Memory(monkeypatch, LONGEST + 1)
-    with pytest.warns(MicroplaneWarning, match=told(4096, 2048)), pytest.warns(MicroplaneWarning, match=told(64, 32)):
+    with pytest.warns(MicroplaneWarning, match=told(2048, 1024)), pytest.warns(MicroplaneWarning, match=told(64, 32)):
         run(tmp_path)
 
 

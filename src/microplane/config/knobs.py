@@ -190,7 +190,7 @@ class DataKnobs(Knobs):
         return [str(item) if isinstance(item, int) else item for item in items]
 
 
-MICRO_TOKENS = 4096
+MICRO_TOKENS = 2048
 
 
 class TrainKnobs(Knobs):
@@ -212,7 +212,7 @@ class TrainKnobs(Knobs):
     recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",
         description="activation checkpointing: cheap computes norms, activations and attention scores again in "
-        "backward (half the memory, a few percent more time); blocks computes whole blocks again (least memory, a "
+        "backward (a third less memory, a few percent more time); blocks computes whole blocks again (least memory, a "
         "third more time)",
     )
     shard: bool = Field(

@@ -229,7 +229,8 @@ def attend_to(
 ) -> Tensor:
     """`attend` to keys and values that are all there, as those of cross-attention are: (T, H, Dh)."""
     if _by_row(q, keys, values, mask_spec, softcap, bias, dropout, prefix):
-        return checkpointed(_attend_by_row, q, keys, values, mask_spec, scale)
+        own, others = mask_spec.rows.lengths, mask_spec.key_lengths
+        return row_attention.row_attention(q, keys, values, own, others, mask_spec.causal, scale)
     mixed = [
         _attend_in_rectangle(queries, k, v, own, scale, softcap, bias, dropout, prefix)
         for queries, k, v, own in _parts(q, keys, values, mask_spec)
@@ -318,10 +319,6 @@ def _by_row(
     """True if nn/ops/row_attention.py can compute it."""
     plain = softcap is None and bias is None and prefix is None and not dropout
     return plain and mask_spec.can_run_per_row and row_attention.usable(q, k, v)
-
-
-def _attend_by_row(q: Tensor, k: Tensor, v: Tensor, mask_spec: MaskSpec, scale: float) -> Tensor:
-    return row_attention.row_attention(q, k, v, mask_spec.rows.lengths, mask_spec.key_lengths, mask_spec.causal, scale)
 
 
 def _mask(like: Tensor, mask_spec: MaskSpec, bias: Tensor | None, prefix: Prefix | None) -> Tensor | None:

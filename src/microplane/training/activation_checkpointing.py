@@ -1,7 +1,7 @@
 """Activation checkpointing (arXiv 1604.06174): activations are computed again in backward instead of being kept.
 
 The results are the same to the bit, dropout included. `blocks` keeps little more than the input of each block and costs
-a third more time. `cheap` computes again only what is cheap (nn/selective_recompute.py): half of what a block keeps.
+a third more time. `cheap` computes again only what is cheap (nn/selective_recompute.py): a third of what a block keeps.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microplane.forecast.held import Held
 from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.attention_reference import attend_reference
 from microplane.nn.ops import native
@@ -72,6 +73,28 @@ def test_what_a_row_gets_does_not_depend_on_its_neighbours():
     together = row_attention(*inputs, (5, 40, 7), (5, 40, 7), True, 0.3)
     alone = row_attention(*(x[5:45] for x in inputs), (40,), (40,), True, 0.3)
     assert torch.equal(together[5:45], alone)
+
+
+def test_shares_are_not_kept_for_the_backward_pass():
+    inputs = tensors((40,), (40,), 4, 2, 32)
+    made = Held(inputs)
+    with made:
+        y = row_attention(*inputs, (40,), (40,), True, 0.3)
+    assert made.peak < y.nbytes + 100  # beside where rows begin
+    assert all(map(torch.equal, y.grad_fn.saved_tensors, inputs))
+
+
+def test_gradients_are_the_same_after_rows_of_other_lengths():
+    """The memory of a thread holds what the last row left there."""
+    inputs = tensors((33,), (33,), 2, 1, 16)
+
+    def gradients():
+        return torch.autograd.grad(row_attention(*inputs, (33,), (33,), True, 0.3).sum(), inputs)
+
+    first = gradients()
+    others = [(x.detach() * 1000).requires_grad_() for x in tensors((90, 7), (90, 7), 2, 1, 16)]
+    row_attention(*others, (90, 7), (90, 7), False, 100.0).sum().backward()
+    assert all(map(torch.equal, first, gradients()))
 
 
 def test_large_scores_are_no_overflow():

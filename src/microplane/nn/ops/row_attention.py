@@ -1,4 +1,5 @@
-"""Attention row by row, compiled (nn/ops/native/attention.cpp): no rectangle, no mask, no copy of the heads.
+"""Attention row by row, compiled (nn/ops/native/attention.cpp): no rectangle, no mask, no copy of the heads, and
+nothing kept for the backward pass but what goes in: shares are computed once more there (as in arXiv 2205.14135).
 
 It handles the common case: bfloat16 without biases, windows, soft-capping, dropout, prefixes or a cache, on processors
 with products of bfloat16 pairs. nn/attention.py handles all others, and has the reference that this must agree with.
@@ -53,22 +54,18 @@ class _RowAttention(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         layout = _layout(q, k, q_lengths, k_lengths, causal, scale)
-        y, shares = torch.empty_like(q), torch.empty(_cells(q_lengths, k_lengths) * q.shape[1], dtype=q.dtype)
-        native.run("attention", q, k, v, y, shares, *layout)
-        ctx.save_for_backward(q, k, v, shares)
+        y = torch.empty_like(q)
+        native.run("attention", q, k, v, y, *layout)
+        ctx.save_for_backward(q, k, v)
         ctx.layout = layout
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, shares = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        native.run("attention_back", grad.contiguous(), q, k, v, shares, grad_q, grad_k, grad_v, *ctx.layout)
+        native.run("attention_back", grad.contiguous(), q, k, v, grad_q, grad_k, grad_v, *ctx.layout)
         return grad_q, grad_k, grad_v, None, None, None, None
-
-
-def _cells(q_lengths: Sequence[int], k_lengths: Sequence[int]) -> int:
-    return sum(queries * keys for queries, keys in zip(q_lengths, k_lengths, strict=True))
 
 
 def _layout(
@@ -78,12 +75,11 @@ def _layout(
     H, Dh = q.shape[1:]
     queries, keys = torch.tensor(q_lengths), torch.tensor(k_lengths)
     q_at = (queries.cumsum(0) - queries) * (H * Dh)
-    share_at = ((queries * keys).cumsum(0) - queries * keys) * H
     if k.dim() == 3:
         KV, k_head, k_step = k.shape[1], Dh, k.shape[1] * Dh
         k_at = (keys.cumsum(0) - keys) * k_step
     else:
         KV, k_head, k_step = k.shape[1], k.shape[2] * Dh, Dh
         k_at = torch.arange(len(keys)) * (KV * k_head)
-    rows = (q_at, k_at, share_at, queries, keys, len(queries))
+    rows = (q_at, k_at, queries, keys, len(queries))
     return *rows, H, KV, Dh, Dh, H * Dh, k_head, k_step, int(causal), float(scale)

@@ -50,11 +50,21 @@ inline void strip(const uint32_t *A, int64_t am, int64_t ak, const uint32_t *B, 
     if (N - n == 1) tile<M, 1>(A, am, ak, B + n * LANES, ldb, K, C + n * LANES, ldc);
 }
 
+// What of a product a causal mask leaves: row m of the queries has sums with keys up to m alone (COLUMNS), or is a sum
+// over these (SUM); row m of the keys is a sum over the queries from m on (REST).
+enum Left { WHOLE, COLUMNS, SUM, REST };
+
 void product(const uint32_t *A, int64_t am, int64_t ak, const uint32_t *B, int64_t ldb, int64_t K, float *C,
-             int64_t ldc, int64_t M, int64_t N) {
+             int64_t ldc, int64_t M, int64_t N, Left left) {
+    auto rows = [&](int64_t m, int64_t count, auto run) {
+        const int64_t end = m + count;  // of the keys that these rows see
+        const int64_t from = left == REST ? std::min(m / 2, K) : 0, to = left == SUM ? std::min((end + 1) / 2, K) : K;
+        run(A + m * am + from * ak, am, ak, B + from * ldb, ldb, to - from, C + m * ldc, ldc,
+            left == COLUMNS ? std::min(vectors_of(end), N) : N);
+    };
     int64_t m = 0;
-    for (; m + 4 <= M; m += 4) strip<4>(A + m * am, am, ak, B, ldb, K, C + m * ldc, ldc, N);
-    for (; m < M; m++) strip<1>(A + m * am, am, ak, B, ldb, K, C + m * ldc, ldc, N);
+    for (; m + 4 <= M; m += 4) rows(m, 4, strip<4>);
+    for (; m < M; m++) rows(m, 1, strip<1>);
 }
 
 inline uint32_t pair_at(const bf16 *x) {
@@ -88,7 +98,7 @@ void pack_along(const bf16 *x, int64_t step, int64_t n, int64_t width, Words &to
 
 // What all rows have in common. Places and steps are counted in elements.
 struct Shape {
-    const int64_t *q_at, *k_at, *share_at, *q_lengths, *k_lengths;
+    const int64_t *q_at, *k_at, *q_lengths, *k_lengths;
     int64_t heads, kv_heads, width, q_head, q_step, k_head, k_step, causal;
     float scale;
 };
@@ -113,13 +123,13 @@ void store_rows(bf16 *x, int64_t step, const std::vector<float> &sums, int64_t n
 
 // The space of one thread.
 struct Space {
-    Words across, along, other, pairs;
+    Words across, along, across_values, other, pairs;
     std::vector<float> z, out, grad_k, grad_v;
     std::vector<bf16> narrow;
 };
 
-// Scores (S, padded) in `z` to shares: in `narrow` (S, padded), zero where nothing is seen, and in `shares` (S, L).
-void softmax(Space &space, bf16 *shares, int64_t S, int64_t L, int64_t padded, bool causal, float scale) {
+// Scores (S, padded) in `z` to shares in `narrow` (S, padded), zero where nothing is seen.
+void softmax(Space &space, int64_t S, int64_t L, int64_t padded, bool causal, float scale) {
     for (int64_t i = 0; i < S; i++) {
         float *z = space.z.data() + i * padded;
         bf16 *narrow = space.narrow.data() + i * padded;
@@ -139,14 +149,22 @@ void softmax(Space &space, bf16 *shares, int64_t S, int64_t L, int64_t padded, b
         const lanes inverse = all(1 / sum(sums));
         for (int64_t v = 0; v < n; v++) store(narrow + v * LANES, load(z + v * LANES) * inverse);
         for (int64_t v = n * LANES; v < padded; v++) narrow[v].bits = 0;
-        std::memcpy(shares + i * L, narrow, 2 * L);
     }
+}
+
+// What one head's queries give to each key, in `narrow` (S, padded); its keys are in `across`.
+void shares_of(const Shape &shape, const Place &place, const bf16 *q, Space &space) {
+    const auto [S, L, D, padded, key, first, last] = place;
+    product((const uint32_t *)q, shape.q_step / 2, 1, space.across.data(), padded, D / 2, space.z.data(), padded, S,
+            padded / LANES, shape.causal ? COLUMNS : WHOLE);
+    softmax(space, S, L, padded, shape.causal, shape.scale);
 }
 
 // One row and one head of keys, with all heads of queries that look at it.
 void forward(const Shape &shape, int64_t b, int64_t kv, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *y,
-             bf16 *shares, Space &space) {
-    const auto [S, L, D, padded, key, first, last] = at(shape, b, kv);
+             Space &space) {
+    const Place place = at(shape, b, kv);
+    const auto [S, L, D, padded, key, first, last] = place;
     pack_across(k + key, shape.k_step, L, D, padded, space.across);
     pack_along(v + key, shape.k_step, L, D, space.along);
     space.z.resize(S * padded);
@@ -154,56 +172,54 @@ void forward(const Shape &shape, int64_t b, int64_t kv, const bf16 *q, const bf1
     space.out.resize(S * D);
     for (int64_t h = first; h < last; h++) {
         const int64_t query = shape.q_at[b] + h * shape.q_head;
-        product((const uint32_t *)(q + query), shape.q_step / 2, 1, space.across.data(), padded, D / 2, space.z.data(),
-                padded, S, padded / LANES);
-        softmax(space, shares + shape.share_at[b] + h * S * L, S, L, padded, shape.causal, shape.scale);
+        shares_of(shape, place, q + query, space);
         product((const uint32_t *)space.narrow.data(), padded / 2, 1, space.along.data(), D, (L + 1) / 2,
-                space.out.data(), D, S, D / LANES);
+                space.out.data(), D, S, D / LANES, shape.causal ? SUM : WHOLE);
         store_rows(y + query, shape.q_step, space.out, S, D);
     }
 }
 
-// The same for the gradients. `grad` and `grad_q` lie as q does, `grad_k` and `grad_v` as k does.
+// The same for the gradients, from shares that are computed once more: kept, they would be most of what a block of long
+// rows keeps. `grad` and `grad_q` lie as q does, `grad_k` and `grad_v` as k does.
 void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const bf16 *q, const bf16 *k, const bf16 *v,
-              const bf16 *shares, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, Space &space) {
-    const auto [S, L, D, padded, key, first, last] = at(shape, b, kv);
-    pack_across(v + key, shape.k_step, L, D, padded, space.across);
+              bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, Space &space) {
+    const Place place = at(shape, b, kv);
+    const auto [S, L, D, padded, key, first, last] = place;
+    pack_across(k + key, shape.k_step, L, D, padded, space.across);
+    pack_across(v + key, shape.k_step, L, D, padded, space.across_values);
     pack_along(k + key, shape.k_step, L, D, space.along);
     space.z.resize(S * padded);
     space.narrow.resize(S * padded);
     space.out.resize(std::max(S, L) * D);
     space.grad_k.assign(L * D, 0);
     space.grad_v.assign(L * D, 0);
-    auto add = [&, S = S, L = L, D = D, padded = padded](const bf16 *by_query, int64_t query, const bf16 *x,
+    auto add = [&, S = S, L = L, D = D, padded = padded, causal = shape.causal](const bf16 *by_query, int64_t query, const bf16 *x,
                                                          std::vector<float> &total) {
         pack_along(by_query, padded, S, padded, space.pairs);  // pairs of queries, for a sum over them
         pack_along(x + query, shape.q_step, S, D, space.other);
-        product(space.pairs.data(), 1, padded, space.other.data(), D, (S + 1) / 2, space.out.data(), D, L, D / LANES);
+        product(space.pairs.data(), 1, padded, space.other.data(), D, (S + 1) / 2, space.out.data(), D, L, D / LANES,
+                causal ? REST : WHOLE);
         for (int64_t i = 0; i < L * D; i++) total[i] += space.out[i];
     };
     for (int64_t h = first; h < last; h++) {
         const int64_t query = shape.q_at[b] + h * shape.q_head;
-        const bf16 *own = shares + shape.share_at[b] + h * S * L;
-        for (int64_t i = 0; i < S; i++) {
-            bf16 *narrow = space.narrow.data() + i * padded;
-            std::memcpy(narrow, own + i * L, 2 * L);
-            for (int64_t j = L; j < padded; j++) narrow[j].bits = 0;
-        }
+        shares_of(shape, place, q + query, space);
         add(space.narrow.data(), query, grad, space.grad_v);
-        product((const uint32_t *)(grad + query), shape.q_step / 2, 1, space.across.data(), padded, D / 2,
-                space.z.data(), padded, S, padded / LANES);
+        product((const uint32_t *)(grad + query), shape.q_step / 2, 1, space.across_values.data(), padded, D / 2,
+                space.z.data(), padded, S, padded / LANES, shape.causal ? COLUMNS : WHOLE);
         for (int64_t i = 0; i < S; i++) {  // the gradient of the scores takes the place of the shares
             const float *z = space.z.data() + i * padded;
             bf16 *narrow = space.narrow.data() + i * padded;
+            const int64_t seen = shape.causal ? vectors_of(i + 1) * LANES : padded;  // behind it stand zeros
             lanes along = {};
-            for (int64_t j = 0; j < padded; j += LANES) along += load(z + j) * load(narrow + j);
+            for (int64_t j = 0; j < seen; j += LANES) along += load(z + j) * load(narrow + j);
             const lanes mean = all(sum(along));
-            for (int64_t j = 0; j < padded; j += LANES)
+            for (int64_t j = 0; j < seen; j += LANES)
                 store(narrow + j, (load(z + j) - mean) * load(narrow + j) * shape.scale);
         }
         add(space.narrow.data(), query, q, space.grad_k);
         product((const uint32_t *)space.narrow.data(), padded / 2, 1, space.along.data(), D, (L + 1) / 2,
-                space.out.data(), D, S, D / LANES);
+                space.out.data(), D, S, D / LANES, shape.causal ? SUM : WHOLE);
         store_rows(grad_q + query, shape.q_step, space.out, S, D);
     }
     store_rows(grad_k + key, shape.k_step, space.grad_k, L, D);
@@ -216,34 +232,34 @@ extern "C" {
 
 int64_t has_attention() { return 1; }
 
-void attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *y, bf16 *shares, const int64_t *q_at,
-               const int64_t *k_at, const int64_t *share_at, const int64_t *q_lengths, const int64_t *k_lengths,
-               int64_t rows, int64_t heads, int64_t kv_heads, int64_t width, int64_t q_head, int64_t q_step,
-               int64_t k_head, int64_t k_step, int64_t causal, float scale, int64_t threads) {
-    const Shape shape = {q_at,  k_at,   share_at, q_lengths, k_lengths, heads,  kv_heads,
-                         width, q_head, q_step,   k_head,    k_step,    causal, scale};
+void attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *y, const int64_t *q_at, const int64_t *k_at,
+               const int64_t *q_lengths, const int64_t *k_lengths, int64_t rows, int64_t heads, int64_t kv_heads,
+               int64_t width, int64_t q_head, int64_t q_step, int64_t k_head, int64_t k_step, int64_t causal,
+               float scale, int64_t threads) {
+    const Shape shape = {q_at,  k_at,   q_lengths, k_lengths, heads,  kv_heads, width,
+                         q_head, q_step, k_head,    k_step,    causal, scale};
 #pragma omp parallel num_threads(threads)
     {
         Space space;
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < rows * kv_heads; i++)
-            forward(shape, i / kv_heads, i % kv_heads, q, k, v, y, shares, space);
+            forward(shape, i / kv_heads, i % kv_heads, q, k, v, y, space);
     }
 }
 
-void attention_back(const bf16 *grad, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *shares, bf16 *grad_q,
-                    bf16 *grad_k, bf16 *grad_v, const int64_t *q_at, const int64_t *k_at, const int64_t *share_at,
-                    const int64_t *q_lengths, const int64_t *k_lengths, int64_t rows, int64_t heads, int64_t kv_heads,
-                    int64_t width, int64_t q_head, int64_t q_step, int64_t k_head, int64_t k_step, int64_t causal,
-                    float scale, int64_t threads) {
-    const Shape shape = {q_at,  k_at,   share_at, q_lengths, k_lengths, heads,  kv_heads,
-                         width, q_head, q_step,   k_head,    k_step,    causal, scale};
+void attention_back(const bf16 *grad, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *grad_q, bf16 *grad_k,
+                    bf16 *grad_v, const int64_t *q_at, const int64_t *k_at, const int64_t *q_lengths,
+                    const int64_t *k_lengths, int64_t rows, int64_t heads, int64_t kv_heads, int64_t width,
+                    int64_t q_head, int64_t q_step, int64_t k_head, int64_t k_step, int64_t causal, float scale,
+                    int64_t threads) {
+    const Shape shape = {q_at,  k_at,   q_lengths, k_lengths, heads,  kv_heads, width,
+                         q_head, q_step, k_head,    k_step,    causal, scale};
 #pragma omp parallel num_threads(threads)
     {
         Space space;
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < rows * kv_heads; i++)
-            backward(shape, i / kv_heads, i % kv_heads, grad, q, k, v, shares, grad_q, grad_k, grad_v, space);
+            backward(shape, i / kv_heads, i % kv_heads, grad, q, k, v, grad_q, grad_k, grad_v, space);
     }
 }
 }
