@@ -16,6 +16,7 @@ from microplane.errors import ModelError
 from microplane.files import object_in, write_aside
 from microplane.models.files.gguf_format import read_header
 from microplane.models.files.packaged import hub_name, packaged_as
+from microplane.report.words import is_number, name_of, say
 
 NAME = "README.md"
 OURS = "<!-- Microplane wrote this card, and writes it again. Remove this line to keep your own. -->"
@@ -214,9 +215,6 @@ def _figures(record: Mapping[str, Any]) -> Iterator[str]:
     yield "| | " + " | ".join(name for name, _ in columns) + " |"
     yield "|---|" + "---|" * len(columns)
     for name in after:
-        yield f"| {name} | " + " | ".join(_number(scores.get(name)) for _, scores in columns) + " |"
+        cells = (say(scores[name], name) if is_number(scores.get(name)) else "-" for _, scores in columns)
+        yield f"| {name_of(name)} | " + " | ".join(cells) + " |"
     yield ""
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"

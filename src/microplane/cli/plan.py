@@ -79,7 +79,7 @@ def _tell(found: Plan) -> None:
     from rich.table import Table
 
     from microplane.cli.terminal import make_console
-    from microplane.report.words import duration, size
+    from microplane.report.words import duration, short_count, size
 
     console = make_console()
     told = f"{found.model}: {found.parameters / 1e6:,.1f} million parameters; {size(found.memory)} of memory"
@@ -94,17 +94,10 @@ def _tell(found: Plan) -> None:
         seconds = one.seconds if one.seconds is not None else one.seconds_per_1000_tokens
         trained = one.adapter + one.gradients + one.optimizer
         parts = (one.base, trained, one.activations, one.total)
-        cells = [one.method, _count(one.trainable), *map(size, parts), "yes" if one.fits else "no", size(one.disk)]
+        cells = [one.method, short_count(one.trainable), *map(size, parts), "yes" if one.fits else "no", size(one.disk)]
         table.add_row(*cells, duration(max(seconds or 0.0, 0.001)))
     console.print(table)
     for one in found.methods:
         if one.refused or one.advice:
             typer.echo(f"{one.method}: {one.refused or one.advice}")
     typer.echo("\ntrained: the adapter, gradients and the optimizer's state; total: with the process itself")
-
-
-def _count(number: int) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:.3g}{name}"
-    return str(number)

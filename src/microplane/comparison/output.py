@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from microplane.comparison.verdict import Words, plain
-from microplane.report.words import duration, rate, size
+from microplane.report.words import duration, rate, short_count, size
 
 Result = Mapping[str, Any]
 COLUMNS = (
@@ -90,14 +90,6 @@ def ways_cell(row: Mapping[str, Any]) -> str:
 
 def _edge(result: Result, method: str) -> str:
     return " (edge)" if result["search"][method]["edge"] else ""
-
-
-def short_count(value: float) -> str:
-    """`590 k`, `22.7 M`."""
-    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.0f}"
 
 
 STAR = "*: told apart from {reference} for certain (Holm over {claims}, 5% in all)"

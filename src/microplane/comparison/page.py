@@ -13,7 +13,6 @@ from microplane.comparison.output import (
     comma_separated,
     difference_cell,
     forgetting_cell,
-    short_count,
     speed_cell,
     star,
     ways_cell,
@@ -28,7 +27,7 @@ from microplane.report.page import (
     template,
     without_surrogates,
 )
-from microplane.report.words import duration, facts, moment, rate, say, significant, size
+from microplane.report.words import duration, facts, moment, rate, say, short_count, significant, size
 
 ROOM = "microplane.comparison"
 

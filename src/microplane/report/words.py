@@ -23,6 +23,14 @@ def count(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else significant(value)
 
 
+def short_count(value: float) -> str:
+    """`590 k`, `22.7 M`, `1.1 B`, as sizes of models are told."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.0f}"
+
+
 def significant(value: float, digits: int = 4) -> str:
     """Up to `digits` digits that matter: `0.3412`, `1,024`, `1e-5`."""
     if value == 0 or 1e-4 <= abs(value) < 1e6:
