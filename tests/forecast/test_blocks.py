@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +50,41 @@ def test_backward_is_seen_too():
     with Held([*layer.parameters(), x]) as held:
         layer(x).sum().backward()
     assert held.now >= sum(p.grad.nbytes for p in layer.parameters())
+
+
+def test_every_output_of_a_block_has_a_gradient_of_one():
+    layer, x = nn.Linear(8, 8), torch.randn(4, 8)
+    layer(x).sum().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad(set_to_none=True)
+    blocks._backward(layer(x))
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    blocks._backward(torch.ones(3))  # nothing trains
+
+
+TRIES = """
+import sys
+import torch
+from microplane.forecast.blocks import block_cost
+from microplane.methods import make_method
+from microplane.nn.number_format import NumberFormat
+from tests.forecast.test_blocks import SHAPE
+cost = block_cost(SHAPE, 1, make_method(sys.argv[1]), NumberFormat(torch.float32), 8)
+assert cost.kept.token > 0
+print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "dora", "ia3"])
+def test_to_try_blocks_imports_neither_sympy_nor_torchs_compiler(tmp_path, method):
+    """A second or three of a process, for nothing that it uses."""
+    folder = {"MICROPLANE_CACHE": str(tmp_path), "MICROPLANE_NATIVE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRIES, method], capture_output=True, text=True, timeout=300, env=os.environ | folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["[]"]
 
 
 def test_scratch_memory_is_made_anew_and_comes_back():

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import EvalResult, ModelCardData
 
 from microplane.adapters.asked import asked_in_card
 from microplane.checkpoints.adapter import read_method
@@ -131,8 +131,11 @@ def licence_of(base: str) -> str | None:
         if path.suffix == ".gguf":
             told = read_header(path).metadata.get("general.license")
             return told if isinstance(told, str) else None
-        told = ModelCard.load(path / NAME, ignore_metadata_errors=True).data.license if path.is_dir() else None
-        return told if isinstance(told, str) else None
+        if (card := path / NAME).is_file():
+            from huggingface_hub import ModelCard  # with all of the Hub's client, half a second of each run
+
+            told = ModelCard.load(card, ignore_metadata_errors=True).data.license
+            return told if isinstance(told, str) else None
     return None
 
 

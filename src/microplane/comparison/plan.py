@@ -86,6 +86,7 @@ class Plan:
         answer_rows: test rows on which the methods are compared.
         learning_curve: whether the method that is advised is trained on parts of the rows too.
         general: text on which the final runs measure what was forgotten; None where no text is written.
+        general_name: the same as it was given.
         steps: of a final run; None until a budget of time could be reckoned.
     """
 
@@ -106,6 +107,7 @@ class Plan:
     general: str | None
     learning_curve: bool = False
     steps: int | None = None
+    general_name: str | None = None
 
     @property
     def reference(self) -> str:
@@ -244,6 +246,7 @@ def make_plan(
         answer_rows=asked,
         general=_general(general, task, opened),
         learning_curve=learning_curve,
+        general_name=general,
     )
     _check_metric(plan, opened, test, plain=splits.summary.format_name == TEXT)
     plan = with_steps(plan)

@@ -12,6 +12,7 @@ from typing import Any
 from microplane.comparison.course import Course
 from microplane.comparison.learning_curve import learning_curve
 from microplane.comparison.plan import UNMEASURED, Plan
+from microplane.comparison.shown import general_name, shown
 from microplane.comparison.table import (
     Measured,
     baseline_rows,
@@ -44,7 +45,7 @@ def result_of(
     learning = learning_curve(plan, found.metric, advised, course.parts, finals[advised]) if course.parts else None
     search = searched(plan, course.short, course.half)
     ledger = [one.line() for one in course.trials.ledger.values()]
-    return {
+    result = {
         "schema": SCHEMA,
         "name": folder.name,
         "answer": told(found, judgement),
@@ -70,6 +71,7 @@ def result_of(
         "command": command_of(plan),
         "environment": provenance.describe(),
     }
+    return shown(result, folder, plan)
 
 
 def general_of(plan: Plan, finals: Mapping[str, Sequence[Outcome]]) -> dict[str, Any] | None:
@@ -119,7 +121,7 @@ def command_of(plan: Plan) -> str:
         option = "--budget" if plan.budget.kind == "seconds" else f"--{plan.budget.kind}"
         words += [option, f"{plan.budget.amount:.0f}{'s' if plan.budget.kind == 'seconds' else ''}"]
     words += ["--seeds", str(plan.seeds)] + (["--metric", plan.metric] if plan.metric else [])
-    words += ["--general", plan.general] if plan.general not in (None, DEFAULT) else []
+    words += ["--general", str(general_name(plan))] if plan.general not in (None, DEFAULT) else []
     words += ["--learning-curve"] if plan.learning_curve else []
     for name, value in plan.set.items():
         words += ["--set", f"{name}={_written(value)}"]

@@ -32,6 +32,7 @@ from microplane.models.families import family_of
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import native
+from microplane.nn.ops.autograd import apply
 from microplane.nn.ops.scratch import no_scratch
 from microplane.nn.rows import Pairs, Rows
 from microplane.training.activation_checkpointing import recomputed_in_backward
@@ -240,7 +241,22 @@ def _held(model: Model, forward: Callable[[], Tensor]) -> tuple[float, float]:
 
 def _backward(y: Tensor) -> None:
     if y.requires_grad:
-        torch.autograd.backward(y, torch.ones_like(y))
+        ones = torch.ones_like(y)
+        torch.autograd.backward(apply(_Given, y, ones))
+
+
+class _Given(torch.autograd.Function):
+    """A number whose gradient with respect to y is a given one. Where `backward` itself is handed a gradient, torch
+    imports sympy, to compare shapes that it does not know: a second of each process that tries blocks."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return y.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient, None
 
 
 def _rows(model: Model, row: int, rows: int) -> Rows | Pairs:

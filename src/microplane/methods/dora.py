@@ -26,9 +26,9 @@ class DoRALinear(LoRALinear):
         super().__init__(base, rank, scale, dropout)
         weight = base.weight.detach()
         wide = weight if weight.dtype == torch.float64 else weight.float()
-        there = not weight.is_meta  # a square or a root there would import torch's compiler
+        there = not weight.is_meta  # a square or a root there would import torch's compiler, `empty_like` sympy
         self.register_buffer("squares", wide.square().sum(1) if there else wide.new_empty(len(wide)))
-        self.lora_magnitude_vector = nn.Parameter(self.squares.sqrt() if there else torch.empty_like(self.squares))
+        self.lora_magnitude_vector = nn.Parameter(self.squares.sqrt() if there else wide.new_empty(len(wide)))
         self._remembered: tuple[Any, Tensor] | None = None
 
     def gain(self, A: Tensor, B: Tensor) -> Tensor:
