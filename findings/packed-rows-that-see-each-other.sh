@@ -60,4 +60,4 @@ again = float(model(packed, position_ids=positions, labels=labels).loss.detach()
 print(f"Llama, the loss of the same step: {plain:.4f}, and {again:.4f} with recomputing")
 assert abs(plain - again) > 1e-2
 PYTHON
-if grep -i pack "$folder/said"; then echo "it is said now" >&2; exit 1; fi
+if grep -iwE 'packed|packing' "$folder/said"; then echo "it is said now" >&2; exit 1; fi
