@@ -37,8 +37,9 @@ from microplane.models.files.hub import resolve
 from microplane.models.files.load import build_on_meta, open_checkpoint, open_config
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
+from microplane.models.stays_wide import told_of_what_stays_wide
 from microplane.nn.number_format import NumberFormat, slowdown
-from microplane.nn.quantised import weight_count
+from microplane.nn.quantised import QUANTISED, weight_count
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.select import AnyCandidates, AnySplits, candidates
 from microplane.runs.asked import how_asked
@@ -286,6 +287,8 @@ def open_for_data(
         check_room(plain)
     if plain.load_notice:
         watch.say(plain.load_notice)
+    if config.model.dtype in QUANTISED and (told := told_of_what_stays_wide(plain, config.model.dtype)):
+        watch.say(told)
     return Opened(config, method, path, checkpoint, tokenizer, candidates(plain, config.data), plain)
 
 

@@ -25,7 +25,7 @@ from microplane.data.rendering.interface import Candidates, DataObjective, Rende
 from microplane.data.rendering.labelled import LabelRenderer, UnknownClassError, class_names
 from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
 from microplane.data.tokenizers.segmenter import JOINT
-from microplane.data.tokenizers.tokenizer import Tokenizer
+from microplane.data.tokenizers.tokenizer import RARE, Tokenizer
 from microplane.errors import DataError
 
 
@@ -229,7 +229,7 @@ class SecondPass:
             duplicates={name: split.duplicates for name, split in splits.items()},
             overlap={name: item.rows for name, item in shared.items()},
             overlap_examples=[pair for item in shared.values() for pair in item.pairs],
-            knows_all=self.renderer.tokenizer.unk_id is None,
+            knows_all=self.renderer.tokenizer.unk_id is None and not self.renderer.tokenizer.leaves_out(RARE),
             unk_rate=train.unknown / infos["train"].tokens,
             trained_unk_rate=_share(train.unknown_targets, train.targets),
             input_unk_rate=_share(train.unknown - train.unknown_targets, infos["train"].tokens - train.targets),

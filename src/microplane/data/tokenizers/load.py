@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,13 +22,14 @@ from microplane.data.tokenizers.marian import SOURCE, SPECIAL, build_marian
 from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
 from microplane.data.tokenizers.sentencepiece import UNMATCHABLE, Pieces, build, read_model, take_rules
 from microplane.data.tokenizers.t5 import BYTES, SPIECE, build_bytes, build_spiece, is_spiece
-from microplane.data.tokenizers.tokenizer import NAMED, Tokenizer, mark_special, surround
+from microplane.data.tokenizers.tokenizer import NAMED, RARE, Tokenizer, mark_special, surround
 from microplane.data.tokenizers.transformers_classes import SAFE_CLASS, open_in_transformers, replaced
 from microplane.data.tokenizers.vietnamese import build_vietnamese
 from microplane.errors import ModelError, notice
 from microplane.models.files.gguf_format import read_header
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
+LETTERS_AND_SIGNS = string.ascii_letters + string.digits + string.punctuation
 
 
 def load_tokenizer(path: Path, adapter: Path | None = None) -> Tokenizer:
@@ -159,7 +161,15 @@ def _load_json(folder: TokenizerFolder) -> Tokenizer:
         _add(backend, told["content"], told, folder)
     _add_special(backend, folder)
     # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
-    return _tokenizer(backend, {}, folder, rules_of_json(backend))
+    tokenizer = _tokenizer(backend, {}, folder, rules_of_json(backend))
+    if tokenizer.leaves_out(RARE):
+        gone = "".join(filter(tokenizer.leaves_out, LETTERS_AND_SIGNS))
+        why = " (it falls back to bytes, and has no tokens of them)" if backend.model.byte_fallback else ""
+        notice(
+            f"tokenizer {file}: characters that are not in its vocabulary are left out of every text{why}: not even as "
+            f"unknown are they read or written. Of those on a keyboard these are: {gone or 'none'}"
+        )
+    return tokenizer
 
 
 def _load_sentencepiece(folder: TokenizerFolder) -> Tokenizer:

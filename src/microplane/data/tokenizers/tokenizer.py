@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
@@ -37,6 +38,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")  # in order of preference
 LETTERS = "é ü ñ å č ź ơ ư ế ộ ỷ ё й が ぱ 한".split()  # that can also be written with their marks apart
 LETTERS_APART = [unicodedata.normalize("NFD", letter) for letter in LETTERS]
+RARE = "\U00010380"  # a letter of Ugaritic, which no normalisation touches
 WORD_FILES = ("vocab.txt", "bpe.codes")  # PhoBERT's
 OVERLAP = 0.25  # of a window, that it shares with the one before
 
@@ -196,6 +198,12 @@ class Tokenizer:
     def _knows(self, text: str) -> bool:
         """Whether no token of a text is unknown."""
         return self.unk_id not in self.encode(text, special=False)
+
+    def leaves_out(self, character: str) -> bool:
+        """Whether a character vanishes from texts: merges (BPE) have no token for it, nor one for the unknown."""
+        merges = self.backend.model
+        mute = isinstance(merges, BPE) and merges.unk_token is None
+        return mute and self.encode(f"a{character}a", special=False) == self.encode("aa", special=False)
 
     def in_form(self, text: str) -> str:
         """A text in the Unicode form that all texts are brought into."""
