@@ -128,7 +128,10 @@ def test_a_file_that_is_wrong_is_refused(place, values, message):
         (NEWS | {"file": "bad.jsonl"}, "bad.jsonl:5: the row has no key 'label'"),
         (NEWS | {"file": "bad.jsonl"}, "or leave them out with skip_bad_rows: true in the mixture."),
         (NEWS | {"file": "mixture.yaml"}, "there is no file"),
-        (NEWS | {"split": "test"}, "split = test asks for a folder with such files, or a file whose column split says so"),
+        (
+            NEWS | {"split": "test"},
+            "split = test asks for a folder with such files, or a file whose column split says so",
+        ),
         (NEWS | {"file": "folder", "split": "test"}, "has no test file; it has train, validation"),
     ],
 )
