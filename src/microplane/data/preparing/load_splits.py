@@ -15,6 +15,7 @@ from microplane.data.mixtures.render import Progress
 from microplane.data.preparing.first_pass import files_of
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.preparing.tokenise import tokenise_files
+from microplane.data.preparing.unread import told_unread
 from microplane.data.rendering.interface import Candidates, DataObjective
 from microplane.data.store import Dataset, SplitInfo, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -141,6 +142,7 @@ def _key(
         VERSION,
         hold_out,
         marked,
+        told_unread(knobs),
         candidates.key(),
         candidates.classes,
         identity,
