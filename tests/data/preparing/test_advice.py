@@ -54,3 +54,9 @@ def test_lopsided_and_rare_classes_are_named():
 
 def test_a_balanced_set_gets_one_line():
     assert len(advise(summary(1000, {"a": 500, "b": 500}), "lora")) == 1
+
+
+@pytest.mark.parametrize(("common", "told"), [(79, False), (80, True), (94, True)])
+def test_four_in_five_rows_of_a_class_are_lopsided(common, told):
+    lines = advise(summary(1000, {"a": 10 * common, "b": 1000 - 10 * common}), "lora")
+    assert any(line.startswith(f"always answering 'a' would be right for {common}%") for line in lines) is told
