@@ -24,6 +24,8 @@ def summary(rows, counts=None, task="classification"):
         (3000, {"a": 1500, "b": 1500}, "classification", "lora"),
         (30_000, {"a": 15_000, "b": 15_000}, "classification", "full"),
         (30_000, {"a": 29_990, "b": 10}, "classification", "lora"),
+        (30_000, {"a": 29_981, "b": 19}, "classification", "lora"),
+        (30_000, {"a": 29_980, "b": 20}, "classification", "full"),
         (300, {}, None, "lora"),
         (50_000, {}, None, "full"),
         (300, {}, "regression", "head-only"),
