@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import save_file
 
-from microplane.checkpoints.attach_saved import weights_fingerprint
+from microplane.checkpoints.attach_saved import MEBIBYTE, _is_base, fingerprint, weights_fingerprint
 from microplane.hardware import give_back_memory
 from microplane.training.context import PeakMemory
 
@@ -22,3 +22,19 @@ def test_a_fingerprint_takes_the_memory_of_a_tensor_and_not_of_the_file(tmp_path
     before = memory.bytes()
     weights_fingerprint(tmp_path)
     assert memory.bytes() - before < 48 * MB or not memory.counted_anew
+
+
+def test_the_note_of_earlier_adapters_tells_a_base_by_names_and_both_ends_of_its_files(tmp_path):
+    content = b"a" + b"-" * (3 * MEBIBYTE) + b"z"
+
+    def base(name, file="model.safetensors", begin=b"a", end=b"z"):
+        (folder := tmp_path / name).mkdir()
+        (folder / file).write_bytes(begin + content[1:-1] + end)
+        return folder
+
+    about = {"base_fingerprint": fingerprint(base("first"))}
+    assert _is_base(base("same"), about)
+    assert not _is_base(base("begins", begin=b"b"), about)
+    assert not _is_base(base("ends", end=b"y"), about)
+    assert not _is_base(base("renamed", file="other.safetensors"), about)
+    assert _is_base(tmp_path / "ends", {})

@@ -135,3 +135,9 @@ def test_a_plain_vocabulary_of_a_relative_of_bert(family, special, tmp_path):
     ours.save(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_text(json.dumps({"model_type": family}))
     assert AutoTokenizer.from_pretrained(tmp_path / "saved")("the cat").input_ids == ours.encode("the cat")
+
+
+def test_a_special_token_of_a_bare_vocabulary_may_be_told_with_its_flags(tmp_path):
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "__type": "AddedToken"}
+    tokenizer = load_tokenizer(bert(tmp_path, cls_token={"content": "food", **flags}, sep_token="eat"))
+    assert [tokenizer.backend.id_to_token(token) for token in tokenizer.encode("a man")] == ["food", "a", "man", "eat"]

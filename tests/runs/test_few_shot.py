@@ -7,13 +7,14 @@ import json
 import pytest
 
 import microplane
-from microplane.config.knobs import GenerateKnobs
+from microplane.config.knobs import DataKnobs, EvalKnobs, GenerateKnobs
 from microplane.data.reading.example import Message
+from microplane.evaluation.few_shot import MOST_TOKENS, Asked, _question, room_of, template_frame, with_examples
 from microplane.inference.generate import generate
 from microplane.runs import baseline
 from tests.comparison.kit import own_cache, rows, write
 from tests.runs.test_seq2seq import pair_folder, shout
-from tests.tiny import SHALLOW, save_tiny_folder
+from tests.tiny import SHALLOW, save_tiny_folder, text_splits
 
 SETS = {"train.steps": 1, "train.threads": 1, "eval.max_new_tokens": 3, "model.dtype": "float32", "eval.rows": 4}
 
@@ -135,3 +136,48 @@ def test_rows_that_are_no_single_questions_get_none(there, monkeypatch):
     run = trained(there, "chats", data=write(there, "chat.jsonl", chat), **{"eval.shots": 2})
     assert found == []
     assert not any("-shot" in name for name in run.result["metrics"]["trivial"])
+
+
+def asked_of(folder, data):
+    """A model with the way it is asked, and the two sides of a file of rows."""
+    run = microplane.load(folder / "model", "float32")
+    splits = text_splits(DataKnobs(train=str(data), validation_share=0.4), run.tokenizer)
+    return run, Asked(splits.objective, run.tokenizer, "chat", None), splits
+
+
+def test_no_prompt_takes_more_room_than_there_is(there):
+    mixed = [{"prompt": f"say {'a' * (n % 7)}b {n}", "completion": f"{n}"} for n in range(40)]
+    _, asked, splits = asked_of(there, write(there, "mixed.jsonl", mixed))
+    held_out = range(len(splits.validation))
+    whole = with_examples(asked, splits.train, splits.validation, held_out, 3, 10**6)
+    longest, shortest = max(map(len, whole.prompts)), min(map(len, whole.prompts))
+    assert whole.examples == 3
+    assert longest > shortest
+    assert with_examples(asked, splits.train, splits.validation, held_out, 3, longest).examples == 3
+    less = with_examples(asked, splits.train, splits.validation, held_out, 3, longest - 1)
+    assert 0 < less.examples < 3
+    assert max(map(len, less.prompts)) < longest
+
+
+@pytest.mark.parametrize("limit", [7, 100])
+def test_a_prompt_leaves_room_for_its_answer(there, limit):
+    run, _, splits = asked_of(there, there / "rows.jsonl")
+    room = room_of(run.model, splits.validation, [0, 1], EvalKnobs(max_new_tokens=limit))
+    assert room == run.model.max_row_tokens - limit < MOST_TOKENS
+
+
+def test_conversations_of_several_turns_are_no_examples(there):
+    turn = lambda n: [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]  # noqa: E731
+    chats = [{"messages": turn(n) if n % 2 else turn(n) + turn(n + 100)} for n in range(40)]
+    _, asked, splits = asked_of(there, write(there, "chats.jsonl", chats))
+    single = [n for n in range(len(splits.validation)) if len(splits.validation.prompt_and_target(n)[0]) < 40]
+    shots = with_examples(asked, splits.train, splits.validation, single[:2], 9, 10**6)
+    frame = template_frame(asked.objective, asked.tokenizer, asked.template, asked.system)
+    assert any(_question(asked, splits.train, row, frame) is None for row in range(len(splits.train)))
+    assert 0 < shots.examples < 9
+    for ids in shots.prompts:
+        text = asked.tokenizer.decode(ids)
+        assert "None" not in text
+        assert not any(f"q{n}\n" in text for n in range(100, 140))  # no second turn
+    twice = next(n for n in range(len(splits.validation)) if n not in single)
+    assert with_examples(asked, splits.train, splits.validation, [twice], 9, 10**6).examples == 0

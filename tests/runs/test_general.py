@@ -159,3 +159,26 @@ def test_a_file_that_is_no_text_is_refused_before_anything_is_computed(there, na
         (there / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         trained(there, f"bad-{name}", str(there / name))
+
+
+def test_rows_leave_room_for_what_the_method_puts_before_them(there, tmp_path, monkeypatch):
+    own_cache(monkeypatch, tmp_path)
+    pipeline = microplane.load(there / "model", "float32")
+    text = tmp_path / "long.txt"
+    text.write_text("one two three four five " * 40)
+    context = pipeline.model.config.context
+    for taken in (0, context - 20):
+        knobs = RunKnobs(eval=EvalKnobs(general=str(text)))
+        found = open_general(knobs, pipeline.model, pipeline.tokenizer, taken)
+        assert context - taken - 8 < int(found.rows.lengths.max()) <= context - taken
+
+
+def test_rows_in_the_cache_that_are_others_are_written_again(tmp_path, monkeypatch):
+    own_cache(monkeypatch, tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("one\ntwo")
+    place = module._rows_of(str(text))
+    rows = place.read_bytes()
+    place.write_bytes(rows[:-9])
+    assert module._rows_of(str(text)) == place
+    assert place.read_bytes() == rows

@@ -143,11 +143,13 @@ def test_the_command_says_how_many_answers_it_measured(done, place):
 @pytest.mark.parametrize("of", ["", "adapter"])
 def test_a_run_that_is_measured_on_its_own_training_rows_is_told_so(of, done, place, tmp_path):
     copy = shutil.copy(place / "rows.jsonl", tmp_path / "rows.jsonl")
-    for file, own in ((place / "rows.jsonl", True), (copy, False)):
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"prompt": "say zz", "completion": "b"}\n')
+    for file, own in ((place / "rows.jsonl", True), (copy, True), (new, False)):
         command = ["eval", str(done.folder / of), str(file), "--set", "eval.rows=0"]
         told = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
         assert told.exit_code == 0, told.output
-        assert ("is what this run was trained on" in " ".join(told.stderr.split())) is own
+        assert ("rows are rows that this run was trained on" in " ".join(told.stderr.split())) is own
 
 
 def test_full_fine_tuning_leaves_a_model_folder(place, tmp_path):

@@ -13,6 +13,7 @@ from microplane.methods import make_method
 from microplane.methods.method import trainable
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
+from microplane.nn.rows import Rows
 from microplane.nn.selective_recompute import recomputed, selective_recompute
 from microplane.objectives.next_token import NextToken
 from microplane.training.activation_checkpointing import recomputed_in_backward
@@ -129,3 +130,14 @@ def test_a_result_is_made_once_for_all_that_keep_it():
         y = recomputed(tanh, x)
         (y @ other + y @ (2 * other)).sum().backward()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("what", "times"), [("none", 1), ("cheap", 1), ("blocks", 2)])
+def test_how_often_a_block_is_computed(what, times):
+    model, calls = tiny().train().requires_grad_(), []
+    block = model.layers[0]
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: (calls.append(None), forward(*args, **kwargs))[1]
+    with recomputed_in_backward(model, what):
+        model.logits(model(Rows.of([[5, 8, 13]]))).sum().backward()
+    assert len(calls) == times

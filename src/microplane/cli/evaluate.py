@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,8 +95,10 @@ def _on_rows(knobs: RunKnobs, out: Path | None, base: str | None, json_: bool, q
     generated = answers and "perplexity" in scores  # a task head is measured on all rows
     told = describe_scores(scores) + (f"; metrics of the answers to {answers:,} rows" if generated else "")
     if json_:
-        classes = {"by_class": measured["by_class"]} if measured["by_class"] else {}
-        typer.echo(json_line(scores | classes))
+        beside: dict[str, Any] = {"by_class": measured["by_class"]} if measured["by_class"] else {}
+        if "trained_rows" in measured:
+            beside["trained_rows"] = measured["trained_rows"]
+        typer.echo(json_line(scores | beside))
         return
     typer.echo(told)
     for line in class_lines(measured["by_class"]):

@@ -19,6 +19,7 @@ from microplane.data.preparing.first_pass import FirstPass, examples, files_of, 
 from microplane.data.preparing.holdout import TooFewRowsError
 from microplane.data.preparing.load_splits import load_rows, load_splits
 from microplane.data.preparing.summary import length_facts, told_split
+from microplane.data.preparing.unread import told_unread
 from microplane.data.reading.bad_rows import LISTED
 from microplane.data.reading.example import Example
 from microplane.data.reading.read import first_texts
@@ -111,7 +112,7 @@ def _of_first_pass(found: FirstPass, knobs: DataKnobs) -> dict[str, Any]:
         "overlap_examples": [pair for item in found.overlap.values() for pair in item.pairs],
         "histogram": histogram(train.sizes),
         "samples": samples,
-        "warnings": found.problems.notices,
+        "warnings": [*found.problems.notices, *told_unread(knobs)],
     }
 
 

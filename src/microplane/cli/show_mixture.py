@@ -59,7 +59,7 @@ def describe_mixture(mixture: Mixture, rows: int | None = None) -> MixtureDescri
         "submixtures": _submixtures(mixture, sources),
         "sources": sources,
         "styles": {name: {"rule": rules[name], "sampled": styles[name] / rows} for name in rules},
-        "notes": list(mixture.plan.notes),
+        "notes": [*mixture.plan.notes, *(f"{source.name}: {source.note}" for source in mixture.sources if source.note)],
         "samples": _samples(mixture, rows),
     }
     return MixtureDescription(facts)

@@ -66,10 +66,20 @@ def with_examples(asked: Asked, train: Dataset, held_out: Dataset, rows: Sequenc
 
 
 def _question(asked: Asked, dataset: Dataset, row: int, frame: tuple[str, str]) -> str | None:
-    """A row's question without its template; None of a row that begins or ends otherwise, as a longer conversation."""
-    text = asked.tokenizer.decode(dataset.prompt_and_target(row)[0])
+    """A row's question without its template; None of a row that begins or ends otherwise, or has more of the template's
+    tokens than one question takes, as a longer conversation."""
+    ids = dataset.prompt_and_target(row)[0]
+    text = asked.tokenizer.decode(ids)
     inner = without_frame(text, frame)
-    return None if any(frame) and inner == text else inner
+    if any(frame) and (inner == text or _marks(asked, ids) != _marks(asked, _prompt(asked, [Message("user", "a")]))):
+        return None
+    return inner
+
+
+def _marks(asked: Asked, ids: Sequence[int]) -> int:
+    """How many special tokens there are, but for unknown ones."""
+    added = asked.tokenizer.backend.get_added_tokens_decoder()
+    return sum(token in added and added[token].special and token != asked.tokenizer.unk_id for token in ids)
 
 
 def _example(asked: Asked, dataset: Dataset, row: int, frame: tuple[str, str]) -> list[Message]:

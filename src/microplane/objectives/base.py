@@ -6,7 +6,7 @@ Shapes: T tokens of all rows side by side, K target tokens, B rows, C classes, V
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypedDict, TypeVar
+from typing import Any, NamedTuple, NotRequired, Protocol, Self, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,7 @@ class Measured(TypedDict):
     prompts: list[str]
     targets: list[str]
     texts: list[str]
+    trained_rows: NotRequired[int]  # of the rows, those that the run was trained on, where that is known
 
 
 B = TypeVar("B", bound=Batch)

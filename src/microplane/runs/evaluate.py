@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.progress import Silent, Watcher, counting
-from microplane.data.reading.read import find_splits
 from microplane.errors import ConfigError, DataError, check_type, notices_to
 from microplane.evaluation import text_metrics
 from microplane.evaluation.evaluate import choose_rows, measure
-from microplane.files import object_in, write_aside
+from microplane.files import write_aside
 from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
@@ -28,6 +26,7 @@ from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.general import open_general
 from microplane.runs.inline_data import configured, in_a_file
 from microplane.runs.max_length import within_context
+from microplane.runs.trained_rows import trained_rows
 
 
 def evaluate(
@@ -101,10 +100,9 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     _check_texts(loaded, summary)
     for warning in summary.warnings:
         watch.say(f"warning   {warning}")
-    known = None if summary.split_by else trained_file(Path(knobs.model.name), summary.files["train"])
-    if known:
-        watch.say(f"warning   {known} is what this run was trained on: the figures say how well it knows its rows by "
-                  "heart. What it can do is seen on rows that it was not trained on, as in its report")  # fmt: skip
+    known = trained_rows(Path(knobs.model.name), data, possible, loaded.tokenizer.unicode, counting(watch))
+    if known is not None and known.warning:
+        watch.say(f"warning   {known.warning}")
     chosen, how = choose_rows(rows, knobs.eval.rows), (knobs.eval, data.template, "model", watch.progress, data.system)
     measured = measure(objective, loaded.model, loaded.tokenizer, rows, chosen, *how)
     check_loss(measured, loaded.model, knobs.model, "the model")
@@ -112,6 +110,8 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     if general is not None:
         show = watch.progress("general text of the model")
         measured["scores"]["general_loss"] = general.loss(loaded.model, knobs.eval.batch_tokens, show)
+    if known is not None and known.rows is not None:
+        measured["trained_rows"] = known.rows
     return measured
 
 
@@ -122,16 +122,6 @@ def _check_texts(loaded: Pipeline, summary: DataSummary) -> None:
             f"{summary.files['train'][0]} is read as {summary.format}, and the run was trained on rows of one text. "
             "Say which that is with --set 'data.fields={text: COLUMN, text_pair: null}'"
         )
-
-
-def trained_file(run: Path, files: Sequence[str]) -> str | None:
-    """One of the files that a run was trained on, if it is among these."""
-    run = run.expanduser()
-    record = object_in(run / "result.json") or (object_in(run.parent / "result.json") if run.name == "adapter" else {})
-    with suppress(LookupError, TypeError, OSError, DataError):
-        own = find_splits(Path(record["run"]["data"]["train"]).expanduser())["train"]
-        return next((file for file in files if any(one.samefile(file) for one in own)), None)
-    return None
 
 
 def _unsaid(text: str) -> None:

@@ -128,7 +128,10 @@ def test_a_file_that_is_wrong_is_refused(place, values, message):
         (NEWS | {"file": "bad.jsonl"}, "bad.jsonl:5: the row has no key 'label'"),
         (NEWS | {"file": "bad.jsonl"}, "or leave them out with skip_bad_rows: true in the mixture."),
         (NEWS | {"file": "mixture.yaml"}, "there is no file"),
-        (NEWS | {"split": "test"}, "split = test asks for a folder with such files, but"),
+        (
+            NEWS | {"split": "test"},
+            "split = test asks for a folder with such files, or a file whose column split says so",
+        ),
         (NEWS | {"file": "folder", "split": "test"}, "has no test file; it has train, validation"),
     ],
 )
@@ -198,6 +201,43 @@ def test_a_source_reads_the_split_and_the_rows_that_it_names(place):
     source = NEWS | {"file": "splits", "split": "test", "limit": 4}
     store = open_mixture(write_mixture(place, one(source), "split.yaml")).sources[0].store
     assert [store[row].values["text"] for row in range(len(store))] == [f"test {n}" for n in range(4)]
+
+
+def marked(place, **source):
+    """The texts that a source reads of a file whose rows say which split they belong to, and its note."""
+    names = ["train", "test", "dev", "Train", "validation", "test"]
+    write(place / "marked.jsonl", [{"text": f"{n}", "label": "a", "split": name} for n, name in enumerate(names)])
+    source = NEWS | {"file": "marked.jsonl", "options": ["a", "b"]} | source
+    read = open_mixture(write_mixture(place, one(source), "marked.yaml")).sources[0]
+    return [read.store[row].values["text"] for row in range(len(read.store))], read.note
+
+
+@pytest.mark.parametrize(
+    ("split", "texts"), [("train", "03"), ("validation", "24"), ("test", "15"), ("all", "012345"), (None, "03")]
+)
+def test_of_a_file_of_all_splits_a_source_reads_the_rows_of_its_own(place, split, texts):
+    found, note = marked(place, **({"split": split} if split else {}))
+    assert found == list(texts)
+    assert note == ("" if split == "all" else f"of marked.jsonl the rows are read whose split is {split or 'train'}")
+
+
+def test_a_column_split_that_a_field_is_read_from_marks_nothing(place):
+    names = ["train", "test", "dev", "Train", "validation"]
+    assert marked(place, fields={"label": "split"}, options=names) == (list("012345"), "")
+    folder = place / "marked"
+    folder.mkdir()
+    for name in ("train", "test"):
+        write(folder / f"{name}.jsonl", [{"text": f"{name} {n}", "label": "a", "split": n} for n in ("train", "test")])
+    assert marked(place, file="marked") == (["train train", "train test"], "")
+    assert marked(place, file="marked", split="all")[0] == ["train train", "train test", "test train", "test test"]
+
+
+def test_a_split_of_which_a_file_has_no_rows_is_refused(place):
+    names = ["train", "dev"]
+    write(place / "two.jsonl", [{"text": f"{n}", "label": "a", "split": name} for n, name in enumerate(names)])
+    source = NEWS | {"file": "two.jsonl", "split": "test"}
+    with pytest.raises(DataError, match=r"none of the rows of .*two.jsonl is marked as test; there are train, valid"):
+        open_mixture(write_mixture(place, one(source), "two.yaml"))
 
 
 def test_constants_fill_fields_for_all_rows(place):

@@ -24,6 +24,8 @@ def summary(rows, counts=None, task="classification"):
         (3000, {"a": 1500, "b": 1500}, "classification", "lora"),
         (30_000, {"a": 15_000, "b": 15_000}, "classification", "full"),
         (30_000, {"a": 29_990, "b": 10}, "classification", "lora"),
+        (30_000, {"a": 29_981, "b": 19}, "classification", "lora"),
+        (30_000, {"a": 29_980, "b": 20}, "classification", "full"),
         (300, {}, None, "lora"),
         (50_000, {}, None, "full"),
         (300, {}, "regression", "head-only"),
@@ -54,3 +56,9 @@ def test_lopsided_and_rare_classes_are_named():
 
 def test_a_balanced_set_gets_one_line():
     assert len(advise(summary(1000, {"a": 500, "b": 500}), "lora")) == 1
+
+
+@pytest.mark.parametrize(("common", "told"), [(79, False), (80, True), (94, True)])
+def test_four_in_five_rows_of_a_class_are_lopsided(common, told):
+    lines = advise(summary(1000, {"a": 10 * common, "b": 1000 - 10 * common}), "lora")
+    assert any(line.startswith(f"always answering 'a' would be right for {common}%") for line in lines) is told

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from microplane.config.knobs import DataKnobs
+from microplane.data.preparing import doubts as doubts_module
 from microplane.data.preparing.doubts import doubtful_names
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.tokenizers.load import load_tokenizer
@@ -189,3 +190,27 @@ def test_plain_text_asks_nothing(tmp_path):
 def test_class_names_that_may_mean_something_else(labels, doubted):
     lines = list(doubtful_names(sorted(labels)))
     assert any(doubted in line for line in lines) if doubted else lines == []
+
+
+@pytest.mark.parametrize(("copied", "told"), [(39, False), (40, True), (60, True)])
+def test_copies_are_told_from_half_of_the_rows_on(tmp_path, copied, told):
+    rows = asked(80 - copied)
+    copies = (rows * 80)[:copied]
+    said = [line for line in warned(tmp_path, rows + copies, asked(10, seed=1)) if "copies of others" in line]
+    assert said == (
+        [
+            f"{copied} of 80 training rows are copies of others: an epoch over them is one of {80 - copied} rows, made "
+            f"{80 / (80 - copied):.1f} times"
+        ]
+        if told
+        else []
+    )
+
+
+def test_rows_are_looked_at_up_to_a_number_of_tokens(tmp_path, monkeypatch):
+    torn = [row | {"completion": f"{number % 2} of them"} for number, row in enumerate(asked(30) * 2)]
+    rows = [*asked(60, seed=2), *torn[:30], *({**row, "completion": "another"} for row in torn[:30])]
+    assert any("ask the same" in line for line in warned(tmp_path, rows, asked(10, seed=1)))
+    monkeypatch.setattr(doubts_module, "MOST_TOKENS", 1000)
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "other"))
+    assert not any("ask the same" in line for line in warned(tmp_path, rows, asked(10, seed=1)))

@@ -104,3 +104,23 @@ def test_a_head_that_numbers_its_classes_otherwise_makes_other_rows(tmp_path):
 
 def test_another_template_makes_other_rows(answers):
     assert tokens(answers) != tokens(answers, tiny(SPECIAL, CHATML.replace("<|im_end|>", "<|im_start|>")))
+
+
+def test_files_of_a_folder_that_nobody_reads_are_told(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+
+    def notices(**knobs):
+        return load_splits(DataKnobs(train=str(folder), **knobs), tiny(SPECIAL, CHATML), NEXT_TOKEN).summary.notices
+
+    rows = [{"prompt": f"ab {n}", "completion": f"{n}"} for n in range(40)]
+    for name in ("train.jsonl", "test.jsonl", ".train.jsonl.swp", "notes.md", "dataset_info.json"):
+        written(folder / name, rows)
+    assert notices() == []
+    extra = written(folder / "train2.jsonl", rows)
+    told = "are not read: they are not called train, validation or test, with the ending of a data file"
+    assert notices() == [f"rows: ['train2.jsonl'] {told.replace('are not read: they are', 'is not read: it is')}"]
+    for name in ("eval.csv", "dev.txt"):
+        (folder / name).write_text("prompt,completion\na,b\n")
+    assert notices() == [f"rows: ['dev.txt', 'eval.csv', 'train2.jsonl'] {told}"]
+    assert notices(validation=extra) == [f"rows: ['dev.txt', 'eval.csv'] {told}"]

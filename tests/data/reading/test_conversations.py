@@ -40,6 +40,31 @@ def test_a_developers_message_is_the_system_message():
     assert complaint(*turns, {"role": "developer", "content": "d"}).startswith("messages[2] is from the system")
 
 
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_a_role_or_text_that_stands_under_one_of_its_two_names_is_read_from_there(nothing):
+    asked = {"role": nothing, "from": "human", "content": nothing, "value": "q"}
+    example = read(asked, {"role": "assistant", "from": nothing, "content": "a", "value": nothing})
+    assert [(message.role, message.content) for message in example.messages] == [("user", "q"), ("assistant", "a")]
+
+
+def test_a_message_that_says_two_things_of_itself_is_refused():
+    answer = {"role": "assistant", "content": "a"}
+    alike = {"role": "user", "from": "human", "content": "q", "value": "q"}
+    row = {"messages": [alike, answer]}
+    form = recognise([row], "x.jsonl")
+    assert form.example(row, "x.jsonl:1").messages[0].content == "q"
+    assert "not used" not in str(form)
+    assert complaint({**alike, "from": "gpt"}, answer) == (
+        "messages[0].role is the text 'user' and messages[0].from the text 'gpt', expected one of them"
+    )
+    assert complaint({**alike, "value": "p"}, answer) == (
+        "messages[0].content is the text 'q' and messages[0].value the text 'p', expected one of them"
+    )
+    assert "messages[1].content is the text 'user'" in complaint(
+        alike, {"role": "assistant", "content": "user", "value": "human"}
+    )
+
+
 @pytest.mark.parametrize("key", TRAINED)
 @pytest.mark.parametrize(
     ("value", "trained"), [(0, False), (False, False), (0.0, False), (1, True), (True, True), (None, True)]
@@ -112,6 +137,21 @@ def test_what_is_said_beside_a_call_is_kept(under):
     assert (calling.content, len(calling.extra["tool_calls"])) == ("I look.", 1)
 
 
+@pytest.mark.parametrize("name", ["arguments", "args", "parameters", "input"])
+def test_what_a_function_is_called_with_is_known_by_every_name(name):
+    called = {"name": "light", name: {"on": True}}
+    nested = {"type": "function", "id": "c1", "function": called}
+    flat = {**called, "id": "c1", "type": "tool_call"}
+    expected = {"type": "function", "id": "c1", "function": {"name": "light", "arguments": {"on": True}}}
+    both = {**nested, "function": {**called, "arguments": '{"on": true}'}}
+    for call in (nested, flat, both, {**nested, "function": json.dumps(called)}):
+        for calls in ([call], json.dumps([call])):
+            example = read({"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls})
+            assert example.messages[1].extra["tool_calls"] == [expected]
+    alone = read({"role": "user", "content": "q"}, {"role": "assistant", "function_call": json.dumps(called)})
+    assert alone.messages[1].extra["tool_calls"] == [{"type": "function", "function": expected["function"]}]
+
+
 def test_a_call_without_arguments_has_none():
     for arguments in ("", None, "{}", {}):
         call = {"function": {"name": "now", "arguments": arguments}}
@@ -122,7 +162,16 @@ def test_a_call_without_arguments_has_none():
 @pytest.mark.parametrize(
     ("calls", "message"),
     [
-        ([{"function": {"name": "f", "arguments": "{"}}], "the arguments the text '{' are no JSON"),
+        (
+            [{"function": {"name": "f", "arguments": "{"}}],
+            "arguments is the text '{', expected an object, or one as JSON",
+        ),
+        ([{"function": {"name": "f", "arguments": [1]}}], "tool_calls[0].arguments is a list [1], expected an object"),
+        ([{"name": "f", "args": '"x"'}], """tool_calls[0].args is the text '"x"', expected an object"""),
+        (
+            [{"name": "f", "input": {"a": 1}, "arguments": {"a": 2}}],
+            "messages[1].tool_calls[0] holds different arguments and input; expected one of them",
+        ),
         ([{"function": {}}], "messages[1].tool_calls[0] is an object"),
         ("f()", "messages[1].tool_calls is the text 'f()', expected a list of calls"),
     ],

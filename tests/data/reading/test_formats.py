@@ -340,3 +340,18 @@ def test_answers_that_are_labels_may_say_that_there_is_none():
     assert left_out(["good", "bad", "-100", "n/a"]) == ["-100"]
     assert left_out(["good", "bad", "-100", "n/a"], ("n/a",)) == ["n/a"]
     assert left_out([0, 1, 2, -1, -100], ()) == []
+
+
+@pytest.mark.parametrize("answer", ["response", "Answer", "completion", "target", "output"])
+def test_a_text_beside_an_answer_may_be_its_question(answer):
+    rows = [{"text": "Name a fruit.", answer: "A pear."}]
+    text = refused(*rows)
+    assert text.startswith(f"x.jsonl: 'text' may be all that is to be learnt, or the question that {answer!r} answers.")
+    fields = {"prompt": "text", "completion": answer}
+    assert f"--set data.format=text, or --set 'data.fields={{prompt: text, completion: {answer}}}'" in text
+    said = recognise(rows, "x.jsonl", fields=fields).example(rows[0], "x.jsonl:1").messages
+    assert [message.content for message in said] == ["Name a fruit.", "A pear."]
+    for form in (recognise(rows, "x", "text"), recognise(rows, "x", fields={"text": "text"})):
+        assert str(form) == f"text (text; not used: {answer})"
+    for nothing in (None, "", 3):
+        assert recognise([{"text": "Name a fruit.", answer: nothing}], "x").name == "text"

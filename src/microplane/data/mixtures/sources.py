@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
@@ -16,7 +17,8 @@ from microplane.data.mixtures.spec import SourcePlan
 from microplane.data.mixtures.task_templates import Fields
 from microplane.data.preparing.holdout import split_off
 from microplane.data.reading.bad_rows import Problems, RowError, show
-from microplane.data.reading.read import find_splits, read_rows
+from microplane.data.reading.marked import Part, marks_of, rows_of
+from microplane.data.reading.read import find_splits
 from microplane.errors import DataError, nearest
 
 IN_MEMORY = 2**26  # bytes of a source; larger ones are kept in a temporary file
@@ -59,6 +61,7 @@ class Source:
     hashes: np.ndarray  # (all rows,)
     sides: Mapping[str, np.ndarray]  # row numbers to train on and to validate on
     problems: Problems
+    note: str = ""  # on rows that are not read
 
     @property
     def name(self) -> str:
@@ -81,7 +84,8 @@ def open_source(plan: SourcePlan, share: float, most: int, skip_bad_rows: bool) 
     """
     store, problems, seen = FieldStore(), Problems(), dict[str, None]()
     try:
-        _read(plan, store, problems, seen)
+        part = _part_of(plan)
+        _read(plan, part, store, problems, seen)
     except DataError as error:
         raise DataError(f"{plan.where}: {error}") from None
     _check_columns(plan, seen)
@@ -96,13 +100,14 @@ def open_source(plan: SourcePlan, share: float, most: int, skip_bad_rows: bool) 
     if share and len(np.unique(hashes)) > 1:
         held_out = split_off(hashes, share, most)
     sides = {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
-    return Source(plan, store, hashes, sides, problems)
+    note = f"of {plan.path.name} the rows are read whose {part.column} is {part.split}" if part else ""
+    return Source(plan, store, hashes, sides, problems, note)
 
 
-def _read(plan: SourcePlan, store: FieldStore, problems: Problems, seen: dict[str, None]) -> None:
+def _read(plan: SourcePlan, part: Part | None, store: FieldStore, problems: Problems, seen: dict[str, None]) -> None:
     limit = plan.knobs.limit
     for path in source_files(plan):
-        for row in read_rows(path):
+        for row in rows_of(path, part):
             if limit is not None and len(store) >= limit:
                 return
             problem = row.problem
@@ -116,20 +121,41 @@ def _read(plan: SourcePlan, store: FieldStore, problems: Problems, seen: dict[st
                 problems.add(f"{path.name}:{row.line}", problem)
 
 
-def source_files(plan: SourcePlan) -> list[Any]:
+def source_files(plan: SourcePlan) -> list[Path]:
     """The files that a source reads.
 
     Raises:
         DataError: if they are not there.
     """
-    if plan.path.is_dir():
-        splits = find_splits(plan.path)
-        if plan.knobs.split not in splits:
-            raise DataError(f"the folder {plan.path} has no {plan.knobs.split} file; it has {', '.join(splits)}")
-        return splits[plan.knobs.split]
-    if plan.knobs.split != "train":
-        raise DataError(f"split = {plan.knobs.split} asks for a folder with such files, but {plan.path} is none")
-    return find_splits(plan.path)["train"]
+    splits, split = find_splits(plan.path), plan.knobs.split
+    if plan.path.is_dir() and split == "all":
+        return [file for files in splits.values() for file in files]
+    if plan.path.is_dir() and split not in splits:
+        raise DataError(f"the folder {plan.path} has no {split} file; it has {', '.join(splits)}")
+    return splits[split] if plan.path.is_dir() else splits["train"]
+
+
+def _part_of(plan: SourcePlan) -> Part | None:
+    """Which rows of a source's one file are read, where a column says to which split each belongs; None for all.
+
+    Raises:
+        DataError: if the file cannot be read, or none of its rows belongs to the split that was asked for.
+    """
+    files, split = source_files(plan), plan.knobs.split
+    parts = {name: plan.column(name) for name in plan.family.fields} | {"options": plan.knobs.options_column}
+    marks = marks_of(files[0], parts) if len(files) == 1 and split != "all" else None
+    if marks is None and split not in ("train", "all") and not plan.path.is_dir():
+        raise DataError(
+            f"split = {split} asks for a folder with such files, or a file whose column split says so of its rows, but "
+            f"{plan.path} is none"
+        )
+    if marks is None or (plan.path.is_dir() and len(find_splits(plan.path)) > 1):
+        return None
+    if split not in marks.splits:
+        raise DataError(
+            f"none of the rows of {plan.path} is marked as {split}; there are {', '.join(sorted(marks.splits))}"
+        )
+    return Part(marks.column, split)
 
 
 def _check_columns(plan: SourcePlan, seen: Iterable[str]) -> None:

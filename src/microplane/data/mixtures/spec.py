@@ -29,7 +29,9 @@ class SourceKnobs(Knobs):
     name: str = Field(min_length=1, description="a name of your choice, shown in rows and tables")
     file: str = Field(min_length=1, description="a data file, or a folder with train/validation/test")
     family: str = Field(description="the family of templates; list: microplane mixture --families")
-    split: Literal["train", "validation", "test"] = Field("train", description="which files of a folder are read")
+    split: Literal["train", "validation", "test", "all"] = Field(
+        "train", description="which files of a folder are read, or rows of a file that has a column split"
+    )
     fields: dict[str, str] = Field({}, description="column by field, as in {text: review}; the same name otherwise")
     constants: dict[str, str] = Field({}, description="a field's text for all rows, as in {target_language: French}")
     options: dict[str, str] | None = Field(

@@ -15,6 +15,7 @@ from microplane.data.mixtures.render import Progress
 from microplane.data.preparing.first_pass import files_of
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.preparing.tokenise import tokenise_files
+from microplane.data.preparing.unread import told_unread
 from microplane.data.rendering.interface import Candidates, DataObjective
 from microplane.data.store import Dataset, SplitInfo, TokenDataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ from microplane.errors import DataError
 from microplane.files import cache_dir
 
 O = TypeVar("O", bound=DataObjective)  # noqa: E741 - what is learnt from the rows
-VERSION = 14  # of what is stored and of all code that decides it; raise it when either changes
+VERSION = 15  # of what is stored and of all code that decides it; raise it when either changes
 
 
 @dataclass
@@ -141,6 +142,7 @@ def _key(
         VERSION,
         hold_out,
         marked,
+        told_unread(knobs),
         candidates.key(),
         candidates.classes,
         identity,

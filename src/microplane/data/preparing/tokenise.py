@@ -17,6 +17,7 @@ from microplane.data.mixtures.render import EVERY, Progress
 from microplane.data.preparing.doubts import doubts
 from microplane.data.preparing.first_pass import FirstPass, Split, examples, first_pass
 from microplane.data.preparing.summary import DataSummary, length_facts
+from microplane.data.preparing.unread import told_unread
 from microplane.data.reading.bad_rows import LISTED, Problem
 from microplane.data.reading.example import Example
 from microplane.data.reading.formats import TEXT
@@ -210,7 +211,7 @@ class SecondPass:
             label_counts={name: self._label_counts(split) for name, split in splits.items()},
             unlabelled={name: split.unlabelled for name, split in splits.items()},
             rewritten=sum(split.rewritten for split in splits.values()),
-            notices=problems.notices,
+            notices=[*problems.notices, *told_unread(self.knobs)],
             files={name: [str(path) for path in split.files] for name, split in splits.items()},
             split_by=part.column if (part := splits["train"].part) else "",
             validation_from="file" if self.found.held_out is None else "split off",

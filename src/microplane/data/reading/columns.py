@@ -197,7 +197,7 @@ class Columns:
         Raises:
             DataError: for more than two columns of text.
         """
-        known = [name for name in self._texts(taken) if self._is_text(name)]
+        known = [name for name in self._texts(taken) if self.is_text(name)]
         first, second = self.fields.get("text"), self.fields.get("text_pair")
         rest = [name for name in known if name not in (first, second)]
         if first is None:
@@ -217,7 +217,7 @@ class Columns:
         spelled = {name.strip().lower(): name for name in reversed(self.names) if name not in set(taken)}
         return [spelled[name] for name in TEXTS if name in spelled]
 
-    def _is_text(self, name: str) -> bool:
+    def is_text(self, name: str) -> bool:
         """Whether anything stands in it, and most of that is text."""
         texts = sum(isinstance(row.get(name), str) and is_filled(row[name]) for row in self._rows)
         return 2 * texts > self._filled[name]

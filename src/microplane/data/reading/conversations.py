@@ -37,6 +37,7 @@ TRAINED = (
 UNCLEAR = ("mask", "masked", "ignore", "skip", "train_detail")  # of training, in one tool this and in another that
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _EXTRA = ("name", "tool_call_id")  # what templates know, as it stands
+ARGUMENTS = ("arguments", "args", "parameters", "input")  # of a call, in one tool or another
 CALL = "function_call"  # a key of an answer; or the role of one that does nothing but call tools
 _KNOWN = {"role", "from", "content", "value", *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", CALL}
 
@@ -88,7 +89,7 @@ def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> M
     if not isinstance(item, dict):
         raise RowError("not a message", f"{place} is {show(item)}, expected {{role, content}}")
     _check_keys(item, place)
-    name = "role" if "role" in item else "from"
+    name = _under(item, "role", "from", place)
     if item.get(name) == CALL:
         item = _spelled_call(item, name, place)
     spelled = get(item, name, f"the role of {place}")
@@ -96,7 +97,7 @@ def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> M
     if role is None:
         raise RowError("unknown role", f"{place}.{name} is {show(spelled)}, expected {', '.join(_ROLES)}")
     calls = _calls(item, place, role)
-    under = "content" if "content" in item or (calls and "value" not in item) else "value"
+    under = "content" if calls and "value" not in item else _under(item, "content", "value", place)
     content = _content(item, under, place, optional=bool(calls))
     if not content.strip() and role in ("user", "assistant") and not calls:
         part = "answer" if role == "assistant" else "prompt"
@@ -106,11 +107,27 @@ def _message(item: Any, place: str, key: str, passed_over: dict[str, None]) -> M
     }
     if calls:
         extra["tool_calls"] = calls
-    used = {name, under, *TRAINED, *THOUGHTS, *_EXTRA, "tool_calls", CALL}
     for other, value in item.items():
-        if other not in used and is_filled(value):
+        if other not in _KNOWN and is_filled(value):
             passed_over[f"{key}[].{other}"] = None
     return Message(role, content, _trained(item, place, role), _thoughts(item, place, role), extra)
+
+
+def _under(item: Mapping[str, Any], usual: str, other: str, place: str) -> str:
+    """The one of two names of the same thing that something stands under; the tables of the field have null under the
+    other, where files of two kinds were put together.
+
+    Raises:
+        RowError: if two things stand there.
+    """
+    first, second = item.get(usual), item.get(other)
+    known = _ROLES if usual == "role" else {}
+    said = {known.get(one.lower(), one) if isinstance(one, str) else str(one) for one in (first, second)}
+    if is_filled(first) and is_filled(second) and len(said) > 1:
+        raise RowError(
+            "said twice", f"{place}.{usual} is {show(first)} and {place}.{other} {show(second)}, expected one of them"
+        )
+    return usual if is_filled(first) or (usual in item and not is_filled(second)) else other
 
 
 def _check_keys(item: Mapping[str, Any], place: str) -> None:
@@ -213,6 +230,7 @@ def _calls(item: Mapping[str, Any], place: str, role: Role) -> list[Any]:
         if is_filled(calls):
             raise RowError("wrong tool call", f"{place} holds tool_calls and function_call; expected one of them")
         calls = [{"type": "function", "function": item[CALL]}]
+    calls = read_json(calls)
     if not is_filled(calls):
         return []
     if role != "assistant" or not isinstance(calls, list):
@@ -222,20 +240,41 @@ def _calls(item: Mapping[str, Any], place: str, role: Role) -> list[Any]:
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = _object(call.get("function", call)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
             "wrong tool call",
             f'{place} is {show(call)}, expected {{"type": "function", "function": {{"name": ..., "arguments": ...}}}}',
         )
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            raise RowError("wrong tool call", f"{place}: the arguments {show(arguments)} are no JSON") from None
-    whole = {"type": "function"} | {key: value for key, value in call.items() if key not in ("function", *function)}
-    return whole | {"function": {**function, "arguments": {} if arguments is None else arguments}}
+    if function is call:  # not nested: what is not of the function is of the call
+        beside = {key: value for key, value in call.items() if key not in ("name", "type", *ARGUMENTS)}
+        function = {key: value for key, value in call.items() if key not in (*beside, "type")}
+    else:
+        beside = {key: value for key, value in call.items() if key not in ("function", *function)}
+    rest = {key: value for key, value in function.items() if key not in ARGUMENTS}
+    return {"type": "function"} | beside | {"function": rest | {"arguments": _arguments(function, place)}}
+
+
+def _arguments(function: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What a function is called with, under any of the names for that."""
+    said = {key: _object(function[key]) for key in ARGUMENTS if is_filled(function.get(key))}
+    for key, value in said.items():
+        if not isinstance(value, dict):
+            expected = "expected an object, or one as JSON"
+            raise RowError("wrong tool call", f"{place}.{key} is {show(function[key])}, {expected}")
+    if any(value != other for value in said.values() for other in said.values()):
+        raise RowError("wrong tool call", f"{place} holds different {' and '.join(said)}; expected one of them")
+    return next(iter(said.values()), {})
+
+
+def _object(value: Any) -> Any:
+    """The object that a text holds as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def tools_of(values: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:

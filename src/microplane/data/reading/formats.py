@@ -156,9 +156,7 @@ def recognise(
                 raise _ambiguous(name, list(spelled.values()), fitting)
             if fitting:
                 found = _format(fitting[0], spelled, columns)
-                if "answer" in found.columns:
-                    asked = [found.columns[part] for part in _ASKED[2:] if part in found.columns]
-                    refuse_unseen_options(rows, name, asked, found.columns["answer"], found.unused)
+                _refuse_unseen(found, rows, columns, wanted)
                 return replace(found, no_label=_no_label(found, rows, no_label))
     raise _unknown(name, columns, wanted)
 
@@ -192,6 +190,22 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
             found |= {"prompt": first, "input": second}
     unused = columns.unused(found.values())
     return Format(name, found, unused, tuple(c for part in optional for c in columns.maybe(part) if c in unused))
+
+
+def _refuse_unseen(form: Format, rows: Sequence[Mapping[str, Any]], columns: Columns, wanted: str) -> None:
+    """Raises: DataError, for rows that hold more than would be learnt of them: options that the question does not show,
+    or an answer beside a text."""
+    asked = [form.columns[part] for part in _ASKED[2:] if part in form.columns]
+    answer = form.columns.get("answer") or form.columns.get("label")
+    if answer and "label" not in columns.fields:
+        refuse_unseen_options(rows, columns.file, asked, answer, form.unused, "label" in form.columns)
+    beside = [name for name in form.unused if name.strip().lower() in ANSWERS and columns.is_text(name)]
+    if form.name == TEXT and wanted == "auto" and "text" not in columns.fields and beside:
+        text = form.columns["text"]
+        raise DataError(
+            f"{columns.file}: {text!r} may be all that is to be learnt, or the question that {beside[0]!r} answers. "
+            f"Choose with --set data.format=text, or --set 'data.fields={{prompt: {text}, completion: {beside[0]}}}'"
+        )
 
 
 def _no_label(form: Format, rows: Iterable[Mapping[str, Any]], asked: Sequence[str]) -> frozenset[str]:

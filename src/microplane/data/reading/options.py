@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from microplane.data.reading.label_values import unpacked
+from microplane.data.reading.values import is_filled, listed
 from microplane.errors import DataError
 
 COLUMNS = ("choices", "options", "answer_choices")
+_ONE = re.compile(  # a column that is one of the options
+    r"(?:(?:choice|option|opt|op|ending|sol|solution|answer|response|alternative|candidate)[ _-]?\d|"
+    r"(?:choice|option|opt|op|ending|sol|solution|answer|response|alternative|candidate)?[ _-]?[a-f])",
+    re.IGNORECASE,
+)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_Options = Callable[[Mapping[str, Any]], list[str]]
 
 
 def refuse_unseen_options(
-    rows: Sequence[Mapping[str, Any]], file: str, prompts: Sequence[str], answer: str, others: Sequence[str]
+    rows: Sequence[Mapping[str, Any]],
+    file: str,
+    prompts: Sequence[str],
+    answer: str,
+    others: Sequence[str],
+    is_class: bool = False,
 ) -> None:
     """Refuse rows of which the answer names an option that the prompt does not show: nobody can learn them so.
 
@@ -22,21 +36,55 @@ def refuse_unseen_options(
         prompts: the columns that the prompt is made of, first that of the question.
         answer: the column of the answer.
         others: columns that are not used.
+        is_class: the answer is learnt as a class. The same options in all rows are classes, then.
 
     Raises:
         DataError: if most rows with options are such.
     """
-    for column in others:
-        if column.strip().lower() not in COLUMNS:
+    for column, options in _columns(others):
+        looked = [row for row in rows if options(row)]
+        unseen = sum(_is_unseen(row, options(row), prompts, answer) for row in looked)
+        different = {tuple(options(row)) for row in looked}
+        if 2 * unseen <= len(looked) or (is_class and len(different) == 1):
             continue
-        looked = [row for row in rows if options_of(row.get(column))]
-        unseen = sum(_is_unseen(row, options_of(row[column]), prompts, answer) for row in looked)
-        if looked and 2 * unseen > len(looked):
+        if is_class:
             raise DataError(
-                f"{file}: {answer!r} is the number or letter of an option in {column!r}, and {prompts[0]!r} does not "
-                f"show the options, so nothing tells what the answer means. Write them into {prompts[0]!r}, each with "
-                f"its letter, or give the option's own text as {answer!r}"
+                f"{file}: {answer!r} is the number or letter of an option in {column}, and the options are others in "
+                "each row, so that it is no class. Make a row of each option, with the question as `text`, the option "
+                "as `text_pair` and the label 1 or 0; or give a model that writes the question and its options as "
+                f"`prompt`. If it is a class all the same: --set 'data.fields={{label: {answer}}}'"
             )
+        raise DataError(
+            f"{file}: {answer!r} is the number or letter of an option in {column}, and {prompts[0]!r} does not "
+            f"show the options, so nothing tells what the answer means. Write them into {prompts[0]!r}, each with "
+            f"its letter, or give the option's own text as {answer!r}"
+        )
+
+
+def _columns(names: Sequence[str]) -> list[tuple[str, _Options]]:
+    """Columns that hold options, as a message names them, and what finds the options of a row there."""
+    found: list[tuple[str, _Options]] = []
+    for name in names:
+        if name.strip().lower() in COLUMNS:
+            found.append((repr(name), partial(_in_one, name=name)))
+    single: dict[str, list[str]] = {}
+    for name in names:
+        if _ONE.fullmatch(name.strip()):
+            single.setdefault(name.strip().lower()[:-1], []).append(name)
+    for stem, several in single.items():
+        if len(several) >= (2 if stem else 3):  # letters alone are called many things
+            found.append((listed(several), partial(_in_columns, names=several)))
+    return found
+
+
+def _in_one(row: Mapping[str, Any], name: str) -> list[str]:
+    return options_of(row.get(name))
+
+
+def _in_columns(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The options of a row that stand in a column each; a row may have fewer of them."""
+    options = [str(row[name]) for name in names if is_filled(row.get(name))]
+    return options if len(options) > 1 else []
 
 
 def options_of(value: Any) -> list[str]:

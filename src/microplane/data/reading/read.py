@@ -271,6 +271,26 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
     return splits
 
 
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
+
+
+def unread_files(path: Path) -> list[str]:
+    """Of a folder with splits, the files that look like rows and belong to none of them: `eval.jsonl`, `train2.csv`,
+    `test.txt`."""
+    if not path.is_dir():
+        return []
+    read = {file for files in find_splits(path).values() for file in files}
+    others = (item for item in sorted(path.iterdir()) if item.is_file() and item not in read)
+    called = {name for names in SPLITS.values() for name in names}
+    return [
+        item.name
+        for item in others
+        if not item.name.startswith(".")
+        and item.name not in _ABOUT
+        and (any(suffix.lower() in SUFFIXES for suffix in item.suffixes) or item.name.split(".")[0].lower() in called)
+    ]
+
+
 def _files_of(split: str, files: list[Path]) -> list[Path]:
     known = [file for file in files if any(suffix.lower() in SUFFIXES for suffix in file.suffixes)]
     found = [file for file in known if file.name.split(".")[0].lower() in SPLITS[split]]

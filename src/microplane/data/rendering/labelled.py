@@ -14,6 +14,7 @@ from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS, Columns, Fields, told
 from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, label_names, look, same_class, unpacked
+from microplane.data.reading.options import refuse_unseen_options
 from microplane.data.reading.values import get, optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
@@ -70,6 +71,9 @@ class LabelFormat:
         used = self._used()
         self._maybe = [] if self.per_word else columns.maybe_texts(used)
         self.unused = columns.unused(used)
+        if not self.per_word and "label" not in columns.fields:
+            texts = [key for key in (first, second) if key]
+            refuse_unseen_options(rows, file, texts, label, self.unused, is_class=True)
         values = (row.get(label) for row in rows)
         is_number = label.strip().lower() in NUMBERS
         self.values = look(values, PER_TOKEN if self.per_word else task, known, no_label, is_number)
