@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from microplane.data.reading.conversations import is_conversation
 from microplane.data.reading.values import is_filled, listed, read_json, truth
 from microplane.errors import DataError, nearest
 
@@ -238,7 +239,7 @@ class Columns:
 
     def holds_messages(self, name: str) -> bool:
         """Whether a column holds conversations."""
-        return any(isinstance(row.get(name), list) for row in self._rows)
+        return any(is_conversation(row.get(name)) for row in self._rows)
 
     def unused(self, used: Iterable[str]) -> tuple[str, ...]:
         return tuple(name for name in self.names if name not in set(used))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from microplane.data.reading.bad_rows import RowError, show
 from microplane.data.reading.example import Message, Role
-from microplane.data.reading.values import get, is_filled, read_json, text
+from microplane.data.reading.values import filled_text, get, is_filled, read_json, text
 from microplane.errors import DataError
 
 _ROLES: dict[str, Role] = {
@@ -55,9 +56,45 @@ def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, Non
     if not isinstance(items, list):
         kind = "null" if items is None else "not a list"
         raise RowError(kind, f"key {key!r} is {show(items)}, expected a list of {{role, content}}")
-    messages = [_message(item, f"{key}[{number}]", key, passed_over) for number, item in enumerate(items)]
+    messages = _messages(items, key, passed_over)
     _check_order(messages, key)
     return messages
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, as far as can be seen without reading them."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def prompt_and_completion(
+    values: Mapping[str, Any], prompt: str, completion: str, passed_over: dict[str, None]
+) -> list[Message]:
+    """The conversation of a row whose prompt or completion, or both, are lists of messages. Answers in the prompt stand
+    there to be read; those of the completion are trained.
+
+    Raises:
+        RowError: as `conversation`.
+    """
+    before = _side(values, prompt, "user", passed_over)
+    after = _side(values, completion, "assistant", passed_over)
+    if all(message.role != "assistant" for message in after):
+        has = ", ".join(message.role for message in after)
+        raise RowError("no assistant message", f"key {completion!r} holds {has}, expected an assistant message")
+    messages = [replace(said, trained=False) if said.role == "assistant" else said for said in before] + after
+    _check_order(messages, f"{prompt} + {completion}")
+    return messages
+
+
+def _side(values: Mapping[str, Any], key: str, role: Role, passed_over: dict[str, None]) -> list[Message]:
+    """Messages, or one of `role` where a text stands."""
+    said = get(values, key, "text, or a list of messages")
+    if is_conversation(said):
+        return _messages(said, key, passed_over)
+    return [Message(role, filled_text(values, key, "answer" if role == "assistant" else "prompt"))]
+
+
+def _messages(items: list[Any], key: str, passed_over: dict[str, None]) -> list[Message]:
+    return [_message(item, f"{key}[{number}]", key, passed_over) for number, item in enumerate(items)]
 
 
 def turns_before(values: Mapping[str, Any], key: str) -> list[Message]:

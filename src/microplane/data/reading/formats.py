@@ -10,11 +10,17 @@ from typing import Any
 
 from microplane.data.reading.bad_rows import NoLabel, RowError, show
 from microplane.data.reading.columns import ANSWERS, CHATS, CLASSES, PAIRS, Columns, Fields, told
-from microplane.data.reading.conversations import conversation, tools_of, turns_before
+from microplane.data.reading.conversations import (
+    conversation,
+    is_conversation,
+    prompt_and_completion,
+    tools_of,
+    turns_before,
+)
 from microplane.data.reading.example import Example, Message
 from microplane.data.reading.label_values import AUTO, is_none, means_none, plain_names
 from microplane.data.reading.options import refuse_unseen_options
-from microplane.data.reading.values import filled_text, get, listed, optional_text, truth
+from microplane.data.reading.values import filled_text, get, is_filled, listed, optional_text, truth
 from microplane.errors import DataError, nearest
 
 # Each line of a tier is one layout: format name, column names by their part. The first tier that fits decides; two
@@ -33,10 +39,11 @@ _TIERS: tuple[list[_ColumnLayout], ...] = (
 )  # fmt: skip
 TEXT = "text"  # the format of rows that are no conversations
 _ASKED = ("system", "history", "instruction", "prompt", "input")  # parts that stand before an answer
+_SIDES = ("instruction", "prompt", "answer")  # parts that may be lists of messages
 OPTIONAL = ("system", "input", "history", "tools")  # parts that not every row has
 _WITH_MORE = ("instruction/input/output", "prompt/completion")  # formats of rows that may have an input and a history
 FORMATS = {
-    "prompt/completion": "prompt -> completion, question (+ context) -> answer, query -> response",
+    "prompt/completion": "prompt -> completion (texts or messages), question (+ context) -> answer, query -> response",
     "instruction/input/output": "instruction (+ input or context) -> output, response, answer",
     "inputs/targets": "inputs -> targets, input -> output, source -> target, document -> summary",
     "messages": "a list of {role, content}",
@@ -94,9 +101,10 @@ class Format:
             )
         if self.name == "text":
             return Example(None, filled_text(values, columns["text"], "text"), where)
-        messages = (
-            conversation(values, columns["messages"], self.passed_over) if "messages" in columns else self._pair(values)
-        )
+        if "messages" in columns:
+            messages = conversation(values, columns["messages"], self.passed_over)
+        else:
+            messages = self._of_messages(values) or self._pair(values)
         if "system" in columns and (system := optional_text(values, columns["system"])):
             if messages[0].role == "system":
                 where_both = f"key {columns['system']!r} and the first message"
@@ -104,6 +112,18 @@ class Format:
             messages.insert(0, Message("system", system))
         tools = tools_of(values, columns["tools"]) if "tools" in columns else ()
         return Example(tuple(messages), None, where, tools=tools)
+
+    def _of_messages(self, values: Mapping[str, Any]) -> list[Message]:
+        """The messages of a row whose prompt or answer is a list of them; none where both are texts."""
+        prompt, answer = (self.columns.get(part, "") for part in ("prompt", "answer"))
+        prompt = prompt or self.columns.get("instruction", "")
+        if not answer or not any(is_conversation(values.get(key)) for key in (prompt, answer)):
+            return []
+        for part in ("input", "history"):
+            if (beside := self.columns.get(part)) and is_filled(values.get(beside)):
+                has = f"key {beside!r} is {show(values[beside])} beside a list of messages"
+                raise RowError("said twice", f"{has}, expected it to stand in a message")
+        return prompt_and_completion(values, prompt, answer, self.passed_over)
 
     def _pair(self, values: Mapping[str, Any]) -> list[Message]:
         columns = self.columns
@@ -177,7 +197,10 @@ def _format(layout: _ColumnLayout, spelled: Mapping[str, str], columns: Columns)
     name, parts = layout
     found = _columns_of(layout, spelled)
     optional = ["system"] if name not in ("text", "text/label") else []
-    optional += ["input", "history"] if name in _WITH_MORE else ["tools"] if "messages" in parts else []
+    if "messages" in parts or any(columns.holds_messages(found.get(part, "")) for part in _SIDES):
+        optional += ["tools"]
+    elif name in _WITH_MORE:
+        optional += ["input", "history"]
     for part in optional:
         column = columns.optional(part, found.values())
         if column and (part != "history" or part in columns.fields or columns.holds_turns(column)):
