@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from microplane.config.build import choices
@@ -355,3 +357,18 @@ def test_a_text_beside_an_answer_may_be_its_question(answer):
         assert str(form) == f"text (text; not used: {answer})"
     for nothing in (None, "", 3):
         assert recognise([{"text": "Name a fruit.", answer: nothing}], "x").name == "text"
+
+
+@pytest.mark.parametrize("name", ["dialogue", "conversation"])
+def test_a_talk_that_is_a_text_is_summarised(name):
+    row = {"id": "7", name: "A: Are you at home?\nB: In an hour.", "summary": "B is home in an hour."}
+    form = recognise([row], "x.jsonl")
+    assert str(form) == f"inputs/targets ({name} -> summary; not used: id)"
+    assert [message.content for message in form.example(row, "x").messages] == [row[name], row["summary"]]
+
+
+@pytest.mark.parametrize("written", [list, json.dumps])
+def test_a_talk_that_is_a_list_is_a_conversation_also_beside_a_summary(written):
+    said = [{"role": "user", "content": "Are you at home?"}, {"role": "assistant", "content": "In an hour."}]
+    form = recognise([{"dialogue": written(said), "summary": "An hour."}], "x.jsonl")
+    assert str(form) == "messages (dialogue; not used: summary)"

@@ -29,6 +29,8 @@ PAIRS = {
     "src": ("tgt",),
     "document": ("summary",),
     "article": ("highlights", "summary"),
+    "dialogue": ("summary",),
+    "conversation": ("summary",),
     "text": ("summary",),
 }
 CLASSES = ("label", "labels", "category", "class", "sentiment")
@@ -236,6 +238,10 @@ class Columns:
         """Whether all that stands in a column, or most of it, is a list, perhaps one written as JSON."""
         lists = sum(isinstance(read_json(row.get(name)), list) and is_filled(row[name]) for row in self._rows)
         return 2 * lists >= self._filled[name]
+
+    def holds_texts(self, name: str) -> bool:
+        """Whether most of what stands in a column is text, and no list written as such."""
+        return self.is_text(name) and not self.holds_turns(name)
 
     def holds_messages(self, name: str) -> bool:
         """Whether a column holds conversations."""

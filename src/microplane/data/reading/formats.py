@@ -4,7 +4,7 @@ a conversation (system, user, assistant, perhaps tools), or plain text of which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ _WITH_MORE = ("instruction/input/output", "prompt/completion")  # formats of row
 FORMATS = {
     "prompt/completion": "prompt -> completion (texts or messages), question (+ context) -> answer, query -> response",
     "instruction/input/output": "instruction (+ input or context) -> output, response, answer",
-    "inputs/targets": "inputs -> targets, input -> output, source -> target, document -> summary",
+    "inputs/targets": "inputs -> targets, input -> output, source -> target, document or dialogue -> summary",
     "messages": "a list of {role, content}",
     "conversations": "a list of {from, value}",
     "text/label": "text or sentence -> label, category, class, sentiment",
@@ -170,7 +170,7 @@ def recognise(
     for strictly in (True, False):  # what nothing stands in is looked at only if nothing fits without
         spelled = columns.usual(strictly)
         for tier in _TIERS:
-            fits = [layout for layout in tier if _fits(layout, spelled, wanted, columns.mapped)]
+            fits = [layout for layout in tier if _fits(layout, spelled, wanted, columns.mapped, columns.holds_texts)]
             fitting = list({str(_columns_of(layout, spelled)): layout for layout in reversed(fits)}.values())[::-1]
             if len(fitting) > 1:
                 raise _ambiguous(name, list(spelled.values()), fitting)
@@ -181,10 +181,14 @@ def recognise(
     raise _unknown(name, columns, wanted)
 
 
-def _fits(layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str, mapped: Set[str]) -> bool:
+def _fits(
+    layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str, mapped: Set[str], texts: Callable[[str], bool]
+) -> bool:
     name, columns = layout
     named_so = wanted in ("auto", name) or {wanted, name} == {"messages", "conversations"}
     there = all(column in spelled for column in columns.values())
+    if there and (chat := columns.get("messages")) in PAIRS and texts(spelled[chat]):
+        return False  # the text of a talk, as what is to be summarised
     return named_so and there and mapped <= set(_columns_of(layout, spelled).values())
 
 
