@@ -269,3 +269,22 @@ def test_a_role_that_is_a_call():
         text = complaint(asked, {"from": "function_call", "value": said}, result, answer)
         assert text.startswith("messages[1].value is ")
         assert "expected the call as JSON" in text
+
+
+def test_lists_of_roles_and_contents_are_a_list_of_messages():
+    """As a feature of `datasets` that is a sequence of objects comes out of a Parquet file."""
+    row = {"messages": {"role": ["user", "assistant"], "content": ["a", "b"], "name": None}}
+    said = recognise([row], "x").example(row, "x:1").messages
+    assert [(message.role, message.content) for message in said] == [("user", "a"), ("assistant", "b")]
+    weighted = {"messages": {"from": ["human", "gpt"] * 2, "value": [*"abcd"], "weight": [None, 0, None, 1]}}
+    trained = recognise([weighted], "x").example(weighted, "x:1").messages
+    assert [message.trained for message in trained] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "lists", [{}, {"role": ["user", "assistant"], "content": ["a"]}, {"role": "user", "content": "a"}]
+)
+def test_lists_of_unequal_length_are_refused(lists):
+    row = {"messages": lists}
+    with pytest.raises(RowError, match="expected a list of {role, content}"):
+        recognise([row], "x").example(row, "x:1")

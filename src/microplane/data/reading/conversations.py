@@ -52,13 +52,25 @@ def conversation(values: Mapping[str, Any], key: str, passed_over: dict[str, Non
     Raises:
         RowError: for what is no conversation, and for what cannot be honoured.
     """
-    items = read_json(get(values, key, "a list of messages"))
+    items = _by_message(read_json(get(values, key, "a list of messages")))
     if not isinstance(items, list):
         kind = "null" if items is None else "not a list"
         raise RowError(kind, f"key {key!r} is {show(items)}, expected a list of {{role, content}}")
     messages = _messages(items, key, passed_over)
     _check_order(messages, key)
     return messages
+
+
+def _by_message(items: Any) -> Any:
+    """A list of messages where a list of each of their keys stands, as `datasets` keeps them; else what is there."""
+    lists = {key: value for key, value in items.items() if value is not None} if isinstance(items, dict) else {}
+    if (
+        not lists
+        or not all(isinstance(value, list) for value in lists.values())
+        or len({*map(len, lists.values())}) > 1
+    ):
+        return items
+    return [dict(zip(lists, message, strict=True)) for message in zip(*lists.values(), strict=True)]
 
 
 def is_conversation(value: Any) -> bool:
