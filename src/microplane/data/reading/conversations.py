@@ -289,7 +289,7 @@ def _calls(item: Mapping[str, Any], place: str, role: Role) -> list[Any]:
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:
-    function = _object(call.get("function", call)) if isinstance(call, dict) else None
+    function = read_json(call.get("function", call), "{") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
             "wrong tool call",
@@ -306,7 +306,7 @@ def _call(call: Any, place: str) -> dict[str, Any]:
 
 def _arguments(function: Mapping[str, Any], place: str) -> dict[str, Any]:
     """What a function is called with, under any of the names for that."""
-    said = {key: _object(function[key]) for key in ARGUMENTS if is_filled(function.get(key))}
+    said = {key: read_json(function[key], "{") for key in ARGUMENTS if is_filled(function.get(key))}
     for key, value in said.items():
         if not isinstance(value, dict):
             expected = "expected an object, or one as JSON"
@@ -314,16 +314,6 @@ def _arguments(function: Mapping[str, Any], place: str) -> dict[str, Any]:
     if any(value != other for value in said.values() for other in said.values()):
         raise RowError("wrong tool call", f"{place} holds different {' and '.join(said)}; expected one of them")
     return next(iter(said.values()), {})
-
-
-def _object(value: Any) -> Any:
-    """The object that a text holds as JSON; anything else as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
 
 
 def tools_of(values: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:

@@ -4,7 +4,7 @@ a conversation (system, user, assistant, perhaps tools), or plain text of which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,7 +170,7 @@ def recognise(
     for strictly in (True, False):  # what nothing stands in is looked at only if nothing fits without
         spelled = columns.usual(strictly)
         for tier in _TIERS:
-            fits = [layout for layout in tier if _fits(layout, spelled, wanted, columns.mapped, columns.holds_texts)]
+            fits = [layout for layout in tier if _fits(layout, spelled, wanted, columns)]
             fitting = list({str(_columns_of(layout, spelled)): layout for layout in reversed(fits)}.values())[::-1]
             if len(fitting) > 1:
                 raise _ambiguous(name, list(spelled.values()), fitting)
@@ -181,15 +181,13 @@ def recognise(
     raise _unknown(name, columns, wanted)
 
 
-def _fits(
-    layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str, mapped: Set[str], texts: Callable[[str], bool]
-) -> bool:
-    name, columns = layout
+def _fits(layout: _ColumnLayout, spelled: Mapping[str, str], wanted: str, columns: Columns) -> bool:
+    name, parts = layout
     named_so = wanted in ("auto", name) or {wanted, name} == {"messages", "conversations"}
-    there = all(column in spelled for column in columns.values())
-    if there and (chat := columns.get("messages")) in PAIRS and texts(spelled[chat]):
+    there = all(column in spelled for column in parts.values())
+    if there and (chat := parts.get("messages")) in PAIRS and columns.holds_texts(spelled[chat]):
         return False  # the text of a talk, as what is to be summarised
-    return named_so and there and mapped <= set(_columns_of(layout, spelled).values())
+    return named_so and there and columns.mapped <= set(_columns_of(layout, spelled).values())
 
 
 def _columns_of(layout: _ColumnLayout, spelled: Mapping[str, str]) -> dict[str, str]:

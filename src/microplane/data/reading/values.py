@@ -81,9 +81,10 @@ def is_number(text: str) -> bool:
     return True
 
 
-def read_json(value: Any) -> Any:
-    """The list that a text holds as JSON, as in a cell of a CSV file; anything else as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
+def read_json(value: Any, opening: str = "[") -> Any:
+    """The list that a text holds as JSON, as in a cell of a CSV file, or the object (`opening` is a brace then);
+    anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(opening):
         return value
     try:
         return json.loads(value)

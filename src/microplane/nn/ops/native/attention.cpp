@@ -193,12 +193,12 @@ void backward(const Shape &shape, int64_t b, int64_t kv, const bf16 *grad, const
     space.out.resize(std::max(S, L) * D);
     space.grad_k.assign(L * D, 0);
     space.grad_v.assign(L * D, 0);
-    auto add = [&, S = S, L = L, D = D, padded = padded, causal = shape.causal](const bf16 *by_query, int64_t query, const bf16 *x,
+    auto add = [&, S = S, L = L, D = D, padded = padded](const bf16 *by_query, int64_t query, const bf16 *x,
                                                          std::vector<float> &total) {
         pack_along(by_query, padded, S, padded, space.pairs);  // pairs of queries, for a sum over them
         pack_along(x + query, shape.q_step, S, D, space.other);
         product(space.pairs.data(), 1, padded, space.other.data(), D, (S + 1) / 2, space.out.data(), D, L, D / LANES,
-                causal ? REST : WHOLE);
+                shape.causal ? REST : WHOLE);
         for (int64_t i = 0; i < L * D; i++) total[i] += space.out[i];
     };
     for (int64_t h = first; h < last; h++) {
