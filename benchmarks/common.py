@@ -40,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--compute", choices=("bfloat16", "int8"), default="bfloat16", help="ours, of nf4: model.compute"
     )
     parser.add_argument("--autocast", action="store_true", help="all is multiplied in bfloat16 (torch.autocast)")
+    parser.add_argument("--trl", action="store_true", help="peer: the steps are TRL's trainer's")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="the peer's way")
     parser.add_argument("--recompute", default="none", help="ours: train.recompute")
     parser.add_argument("--micro-tokens", type=int, default=4096, help="ours: tokens computed at once")

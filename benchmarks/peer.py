@@ -5,18 +5,22 @@
 
 Rows are tokenised already, one JSON object per line: {"ids": [...], "trained": [0 or 1, ...]}. Row i belongs to step
 i // batch_size, so that both sides of a comparison see the same tokens in the same batches. `trained[i]` says that
-token i is a target (predicted from token i - 1).
+token i is a target (predicted from token i - 1). With --trl the steps are those of TRL's trainer, which
+has to be installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -143,6 +147,64 @@ def train(model: torch.nn.Module, batches: list[Batch], options: argparse.Namesp
     return seconds, losses
 
 
+def train_by_trl(
+    model: torch.nn.Module, batches: list[Batch], options: argparse.Namespace
+) -> tuple[list[float], list[float]]:
+    """The same steps by TRL's trainer: rows in our order, our collation, its own optimizer step and measuring."""
+    from trl import SFTConfig, SFTTrainer
+
+    seconds, losses = [time.perf_counter()], []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(time.perf_counter())
+
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    with tempfile.TemporaryDirectory() as folder:
+        knobs = SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=1,  # batches are made already
+            max_steps=len(batches),
+            learning_rate=options.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=options.warmup,
+            weight_decay=0.0,
+            optim="adamw_torch_fused",
+            gradient_checkpointing=False,
+            bf16=options.autocast,
+            use_cpu=True,
+            train_sampling_strategy="sequential",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(
+            model,
+            args=knobs,
+            train_dataset=rows_for_trl(len(batches), Path(folder)),
+            data_collator=lambda rows: batches[rows[0]["batch"]].inputs,
+            processing_class=transformers.AutoTokenizer.from_pretrained(options.model_folder),
+            callbacks=[Clock()],
+        )
+        seconds[0] = time.perf_counter()
+        trainer.train()
+    return [later - earlier for earlier, later in itertools.pairwise(seconds)], losses
+
+
+def rows_for_trl(count: int, folder: Path) -> Any:
+    """A row for each batch, as TRL asks for a dataset of `datasets`; the collator puts the batch in its place."""
+    import datasets
+
+    file = folder / "batches.jsonl"
+    file.write_text("".join(json.dumps({"batch": batch, "input_ids": [0]}) + "\n" for batch in range(count)))
+    return datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
+
+
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, batches: list[Batch], autocast: bool) -> float:
     """The same loss over all trained tokens of the validation rows."""
@@ -166,7 +228,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{options.train} has rows for {len(batches)} of {options.steps} steps")
     validation = batches_of(read_rows(options.validation), options, pad)
     first = evaluate(model, validation[:1], autocast=False)
-    seconds, losses = train(model, batches, options)
+    seconds, losses = (train_by_trl if options.trl else train)(model, batches, options)
     memory["after_training"] = peak_rss()
     result |= {
         "options": named(options),

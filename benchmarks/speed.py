@@ -1,18 +1,24 @@
-"""LoRA on the demo's data: Microplane against transformers + peft, in turn, each in a process of its own.
+"""LoRA on the demo's data (W2): Microplane against transformers + peft and TRL's trainer, each in a process of its own.
 
-    python benchmarks/speed.py [--steps 40] [--pairs 3]
+    pip install --no-deps --target trl trl datasets pyarrow pandas dill multiprocess xxhash python-dateutil six
+    python benchmarks/speed.py [--steps 40] [--pairs 3] [--trl trl]
 
-The same token ids in the same batches, the same adapters, schedule and number format (bfloat16). Writes
-results/speed_<date>.json with both sides' figures and the ratios pair by pair.
+The same token ids in the same batches, the same adapters and schedule, the base in bfloat16; also with our base in nf4,
+multiplied in 8 bits. From the process's start to the last validation, and a step by itself. The loop with peft runs as
+it is or under autocast, whichever takes shorter steps. It is not compiled: for rows of all lengths that took four
+minutes before the first step on two cores. Writes results/speed_<date>.json with all figures and the ratios pair by
+pair.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,34 +61,58 @@ def write(path: Path, dataset: Dataset, rows: list[int]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def side(script: str, folder: Path, steps: int, *more: str) -> dict[str, Any]:
+def side(script: str, folder: Path, steps: int, *more: str, extra: Path | None = None) -> dict[str, Any]:
+    """Its figures, and the seconds of the whole process. `extra`: a folder of packages that only this side needs."""
     out = folder / "out.json"
     files = ["--model-folder", folder / "model", "--train", folder / "train.jsonl"]
     files += ["--validation", folder / "validation.jsonl", "--out", out]
     knobs = ["--steps", steps, "--batch-size", BATCH, "--rank", 16, "--alpha", 32, "--lr", 1e-3, "--warmup", 5]
     command = [sys.executable, HERE / script, *files, *knobs, *more]
-    subprocess.run([str(part) for part in command], check=True, stderr=subprocess.DEVNULL)
-    return json.loads(out.read_text())
+    paths = [str(extra.resolve())] if extra else []
+    paths += [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    began = time.perf_counter()
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+    if done.returncode:
+        raise SystemExit(f"{script}: {done.stderr[-2000:]}")
+    return json.loads(out.read_text()) | {"process_seconds": time.perf_counter() - began}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--trl", type=Path, metavar="FOLDER", help="where TRL and what it needs are installed")
     options = parser.parse_args()
-    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     about = environment()
+    runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, options.steps)
         way = faster_way(folder)
+        sides: dict[str, tuple[str, list[str]]] = {
+            "ours": ("ours.py", []),
+            "ours 8 bits": ("ours.py", ["--dtype", "nf4", "--compute", "int8"]),
+            "peer": ("peer.py", way),
+        }
+        if options.trl:
+            sides["trl"] = ("peer.py", [*way, "--trl"])
         for pair in range(options.pairs):
-            sides["ours"].append(side("ours.py", folder, options.steps))
-            sides["peer"].append(side("peer.py", folder, options.steps, *way))
-            told = "; ".join(f"{who}: {line(runs[-1])}" for who, runs in sides.items())
-            print(f"pair {pair + 1}: {told}", flush=True)
-    how = "with autocast" if way else "as it comes"
-    result = {"what": "speed of LoRA on the demo's data", **about, "peer": how, **compare(sides), "runs": sides}
+            for who, (script, more) in sides.items():
+                extra = options.trl if who == "trl" else None
+                runs.setdefault(who, []).append(side(script, folder, options.steps, *more, extra=extra))
+                print(f"pair {pair + 1}: {who}: {line(runs[who][-1])}", flush=True)
+    result = {
+        "what": "speed of LoRA on the demo's data",
+        **about,
+        "peer": "with autocast" if way else "as it comes",
+        **compare(runs),
+        "runs": runs,
+    }
     path = HERE / "results" / f"speed_{about['date'][:10]}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -96,23 +126,30 @@ def faster_way(folder: Path) -> list[str]:
 
 
 def line(run: dict[str, Any]) -> str:
-    rate = run["trained_tokens_per_second"]["median"]
-    return f"{rate:.0f} trained tokens/s, {run['peak_memory_bytes'] / 1e9:.2f} GB, loss {run['validation_loss']:.4f}"
+    rate, whole = run["trained_tokens_per_second"]["median"], run["process_seconds"]
+    memory = run["peak_memory_bytes"] / 1e9
+    return f"{whole:.1f} s, {rate:.0f} trained tokens/s, {memory:.2f} GB, loss {run['validation_loss']:.4f}"
 
 
-def compare(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Ratios ours / peer, pair by pair."""
-    rate = {who: [run["trained_tokens_per_second"]["median"] for run in runs] for who, runs in sides.items()}
-
-    def ratios(key: Any) -> list[float]:
-        return [key(ours) / key(theirs) for ours, theirs in zip(sides["ours"], sides["peer"], strict=True)]
-
-    return {
-        "trained_tokens_per_second": {who: spread(values) for who, values in rate.items()},
-        "speed_ratio": spread(ratios(lambda run: run["trained_tokens_per_second"]["median"])),
-        "memory_ratio": spread(ratios(lambda run: run["peak_memory_bytes"])),
-        "validation_loss_ratio": spread(ratios(lambda run: run["validation_loss"])),
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Of each side the spread, and ours against each peer, pair by pair."""
+    values = {
+        "process_seconds": lambda run: run["process_seconds"],
+        "trained_tokens_per_second": lambda run: run["trained_tokens_per_second"]["median"],
+        "peak_memory_bytes": lambda run: run["peak_memory_bytes"],
+        "validation_loss": lambda run: run["validation_loss"],
     }
+    found: dict[str, Any] = {
+        name: {who: spread([value(run) for run in some]) for who, some in runs.items()}
+        for name, value in values.items()
+    }
+    for ours in ("ours", "ours 8 bits"):
+        for peer in runs.keys() - {"ours", "ours 8 bits"}:
+            pairs = list(zip(runs[ours], runs[peer], strict=True))
+            found[f"{ours} against {peer}"] = {
+                name: spread([value(one) / value(other) for one, other in pairs]) for name, value in values.items()
+            }
+    return found
 
 
 if __name__ == "__main__":
