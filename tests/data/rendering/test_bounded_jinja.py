@@ -50,3 +50,10 @@ def test_loops_are_as_they_were():
 def test_each_rendering_is_counted_by_itself():
     template = ChatTemplate("{% for a in range(60000) %}{% endfor %}x", {})
     assert {template.text(ASK) for _ in range(20)} == {"x"}
+
+
+def test_the_places_in_a_loop_are_all_that_is_not_looked_at_twice():
+    asked = "".join(f"{{{{ loop.{name} is defined }}}} " for name in ("__class__", "_iterator", "first", "cycle"))
+    template = "{% for m in [1, 2] %}" + asked + "{{ loop.cycle('a', 'b') }}{% endfor %}"
+    plain = ImmutableSandboxedEnvironment().from_string(template).render()
+    assert ChatTemplate(template, {}).text(ASK) == plain == "False False True True aFalse False True True b"

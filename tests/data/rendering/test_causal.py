@@ -544,3 +544,17 @@ def _marked(tokenizer, ids: list[int], trained: list[bool]) -> str:
         for token, target, before in zip(ids, trained, [False, *trained], strict=False)
     )
     return text + ("⟧" if trained[-1] else "")
+
+
+def test_the_prompt_that_is_kept_is_that_of_the_same_messages_and_tools():
+    asked = [[Message("user", text)] for text in ("a", "b")]
+    tools = ({"type": "function", "function": {"name": "lamp"}},)
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}{% if tools %}{{ tools[0].function.name }}"
+        "{% endif %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    template = ChatTemplate(source, {})
+    for messages, offered in ((asked[0], ()), (asked[0], tools), (asked[1], tools), (asked[0], ()), (asked[0], ())):
+        alone = ChatTemplate(source, {}).text(messages, True, offered)
+        assert template.prompt(messages, offered) == alone
+    assert template.prompt([]) == ""

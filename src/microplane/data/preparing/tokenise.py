@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import EVERY, Progress
 from microplane.data.preparing.doubts import doubts
 from microplane.data.preparing.first_pass import FirstPass, Split, examples, first_pass
+from microplane.data.preparing.side_by_side import side_by_side
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.preparing.unread import told_unread
 from microplane.data.reading.bad_rows import LISTED, Problem
@@ -119,6 +121,23 @@ class Counts:
     unknown_targets: int = 0
 
 
+@dataclass(frozen=True)
+class _Rendering:
+    """What an example becomes, which other processes may ask for as well."""
+
+    renderer: Renderer
+    most: int  # tokens of a row
+    most_of_target: int
+
+    def __call__(self, item: tuple[int, int, Example]) -> list[TokenRow] | Problem:
+        """The rows of one, with the number of its file and its line; what is wrong where the template refuses it."""
+        try:
+            return self.renderer.rows(item[2], self.most, self.most_of_target)
+        except DataError as error:
+            unknown = isinstance(error, UnknownClassError)
+            return Problem("a class of no training row" if unknown else "refused by the template", str(error))
+
+
 class SecondPass:
     """Tokenises the splits that the first pass found."""
 
@@ -134,7 +153,6 @@ class SecondPass:
         self.found, self.knobs, self.objective, self.renderer = found, knobs, objective, renderer
         self.writers, self.progress = writers, progress
         self.counts = {name: Counts() for name in found.splits}
-        self.total = 0  # rows of the files that are being read
         self.joined = False  # whether any text has words joined by _
 
     def tokenise(self, name: str) -> None:
@@ -145,38 +163,40 @@ class SecondPass:
         """
         split = self.found.splits[name]
         held_out = self.found.held_out if name == "train" else None
-        self.total = total = len(split.hashes) if held_out is None else len(held_out)
-        for row, (file, line, example) in enumerate(examples(split.unread(), self.knobs)):  # bad ones have been told
-            if row >= total:
-                break  # the file grew; the second look at its identity tells
-            if self.progress and row % EVERY == 0:
-                self.progress(f"tokenising {split.label}", row, total)
-            side = "validation" if held_out is not None and held_out[row] else name
-            found = self._render(split, example)
-            if len(found) > 1 and example.messages is None:
-                self.counts[side].in_pieces += 1
-            elif len(found) > 1:
-                self.counts[side].by_answer += 1
-            for tokens in found:
-                self._write(side, tokens, (file, line))
+        total = len(split.hashes) if held_out is None else len(held_out)
+        rows = islice(examples(split.unread(), self.knobs), total)  # bad ones have been told; a file may have grown,
+        # which the second look at its identity tells
+        most = self.knobs.max_length
+        rendering = _Rendering(self.renderer, most, self.knobs.max_target_length or most)
+        with closing(side_by_side(rendering, rows, total)) as rendered:
+            for row, ((file, line, example), found) in enumerate(rendered):
+                if self.progress and row % EVERY == 0:
+                    self.progress(f"tokenising {split.label}", row, total)
+                self.joined = self.joined or JOINT in (example.text or "")
+                if isinstance(found, Problem):
+                    self._refuse(split, example.where, found, total)
+                    continue
+                side = "validation" if held_out is not None and held_out[row] else name
+                if len(found) > 1 and example.messages is None:
+                    self.counts[side].in_pieces += 1
+                elif len(found) > 1:
+                    self.counts[side].by_answer += 1
+                for tokens in found:
+                    self._write(side, tokens, (file, line))
         if self.progress:
             self.progress(f"tokenising {split.label}", total, total)
         if split.problems.total and not self.knobs.skip_bad_rows:
             raise split.problems.error(split.label, total)
 
-    def _render(self, split: Split, example: Example) -> list[TokenRow]:
-        """The tokens of an example, none if the template refuses it; that makes it a bad row."""
-        most = self.knobs.max_length
-        self.joined = self.joined or JOINT in (example.text or "")
-        try:
-            return self.renderer.rows(example, most, self.knobs.max_target_length or most)
-        except DataError as error:
-            unknown = isinstance(error, UnknownClassError)
-            kind = "a class of no training row" if unknown else "refused by the template"
-            split.problems.add(example.where, Problem(kind, str(error)))
-        if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:  # often all rows: no need to see more
-            raise split.problems.error(split.label, self.total, more=True)
-        return []
+    def _refuse(self, split: Split, where: str, problem: Problem, total: int) -> None:
+        """Count a row that the template refuses as a bad one.
+
+        Raises:
+            DataError: once there are enough of them to be told; often it is all rows, and no need to see more.
+        """
+        split.problems.add(where, problem)
+        if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:
+            raise split.problems.error(split.label, total, more=True)
 
     def _write(self, name: str, row: TokenRow, place: tuple[int, int]) -> None:
         counts = self.counts[name]

@@ -8,12 +8,13 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_TURNS = 1_000_000  # of all loops of one rendering; the longest conversations need some thousands
 MOST_CHARACTERS = 10_000_000  # of a text, or items of a list, that is made by multiplying
 MOST_POWER = 64
+PLACES = frozenset(("first", "last", "index", "index0", "revindex", "revindex0", "length", "depth"))  # in a loop
 
 
 class _CountedContext(Context):
@@ -39,6 +40,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Call(nodes.EnvironmentAttribute("counted"), [loop.iter], [], None, None)
         return tree
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """An attribute, if it is safe. The place in a loop, which is asked for in each turn, is a number or a truth and
+        always is."""
+        if type(obj) is LoopContext and attribute in PLACES:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items of a loop.

@@ -231,10 +231,13 @@ class CausalRenderer:
 
     def _forged(self, ids: list[int], offsets: list[Span], traced: Traced) -> set[int]:
         """Where to cut the text so that special tokens which people wrote fall apart."""
+        literals = {token: literal for token in set(ids) if (literal := self._special(token))}
         cuts = set()
         for token, (start, end) in zip(ids, offsets, strict=True):
-            literal = self._special(token)
-            place = traced.text.find(literal, start, end) if literal else -1  # it may have swallowed spaces beside it
+            if token not in literals:
+                continue
+            literal = literals[token]
+            place = traced.text.find(literal, start, end)  # it may have swallowed spaces beside it
             if place >= 0 and any(place < last and first < place + len(literal) for first, last in traced.contents):
                 cuts.add(place + 1)
         return cuts

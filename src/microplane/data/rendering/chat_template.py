@@ -83,7 +83,9 @@ def _compile(template: str) -> jinja2.Template:
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
     try:
-        return environment.from_string(template)
+        compiled = environment.from_string(template)
+        compiled.globals = dict(compiled.globals)  # a chain of dictionaries, which each rendering would walk through
+        return compiled
     except jinja2.TemplateError as error:
         raise DataError(f"the model's chat template is broken: {error}; possible: --set data.template=plain") from None
 
@@ -103,6 +105,7 @@ class ChatTemplate:
         self.variables: dict[str, Any] = dict(variables)
         if date is not None:
             self.variables["strftime_now"] = datetime.fromisoformat(date).strftime
+        self._last_prompt: tuple[Sequence[Message], Tools, str] = ((), (), "")
 
     def text(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> str:
         """The rendered conversation.
@@ -236,11 +239,18 @@ class ChatTemplate:
         return whole
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """What an answer is asked for with; empty where the template refuses that."""
-        try:
-            return self.text(messages, True, tools) if messages else ""
-        except DataError:
+        """What an answer is asked for with; empty where the template refuses that. The last one is kept, for each is
+        needed twice."""
+        if not messages:
             return ""
+        known, offered, prompt = self._last_prompt
+        if messages != known or tools != offered:
+            try:
+                prompt = self.text(messages, True, tools)
+            except DataError:
+                prompt = ""
+            self._last_prompt = messages, tools, prompt
+        return prompt
 
     def _turn(
         self, messages: Sequence[Message], number: int, text: str, content: Span | None, tools: Tools

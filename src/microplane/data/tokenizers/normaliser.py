@@ -45,6 +45,10 @@ class Normalised(NamedTuple):
             return start, end
         return self.places[start][0], self.places[end - 1][1]
 
+    def all_given(self, places: list[Place]) -> list[Place]:
+        """The same of many parts."""
+        return places if self.places is None else [self.given(*place) for place in places]
+
     def followed_by(self, later: Normalised) -> Normalised:
         """What both did."""
         if later.places is None:

@@ -299,7 +299,7 @@ class Tokenizer:
         """Token ids and the characters, from and to, that each stands for."""
         given = self._normaliser(text, placed=True)
         encoding = self.backend.encode(given.text, add_special_tokens=special)
-        return self._ids(encoding), [given.given(*place) for place in encoding.offsets]
+        return self._ids(encoding), given.all_given(encoding.offsets)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)

@@ -1,0 +1,97 @@
+"""Examples become rows of tokens in several processes at once. What comes back is in order: nothing depends on them.
+
+The processes are copies of this one (fork): they begin at once, with the tokenizer and the template that stand in its
+memory, and share it. Where the system makes no such copies safely, and for few items, all is done here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from microplane.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORTH = 2_000  # items from which other processes pay
+CHUNK = 200  # items that a process gets at once
+AHEAD = 3  # chunks for each process that are under way: what is held does not grow with the number of items
+PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux
+
+_function: Callable[[Any], Any]  # of a copy
+
+
+def side_by_side(function: Callable[[T], R], items: Iterator[T], count: int) -> Generator[tuple[T, R], None, None]:
+    """Each item with what the function makes of it, in order.
+
+    Args:
+        function: depends on its item alone. Items and results are sent between processes; the function is not.
+        count: how many items there are, about.
+
+    Raises:
+        DataError: if a copy ends that should not, as one that the system ended for want of memory.
+    """
+    cores = usable_cores()
+    if count < WORTH or cores < 2 or sys.platform != "linux":
+        for item in items:
+            yield item, function(item)
+        return
+    with _copies(function, cores) as pool:
+        under_way: deque[tuple[list[T], Future[list[R]]]] = deque()
+        while True:
+            while len(under_way) < AHEAD * cores and (chunk := list(islice(items, CHUNK))):
+                under_way.append((chunk, pool.submit(_all_of, chunk)))
+            if not under_way:
+                return
+            chunk, future = under_way.popleft()
+            yield from zip(chunk, future.result(), strict=True)
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _copies(function: Callable[[Any], Any], count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have ended when the block has, however it did."""
+    pool = ProcessPoolExecutor(count, get_context("fork"), _begin, (function, os.getpid()))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which copies do not have: none is needed
+            pool.submit(int).result()  # all begin with the first task
+        yield pool
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that made tokens of the rows was ended from outside, most likely for want of memory; nothing is "
+            "kept of the tokens. Free some memory, or let one do it: taskset -c 0 microplane ..."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
+    """In a copy: Ctrl-C is for the process that it was made from, and when that dies the copy does."""
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be watched
+        os._exit(1)
+
+
+def _all_of(chunk: list[Any]) -> list[Any]:
+    return [_function(item) for item in chunk]

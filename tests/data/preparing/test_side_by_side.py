@@ -1,0 +1,213 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from microplane.config.knobs import DataKnobs
+from microplane.data.preparing import side_by_side as module
+from microplane.data.preparing.side_by_side import CHUNK, side_by_side
+from microplane.errors import DataError
+from tests.tiny import text_splits
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all is done in one process")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "data"
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
+
+
+def where(number: int) -> tuple[int, int]:
+    """Which process is asked, and, of every tenth, late."""
+    if number % CHUNK == 0 and number // CHUNK % 3 == 0:
+        time.sleep(0.02)
+    return number * number, os.getpid()
+
+
+def children() -> list[int]:
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def left() -> set[int]:
+    """Children that have not ended, once they had time to."""
+    end = time.monotonic() + 5
+    while (alive := set(children())) and time.monotonic() < end:
+        time.sleep(0.01)
+    return alive
+
+
+@linux
+def test_many_items_are_done_by_other_processes_and_come_back_in_order(two_cores):
+    before = set(children())
+    found = list(side_by_side(where, iter(range(module.WORTH + 17)), module.WORTH + 17))
+    assert [item for item, _ in found] == list(range(module.WORTH + 17))
+    assert [square for _, (square, _) in found] == [item * item for item in range(module.WORTH + 17)]
+    processes = {process for _, (_, process) in found}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    assert set(children()) == before
+
+
+@pytest.mark.parametrize(("count", "cores", "platform"), [(10, 2, "linux"), (5_000, 1, "linux"), (5_000, 2, "darwin")])
+def test_few_items_one_core_and_other_systems_are_done_here(monkeypatch, count, cores, platform):
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(sys, "platform", platform)
+    found = list(side_by_side(where, iter(range(count)), count))
+    assert [item for item, _ in found] == list(range(count))
+    assert {process for _, (_, process) in found} == {os.getpid()}
+
+
+@linux
+def test_what_is_under_way_does_not_grow_with_the_items(two_cores):
+    taken = 0
+
+    def items():
+        nonlocal taken
+        for number in range(100_000):
+            taken += 1
+            yield number
+
+    with closing(side_by_side(abs, items(), 100_000)) as found:
+        for _ in range(3 * CHUNK):
+            next(found)
+    assert taken <= (3 + 2 * module.AHEAD) * CHUNK
+
+
+@linux
+def test_who_stops_early_leaves_no_process_behind(two_cores):
+    before = set(children())
+    with closing(side_by_side(abs, iter(range(100_000)), 100_000)) as found:
+        next(found)
+        assert len(set(children()) - before) == 2
+    assert set(children()) == before
+
+
+@linux
+def test_a_process_that_is_ended_from_outside_is_told_and_not_waited_for(two_cores):
+    def ends(number: int) -> int:
+        if number == 3 * CHUNK:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with pytest.raises(DataError, match="for want of memory"):
+        list(side_by_side(ends, iter(range(5_000)), 5_000))
+    assert not left()
+
+
+@linux
+def test_ctrl_c_is_not_for_the_copies(two_cores):
+    def ignores_ctrl_c(number: int) -> int:
+        return int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+
+    count = module.WORTH
+    assert {found for _, found in side_by_side(ignores_ctrl_c, iter(range(count)), count)} == {1}
+
+
+@linux
+def test_an_error_of_the_function_arrives_as_it_is(two_cores):
+    def refuses(number: int) -> int:
+        if number == 1_234:
+            raise KeyError("what was not foreseen")
+        return number
+
+    with pytest.raises(KeyError, match="what was not foreseen"):
+        list(side_by_side(refuses, iter(range(5_000)), 5_000))
+
+
+@linux
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_the_copies_end_with_the_process_they_were_made_from(tmp_path, sent):
+    program = tmp_path / "many.py"
+    program.write_text(
+        "import time\n"
+        "from microplane.data.preparing import side_by_side as module\n"
+        "module.usable_cores = lambda: 2\n"
+        "def slow(number):\n"
+        "    time.sleep(0.001)\n"
+        "    return number\n"
+        "for number, (item, _) in enumerate(module.side_by_side(slow, iter(range(10**6)), 10**6)):\n"
+        "    if number == 0:\n"
+        "        print('begun', flush=True)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, str(program)], **pipes)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    copies = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(copies) == 2
+    if sent == signal.SIGINT:  # the terminal sends it to all
+        os.killpg(process.pid, sent)
+    else:
+        process.send_signal(sent)
+    _, told = process.communicate(timeout=30)
+    assert told.count("Traceback") <= 1, "a copy told of Ctrl-C too"
+    end = time.monotonic() + 10
+    while any(runs(pid) for pid in copies) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(runs(pid) for pid in copies)
+
+
+def runs(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def rows(path: Path, count: int) -> str:
+    lines = [
+        json.dumps({"prompt": f"ask {number} <s>" if number % 7 else "?", "completion": "yes " * (number % 40 + 1)})
+        for number in range(count)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@linux
+def test_a_file_becomes_the_same_arrays_as_in_one_process(tmp_path, cache, make_tiny, monkeypatch):
+    tokenizer = make_tiny(("<s>", "</s>"), eos="</s>", bos="<s>", adds_bos=True)
+    written = []
+    for cores in (1, 2):
+        monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / f"cache {cores}"))
+        text_splits(DataKnobs(train=rows(tmp_path / "train.jsonl", 3_000), max_length=60), tokenizer)
+        (entry,) = (tmp_path / f"cache {cores}" / "data").iterdir()
+        written.append({file.name: file.read_bytes() for file in entry.iterdir() if file.name != "about.txt"})
+    assert written[0] == written[1]
+    assert json.loads(written[0]["summary.json"])["summary"]["truncated"]["train"] > 100
+
+
+@linux
+@pytest.mark.parametrize("skip", [False, True])
+def test_rows_that_the_template_refuses_are_told_in_the_same_words(tmp_path, make_tiny, monkeypatch, skip):
+    template = (
+        "{% for m in messages %}{% if m.content == '?' %}{{ raise_exception('nothing is asked') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer = make_tiny(("<s>", "</s>"), eos="</s>", bos="<s>", template=template)
+    told = []
+    for cores in (1, 2):
+        monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / f"cache {cores}"))
+        knobs = DataKnobs(train=rows(tmp_path / "train.jsonl", 3_000), skip_bad_rows=skip)
+        if skip:
+            summary = text_splits(knobs, tokenizer).summary
+            told.append((summary.bad, summary.bad_examples, summary.rows))
+        else:
+            with pytest.raises(DataError) as caught:
+                text_splits(knobs, tokenizer)
+            told.append(str(caught.value))
+    assert told[0] == told[1]
+    assert "nothing is asked" in str(told[0])
