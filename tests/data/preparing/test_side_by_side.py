@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def children() -> list[int]:
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
-def left() -> set[int]:
+def left(known: frozenset[int] = frozenset()) -> set[int]:
     """Children that have not ended, once they had time to."""
     end = time.monotonic() + 5
-    while (alive := set(children())) and time.monotonic() < end:
+    while (alive := set(children()) - known) and time.monotonic() < end:
         time.sleep(0.01)
     return alive
 
@@ -68,6 +69,44 @@ def test_few_items_one_core_and_other_systems_are_done_here(monkeypatch, count, 
     found = list(side_by_side(where, iter(range(count)), count))
     assert [item for item, _ in found] == list(range(count))
     assert {process for _, (_, process) in found} == {os.getpid()}
+
+
+@linux
+@pytest.mark.parametrize("name", ["ProcessPoolExecutor", "_begin"])
+def test_where_the_system_allows_no_other_process_all_is_done_here(two_cores, monkeypatch, name):
+    def refused(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(module, name, refused)
+    found = list(side_by_side(where, iter(range(module.WORTH)), module.WORTH))
+    assert {process for _, (_, process) in found} == {os.getpid()}
+    assert not left()
+
+
+@linux
+def test_the_first_process_ends_where_there_is_no_room_for_the_second(two_cores, monkeypatch):
+    forks, fork = [], os.fork
+
+    def one_fork() -> int:
+        if forks:
+            raise OSError(11, "Resource temporarily unavailable")
+        forks.append(1)
+        return fork()
+
+    before = frozenset(children())
+    monkeypatch.setattr(os, "fork", one_fork)
+    found = list(side_by_side(where, iter(range(module.WORTH)), module.WORTH))
+    assert {process for _, (_, process) in found} == {os.getpid()}
+    assert forks
+    assert not left(before)
+
+
+@linux
+def test_a_thread_may_ask_as_well(two_cores):
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(lambda: list(side_by_side(where, iter(range(module.WORTH)), module.WORTH))).result()
+    assert [item for item, _ in found] == list(range(module.WORTH))
+    assert os.getpid() not in {process for _, (_, process) in found}
 
 
 @linux

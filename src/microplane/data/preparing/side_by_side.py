@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
 
 from microplane.errors import DataError
@@ -28,6 +28,7 @@ R = TypeVar("R")
 WORTH = 2_000  # items from which other processes pay
 CHUNK = 200  # items that a process gets at once
 AHEAD = 3  # chunks for each process that are under way: what is held does not grow with the number of items
+MOST = 8  # processes: one that reads and writes keeps no more of them busy
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux
 
 _function: Callable[[Any], Any]  # of a copy
@@ -43,12 +44,12 @@ def side_by_side(function: Callable[[T], R], items: Iterator[T], count: int) -> 
     Raises:
         DataError: if a copy ends that should not, as one that the system ended for want of memory.
     """
-    cores = usable_cores()
-    if count < WORTH or cores < 2 or sys.platform != "linux":
-        for item in items:
-            yield item, function(item)
-        return
-    with _copies(function, cores) as pool:
+    cores = min(usable_cores(), MOST)
+    with _copies(function, cores if count >= WORTH and sys.platform == "linux" else 1) as pool:
+        if pool is None:
+            for item in items:
+                yield item, function(item)
+            return
         under_way: deque[tuple[list[T], Future[list[R]]]] = deque()
         while True:
             while len(under_way) < AHEAD * cores and (chunk := list(islice(items, CHUNK))):
@@ -65,13 +66,11 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def _copies(function: Callable[[Any], Any], count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have ended when the block has, however it did."""
-    pool = ProcessPoolExecutor(count, get_context("fork"), _begin, (function, os.getpid()))
+def _copies(function: Callable[[Any], Any], count: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that have ended when the block has, however it did; None where one is enough, or the system allows no
+    more."""
+    pool = _begun(function, count) if count > 1 else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which copies do not have: none is needed
-            pool.submit(int).result()  # all begin with the first task
         yield pool
     except BrokenProcessPool:
         raise DataError(
@@ -79,7 +78,27 @@ def _copies(function: Callable[[Any], Any], count: int) -> Iterator[ProcessPoolE
             "kept of the tokens. Free some memory, or let one do it: taskset -c 0 microplane ..."
         ) from None
     finally:
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begun(function: Callable[[Any], Any], count: int) -> ProcessPoolExecutor | None:
+    before = set(active_children())
+    try:
+        pool = ProcessPoolExecutor(count, get_context("fork"), _begin, (function, os.getpid()))
+    except (OSError, ImportError, NotImplementedError):  # without semaphores, as in some containers
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which copies do not have: none is needed
+            pool.submit(int).result()  # all begin with the first task
+    except (OSError, BrokenProcessPool):  # no more processes, or no memory to copy
+        for process in set(active_children()) - before:  # those that there was room for wait for work
+            process.kill()
+            process.join()
         pool.shutdown(wait=True, cancel_futures=True)
+        return None
+    return pool
 
 
 def _begin(function: Callable[[Any], Any], parent: int) -> None:
