@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -96,3 +98,38 @@ def test_rows_that_end_leave_the_others_as_they_are(folders):
     for one, full in zip(found, whole, strict=True):
         end = full.ids.index(stop) if stop in full.ids else 12
         assert one.ids == full.ids[:end]
+
+
+def test_a_cache_under_its_newer_name_is_kept(folders, monkeypatch):
+    """transformers calls `cache` since 5.24 what was `past_key_values`; here a model of either version is called so."""
+    model, tokenizer = load_model(folders["olmo"]), load_tokenizer(folders["olmo"])
+    net, body, told = model.net, model._body, []
+    if "past_key_values" in inspect.signature(body.forward).parameters:
+        prepare, update, forward = (
+            net.prepare_inputs_for_generation, net._update_model_kwargs_for_generation, body.forward
+        )  # fmt: skip
+
+        def renamed_inputs(ids, cache=None, **given):
+            inputs = prepare(ids, past_key_values=cache, **given)
+            return {"cache" if name == "past_key_values" else name: value for name, value in inputs.items()}
+
+        def renamed_kept(output, given, **more):
+            given = update(output, given, **more)
+            return {"cache" if name == "past_key_values" else name: value for name, value in given.items()}
+
+        def renamed_forward(input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None, **more):
+            return forward(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache,
+                use_cache=use_cache, **more,
+            )  # fmt: skip
+
+        monkeypatch.setattr(net, "prepare_inputs_for_generation", renamed_inputs)
+        monkeypatch.setattr(net, "_update_model_kwargs_for_generation", renamed_kept)
+        monkeypatch.setattr(body, "forward", renamed_forward)
+    widths = widths_of(model)
+    with notices_to(told.append):
+        answers = generate(model, tokenizer, PROMPTS, GenerateKnobs(max_new_tokens=7), [])
+    assert (model.cached, told) == (Together.PADDED, [])
+    assert sum(width == 1 for width in widths) >= 6
+    plain = generate(load_model(folders["olmo"]), tokenizer, PROMPTS, GenerateKnobs(max_new_tokens=7), [])
+    assert [answer.ids for answer in answers] == [answer.ids for answer in plain]

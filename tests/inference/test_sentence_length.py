@@ -83,6 +83,19 @@ def test_sentences_are_read_with_the_folders_prompt_and_in_its_letters(tmp_path)
     assert not torch.equal(plain.embed(["The RED film"]), plain.embed(["the red film"]))
 
 
+@pytest.mark.parametrize("step", ["1_Pooling", "2_pool"])
+def test_a_pooling_that_leaves_the_prompt_out_is_refused_where_there_is_one(tmp_path, step):
+    prompt = {"prompts": {"query": "good "}, "default_prompt_name": "query"}
+    steps, apart = [("", "Transformer"), (step, "Pooling")], {**CLS, "include_prompt": False}
+    opened = sentence_folder(tmp_path / "model", steps, at=step, pooling=apart, told=prompt)
+    with pytest.raises(ConfigError, match=r"asks for 'cls, without the tokens of its prompt', which is not supported"):
+        opened.embed([WORDS])
+    with_it = sentence_folder(tmp_path / "with", steps, at=step, pooling=CLS, told=prompt)
+    assert torch.equal(opened.embed([WORDS], pooling="cls"), with_it.embed([WORDS]))
+    without = sentence_folder(tmp_path / "without", steps, at=step, pooling=apart)
+    assert without.embed([WORDS]).shape == (1, 32)
+
+
 def test_a_written_folder_has_every_step_that_its_list_names(tmp_path):
     steps = [("", "Transformer"), ("2_pool", "Pooling"), ("3_dense", "Dense"), ("4_norm", "Normalize")]
     opened = sentence_folder(tmp_path / "model", steps, at="2_pool")

@@ -1,4 +1,4 @@
-"""Weight decay falls on matrices, and neither on norms nor on biases, whatever trains them."""
+"""Decay falls on matrices, and neither on norms nor on biases, whatever trains them; adapters go to the base."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from microplane.config.knobs import TrainKnobs
+from microplane.methods import METHODS as ALL
 from microplane.methods import make_method
 from microplane.methods.method import attach_method, trainable
 from microplane.models.heads import ensure_head
 from microplane.training.optim import make_optimizer
-from tests.tiny import tiny, tiny_encoder, tiny_pairs
+from tests.methods.kit import DATA, attached
+from tests.tiny import logits, tiny, tiny_encoder, tiny_pairs
 
 MODELS = {
     "qwen2": lambda: tiny("qwen2"),
@@ -62,3 +64,32 @@ def test_rates_of_levels_and_groups_of_methods_stay():
     assert plain == split
     assert len(set(plain.values())) == 4
     assert few == 4 < more
+
+
+ADAPTERS = [name for name, kind in ALL.items() if kind.starts_at_base and kind.trains == "adapter"]
+
+
+def decayed(method, model, steps):
+    """What the model computes after steps whose gradients are all zero."""
+    optimizer = make_optimizer(method, model, TrainKnobs(lr=0.01, weight_decay=0.5))
+    for _ in range(steps):
+        for tensor in trainable(model).values():
+            tensor.grad = torch.zeros_like(tensor)
+        optimizer.step()
+    return logits(model, DATA)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_new_adapter_stays_at_its_base(name):
+    """Where all that is left of one is decay, it is the base; DoRA's magnitudes are the base's own lengths."""
+    method, model = attached("qwen2", name=name)
+    before = logits(model, DATA)
+    torch.testing.assert_close(decayed(method, model, 100), before, rtol=1e-4, atol=1e-4)
+
+
+def test_of_dora_the_pairs_decay_and_the_magnitudes_do_not():
+    method, model = attached("qwen2", name="dora")
+    before = {name: tensor.detach().clone() for name, tensor in trainable(model).items()}
+    decayed(method, model, 10)
+    same = {name for name, tensor in trainable(model).items() if torch.equal(tensor, before[name])}
+    assert {name.rsplit(".", 1)[1] for name in same} == {"lora_magnitude_vector", "lora_B"}, "those of B are zero"

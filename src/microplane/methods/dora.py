@@ -106,6 +106,10 @@ class DoRA(LoRA):
         for _, module in adapted_layers(model, DoRALinear):
             module.lora_magnitude_vector.data.copy_(module._lengths(*module.factors()))
 
+    def without_decay(self, model: nn.Module) -> list[nn.Parameter]:
+        """The magnitudes: at 0 the layers are gone, and not as they were."""
+        return [module.lora_magnitude_vector for _, module in adapted_layers(model, DoRALinear)]
+
     @classmethod
     def of_peft(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """Also with rsLoRA's scale: the alpha that gives the same one is taken."""

@@ -134,6 +134,10 @@ class Method(BaseModel):
         """The optimizer's groups; together they hold each trainable tensor exactly once."""
         return [{"params": list(trainable(model).values()), "lr": lr}]
 
+    def without_decay(self, model: nn.Module) -> list[nn.Parameter]:
+        """Its own tensors that are not 0 where the model is its base: decay would pull the model away from it."""
+        return []
+
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Added to the loss of an optimizer step."""
         return 0.0

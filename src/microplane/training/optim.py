@@ -90,7 +90,9 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
         ConfigError: if nothing trains.
     """
     groups = [group for group in method.param_groups(model, peak_lr(method, model, knobs)) if group["params"]]
-    groups = by_level(model, _norms_and_biases_apart(model, groups, knobs.weight_decay), knobs.layer_decay)
+    if knobs.weight_decay:  # without, nothing is split
+        groups = _without_decay_apart(method, model, groups)
+    groups = by_level(model, groups, knobs.layer_decay)
     if not groups:
         raise ConfigError(f"method {method.name}: nothing trains with these knobs")
     for group in groups:
@@ -102,13 +104,12 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
     return AdamW(groups, betas=knobs.betas, eps=knobs.eps, weight_decay=knobs.weight_decay, fused=True)
 
 
-def _norms_and_biases_apart(model: nn.Module, groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
-    """The groups split so that decay does not fall on the model's own norms and biases, nor on those of its head: a
-    norm's weight stands around 1, and a bias gives no function that is too steep. Without decay nothing is split."""
-    if not decay:
-        return groups
+def _without_decay_apart(method: Method, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups split so that decay does not fall on the model's own norms and biases, nor on those of its head (a
+    norm's weight stands around 1, and a bias gives no function that is too steep), nor on what the method names."""
     own = hf_names(model)
     vectors = {id(tensor) for name, tensor in trainable(model).items() if name in own and tensor.dim() < 2}
+    vectors |= {id(tensor) for tensor in method.without_decay(model)}
     split = []
     for group in groups:
         matrices, rest = ([p for p in group["params"] if (id(p) in vectors) == is_one] for is_one in (False, True))

@@ -15,6 +15,7 @@ from typing import Any
 
 from microplane.config.section import is_utf8
 from microplane.data.reading.bad_rows import Problem, RowError, show
+from microplane.data.reading.class_names import ByName, class_columns
 from microplane.data.reading.csv_rows import csv_rows
 from microplane.data.reading.example import texts_in
 from microplane.data.reading.lines import BOM, SUFFIXES, Lines, LongLineError, RawRow, file_type, open_file
@@ -205,17 +206,27 @@ def _parquet(path: Path, keys: Collection[str]) -> Iterator[RawRow]:
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise DataError(f"{path} has two columns {twice!r}, expected one; rename or leave out the other")
             there = [name for name in names if not keys or name in keys]
+            classes = class_columns(file.schema_arrow.metadata)
             for batch in file.iter_batches(batch_size=256, columns=there):
                 columns = {name: _values(column) for name, column in zip(batch.schema.names, batch, strict=True)}
                 for row in range(batch.num_rows):
                     number += 1
                     part = PartOfRow((name, values[row]) for name, values in columns.items())
                     part.columns = names
-                    yield RawRow(number, part)
+                    yield _by_class_names(number, part, classes)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())[:200]
         place = f" behind row {number:,}" if number else ""
         raise DataError(f"{path} is no readable Parquet file{place}: {what}") from None
+
+
+def _by_class_names(number: int, values: PartOfRow, classes: Mapping[str, ByName]) -> RawRow:
+    try:
+        for name in classes.keys() & values.keys():
+            values[name] = classes[name](values[name])
+    except RowError as error:
+        return RawRow(number, problem=error.problem)
+    return RawRow(number, values)
 
 
 def _values(column: Any) -> Sequence[Any]:

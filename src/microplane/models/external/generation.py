@@ -22,7 +22,7 @@ from microplane.models.external.together import Together, groups, in_order
 from microplane.nn.cache import Cache
 from microplane.nn.rows import Rows
 
-KEPT = ("past_key_values", "cache_params", "state")  # as the families call what they keep
+KEPT = ("past_key_values", "cache", "cache_params", "state")  # as families call what they keep; since 5.24 `cache`
 
 
 class TokenCache(Cache):

@@ -17,6 +17,7 @@ FOLLOWED = ("Transformer", "Pooling", "Normalize", "Dropout")  # steps that are 
 WITHOUT_FILES = ("Normalize", "Dropout")  # steps that may have none
 BESIDE = (MODULES, POOLING, SETTINGS, LENGTHS, "2_Normalize/config.json")
 KNOWN = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
+WITHOUT_PROMPT = "without the tokens of its prompt"
 KNOWN |= {"mean_sqrt_len_tokens": "mean"}  # of another length, and embeddings have length 1
 
 
@@ -55,6 +56,8 @@ def note_sentences(model: Model, folder: Path) -> None:
     prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
     prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     model.sentence_prompt = prompt if isinstance(prompt, str) else ""
+    if model.sentence_prompt and model.sentence_pooling != "last" and _leaves_prompt_out(folder):
+        model.sentence_pooling = f"{model.sentence_pooling or 'mean'}, {WITHOUT_PROMPT}"
 
 
 def copy_settings(folder: Path, to: Path) -> list[str]:
@@ -98,6 +101,11 @@ def _steps(folder: Path) -> Iterator[tuple[str, str]]:
         raise ModelError(
             f"{folder / MODULES} is damaged ({error}): expected a list of steps, each with type and path"
         ) from None
+
+
+def _leaves_prompt_out(folder: Path) -> bool:
+    place = next((path for kind, path in _steps(folder) if kind == "Pooling"), Path(POOLING).parent.name)
+    return read_object(folder / place / "config.json", ModelError, absent={}).get("include_prompt") is False
 
 
 def _modes(file: Path) -> Iterator[str]:
