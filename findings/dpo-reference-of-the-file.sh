@@ -6,7 +6,7 @@
 #   Nothing is said. With precompute_ref_log_probs=True the very same call measures the model that was handed over.
 # Why it matters to people who fine-tune: supervised training followed by preferences in one script is the usual way, and so is merging
 #   an adapter first. The penalty then pulls back to the model before all training, and the loss counts as learnt from preferences what
-#   supervised training has done: in the pairs below it starts at 0.12 with a fourth of the gradient, and the accuracies are 1 at
+#   supervised training has done: in the pairs below it starts at 0.12 with a fifth of the gradient, and the accuracies are 1 at
 #   once. That looks fine. Save the model and open it again before, or hand over a copy as ref_model; a first loss that is not
 #   log 2 gives it away.
 set -euo pipefail
