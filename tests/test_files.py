@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from microplane import files
 from microplane.errors import AdapterError, ModelError
@@ -191,6 +193,24 @@ def test_the_disk_holds_file_and_name_before_writing_ends(tmp_path, monkeypatch,
             content = [str(temporary), str(temporary / "below"), str(temporary / "below" / "y")]
     assert sorted(synced[: len(content)]) == content
     assert synced[len(content) :] == [f"rename to {tmp_path / 'x'}", str(tmp_path)]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_that_the_user_gives_to_others(tmp_path, mask):
+    """Whoever writes them may make files that nobody else can read, as the library of tensors does."""
+    before = os.umask(mask)
+    try:
+        with aside(tmp_path / "one") as temporary:
+            save_file({"x": torch.zeros(2)}, temporary)
+        with folder_aside(tmp_path / "several") as temporary:
+            (temporary / "below").mkdir()
+            save_file({"x": torch.zeros(2)}, temporary / "below" / "two")
+    finally:
+        os.umask(before)
+    for name in ("one", "several/below/two"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~mask
+    for name in ("several", "several/below"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -126,7 +126,7 @@ CASES = [
     Case(
         "pickled weights of peft",
         GENERATE,
-        ("no adapter_model.safetensors",),
+        ("adapter_model.bin are a pickle", "peft converts them"),
         both(remove(METHOD), rename(WEIGHTS, f"{ADAPTER}/adapter_model.bin")),
     ),
     Case("merging a base model", ["merge", "model", "out"], ("model has no adapter", "a run's folder")),

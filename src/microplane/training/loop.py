@@ -268,14 +268,15 @@ class Training:
 
     @property
     def way_back(self) -> int | None:
-        """The step that a run that diverged goes back to: of its best check; or the start where it ignores its inputs
-        again, for then its best weights were ruined already. None where it may not, or where the method has decided
-        something since, which can't be taken back."""
+        """The step that a run that diverged goes back to: of its best check; or the start, where it ignores its inputs
+        in the first half of its steps, or again, for then its best weights were half ruined already. None where it
+        may not, or where the method has decided something since, which can't be taken back."""
         best = self.monitor.best
         if best is None or not self.state.knobs.lowers_lr or len(self.totals.retreats) >= RETREATS:
             return None
-        again = self._collapsed and any(event.get("collapsed") for event in self.totals.retreats)
-        return next(filter(self._may_go_back_to, [0, int(best["step"])] if again else [int(best["step"])]), None)
+        again = any(event.get("collapsed") for event in self.totals.retreats)
+        ruined = self._collapsed and (again or 2 * self.totals.step <= self.state.total)
+        return next(filter(self._may_go_back_to, [0, int(best["step"])] if ruined else [int(best["step"])]), None)
 
     @property
     def _collapsed(self) -> bool:

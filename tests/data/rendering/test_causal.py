@@ -514,7 +514,25 @@ def test_an_earlier_answer_may_go_and_what_follows_the_last_goes_first(make_tiny
     example = talk("q", "a", "r", "b")
     assert len(render(example, tokenizer)[0]) == 38
     assert _fitted(tokenizer, example, 37)[1] == ""  # only the line end behind the last answer
-    assert _fitted(tokenizer, example, 21) == ("a⟦</t>⟧\n<t>user\nr</t>\n<t>model\n⟦b</t>⟧", "start")
+    assert _fitted(tokenizer, example, 21) == ("a</t>\n<t>user\nr</t>\n<t>model\n⟦b</t>⟧", "start")
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, "{{ bos_token }}" + NO_SYSTEM])
+def test_an_earlier_answer_is_trained_as_long_as_something_stands_before_all_of_it(make_tiny, template):
+    bos = "bos_token" in template
+    tokenizer = make_tiny((*SPECIAL, "<s>"), template, bos="<s>", adds_bos=bos)
+    example = talk("ask", "abcdef", "again", "xyz")
+    whole, _ = _fitted(tokenizer, example, 1000)
+    both, one = "⟦abcdef</t>⟧", "⟦xyz</t>⟧"
+    assert both in whole
+    length = len(render(example, tokenizer)[0]) - 1  # without the line end behind the last answer
+    for kept in range(20, length):
+        text, cut = _fitted(tokenizer, example, kept)
+        behind = text.removeprefix("<s>") if bos else text
+        assert cut == "start"
+        assert text.endswith(one)
+        assert (both in text) == ("abcdef" in behind and not behind.startswith(("abcdef", "⟦"))), text
+        assert text.count("⟦") == 1 + (both in text)
 
 
 @MANY

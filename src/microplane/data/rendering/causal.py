@@ -320,7 +320,8 @@ def truncate(
     """Cut a row of a conversation to its length, and say what was lost.
 
     What follows the last trained token goes, as nothing depends on it. Then the start of the prompt goes, except
-    `bos`; only of an answer that is too long by itself, the end goes too.
+    `bos`; only of an answer that is too long by itself, the end goes too. An earlier answer of which only the end is
+    left, or no token before it, is not trained: generation never stands there.
     """
     start, end = last_run(trained)
     ids, trained = ids[:end], trained[:end]
@@ -332,4 +333,6 @@ def truncate(
     if start < begin + 1 - head:  # a target needs one token before it
         begin, cut = start - 1 + head, "answer"
     stop = begin + max_length - head
-    return ids[:head] + ids[begin:stop], [False, *(trained[:head] + trained[begin:stop])[1:]], cut
+    torn = next(place for place in range(begin, stop) if not trained[place] or place == start)
+    kept = [False] * (torn - begin) + trained[torn:stop]
+    return ids[:head] + ids[begin:stop], [False, *(trained[:head] + kept)[1:]], cut
