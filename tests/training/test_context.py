@@ -55,29 +55,21 @@ def test_a_limit_of_the_users_own_stays(monkeypatch, own):
 
 
 PIECES = """
-import sys, psutil, torch
+import psutil, torch
 from microplane.hardware import keep_no_large_pieces
 
-if sys.argv[1] == "none":
-    keep_no_large_pieces()
-stays = []
+keep_no_large_pieces()
+before, stays = psutil.Process().memory_info().rss, []
 for _ in range(40):
     large = torch.ones(2 << 20)
-    stays.append(torch.ones(1 << 16))
+    stays.append(torch.ones(1 << 14))
     del large
-print(psutil.Process().memory_info().rss)
+print(psutil.Process().memory_info().rss - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
 def test_large_pieces_go_back_as_soon_as_they_are_freed():
     """Forty of 8 MB, one alive at a time, with small ones that stay between them."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-
-    def held(how):
-        done = subprocess.run([sys.executable, "-c", PIECES, how], env=env, capture_output=True, text=True, check=True)
-        return int(done.stdout)
-
-    if (kept := held("kept") - held("none")) < 50_000_000:
-        pytest.skip("this C library leaves no holes")
-    assert kept > 0
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30_000_000
