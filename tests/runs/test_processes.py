@@ -175,3 +175,17 @@ def test_what_several_processes_cannot_do(place):
     assert "error: the processes do not have the same data, model and versions: train rows is" in told
     assert "error:" not in silent
     assert (first.returncode, second.returncode) == (1, 1)
+
+
+@pytest.mark.slow
+def test_of_a_sharded_run_no_process_holds_whole_weights(place):
+    given = command("model", "rows.jsonl", "--name=shares", "--method=full", **{"train.steps": 2, "train.shard": True})
+    given[given.index("microplane")] = "tests.training.whole_weights"
+    env = environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29523"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    ranks = [
+        subprocess.Popen(given, cwd=place, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for said in [rank.communicate(timeout=240)[1] for rank in ranks]:
+        assert [line for line in said.splitlines() if "alive" in line] == ["whole weights alive: 0"] * 2, said

@@ -52,3 +52,24 @@ def test_a_limit_of_the_users_own_stays(monkeypatch, own):
     with run_context(TrainKnobs()):
         assert os.environ[COMPILED] == (own or str(KEPT_PRODUCTS))
     assert os.environ.get(COMPILED) == own
+
+
+PIECES = """
+import psutil, torch
+from microplane.hardware import keep_no_large_pieces
+
+keep_no_large_pieces()
+before, stays = psutil.Process().memory_info().rss, []
+for _ in range(40):
+    large = torch.ones(2 << 20)
+    stays.append(torch.ones(1 << 14))
+    del large
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
+def test_large_pieces_go_back_as_soon_as_they_are_freed():
+    """Forty of 8 MB, one alive at a time, with small ones that stay between them."""
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30_000_000

@@ -7,11 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from microplane.errors import ConfigError
+from microplane.training import ranks
 from microplane.training.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +74,25 @@ def test_every_method_trains_on_several_processes_as_on_one(size):
     assert len(found) > 55
     for one in found:
         check(one)
+
+
+@pytest.mark.parametrize(
+    ("machine", "rank", "said"),
+    [("127.0.0.1", 0, ""), ("127.0.0.1", 1, ""), ("machine.invalid", 1, "ame or service not known|odename|resol")],
+)
+def test_processes_that_do_not_meet_end_with_where_it_was(monkeypatch, machine, rank, said):
+    """Nobody comes, nobody is there, or there is no such machine."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    monkeypatch.setattr(ranks, "MEETING", timedelta(seconds=2))
+    monkeypatch.setattr(ranks, "NAMED", 0.0)
+    for name, value in {"MASTER_ADDR": machine, "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=f"process {rank} of 2 cannot meet the others at {machine}:{port}: .*{said}"):
+        ranks._join(rank, 2)
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

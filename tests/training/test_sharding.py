@@ -95,3 +95,16 @@ def test_what_a_rank_computes_for_the_others_adds_nothing(monkeypatch):
     assert len(passes) == 6
     assert losses == alone
     assert all(torch.equal(one, other) for one, other in zip(weights, same, strict=True))
+
+
+def test_who_shares_out_the_weights_shares_out_what_is_computed_at_once():
+    def rows_at_once(ranks):
+        model = tiny()
+        FULL.attach(model)
+        knobs = TrainKnobs(steps=3, batch_size=12, micro_tokens=64)
+        state, totals = step.TrainState.of(NextToken(), model, FULL, copy_task(12), knobs, ranks), step.Totals()
+        return state.at_once(totals), len(state.cut(0, state.at_once(totals))[2])
+
+    assert rows_at_once(ALONE)[0] == rows_at_once(Ranks(0, 2))[0] == 64
+    assert rows_at_once(BesideALonger(0, 2, sharded=True))[0] == 32
+    assert rows_at_once(BesideALonger(0, 2, sharded=True))[1] > rows_at_once(ALONE)[1]

@@ -217,8 +217,8 @@ class TrainKnobs(Knobs):
     )
     shard: bool = Field(
         False,
-        description="of several processes that fine-tune a whole model, each holds a part of the weights, of their "
-        "gradients and of the optimizer's averages (FSDP2) instead of all of them",
+        description="of several processes that fine-tune a whole model, each holds a part of weights, gradients and "
+        "averages (FSDP2), and computes its part of train.micro_tokens at once",
     )
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
         None,

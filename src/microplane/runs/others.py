@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from microplane.config.knobs import TrainKnobs
 from microplane.device import choose
 from microplane.errors import ConfigError
+from microplane.hardware import keep_no_large_pieces
 from microplane.methods import Method
 from microplane.runs import provenance
 from microplane.runs.prepare import Prepared
@@ -79,4 +80,6 @@ def prepared_alike(found: Ranks, prepare: Callable[[], Prepared]) -> Prepared:
     if found.size > 1:
         versions = {name: provenance.describe()[name] for name in ("microplane", "commit")}
         found.check_same("data, model and versions", prepared.identity() | versions)
+        if prepared.config.train.shard:
+            keep_no_large_pieces()  # from the base's weights on
     return prepared

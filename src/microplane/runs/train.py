@@ -157,9 +157,9 @@ def _follow(config: RunKnobs, method: Method, resume: bool, ranks: Ranks) -> Run
     """A process that trains along with the first one, which makes the folder, measures and writes."""
     folder = Path(ranks.first_says(""))
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, Silent(), resume))
-    base, _ = open_base(prepared, folder if resume else None)
-    attach(prepared, base.model, folder, resume, lambda line: None)
-    fitted = fit(prepared, base.model, folder, Silent(), lambda record: None, lambda size: None, resume, ranks)
+    model = open_base(prepared, folder if resume else None)[0].model  # without what else an opened base holds
+    attach(prepared, model, folder, resume, lambda line: None)
+    fitted = fit(prepared, model, folder, Silent(), lambda record: None, lambda size: None, resume, ranks)
     status = "stopped" if fitted.outcome.interrupted else "success"
     return Run(folder, {"status": status, "process": ranks.rank})
 
@@ -202,8 +202,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     result.run = prepared.config.model_dump(mode="json")
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
-    how = job.on_record(watch), job.on_saved, job.resume, ranks
-    fitted = fit(prepared, model, folder, watch, *how)
+    base.keep(whole=not prepared.config.train.shard)
+    fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.on_saved, job.resume, ranks)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from microplane.errors import ConfigError, MicroplaneError, TrainingError
 from microplane.training.heartbeat import Heartbeat
@@ -30,6 +32,8 @@ from microplane.training.heartbeat import Heartbeat
 T = TypeVar("T")
 BUCKET = 1 << 23  # numbers that are summed at once: 32 MB in float32
 PATIENCE = timedelta(minutes=30)  # with one whose threads live (training/heartbeat.py) and that does not answer
+MEETING = timedelta(minutes=10)  # with those that have not started yet
+NAMED = 60.0  # seconds for the first process's machine to get its name
 REASON = "microplane/reason"  # of the first process that ended, in the store that all share
 
 
@@ -222,8 +226,11 @@ def joined(check: Callable[[], None]) -> Iterator[Ranks]:
 def _join(rank: int, size: int) -> Ranks:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
+        _wait_for_name(os.environ.get("MASTER_ADDR", ""))
+        store, *_ = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:  # DistError is a RuntimeError
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         said = str(error).splitlines()[0]
         raise ConfigError(
@@ -232,6 +239,23 @@ def _join(rank: int, size: int) -> Ranks:
         ) from None
     _waiting_room()
     return Ranks(rank, size)
+
+
+def _wait_for_name(machine: str) -> None:
+    """Until a machine's name is known; torch would ask for it again and again, where no signal reaches it.
+
+    Raises:
+        OSError: if it stays unknown.
+    """
+    end = time.monotonic() + NAMED
+    while machine:
+        try:
+            socket.getaddrinfo(machine, None)
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def _watch(ranks: Ranks) -> None:

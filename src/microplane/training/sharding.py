@@ -16,6 +16,7 @@ from torch import nn
 
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError
+from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import module_map_of
 from microplane.models.encoder_decoder import EncoderDecoder
@@ -57,6 +58,7 @@ def shard(model: nn.Module, ranks: Ranks) -> None:
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     ranks.sharded = True
+    give_back_memory()  # of the whole weights
 
 
 def _units(model: nn.Module) -> Iterator[Any]:

@@ -102,8 +102,10 @@ class TrainState:
         return cls(objective, model, method, train, knobs, plan, total, warmup, optimizer, ranks)
 
     def at_once(self, totals: Totals) -> int:
-        """The most tokens of a micro-batch; a longer row is one alone."""
-        return max(1, self.knobs.at_once >> totals.halvings)
+        """The most tokens of a micro-batch; a longer row is one alone. Who shares out the weights shares out these too:
+        what blocks keep for the backward pass is the larger part."""
+        among = self.ranks.size if self.ranks.sharded else 1
+        return max(1, (self.knobs.at_once // among) >> totals.halvings)
 
     def cut(self, step: int, at_once: int) -> tuple[Dataset, np.ndarray, list[list[int]]]:
         """The data set as a step's epoch has it, the step's rows, and the micro-batches of this process's share."""

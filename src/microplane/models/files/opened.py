@@ -39,13 +39,24 @@ class OpenedBase:
     ):
         self.path, self.checkpoint, self.form, self.seed, self.told = path, checkpoint, form, seed, told
         self._model: Model | None = self._make()
-        self._bare = share(self._model)
+        self._bare: Model | None = share(self._model)
         self._sums = {name: checksum(tensor) for name, tensor in tensors_of(self._bare)}
 
     @property
     def model(self) -> Model:
         assert self._model is not None, "the model to be trained was let go"
         return self._model
+
+    @property
+    def _shared(self) -> Model:
+        assert self._bare is not None, "the weights as they were read were let go"
+        return self._bare
+
+    def keep(self, whole: bool) -> None:
+        """Whether to hold on to what was read. Where each of several processes is to keep a part of `model` alone, the
+        whole weights would stay alive here; `untouched()` reads all of them again then."""
+        if not whole:
+            self._bare = None
 
     def let_go(self) -> None:
         """Free what was attached to `model`, once it has been trained and saved."""
@@ -54,8 +65,8 @@ class OpenedBase:
     @property
     def digest(self) -> str:
         """Of the configuration, and of every weight as it was read: all that decides what the base computes."""
-        extra = {name: checksum(tensor) for name, tensor in self._bare.extra_weights.items()}
-        parts = [repr(self._bare.config), self._sums, extra]
+        extra = {name: checksum(tensor) for name, tensor in self._shared.extra_weights.items()}
+        parts = [repr(self._shared.config), self._sums, extra]
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _make(self) -> Model:
@@ -68,7 +79,7 @@ class OpenedBase:
         """Parameters and buffers that are not, or may not be, what was read: that trained, or were written to."""
         return {
             name
-            for name, tensor in tensors_of(self._bare)
+            for name, tensor in tensors_of(self._shared)
             if tensor.requires_grad or checksum(tensor) != self._sums[name]
         }
 
@@ -77,6 +88,8 @@ class OpenedBase:
 
         What is still as it was read is shared with `model`. The rest is read again from the files.
         """
+        if self._bare is None:
+            return self._make()
         changed = self.changed()
         if not changed:
             return self._bare
