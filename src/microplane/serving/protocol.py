@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import (
@@ -92,15 +93,21 @@ Stop = Annotated[StrictStr, Field(min_length=1)]
 ONE = Field(fail_fast=True)  # a list is read to its first fault: a million of them are no help
 
 
+def _as_knob(name: str) -> Any:
+    """The bounds of a knob of generation, which are declared there."""
+    bounds = GenerateKnobs.model_fields[name].metadata
+    return Field(**{key: value for bound in bounds for key, value in asdict(bound).items()})
+
+
 class _Writing(_Request):
     """What both kinds of answers have in common."""
 
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=0)] | None = None
-    min_p: Annotated[Number, Field(ge=0, lt=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=1e-3, le=1e3)] | None = None
+    top_p: Annotated[Number, _as_knob("top_p")] | None = None
+    top_k: Annotated[StrictInt, _as_knob("top_k")] | None = None
+    min_p: Annotated[Number, _as_knob("min_p")] | None = None
+    repetition_penalty: Annotated[Number, _as_knob("repetition_penalty")] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None

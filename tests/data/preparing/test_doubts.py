@@ -113,6 +113,23 @@ def test_rows_that_are_alike_and_answered_otherwise_are_no_duplicates(tmp_path):
     assert warned(tmp_path, train, near + asked(35, 100)) == []
 
 
+@pytest.mark.parametrize("written", ["nan", "None", "NULL", "<NA>"])
+def test_answers_that_programs_wrote_for_nothing(tmp_path, written):
+    rows = asked(100)
+    for number in (7, 30):
+        rows[number]["completion"] = written
+    (line,) = warned(tmp_path, rows, asked(30, 100))
+    assert line.startswith("2 of 100 training rows are answered as programs write that there is nothing")
+    assert f"the first in train.jsonl:8 ('{written}')" in line
+
+
+def test_an_answer_that_holds_such_a_word_among_others_or_once_in_many_rows_is_one(tmp_path):
+    rows = asked(300)
+    rows[7]["completion"] = "None of them"
+    rows[8]["completion"] = "null"
+    assert warned(tmp_path, rows, asked(30, 400)) == []
+
+
 def test_one_answer_to_everything(tmp_path):
     rows = [row | {"completion": "yes"} for row in asked(100)]
     (line,) = [line for line in warned(tmp_path, rows) if "same answer, 'yes'" in line]

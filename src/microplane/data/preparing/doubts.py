@@ -60,7 +60,7 @@ def doubts(
     others = {name: rows for name, rows in sets.items() if name != "train"}
     unseen = {name: list(_rows(rows, MOST_HELD_OUT, tokenizer, summary)) for name, rows in others.items()}
     found = [*_without_template(summary, tokenizer), *doubtful_names(summary.labels), *_contradictions(known)]
-    found += [*_one_answer(known, summary), *_copies(known), *_leaks(known, summary)]
+    found += [*_one_answer(known, summary), *_no_answers(known, summary), *_copies(known), *_leaks(known, summary)]
     for name, rows in unseen.items():
         found += [*_contradicted(known, name, rows), *_near_duplicates(known, name, rows)]
     return found
@@ -150,6 +150,19 @@ def _one_answer(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
     answer, count = Counter(row.answer for row in rows).most_common(1)[0]
     if count >= SAME_ANSWER * len(rows):
         yield f"{count:,} of {len(rows):,} training rows have the same answer, {_short(answer)}: it is all they teach"
+
+
+def _no_answers(rows: Sequence[_Row], summary: DataSummary) -> Iterator[str]:
+    """Answers that are written as programs write that there is none. Of classes the names are looked at."""
+    if summary.task or summary.template == PLAIN_TEXT:
+        return
+    empty = [row for row in rows if row.answer.strip() in NOTHING]
+    if empty and len(empty) >= SHARE * len(rows):
+        yield (
+            f"{len(empty):,} of {len(rows):,} training rows are answered as programs write that there is nothing, the "
+            f"first in {empty[0].where} ({_short(empty[0].answer)}): it is learnt like any answer. Leave such rows "
+            "out, or write what should be said"
+        )
 
 
 def doubtful_names(labels: Sequence[str]) -> Iterator[str]:
