@@ -64,13 +64,13 @@ def main() -> None:
                     rounds[-1][side] = one = measured(work, side, Path(name), options.more)
                     told = ", ".join(f"{name} {value:.4g}" for name, value in one.items())
                     print(f"{work} {number + 1}/{options.pairs}  {side:22} {told}", flush=True)
-        write(about, work, {"rows": options.rows} if work == "W10" else {}, rounds)
+        write(about, f"{work}, {options.rows:,} rows" if work == "W10" else work, rounds)
 
 
-def write(about: dict[str, Any], work: str, facts: dict[str, Any], rounds: list[dict[str, dict[str, float]]]) -> None:
+def write(about: dict[str, Any], work: str, rounds: list[dict[str, dict[str, float]]]) -> None:
     path = HERE / "results" / f"whole_commands_{about['date'][:10]}.json"
     found = json.loads(path.read_text()) if path.exists() else {"what": "whole commands", "works": {}}
-    found["works"][work] = {**about, **facts, **compared(rounds), "rounds": rounds}
+    found["works"][work] = {**about, **compared(rounds), "rounds": rounds}
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
