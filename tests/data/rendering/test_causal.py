@@ -576,3 +576,16 @@ def test_the_prompt_that_is_kept_is_that_of_the_same_messages_and_tools():
         alone = ChatTemplate(source, {}).text(messages, True, offered)
         assert template.prompt(messages, offered) == alone
     assert template.prompt([]) == ""
+
+
+def test_no_prompt_is_kept_for_another_row_since_a_template_may_look_at_the_clock():
+    source = (
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    template = ChatTemplate(source, {})
+    for today in ("30", "31"):
+        template.variables["strftime_now"] = lambda style, today=today: today
+        (row,) = template.rows([Message("user", "a"), Message("assistant", "b")])
+        assert row.text.startswith(today)
+        assert row.continues

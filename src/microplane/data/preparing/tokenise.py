@@ -164,8 +164,8 @@ class SecondPass:
         split = self.found.splits[name]
         held_out = self.found.held_out if name == "train" else None
         total = len(split.hashes) if held_out is None else len(held_out)
-        rows = islice(examples(split.unread(), self.knobs), total)  # bad ones have been told; a file may have grown,
-        # which the second look at its identity tells
+        # Bad rows have been told. A file may have grown, which the second look at its identity tells.
+        rows = islice(examples(split.unread(), self.knobs), total)
         most = self.knobs.max_length
         rendering = _Rendering(self.renderer, most, self.knobs.max_target_length or most)
         with closing(side_by_side(rendering, rows, total)) as rendered:

@@ -76,6 +76,9 @@ def _now(style: str) -> str:
     return datetime.now().strftime(style)
 
 
+NO_PROMPT: tuple[Sequence[Message], Tools, str] = ((), (), "")  # messages, tools, and what they are asked with
+
+
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
     """With the blocks, filters and functions that the chat templates of Hugging Face models are written for."""
@@ -105,7 +108,7 @@ class ChatTemplate:
         self.variables: dict[str, Any] = dict(variables)
         if date is not None:
             self.variables["strftime_now"] = datetime.fromisoformat(date).strftime
-        self._last_prompt: tuple[Sequence[Message], Tools, str] = ((), (), "")
+        self._last_prompt = NO_PROMPT
 
     def text(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> str:
         """The rendered conversation.
@@ -155,6 +158,7 @@ class ChatTemplate:
         Raises:
             DataError: if the template refuses the conversation, or leaves out or alters what cannot be told then.
         """
+        self._last_prompt = NO_PROMPT  # the template may look at the clock
         self._check_rendered(messages, tools)
         wanted = [number for number, message in enumerate(messages) if message.role == "assistant" and message.trained]
         found = []
