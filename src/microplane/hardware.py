@@ -34,6 +34,11 @@ def _cpuinfo(*names: str) -> list[str]:
     return list(dict.fromkeys(line.split(":", 1)[1].strip() for line in lines if line.startswith(names)))
 
 
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def process_started() -> float:
     """When this process began, as `time.time` counts."""
     return psutil.Process().create_time()

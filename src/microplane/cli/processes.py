@@ -28,9 +28,10 @@ def is_first() -> bool:
 
 def start(count: int, arguments: Sequence[str]) -> NoReturn:
     """Run the command in `count` processes, and leave with the exit code of the first, or of one that was killed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from microplane.hardware import usable_cores
+
     shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     command = [sys.executable, "-m", "microplane", *_without_processes(arguments)]
     for number in interrupts.SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # not inherited as such: each arms its own

@@ -21,6 +21,7 @@ from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
 
 from microplane.errors import DataError
+from microplane.hardware import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,11 +59,6 @@ def side_by_side(function: Callable[[T], R], items: Iterator[T], count: int) -> 
                 return
             chunk, future = under_way.popleft()
             yield from zip(chunk, future.result(), strict=True)
-
-
-def usable_cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
