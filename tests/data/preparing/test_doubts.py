@@ -123,9 +123,15 @@ def test_answers_that_programs_wrote_for_nothing(tmp_path, written):
     assert f"the first in train.jsonl:8 ('{written}')" in line
 
 
-def test_an_answer_that_holds_such_a_word_among_others_or_once_in_many_rows_is_one(tmp_path):
+def test_an_answer_that_holds_such_a_word_among_others_is_one(tmp_path):
+    rows = asked(100)
+    for number, answer in enumerate(["None of them", "no NaN at all", "null and void"]):
+        rows[number]["completion"] = answer
+    assert warned(tmp_path, rows, asked(30, 400)) == []
+
+
+def test_such_a_word_once_in_many_rows_is_no_doubt(tmp_path):
     rows = asked(300)
-    rows[7]["completion"] = "None of them"
     rows[8]["completion"] = "null"
     assert warned(tmp_path, rows, asked(30, 400)) == []
 
