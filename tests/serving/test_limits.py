@@ -82,23 +82,22 @@ def test_a_full_queue_refuses_and_goes_on(endless):
 def test_who_goes_away_is_not_computed_for(endless, stream):
     server, address = endless
     before = server.metrics.cancelled
-    with httpx.Client(timeout=0.4) as client:
-        if stream:
-            with client.stream("POST", address + PATH, json=body(stream=True)) as answer:
-                assert answer.status_code == 200
-                until(lambda: server.metrics.steps > 3)
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                client.post(address + PATH, json=body())
-    until(lambda: server.scheduler.running == 0, 5)
+    if stream:
+        with httpx.stream("POST", address + PATH, json=body(stream=True), timeout=60) as answer:
+            assert answer.status_code == 200
+            until(lambda: server.metrics.steps > 3)
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + PATH, json=body(), timeout=0.4)
+    until(lambda: server.scheduler.running == 0)
     until(lambda: server.metrics.cancelled == before + 1)
-    assert server.metrics.steps < 150
+    assert server.metrics.steps < 390  # of 400
 
 
 def test_a_request_that_takes_too_long_is_given_up(library, slow):
-    server = Server(library, ServeKnobs(timeout=0.3))
+    server = Server(library, ServeKnobs(timeout=2.0))
     with running(server) as address:
-        answer = ask(address)
+        answer = ask(address)  # of at least eight seconds
         assert answer.status_code == 408
         assert answer.json()["error"]["type"] == "timeout_error"
         assert ask(address, most=2).status_code == 200
