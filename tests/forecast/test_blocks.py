@@ -18,7 +18,7 @@ from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.scratch import no_scratch, scratch_buffer
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, LLAMA, PAIR_CONFIGS
 
-SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 512}
+SHAPE = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "max_position_embeddings": 1024}
 FLOAT32 = NumberFormat(torch.float32)
 INT8 = FLOAT32._replace(quantised="int8")
 
@@ -95,21 +95,39 @@ def test_scratch_memory_is_made_anew_and_comes_back():
 
 
 def test_a_line_through_two_numbers_of_tokens():
-    line = Line.through(10, 50.0, 80.0)
+    line = Line.through((10, 20), 50.0, 80.0)
     assert (line.fixed, line.token, line(100)) == (20.0, 3.0, 320.0)
-    assert Line.through(10, 80.0, 50.0) == Line(80.0, 0.0)
+    assert Line.through((10, 20), 80.0, 50.0) == Line(80.0, 0.0)
+    assert Line.through((10, 40), 10.0, 100.0) == Line(0.0, 2.5)  # it grows faster than a line: through the many
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "dora", "prefix"])
 @pytest.mark.parametrize("recompute", ["none", "blocks"])
-def test_what_all_blocks_hold_is_what_two_tell(method, recompute):
+@pytest.mark.parametrize(("row", "rows"), [(48, 8), (900, 1)])
+def test_what_all_blocks_hold_is_what_two_tell(method, recompute, row, rows):
     """Of six blocks, seen as a whole."""
     made = make_method({"name": method})
-    cost = block_cost(SHAPE, 1, made, FLOAT32, 48, recompute)
-    whole = blocks._Try.of(blocks._model(blocks._smaller(SHAPE, 6, 1), made, FLOAT32), 48, 8, recompute)
-    tokens = 48 * 8
+    cost = block_cost(SHAPE, 1, made, FLOAT32, row, recompute)
+    whole = blocks._Try.of(blocks._model(blocks._smaller(SHAPE, 6, 1), made, FLOAT32), row, rows, recompute)
+    tokens = row * rows
     assert 0.97 * whole.peak < 6 * cost.kept(tokens) + cost.once(tokens) < 1.4 * whole.peak
     assert cost.evaluated(tokens) == pytest.approx(whole.evaluated, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("row", "most"), [(1, 512), (200, 400), (512, 1024), (513, 513), (990, 990), (1024, 1024), (9000, 1024)]
+)
+def test_a_long_row_is_tried_once(monkeypatch, row, most):
+    seen = []
+
+    def tried(model: nn.Module, row: int, rows: int, recompute: str) -> blocks._Try:
+        seen.append(row * rows)
+        return blocks._Try(0.0, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(blocks._Try, "of", tried)
+    block_cost(SHAPE, 1, make_method({"name": "lora"}), FLOAT32, row)
+    assert max(seen) == most
+    assert min(seen) < most
 
 
 def test_recomputed_blocks_keep_less():

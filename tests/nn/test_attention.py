@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microplane.nn.attention import LONG, MaskSpec, attend, attend_to
+from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.attention_reference import attend_reference
 from microplane.nn.rows import Rows, to_heads
 
@@ -80,7 +80,7 @@ def test_many_scores_are_computed_in_parts(monkeypatch, causal, bias, lengths):
     inputs = [q, k, v, *([added] if bias else [])]
     found = []
     for cells in (1 << 21, 4 * longest * longest * 2, 1):
-        monkeypatch.setattr("microplane.nn.attention.CELLS", cells)
+        monkeypatch.setattr("microplane.nn.head_attention.CELLS", cells)
         seen = attend(q, k, v, MaskSpec(rows, causal=causal), 0.3, bias=added)
         found.append((seen, *torch.autograd.grad(seen.sin().sum(), inputs)))
     for other in found[1:]:
@@ -89,8 +89,9 @@ def test_many_scores_are_computed_in_parts(monkeypatch, causal, bias, lengths):
 
 
 def test_long_rows_take_the_other_way_and_agree():
-    rows = Rows.of([[1] * (LONG + 3), [1] * 40])
-    q, k, v = (torch.randn(LONG + 43, heads, 8) for heads in (4, 2, 2))
+    long = 259
+    rows = Rows.of([[1] * long, [1] * 40])
+    q, k, v = (torch.randn(long + 40, heads, 8) for heads in (4, 2, 2))
     for causal in (True, False):
         seen = attend(q, k, v, MaskSpec(rows, causal=causal), 0.3)
         torch.testing.assert_close(seen, attend_reference(q, k, v, rows, 0.3, causal=causal), rtol=1e-4, atol=1e-5)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from microplane.data.batch_plan import micro_batches
 from microplane.device import CPU
+from microplane.forecast.held import Held
 from microplane.models import encoder
 from microplane.models.families import family_of
-from microplane.nn import attention
+from microplane.nn import attention, head_attention
 from microplane.nn.attention import MaskSpec, attend, attend_to
 from microplane.nn.attention_reference import attend_reference
 from microplane.nn.relative import RelativeBias
@@ -39,9 +43,10 @@ def gradients(y, inputs):
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("long", [attention.LONG, 16])
-def test_groups_change_no_number(split, monkeypatch, causal, window, softcap, biased, long):
-    monkeypatch.setattr(attention, "LONG", long)
+@pytest.mark.parametrize(("kept", "by_torch"), [(head_attention.KEPT, 1024), (2048, 1024), (2048, 16)])
+def test_groups_change_no_number(split, monkeypatch, causal, window, softcap, biased, kept, by_torch):
+    monkeypatch.setattr(head_attention, "KEPT", kept)
+    monkeypatch.setattr(head_attention, "BY_TORCH", {torch.float64: by_torch**2})
     rows = Rows.of([[1] * n for n in LENGTHS])
     spec = MaskSpec(rows, window=window, causal=causal)
     assert len(spec.groups) > 3
@@ -155,10 +160,68 @@ def test_a_long_row_among_short_ones_costs_no_more_than_they_do(family, long):
     assert most[1] < 1.3 * most[0]
 
 
+@pytest.mark.parametrize("how", ["plain", "window", "softcap", "dropout", "bias", "bias that trains"])
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16])
+def test_a_long_row_has_few_of_its_scores_at_a_time(how, number):
+    """In its backward pass too."""
+    S, H = 800, 32
+    rows, scores = Rows.of([[1] * S]), H * S * S * number.itemsize
+    q, k, v = (torch.randn(S, H, 8, dtype=number, requires_grad=True) for _ in range(3))
+    bias = torch.randn(H, S, S, dtype=number, requires_grad=how.endswith("trains")) if "bias" in how else None
+    spec = MaskSpec(rows, window=300 if how == "window" else None, causal="bias" not in how)
+    more = {"softcap": {"softcap": 5.0}, "dropout": {"dropout": 0.1}}.get(how, {})
+    there = [tensor for tensor in (q, k, v, bias, spec.additive_mask(q)) if tensor is not None]
+    with Held(there) as held:
+        y = attend(q, k, v, spec, 0.3, bias=bias, **more)
+        assert held.now < scores / 5
+        y.sum().backward()
+    whole = 2 if how.endswith("trains") else 0  # the bias has a gradient, of parts that are joined
+    assert held.peak < (whole + 1.1) * scores
+
+
+def test_what_dropout_keeps_twice_is_made_again_sooner():
+    S, H = 400, 8
+    q, k, v = (torch.randn(S, H, 8, requires_grad=True) for _ in range(3))
+    with Held([q, k, v]) as held:
+        y = attend(q, k, v, MaskSpec(Rows.of([[1] * S])), 0.3, dropout=0.1)
+    assert held.now < H * S * S * 4 / 5
+    assert y.requires_grad
+
+
+@pytest.mark.parametrize("masks", ["none", "shared", "own"])
+def test_what_is_computed_again_has_the_same_numbers_and_gradients(masks):
+    """With dropout, whose numbers are drawn once more, and the generator goes on from where it was."""
+    leaf = lambda *shape: torch.randn(shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    q, k, v = leaf(3, 4, 6, 5), leaf(3, 2, 6, 5), leaf(3, 2, 6, 5)
+    mask = {"none": None, "shared": leaf(1, 1, 6, 6), "own": leaf(3, 4, 6, 6)}[masks]
+    inputs = [x for x in (q, k, v, mask) if x is not None]
+    found = []
+    for again in (False, True):
+        torch.manual_seed(7)
+        y = head_attention._attend_in_parts(q, k, v, mask, 0.3, 5.0, 0.2, again)
+        torch.rand(3)
+        found.append((y, *torch.autograd.grad(y.sin().sum(), inputs), torch.rand(2)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_to_compute_again_imports_neither_sympy_nor_torchs_compiler():
+    code = """
+import sys, torch
+from microplane.nn.attention import MaskSpec, attend
+from microplane.nn.rows import Rows
+q, k, v = (torch.randn(700, 2, 8, requires_grad=True) for _ in range(3))
+attend(q, k, v, MaskSpec(Rows.of([[1] * 700])), 0.3, dropout=0.1).sum().backward()
+print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
 @torch.inference_mode()
 def test_scores_of_long_rows_that_are_made_again_in_backward_are_made_once_without_one():
     model = tiny("gemma2")
-    long = [n % 90 for n in range(attention.LONG + 5)]
+    long = [n % 90 for n in range(520)]
     alone, beside = model(Rows.of([long])), model(Rows.of([long, [1, 2]]))
     torch.testing.assert_close(beside[: len(long)], alone)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,12 +33,12 @@ from microplane.models.families import family_of
 from microplane.models.files.load import quantise_linears
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops import native
-from microplane.nn.ops.autograd import apply
+from microplane.nn.ops.autograd import with_gradient
 from microplane.nn.ops.scratch import no_scratch
 from microplane.nn.rows import Pairs, Rows
 from microplane.training.activation_checkpointing import recomputed_in_backward
 
-VERSION = 1  # of what is kept, and of all code that decides it; raise it when either changes
+VERSION = 2  # of what is kept, and of all code that decides it; raise it when either changes
 DEPTHS = (
     "num_hidden_layers",
     "num_layers",
@@ -69,10 +70,12 @@ class Line:
     token: float = 0.0
 
     @classmethod
-    def through(cls, tokens: int, few: float, many: float) -> Self:
-        """Of so many tokens, and of twice as many."""
-        token = max(0.0, many - few) / tokens
-        return cls(max(0.0, few - token * tokens), token)
+    def through(cls, tokens: tuple[int, int], few: float, many: float) -> Self:
+        """Of two numbers of tokens, the larger one last, which the line always goes through."""
+        token = max(0.0, many - few) / (tokens[1] - tokens[0])
+        if (fixed := few - token * tokens[0]) < 0:
+            return cls(0.0, many / tokens[1])
+        return cls(fixed, token)
 
     def __call__(self, tokens: float) -> float:
         return self.fixed + self.token * tokens
@@ -139,22 +142,31 @@ def _key(parts: list[Any]) -> str:
 def _tried(
     fields: Mapping[str, Any], factor: int, method: Method, form: NumberFormat, row: int, recompute: str
 ) -> BlockCost:
-    row, count = min(row, 2 * MOST_TOKENS), max(1, MOST_TOKENS // 2 // row)
-    tokens, tries = row * count, []
+    sizes, tries = _tried_rows(row), []
+    tokens = math.prod(sizes[0]), math.prod(sizes[1])
     for depth in (1, 2):
         model = _model(_smaller(fields, depth, factor), method, form)
-        tries.append([_Try.of(model, row, count * times, recompute) for times in (1, 2)])
+        tries.append([_Try.of(model, *size, recompute) for size in sizes])
         del model
         gc.collect()
     one, two = tries
     kept = Line.through(tokens, *(b.kept - a.kept for a, b in zip(one, two, strict=True)))
-    way = [a.peak - min(kept(times * tokens), a.kept) for times, a in zip((1, 2), one, strict=True)]
+    way = [a.peak - min(kept(n), a.kept) for n, a in zip(tokens, one, strict=True)]
     return BlockCost(
         kept=Line(kept.fixed * factor**2, kept.token * factor),
         once=_wider(Line.through(tokens, *way), factor),
         evaluated=_wider(Line.through(tokens, *(two_.evaluated for two_ in two)), factor),
-        seconds=max(0.0, two[1].seconds - one[1].seconds) * factor**2 / (2 * tokens),
+        seconds=max(0.0, two[1].seconds - one[1].seconds) * factor**2 / tokens[1],
     )
+
+
+def _tried_rows(row: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Twice: tokens of a row, and rows. Of a long row only one, and a short one, or trying would hold more than a run
+    with one such row does."""
+    if row > MOST_TOKENS:
+        return (MOST_TOKENS // 2, 1), (min(row, 2 * MOST_TOKENS), 1)
+    count = max(1, MOST_TOKENS // 2 // row)
+    return (row, count), (row, 2 * count)
 
 
 def _wider(line: Line, factor: int) -> Line:
@@ -242,21 +254,7 @@ def _held(model: Model, forward: Callable[[], Tensor]) -> tuple[float, float]:
 def _backward(y: Tensor) -> None:
     if y.requires_grad:
         ones = torch.ones_like(y)
-        torch.autograd.backward(apply(_Given, y, ones))
-
-
-class _Given(torch.autograd.Function):
-    """A number whose gradient with respect to y is a given one. Where `backward` itself is handed a gradient, torch
-    imports sympy, to compare shapes that it does not know: a second of each process that tries blocks."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, gradient: Tensor) -> Tensor:
-        ctx.gradient = gradient
-        return y.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
-        return ctx.gradient, None
+        torch.autograd.backward(with_gradient(y, ones))
 
 
 def _rows(model: Model, row: int, rows: int) -> Rows | Pairs:

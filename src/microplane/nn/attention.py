@@ -19,22 +19,18 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from microplane.device import put
 from microplane.nn.cache import Cache
+from microplane.nn.head_attention import attend_by_torch, attend_in_heads, faster_by_torch
 from microplane.nn.ops import cached_attention, row_attention
-from microplane.nn.ops.pointwise import softmax
 from microplane.nn.position import rotate
 from microplane.nn.rows import Rows, from_heads, to_heads
-from microplane.nn.selective_recompute import checkpointed
 
-CELLS = 1 << 21  # scores computed at once: more would not stay in the processor's caches
 WASTE = 1.5  # a rectangle of rows of unequal length holds at most so many times what its rows have
 SMALL = 1 << 19  # numbers of one head: rectangles up to this size hold any rows, as more of them would take longer
 PER_TOKEN = 128  # numbers of one head that a token has beside its scores: two vectors
-LONG = 1024  # tokens; of longer rows the scores are not kept: torch's own attention makes few at a time, or, where it
-# can't do the work, all are made again in backward
+LONG = 1024  # tokens of the longest rows that ops/row_attention.py is given
 
 Prefix = tuple[Tensor, Tensor]  # keys and values (KV, P, Dh), prepended to those of every row
 # Added to the scores: (H, S, L) or (B, H, S, L), or what makes that of queries (B, H, S, Dh) and keys (B, KV, L, Dh).
@@ -279,31 +275,11 @@ def _attend_in_rectangle(
             torch.cat([own.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
             for own, x in zip(prefix, (keys, values), strict=True)
         )
-    long = max(rows.longest, mask_spec.longest) > LONG
-    if long and softcap is None and not dropout and mask_spec.is_plain_causal and bias is None and prefix is None:
-        return from_heads(_attend_long(queries, keys, values, None, scale, causal=True), rows)
+    plain = mask_spec.is_plain_causal and bias is None and prefix is None
+    if plain and faster_by_torch(queries, keys, softcap, dropout):
+        return from_heads(attend_by_torch(queries, keys, values, None, scale, causal=True), rows)
     mask = _mask(queries, mask_spec, bias, prefix)
-    return from_heads(attend_in_heads(queries, keys, values, mask, scale, softcap, dropout, long), rows)
-
-
-def attend_in_heads(
-    q: Tensor,  # (B, H, S, Dh)
-    k: Tensor,  # (B, KV, L, Dh)
-    v: Tensor,
-    mask: Tensor | None,  # added to the scores (B, H, S, L)
-    scale: float,
-    softcap: float | None,
-    dropout: float,
-    long: bool,  # whether the scores would be more than all else that is kept of a row
-) -> Tensor:
-    """softmax(scale q k^T + mask) v of one rectangle for each head: (B, H, S, Dh)."""
-    if long and softcap is None and not dropout:
-        return _attend_long(q, k, v, mask, scale, causal=False)
-    given = q, k, v, mask, scale, softcap, dropout
-    if not long:
-        return checkpointed(_attend_short, *given)
-    mixed: Tensor = checkpoint(_attend_short, *given, use_reentrant=False)
-    return mixed
+    return from_heads(attend_in_heads(queries, keys, values, mask, scale, softcap, dropout), rows)
 
 
 def _by_row(
@@ -352,45 +328,3 @@ def ends_of_groups(queries: Sequence[int], keys: Sequence[int], terms: int = 1) 
             first, wider, more = row, own, size(*own)
         (S, L), held = wider, more
     return [*ends, len(queries)]
-
-
-def _attend_short(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, dropout: float
-) -> Tensor:
-    """With all scores in memory, a few rows (or a few heads of one row) at a time: (B, H, S, Dh)."""
-    B, H, S, _ = q.shape
-    KV, L = k.shape[1:3]
-    dim, count = (0, B) if B > 1 else (1, KV)
-    at_once = max(1, CELLS * count // max(1, B * H * S * L))
-    if at_once >= count:
-        return _attend_at_once(q, k, v, mask, scale, softcap, dropout)
-    parts = []
-    for start in range(0, count, at_once):
-        n = min(at_once, count - start)
-        own, of = (k.narrow(dim, start, n), v.narrow(dim, start, n)), q.shape[dim] // count
-        part = q.narrow(dim, start * of, n * of)
-        masked = mask if mask is None or mask.shape[dim] == 1 else mask.narrow(dim, start * of, n * of)
-        parts.append(_attend_short(part, *own, masked, scale, softcap, dropout))
-    return torch.cat(parts, dim)
-
-
-def _attend_at_once(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, dropout: float
-) -> Tensor:
-    """Batched matrix products. The heads of a group are stacked, so that k and v are never repeated."""
-    B, H, S, Dh = q.shape
-    KV, L = k.shape[1:3]
-    stacked = (q if scale == 1.0 else q * scale).reshape(B * KV, H // KV * S, Dh)
-    k, v = k.reshape(B * KV, L, Dh), v.reshape(B * KV, L, Dh)
-    scores = torch.bmm(stacked, k.transpose(1, 2)).view(B, H, S, L)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    shares = softmax(scores, mask, dropout)
-    return torch.bmm(shares.view(B * KV, H // KV * S, L), v).view(B, H, S, Dh)
-
-
-def _attend_long(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
-    """By torch's own attention: (B, H, S, Dh)."""
-    G = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)  # small compared to the scores
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

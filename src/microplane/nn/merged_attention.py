@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microplane.nn.attention import LONG, MaskSpec, Prefix, attend_in_heads, ends_of_groups
+from microplane.nn.attention import MaskSpec, Prefix, ends_of_groups
 from microplane.nn.cache import Cache
+from microplane.nn.head_attention import attend_in_heads
 from microplane.nn.position import rotate
 from microplane.nn.rows import from_heads, to_heads
 
@@ -82,8 +83,7 @@ def attend_merged(
         added = part.additive(queries)
         if prefix is not None:
             added = F.pad(added, (prefix[0].shape[1], 0))
-        long = max(part.own.rows.longest, keys.shape[2]) > LONG
-        y = attend_in_heads(queries, keys, values, added, scale, softcap, dropout, long)
+        y = attend_in_heads(queries, keys, values, added, scale, softcap, dropout)
         mixed.append(from_heads(y, part.own.rows))
         query, own_key, source_key = *ends, source_end
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

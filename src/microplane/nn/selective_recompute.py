@@ -2,8 +2,9 @@
 
 The output of a norm or an activation is kept by the product it enters, where that trains, and the scores of attention
 by two more: a third of what a block keeps, for a few percent of its time. The model wraps such an operation in
-`recomputed` or `checkpointed`. Inside the context `selective_recompute` (around a block's forward pass) its output is
-dropped after the forward pass, and computed again in backward. Outside of it both are plain calls.
+`recomputed`, or, of several operations, asks `recomputing` and then calls `computed_again`. Inside the context
+`selective_recompute` (around a block's forward pass) its output is dropped after the forward pass, and computed again
+in backward.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from microplane.nn.ops.autograd import apply, with_gradient
 
 
 class _Recompute:
@@ -47,17 +49,46 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return result
 
 
-def checkpointed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), which may be several operations and draw random numbers; the same ones are drawn again."""
-    if getattr(_local, "outputs", None) is None:
+def recomputing() -> bool:
+    """True inside the context `selective_recompute`."""
+    return getattr(_local, "outputs", None) is not None
+
+
+def computed_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs), which may be several operations and draw random numbers. In backward it is called once more
+    and the same ones are drawn, so that only the inputs are kept. What needs a gradient must be among them.
+
+    torch.utils.checkpoint does it for any function; its first call imports torch's compiler, 150 MB and some seconds.
+    """
+    return apply(_Again, function, *inputs)
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        ctx.function, ctx.state = function, torch.get_rng_state()
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
         return function(*inputs)
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
-    return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved, needed = iter(ctx.saved_tensors), ctx.needs_input_grad[1:]
+        inputs = [
+            next(saved).detach().requires_grad_(need) if other is None else other[0]
+            for other, need in zip(ctx.others, needed, strict=True)
+        ]
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.set_rng_state(ctx.state)
+            y = ctx.function(*inputs)
+            of = [x for x, need in zip(inputs, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(with_gradient(y, *gradients), of, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)
 
 
 @contextmanager
 def selective_recompute() -> Iterator[None]:
-    """Around the forward pass of a block: inside, outputs of `recomputed` and `checkpointed` are not kept."""
+    """Around the forward pass of a block: inside, outputs of `recomputed` are not kept, and `recomputing` is true."""
     outputs: _Outputs = {}
 
     def pack(tensor: Tensor) -> Tensor | tuple[_Recompute, torch.Size]:

@@ -38,6 +38,7 @@ from microplane.models.files.load import build_on_meta, open_checkpoint, open_co
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.models.stays_wide import told_of_what_stays_wide
+from microplane.nn.head_attention import rounds_otherwise
 from microplane.nn.number_format import NumberFormat, slowdown
 from microplane.nn.quantised import QUANTISED, weight_count
 from microplane.objectives.base import AnyObjective
@@ -53,6 +54,7 @@ from microplane.training.resume import UNIT
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 SLOW = 2.0  # times as long as float32: that is told
+ATTENTION = "by torch in float32"  # how it is computed: another way rounds otherwise
 MICRO_BATCHES = "by what is kept of a row"  # how they are cut: other cuts draw other masks
 
 
@@ -123,9 +125,13 @@ class Prepared:
         """Of the training rows, where a number is learnt."""
         return Numbers.of(self.splits.train) if self.splits.summary.task == "regression" else None
 
+    @property
+    def longest(self) -> int:  # tokens of a training row
+        return int(self.splits.train.lengths.max())
+
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
-        dropout, long = getattr(self.method, "dropout", 0.0), int(self.splits.train.lengths.max()) > LONG
+        dropout, long = getattr(self.method, "dropout", 0.0), self.longest > LONG
         train = self.config.train.model_dump(mode="json")
         if train["class_weights"] == "none":  # runs of an earlier version do not have it
             del train["class_weights"]
@@ -144,6 +150,7 @@ class Prepared:
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
+            **({"attention of long rows": ATTENTION} if rounds_otherwise(self.longest, self.form.dtype) else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
         }
 
