@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +120,60 @@ def test_the_command_writes_the_page_beside_the_runs(there, capsys):
     app(["report", str(there / "low"), str(there / "ia3")], standalone_mode=False)
     assert capsys.readouterr().out.strip() == f"page: {there / 'side-by-side.html'}"
     assert "low" in (there / "side-by-side.html").read_text()
+
+
+def flat(value) -> str:
+    return json.dumps({key: item for key, item in value.items() if key not in ("rows", "answer")})
+
+
+def test_page_and_figures_tell_no_path_of_the_machine(there, monkeypatch, tmp_path):
+    """Neither where the runs lie, nor what a run's configuration took from there by itself."""
+    home = there.parent
+    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(there / "high", tmp_path / "mine")
+    result = json.loads((tmp_path / "mine" / "result.json").read_text())
+    result["run"]["data"]["train"] = str(tmp_path / "mine" / "rows.jsonl")
+    result["run"]["model"]["adapter"] = str(there / "low" / "adapter")
+    result["run"]["eval"]["general"] = "/srv/texts/mine.txt"
+    (tmp_path / "mine" / "result.json").write_text(json.dumps(result))
+    found = side_by_side([there / "low", there / "ia3", Path("mine")])
+    told = {line["name"]: line["values"] for line in found["settings"]}
+    assert told["data.train"] == ["~/rows.jsonl", "~/rows.jsonl", "mine/rows.jsonl"]
+    assert told["model.adapter"] == [None, None, "~/runs/low/adapter"]
+    assert told["eval.general"][2] == "/srv/texts/mine.txt"  # as it was typed
+    assert [row["folder"] for row in found["runs"]] == ["~/runs/low", "~/runs/ia3", "mine"]
+    page = write_side_by_side([there / "low", Path("mine")], tmp_path / "page.html").read_text()
+    for text in (flat(found), page):
+        assert str(there.parent) not in text
+        assert str(tmp_path) not in text
+
+
+def test_runs_that_lie_outside_are_named_from_where_all_of_them_lie(there, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = side_by_side(runs(there, "low", "ia3"))
+    assert [row["folder"] for row in found["runs"]] == ["low", "ia3"]
+    shutil.copytree(there / "high", there / "older" / "low")
+    try:
+        found = side_by_side([there / "low", there / "older" / "low"])
+    finally:
+        shutil.rmtree(there / "older")
+    assert [row["run"] for row in found["runs"]] == list(found["curves"]) == ["low", "older/low"]
+
+
+def test_trials_of_a_comparison_name_their_rows_by_its_folder(there, monkeypatch, tmp_path):
+    mine = tmp_path / "which"
+    for name in ("low", "high"):
+        trial = mine / "trials" / name
+        shutil.copytree(there / name, trial)
+        result = json.loads((trial / "result.json").read_text())
+        result["run"]["data"]["train"] = str(mine / "data" / f"{name}.jsonl")
+        (trial / "result.json").write_text(json.dumps(result))
+    monkeypatch.chdir(there)
+    found = side_by_side([mine / "trials" / "low", mine / "trials" / "high"])
+    told = {line["name"]: line["values"] for line in found["settings"]}
+    assert told["data.train"] == ["data/low.jsonl", "data/high.jsonl"]
+    assert str(tmp_path) not in flat(found)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")

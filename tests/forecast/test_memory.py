@@ -13,7 +13,7 @@ import torch
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.forecast import memory
-from microplane.forecast.at_once import AtOnce
+from microplane.forecast.at_once import AtOnce, Before
 from microplane.forecast.blocks import BlockCost, Line
 from microplane.forecast.held import Held
 from microplane.forecast.machine import Rates
@@ -127,6 +127,58 @@ def test_frozen_blocks_keep_nothing(cost):
         for method in (("full",), ("last-n", 1))
     )
     assert one < 0.6 * every
+
+
+def test_frozen_blocks_compute_all_rows_of_a_step(cost):
+    """What no gradient goes through holds something on its way too; not where its features are kept."""
+    cost(evaluated=Line(0, 1e5))
+
+    def held(tokens: int, method: str, *blocks: int, **before: int) -> int:
+        given = replace(rows(tokens=tokens), before=Before(**before))
+        return forecast(shapes(method, *blocks), given, KNOBS, PROCESS, None, always=True).activations
+
+    assert held(1000, "last-n", 1) - held(10, "last-n", 1) > 0.9 * 990 * 1e5
+    kept = {"filled": 1, "vectors": 1}
+    assert held(1000, "last-n", 1, **kept) - held(10, "last-n", 1, **kept) < 0.1 * 990 * 1e5
+    assert held(1000, "full") - held(10, "full") < 0.1 * 990 * 1e5  # nothing of it is frozen
+
+
+def test_features_are_computed_of_many_tokens_at_once_and_mapped(cost):
+    cost(evaluated=Line(0, 1e5))
+    few, many = (replace(rows(tokens=10), before=Before(filled=filled, vectors=1)) for filled in (1000, 3000))
+    grown = activations("last-n", many) - activations("last-n", few)
+    assert grown == pytest.approx((1 + memory.PASSED) * 2000 * 1e5, abs=2)
+    cost()
+    width, much = shapes().plain.config.hidden_size, 10**6
+    mapped, none = (replace(rows(), before=Before(filled=1, vectors=vectors)) for vectors in (much, 0))
+    assert activations("last-n", mapped) - activations("last-n", none) >= 4 * width * much
+
+
+def test_answers_of_the_untouched_model_hold_a_cache_and_logits(cost):
+    cost()
+    config, least = shapes().plain.config, activations()
+    cached = replace(rows(), before=Before(read=0, cached=10**6, answers=1))
+    each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    assert activations(at_once=cached) > 0.9 * (each * 10**6 - least)
+    more = replace(rows(), before=Before(read=0, cached=10**6, answers=1001))
+    logits = activations(at_once=more) - activations(at_once=cached)
+    assert logits == pytest.approx((1 + memory.PASSED) * 1000 * config.vocab_size * 8, abs=2)
+    cost(evaluated=Line(0, 1e5))
+    read = [replace(rows(), before=Before(read=n, cached=10**6, answers=1)) for n in (1000, 2000)]
+    grown = activations(at_once=read[1]) - activations(at_once=read[0])
+    assert grown == pytest.approx((1 + memory.PASSED) * 1000 * 1e5, abs=2)
+
+
+def test_what_trains_is_not_there_before_the_first_step(cost):
+    """Full fine-tuning has gradients and an optimizer's state later, and more room for answers before that."""
+    cost()
+    before = Before(cached=10**6, answers=1)
+    lora, full = (
+        forecast(shapes(name), replace(rows(), before=before), KNOBS, PROCESS, None, always=True)
+        for name in ("lora", "full")
+    )
+    assert lora.gradients + lora.adapter + lora.optimizer != full.gradients + full.optimizer
+    assert lora.peak_memory_bytes == pytest.approx(full.peak_memory_bytes, abs=10)
 
 
 def test_above_a_boundary_all_of_a_block_trains(monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError, DataError
-from microplane.inference.generate import Answer, _batches, common_beginning, draw, generate, narrow, penalise
+from microplane.inference.generate import Answer, batches, common_beginning, draw, generate, narrow, penalise
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.models.generation_rules import GenerationRules
 from microplane.nn.position import Rope
@@ -150,9 +150,9 @@ def test_batches_are_bounded_by_the_budget():
 def test_the_longest_prompt_of_a_batch_counts_for_all_of_it():
     """Each row of the cache has as many cells as the longest one needs."""
     knobs = GenerateKnobs(max_new_tokens=1)
-    assert list(_batches([1, 9, 5], knobs, 20)) == [[1, 2], [0]]
-    assert list(_batches([1, 9, 5], knobs.model_copy(update={"beams": 2}), 20)) == [[1], [2], [0]]
-    assert list(_batches([50, 1], knobs, 20)) == [[0], [1]], "one at least"
+    assert list(batches([1, 9, 5], knobs, 20)) == [[1, 2], [0]]
+    assert list(batches([1, 9, 5], knobs.model_copy(update={"beams": 2}), 20)) == [[1], [2], [0]]
+    assert list(batches([50, 1], knobs, 20)) == [[0], [1]], "one at least"
 
 
 def test_rows_that_have_stopped_cost_nothing():

@@ -325,3 +325,22 @@ def test_a_model_ignores_its_inputs_only_where_they_change_nothing(monkeypatch):
 
     monkeypatch.setattr(type(model), "forward", deaf)
     assert ignores_inputs(objective, model, rows, 512)
+
+
+def test_a_head_that_reads_its_rows_thirty_times_keeps_its_own_rate(tmp_path):
+    """A sweep of steps over new rows found ten times its rate, and two points less."""
+    encoder = encoder_folder(tmp_path / "model", **SHALLOW)
+
+    def found(**more):
+        sets = SETS | {"runs": str(tmp_path / "runs"), "train.lr": "auto", "train.steps": None, **more}
+        return microplane.train(encoder, reviews(), method="head-only", set=sets).result
+
+    kept = found()
+    own = METHODS["head-only"].default_lr
+    assert kept["lr_search"]["rates"] == []
+    assert kept["lr_search"]["chosen"] == kept["run"]["train"]["lr"] == own
+    assert "30 times" in kept["lr_search"]["why"]
+    assert write_report(tmp_path / "runs" / kept["name"]).is_file()  # without a sweep to draw
+    for searched in ({"train.epochs": 3}, {"train.feature_cache": "off"}):
+        assert len(found(**searched)["lr_search"]["rates"]) > 0  # it may end early
+    assert found(**{"train.epochs": 30})["lr_search"]["rates"] == []

@@ -87,3 +87,37 @@ def test_what_was_not_forecast_is_not_off():
     found = ForecastSection(peak_memory_bytes=900).beside(steps=0, seconds=0.0, peak_memory_bytes=1000)
     assert found.off == {"peak_memory_bytes": -0.1}
     assert ForecastSection(reason="for nothing").beside(1, 1.0, 1).off_line() is None
+
+
+def before(model, tmp_path, rows, **sets):
+    """What a run's forecast counts before its first step."""
+    how = SETS | {"train.steps": None, "runs": str(tmp_path / "runs")} | sets
+    return microplane.train(model, rows, set=how).result["forecast"]["parts"]["before"]
+
+
+def test_answers_before_training_are_counted(model, tmp_path):
+    none = {"filled": 0, "vectors": 0, "read": 0, "cached": 0, "answers": 0}
+    assert before(model, tmp_path, asked(40), **{"train.epochs": 1}) == none
+    found = before(model, tmp_path, asked(40), **{"train.epochs": 1, "eval.rows": 3, "eval.max_new_tokens": 2})
+    assert (found["filled"], found["answers"], found["cached"]) == (0, 3, 3 * 128)  # a row takes 64 or 128 tokens
+    assert 3 * 64 < found["read"] < 3 * 128
+    sets = {"train.epochs": 1, "eval.rows": 3, "eval.max_new_tokens": 1000}
+    assert before(model, tmp_path, asked(40), **sets) == found  # the context is 128
+    assert list(map(own_forecast._capacity, (1, 64, 65, 128, 129, 300))) == [64, 64, 128, 128, 256, 512]
+
+
+def test_features_that_are_kept_are_counted(model, tmp_path):
+    def told(**sets):
+        run = microplane.train(
+            model, asked(40), set=SETS | {"train.steps": None, "runs": str(tmp_path / "runs"), **sets}
+        ).result
+        return run["forecast"]["parts"]["before"], run["train"]["feature_cache"], run["data"]["tokens"]
+
+    last = {"method.name": "last-n", "method.n": 1}
+    for no in ({"train.epochs": 1}, {"train.epochs": 2, "train.feature_cache": "off"}):
+        assert told(**last, **no)[0]["vectors"] == told(**last, **no)[0]["filled"] == 0
+    counted, kept, tokens = told(**last, **{"train.epochs": 2})
+    both = tokens["train"] + tokens["validation"]
+    assert kept["bytes"] == counted["vectors"] * 32 * 4
+    assert (counted["vectors"], counted["filled"]) == (both, min(8192, tokens["train"]))
+    assert told(**{"method.name": "lora", "train.epochs": 2})[0]["vectors"] == 0

@@ -24,6 +24,7 @@ from microplane.models.files.hub import resolve
 from microplane.models.heads import head_from
 from microplane.nn.quantised import QUANTISED
 
+PIECE = 16 << 20  # bytes of a tensor that are mapped at once
 MEBIBYTE = 1 << 20
 
 
@@ -128,11 +129,18 @@ def _sum(file: Path) -> str:
 
 
 def _sum_of(file: Path, name: str) -> int:
-    """Of one tensor. The file is mapped for it alone: a mapping kept open would count all that was read as memory."""
-    with safe_open(file, framework="pt") as stored:
-        tensor = stored.get_tensor(name)
-        digest = hashlib.sha256(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    """Of one tensor. The file is mapped for a piece of it alone: what was read counts as memory as long as the mapping
+    is there, and a table of words can be as large as all the rest."""
+    digest, start, size = hashlib.sha256(), 0, 1
+    while start < size:
+        with safe_open(file, framework="pt") as stored:
+            tensor = stored.get_tensor(name)
+            if not start:
+                digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+            bytes_ = tensor.contiguous().view(-1).view(torch.uint8)
+            digest.update(bytes_[start : start + PIECE].numpy().data)
+            start, size = start + PIECE, len(bytes_)
+            del tensor, bytes_
     return int(digest.hexdigest(), 16)
 
 

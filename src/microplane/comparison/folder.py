@@ -14,7 +14,7 @@ from microplane.errors import ConfigError, TrainingError, check_type
 from microplane.files import clean, lock
 from microplane.runs.inline_data import STDIN
 
-PLAN = "plan.json"
+PLAN, TRIALS = "plan.json", "trials"
 PLANNING = ".planning"  # stands in a folder that was empty, until its plan is there: all else in it can be made again
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 FAILING = tuple(os.strerror(number) for number in DISK)

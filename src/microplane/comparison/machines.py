@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from microplane.hardware import usable_cores
+
 STOP = signal.SIGTERM
 """Has a trial save and end. What a script begins in the background ignores SIGINT, and so do processes of its own."""
 
@@ -87,7 +89,7 @@ class ThisMachine:
 
     @property
     def threads(self) -> int | None:
-        return None if self.at_once == 1 else max(1, (os.cpu_count() or 1) // self.at_once)
+        return None if self.at_once == 1 else max(1, usable_cores() // self.at_once)
 
     def begin(self, command: Sequence[str], log: Path) -> Local:
         return Local(begun(command, log))

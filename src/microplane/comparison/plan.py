@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from microplane.comparison.budget import Budget
-from microplane.comparison.folder import PLAN, PLANNING, is_begun
+from microplane.comparison.folder import PLAN, PLANNING, TRIALS, is_begun
 from microplane.comparison.rows import ComparisonRows, copy_rows
 from microplane.comparison.scoring import LEAST_ROWS, choose
 from microplane.comparison.search import PARTS, Lengths, longest
@@ -287,7 +287,7 @@ def config_of_trials(config: RunKnobs, rows: ComparisonRows, folder: Path) -> Ru
     return config.model_copy(
         update={
             "name": None,
-            "runs": str((folder / "trials").absolute()),
+            "runs": str((folder / TRIALS).absolute()),
             "method": {"name": "lora"},
             "model": config.model.model_copy(update={"name": here}),
             "data": config.data.model_copy(update=data),

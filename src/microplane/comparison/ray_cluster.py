@@ -21,6 +21,7 @@ from typing import Any
 
 from microplane.comparison.machines import STOP, LostError, begun
 from microplane.errors import ConfigError, first_line
+from microplane.hardware import usable_cores
 
 POLL = 0.2  # seconds between two looks of a task at its process, in which an interrupt reaches it
 REACHED = 5.0  # seconds in which a cluster's address answers; Ray itself tries for three minutes
@@ -182,7 +183,7 @@ def _ray() -> Any:
 def _connect(ray: Any, address: str, at_once: int | None) -> None:
     how: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
-        cores = max(os.cpu_count() or 1, at_once or 1)
+        cores = max(usable_cores(), at_once or 1)
         how |= {"include_dashboard": False, "object_store_memory": STORE, "num_cpus": cores}
     host, _, port = address.rpartition(":")
     try:

@@ -1,15 +1,15 @@
-"""How files are named in a comparison's page and JSON, which people share: as they were given, or by their place in its
-folder. Where they lie on this machine, and whose it is, stays here."""
+"""How files are named in a comparison's page and JSON: as they were given, or by their place in its folder (see
+`report.places`)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from microplane.comparison.plan import Plan
 from microplane.config.build import read_yaml
+from microplane.report.places import home_name, renamed
 
 AS_THEY_ARE = ("rows", "answer")  # parts of a result that hold people's texts, or no path
 
@@ -27,22 +27,8 @@ def shown(result: Mapping[str, Any], folder: Path, plan: Plan) -> dict[str, Any]
     Args:
         folder: of the comparison, under whatever name it was called now.
     """
-    names = _names(folder, plan)
-    every = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    paths = re.compile(rf"(?<![\w./~-])({every})(?![\w.-])(/?)")
-
-    def name(found: re.Match[str]) -> str:
-        told, slash = names[found[1]], found[2]
-        return told + slash if told else folder.absolute().name if not slash else ""
-
-    def named(value: Any) -> Any:
-        if isinstance(value, str):
-            return paths.sub(name, value)
-        if isinstance(value, Mapping):
-            return {key: named(item) for key, item in value.items()}
-        return [named(item) for item in value] if isinstance(value, list | tuple) else value
-
-    told = {key: value if key in AS_THEY_ARE else named(value) for key, value in result.items()}
+    names, whole = _names(folder, plan), folder.absolute().name
+    told = {key: value if key in AS_THEY_ARE else renamed(value, names, whole) for key, value in result.items()}
     told["plan"] |= {"set": plan.set, "general": general_name(plan)}
     told["plan"].pop("general_name")
     return told
@@ -50,8 +36,7 @@ def shown(result: Mapping[str, Any], folder: Path, plan: Plan) -> dict[str, Any]
 
 def _names(folder: Path, plan: Plan) -> dict[str, str]:
     """What stands for each path; nothing for the comparison's folder, within which paths begin."""
-    home, begun = Path.home(), Path(plan.rows.train).parent.parent
-    names = {} if home == Path(home.anchor) else {str(home): "~"}
+    names, begun = home_name(), Path(plan.rows.train).parent.parent
     names |= {given: given for given in (plan.data, *plan.set.values()) if isinstance(given, str) and given[:1] == "/"}
     names |= {model: plan.model for model in (_opened(folder), str(Path(plan.model).expanduser())) if model[:1] == "/"}
     if plan.general is not None and Path(plan.general).is_absolute():

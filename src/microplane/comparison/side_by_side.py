@@ -6,13 +6,16 @@ not to be comparable. Each run is one seed, so intervals are over rows alone.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from microplane.comparison.folder import TRIALS
 from microplane.comparison.page import render_runs
 from microplane.comparison.scoring import metrics_of
+from microplane.comparison.shown import AS_THEY_ARE
 from microplane.comparison.statistics import interval
 from microplane.comparison.table import (
     UNTOUCHED,
@@ -29,8 +32,9 @@ from microplane.comparison.verdict import Judgement
 from microplane.config.build import dotted
 from microplane.errors import ConfigError
 from microplane.files import write_aside
+from microplane.report.places import home_name, renamed, shown_path
 from microplane.report.read import ReportError, RunRecord, read_run
-from microplane.report.story import STATUS, method_title, shown_folder
+from microplane.report.story import STATUS, method_title
 from microplane.training.log import read_lines
 
 SHOWN_ROWS = 200  # with all answers
@@ -69,8 +73,11 @@ def side_by_side(folders: Sequence[Path]) -> dict[str, Any]:
     answers = {name: _answers(record) for name, record in records.items()}
     alike = _alike(records, answers)
     found, judgement = _judged(records, alike) if alike else (None, None)
-    return {
-        "runs": [_row(name, record, found, judgement) for name, record in records.items()],
+    result = {
+        "runs": [
+            _row(name, place, record, found, judgement)
+            for (name, record), place in zip(records.items(), _places(folders), strict=True)
+        ],
         "not_comparable": {name: _why(answers[name]) for name in records if name not in alike},
         "answer": told(found, judgement) if found and judgement and len(alike) > 1 else None,
         "reference": next(iter(alike), None),
@@ -88,13 +95,34 @@ def side_by_side(folders: Sequence[Path]) -> dict[str, Any]:
         },
         "rows": row_lines(found, SHOWN_ROWS) if found and len(alike) > 1 else [],
     }
+    return _shown(result, folders)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The runs' own names, or where they lie if two have the same."""
     own = [folder.resolve().name for folder in folders]
     twice = Counter(own)
-    return [shown_folder(folder) if twice[name] > 1 else name for name, folder in zip(own, folders, strict=True)]
+    return [place if twice[name] > 1 else name for name, place in zip(own, _places(folders), strict=True)]
+
+
+def _places(folders: Sequence[Path]) -> list[str]:
+    """Where runs lie: as one would type it here, or from the last folder that all of them lie in."""
+    shown, common = list(map(shown_path, folders)), _common(folders)
+    return [renamed(place, {str(common): ""}) if Path(place).is_absolute() else place for place in shown]
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    """The last folder that all of them lie in."""
+    return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+
+
+def _shown(result: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """Without paths of this machine, but for those that somebody typed. Trials of a comparison name their rows by
+    absolute paths within its folder."""
+    around = {place.absolute().parents[1] for place in folders if place.absolute().parent.name == TRIALS}
+    inner = {str(place): "" for place in (Path.cwd(), _common(folders), *around) if place != Path(place.anchor)}
+    names = home_name() | inner
+    return {key: value if key in AS_THEY_ARE else renamed(value, names) for key, value in result.items()}
 
 
 def _answers(record: RunRecord) -> Answers | None:
@@ -154,7 +182,9 @@ def _metric(found: Measured | None, judgement: Judgement | None) -> dict[str, An
     return told | {"rows": judgement.rows, "dropped": found.dropped}
 
 
-def _row(name: str, record: RunRecord, found: Measured | None, judgement: Judgement | None) -> dict[str, Any]:
+def _row(
+    name: str, place: str, record: RunRecord, found: Measured | None, judgement: Judgement | None
+) -> dict[str, Any]:
     result, train = record.result, record.result["train"]
     losses = train.get("train_loss"), train.get("validation_loss")
     score = found.methods.get(name) if found else None
@@ -162,7 +192,7 @@ def _row(name: str, record: RunRecord, found: Measured | None, judgement: Judgem
     reference = next(iter(found.methods)) if found else None
     return {
         "run": name,
-        "folder": shown_folder(record.folder),
+        "folder": place,
         "status": STATUS.get(result["status"], result["status"]),
         "method": method_title(record),
         "comparable": compared,

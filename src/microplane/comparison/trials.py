@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from microplane.comparison.folder import FAILING, LEAST_ROOM, disk_failed
+from microplane.comparison.folder import FAILING, LEAST_ROOM, TRIALS, disk_failed
 from microplane.comparison.machines import LostError, Machines, Running, ThisMachine
 from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
 from microplane.data.progress import Silent, Watcher
@@ -111,7 +111,7 @@ class Trials:
         return trial.name in self.ledger or self._finished(trial) is not None
 
     def place(self, trial: Trial) -> Path:
-        return self.folder / "trials" / trial.name
+        return self.folder / TRIALS / trial.name
 
     def _finished(self, trial: Trial) -> Outcome | None:
         place, result = self.place(trial), object_in(self.place(trial) / RESULT)

@@ -131,6 +131,18 @@ def answer_limit(targets: Sequence[Sequence[int]], knobs: EvalKnobs) -> int:
     return knobs.max_new_tokens or max(16, 2 * max(map(len, targets)))
 
 
+def room_for_answers(
+    model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], knobs: EvalKnobs
+) -> int:
+    """Tokens that an answer of this model may have behind each of these prompts."""
+    limit = answer_limit(targets, knobs)
+    if model.KIND == "encoder-decoder":
+        return min(limit, int(model.config.context))
+    if context := model.max_row_tokens:  # prompt and answer share it
+        limit = max(1, min(limit, int(context) - max(map(len, prompts))))
+    return limit
+
+
 def generated_texts(
     model: Any,
     tokenizer: Tokenizer,
@@ -141,11 +153,7 @@ def generated_texts(
     progress: Progress | None = None,
 ) -> list[str]:
     """What the model writes behind each prompt, greedily, as long as the right answers at most allow."""
-    limit = answer_limit(targets, knobs)
-    if model.KIND == "encoder-decoder":
-        limit = min(limit, model.config.context)
-    elif context := model.max_row_tokens:  # prompt and answer share it
-        limit = max(1, min(limit, context - max(map(len, prompts))))
+    limit = room_for_answers(model, prompts, targets, knobs)
     with in_eval_mode(model):
         generation = GenerateKnobs(max_new_tokens=limit)
         answers = generate(model, tokenizer.for_targets, list(prompts), generation, stop_ids, progress=progress)

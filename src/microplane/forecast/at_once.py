@@ -17,6 +17,25 @@ LOOKED_AT = 500  # steps whose rows are looked at for the largest
 
 
 @dataclass(frozen=True)
+class Before:
+    """What is computed before the first step, without gradients.
+
+    Attributes:
+        filled: tokens at once while the features of frozen blocks are computed, to be kept; 0 where none are.
+        vectors: of these features, in all files of them.
+        read: tokens of prompts at once, where the untouched model writes answers.
+        cached: tokens that it has room for meanwhile.
+        answers: that it writes at once.
+    """
+
+    filled: int = 0
+    vectors: int = 0
+    read: int = 0
+    cached: int = 0
+    answers: int = 0
+
+
+@dataclass(frozen=True)
 class AtOnce:
     """What is computed at once, in tokens.
 
@@ -28,6 +47,7 @@ class AtOnce:
         evaluated: while rows that are not trained on are measured.
         sizes: how many micro-batches there are of another size than all before.
         parts: micro-batches of a step, at most.
+        before: what is computed before the first step.
     """
 
     tokens: int
@@ -37,6 +57,7 @@ class AtOnce:
     evaluated: int
     sizes: int = 1
     parts: int = 1
+    before: Before = Before()
 
     @classmethod
     def of(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
-from microplane.forecast.at_once import AtOnce
+from microplane.forecast.at_once import AtOnce, Before
 from microplane.forecast.blocks import BlockCost, Line, block_cost
 from microplane.forecast.machine import Rates
 from microplane.hardware import give_back_memory
@@ -44,6 +44,7 @@ COMPILER = 62_000_000  # of torch's compiler, which torch.utils.checkpoint impor
 PRODUCTS = 30_000_000  # the same, of products with a quantised weight
 LOADED = 0.06  # of the base: left behind by reading it
 HEAP = 0.35  # of what blocks keep or compute anew: holes of the heap between its pieces
+PASSED = 0.15  # of what is computed before the first step: the same
 COMPILED_BYTES = 600_000  # of a product in bfloat16 that oneDNN compiled for its shape
 SHAPES = 16  # of them in each size of a micro-batch
 PROBED = 128  # positions whose logits are compared before and after saving
@@ -172,7 +173,10 @@ def forecast(
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
     cost = _cost(shapes, at_once, knobs, process.size, always)
     base = shapes.base_bytes
-    held = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients, knobs.optimizer)
+    training = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients, knobs.optimizer)
+    before = (1 + PASSED) * _before(shapes, cost or _by_formula(shapes), at_once.before)
+    later = needs.added + needs.gradients + needs.optimizer  # not there yet before the first step
+    held = max(training, before - later)
     whole = cost if knobs.recompute == "none" else _cost(shapes, at_once, knobs, process.size, always, "none")
     held += _lost(shapes, (whole or _by_formula(shapes)).kept(at_once.tokens), at_once, knobs, process.compiler)
     seconds = None if rates is None or cost is None else _seconds(shapes, cost, at_once, knobs, trained, rates)
@@ -197,7 +201,10 @@ def _cost(
     Args:
         recompute: instead of the knob's.
     """
-    if not always and _by_formula(shapes).kept(at_once.tokens) * shapes.computed < SMALL * process:
+    formula, before = _by_formula(shapes), at_once.before
+    read = max(before.filled, before.read, at_once.tokens if shapes.attached.frozen else 0)
+    most = max(formula.kept(at_once.tokens) * shapes.computed, formula.evaluated(read))
+    if not always and most < SMALL * process:
         return None
     # above a boundary all of a block trains, as in full fine-tuning; one or two blocks have no boundary
     whole = shapes.attached.frozen or shapes.method.counts_blocks
@@ -222,11 +229,32 @@ def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int, opti
     begin, end = shapes.computed * kept - gradients + there, kept + again
     training = (max(begin, end) + cost.once(at_once.tokens)) if shapes.computed else 0.0
     evaluating = cost.evaluated(at_once.evaluated) - gradients
-    passing, working = max(0.0, training, evaluating), _stepping(optimizer, largest)
+    frozen, kept_features = shapes.attached.frozen, at_once.before.vectors
+    below = cost.evaluated(at_once.tokens) - gradients if frozen and not kept_features else 0.0  # of frozen blocks
+    passing = max(0.0, training, evaluating, below) + _features(shapes, at_once.before)
+    working = _stepping(optimizer, largest)
     # beside the heap the larger of what the head and the step take there, or else in its room
     if working >= MAPPED:
         return passing + max(_table(shapes), working) + _logits(shapes, at_once)
     return max(passing + _table(shapes), working) + _logits(shapes, at_once)
+
+
+def _before(shapes: Shapes, cost: BlockCost, before: Before) -> float:
+    """The most before the first step, beside the base."""
+    filling = cost.evaluated(before.filled) + _features(shapes, before)
+    plain, form = shapes.plain, shapes.form
+    if not before.answers:
+        return filling
+    config, size = plain.config, form.dtype.itemsize
+    width = getattr(config, "num_kv_heads", 0) * getattr(config, "head_dim", 0) or config.hidden_size
+    cached = 2 * int(config.num_layers) * width * size * before.cached
+    logits = int(config.vocab_size) * (size + 4) * before.answers
+    return max(filling, cached + cost.evaluated(before.read) + logits)
+
+
+def _features(shapes: Shapes, before: Before) -> int:
+    """Of the files of features, which are mapped: a page that was read is the process's."""
+    return int(before.vectors * shapes.plain.config.hidden_size * shapes.form.dtype.itemsize)
 
 
 def _stepping(optimizer: str, largest: int) -> float:

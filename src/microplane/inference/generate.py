@@ -27,6 +27,7 @@ from microplane.nn.cache import Cache
 from microplane.nn.ops.low_rank import factors_kept
 from microplane.nn.rows import Rows
 
+BATCH_TOKENS = 16_384  # in the cache
 MOST_ROWS = 128  # computed together: more gain nothing, and their logits over a large vocabulary fill the memory
 WORTH_SHARING = 256  # tokens that are not computed for the other rows, if a beginning is computed once
 
@@ -47,7 +48,7 @@ def generate(
     stop_ids: Sequence[int],
     on_text: Callable[[int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    batch_tokens: int = 16_384,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Answer]:
     """One answer for each prompt, in their order. Apart from rounding it does not depend on the other prompts.
 
@@ -68,7 +69,7 @@ def generate(
     end = End.of(tokenizer, stop_ids, knobs)
     answers: dict[int, Answer] = {}
     with factors_kept():
-        for numbers in _batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
+        for numbers in batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
             rows = [GenerationRow(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
             written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
             for row, answer in written:
@@ -116,7 +117,7 @@ def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int, wr
         raise ConfigError(f"{over}. Set max_new_tokens to {written} or less")
 
 
-def _batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
     """Numbers of prompts to answer together, the longest first: as many as fit the budget with their whole answers."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
@@ -209,10 +210,7 @@ def _write(
 def start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[int]]]:
     """A cache for the rows, and the tokens that are to be computed first: of a beginning that all share, none."""
     prompts = [row.prompt for row in rows]
-    shared = common_beginning(prompts) if model.KIND == "decoder" else 0
-    saved = shared * (len(rows) - 1)
-    if saved < WORTH_SHARING or 3 * saved < sum(map(len, prompts)):  # for attention to a cache takes longer
-        shared = 0
+    shared = computed_once(prompts, model.KIND)
     cache, tokens = model.start_generation([prompts[0][:shared]] if shared else prompts)
     if shared and type(cache) is Cache:
         model(Rows.of(tokens).to(model.device), cache)
@@ -223,6 +221,15 @@ def start(model: Any, rows: Sequence[GenerationRow]) -> tuple[Cache, list[list[i
     for row, first in zip(rows, tokens, strict=True):
         row.first_tokens = row.prompt if shared else first
     return cache, tokens
+
+
+def computed_once(prompts: Sequence[Sequence[int]], kind: str) -> int:
+    """How many tokens that all prompts begin with are computed for one of them alone."""
+    shared = common_beginning(prompts) if kind == "decoder" else 0
+    saved = shared * (len(prompts) - 1)
+    if saved < WORTH_SHARING or 3 * saved < sum(map(len, prompts)):  # for attention to a cache takes longer
+        return 0
+    return shared
 
 
 def common_beginning(prompts: Sequence[Sequence[int]]) -> int:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from microplane.device import put
 from microplane.nn.rows import Rows, to_heads
 
+LEAST_CAPACITY = 64  # tokens of a row
+
 
 class Rooms(NamedTuple):
     """Keys and values of all layers in turn, (B, KV, C, Dh) each."""
@@ -142,7 +144,7 @@ class Cache:
         if buffer is not None and buffer.shape[2] >= longest and held >= len(self.lengths):
             return buffer
         while self.capacity < longest:
-            self.capacity = max(2 * self.capacity, 64)
+            self.capacity = max(2 * self.capacity, LEAST_CAPACITY)
         rows = held if held >= len(self.lengths) else max(len(self.lengths), held + held // 2)
         grown = new.new_zeros(rows, new.shape[1], self.capacity, new.shape[2])
         if buffer is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,7 @@ from microplane.files import write_aside
 from microplane.report import story
 from microplane.report.choice import choice
 from microplane.report.curves import curves, sweep
+from microplane.report.places import home_name, renamed
 from microplane.report.read import ReportError, RunRecord, read_run
 from microplane.report.words import Figure, facts
 
@@ -51,7 +53,15 @@ def write_report(run_folder: Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page as text without lone surrogates, which UTF-8 cannot hold."""
-    return without_surrogates(template(ROOM, "page.html.j2").render(_content(record)))
+    return without_surrogates(template(ROOM, "page.html.j2").render(_content(_to_be_shared(record))))
+
+
+def _to_be_shared(record: RunRecord) -> RunRecord:
+    """Without where this user's files and the run lie on the machine; people's own texts as they are."""
+    names = home_name() | {str(place): "" for place in (record.folder.absolute(), record.folder.resolve())}
+    whole = record.folder.absolute().name
+    told = {key: value if key == "samples" else renamed(value, names, whole) for key, value in record.result.items()}
+    return replace(record, result=told, run_yaml=renamed(record.run_yaml, names, whole))
 
 
 def without_surrogates(page: str) -> str:

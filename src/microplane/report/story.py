@@ -7,10 +7,10 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from microplane.report.curves import best_step, points, smooth
+from microplane.report.places import quoted, shown_path
 from microplane.report.read import RunRecord
 from microplane.report.words import Fact, Figure, change, facts, is_finite, is_number, name_of, say
 
@@ -362,24 +362,17 @@ def forecast(record: RunRecord) -> list[tuple[str, Figure, Figure, str]]:
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
     """What to type next, as (what it does, the command)."""
-    folder = shown_folder(record.folder)
-    again = ("Run it again", f"microplane train --config {shlex.quote(f'{folder}/run.yaml')}")
+    where = shown_path(record.folder)
+    folder = quoted(where)
+    again = ("Run it again", f"microplane train --config {quoted(f'{where}/run.yaml')}")
     go_on = (
         "Go on where it stopped" if record.result["status"] == "stopped" else "Go on, if it was interrupted",
-        f"microplane train --resume {shlex.quote(folder)}",
+        f"microplane train --resume {folder}",
     )
-    use = ("Use it", f"microplane generate {shlex.quote(folder)} {_example_prompt(record)}")
+    use = ("Use it", f"microplane generate {folder} {_example_prompt(record)}")
     return {"success": [use, again], "stopped": [use, go_on, again], "failed": [again]}.get(
         record.result["status"], [go_on, again]
     )
-
-
-def shown_folder(folder: Path) -> str:
-    """The folder as one would type it here."""
-    try:
-        return folder.resolve().relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return folder.as_posix()
 
 
 def _example_prompt(record: RunRecord) -> str:

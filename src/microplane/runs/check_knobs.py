@@ -10,7 +10,6 @@ What is refused is refused as soon as it can be known: from the configuration al
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from microplane.data.reading.installed import FORMATS
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ConfigError
 from microplane.evaluation import text_metrics
+from microplane.hardware import usable_cores
 from microplane.inference.pipeline import Pipeline
 from microplane.methods import Method, trainable
 from microplane.models.contract import levels, module_map_of
@@ -293,10 +293,11 @@ def _trains_the_top_alone(model: nn.Module) -> bool:
 
 def _check_threads(threads: int | None) -> None:
     """Raises: ConfigError, for so many that the system would refuse them in the middle, or they would only wait."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if threads and threads > MOST_THREADS * cores:
         raise ConfigError(
-            f"train.threads = {threads}: this machine has {cores} processors. Choose at most as many, or leave it out"
+            f"train.threads = {threads}: this process may run on {cores} processor{'s' if cores > 1 else ''}. Choose "
+            "at most as many, or leave it out"
         )
 
 

@@ -9,6 +9,7 @@ from microplane.exports.ways import ways
 from microplane.models.contract import Model
 from microplane.nn.ops import native
 from microplane.nn.quantised import bytes_held, weight_count
+from microplane.report.places import shown_path
 from microplane.runs import provenance
 from microplane.runs.prepare import Prepared
 from microplane.runs.result import MethodSection, ModelSection, Result, data_figures
@@ -24,7 +25,7 @@ def describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -
     result.method.ways = ways(model, prepared.method)
     result.model = ModelSection(
         name=name,
-        path=str(prepared.path),
+        path=shown_path(prepared.path),
         architecture=architecture,
         parameters=total,
         stored=stored,

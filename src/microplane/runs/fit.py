@@ -96,17 +96,15 @@ def fit(
     train, validation = prepared.splits.train, prepared.splits.validation
     objective, method = prepared.weighted_objective, prepared.method
     plan, knobs = prepared.batch_plan, prepared.config.train
-    if_kept = knobs
-    if knobs.epochs is None and not knobs.steps and head_trains_alone(model):  # a pass over kept vectors costs nothing
-        if_kept = knobs.model_copy(update={"epochs": KEPT_PASSES})
+    kept_knobs = if_kept(model, knobs)
     if share < 1:
-        knobs, if_kept = (_part_of(plan, one, share) for one in (knobs, if_kept))
+        knobs, kept_knobs = (_part_of(plan, one, share) for one in (knobs, kept_knobs))
     metadata = prepared.adapter_metadata() | head_metadata(model)
     rows = probe_rows(objective, validation)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     with ranks.first_alone():
-        read, kept = cache_features(objective, model, sets, plan.passes(if_kept), watch, off)
-    used = if_kept if kept else knobs
+        read, kept = cache_features(objective, model, sets, plan.passes(kept_knobs), watch, off)
+    used = kept_knobs if kept else knobs
     if prepared.steps_asked is None and share == 1:
         _say_passes(plan, used, watch)
     summary = prepared.splits.summary
@@ -149,6 +147,13 @@ def fit(
         ranks=ranks,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
+
+
+def if_kept(model: Model, knobs: TrainKnobs) -> TrainKnobs:
+    """The knobs where features of frozen blocks are kept: a pass over those of a head alone costs nothing."""
+    if knobs.epochs is None and not knobs.steps and head_trains_alone(model):
+        return knobs.model_copy(update={"epochs": KEPT_PASSES})
+    return knobs
 
 
 def _say_passes(plan: BatchPlan, knobs: TrainKnobs, watch: Watcher) -> None:

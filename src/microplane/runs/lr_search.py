@@ -12,8 +12,11 @@ from microplane.data.progress import Watcher
 from microplane.errors import ConfigError
 from microplane.files import json_value, object_in, write_aside, write_json
 from microplane.models.contract import Model
+from microplane.models.heads import head_trains_alone
+from microplane.runs.fit import KEPT_PASSES, if_kept
 from microplane.runs.prepare import Prepared
-from microplane.training.lr_range import range_test
+from microplane.training.lr_range import RangeTest, range_test
+from microplane.training.optim import peak_lr
 from microplane.training.ranks import Ranks
 
 FOUND = "lr_search.json"  # in the run's folder
@@ -26,6 +29,23 @@ def refuse_many(config: RunKnobs, ranks: Ranks) -> None:
             f"train.lr = auto with {ranks.size} processes: search with one of them, and set the rate that its run.yaml "
             "then has"
         )
+
+
+def _swept(prepared: Prepared, model: Model, watch: Watcher) -> RangeTest:
+    how = prepared.splits.train, prepared.config.train, prepared.weighted_objective
+    return range_test(model, prepared.method, *how, watch.progress("searching the learning rate"))
+
+
+def _own_rate(prepared: Prepared, model: Model) -> RangeTest | None:
+    """The method's own rate, of a head alone that reads what is kept of its rows so often that a sweep, which sees rows
+    for the first time, finds too high a rate (docs/auto.md); else None."""
+    knobs = prepared.config.train
+    passes = prepared.batch_plan.passes(if_kept(model, knobs))
+    if not head_trains_alone(model) or knobs.feature_cache == "off" or passes < KEPT_PASSES:
+        return None
+    own = peak_lr(prepared.method, model, knobs)
+    why = f"{prepared.method.name}'s own, without a sweep: that sees rows for the first time, and this head reads what "
+    return RangeTest(own, why + f"is kept of them {passes:g} times, for which its rates were too high", (), (), False)
 
 
 def searched(prepared: Prepared, model: Model, folder: Path, watch: Watcher) -> tuple[Prepared, dict[str, Any] | None]:
@@ -41,9 +61,7 @@ def searched(prepared: Prepared, model: Model, folder: Path, watch: Watcher) -> 
     if prepared.config.train.lr != "auto":
         return prepared, found
     if found is None:
-        how = prepared.splits.train, prepared.config.train, prepared.weighted_objective
-        test = range_test(model, prepared.method, *how, watch.progress("searching the learning rate"))
-        found = json_value(test)
+        found = json_value(_own_rate(prepared, model) or _swept(prepared, model, watch))
         write_json(folder / FOUND, found)
     watch.say(f"train.lr  {found['chosen']:g}: {found['why']}")
     config = prepared.config

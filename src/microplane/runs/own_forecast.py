@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from microplane.config.knobs import GenerateKnobs
+from microplane.data.store import TokenDataset
 from microplane.errors import MicroplaneError, first_line
+from microplane.evaluation.evaluate import room_for_answers
 from microplane.forecast import machine
-from microplane.forecast.at_once import AtOnce
+from microplane.forecast.at_once import AtOnce, Before
 from microplane.forecast.memory import Forecast, Process, Shapes, forecast
+from microplane.inference.generate import BATCH_TOKENS, batches, computed_once
+from microplane.models.heads import caches_pooled
+from microplane.nn.cache import LEAST_CAPACITY
 from microplane.report.words import duration, size
+from microplane.runs.fit import if_kept
 from microplane.runs.prepare import Prepared
+from microplane.training.feature_cache import BUDGET
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,45 @@ def run_at_once(prepared: Prepared) -> AtOnce:
     totals = splits.summary.to_dict()
     share = totals["trained_tokens"]["train"] / max(1, totals["tokens"]["train"])
     measured = splits.validation.lengths, prepared.held_out.lengths
-    return AtOnce.of(prepared.batch_plan, measured, share, config.train, config.eval.batch_tokens)
+    found = AtOnce.of(prepared.batch_plan, measured, share, config.train, config.eval.batch_tokens)
+    return replace(found, before=_before(prepared))
+
+
+def _before(prepared: Prepared) -> Before:
+    """What the run computes before its first step: features of frozen blocks, and answers of the untouched model."""
+    writes = not prepared.objective.needs_head and prepared.answer_rows
+    found = _writing(prepared) if writes else Before()
+    splits, model, knobs = prepared.splits, prepared.shapes.attached, prepared.config.train
+    sets, passes = (splits.train, splits.validation), prepared.batch_plan.passes(if_kept(model, knobs))
+    if not model.frozen or knobs.feature_cache == "off" or passes <= 1 or not isinstance(splits.train, TokenDataset):
+        return found
+    filled = max(max(int(rows.lengths.max()), min(BUDGET, int(rows.lengths.sum()))) for rows in sets)
+    pooled = caches_pooled(model)
+    return replace(found, filled=filled, vectors=sum(len(x) if pooled else int(x.lengths.sum()) for x in sets))
+
+
+def _writing(prepared: Prepared) -> Before:
+    """Of answers to some held-out rows."""
+    pairs = [prepared.held_out.prompt_and_target(row) for row in prepared.answer_rows]
+    prompts, targets = [prompt for prompt, _ in pairs], [target for _, target in pairs]
+    model, found = prepared.shapes.attached, Before()
+    limit = room_for_answers(model, prompts, targets, prepared.config.eval)
+    for numbers in batches([*map(len, prompts)], GenerateKnobs(max_new_tokens=limit), BATCH_TOKENS):
+        together = [prompts[number] for number in numbers]
+        once = computed_once(together, model.KIND)
+        read = sum(map(len, together)) - once * (len(together) - 1)
+        cached = len(together) * _capacity(max(map(len, together)) + limit)
+        found = Before(
+            read=max(found.read, read),
+            cached=max(found.cached, cached),
+            answers=max(found.answers, len(together)),
+        )
+    return found
+
+
+def _capacity(tokens: int) -> int:
+    """Of a row in the cache, which doubles."""
+    return int(LEAST_CAPACITY << max(0, math.ceil(math.log2(tokens / LEAST_CAPACITY))))
 
 
 def own_forecast(prepared: Prepared) -> ForecastSection:
