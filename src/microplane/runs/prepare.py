@@ -48,7 +48,7 @@ from microplane.runs.general import General, open_general
 from microplane.runs.max_length import within_context
 from microplane.runs.trackers import check_trackers
 from microplane.training.numbers import Numbers, begin_with, with_unit
-from microplane.training.optim import peak_lr
+from microplane.training.optim import left_undecayed, peak_lr
 from microplane.training.resume import UNIT
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
@@ -145,6 +145,7 @@ class Prepared:
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
+            **left_undecayed(self.method, self.shapes.attached, self.config.train),
         }
 
     @property
