@@ -17,6 +17,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.evaluation import label_metrics
 from microplane.evaluation import text_metrics as metrics
 from microplane.inference.generate import generate
+from microplane.inference.limits import check_limits, tell_cut
 from microplane.models.contract import Model, in_eval_mode
 from microplane.objectives.base import AnyObjective, B, ByClass, Measured, Objective
 from microplane.objectives.collate import for_each_batch
@@ -141,14 +142,12 @@ def generated_texts(
     progress: Progress | None = None,
 ) -> list[str]:
     """What the model writes behind each prompt, greedily, as long as the right answers at most allow."""
-    limit = answer_limit(targets, knobs)
-    if model.KIND == "encoder-decoder":
-        limit = min(limit, model.config.context)
-    elif context := model.max_row_tokens:  # prompt and answer share it
-        limit = max(1, min(limit, context - max(map(len, prompts))))
+    generation = GenerateKnobs(max_new_tokens=answer_limit(targets, knobs))
+    how = model, tokenizer.for_targets, list(prompts), generation, stop_ids
     with in_eval_mode(model):
-        generation = GenerateKnobs(max_new_tokens=limit)
-        answers = generate(model, tokenizer.for_targets, list(prompts), generation, stop_ids, progress=progress)
+        answers = generate(*how, progress=progress, fits=True)
+    if asked := knobs.max_new_tokens:
+        tell_cut(asked, check_limits(generation, prompts, model, given=False))
     return [answer.text for answer in answers]
 
 
