@@ -49,7 +49,7 @@ from microplane.runs.max_length import within_context
 from microplane.runs.trackers import check_trackers
 from microplane.training.numbers import Numbers, begin_with, with_unit
 from microplane.training.optim import left_undecayed, peak_lr
-from microplane.training.resume import UNIT
+from microplane.training.resume import CLASSES, UNIT
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 SLOW = 2.0  # times as long as float32: that is told
@@ -145,6 +145,7 @@ class Prepared:
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
+            **({CLASSES: self.splits.summary.labels} if self.splits.summary.labels else {}),
             **left_undecayed(self.method, self.shapes.attached, self.config.train),
         }
 
