@@ -86,10 +86,12 @@ def test_a_run_does_not_go_on_under_other_names(run, tmp_path, monkeypatch):
         patch.setattr(Prepared, "identity", lambda self: {k: v for k, v in whole(self).items() if k != CLASSES})
         data = {"runs": str(tmp_path / "runs"), "name": "two"}
         old = microplane.train(tmp_path / "model", tmp_path / "rows.parquet", set=SETS | data)
-    assert microplane.resume(old.folder, set={"train.steps": 3}).result["train"]["steps"] == 3
     parquet(tmp_path / "rows.parquet", ["high", "low", "mid"])
-    with pytest.raises(CheckpointError, match=r"classes: \['0', '1', '2'\] then, \['high', 'low', 'mid'\] now"):
-        microplane.resume(old.folder, set={"train.steps": 4})
+    for known in ("its adapter", "its checkpoint"):
+        with pytest.raises(CheckpointError, match=r"classes: \['0', '1', '2'\] then, \['high', 'low', 'mid'\] now"):
+            microplane.resume(old.folder if known == "its adapter" else run.folder, set={"train.steps": 4})
+    parquet(tmp_path / "rows.parquet", None)
+    assert microplane.resume(old.folder, set={"train.steps": 3}).result["train"]["steps"] == 3
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c"], ["0", "1", "3"]])
