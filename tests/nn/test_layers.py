@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from microplane.nn import number_format
+from microplane.nn.layers import RMSNorm
 from microplane.nn.number_format import NumberFormat, fastest_dtype, measured
 from microplane.nn.ops import linear_cross_entropy as loss
 from microplane.nn.ops.dropout import dropout, dropout_mask, dropout_reference
@@ -336,3 +337,10 @@ def test_nothing_gives_nothing(way, dtype, shape):
         assert y.shape == x.shape
         (grad,) = torch.autograd.grad(y.sum(), x)
         assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize("around_one", [False, True])
+def test_a_new_norm_divides_and_does_nothing_else(around_one):
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    norm = RMSNorm(16, 1e-6, around_one)
+    assert torch.allclose(norm(x), x / x.square().mean(-1, keepdim=True).sqrt(), atol=1e-5)
