@@ -167,3 +167,11 @@ def test_a_package_that_reads_or_renders_rows_counts_with_its_version(knob, monk
     assert select._packages(knobs) == ()
     knobs = DataKnobs.model_construct(**{"format": "auto", "objective": "auto"} | {knob: f"mine_{knob}"})
     assert select._packages(knobs) == (f"mine_{knob} 1.2",)
+
+
+def test_a_head_that_is_there_says_its_task_and_classes_and_the_knobs_what_is_no_label():
+    headed_one = headed(tiny_encoder(), "multilabel")
+    found = candidates(headed_one, DataKnobs(no_label=("none", "?")))
+    assert (found.task, found.classes, found.no_label) == ("multilabel", ("a", "b"), ("none", "?"))
+    assert candidates(headed_one).no_label == ("auto",)
+    assert candidates(headed_one, DataKnobs(task="tokens")).task == "tokens", "what is asked for comes first"
