@@ -84,6 +84,11 @@ def test_softmax(way, shape, dtype):
     assert_agree(both(softmax, softmax_reference, [scores]))
 
 
+def test_what_softmax_adds_may_lie_in_memory_as_it_likes(way):
+    scores, turned = leaves((2, 4, 5, 7), (2, 4, 7, 5), dtype=torch.float32)
+    assert_agree(both(softmax, softmax_reference, [scores], turned.detach().transpose(-1, -2)))
+
+
 def test_softmax_of_bfloat16(way):
     (scores,) = leaves((3, 4, 9), dtype=torch.bfloat16)
     hidden = torch.zeros(3, 1, 9, dtype=torch.bfloat16).masked_fill(torch.arange(9) > 6, -torch.inf)
