@@ -77,3 +77,11 @@ def test_standard_input_that_is_not_utf8(microplane, monkeypatch, interactive):
         assert "not UTF-8" in out
     else:
         assert "not UTF-8" in microplane.refuses(*generate()).error
+
+
+@pytest.mark.parametrize("more", [["hi"], ["-i"]])
+def test_in_a_short_context_the_default_writes_what_fits_and_says_so(microplane, monkeypatch, more):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    code, out, err = microplane.run("generate", "model", *more, "--dtype", "float32", *sets("stop=['@@@']"))
+    assert code == 0, err
+    assert "less room for an answer than max_new_tokens = 256: 107 tokens" in out + err

@@ -334,3 +334,20 @@ def test_an_entry_that_was_used_meanwhile_stays(cache):
 
 def test_every_kind_says_what_it_is():
     assert all(kind.what and len(kind.what) <= 31 for kind in KINDS.values())
+
+
+def test_entries_of_a_kind_are_listed_by_when_they_were_used(cache):
+    for number, hours in ((1, 2), (2, 9), (3, 5)):
+        make(cache, "data", number, 10, hours)
+    assert names() == ["data 2", "data 3", "data 1"]
+    hold(cache / "data" / key(2))
+    assert names() == ["data 3", "data 1", "data 2"]
+
+
+def test_an_entry_of_several_files_is_as_new_as_its_newest(cache):
+    (cache / "number_format").mkdir(parents=True)
+    for number, name, hours in ((1, "a", 9), (1, "b", 1), (2, "a", 4)):
+        file = cache / "number_format" / f"{key(number)}.{name}"
+        file.touch()
+        age(file, hours)
+    assert names() == ["number_format 2", "number_format 1"]

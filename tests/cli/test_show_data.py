@@ -172,3 +172,12 @@ def test_without_a_model_texts_are_in_the_form_that_was_asked_for(tmp_path, form
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"cafe\u0301 {n}"}) + "\n" for n in range(20)))
     facts = describe(DataKnobs(train=str(tmp_path / "rows.jsonl"), unicode=form)).facts
     assert shown in facts["samples"][0]["parts"][0]["text"]
+
+
+def test_where_validation_rows_come_from_is_said_without_a_model_too(tmp_path):
+    for name in ("train", "validation"):
+        lines = [json.dumps({"prompt": f"{name} {number}", "completion": "x"}) for number in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    both, alone = (describe(DataKnobs(train=str(path))) for path in (tmp_path, tmp_path / "train.jsonl"))
+    assert both.facts["validation_from"] == "file"
+    assert alone.facts["validation_from"] == "split off"

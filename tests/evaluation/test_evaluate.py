@@ -16,6 +16,7 @@ from microplane.evaluation.evaluate import (
 )
 from microplane.evaluation.few_shot import MOST_TOKENS, room_of
 from microplane.inference.generate import Answer
+from microplane.inference.limits import check_limits
 from microplane.nn.rows import Rows
 from microplane.objectives.next_token import NextToken
 from tests.tiny import MemoryDataset, copy_task, tiny, tiny_pairs
@@ -89,9 +90,9 @@ class Spelled:
 class Generated:
     """Takes the place of generation, and keeps what it was asked with."""
 
-    def __call__(self, model, tokenizer, prompts, knobs, stop_ids, progress=None):
+    def __call__(self, model, tokenizer, prompts, knobs, stop_ids, progress=None, fits=None):
         assert not model.training
-        self.limit = knobs.max_new_tokens
+        self.limits = check_limits(knobs, prompts, model, given=not fits)
         return [Answer([7], tokenizer.decode([7]), True) for _ in prompts]
 
 
@@ -102,19 +103,22 @@ def test_answers_end_where_the_context_does_and_are_spelled_as_what_is_written(m
     rows.prompt_and_target = lambda row: [part.tolist() for part in rows.pair(row)]
     model = tiny().train()  # whose context is 128
     found = evaluate_answers(model, Spelled("s", target), rows, [0, 1], EvalKnobs(metrics=("exact_match",)), [2])
-    assert asked.limit == 8
+    assert asked.limits == [8, 16], "a long prompt takes nothing of the others' answers"
     assert model.training, "as it was before"
     assert (found.prompts[1], found.targets, found.texts) == ("s1 s2", ["t5", "t7"], ["t7", "t7"])
     assert found.scores == {"exact_match": 0.5}
 
 
 @pytest.mark.parametrize("knobs", [{}, {"max_new_tokens": 500}])
-def test_answers_of_an_encoder_decoder_end_where_its_own_context_does(monkeypatch, knobs):
+def test_answers_of_an_encoder_decoder_end_where_its_own_context_does(monkeypatch, knobs, recwarn):
     monkeypatch.setattr(evaluate, "generate", asked := Generated())
     rows = MemoryDataset([([1], [True])])
     rows.prompt_and_target = lambda row: ([1] * 90, [5] * 100)
     evaluate_answers(tiny_pairs("marian"), Spelled(), rows, [0], EvalKnobs(metrics=("exact_match",), **knobs), [2])
-    assert asked.limit == 128
+    assert asked.limits == [128]
+    assert [str(one.message) for one in recwarn] == (
+        ["the prompt leaves less room for an answer than max_new_tokens = 500: 128 tokens"] if knobs else []
+    )
 
 
 def test_the_frame_of_a_run_has_its_system_prompt_in_it(monkeypatch):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from microplane.config.knobs import GenerateKnobs
 from microplane.errors import ConfigError, DataError
-from microplane.inference.generate import Answer, batches, common_beginning, draw, generate, narrow, penalise
+from microplane.inference.generate import Answer, batches, common_beginning, confine, draw, generate, narrow, penalise
 from microplane.models.decoder import Decoder, DecoderConfig
 from microplane.models.generation_rules import GenerationRules
 from microplane.nn.position import Rope
 from microplane.nn.rows import Rows
+from tests.tiny import tiny_pairs
 
 EOS = 256
 
@@ -382,3 +383,54 @@ def test_what_prompts_share():
     assert common_beginning([[1, 2, 3, 4], [1, 2, 3, 9], [1, 2, 3, 4, 5]]) == 3
     assert common_beginning([[1, 2], [1, 2, 3]]) == 1, "one token is left to be computed"
     assert common_beginning([[1], [2]]) == common_beginning([[5, 6]]) == 0
+
+
+# Where nobody says how long an answer may be, it ends with the context.
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_by_default_each_answer_ends_where_the_context_does_and_that_is_said(beams, recwarn):
+    prompts = [[1] * 3, list(range(60)), [2] * 63]
+    answers = generate(MODEL, Bytes(), prompts, GenerateKnobs(beams=beams), [])
+    assert [len(answer.ids) for answer in answers] == [61, 4, 1]
+    assert not any(answer.stopped for answer in answers)
+    alone = [generate(MODEL, Bytes(), [prompt], GenerateKnobs(beams=beams), [])[0].ids for prompt in prompts]
+    assert [answer.ids for answer in answers] == alone
+    said = "3 of 3 prompts leave less room for an answer than max_new_tokens = 256, prompt 3 the least: 1 tokens"
+    told = "the prompt leaves less room for an answer than max_new_tokens = 256: 61 tokens"
+    assert [str(one.message) for one in recwarn][:2] == [said, told]
+
+
+def test_where_there_is_room_nothing_is_said_and_a_full_context_is_refused(recwarn):
+    generate(tiny(context=300), Bytes(), [[1] * 44], GenerateKnobs(), [])
+    assert not list(recwarn)
+    with pytest.raises(ConfigError, match=r"has 64 tokens: it leaves no room for an answer in .*64\. Shorten"):
+        generate(MODEL, Bytes(), [[1] * 64], GenerateKnobs(), [])
+
+
+def test_a_number_that_is_given_is_refused_as_ever_though_it_is_the_default():
+    with pytest.raises(ConfigError, match=r"max_new_tokens = 256: .* Set max_new_tokens to 61 or less"):
+        generate(MODEL, Bytes(), [[1] * 3], GenerateKnobs(max_new_tokens=256), [])
+
+
+def test_a_model_without_a_bound_writes_what_is_asked(monkeypatch):
+    monkeypatch.setattr(Decoder, "max_row_tokens", None)
+    assert len(generate(MODEL, Bytes(), [[1] * 3], GenerateKnobs(max_new_tokens=5), [])[0].ids) == 5
+
+
+@pytest.mark.parametrize("fits", [None, True])
+def test_an_encoder_decoder_writes_as_much_as_its_context_by_default(fits, recwarn):
+    model = tiny_pairs("marian")
+    model.config = replace(model.config, context=12)
+    knobs = GenerateKnobs() if fits is None else GenerateKnobs(max_new_tokens=99)
+    [answer] = generate(model.eval(), Bytes(), [[5, 6, 7]], knobs, [], fits=fits)
+    assert len(answer.ids) == 12
+    assert len(list(recwarn)) == (fits is None)
+
+
+def test_a_forced_last_token_comes_at_the_end_of_each_rows_own_room():
+    rules = GenerationRules(forced_bos=1, forced_eos=4)
+    confined = confine(torch.zeros(4, 5), [1, 3, 8, 0], [2, 9, 9, 9], rules)
+    free = [0.0] * 5
+    alone = [[0.0 if token == only else -math.inf for token in range(5)] for only in range(5)]
+    assert confined.tolist() == [alone[4], free, alone[4], alone[1]]

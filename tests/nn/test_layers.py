@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from microplane.nn import number_format
+from microplane.nn.layers import RMSNorm
 from microplane.nn.number_format import NumberFormat, fastest_dtype, measured
 from microplane.nn.ops import linear_cross_entropy as loss
 from microplane.nn.ops.dropout import dropout, dropout_mask, dropout_reference
@@ -81,6 +82,11 @@ def test_softmax(way, shape, dtype):
     assert_agree(both(softmax, softmax_reference, leaves((2, 4, 5, 7), shape, dtype=dtype)))
     (scores,) = leaves((2, 4, 5, 7), dtype=dtype)
     assert_agree(both(softmax, softmax_reference, [scores]))
+
+
+def test_what_softmax_adds_may_lie_in_memory_as_it_likes(way):
+    scores, turned = leaves((2, 4, 5, 7), (2, 4, 7, 5), dtype=torch.float32)
+    assert_agree(both(softmax, softmax_reference, [scores], turned.detach().transpose(-1, -2)))
 
 
 def test_softmax_of_bfloat16(way):
@@ -336,3 +342,10 @@ def test_nothing_gives_nothing(way, dtype, shape):
         assert y.shape == x.shape
         (grad,) = torch.autograd.grad(y.sum(), x)
         assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize("around_one", [False, True])
+def test_a_new_norm_divides_and_does_nothing_else(around_one):
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    norm = RMSNorm(16, 1e-6, around_one)
+    assert torch.allclose(norm(x), x / x.square().mean(-1, keepdim=True).sqrt(), atol=1e-5)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from microplane.methods.lora import LoRALinear
 from microplane.nn.ops import int8
 from microplane.nn.ops.low_rank import low_rank_linear_reference
-from microplane.nn.quantised import QUANTISED, QuantisedLinear, bytes_held, weight_count
+from microplane.nn.quantised import QUANTISED, Int8Linear, QuantisedLinear, bytes_held, first_not_finite, weight_count
 
 KINDS = pytest.mark.parametrize("kind", QUANTISED)
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -161,3 +161,38 @@ def test_int8_agrees_with_its_reference_and_its_error_is_half_a_scale(monkeypatc
     assert packed.codes.abs().amax(1).tolist() == [127] * 4 + [0] + [127] * 28
     again = int8.quantise(back)
     assert torch.equal(again.codes, packed.codes)
+
+
+@pytest.mark.parametrize("kind", QUANTISED.values())
+def test_what_is_kept_of_a_weight_is_made_anew_in_another_format(kind):
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    linear = kind.of(weight, None, torch.float32, cached=True)
+    x = torch.ones(40, 64)
+    assert linear(x).dtype == torch.float32
+    kept = linear.weight
+    assert linear.weight is kept
+    linear.to(torch.bfloat16)
+    assert (linear.dtype, linear.weight.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert linear(x.bfloat16()).dtype == torch.bfloat16
+    scales = [
+        part
+        for part in linear.parts_type._fields
+        if part not in ("codes",) and getattr(linear, part).is_floating_point()
+    ]
+    assert all(getattr(linear, part).dtype == torch.float32 for part in scales), "scales keep their precision"
+
+
+def test_the_first_tensor_that_is_not_finite_is_named_and_a_mask_is_none():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Int8Linear.of(torch.ones(4, 4), None, torch.float32))
+    model.register_buffer("mask", torch.full((3,), -torch.inf))
+    assert first_not_finite(model) is None
+    model[1].scale[2] = torch.inf
+    assert first_not_finite(model) == "1.scale"
+    model.mask[0] = torch.nan
+    model[1].scale[2] = 1.0
+    assert first_not_finite(model) == "mask"
+    with torch.no_grad():
+        model[0].weight.fill_(3e38)
+    model.mask[0] = 0.0
+    assert first_not_finite(model) is None, "a sum may overflow where no number does"
+    assert weight_count(model) == 16 + 4 + 16

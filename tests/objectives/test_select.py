@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -14,8 +15,8 @@ from microplane.errors import ConfigError
 from microplane.evaluation import label_metrics
 from microplane.models.configs.head import POOLINGS, PROBLEMS, TASKS
 from microplane.models.heads import add_head
-from microplane.objectives import HEAD_OBJECTIVES, OBJECTIVES
-from microplane.objectives.select import WRITES, candidates, objective_of
+from microplane.objectives import HEAD_OBJECTIVES, OBJECTIVES, select
+from microplane.objectives.select import NEXT_TOKEN, WRITES, LabelCandidates, TextCandidates, candidates, objective_of
 from tests.runs.test_seq2seq import SET, pair_folder, shout
 from tests.tiny import save_tiny_folder, tiny, tiny_encoder, tiny_pairs
 
@@ -144,3 +145,33 @@ def test_each_seed_of_a_run_trains_on_masks_of_its_own_and_is_measured_on_the_sa
     trained, measured = zip(*drawn.values(), strict=True)
     assert trained[0] != trained[1] != trained[2] != trained[0]
     assert measured[0] == measured[1] == measured[2]
+
+
+def test_rows_are_kept_by_the_task_and_the_packages_that_make_them():
+    """Else rows of another task, or of a package's other version, would be taken for them."""
+    plain = TextCandidates(NEXT_TOKEN.conversations, NEXT_TOKEN.plain_text)
+    keys = [plain.key(), replace(plain, packages=("mine 1",)).key(), replace(plain, packages=("mine 2",)).key()]
+    keys += [LabelCandidates(task).key() for task in (None, "classification", "multilabel")]
+    assert len({json.dumps(key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("knob", ["format", "objective"])
+def test_a_package_that_reads_or_renders_rows_counts_with_its_version(knob, monkeypatch):
+    class Registered(dict):
+        def version_of(self, name):
+            return f"{name} 1.2"
+
+    monkeypatch.setattr(select, "FORMATS", Registered(mine_format=None))
+    monkeypatch.setattr(select, "OBJECTIVES", Registered(mine_objective=None))
+    knobs = DataKnobs.model_construct(format="auto", objective="auto")
+    assert select._packages(knobs) == ()
+    knobs = DataKnobs.model_construct(**{"format": "auto", "objective": "auto"} | {knob: f"mine_{knob}"})
+    assert select._packages(knobs) == (f"mine_{knob} 1.2",)
+
+
+def test_a_head_that_is_there_says_its_task_and_classes_and_the_knobs_what_is_no_label():
+    headed_one = headed(tiny_encoder(), "multilabel")
+    found = candidates(headed_one, DataKnobs(no_label=("none", "?")))
+    assert (found.task, found.classes, found.no_label) == ("multilabel", ("a", "b"), ("none", "?"))
+    assert candidates(headed_one).no_label == ("auto",)
+    assert candidates(headed_one, DataKnobs(task="tokens")).task == "tokens", "what is asked for comes first"

@@ -112,3 +112,30 @@ def test_rows_with_labels_are_known_by_text_and_label(tmp_path):
     turned = [row | {"label": rows[n - 1]["label"]} for n, row in enumerate(rows)]
     assert measured(run, write(tmp_path / "turned.jsonl", turned)) < len(rows) - held_out(run)
     assert measured(run, write(tmp_path / "other.jsonl", [row | {"text": "!" + row["text"]} for row in rows])) == 0
+
+
+def parts() -> tuple[list[dict], list[dict]]:
+    """Rows of two runs, some of both."""
+    return ROWS[:25], ROWS[20:]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_rows_of_the_run_that_it_began_from_count_too(place, tmp_path, method):
+    first, second = (write(tmp_path / f"{name}.jsonl", rows) for name, rows in zip("ab", parts(), strict=True))
+    sets = SETS | {"runs": str(tmp_path / "runs"), "data.validation": str(write(tmp_path / "v.jsonl", others(4)))}
+    one = microplane.train(place / "model", first, set=sets | {"name": "one", "method.name": method})
+    two = microplane.train(None, second, set=sets | {"name": "two", "model.adapter": str(one.folder)})
+    everything = write(tmp_path / "everything.jsonl", [*others(3), *ROWS])
+    assert measured(two.folder, everything) == len(ROWS), "each once, also those of both"
+    assert measured(one.folder, everything) == len(parts()[0])
+    told, watch = [], Silent()
+    watch.say = told.append
+    microplane.evaluate(two.folder, everything, set={"eval.rows": 0}, watch=watch)
+    assert any("40 of 43 rows are rows that this run, or one that it began from, was trained on" in t for t in told)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert measured(tmp_path / "moved" / "two", everything) == len(ROWS), "they moved together"
+    first.unlink()
+    told.clear()
+    microplane.evaluate(tmp_path / "moved" / "two", everything, set={"eval.rows": 0}, watch=watch)
+    assert any("at least 20 of 43 rows are rows that this run, or one that it began from" in line for line in told)
+    assert measured(tmp_path / "moved" / "two", everything) is None, "how many there are is not known"

@@ -17,6 +17,7 @@ from microplane.nn.ops.scratch import no_scratch, scratch_buffer
 from microplane.nn.rows import Rows
 from microplane.nn.selective_recompute import recomputed, selective_recompute
 from microplane.objectives.next_token import NextToken
+from microplane.training import activation_checkpointing
 from microplane.training.activation_checkpointing import recomputed_in_backward
 from tests.contract.families import FAMILIES
 from tests.tiny import copy_task, logits, tiny
@@ -144,3 +145,30 @@ def test_how_often_a_block_is_computed(what, times):
     with recomputed_in_backward(model, what):
         model.logits(model(Rows.of([[5, 8, 13]]))).sum().backward()
     assert len(calls) == times
+
+
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+@pytest.mark.parametrize(("trains", "gradient"), [(True, False), (False, True), (False, False)])
+def test_where_no_gradient_is_kept_nothing_is_made_ready_for_one(what, trains, gradient, monkeypatch):
+    """A validation, and a look at rows in between, cost what they cost without."""
+    model, asked = tiny().train(trains).requires_grad_(), []
+    for name in ("checkpoint", "selective_recompute"):
+        own = getattr(activation_checkpointing, name)
+        monkeypatch.setattr(activation_checkpointing, name, lambda *a, own=own, **k: (asked.append(1), own(*a, **k))[1])
+    with recomputed_in_backward(model, what):
+        with torch.set_grad_enabled(gradient):
+            model(Rows.of([[5, 8, 13]]))
+        assert not asked
+        model.train()(Rows.of([[5, 8, 13]]))
+    assert len(asked) == len(model.layers)
+
+
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+def test_blocks_below_all_that_trains_are_computed_once(what):
+    model, calls = tiny().train(), []
+    make_method({"name": "last-n", "n": 1}).attach(model)
+    for number, block in enumerate(model.layers):
+        block.forward = lambda *a, number=number, own=block.forward, **k: (calls.append(number), own(*a, **k))[1]
+    with recomputed_in_backward(model, what):
+        model.logits(model(Rows.of([[5, 8, 13]]))).sum().backward()
+    assert {calls.count(number) for number in range(len(model.layers) - 1)} == {1}

@@ -320,7 +320,7 @@ class TrainKnobs(Knobs):
 
 
 class GenerateKnobs(Knobs):
-    max_new_tokens: int = Field(256, ge=1, description="tokens generated at most for a prompt")
+    max_new_tokens: int = Field(256, ge=1, description="most tokens of an answer; if not set, as the context allows")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; higher is more random")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0 for all")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that make up this probability")

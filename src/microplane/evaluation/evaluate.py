@@ -17,6 +17,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.evaluation import label_metrics
 from microplane.evaluation import text_metrics as metrics
 from microplane.inference.generate import generate
+from microplane.inference.limits import check_limits, tell_cut
 from microplane.models.contract import Model, in_eval_mode
 from microplane.objectives.base import AnyObjective, B, ByClass, Measured, Objective
 from microplane.objectives.collate import for_each_batch
@@ -131,18 +132,6 @@ def answer_limit(targets: Sequence[Sequence[int]], knobs: EvalKnobs) -> int:
     return knobs.max_new_tokens or max(16, 2 * max(map(len, targets)))
 
 
-def room_for_answers(
-    model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], knobs: EvalKnobs
-) -> int:
-    """Tokens that an answer of this model may have behind each of these prompts."""
-    limit = answer_limit(targets, knobs)
-    if model.KIND == "encoder-decoder":
-        return min(limit, int(model.config.context))
-    if context := model.max_row_tokens:  # prompt and answer share it
-        limit = max(1, min(limit, int(context) - max(map(len, prompts))))
-    return limit
-
-
 def generated_texts(
     model: Any,
     tokenizer: Tokenizer,
@@ -153,10 +142,12 @@ def generated_texts(
     progress: Progress | None = None,
 ) -> list[str]:
     """What the model writes behind each prompt, greedily, as long as the right answers at most allow."""
-    limit = room_for_answers(model, prompts, targets, knobs)
+    generation = GenerateKnobs(max_new_tokens=answer_limit(targets, knobs))
+    how = model, tokenizer.for_targets, list(prompts), generation, stop_ids
     with in_eval_mode(model):
-        generation = GenerateKnobs(max_new_tokens=limit)
-        answers = generate(model, tokenizer.for_targets, list(prompts), generation, stop_ids, progress=progress)
+        answers = generate(*how, progress=progress, fits=True)
+    if asked := knobs.max_new_tokens:
+        tell_cut(asked, check_limits(generation, prompts, model, given=False))
     return [answer.text for answer in answers]
 
 

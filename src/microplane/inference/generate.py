@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from microplane.config.knobs import GenerateKnobs
 from microplane.data.tokenizers.text_stream import TextStream
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.device import put
-from microplane.errors import ConfigError, DataError
+from microplane.inference.limits import check_limits, tell_cut
 from microplane.models.generation_rules import GenerationRules
 from microplane.nn.cache import Cache
 from microplane.nn.ops.low_rank import factors_kept
@@ -36,7 +36,7 @@ WORTH_SHARING = 256  # tokens that are not computed for the other rows, if a beg
 class Answer:
     ids: list[int]  # without the stop token, and without tokens that only hold a stop text
     text: str  # without the stop text
-    stopped: bool  # False: cut at max_new_tokens
+    stopped: bool  # False: cut at max_new_tokens, or at the end of the context
 
 
 @torch.inference_mode()
@@ -49,11 +49,14 @@ def generate(
     on_text: Callable[[int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    fits: bool | None = None,
 ) -> list[Answer]:
     """One answer for each prompt, in their order. Apart from rounding it does not depend on the other prompts.
 
     Args:
         model: a `Decoder` or an encoder-decoder, in eval mode.
+        fits: whether an answer ends where the context does, if `max_new_tokens` are more than there is room for behind
+            its prompt. None: where that number is the default, and then it is said; one that was given is refused.
         stop_ids: tokens that end an answer.
         on_text: called with a prompt's number and the next piece of its answer's text, in whole characters; the pieces
             joined are `Answer.text`. Beam search gives each answer in one piece.
@@ -65,13 +68,18 @@ def generate(
         DataError: for a prompt without a token.
     """
     assert not model.training, "dropout would fall on the answers: call model.eval() first"
-    check(knobs, prompts, model)
+    given = "max_new_tokens" in knobs.model_fields_set if fits is None else not fits
+    limits = check_limits(knobs, prompts, model, given)
+    if fits is None:
+        tell_cut(knobs.max_new_tokens, limits)
     end = End.of(tokenizer, stop_ids, knobs)
+    ends = {limit: replace(end, limit=limit) for limit in limits}
     answers: dict[int, Answer] = {}
     with factors_kept():
         for numbers in batches([len(prompt) for prompt in prompts], knobs, batch_tokens):
-            rows = [GenerationRow(number, prompts[number], tokenizer, knobs.seed) for number in numbers]
-            written = _search(model, rows, knobs, end) if knobs.beams > 1 else _write(model, rows, knobs, end, on_text)
+            rows = [GenerationRow(number, prompts[number], tokenizer, knobs.seed, limits[number]) for number in numbers]
+            how = model, rows, knobs, ends
+            written = _search(*how) if knobs.beams > 1 else _write(*how, on_text)
             for row, answer in written:
                 answers[row.number] = answer
                 if on_text:
@@ -79,42 +87,6 @@ def generate(
                 if progress:
                     progress(len(answers), len(prompts))
     return [answers[number] for number in range(len(prompts))]
-
-
-def check(knobs: GenerateKnobs, prompts: Sequence[Sequence[int]], model: Any) -> None:
-    """Refuse settings that cannot work or would be ignored, before the first step."""
-    context, written = model.max_row_tokens, model.config.context
-    if knobs.beams > 1 and knobs.temperature > 0:
-        both = f"beams = {knobs.beams} and temperature = {knobs.temperature}"
-        raise ConfigError(f"{both} exclude each other: beam search draws nothing. Set beams to 1 or temperature to 0")
-    idle_with = dict.fromkeys(("top_k", "top_p", "min_p", "seed"), "temperature") | {"length_penalty": "beams"}
-    for name, other in idle_with.items():
-        value, idle = getattr(knobs, name), GenerateKnobs.model_fields[other].default
-        if getattr(knobs, other) == idle and value != GenerateKnobs.model_fields[name].default:
-            beams = "beams to 1 and " if other == "temperature" and knobs.beams > 1 else ""
-            way = f"Set {beams}{other} above {idle:g}"
-            raise ConfigError(f"{name} = {value} changes nothing with {other} = {idle:g}. {way}")
-    if "" in knobs.stop:
-        raise ConfigError("stop = '' would end every answer before it begins. Give a text, as in '\\n'")
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise DataError(f"prompt {number + 1} has no tokens, so there is nothing to continue. Give it some text")
-        if model.KIND == "encoder-decoder":
-            _check_pair(knobs, number, len(prompt), context, written)
-        elif knobs.max_new_tokens > (room := context - len(prompt)):
-            way = f"Set max_new_tokens to {room} or less" if room > 0 else "Shorten the prompt"
-            both = f"prompt {number + 1} has {len(prompt)} tokens, and max_new_tokens = {knobs.max_new_tokens}"
-            raise ConfigError(f"{both}: together more than the model's context of {context}. {way}")
-
-
-def _check_pair(knobs: GenerateKnobs, number: int, length: int, context: int, written: int) -> None:
-    """In an encoder-decoder the prompt and the answer have the whole context each."""
-    if length > context:
-        over = f"prompt {number + 1} has {length} tokens: more than the {context} that the model reads"
-        raise ConfigError(f"{over}. Shorten the prompt")
-    if knobs.max_new_tokens > written:
-        over = f"max_new_tokens = {knobs.max_new_tokens} is more than the {written} tokens that the model writes"
-        raise ConfigError(f"{over}. Set max_new_tokens to {written} or less")
 
 
 def batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterator[list[int]]:
@@ -129,8 +101,8 @@ def batches(lengths: Sequence[int], knobs: GenerateKnobs, budget: int) -> Iterat
 class GenerationRow:
     """A prompt and the answer being written to it."""
 
-    def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int):
-        self.number = number
+    def __init__(self, number: int, prompt: Sequence[int], tokenizer: Tokenizer, seed: int, limit: int):
+        self.number, self.limit = number, limit  # tokens that the answer may have
         self.prompt = list(prompt)
         self.first_tokens: list[int] = []  # the tokens of its row before the answer's: prompt, or decoder's start token
         self.ids: list[int] = []
@@ -186,7 +158,11 @@ class End:
 
 
 def _write(
-    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: End, on_text: Callable[[int, str], None] | None
+    model: Any,
+    rows: list[GenerationRow],
+    knobs: GenerateKnobs,
+    ends: Mapping[int, End],
+    on_text: Callable[[int, str], None] | None,
 ) -> Iterator[tuple[GenerationRow, Answer]]:
     """Greedy or sampled: one token per row and step. A row that has ended leaves the batch."""
     cache, tokens = start(model, rows)
@@ -194,6 +170,7 @@ def _write(
         chosen = pick(next_logits(model, tokens, cache), rows, knobs, model.generation_rules)
         going = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            end = ends[row.limit]
             row.ids.append(token)
             row.text += row.stream.feed(token)
             if end.reached(row.ids, row.text):
@@ -251,7 +228,7 @@ def next_logits(model: Any, tokens: Sequence[Sequence[int]], cache: Cache) -> Te
 
 def pick(scores: Tensor, rows: Sequence[GenerationRow], knobs: GenerateKnobs, rules: GenerationRules) -> list[int]:
     scores = penalise(scores, [row.first_tokens + row.ids for row in rows], knobs.repetition_penalty)
-    scores = confine(scores, [len(row.ids) for row in rows], knobs.max_new_tokens, rules)
+    scores = confine(scores, [len(row.ids) for row in rows], [row.limit for row in rows], rules)
     if knobs.temperature == 0:
         return scores.argmax(-1).tolist()
     return draw(narrow(scores, knobs), [row.random.random() for row in rows])
@@ -267,12 +244,13 @@ def penalise(scores: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> T
     return scores.index_put((row, token), torch.where(value < 0, value * penalty, value / penalty))
 
 
-def confine(scores: Tensor, written: Sequence[int], limit: int, rules: GenerationRules) -> Tensor:
+def confine(scores: Tensor, written: Sequence[int], limits: Sequence[int], rules: GenerationRules) -> Tensor:
     """Scores (B, V) with minus infinity for bad tokens, and for all but the forced one at a row's first or last."""
+    left = [limit - 1 - count for count, limit in zip(written, limits, strict=True)]
     if rules.bad_tokens:
         scores = scores.index_fill(1, put(torch.tensor(rules.bad_tokens), scores.device), -torch.inf)
-    for token, place in ((rules.forced_bos, 0), (rules.forced_eos, limit - 1)):
-        if token is not None and (forced := [row for row, count in enumerate(written) if count == place]):
+    for token, counts in ((rules.forced_bos, written), (rules.forced_eos, left)):
+        if token is not None and (forced := [row for row, count in enumerate(counts) if count == 0]):
             scores = scores.clone()
             scores[forced] = -torch.inf
             scores[forced, token] = 0.0
@@ -353,7 +331,7 @@ class _Beams:
 
 
 def _search(
-    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, end: End
+    model: Any, rows: list[GenerationRow], knobs: GenerateKnobs, ends: Mapping[int, End]
 ) -> Iterator[tuple[GenerationRow, Answer]]:
     """Beam search for several prompts at once. Each prompt is computed once, then shared by its beams."""
     searches = [_Beams(row, [_Beam([], 0.0)]) for row in rows]
@@ -361,14 +339,16 @@ def _search(
     while searches:
         seen = [search.row.first_tokens + beam.ids for search in searches for beam in search.growing]
         written = [len(beam.ids) for search in searches for beam in search.growing]
+        limits = [search.row.limit for search in searches for _ in search.growing]
         log_probs = penalise(next_logits(model, tokens, cache).log_softmax(-1), seen, knobs.repetition_penalty)
-        log_probs = confine(log_probs, written, knobs.max_new_tokens, model.generation_rules)
+        log_probs = confine(log_probs, written, limits, model.generation_rules)
         if model.generation_rules.renormalize:
             log_probs = log_probs.log_softmax(-1)
         going: list[_Beams] = []
         kept: list[int] = []  # rows of the cache, one for each beam that grows on
         first = 0  # row of the search's first beam
         for search, part in zip(searches, torch.split(log_probs, [len(s.growing) for s in searches]), strict=True):
+            end = ends[search.row.limit]
             parents = search.grow(part, knobs, end)
             if search.over(knobs):
                 yield search.row, end.answer(search.ended[0].ids)

@@ -22,6 +22,7 @@ from microplane.objectives.base import AnyObjective
 from microplane.objectives.next_token import NextToken
 
 PROBED = 100  # training rows that are looked at for what all of them begin with
+CLASS_NAMES = "class_names"  # whether classes of a Parquet file were read by their names; earlier, by number
 TAKEN_OVER = (
     "max_length",
     "max_target_length",
@@ -51,7 +52,7 @@ def how_asked(
     about: dict[str, Any] = {"template": data.template, "system": data.system, "prefix": "", "frame": None}
     about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
     about |= {name: getattr(data, name) for name in TAKEN_OVER}
-    about |= {"unicode": tokenizer.unicode, "date": tokenizer.date}
+    about |= {"unicode": tokenizer.unicode, "date": tokenizer.date, CLASS_NAMES: True}
     if (chosen := tokenizer.languages) is not None:
         about |= {"source_language": chosen.source, "target_language": chosen.target}
     if data.format not in FORMATS:  # only a package's is recognised by no keys

@@ -26,6 +26,7 @@ from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.general import open_general
 from microplane.runs.inline_data import configured, in_a_file
 from microplane.runs.max_length import within_context
+from microplane.runs.numbered_classes import check_numbered_classes
 from microplane.runs.trained_rows import trained_rows
 
 
@@ -86,6 +87,7 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     text_metrics.check(knobs.eval.metrics)
     for line in check_knobs_for_eval(knobs, loaded):
         watch.say(line)
+    check_numbered_classes(loaded, knobs.data)
     loaded = _in_form(loaded, knobs.data)
     data = _as_trained(knobs.data, loaded)
     possible = candidates(loaded.model, data)

@@ -24,6 +24,7 @@ from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata, head_trains_alone
 from microplane.nn.sharded import reshard
+from microplane.runs.numbered_classes import check_classes
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
 from microplane.training.feature_cache import cache_features
@@ -58,6 +59,7 @@ def attach(prepared: Prepared, model: Model, folder: Path, resume: bool, say: Ca
     if resume and checkpoints(folder / "resume"):
         return
     if config.model.adapter:
+        check_classes(Path(config.model.adapter), model)
         load_adapter(Path(config.model.adapter), model, method)
         say(f"starts from the adapter {config.model.adapter}")
     else:

@@ -9,11 +9,12 @@ from typing import Any
 from microplane.config.knobs import GenerateKnobs
 from microplane.data.store import TokenDataset
 from microplane.errors import MicroplaneError, first_line
-from microplane.evaluation.evaluate import room_for_answers
+from microplane.evaluation.evaluate import answer_limit
 from microplane.forecast import machine
 from microplane.forecast.at_once import AtOnce, Before
 from microplane.forecast.memory import Forecast, Process, Shapes, forecast
 from microplane.inference.generate import BATCH_TOKENS, batches, computed_once
+from microplane.inference.limits import check_limits
 from microplane.models.heads import caches_pooled
 from microplane.nn.cache import LEAST_CAPACITY
 from microplane.report.words import duration, size
@@ -100,12 +101,13 @@ def _writing(prepared: Prepared) -> Before:
     pairs = [prepared.held_out.prompt_and_target(row) for row in prepared.answer_rows]
     prompts, targets = [prompt for prompt, _ in pairs], [target for _, target in pairs]
     model, found = prepared.shapes.attached, Before()
-    limit = room_for_answers(model, prompts, targets, prepared.config.eval)
-    for numbers in batches([*map(len, prompts)], GenerateKnobs(max_new_tokens=limit), BATCH_TOKENS):
+    knobs = GenerateKnobs(max_new_tokens=answer_limit(targets, prepared.config.eval))
+    limits = check_limits(knobs, prompts, model, given=False)
+    for numbers in batches([*map(len, prompts)], knobs, BATCH_TOKENS):
         together = [prompts[number] for number in numbers]
         once = computed_once(together, model.KIND)
         read = sum(map(len, together)) - once * (len(together) - 1)
-        cached = len(together) * _capacity(max(map(len, together)) + limit)
+        cached = len(together) * _capacity(max(len(prompts[number]) + limits[number] for number in numbers))
         found = Before(
             read=max(found.read, read),
             cached=max(found.cached, cached),

@@ -49,8 +49,8 @@ from microplane.runs.general import General, open_general
 from microplane.runs.max_length import within_context
 from microplane.runs.trackers import check_trackers
 from microplane.training.numbers import Numbers, begin_with, with_unit
-from microplane.training.optim import peak_lr
-from microplane.training.resume import UNIT
+from microplane.training.optim import left_undecayed, peak_lr
+from microplane.training.resume import CLASSES, UNIT
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 SLOW = 2.0  # times as long as float32: that is told
@@ -152,6 +152,8 @@ class Prepared:
             **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
             **({"attention of long rows": ATTENTION} if rounds_otherwise(self.longest, self.form.dtype) else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
+            **({CLASSES: self.splits.summary.labels} if self.splits.summary.labels else {}),
+            **left_undecayed(self.method, self.shapes.attached, self.config.train),
         }
 
     @property

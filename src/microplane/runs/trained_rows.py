@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from microplane.config.build import build, read_yaml
 from microplane.config.knobs import DataKnobs, RunKnobs
@@ -35,8 +37,8 @@ def trained_rows(
     unicode: UnicodeForm,
     progress: Progress | None = None,
 ) -> TrainedRows | None:
-    """Compare the contents of the rows to measure on with those that a run was trained on, as far as its training file
-    is still there, and is not too large to be read again; else the files.
+    """Compare the contents of the rows to measure on with those that a run, and those that it began from, were trained
+    on, as far as their training files are still there, and are not too large to be read again; else the files.
 
     Args:
         run: its folder, or that of its adapter.
@@ -46,26 +48,49 @@ def trained_rows(
     Returns:
         None where there is nothing to compare with, as for a model that is no run.
     """
-    folder = _run_of(run.expanduser())
-    if folder is None:
-        return None
     with suppress(MicroplaneError, OSError):
-        trained = build(RunKnobs, read_yaml(folder / "run.yaml"), where=str(folder / "run.yaml")).data
-        own = folder / Path(trained.train).name
-        if not Path(trained.train).expanduser().exists() and own.is_file():
-            trained = trained.model_copy(update={"train": str(own)})
-        if is_mixture(Path(trained.train)) or is_on_hub(trained.train):
+        line = list(_line_of(run.expanduser()))
+        asked = files_of(data) if line else {}
+        read = {folder: files for folder, own in line if own is not None and (files := _files(own)) is not None}
+        if not read:
             return None
-        known, asked = files_of(trained), files_of(data)
         name = next(name for name in ("test", "validation", "train") if name in asked)
-        if _size([*known["train"], *asked[name]]) > MOST_BYTES:
-            return _same_file(known["train"], asked[name]) if len(asked) == 1 else None
+        known = [file for files in read.values() for file in files["train"]]
+        if _size([*known, *asked[name]]) > MOST_BYTES:
+            return _same_file(known, asked[name]) if len(asked) == 1 else None
         rows = _first_pass({"train": asked[name]}, data, possible, unicode, progress, hold_out=False, marked=name)
-        hold_out = "validation" not in known
-        before = _first_pass({"train": known["train"]}, trained, possible, unicode, progress, hold_out=hold_out)
-        found = overlap(before.splits["train"], rows.splits["train"])
-        measured = len(rows.splits["train"].hashes)
-        return TrainedRows(found.rows, _told(found.rows, measured, found.pairs[0]) if found.rows else "")
+        measured, found, pairs = rows.splits["train"], np.zeros(0), list[str]()
+        for folder, own in line:
+            if own is not None and folder in read:
+                hold_out, files = "validation" not in read[folder], {"train": read[folder]["train"]}
+                before = _first_pass(files, own, possible, unicode, progress, hold_out=hold_out).splits["train"]
+                pairs += overlap(before, measured).pairs
+                found = np.union1d(found, np.flatnonzero(np.isin(measured.hashes, before.hashes)))
+        whole = len(read) == len(line)
+        how = len(found), len(measured.hashes), len(line) > 1, whole
+        return TrainedRows(len(found) if whole else None, _told(*how, pairs[0]) if len(found) else "")
+    return None
+
+
+def _line_of(run: Path) -> Iterator[tuple[Path, DataKnobs | None]]:
+    """The folder of a run and of those that it began from, each with how it read its rows; None where that is gone."""
+    folder, seen = _run_of(run), set[Path]()
+    while folder is not None and folder not in seen:
+        seen.add(folder)
+        knobs = build(RunKnobs, read_yaml(folder / "run.yaml"), where=str(folder / "run.yaml"))
+        own, begun = folder / Path(knobs.data.train).name, Path(knobs.model.adapter or knobs.model.name).expanduser()
+        there = Path(knobs.data.train).expanduser().exists() or not own.is_file()
+        yield folder, knobs.data if there else knobs.data.model_copy(update={"train": str(own)})
+        moved = folder.parent / begun.parent.name  # of runs that were moved together
+        folder = _run_of(begun) or (_run_of(moved) if begun.name == "adapter" else None)
+        if folder is None and knobs.model.adapter:
+            yield begun, None
+
+
+def _files(data: DataKnobs) -> dict[str, list[Path]] | None:
+    """Of each split; None where they are not to be read again."""
+    with suppress(MicroplaneError, OSError):
+        return None if is_mixture(Path(data.train)) or is_on_hub(data.train) else files_of(data)
     return None
 
 
@@ -101,5 +126,8 @@ _BY_HEART = (
 )
 
 
-def _told(rows: int, measured: int, first: str) -> str:
-    return f"{rows:,} of {measured:,} rows are rows that this run was trained on, as {first}: {_BY_HEART}"
+def _told(rows: int, measured: int, several: bool, whole: bool, first: str) -> str:
+    least, others = "" if whole else "at least ", ", or one that it began from," if several else ""
+    return (
+        f"{least}{rows:,} of {measured:,} rows are rows that this run{others} was trained on, as {first}: {_BY_HEART}"
+    )

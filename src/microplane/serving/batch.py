@@ -81,7 +81,7 @@ class Generation:
         as_json: bool = False,
         in_pieces: bool = True,
     ):
-        self.row = GenerationRow(0, prompt, tokenizer, knobs.seed)
+        self.row = GenerationRow(0, prompt, tokenizer, knobs.seed, knobs.max_new_tokens)
         self.end, self.knobs, self.tokenizer = End.of(tokenizer, stop_ids, knobs), knobs, tokenizer
         self.adapter, self.tell, self.logprobs, self.in_pieces = adapter, tell, logprobs, in_pieces
         self.guide = JsonGuide(tokenizer, self.end.stop_ids) if as_json else None

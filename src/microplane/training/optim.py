@@ -18,6 +18,8 @@ from microplane.training.adafactor import Adafactor
 from microplane.training.adamw_8bit import AdamW8bit
 from microplane.training.own_optimizer import unmarked
 
+DECAYED_VECTORS = "weight decay falls on norms and biases"
+DECAYED_OWN = "weight decay falls on what is not 0 at the base"  # DoRA's magnitudes
 RELATIVE_LR = 1e-3  # T5's constant rate with parameter scaling, where lr is a share of a tensor's size
 
 
@@ -107,15 +109,28 @@ def make_optimizer(method: Method, model: nn.Module, knobs: TrainKnobs) -> torch
 def _without_decay_apart(method: Method, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The groups split so that decay does not fall on the model's own norms and biases, nor on those of its head (a
     norm's weight stands around 1, and a bias gives no function that is too steep), nor on what the method names."""
-    own = hf_names(model)
-    vectors = {id(tensor) for name, tensor in trainable(model).items() if name in own and tensor.dim() < 2}
-    vectors |= {id(tensor) for tensor in method.without_decay(model)}
+    vectors = {id(tensor) for tensor in (*_own_vectors(model), *method.without_decay(model))}
     split = []
     for group in groups:
         matrices, rest = ([p for p in group["params"] if (id(p) in vectors) == is_one] for is_one in (False, True))
         split += [{**group, "params": matrices}] if matrices else []
         split += [{**group, "params": rest, "weight_decay": 0.0}] if rest else []
     return split
+
+
+def _own_vectors(model: nn.Module) -> list[nn.Parameter]:
+    """The model's own norms and biases, as far as they train."""
+    own = hf_names(model)
+    return [tensor for name, tensor in trainable(model).items() if name in own and tensor.dim() < 2]
+
+
+def left_undecayed(method: Method, model: nn.Module, knobs: TrainKnobs) -> dict[str, bool]:
+    """Of what decay leaves alone in this run, by what it is called in a checkpoint: False. Earlier versions decayed it,
+    so that a run of theirs cannot go on as it was."""
+    if not knobs.weight_decay:
+        return {}
+    spared = {DECAYED_VECTORS: _own_vectors(model), DECAYED_OWN: method.without_decay(model)}
+    return {name: False for name, tensors in spared.items() if tensors}
 
 
 def add_groups(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from microplane.checkpoints.tensors import read_tensors, save_tensors
 from microplane.config.build import dotted
 from microplane.errors import CheckpointError
-from microplane.files import file_sha256, folder_aside, read_object, write_json
+from microplane.files import file_sha256, folder_aside, object_in, read_object, write_json
 from microplane.methods import Method, trainable
 from microplane.methods.method import load_state, state_of
 from microplane.nn.sharded import save_gathered, shared_as
-from microplane.training.optim import add_groups
+from microplane.training.optim import DECAYED_OWN, DECAYED_VECTORS, add_groups
 
 KEEP = 2  # checkpoints kept in resume/ while a run goes on
 CHANGEABLE = {  # knobs that may be others in a run that goes on
@@ -39,8 +39,10 @@ ROUNDS = {"threads", "device", "features kept", "train.shard"}
 """With another of these the numbers are the same to rounding alone."""
 MAY_DIFFER = CHANGEABLE | ROUNDS  # of what a run is known by
 BEST = "best.safetensors"
+CLASSES = "classes"  # by their names
 UNIT = "unit of numbers"  # that a regression learns in
-EARLIER = {"train.on_divergence": "go_on", "device": "cpu", "train.shard": False, UNIT: 1.0}
+DIVERGENCE = "train.on_divergence"
+EARLIER = {DIVERGENCE: "go_on", "device": "cpu", "train.shard": False, UNIT: 1.0, DECAYED_OWN: True}
 """What runs did that were begun before there was a knob for it."""
 WEIGHTS, FILES = {"weights", "config.json"}, {"model"}
 """By which a base is known: by what of its files is read; where a checkpoint does not have that (of an earlier version,
@@ -147,7 +149,8 @@ def check_resumable(run: Path, identity: Mapping[str, Any], steps: int | None = 
     if not saved:
         return []
     state = read_state(saved[-1])
-    then = EARLIER | dotted(state["identity"])
+    known = _classes_of(run) | dotted(state["identity"])
+    then = EARLIER | {DECAYED_VECTORS: DIVERGENCE not in known} | known  # decay left vectors alone from then on
     ignored = FILES if then.keys() >= WEIGHTS else WEIGHTS
     differences = {
         name: f"{name}: {_brief(then.get(name))} then, {_brief(value)} now"
@@ -175,6 +178,12 @@ def check_resumable(run: Path, identity: Mapping[str, Any], steps: int | None = 
     told = [f"goes on with another {line}" for line in differences.values()]
     rounding = "the same to rounding from here on, and no longer to the bit"
     return told + ([rounding] if differences.keys() & ROUNDS else [])
+
+
+def _classes_of(run: Path) -> dict[str, Any]:
+    """Those of a run's head, which the checkpoints of earlier versions do not name."""
+    about = object_in(run / "adapter" / "method.json").get("about") or {}
+    return {CLASSES: about["head"]["labels"]} if about.get("head") else {}
 
 
 def nothing_left(step: int, total: int, patience: int) -> str:

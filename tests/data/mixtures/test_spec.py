@@ -255,3 +255,22 @@ def test_constants_fill_fields_for_all_rows(place):
 
 def test_everything_in_a_file_is_described():
     assert all(field.description for _, field in mixture_fields())
+
+
+def test_a_mixture_knows_the_files_that_it_builds_on(place):
+    below = write_mixture(place, one(NEWS), "below.yaml")
+    path = write_mixture(place, {"base": "below.yaml", "rows": 7, "submixtures": {"all": {"cap": 5}}}, "upper.yaml")
+    plan = read_mixture(path)
+    assert plan.files == (path, below)
+    assert (plan.knobs.rows, plan.submixtures["all"].cap) == (7, 5)
+    assert [source.knobs.name for source in plan.sources] == ["news"], "sections are laid over one another"
+
+
+def test_options_need_not_be_given_where_none_are_listed(place):
+    path = write_mixture(place, one(REVIEWS | {"options": None}, submixture={"with_options": 0}), "unlisted.yaml")
+    assert [source.knobs.name for source in read_mixture(path).sources] == ["reviews"]
+
+
+def test_options_that_are_all_one_word_are_refused(place):
+    said = refused(place, one(NEWS | {"options": {"a": "same", "b": "same"}}), ConfigError)
+    assert "at least two different answers are needed" in said

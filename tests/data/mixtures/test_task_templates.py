@@ -163,3 +163,9 @@ def test_an_unknown_family_is_named_with_what_there_is():
 def test_the_list_of_families_says_what_each_needs():
     assert "nli: whether one statement follows" in list_families()
     assert "  hypothesis: the statement to be judged" in list_families()
+
+
+def test_options_go_on_behind_the_26th():
+    style = OptionStyle(head="", item="{letter} {number} {option}", between="|")
+    listed = style.show(["x"] * 28).split("|")
+    assert [listed[at] for at in (0, 25, 26, 27)] == ["A 1 x", "Z 26 x", "AA 27 x", "AB 28 x"]

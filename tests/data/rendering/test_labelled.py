@@ -9,11 +9,14 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
+from microplane.data.reading.bad_rows import RowError
 from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import same_class
 from microplane.data.rendering.labelled import LabelFormat, WordClassRenderer
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.data.tokenizers.tokenizer import shares
+from microplane.errors import DataError
+from microplane.inference.predict import as_pair
 from microplane.models.configs.head import IGNORED
 from microplane.objectives.classification import Classification
 from microplane.objectives.select import LabelCandidates
@@ -118,3 +121,21 @@ def test_a_word_without_a_token_of_its_own_gives_its_class_to_none():
     special, behind_x, z = (0, 0), (1, 4), (4, 6)  # tokens that begin with the space before their word
     assert renderer.labels(words, [special, behind_x, z, special]) == [IGNORED, 1.0, 2.0, IGNORED]
     assert renderer.labels(words, [special, (0, 1), z]) == [IGNORED, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("missing", [None, "", "  "])
+@pytest.mark.parametrize("key", ["title", "content"])
+def test_of_two_texts_the_one_that_is_there_is_read_alone(missing, key):
+    """In a file, and where a model is asked."""
+    row = {"title": "a title", "content": "what it says", "label": "x"}
+    columns = LabelFormat([row] * 9, "rows.jsonl")
+    assert columns.pair_key == "content"
+    found = columns.example(row | {key: missing}, "rows.jsonl:1")
+    alone = row["content" if key == "title" else "title"]
+    assert (found.text, found.second_text) == (alone, "")
+    pair = tuple((missing or "") if name == key else row[name] for name in ("title", "content"))
+    assert tuple(part.strip() for part in as_pair(pair)) == (alone, "")
+    with pytest.raises(RowError):
+        columns.example(row | {"title": missing, "content": missing}, "rows.jsonl:1")
+    with pytest.raises(DataError):
+        as_pair((missing or "", missing or ""))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from microplane.errors import ModelError
 from microplane.models.configs.t5 import FEED_FORWARD, T5Config
 from microplane.models.files.load import load_model, save_model
+from microplane.nn.rows import Rows
 from tests.tiny import PAIR_CONFIGS, T5_SMALL, tiny_pairs
 
 FAMILIES = ["t5", "t5-v1.0"]
@@ -124,3 +125,33 @@ def test_new_weights_are_as_t5_begins(family):
     assert set(model.encoder.norm.weight.tolist()) == {1.0}
     again = type(model).from_hf(config).init_weights(3)
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
+
+
+def test_what_a_file_leaves_out_follows_from_what_it_says():
+    config = T5Config.from_hf(told(num_decoder_layers=..., decoder_start_token_id=..., pad_token_id=7))
+    assert (config.num_decoder_layers, config.decoder_start) == (config.num_layers, 7)
+    config = T5Config.from_hf(told(num_layers=2, num_decoder_layers=5, decoder_start_token_id=3, pad_token_id=7))
+    assert (config.num_layers, config.num_decoder_layers, config.decoder_start) == (2, 5, 3)
+    assert T5Config.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize(("far", "fits"), [(16, False), (17, True)])
+def test_distances_go_beyond_those_that_are_told_exactly(far, fits):
+    fields = told(relative_attention_num_buckets=32, relative_attention_max_distance=far)
+    if fits:
+        assert T5Config.from_hf(fields).max_distance == far
+        return
+    with pytest.raises(ModelError, match="relative_attention_max_distance = 16 must be above half of"):
+        T5Config.from_hf(fields)
+
+
+def test_what_a_stack_gives_is_dropped_as_what_it_takes():
+    model = tiny_pairs("t5").train()
+    stack, rows = model.encoder, Rows.of([[5, 6, 7, 8]])
+    for block in stack.layers:
+        block.forward = lambda x, *rest: x
+    stack.dropout = torch.nn.Dropout(0.5)
+    torch.manual_seed(0)
+    given = torch.ones(4, model.config.hidden_size)
+    told = stack(given, rows)
+    assert 0.3 < (told == 0).float().mean() - 0.5 * 0.5 < 0.7, "twice: a quarter of it is left"

@@ -433,3 +433,36 @@ def test_a_file_that_shrinks_after_it_was_opened_is_not_read_beyond_its_end(tmp_
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(ModelError, match="changed while it was read"):
         [tensors[name] for name in tensors]
+
+
+def test_linear_scaling_as_older_files_write_it(tmp_path):
+    config = read_gguf(some_file(tmp_path, metadata={"llama.rope.scale_linear": 4.0})).config
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+
+
+def test_an_epsilon_that_a_file_does_not_tell_is_llamas(tmp_path):
+    path, key = some_file(tmp_path), b"llama.attention.layer_norm_rms_epsilon"
+    path.write_bytes(path.read_bytes().replace(key, key[:-1] + b"_"))
+    assert read_gguf(path).config["rms_norm_eps"] == transformers.LlamaConfig().rms_norm_eps
+
+
+@pytest.mark.parametrize("alignment", [8, 256])
+def test_tensors_begin_where_the_files_own_alignment_says(alignment, tmp_path):
+    path, values = tmp_path / "m.gguf", np.arange(6, dtype=np.float32).reshape(2, 3)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_custom_alignment(alignment)
+    for name in ("one", "two"):
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = read_header(path)
+    assert all(np.array_equal(file.read(name), values) for name in ("one", "two"))
+    assert file.tensors["two"].start - file.tensors["one"].start == max(alignment, values.nbytes)
+
+
+@pytest.mark.parametrize("value", [1e-5, 0.1, 10_000.0, 3.4e38])
+def test_numbers_of_a_header_are_what_was_written_and_not_the_nearest_float32(value, tmp_path):
+    path = some_file(tmp_path, metadata={"llama.rope.freq_base": value})
+    assert read_header(path).metadata["llama.rope.freq_base"] == value

@@ -23,7 +23,7 @@ from microplane.errors import DataError
 from microplane.files import cache_dir
 
 O = TypeVar("O", bound=DataObjective)  # noqa: E741 - what is learnt from the rows
-VERSION = 16  # of what is stored and of all code that decides it; raise it when either changes
+VERSION = 17  # of what is stored and of all code that decides it; raise it when either changes
 
 
 @dataclass

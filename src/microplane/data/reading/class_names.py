@@ -10,6 +10,7 @@ from microplane.data.reading.bad_rows import RowError
 from microplane.models.configs.head import IGNORED
 
 KEY = b"huggingface"  # where `datasets` keeps in a file what its columns are
+LISTS = ("List", "LargeList", "Sequence")
 ByName = Callable[[Any], Any]
 
 
@@ -31,6 +32,27 @@ def class_columns(metadata: Mapping[bytes, bytes] | None) -> dict[str, ByName]:
     return {name: by_name for name, by_name in found.items() if by_name}
 
 
+def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """The columns that are classes, or lists of them, each with their names in the order of their numbers."""
+    try:
+        features = json.loads((metadata or {}).get(KEY, b"{}"))["info"]["features"]
+        inner = {name: _item(feature) for name, feature in features.items()}
+        return {
+            str(name): tuple(map(str, feature["names"]))
+            for name, feature in inner.items()
+            if feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):  # no file of that package
+        return {}
+
+
+def _item(feature: Any) -> Any:
+    """Of a list what is in it, however the list is written."""
+    if isinstance(feature, list):
+        return feature[0] if feature else {}
+    return feature["feature"] if feature.get("_type") in LISTS else feature
+
+
 def _by_name(feature: Any, column: str) -> ByName | None:
     """Of a column, or of what is in it: a class, a list or an object. None where no class is in it."""
     if isinstance(feature, list):
@@ -38,7 +60,7 @@ def _by_name(feature: Any, column: str) -> ByName | None:
     kind = feature.get("_type")
     if kind == "ClassLabel":
         return _class(feature.get("names"), column)
-    if kind in ("List", "LargeList", "Sequence"):
+    if kind in LISTS:
         item = feature.get("feature")
         together = kind == "Sequence" and isinstance(item, dict) and not isinstance(item.get("_type"), str)
         return _inside(item, column, _listed) if together else _listed(_by_name(item, column))

@@ -15,7 +15,7 @@ from typing import Any
 
 from microplane.config.section import is_utf8
 from microplane.data.reading.bad_rows import Problem, RowError, show
-from microplane.data.reading.class_names import ByName, class_columns
+from microplane.data.reading.class_names import ByName, class_columns, class_names
 from microplane.data.reading.csv_rows import csv_rows
 from microplane.data.reading.example import texts_in
 from microplane.data.reading.lines import BOM, SUFFIXES, Lines, LongLineError, RawRow, file_type, open_file
@@ -218,6 +218,15 @@ def _parquet(path: Path, keys: Collection[str]) -> Iterator[RawRow]:
         what = " ".join(str(error).split())[:200]
         place = f" behind row {number:,}" if number else ""
         raise DataError(f"{path} is no readable Parquet file{place}: {what}") from None
+
+
+def named_classes(path: Path) -> dict[str, tuple[str, ...]]:
+    """The names of classes that a Parquet file has beside its columns, by column; none of any other file."""
+    if file_type(path) != ".parquet":
+        return {}
+    import pyarrow.parquet as pq
+
+    return class_names(pq.read_schema(path).metadata)
 
 
 def _by_class_names(number: int, values: PartOfRow, classes: Mapping[str, ByName]) -> RawRow:

@@ -15,7 +15,7 @@ from microplane.data.reading.columns import CLASSES, NUMBERS, TAGS, TEXTS, WORDS
 from microplane.data.reading.example import Example
 from microplane.data.reading.label_values import AUTO, label_names, look, same_class, unpacked
 from microplane.data.reading.options import refuse_unseen_options
-from microplane.data.reading.values import get, optional_text, whole_text
+from microplane.data.reading.values import get, is_filled, optional_text, whole_text
 from microplane.data.rendering.interface import RowTraits
 from microplane.data.store import Lost, TokenRow
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
@@ -121,6 +121,8 @@ class LabelFormat:
                 counts = f"{len(words)} words and {len(labels)} tags"
                 raise RowError("words without tags", f"the row has {counts}, expected one tag for each word")
             return Example(None, " ".join(words), where, labels=labels, words=tuple(words))
+        if self.pair_key and not is_filled(values.get(self.text_key)) and is_filled(values.get(self.pair_key)):
+            return Example(None, self._text(values, self.pair_key), where, labels=labels)  # the text that is there
         text = self._text(values, self.text_key)
         pair = optional_text(values, self.pair_key) if self.pair_key else ""
         return Example(None, text, where, labels=labels, second_text=pair)

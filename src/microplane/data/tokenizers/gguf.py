@@ -7,6 +7,7 @@ src/llama-vocab.cpp alone.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -64,7 +65,20 @@ DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}  # the ids of special t
 def puts_bos(file: GgufFile) -> bool:
     """Whether a text begins with BOS. Where a file does not say, the kind of its vocabulary decides."""
     usual = file.metadata[f"{KEY}model"] == "llama" or file.metadata.get(f"{KEY}pre") in WHOLE_WORDS
-    return bool(file.metadata.get(f"{KEY}add_bos_token", usual))
+    return switch(file, "add_bos_token", usual)
+
+
+def puts_eos(file: GgufFile) -> bool:
+    """Whether a text ends with EOS."""
+    return switch(file, "add_eos_token", False)
+
+
+def switch(file: GgufFile, name: str, usual: bool) -> bool:
+    """Raises: ModelError, for a value that is neither true nor false, as llama.cpp does."""
+    value = file.metadata.get(KEY + name, usual)
+    if not isinstance(value, bool):
+        raise ModelError(f"{file.path} is damaged: its {KEY}{name} is {value!r}, expected true or false")
+    return value
 
 
 def special_id(file: GgufFile, name: str) -> Any:
@@ -102,7 +116,9 @@ def build_from_gguf(file: GgufFile) -> Tokenizer:
     scores = [0.0] * len(texts) if unscored else _list(file, "scores", float)  # merged in the order of ids
     if len(scores) != len(texts):
         raise ModelError(f"{file.path} is damaged: it has {len(texts)} tokens and {len(scores)} scores")
-    prefix = "behind special" if file.metadata.get(f"{KEY}add_space_prefix", True) else "never"
+    if not all(map(math.isfinite, scores)):
+        raise ModelError(f"{file.path} is damaged: its {KEY}scores hold NaN or infinity")
+    prefix = "behind special" if switch(file, "add_space_prefix", True) else "never"
     merges = bpe_merges(texts, [-score for score in scores])
     tokenizer = build(Pieces(texts, scores, types, prefix=prefix), merges)
     if any(name in str(file.metadata.get("general.name", "")).lower() for name in STRIPPED):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from microplane.data.tokenizers.bert_roberta import build_from_files
 from microplane.data.tokenizers.deberta import build_deberta, is_deberta
 from microplane.data.tokenizers.folder import CONFIG, EVERY_NAME, TokenizerFolder
-from microplane.data.tokenizers.gguf import KEY, build_from_gguf, ends, puts_bos, special_id
+from microplane.data.tokenizers.gguf import KEY, build_from_gguf, ends, puts_bos, puts_eos, special_id
 from microplane.data.tokenizers.m2m100 import build_m2m100, is_m2m100
 from microplane.data.tokenizers.marian import SOURCE, SPECIAL, build_marian
 from microplane.data.tokenizers.normaliser import SentencePieceRules, rules_of_json
@@ -140,10 +140,15 @@ def _load_gguf(path: Path) -> Tokenizer:
             )
     named = {name: None if token is None else texts[token] for name, token in ids.items()}
     mark_special(backend, [text for text in named.values() if text])
-    bos = named["bos_token"] if puts_bos(file) else None
-    surround(backend, bos, named["eos_token"] if told.get(f"{KEY}add_eos_token") else None)
+    put = {"bos": puts_bos(file), "eos": puts_eos(file)}
+    for name, wanted in put.items():
+        if f"{KEY}add_{name}_token" in told and wanted and named[f"{name}_token"] is None:
+            raise ModelError(f"{path} is damaged: it says {KEY}add_{name}_token, and has no {KEY}{name}_token_id")
+    surround(backend, *(named[f"{name}_token"] if wanted else None for name, wanted in put.items()))
     template = told.get("tokenizer.chat_template")
-    return Tokenizer(backend, named, tuple(stops), template if isinstance(template, str) else None)
+    tokenizer = Tokenizer(backend, named, tuple(stops), template if isinstance(template, str) else None)
+    _tell_left_out(tokenizer, path)
+    return tokenizer
 
 
 def _load_json(folder: TokenizerFolder) -> Tokenizer:
@@ -162,14 +167,18 @@ def _load_json(folder: TokenizerFolder) -> Tokenizer:
     _add_special(backend, folder)
     # add_bos_token and add_eos_token of the config are for tokenizer.model; here tokenizer.json itself decides
     tokenizer = _tokenizer(backend, {}, folder, rules_of_json(backend))
+    _tell_left_out(tokenizer, file)
+    return tokenizer
+
+
+def _tell_left_out(tokenizer: Tokenizer, file: Path) -> None:
     if tokenizer.leaves_out(RARE):
         gone = "".join(filter(tokenizer.leaves_out, LETTERS_AND_SIGNS))
-        why = " (it falls back to bytes, and has no tokens of them)" if backend.model.byte_fallback else ""
+        why = " (it falls back to bytes, and has no tokens of them)" if tokenizer.backend.model.byte_fallback else ""
         notice(
             f"tokenizer {file}: characters that are not in its vocabulary are left out of every text{why}: not even as "
             f"unknown are they read or written. Of those on a keyboard these are: {gone or 'none'}"
         )
-    return tokenizer
 
 
 def _load_sentencepiece(folder: TokenizerFolder) -> Tokenizer:

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
+from microplane.data.tokenizers.byte_text import decoded, plain_added, text_of
 from microplane.data.tokenizers.folder import CONFIG, TokenizerFolder
-from microplane.data.tokenizers.gguf import byte_spelling
 from microplane.data.tokenizers.language_codes import Languages
 from microplane.data.tokenizers.normaliser import (
     SPACE,
@@ -302,7 +302,7 @@ class Tokenizer:
         return self._ids(encoding), given.all_given(encoding.offsets)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return decoded(self.backend, ids, skip_special, self._plain_added)
 
     def piece(self, token: int) -> str:
         """One token for display, with its spaces as spaces; in its own spelling where it is part of a character."""
@@ -313,14 +313,15 @@ class Tokenizer:
             return text
         if not self.byte_level:
             return text.removeprefix(self.unmatchable_prefix).replace(SPACE, " ")
-        try:
-            return bytes(_BYTES[letter] for letter in text).decode("utf-8")
-        except (KeyError, UnicodeDecodeError):
-            return text
+        return text_of(text)
 
     @cached_property
     def _added(self) -> set[int]:
         return set(self.backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _plain_added(self) -> dict[int, AddedToken]:
+        return plain_added(self.backend) if self.byte_level else {}
 
     @cached_property
     def byte_level(self) -> bool:
@@ -379,9 +380,6 @@ def _given_places(whole: Encoding, given: Sequence[Normalised], texts: Sequence[
     of_text = chain.from_iterable([own] * len(part) for own, part in zip(given, texts, strict=True))
     marked = zip(whole.offsets, whole.special_tokens_mask, strict=True)
     return [place if special else next(of_text).given(*place) for place, special in marked]
-
-
-_BYTES = {letter: byte for byte, letter in enumerate(byte_spelling())}
 
 
 def mark_special(backend: Backend, texts: Iterable[str]) -> None:
