@@ -61,6 +61,19 @@ def test_gradients_flow_to_the_adapter_around_a_look_at_the_reference():
     assert layer.lora_B.grad.any()
 
 
+@pytest.mark.parametrize("name", ["lora-fa", "lora", "dora", "ia3", "vera"])
+def test_what_was_frozen_stays_frozen_behind_a_look_at_the_base(name):
+    """In peft all of an adapter trains behind such a look (`findings/frozen-until-one-looks-at-the-base.sh`)."""
+    _, model = adapted(name=name)
+    for number, weight in enumerate(weight for weight in model.parameters() if weight.requires_grad):
+        weight.requires_grad_(number % 2 == 0)  # every second one by hand, beside what the method itself does not train
+    before = [weight.requires_grad for weight in model.parameters()]
+    assert 0 < sum(before) < len(before)
+    with disabled(model):
+        assert logits(model, DATA).isfinite().all()
+    assert [weight.requires_grad for weight in model.parameters()] == before
+
+
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_on_a_quantised_base(kind, tmp_path):
     save_model(tiny(), tmp_path)

@@ -56,7 +56,8 @@ class Renderer(Protocol):
     def traits(self) -> RowTraits: ...
 
     def rows(self, example: Example, max_length: int, max_target: int) -> list[TokenRow]:
-        """One row, or several where an example is cut into them.
+        """One row, or several where an example is cut into them. They depend on the example alone: many are made at
+        once in copies of the process, whose generators would all draw the same; what is drawn belongs in a `Dataset`.
 
         Raises:
             DataError: for an example that the template refuses.
