@@ -16,6 +16,7 @@ from microplane.exports.source import Source
 from microplane.exports.transformers import Transformers, writes_text
 from microplane.exports.written import Written
 from microplane.files import scratch_folder, write_aside
+from microplane.methods.method import USED
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -32,7 +33,8 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         raise AdapterError(f"{source.name} was trained as a whole, and is no adapter: --to hf writes it")
     if not (own / CONFIG).is_file():
         why = method.not_convertible or ("adds what is no change of a weight" if not method.mergeable else None)
-        way = f"the method {method.name} {why}" if why else f"microplane convert {source.name} writes it as LoRA"
+        here = "" if method.mergeable else f". It is used here: {USED}"
+        way = f"the method {method.name} {why}{here}" if why else f"microplane convert {source.name} writes it as LoRA"
         raise AdapterError(f"peft has no format for an adapter of the method {method.name} on this model; {way}")
     for file in sorted(own.iterdir()):
         if file.is_file() and not file.name.startswith("."):
