@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,24 @@ def saved(base: Path, folder: Path, knobs: Mapping[str, Any], task: str | None =
     return folder
 
 
+def rows_for(model: Model, base: Path) -> list[list[int]]:
+    """Rows to read; a class of an encoder-decoder looks for the end that config.json names, or the family."""
+    if model.KIND != "encoder-decoder":
+        return READ
+    end = transformers.AutoConfig.from_pretrained(base).eos_token_id
+    return [[*row, end] for row in READ]
+
+
 @torch.no_grad()
-def ours(model: Model) -> list[torch.Tensor]:
+def ours(model: Model, rows: list[list[int]] = READ) -> list[torch.Tensor]:
     """Of each row its scores, the logits of its tokens, or, where there is no head, their states."""
     if model.task_head is not None:
-        return [task_scores(model, Rows.of([row])) for row in READ]
+        scores = [task_scores(model, Rows.of([row])) for row in rows]  # (T, C), or (1, C) of the row
+        return scores if model.task_head.config.per_token else [one[0] for one in scores]
     if model.KIND == "encoder-decoder":
-        given = zip(READ, BEGUN, strict=True)
+        given = zip(rows, BEGUN, strict=True)
         return [model.logits(model(Pairs(Rows.of([read]), Rows.of([begun])))) for read, begun in given]
-    states = [model(Rows.of([row])) for row in READ]
+    states = [model(Rows.of([row])) for row in rows]
     return states if model.KIND == "encoder" else [model.logits(one) for one in states]
 
 
@@ -70,6 +80,10 @@ class There:
     base: Path
     adapter: Path
     model: Model  # as it is opened here
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        return rows_for(self.model, self.base)
 
     @property
     def opened_by(self) -> dict[str, Any]:
@@ -104,7 +118,7 @@ class There:
     @torch.no_grad()
     def said(self, model: Any) -> list[torch.Tensor]:
         found = []
-        for read, begun in zip(READ, BEGUN, strict=True):
+        for read, begun in zip(self.rows, BEGUN, strict=True):
             given = {"input_ids": torch.tensor([read])}
             writes = self.model.KIND == "encoder-decoder" and self.model.task_head is None
             given |= {"decoder_input_ids": torch.tensor([begun])} if writes else {}
@@ -117,13 +131,13 @@ class There:
     def by_hand(self, model: Any, weights: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """The scores of a head that transformers has no class for, in the way that is told when it is merged."""
         head, found = self.model.task_head.config, []
-        for read in READ:
+        for read in self.rows:
             given = {"input_ids": torch.tensor([read]), "output_hidden_states": True}
             if self.model.KIND == "encoder-decoder":
                 given["decoder_input_ids"] = torch.tensor([[self.model.config.decoder_start, *read[:-1]]])
             said = model(**given)
-            states = said.decoder_hidden_states if head.reads_decoder else said.get("encoder_hidden_states")
-            states = (states or said.hidden_states)[-1][0][-len(read) :]
+            side = "decoder_hidden_states" if head.reads_decoder else "encoder_hidden_states"
+            states = (said.get(side) or said.hidden_states)[-1][0][-len(read) :]
             pooled = {"cls": states[0], "last": states[-1], "mean": states.mean(0)}.get(head.pooling)
             scores = (states if head.per_token else pooled) @ weights["task_head.out.weight"].T
             found.append(scores + weights["task_head.out.bias"])
