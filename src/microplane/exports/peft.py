@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microplane.adapters.asked import asked_as, without_chat
-from microplane.adapters.card import base_in_peft
+from microplane.adapters.card import base_in_peft, head_in_peft
 from microplane.adapters.export import export as export_base
 from microplane.adapters.merge import source_of
 from microplane.errors import AdapterError
@@ -41,6 +41,7 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
             write_aside(folder / file.name, file.read_bytes())
     checked = tuple(_checks(source, folder))
     notices = (*without_chat(source.pipeline), *asked_as(source.pipeline))
+    notices += (told,) if (told := head_in_peft(source.about)) else ()
     if not checked and usable("peft"):
         notices += ("labels are not compared in peft; the files were opened here",)
     how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"
