@@ -36,6 +36,7 @@ WAYS = {
 UNMERGED = ("bottleneck", "prompt", "prefix")
 SCALED_APART = ("marian", "marian-apart", "pegasus", "t5gemma")  # where peft asks with embeddings of another size
 PREFIX_IN_PEFT = ("llama-tied", "llama-untied", "qwen2", "qwen3", "granite", "olmo2", "gpt_neox", "phi3")
+ONE_MATRIX = ("gpt2", "gpt_neox", "phi3", "modernbert")  # of q, k and v
 DECODERS, PAIRS, ENCODERS = list(CONFIGS), list(PAIR_CONFIGS), list(ENCODER_CONFIGS)
 EVERY_METHOD = [
     *((family, task) for family in DECODERS for task in (None, "classification", "tokens")),
@@ -52,7 +53,9 @@ def refused(family: str, task: str | None, method: str) -> bool:
     if method == "head-only":
         untied = family in ("llama-untied", "gpt_neox", "phi3", "t5")  # those with a head for words of its own
         return task is None and not untied
-    return method == "bitfit" and (family.startswith(("llama", "qwen3", "gemma2", "t5")) or (method, family) in REFUSED)
+    return method == "bitfit" and (
+        family.startswith(("llama", "qwen3", "gemma2", "t5", "modernbert")) or (method, family) in REFUSED
+    )
 
 
 def cases() -> list[Any]:
@@ -64,7 +67,7 @@ def cases() -> list[Any]:
 
 def knobs(family: str, method: str) -> dict[str, Any]:
     chosen: dict[str, Any] = {"name": method, "n": 1} if method == "last-n" else {"name": method}
-    return chosen | ({"targets": ["qkv"]} if method == "ia3" and family in ("gpt2", "gpt_neox", "phi3") else {})
+    return chosen | ({"targets": ["qkv"]} if method == "ia3" and family in ONE_MATRIX else {})
 
 
 @pytest.fixture(scope="module")

