@@ -190,3 +190,16 @@ def test_a_head_under_the_name_that_it_had_before_is_read(tmp_path):
     assert before.keys() - state.keys() == {f"base_model.model.classifier.{kind}" for kind in ("weight", "bias")}
     save_file(before, path / "adapter_model.safetensors", {"format": "pt"})
     assert_equal(said_here(load(path, dtype="float32").model), wanted)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "task", "told", "parts"),
+    [
+        ("bert", "prompt", "tokens", "TOKEN_CLS", ["classifier"]),
+        ("llama-untied", "prefix", "classification", "SEQ_CLS", ["score"]),
+    ],
+)
+def test_peft_is_told_of_the_head(family, name, task, told, parts, tmp_path):
+    path = saved(folder_of(family, tmp_path / "base"), tmp_path / "adapter", {"name": name}, task)
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == (told, parts)
