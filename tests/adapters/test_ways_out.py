@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from microplane.adapters.convert import convert
 from microplane.adapters.merge import merge
@@ -22,7 +21,7 @@ from microplane.inference.pipeline import load
 from microplane.methods import METHODS
 from microplane.models.files.load import load_model
 from tests.adapters.test_leaving import folder_of, settings
-from tests.adapters.there import There, ours, saved
+from tests.adapters.there import AUTO, There, ours, saved
 from tests.contract.test_methods import REFUSED
 from tests.tiny import CONFIGS, ENCODER_CONFIGS, PAIR_CONFIGS
 
@@ -118,7 +117,7 @@ def assert_merged(there, wanted, told, opened, method, folder) -> None:
     assert any("transformers has no class for this head" in line for line in done.notices) is there.own_head
     assert settings(folder) == told
     if there.model.task_head is None and there.model.KIND != "encoder":
-        said = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+        said = there.open(folder, AUTO[there.model.KIND]).generation_config.eos_token_id
         assert set(said if isinstance(said, list) else [said]) == set(opened.stop_ids)
 
 
