@@ -12,7 +12,9 @@ import microplane
 from microplane.adapters.card import NAME, OURS, card_of, form_of, licence_of, write_card
 from microplane.adapters.merge import merge
 from microplane.exports.export import export
+from tests.adapters.test_leaving import adapter as labelled
 from tests.exports.kit import adapter_of, folder_of
+from tests.labels import encoder_folder
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +122,20 @@ def test_a_card_says_how_peft_opens_the_base_of_a_head(tmp_path):
     assert f"where `base = {call}classifier_pooling='mean')`" in text
     assert "where `base" not in card_of(tmp_path, "peft", {"base": "org/base"}, "lora")
     assert "where `base" not in card_of(tmp_path, "hf", {"opened_by": opened}, "full")
+
+
+@pytest.mark.parametrize(
+    ("task", "pooling", "what"),
+    [("classification", "mean", "the mean of its tokens that are no pad"), ("regression", "last", "its last token")],
+)
+def test_a_head_that_peft_leaves_out_is_said_with_how_it_is_computed(task, pooling, what, tmp_path):
+    base = encoder_folder(tmp_path / "base")
+    path = labelled(base, tmp_path / "adapter", "lora", task, pooling)
+    told = f"peft leaves this head out. There: of the last states {what}, times task_head.out.weight plus"
+    about = json.loads((path / "method.json").read_text())["about"]
+    assert told in card_of(path, "peft", about, "lora")
+    assert told not in card_of(path, "hf", about, "lora")
+    assert any(told in line for line in export(path, tmp_path / "out", "peft").lines)
+    of_a_class = labelled(base, tmp_path / "with a class", "lora", "classification", "cls")
+    done = export(of_a_class, tmp_path / "out of a class", "peft")
+    assert not any("leaves this head out" in line for line in done.lines)

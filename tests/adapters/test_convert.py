@@ -112,8 +112,9 @@ def test_full_fine_tuning_becomes_the_nearest_and_what_is_left_out_is_told(base,
     assert "left out: the change of embedding, norms and biases" in "\n".join(high.lines())
 
 
-def test_a_head_that_was_trained_comes_along(tmp_path):
-    path = labelled(encoder_folder(tmp_path / "base"), tmp_path / "a", "dora", "classification")
+@pytest.mark.parametrize("pooling", ["mean", "cls"], ids=["ours", "of a class in transformers"])
+def test_a_head_that_was_trained_comes_along(pooling, tmp_path):
+    path = labelled(encoder_folder(tmp_path / "base"), tmp_path / "a", "dora", "classification", pooling)
     convert(path, tmp_path / "b", rank=32)
     texts = ["the red film is good", "bad"]
     ours, theirs = ([one.probabilities for one in load(at, "float32").classify(texts)] for at in (path, tmp_path / "b"))

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from microplane.data.tokenizers.load import load_tokenizer
+from microplane.errors import AdapterError
 from microplane.exports.export import export
+from microplane.exports.llama_cpp import llama_cpp as opened_there
 from tests.data.tokenizers.test_gguf import byte_level as byte_level_tokens
 from tests.data.tokenizers.test_gguf import spm
 from tests.exports.kit import FAMILIES, adapter_of, byte_level, folder_of, sentencepiece
@@ -45,6 +47,18 @@ def test_every_family_computes_the_same(family, tmp_path):
     [_, put_on, off] = checked(tmp_path / "lora.export.json")
     assert same(put_on)
     assert same(off)
+
+
+def test_a_pair_that_the_base_has_no_matrix_for_is_refused_as_it_is_opened(tmp_path):
+    """As one of a tied head is: the package opens it without a word, and the first token ends the process."""
+    export(folder_of(tmp_path / "tied"), tmp_path / "tied.gguf", "gguf")
+    run = adapter_of(folder_of(tmp_path / "apart", "llama-untied"), tmp_path / "adapter", targets=["head"], rank=2)
+    export(run, tmp_path / "lora.gguf", "gguf-lora")
+    with (
+        pytest.raises(AdapterError, match="does not put what was written on its base"),
+        opened_there(tmp_path / "tied.gguf", tmp_path / "lora.gguf"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("cut", ["smollm", "llama-bpe", "smaug-bpe", "qwen2"])

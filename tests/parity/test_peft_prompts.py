@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import peft
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from microplane.checkpoints.adapter import read_method, save_adapter
 from microplane.errors import AdapterError
@@ -12,6 +16,11 @@ from microplane.exports.ways import ways
 from microplane.inference.pipeline import load
 from microplane.methods import make_method
 from microplane.models.files.load import load_model
+from microplane.models.heads import task_scores
+from microplane.nn.rows import Rows
+from tests.adapters.test_leaving import folder_of
+from tests.adapters.there import ours as said_here
+from tests.adapters.there import saved
 from tests.methods.kit import shake
 from tests.parity.peft_kit import IDS, adapted_reference, assert_equal, gradients, ours, reference
 from tests.tiny import save_tiny_folder
@@ -121,3 +130,76 @@ def test_two_prompts_of_one_adapter_are_refused(tmp_path):
     adapted_reference(base, config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(AdapterError, match="num_transformer_submodules = 2 is not supported"):
         read_method(tmp_path / "adapter")
+
+
+LABELLED = {"SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification"}
+
+
+def labelled(base, folder, kind, task):
+    """An adapter of peft's with a head, both far from where they start."""
+    model = getattr(transformers, LABELLED[task]).from_pretrained(base, num_labels=3)
+    adapted = peft.get_peft_model(model, CONFIGS[kind](task_type=task, num_virtual_tokens=P)).eval()
+    shake(adapted, 0.3)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "task"),
+    [
+        ("bert", "prompt", "TOKEN_CLS"),
+        ("llama-untied", "prompt", "SEQ_CLS"),
+        ("llama-untied", "prefix", "SEQ_CLS"),
+        ("qwen3", "prefix", "TOKEN_CLS"),
+    ],
+)
+def test_we_open_pefts_with_a_head(family, kind, task, tmp_path):
+    theirs = labelled(folder_of(family, tmp_path / "base"), tmp_path / "adapter", kind, task)
+    model = load(tmp_path / "adapter", dtype="float32").model
+    for row in IDS[:2]:
+        ids = [one % 90 + 5 for one in row]
+        with torch.no_grad():
+            wanted = theirs(torch.tensor([ids])).logits[0]
+        wanted = wanted[-len(ids) :] if task == "TOKEN_CLS" else wanted
+        torch.testing.assert_close(task_scores(model, Rows.of([ids])).squeeze(0), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_label_that_peft_reads_from_the_prompt_too_is_refused(family, tmp_path):
+    """An encoder's class pools the first place, or the mean of all, and there stand the prompt's vectors."""
+    labelled(folder_of(family, tmp_path / "base"), tmp_path / "adapter", "prompt", "SEQ_CLS")
+    with pytest.raises(AdapterError, match=r"prompt: peft computes another function on \w+ for labels; train it here"):
+        load(tmp_path / "adapter", dtype="float32")
+
+
+@pytest.mark.parametrize("family", ["marian", "pegasus", "t5gemma"])
+def test_a_prompt_where_peft_asks_with_embeddings_of_another_size_is_refused(family, tmp_path):
+    path = saved(folder_of(family, tmp_path / "base"), tmp_path / "adapter", {"name": "prompt", "length": P})
+    told = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": P}
+    (path / "method.json").unlink()
+    (path / "adapter_config.json").write_text(json.dumps(told | {"base_model_name_or_path": str(tmp_path / "base")}))
+    with pytest.raises(AdapterError, match="prompt: peft computes another function on"):
+        load(path, dtype="float32")
+
+
+def test_a_head_under_the_name_that_it_had_before_is_read(tmp_path):
+    path = saved(folder_of("bert", tmp_path / "base"), tmp_path / "adapter", {"name": "prompt"}, "tokens")
+    wanted = said_here(load(path, dtype="float32").model)
+    state = load_file(path / "adapter_model.safetensors")
+    before = {name.replace("base_model.", "base_model.model."): tensor for name, tensor in state.items()}
+    assert before.keys() - state.keys() == {f"base_model.model.classifier.{kind}" for kind in ("weight", "bias")}
+    save_file(before, path / "adapter_model.safetensors", {"format": "pt"})
+    assert_equal(said_here(load(path, dtype="float32").model), wanted)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "task", "told", "parts"),
+    [
+        ("bert", "prompt", "tokens", "TOKEN_CLS", ["classifier"]),
+        ("llama-untied", "prefix", "classification", "SEQ_CLS", ["score"]),
+    ],
+)
+def test_peft_is_told_of_the_head(family, name, task, told, parts, tmp_path):
+    path = saved(folder_of(family, tmp_path / "base"), tmp_path / "adapter", {"name": name}, task)
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == (told, parts)

@@ -14,12 +14,15 @@ from microplane.adapters.asked import asked_in_card
 from microplane.checkpoints.adapter import read_method
 from microplane.errors import ModelError
 from microplane.files import object_in, write_aside
+from microplane.models.configs.head import OWN, PER_TOKEN
 from microplane.models.files.gguf_format import read_header
 from microplane.models.files.packaged import hub_name, packaged_as
 from microplane.report.words import is_number, name_of, say
 
 NAME = "README.md"
 OURS = "<!-- Microplane wrote this card, and writes it again. Remove this line to keep your own. -->"
+POOLED = {"cls": "its first token", "mean": "the mean of its tokens that are no pad", "last": "its last token"}
+HEAD_TENSORS = f"{OWN}.out.weight plus {OWN}.out.bias"
 TASKS = {
     "classification": "text-classification",
     "multilabel": "text-classification",
@@ -56,6 +59,17 @@ def base_in_peft(about: Mapping[str, Any]) -> str:
         return ""
     fields = "".join(f", {name}={value!r}" for name, value in opened.items() if name != "class")
     return f"base = transformers.{opened['class']}.from_pretrained(BASE{fields})"
+
+
+def head_in_peft(about: Mapping[str, Any]) -> str:
+    """How the scores of an adapter's head are computed that transformers has no class for: peft leaves it out. Empty of
+    an adapter without such a head."""
+    head = about.get("head")
+    if not isinstance(head, dict) or "opened_by" in about:
+        return ""
+    what = "each token" if head.get("task") == PER_TOKEN else POOLED.get(str(head.get("pooling")), "a row")
+    tensors = f"{HEAD_TENSORS} of adapter_model.safetensors"
+    return f"peft leaves this head out. There: of the last states {what}, times {tensors}"
 
 
 def write_card(folder: Path, text: str) -> bool:
@@ -183,6 +197,8 @@ def _body(
     if form in OPENED:
         before = base_in_peft(about) if form == "peft" else ""
         yield f"- {OPENED[form]}" + (f", where `{before}`" if before else "")
+        if form == "peft" and (told := head_in_peft(about)):
+            yield f"- {told}"
     yield from _ours(form)
 
 

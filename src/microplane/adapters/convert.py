@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from microplane.adapters.card import card_of, write_card
 from microplane.adapters.export import check_free
-from microplane.adapters.merge import probe_texts, source_of
+from microplane.adapters.merge import probe_texts, probed, source_of
 from microplane.checkpoints.adapter import save_adapter
 from microplane.checkpoints.attach_saved import base_of
 from microplane.errors import AdapterError, ConfigError
-from microplane.evaluation.probe import largest_difference, probe_logits
+from microplane.evaluation.probe import largest_difference
 from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import LoRA, Method
 from microplane.methods.adapted_linear import AdaptedLinear, hf_paths
@@ -80,13 +80,13 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None, base: st
         )
     original = load_model(base_of(source, about, base) if loaded.method.whole_model else loaded.path)
     rows = probe_texts(Path(name), loaded)
-    before = probe_logits(loaded.objective, loaded.model, rows)
+    before = probed(loaded, rows)
     changes = dict(_changes(loaded, original, rank))
     width = max(len(change.A) for change in changes.values())
     lora = LoRA(rank=width, alpha=float(width), targets=_targets(loaded.model, changes))
     lost = _lost(loaded.model, original) if loaded.method.whole_model else 0.0
+    head_from(original, about)  # first, for a head's class may call the layers otherwise
     prefixes = dict(zip(changes, hf_paths(original, changes), strict=True))
-    head_from(original, about)
     lora.attach(original)
     state: dict[str, Tensor] = {}
     for path, change in changes.items():
@@ -99,7 +99,7 @@ def convert(name: str | Path, out: str | Path, rank: int | None = None, base: st
     write_card(folder, card_of(name, "peft", about, loaded.method.name))
     wrong, size = (math.sqrt(sum(getattr(c, n) ** 2 for c in changes.values())) for n in ("wrong", "size"))
     worst = max((c.wrong / c.size if c.size else 0.0, path) for path, c in changes.items())
-    difference = largest_difference(before, probe_logits(loaded.objective, original, rows))
+    difference = largest_difference(before, probed(loaded, rows, original))
     return Converted(folder, loaded.method.name, width, wrong / size if size else 0.0, worst, lost, difference)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from microplane.adapters.card import card_of, write_card
+from microplane.adapters.card import HEAD_TENSORS, POOLED, card_of, write_card
 from microplane.adapters.other_tokenizer import agree_with_transformers
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
@@ -17,7 +17,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import AdapterError
 from microplane.files import folder_aside
 from microplane.inference.pipeline import Pipeline, load
-from microplane.models.configs.head import OWN, HeadConfig
+from microplane.models.configs.head import HeadConfig
 from microplane.models.contract import Model
 from microplane.models.files.load import open_checkpoint, save_model
 from microplane.models.files.sentence_transformers import copy_settings
@@ -140,6 +140,5 @@ def _recipe(model: Model, head: HeadConfig) -> str:
     """How the scores of a head of ours are computed elsewhere."""
     side = ".get_encoder()" if model.KIND == "encoder-decoder" and not head.reads_decoder else ""
     states = f"AutoModel.from_pretrained(folder){side}'s last_hidden_state"
-    pooled = {"cls": "its first token", "mean": "the mean of its tokens that are no pad", "last": "its last token"}
-    what = "each token" if head.per_token else pooled[head.pooling]
-    return f"{states}, of {what}, times {OWN}.out.weight plus {OWN}.out.bias of model.safetensors"
+    what = "each token" if head.per_token else POOLED[head.pooling]
+    return f"{states}, of {what}, times {HEAD_TENSORS} of model.safetensors"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.card import card_of
@@ -16,9 +17,10 @@ from microplane.adapters.other_tokenizer import SENTENCES
 from microplane.checkpoints.attach_saved import adapter_folder, trained_on
 from microplane.data.reading.read import first_texts
 from microplane.errors import AdapterError, CheckpointError, DataError, check_type
-from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, read_probe
+from microplane.evaluation.probe import largest_difference, probe_file, probe_logits, probe_states, read_probe
 from microplane.files import object_in
 from microplane.inference.pipeline import Pipeline, load
+from microplane.models.contract import Model
 from microplane.objectives.base import ProbeRow
 
 TEXT_ROWS = 50  # of the training file, which other tools' tokenizer is tried on
@@ -79,20 +81,20 @@ def merge(
     assert loaded.method is not None
     dtype = written_dtype(loaded, dtype)
     rows = probe_texts(Path(name), loaded)
-    before = probe_logits(loaded.objective, loaded.model, rows)
+    before = probed(loaded, rows)
     trained_base = trained_on(loaded.method, loaded.about or {})[0]
     loaded.method.merge(loaded.model)
-    difference = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
+    difference = largest_difference(before, probed(loaded, rows))
     loaded.model.to(dtype).float()
-    rounded = largest_difference(before, probe_logits(loaded.objective, loaded.model, rows))
+    rounded = largest_difference(before, probed(loaded, rows))
     card = card_of(name, "hf", loaded.about, loaded.method.name)
     notices = write_folder(loaded, folder, dtype, row_texts(Path(name)), card)
     notices += (*without_chat(loaded), *asked_as(loaded))
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded, notices)
-    merged, objective = probe_logits(loaded.objective, loaded.model, rows), loaded.objective
+    merged = probed(loaded, rows)
     del loaded
-    apart = largest_difference(probe_logits(objective, load(name, base=base).model, rows), merged)
+    apart = largest_difference(probed(load(name, base=base), rows), merged)
     return Merged(folder, dtype, len(rows), difference, rounded, notices, trained_base, apart)
 
 
@@ -112,6 +114,15 @@ def source_of(name: str | Path) -> Path:
 def probe_texts(run: Path, loaded: Pipeline) -> list[ProbeRow]:
     """What to compare logits on: the run's stored rows, else a few sentences."""
     return _probe_rows(run) or [ProbeRow(loaded.tokenizer.encode(text)) for text in SENTENCES]
+
+
+def probed(loaded: Pipeline, rows: Sequence[ProbeRow], model: Model | None = None) -> list[Tensor]:
+    """What the model, or another of its kind, says of each row: logits or labels; of an encoder without a head, which
+    embeds, the states."""
+    model = model or loaded.model
+    if model.KIND == "encoder" and model.task_head is None:
+        return probe_states(model, rows)
+    return probe_logits(loaded.objective, model, rows)
 
 
 def row_texts(run: Path) -> list[str]:

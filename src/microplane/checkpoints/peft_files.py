@@ -92,14 +92,15 @@ def settle(
     Raises:
         AdapterError: for what has no place on this model.
     """
-    if not method.has_peft_format(model):
-        raise AdapterError(
-            f"{method.name}: peft computes another function on {model.config.architecture}; train it here"
-        )
     _check_saved(config, state)
     rest = _without_images(model, {n: t for n, t in state.items() if ".original_module." not in n})  # the base's own
     if config.get("task_type") in HEADS:
         rest = _put_head(model, config, rest)
+    if not method.has_peft_format(model):
+        for_labels = " for labels" if model.task_head is not None else ""
+        raise AdapterError(
+            f"{method.name}: peft computes another function on {model.config.architecture}{for_labels}; train it here"
+        )
     beside = [name for name in rest if not is_of_method(name)]
     called = hf_names(model)
     of_head = {theirs for ours, theirs in called.items() if ours.startswith("task_head.")}

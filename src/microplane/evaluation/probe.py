@@ -14,6 +14,7 @@ from microplane.data.store import Dataset
 from microplane.errors import CheckpointError
 from microplane.evaluation.evaluate import choose_rows
 from microplane.models.contract import Model, in_eval_mode
+from microplane.nn.rows import Rows
 from microplane.objectives.base import AnyObjective, ProbeRow
 
 ROWS = 4
@@ -29,6 +30,13 @@ def probe_logits(objective: AnyObjective, model: Model, rows: Sequence[ProbeRow]
     """Logits (up to 64, V) at the last positions of each row, or what the task head says, one row at a time."""
     with in_eval_mode(model):
         return [objective.probe(model, row).cpu() for row in rows]
+
+
+@torch.no_grad()
+def probe_states(model: Model, rows: Sequence[ProbeRow]) -> list[Tensor]:
+    """States (tokens, D) of each row, of an encoder without a head."""
+    with in_eval_mode(model):
+        return [model(Rows.of([row.ids])).cpu() for row in rows]
 
 
 def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microplane.adapters.asked import asked_as, without_chat
-from microplane.adapters.card import base_in_peft
+from microplane.adapters.card import base_in_peft, head_in_peft
 from microplane.adapters.export import export as export_base
 from microplane.adapters.merge import source_of
 from microplane.errors import AdapterError
@@ -16,6 +16,7 @@ from microplane.exports.source import Source
 from microplane.exports.transformers import Transformers, writes_text
 from microplane.exports.written import Written
 from microplane.files import scratch_folder, write_aside
+from microplane.methods.method import USED
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -32,13 +33,15 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         raise AdapterError(f"{source.name} was trained as a whole, and is no adapter: --to hf writes it")
     if not (own / CONFIG).is_file():
         why = method.not_convertible or ("adds what is no change of a weight" if not method.mergeable else None)
-        way = f"the method {method.name} {why}" if why else f"microplane convert {source.name} writes it as LoRA"
+        here = "" if method.mergeable else f". It is used here: {USED}"
+        way = f"the method {method.name} {why}{here}" if why else f"microplane convert {source.name} writes it as LoRA"
         raise AdapterError(f"peft has no format for an adapter of the method {method.name} on this model; {way}")
     for file in sorted(own.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             write_aside(folder / file.name, file.read_bytes())
     checked = tuple(_checks(source, folder))
     notices = (*without_chat(source.pipeline), *asked_as(source.pipeline))
+    notices += (told,) if (told := head_in_peft(source.about)) else ()
     if not checked and usable("peft"):
         notices += ("labels are not compared in peft; the files were opened here",)
     how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"

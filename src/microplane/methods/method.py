@@ -18,6 +18,9 @@ from microplane.models.contract import adapter_names, module_map_of, unused
 from microplane.nn.sharded import fill
 
 PREFIX = "base_model.model."  # what peft's names begin with
+OUTER_PREFIX = "base_model."  # of what stands beside vectors before a row, for which peft wraps no layer
+
+USED = "microplane generate, eval and serve open it on its base, and microplane.load in Python"
 
 
 POST_NORM = 0.5
@@ -46,6 +49,7 @@ class Method(BaseModel):
     trains_matrices: ClassVar[bool] = True  # weights of linear layers, or factors of them; else vectors and prompts
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
+    prefix: ClassVar[str] = PREFIX  # what the names of a head begin with that trains beside it
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
     needs_own_model: ClassVar[str | None] = None  # why it works on Microplane's own models only: "the method X ..."
     not_convertible: ClassVar[str | None] = None  # why no LoRA can stand for it, not even nearly: "the method X ..."
@@ -196,7 +200,7 @@ class Method(BaseModel):
 
     def merge(self, model: nn.Module) -> None:
         """Leave plain modules that compute the same."""
-        raise AdapterError(f"{self.name} cannot be merged into the model's weights; it stays an adapter")
+        raise AdapterError(f"{self.name} cannot be merged into the model's weights; it stays an adapter: {USED}")
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         """The fields of peft's adapter_config.json where the method has peft's format, else None."""
@@ -307,7 +311,7 @@ def _parameters_of(method: Method, model: nn.Module) -> dict[str, Tensor]:
     if method.whole_model:
         return method.state(model) | running_stats_of(model)
     beside = {f"{PREFIX}{name}": tensor for name, tensor in running_stats_of(model).items()}
-    beside |= head_state(model)
+    beside |= head_state(model, method.prefix)
     once = {id(tensor) for tensor in beside.values()}  # a head parameter that the method also lists is saved once
     return {name: tensor for name, tensor in method.state(model).items() if id(tensor) not in once} | beside
 
@@ -319,6 +323,7 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
         AdapterError: see `Method.load`; nothing is changed then.
     """
     whole, methods_own = _parameters_of(method, model), method.state(model)
+    state = {_as_now(method, name): tensor for name, tensor in state.items()}
     unit, last = _head_unit(model)
     state = {name: x / unit if name in whole and id(whole[name]) in last else x for name, x in state.items()}
     own = {name: whole[name] for name in whole.keys() - methods_own.keys()}
@@ -334,7 +339,14 @@ def load_state(method: Method, model: nn.Module, state: Mapping[str, Tensor]) ->
     copy_strictly(own, found)
 
 
-def head_state(model: nn.Module) -> dict[str, Tensor]:
+def _as_now(method: Method, name: str) -> str:
+    """A head's name in a file; earlier versions began it like any other."""
+    if name.startswith(PREFIX) and method.prefix != PREFIX:
+        return method.prefix + name.removeprefix(PREFIX)
+    return name
+
+
+def head_state(model: nn.Module, prefix: str = PREFIX) -> dict[str, Tensor]:
     """The tensors of the task head, under the names that Hugging Face's classes give them, and of what trains beside
     the method in a model that is not ours."""
     head, module_map = getattr(model, "task_head", None), module_map_of(model)
@@ -342,7 +354,7 @@ def head_state(model: nn.Module) -> dict[str, Tensor]:
     parts += [(name, model.get_submodule(name)) for name in (module_map.modules_to_save if module_map else ())]
     names = adapter_names(model) if parts else {}
     own = ((f"{at}.{name}", tensor) for at, part in parts for name, tensor in part.named_parameters())
-    return {f"{PREFIX}{names[name]}": tensor for name, tensor in own}
+    return {f"{prefix}{names[name]}": tensor for name, tensor in own}
 
 
 def running_stats_of(model: nn.Module) -> dict[str, Tensor]:

@@ -35,21 +35,26 @@ def leaves(found: Iterable[str]) -> list[str]:
 
 def common_fields(method: Method, model: nn.Module, adapted: Iterable[str]) -> dict[str, Any]:
     """What stands in every adapter_config.json; `adapted` are the adapted layers by Hugging Face's dotted names."""
+    transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
+    transposed |= getattr(model, "is_transposed", False)
+    return {
+        "peft_type": method.peft_type,
+        "target_modules": shortest(model, adapted),
+        "fan_in_fan_out": transposed,
+        "inference_mode": True,
+        **task_fields(model),
+    }
+
+
+def task_fields(model: nn.Module) -> dict[str, Any]:
+    """By which peft chooses how the base is asked, and what trains in full beside the adapter, as a head of one of
+    Hugging Face's classes does."""
     module_map = module_map_of(model)
     task = TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM" if module_map is None else None)
     beside = list(module_map.modules_to_save) if module_map is not None else []
     if (head := getattr(model, "task_head", None)) is not None and head.config.form is not None:
         task, beside = LABELS[head.config.per_token], head.modules_to_save()
-    transposed = any(isinstance(module, TransposedLinear) for module in model.modules())
-    transposed |= getattr(model, "is_transposed", False)
-    return {
-        "peft_type": method.peft_type,
-        "task_type": task,
-        "target_modules": shortest(model, adapted),
-        "fan_in_fan_out": transposed,
-        "inference_mode": True,
-        **({"modules_to_save": beside} if beside else {}),
-    }
+    return {"task_type": task, **({"modules_to_save": beside} if beside else {})}
 
 
 def shortest(model: nn.Module, adapted: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from microplane.device import drawn
 from microplane.errors import ConfigError
 from microplane.methods.adapted_linear import set_parameter_
 from microplane.methods.disable import AddedModule
-from microplane.methods.method import NEEDS_SOCKETS, Method, check_fits
+from microplane.methods.method import NEEDS_SOCKETS, OUTER_PREFIX, Method, check_fits
 from microplane.methods.prompt import length_of_peft, virtual_tokens
 from microplane.nn.layers import Linear, drawn_linear
 from microplane.nn.position import Rope, rotate
@@ -132,6 +132,7 @@ class PrefixTuning(Method):
     needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PREFIX_TUNING"
+    prefix: ClassVar[str] = OUTER_PREFIX
 
     length: int = Field(20, ge=1, description="how many keys and values; they take no place of the context")
     attentions: tuple[Literal["all", "encoder", "decoder", "cross"], ...] = Field(

@@ -18,7 +18,7 @@ from microplane.device import CPU, put
 from microplane.errors import AdapterError, ConfigError
 from microplane.methods import peft_format
 from microplane.methods.disable import AddedModule
-from microplane.methods.method import NEEDS_SOCKETS, Method
+from microplane.methods.method import NEEDS_SOCKETS, OUTER_PREFIX, Method
 from microplane.methods.norms import norm_parameters, norms_apart, unfreeze
 from microplane.models.contract import Model
 from microplane.nn.prompt_socket import PromptSocket
@@ -51,6 +51,7 @@ class PromptTuning(Method):
     needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PROMPT_TUNING"
+    prefix: ClassVar[str] = OUTER_PREFIX
 
     length: int = Field(20, ge=1, description="how many vectors; they take places of the context")
     start: Literal["vocabulary", "text", "random"] = Field(
@@ -126,8 +127,10 @@ class PromptTuning(Method):
         return {STATE: vectors, **rest}
 
     def has_peft_format(self, model: nn.Module) -> bool:
-        """Which has no room for norms."""
-        return not self.norms
+        """Which has no room for norms. peft computes something else where transformers scales embeddings apart from
+        where it makes them, and of labels of rows but on a decoder: an encoder pools the prompt too, and a class of an
+        encoder-decoder takes no embeddings."""
+        return not (self.norms or getattr(cast(Any, model).config, "scales_apart", False) or _labels_rows(model))
 
     def peft_config(self, model: nn.Module) -> dict[str, Any] | None:
         if not self.has_peft_format(model):
@@ -139,12 +142,19 @@ class PromptTuning(Method):
         return {"length": length_of_peft(config)}
 
 
+def _labels_rows(model: nn.Module) -> bool:
+    """Whether one of Hugging Face's classes says labels of rows, on another model than a decoder."""
+    head = getattr(model, "task_head", None)
+    named = head is not None and head.config.form is not None and not head.config.per_token
+    return named and getattr(model, "KIND", "") != "decoder"
+
+
 def virtual_tokens(method: Method, model: nn.Module, length: int) -> dict[str, Any]:
     """What peft's methods that put something before a row say in adapter_config.json."""
     config = cast(Any, model).config
     return {
         "peft_type": method.peft_type,
-        "task_type": peft_format.TASKS.get(getattr(model, "KIND", ""), "CAUSAL_LM"),
+        **peft_format.task_fields(model),
         "num_virtual_tokens": length,
         "token_dim": getattr(config, "embedding_size", 0) or getattr(config, "source_size", config.hidden_size),
         "num_attention_heads": getattr(config, "num_heads", None),

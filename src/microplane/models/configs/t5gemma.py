@@ -35,6 +35,7 @@ class T5GemmaConfig:
 
     KNOWN: ClassVar[Mapping[str, str]] = FIRST  # architectures
     BLOCK: ClassVar[str] = "Gemma2ForCausalLM"  # whose blocks these are
+    scales_apart: ClassVar[bool] = True  # transformers scales whatever is given in place of embeddings, a prompt too
     SIDE_TYPES: ClassVar[Mapping[str, str]] = dict.fromkeys(("encoder", "decoder"), "t5_gemma_module")
 
     architecture: str  # Hugging Face's class name
@@ -140,6 +141,7 @@ class T5Gemma2Config(T5GemmaConfig):
 
     KNOWN: ClassVar[Mapping[str, str]] = SECOND
     BLOCK: ClassVar[str] = "Gemma3ForCausalLM"
+    scales_apart: ClassVar[bool] = False
     SIDE_TYPES: ClassVar[Mapping[str, str]] = {"encoder": "t5gemma2_text", "decoder": "t5gemma2_decoder"}
 
     end_of_image: int = 256_000  # the token that has a vector of its own, which is not scaled

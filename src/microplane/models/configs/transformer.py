@@ -24,6 +24,7 @@ class TransformerSpec:
     # sines: Marian's table (arXiv 1706.03762); fairseq: another one, from behind the pad's row on
     positions: Literal["sines", "fairseq", "learned"] = "sines"
     saves_positions: bool = False  # files hold the table of sines
+    scales_apart: bool = False  # transformers scales what it embedded, and not what is given in place of that
     logits_bias: bool = True  # one that does not train is added to the logits
     writes_pad: bool = True  # the token for padding may be written as any other
     apart: bool = False  # source and target may have tables of their own
@@ -37,6 +38,7 @@ BART_TOKENS = {"pad_token_id": 1, "decoder_start_token_id": 2}
 SPECS = {
     "MarianMTModel": TransformerSpec(
         "marian",
+        scales_apart=True,
         writes_pad=False,
         apart=True,
         xavier=True,
@@ -83,6 +85,7 @@ SPECS = {
     "PegasusForConditionalGeneration": TransformerSpec(
         "pegasus",
         pre_norm=True,
+        scales_apart=True,
         saves_positions=True,
         defaults={"pad_token_id": 0, "decoder_start_token_id": 0},
         only={
@@ -152,6 +155,10 @@ class TransformerConfig:
     @property
     def spec(self) -> TransformerSpec:
         return SPECS[self.architecture]
+
+    @property
+    def scales_apart(self) -> bool:
+        return self.scale_embedding and self.spec.scales_apart
 
     @property
     def shared(self) -> bool:

@@ -174,8 +174,9 @@ class TransformersEncoder(TransformersModel):
         try:
             try:
                 idle = self._tried()
-            except RuntimeError:  # as of DeBERTa, whose code mixes formats
-                if self.compute is None and self.net.dtype == torch.float32:
+            except RuntimeError:  # as of DeBERTa, whose code mixes formats, and of XLNet, whose weights then are of two
+                kinds = {one.dtype for one in self.net.parameters() if one.is_floating_point()}
+                if self.compute is None and kinds == {torch.float32}:
                     raise
                 self.compute, self.is_widened = None, True
                 self.net.float()
