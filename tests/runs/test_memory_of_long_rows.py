@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,7 +55,8 @@ def test_which_rows_are_long(longest, dtype, large, otherwise):
 def test_long_rows_leave_no_holes(monkeypatch, longest, dtype, asked):
     seen = []
     monkeypatch.setattr(train, "keep_no_large_pieces", seen.append)
-    prepared = SimpleNamespace(form=SimpleNamespace(dtype=dtype), longest=longest)
+    splits = SimpleNamespace(train=SimpleNamespace(lengths=np.array([7, longest, 3])))
+    prepared = SimpleNamespace(form=SimpleNamespace(dtype=dtype), splits=splits)
     assert train._without_holes(prepared) is prepared
     assert seen == asked
 

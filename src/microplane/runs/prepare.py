@@ -125,13 +125,9 @@ class Prepared:
         """Of the training rows, where a number is learnt."""
         return Numbers.of(self.splits.train) if self.splits.summary.task == "regression" else None
 
-    @property
-    def longest(self) -> int:  # tokens of a training row
-        return int(self.splits.train.lengths.max())
-
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
-        dropout, long = getattr(self.method, "dropout", 0.0), self.longest > LONG
+        dropout, longest = getattr(self.method, "dropout", 0.0), int(self.splits.train.lengths.max())
         train = self.config.train.model_dump(mode="json")
         if train["class_weights"] == "none":  # runs of an earlier version do not have it
             del train["class_weights"]
@@ -149,8 +145,8 @@ class Prepared:
             "device": self.form.device.type,
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
-            **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if long else {}),
-            **({"attention of long rows": ATTENTION} if rounds_otherwise(self.longest, self.form.dtype) else {}),
+            **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if longest > LONG else {}),
+            **({"attention of long rows": ATTENTION} if rounds_otherwise(longest, self.form.dtype) else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
             **({CLASSES: self.splits.summary.labels} if self.splits.summary.labels else {}),
             **left_undecayed(self.method, self.shapes.attached, self.config.train),

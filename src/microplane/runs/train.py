@@ -234,7 +234,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
 def _without_holes(prepared: Prepared) -> Prepared:
     """Where rows are long, pieces as large as scores of attention leave holes in the heap: a row of 990 tokens, whose
     scores took 8 MB at a time, was seen to leave 120 MB of them."""
-    if prepared.form.dtype == torch.float32 and large_scores(prepared.longest, prepared.form.dtype):
+    longest, dtype = int(prepared.splits.train.lengths.max()), prepared.form.dtype
+    if dtype == torch.float32 and large_scores(longest, dtype):
         keep_no_large_pieces(LARGE)
     return prepared
 
