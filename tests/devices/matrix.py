@@ -112,7 +112,7 @@ def written(model: Model) -> list[list[int]]:
     for _ in range(3):
         rows = Rows.of(tokens, starts=cache.lengths).to(model.device)
         scores = penalise(model.logits(model(rows, cache)[rows.last]).float(), [[5], [6]], 1.2)
-        picked = draw(narrow(confine(scores, [0, 0], 5, model.generation_rules), knobs), [0.3, 0.6])
+        picked = draw(narrow(confine(scores, [0, 0], [5, 5], model.generation_rules), knobs), [0.3, 0.6])
         chosen.append(picked)
         tokens = [[token] for token in picked]
     cache.select([1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from microplane.config.build import assemble
@@ -27,9 +25,9 @@ def test_answers_that_are_written_use_all_their_knobs():
 
 
 def test_more_threads_than_processors_may_be_tried_up_to_a_bound(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr("microplane.runs.check_knobs.usable_cores", lambda: 3)
     assert told(train__threads=3 * MOST_THREADS) == []
-    with pytest.raises(ConfigError, match=r"train\.threads = 25: this machine has 3 processors"):
+    with pytest.raises(ConfigError, match=r"train\.threads = 25: this process may run on 3 processors"):
         told(train__threads=3 * MOST_THREADS + 1)
 
 

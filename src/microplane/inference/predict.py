@@ -167,7 +167,7 @@ def as_pair(text: Text) -> tuple[str, str]:
     """One text or two as two, of which the second is empty where only one has anything in it. Raises: DataError, for
     none."""
     first, second = (text, "") if isinstance(text, str) else text
-    if not first.strip():
+    if not first.strip() and second.strip():
         first, second = second, ""
     if not first.strip() or not is_utf8(first + second):
         raise DataError(f"the text {shown(first)} is empty or holds bytes that are not UTF-8")
