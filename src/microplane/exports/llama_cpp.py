@@ -72,9 +72,7 @@ class LlamaCpp(DecoderEngine):
             self.llama = self.library.Llama(str(file), logits_all=True, n_gpu_layers=0, verbose=False, **settings)
         except (ValueError, RuntimeError, AssertionError) as error:
             raise AdapterError(f"llama.cpp does not open what was written ({error}); nothing was kept") from None
-        if adapter and not getattr(
-            self.llama, "_lora_adapter", True
-        ):  # a null pointer, which the package takes for one
+        if adapter and not getattr(self.llama, "_lora_adapter", True):  # a null pointer, taken for an adapter there
             self.llama.close()
             raise AdapterError("llama.cpp does not put what was written on its base; nothing was kept")
 

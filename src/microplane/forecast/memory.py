@@ -173,8 +173,9 @@ def forecast(
     needs = TrainingBytes.of(method, trained, knobs.optimizer)
     cost = _cost(shapes, at_once, knobs, process.size, always)
     base = shapes.base_bytes
-    training = _held(shapes, cost or _by_formula(shapes), at_once, needs.gradients, knobs.optimizer)
-    before = (1 + PASSED) * _before(shapes, cost or _by_formula(shapes), at_once.before)
+    seen = cost or _by_formula(shapes)
+    training = _held(shapes, seen, at_once, needs.gradients, knobs.optimizer)
+    before = (1 + PASSED) * _before(shapes, seen, at_once.before)
     later = needs.added + needs.gradients + needs.optimizer  # not there yet before the first step
     held = max(training, before - later)
     whole = cost if knobs.recompute == "none" else _cost(shapes, at_once, knobs, process.size, always, "none")

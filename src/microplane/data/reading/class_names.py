@@ -25,8 +25,7 @@ def class_columns(metadata: Mapping[bytes, bytes] | None) -> dict[str, ByName]:
         metadata: of the file's schema (pyarrow.Schema.metadata).
     """
     try:
-        features = json.loads((metadata or {}).get(KEY, b"{}"))["info"]["features"]
-        found = {str(name): _by_name(feature, str(name)) for name, feature in features.items()}
+        found = {str(name): _by_name(feature, str(name)) for name, feature in _features(metadata).items()}
     except (ValueError, KeyError, TypeError, AttributeError):  # no file of that package
         return {}
     return {name: by_name for name, by_name in found.items() if by_name}
@@ -35,8 +34,7 @@ def class_columns(metadata: Mapping[bytes, bytes] | None) -> dict[str, ByName]:
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
     """The columns that are classes, or lists of them, each with their names in the order of their numbers."""
     try:
-        features = json.loads((metadata or {}).get(KEY, b"{}"))["info"]["features"]
-        inner = {name: _item(feature) for name, feature in features.items()}
+        inner = {name: _item(feature) for name, feature in _features(metadata).items()}
         return {
             str(name): tuple(map(str, feature["names"]))
             for name, feature in inner.items()
@@ -44,6 +42,12 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, 
         }
     except (ValueError, KeyError, TypeError, AttributeError):  # no file of that package
         return {}
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """What the package says of each column. Any error, of a file that it did not write."""
+    found: dict[str, Any] = json.loads((metadata or {}).get(KEY, b"{}"))["info"]["features"]
+    return found
 
 
 def _item(feature: Any) -> Any:
