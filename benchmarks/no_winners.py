@@ -9,8 +9,8 @@ Noise: film reviews whose labels were shuffled, 300 rows to train on and 300 to 
 head-only against LoRA, the whole of `compare` with its search of rates and three seeds. Nothing can be learnt, so
 whatever is told apart (two methods, or a method from the best baseline) is told wrongly.
 
-Power: twelve LoRA runs on the true labels of the same 1,500 rows, with other seeds, and 1,260 rows to test. In each
-repetition three of them, drawn anew, are one method, and three others another, of whose right answers so many are
+Power: twenty LoRA runs on the true labels of the same 1,500 rows, with other seeds, and 1,260 rows to test. In each
+repetition six of them, drawn anew, are one method, and six others another, of whose right answers so many are
 turned around at random that its accuracy is five points lower. It should be told apart where the comparison itself
 says that five points are visible.
 
@@ -50,7 +50,7 @@ ROWS, TEST_ROWS = 300, 300
 KNOBS = {"train.epochs": 1, "train.batch_size": 16, "train.threads": 1, "train.eval_every": 5, "data.max_length": 32}
 LEARNT = {"train.epochs": 3, "train.eval_every": 50}  # of the power: enough that seeds differ, and not by too much
 POWER_ROWS = 1500
-HANDICAP, POOL, SEEDS = 0.05, 12, 3
+HANDICAP, POOL, SIDE, SEEDS = 0.05, 20, 6, 3  # runs of a side; seeds of a comparison of shuffled labels
 OTHER = {"positive": "negative", "negative": "positive"}
 
 
@@ -149,8 +149,8 @@ def handicapped(run: Answers, drawn: random.Random) -> Answers:
 
 def power(runs: Sequence[Answers], number: int) -> dict[str, Any]:
     drawn = random.Random(1000 + number)
-    chosen = drawn.sample(list(runs), 2 * SEEDS)
-    answers = {"whole": chosen[:SEEDS], "handicapped": [handicapped(run, drawn) for run in chosen[SEEDS:]]}
+    chosen = drawn.sample(list(runs), 2 * SIDE)
+    answers = {"whole": chosen[:SIDE], "handicapped": [handicapped(run, drawn) for run in chosen[SIDE:]]}
     found = scored(answers, None, "classification")
     judgement = Judgement(found.methods, found.baselines, dict.fromkeys(answers, 1.0), found.metric.lower)
     claim = judgement.claim("whole", "handicapped")
