@@ -10,6 +10,9 @@ from microplane.methods import METHODS
 from tests.contract.test_methods import MORE
 from tests.devices.families import CONTRACT, FAMILIES, HEADS, REFUSED, WITH_HEADS
 
+ROWS = 16  # of a step, at most each a micro-batch
+LONG = 520  # tokens of a row whose attention is computed again in backward
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,12 +22,16 @@ class Case:
     quantised: str | None = None
     in_8_bits: bool = False
     dropout: float = 0.0  # of the model itself
+    longest: int = 0  # tokens of each row, where not those of the family's rows
 
     @property
     def name(self) -> str:
         parts = [self.family, *(f"{value}" for value in self.method.values())]
         parts += [f"{name}={value}" for name, value in self.train.items()]
-        return "/".join([*parts, *([self.quantised] if self.quantised else []), *(["int8"] if self.in_8_bits else [])])
+        return "/".join(
+            [*parts, *([self.quantised] if self.quantised else []), *(["int8"] if self.in_8_bits else [])]
+            + ([f"{self.longest} tokens"] if self.longest else [])
+        )
 
 
 def cases() -> Iterator[Case]:
@@ -53,3 +60,7 @@ def cases() -> Iterator[Case]:
             yield Case(one, {"name": name}, quantised=quantised)
         yield Case(one, {"name": "lora"}, quantised=quantised, in_8_bits=True)
     yield Case(one, {"name": "lora", "start": "loftq"}, quantised="nf4")
+    yield Case(one, {"name": "last-n", "n": 1})  # of two, so that one is frozen
+    for family in ("llama-tied", "t5"):  # whose scores are not kept
+        yield Case(family, {"name": "lora"}, longest=LONG)
+        yield Case(family, {"name": "lora", "dropout": 0.1}, {"recompute": "blocks"}, longest=LONG)

@@ -24,6 +24,7 @@ import torch
 
 from microplane.checkpoints.adapter import save_adapter
 from microplane.config.knobs import GenerateKnobs, TrainKnobs
+from microplane.device import put
 from microplane.evaluation.evaluate import validation_loss
 from microplane.evaluation.probe import probe_logits, probe_rows
 from microplane.inference.generate import confine, draw, narrow, penalise
@@ -41,12 +42,11 @@ from microplane.training.monitor import Movement
 from microplane.training.resume import load_checkpoint, save_checkpoint
 from microplane.training.step import Totals, TrainState, train_step
 from tests.devices import pretend
-from tests.devices.cases import Case, cases
+from tests.devices.cases import ROWS, Case, cases
 from tests.devices.families import FAMILIES, HEADS
 from tests.tiny import MemoryDataset
 
 STEPS = 4
-ROWS = 16
 ALL = FAMILIES | HEADS
 
 
@@ -54,6 +54,12 @@ def first_rows(data: MemoryDataset) -> MemoryDataset:
     cut = copy.copy(data)
     cut.rows, cut.lengths, cut.trained_counts = data.rows[:ROWS], data.lengths[:ROWS], data.trained_counts[:ROWS]
     return cut
+
+
+def long_rows(length: int) -> MemoryDataset:
+    """A few rows of so many tokens, of which the last ten are trained."""
+    rows = [[(7 * row + 3 * place) % 90 + 2 for place in range(length)] for row in range(4)]
+    return MemoryDataset([(row, [False] * (length - 10) + [True] * 10) for row in rows])
 
 
 def build(case: Case, device: torch.device) -> Model:
@@ -68,7 +74,8 @@ def build(case: Case, device: torch.device) -> Model:
 def run(case: Case, device: torch.device, folder: Path) -> dict[str, Any]:
     """What a case gives on one device: losses, and what the host waited for in each step."""
     family, method = ALL[case.family], make_method(case.method)
-    data, objective = first_rows(family.data), family.objective
+    data = long_rows(case.longest) if case.longest else first_rows(family.data)
+    objective = family.objective
     model = build(case, device)
     stored = family.build().plain_tensors()
     torch.manual_seed(0)
@@ -97,6 +104,7 @@ def run(case: Case, device: torch.device, folder: Path) -> dict[str, Any]:
     save_adapter(folder / "adapter", model, method, {}, None)
     probed = probe_logits(objective, model, probe_rows(objective, data))
     found["probe"] = [float(logits.float().sum()) for logits in probed]
+    found["kept"] = from_kept_features(model)
     found["written"] = written(model) if model.KIND != "encoder" and model.task_head is None else embedded(model)
     if method.mergeable and not case.quantised:
         method.merge(model)
@@ -115,8 +123,33 @@ def written(model: Model) -> list[list[int]]:
         picked = draw(narrow(confine(scores, [0, 0], [5, 5], model.generation_rules), knobs), [0.3, 0.6])
         chosen.append(picked)
         tokens = [[token] for token in picked]
-    cache.select([1])
-    return chosen
+    cache.select([1, 1, 0])
+    if cache.rows_can_join:  # as a server's rows come and go
+        other, more = model.start_generation([[7, 8], [6]])
+        rows = Rows.of(more, starts=other.lengths).to(model.device)
+        more = model.logits(model(rows, other)[rows.last]).float().argmax(-1).tolist()
+        cache.join(other)
+        order = cache.drop([1])
+        joined = [tokens[1], tokens[1], tokens[0], *([token] for token in more)]
+        tokens = [joined[row] for row in order]
+    else:
+        tokens = [tokens[1], tokens[1], tokens[0]]
+    rows = Rows.of(tokens, starts=cache.lengths).to(model.device)
+    scores = model.logits(model(rows, cache)[rows.last]).float()
+    return [*chosen, scores.argmax(-1).tolist()]
+
+
+@torch.no_grad()
+def from_kept_features(model: Model) -> float:
+    """What is computed of states that were kept (training/feature_cache.py): the blocks that train, and the head. Of an
+    encoder-decoder, which keeps none, what its encoder gives."""
+    rows = Rows.of([[5, 6, 7], [8, 9, 10, 11]]).to(model.device)
+    if model.KIND == "encoder-decoder":
+        return float(model.encode(rows).float().sum())
+    if not model.frozen:
+        return 0.0
+    hidden = model.upper(put(model.lower(rows, model.frozen).cpu(), model.device), rows, model.frozen)
+    return float((model.task_head.scores(hidden, rows) if model.task_head is not None else hidden).float().sum())
 
 
 @torch.no_grad()

@@ -180,9 +180,20 @@ class Module(_DummyBackendModule):
         yield
 
 
+def _made_there(make: Any) -> Any:
+    """`torch.tensor`, which torch cannot make on a device that is written in Python."""
+
+    def tensor(numbers: Any, *, device: Any = None, **options: Any) -> Tensor:
+        made: Tensor = make(numbers, **options)
+        return made if device is None else made.to(device)
+
+    return tensor
+
+
 def register() -> torch.device:
     """Make the device known to torch; from then on it is this machine's accelerator."""
     global library
+    torch.tensor = _made_there(torch.tensor)
     _setup_privateuseone_for_python_backend(NAME, Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")

@@ -9,7 +9,7 @@ from microplane.errors import ConfigError
 from microplane.methods import make_method
 from microplane.methods.adapted_linear import adapted_layers
 from microplane.methods.nb_lora import NBLoRALinear
-from microplane.nn.ops.cayley import ROUNDING, cayley, cayley_reference
+from microplane.nn.ops.cayley import ROUNDING, _by_skew_system, _without_waiting, cayley, cayley_reference
 from tests.tiny import copy_task, logits, tiny
 
 
@@ -118,6 +118,19 @@ def test_columns_are_orthonormal_whatever_training_reaches(size, apart, rows):
     assert (sigma - 1).abs().max() <= ROUNDING
     (grad,) = torch.autograd.grad((columns * torch.randn(8 + rows, 8)).sum(), F)
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 300.0, 3e4])
+@pytest.mark.parametrize("apart", [1.0, 1e-3, 1e-6, 0.0])
+@pytest.mark.parametrize("rows", [40, 5])
+def test_columns_are_orthonormal_where_nobody_may_look_at_numbers(size, apart, rows):
+    """On a device: the same columns, up to sizes that training does not reach."""
+    F = (torch.randn(8 + rows, 1) + apart * torch.randn(8 + rows, 8)) * size
+    columns, _, K = _without_waiting(F)
+    assert (torch.linalg.svdvals(columns) - 1).abs().max() <= 1e-9
+    wanted, _, wanted_K = _by_skew_system(F.double())
+    assert torch.allclose(columns, wanted, atol=1e-3)
+    assert torch.allclose(K, wanted_K, atol=1e-3)
 
 
 def test_ordinary_factors_need_the_formula_alone(monkeypatch):

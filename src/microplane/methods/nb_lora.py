@@ -5,9 +5,9 @@ p-norm is delta: the update never leaves the Schatten-p ball of radius delta (p 
 Start: A~ = 0, which makes A = 0 exactly since B~ is on top of the stack; B~ as LoRA's A; v = 0.
 
 There is no alpha: delta takes its place. The transform is computed in the factors' own format (float32, or float64),
-never in the base's, and in float64 where its columns would not be orthonormal, so that the bound holds whatever
-training reaches (nn/ops/cayley.py). The text of the paper was not at hand: the formulas are derived anew and proven by
-the tests; temperature and delta have no published default that we know.
+never in the base's, and in float64 on a device and where its columns would not be orthonormal, so that the bound holds
+whatever training reaches (nn/ops/cayley.py). The text of the paper was not at hand: the formulas are derived anew and
+proven by the tests; temperature and delta have no published default that we know.
 """
 
 from __future__ import annotations

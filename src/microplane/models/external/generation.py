@@ -123,7 +123,8 @@ def extend(net: Any, body: nn.Module, cache: StateCache, rows: Rows) -> list[Ten
     else:
         assert set(rows.lengths) == {1}, "one token for each row"
         for run in cache.runs:
-            run.ids = torch.cat([run.ids, rows.ids[run.numbers][:, None]], 1)
+            chosen = put(torch.tensor(run.numbers), rows.ids.device)
+            run.ids = torch.cat([run.ids, rows.ids[chosen][:, None]], 1)
     found = []
     for run in cache.runs:
         output = _step(net, body, run, first)

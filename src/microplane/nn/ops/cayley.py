@@ -11,6 +11,9 @@ and in float32 the columns are then not orthonormal at all. With Y = Q R, the Ca
 
 needs no square: the matrix is I and a skew one, so no singular value of it is below 1. It is solved in float64 where
 the columns of the formula are found not to be orthonormal.
+
+To find that, a device has to be waited for. There the formula is computed in float64, and what rounding left of the
+columns' products is taken out by two steps C <- C (3 I - C^T C) / 2 (Bjorck and Bowie 1971), which are products alone.
 """
 
 from __future__ import annotations
@@ -43,9 +46,12 @@ def cayley(F: Tensor) -> Tensor:
 class _Cayley(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, F: Tensor) -> Tensor:
-        columns, Y, K = _by_formula(F)
-        if not _orthonormal(columns):
-            columns, Y, K = _by_skew_system(F.double())
+        if F.device.type != "cpu":
+            columns, Y, K = _without_waiting(F)
+        else:
+            columns, Y, K = _by_formula(F)
+            if not _orthonormal(columns):
+                columns, Y, K = _by_skew_system(F.double())
         ctx.save_for_backward(Y, K)
         return columns.to(F.dtype)
 
@@ -71,6 +77,15 @@ def _by_formula(F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     columns = torch.empty_like(F, memory_format=torch.contiguous_format)
     torch.sub(2 * K, eye, out=columns[:rank])
     torch.mm(Y, -2 * K, out=columns[rank:])
+    return columns, Y, K
+
+
+def _without_waiting(F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns, Y and K in float64, which Apple's devices lack, by operations whose numbers nobody looks at."""
+    columns, Y, K = _by_formula(F if F.device.type == "mps" else F.double())
+    three = 3 * torch.eye(K.shape[0], dtype=K.dtype, device=K.device)
+    for _ in range(2):
+        columns = columns @ (three - columns.t() @ columns) / 2
     return columns, Y, K
 
 
