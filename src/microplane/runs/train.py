@@ -235,7 +235,7 @@ def _without_holes(prepared: Prepared) -> Prepared:
     """Where rows are long, pieces as large as scores of attention leave holes in the heap: a row of 990 tokens, whose
     scores took 8 MB at a time, was seen to leave 120 MB of them."""
     longest, dtype = int(prepared.splits.train.lengths.max()), prepared.form.dtype
-    if dtype == torch.float32 and large_scores(longest, dtype):
+    if dtype == torch.float32 and large_scores(longest):
         keep_no_large_pieces(LARGE)
     return prepared
 
