@@ -49,14 +49,20 @@ def test_which_rows_are_long(longest, dtype, large, otherwise):
 
 
 @pytest.mark.parametrize(
-    ("longest", "dtype", "asked"),
-    [(512, torch.float32, []), (513, torch.float32, [train.LARGE]), (4000, torch.bfloat16, [])],
+    ("longest", "dtype", "recompute", "asked"),
+    [
+        (512, torch.float32, "cheap", []),
+        (513, torch.float32, "none", [train.LARGE]),
+        (20, torch.float32, "blocks", [train.LARGE]),
+        (4000, torch.bfloat16, "blocks", []),
+    ],
 )
-def test_long_rows_leave_no_holes(monkeypatch, longest, dtype, asked):
+def test_long_rows_and_blocks_computed_again_leave_no_holes(monkeypatch, longest, dtype, recompute, asked):
     seen = []
     monkeypatch.setattr(train, "keep_no_large_pieces", seen.append)
     splits = SimpleNamespace(train=SimpleNamespace(lengths=np.array([7, longest, 3])))
-    prepared = SimpleNamespace(form=SimpleNamespace(dtype=dtype), splits=splits)
+    config = SimpleNamespace(train=SimpleNamespace(recompute=recompute))
+    prepared = SimpleNamespace(form=SimpleNamespace(dtype=dtype), splits=splits, config=config)
     assert train._without_holes(prepared) is prepared
     assert seen == asked
 
