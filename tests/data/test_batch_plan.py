@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microplane.config.knobs import TrainKnobs
-from microplane.data.batch_plan import BatchPlan, micro_batches, pack, packed_by_length, tokens_kept
+from microplane.data.batch_plan import BatchPlan, micro_batches, pack
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(lambda x: np.array(x, np.int32))
 
@@ -105,13 +105,6 @@ def test_micro_batches_keep_the_budget_and_lose_nothing(lengths, budget):
     parts = micro_batches(rows, lengths, budget)
     assert sorted(row for part in parts for row in part) == rows.tolist()
     assert all(lengths[part].sum() <= budget or len(part) == 1 for part in parts)
-
-
-def test_long_rows_count_by_the_scores_that_are_kept_of_them():
-    lengths = np.array([10, 1024, 512, 300, 300, 1024])
-    assert tokens_kept(lengths).tolist() == [10, 2560, 512, 300, 300, 2560]
-    assert micro_batches(np.arange(6), lengths, 4096) == [[1], [5, 2, 3, 4, 0]]
-    assert packed_by_length(lengths, 4096) == [[1, 5, 2, 3, 4, 0]], "of which nothing is kept"
 
 
 def test_a_step_of_a_late_epoch_costs_what_one_of_the_first_does():

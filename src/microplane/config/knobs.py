@@ -206,8 +206,8 @@ class TrainKnobs(Knobs):
     batch_tokens: int | None = Field(None, ge=16, description="tokens in an optimizer step; overrides batch_size")
     micro_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = Field(
         MICRO_TOKENS,
-        description="tokens computed at once (of rows above 512 each counts for more, as attention keeps more of it). "
-        "auto: as many, and half of them each time that the memory does not hold a step",
+        description="tokens computed at once; a longer row is computed alone. auto: as many, and half of them each "
+        "time that the memory does not hold a step",
     )
     recompute: Literal["none", "cheap", "blocks"] = Field(
         "none",

@@ -15,7 +15,6 @@ import numpy as np
 from microplane.config.knobs import TrainKnobs
 
 POOL = 50  # steps whose rows are sorted by length together: little padding in attention, and still well mixed
-LONG = 512  # tokens
 ENOUGH_STEPS = 400  # of the optimizer: few rows are read again until a run has made so many
 MOST_PASSES = 3  # for that
 
@@ -126,16 +125,6 @@ def packed_by_length(lengths: np.ndarray, budget: int) -> list[list[int]]:
 
 
 def micro_batches(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """The rows of one step as what is computed at once: of similar length, longest first, within a token budget. Rows
-    above `LONG` tokens count by what is kept of them (`tokens_kept`)."""
+    """The rows of one step as what is computed at once: of similar length, longest first, within a token budget."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    parts = pack(range(len(ordered)), tokens_kept(lengths[ordered]), budget)
-    return [ordered[part].tolist() for part in parts]
-
-
-def tokens_kept(lengths: np.ndarray) -> np.ndarray:
-    """What the backward pass keeps of each row, in tokens of short rows: scores of attention are kept for each pair of
-    tokens, and with heads of 64 dimensions `LONG` of them weigh as a token. The first `LONG` x `LONG` are free."""
-    wide = lengths.astype(np.int64)
-    kept: np.ndarray = wide + np.maximum(0, wide**2 - LONG**2) // LONG
-    return kept
+    return [ordered[part].tolist() for part in pack(range(len(ordered)), lengths[ordered], budget)]

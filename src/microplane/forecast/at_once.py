@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from microplane.config.knobs import TrainKnobs
-from microplane.data.batch_plan import BatchPlan, micro_batches, tokens_kept
+from microplane.data.batch_plan import BatchPlan, micro_batches
 from microplane.evaluation.evaluate import LEAST_BATCHES
 
 LOOKED_AT = 500  # steps whose rows are looked at for the largest
@@ -73,7 +73,7 @@ class AtOnce:
         lengths, steps = plan.lengths, min(LOOKED_AT, plan.run_steps(knobs))
         every = [micro_batches(plan.at(step)[1], lengths, knobs.at_once) for step in range(steps)]
         parts = [lengths[part] for step in every for part in step]
-        most = max(parts, key=lambda part: int(tokens_kept(part).sum()))
+        most = max(parts, key=lambda part: (int(part.sum()), int(part.max())))
         tokens = int(most.sum())
         return cls(
             tokens=tokens,

@@ -28,7 +28,7 @@ from microplane.models.heads import meta_copy
 from microplane.nn.number_format import NumberFormat
 from microplane.nn.ops.linear_cross_entropy import positions_at_once
 from microplane.training.adamw_8bit import PART
-from microplane.training.context import KEPT_PRODUCTS
+from microplane.training.context import KEPT_PRODUCTS, leaves_holes
 
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
 """Bytes of optimizer state for each weight that trains, at least."""
@@ -44,6 +44,7 @@ COMPILER = 62_000_000  # of torch's compiler, which torch.utils.checkpoint impor
 PRODUCTS = 30_000_000  # the same, of products with a quantised weight
 LOADED = 0.06  # of the base: left behind by reading it
 HEAP = 0.35  # of what blocks keep or compute anew: holes of the heap between its pieces
+NO_HEAP = 0.35  # the same where large pieces are no part of it
 PASSED = 0.15  # of what is computed before the first step: the same
 COMPILED_BYTES = 600_000  # of a product in bfloat16 that oneDNN compiled for its shape
 SHAPES = 16  # of them in each size of a micro-batch
@@ -279,7 +280,8 @@ def _lost(shapes: Shapes, block: float, at_once: AtOnce, knobs: TrainKnobs, comp
     compiler = COMPILER if knobs.recompute != "none" and not compiler_there else 0
     compiled = COMPILED_BYTES * min(KEPT_PRODUCTS, SHAPES * at_once.sizes) if form.dtype == torch.bfloat16 else 0
     process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * shapes.base_bytes
-    return process + probed + compiled + HEAP * block * shapes.computed
+    share = HEAP if leaves_holes(at_once.row, form.dtype, knobs.recompute) else NO_HEAP
+    return process + probed + compiled + share * block * shapes.computed
 
 
 def _logits(shapes: Shapes, at_once: AtOnce) -> int:

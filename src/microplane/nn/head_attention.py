@@ -16,25 +16,21 @@ from microplane.nn.ops.pointwise import softmax
 from microplane.nn.selective_recompute import computed_again, recomputing
 
 CELLS = 1 << 21  # scores computed at once: more would not stay in the processor's caches
-KEPT = 1 << 20  # bytes of the scores of one head of a row: larger ones are not kept, but made again in backward
+KEPT = 512**2  # scores of one head of a row: of more, none are kept, and all are made again in backward
 # Scores of one head of a row from which torch's own attention, which makes a few at a time and keeps none, is not
 # slower than products of all of them: in bfloat16 it is at half the speed of these.
 BY_TORCH = {torch.float32: 256**2, torch.bfloat16: 2048**2}
 ONCE_BY_TORCH = 1024**2  # the same of other formats, and of all in earlier versions
 
 
-def large_scores(longest: int, dtype: torch.dtype) -> bool:
+def large_scores(longest: int) -> bool:
     """True if the scores of a row of so many tokens are not kept, but made again in backward."""
-    return _not_kept(longest**2, dtype)
+    return longest**2 > KEPT
 
 
 def rounds_otherwise(longest: int, dtype: torch.dtype) -> bool:
     """True if a row of so many tokens was computed in another way by earlier versions, to other last digits."""
     return longest**2 > min(BY_TORCH.get(dtype, ONCE_BY_TORCH), ONCE_BY_TORCH)
-
-
-def _not_kept(scores: int, dtype: torch.dtype) -> bool:
-    return scores * dtype.itemsize > KEPT
 
 
 def attend_in_heads(
@@ -51,7 +47,7 @@ def attend_in_heads(
     if not trains and faster_by_torch(q, k, softcap, dropout):
         return attend_by_torch(q, k, v, mask, scale, causal=False)
     copies = 2 if dropout else 1  # before it and after
-    again = recomputing() or _not_kept(copies * q.shape[2] * k.shape[2], q.dtype)
+    again = recomputing() or copies * q.shape[2] * k.shape[2] > KEPT
     return _attend_in_parts(q, k, v, mask, scale, softcap, dropout, again)
 
 

@@ -16,7 +16,7 @@ import torch
 from microplane.checkpoints.adapter import read_method
 from microplane.checkpoints.attach_saved import fingerprint, weights_fingerprint
 from microplane.config.knobs import DataKnobs, RunKnobs, TrainKnobs
-from microplane.data.batch_plan import LONG, BatchPlan
+from microplane.data.batch_plan import BatchPlan
 from microplane.data.preparing.load_splits import load_splits
 from microplane.data.progress import Watcher, counting
 from microplane.data.store import Dataset
@@ -55,7 +55,6 @@ from microplane.training.resume import CLASSES, UNIT
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 SLOW = 2.0  # times as long as float32: that is told
 ATTENTION = "by torch in float32"  # how it is computed: another way rounds otherwise
-MICRO_BATCHES = "by what is kept of a row"  # how they are cut: other cuts draw other masks
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,6 @@ class Prepared:
             "device": self.form.device.type,
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
-            **({f"micro-batches of rows above {LONG} tokens": MICRO_BATCHES} if longest > LONG else {}),
             **({"attention of long rows": ATTENTION} if rounds_otherwise(longest, self.form.dtype) else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
             **({CLASSES: self.splits.summary.labels} if self.splits.summary.labels else {}),

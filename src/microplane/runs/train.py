@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from microplane.adapters.card import card_run
 from microplane.config.build import to_yaml
 from microplane.config.knobs import RunKnobs
@@ -26,7 +24,6 @@ from microplane.hardware import keep_no_large_pieces
 from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.models.contract import Model
-from microplane.nn.head_attention import large_scores
 from microplane.objectives.base import Measured
 from microplane.report.page import write_report
 from microplane.runs import method_search, others
@@ -54,7 +51,7 @@ from microplane.runs.room import lacking
 from microplane.runs.trackers import tracked
 from microplane.runs.used_speed import used_speed
 from microplane.runs.verify import reopen, verify
-from microplane.training.context import PeakMemory, run_context
+from microplane.training.context import PeakMemory, leaves_holes, run_context
 from microplane.training.log import Record
 from microplane.training.ranks import Ranks
 from microplane.training.resume import check_resumable, prune
@@ -232,10 +229,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
 
 
 def _without_holes(prepared: Prepared) -> Prepared:
-    """Where rows are long, pieces as large as scores of attention leave holes in the heap: a row of 990 tokens, whose
-    scores took 8 MB at a time, was seen to leave 120 MB of them."""
-    longest, dtype = int(prepared.splits.train.lengths.max()), prepared.form.dtype
-    if dtype == torch.float32 and large_scores(longest, dtype):
+    longest = int(prepared.splits.train.lengths.max())
+    if not leaves_holes(longest, prepared.form.dtype, prepared.config.train.recompute):
         keep_no_large_pieces(LARGE)
     return prepared
 

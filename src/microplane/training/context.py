@@ -16,12 +16,27 @@ import torch
 
 from microplane.config.knobs import TrainKnobs
 from microplane.errors import ConfigError, first_line
+from microplane.nn.head_attention import large_scores
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 COMPILED, KEPT_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", 128
 """How many compiled products oneDNN keeps. Each shape of a product in bfloat16 is one, of about 0.6 MB; a step has some
 dozens of them, and another number of tokens needs all of them anew. oneDNN's own limit of 1,024 is never used again."""
 STOP_SIGNALS: list[int] = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+def leaves_holes(longest: int, dtype: torch.dtype, recompute: str) -> bool:
+    """True if a run leaves its large pieces to the C library, whose heap then has holes between them.
+
+    They come straight from the system where rows are long (a row of 990 tokens, whose scores took 8 MB at a time, was
+    seen to leave 120 MB of holes) and where whole blocks are computed again to save memory (a BERT with rows of 508
+    tokens held 1.8 to 2.0 GB, and 1.3 so). In bfloat16, whose products are fast, that would cost too much of the time.
+
+    Args:
+        longest: tokens of the longest row.
+        recompute: as the knob `train.recompute`.
+    """
+    return dtype != torch.float32 or not (large_scores(longest) or recompute == "blocks")
 
 
 @contextmanager
