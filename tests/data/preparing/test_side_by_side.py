@@ -259,3 +259,37 @@ def test_rows_that_the_template_refuses_are_told_in_the_same_words(tmp_path, mak
             told.append(str(caught.value))
     assert told[0] == told[1]
     assert "nothing is asked" in str(told[0])
+
+
+@linux
+@pytest.mark.parametrize("cores", [1, 2])
+def test_rows_that_were_found_bad_take_no_place_of_others(tmp_path, make_tiny, monkeypatch, cores):
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    lines = [{"prompt": f"q{number}", "completion": "" if number % 5 == 3 else f"a{number}"} for number in range(3_000)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join("{" if number % 7 == 2 else json.dumps(line) for number, line in enumerate(lines)))
+    splits = text_splits(DataKnobs(train=str(path), skip_bad_rows=True, validation_rows=50), make_tiny())
+    good = [number for number in range(3_000) if number % 7 != 2 and number % 5 != 3]
+    found = {}
+    for rows in (splits.train, splits.validation):
+        for row in range(len(rows)):
+            ids, targets = rows[row]
+            found[rows.where(row)] = make_tiny().decode(ids[targets].tolist())
+    assert found == {f"train.jsonl:{number + 1}": f"a{number}" for number in good}
+
+
+def test_rows_of_all_chunks_are_counted(tmp_path, make_tiny, monkeypatch):
+    """Of 700 rows, in four chunks, every 7th is cut and every 6th holds a special token."""
+    path = tmp_path / "train.jsonl"
+    rows = ({"prompt": "q" * (90 if n % 7 == 0 else 9), "completion": "<s>" * (n % 6 == 0) + "yes"} for n in range(700))
+    path.write_text("\n".join(map(json.dumps, rows)))
+    told = []
+    for chunk in (40, 1000):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / f"cache {chunk}"))
+        tokenizer = make_tiny(("<s>", "</s>"), eos="</s>", bos="<s>")
+        summary = text_splits(DataKnobs(train=str(path), max_length=60), tokenizer).summary
+        told.append(summary)
+    assert told[0] == told[1]
+    assert sum(told[0].truncated.values()) == 100
+    assert any(warning.startswith("117 rows hold special tokens") for warning in told[0].warnings)

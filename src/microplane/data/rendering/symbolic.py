@@ -192,7 +192,7 @@ class _SymbolicEnvironment(BoundedEnvironment):
         super().__init__(*arguments, **named)
         self.filters |= {"trim": _trim, "string": lambda value: value if isinstance(value, Symbol) else str(value)}
         tests: dict[str, Any] = self.tests
-        tests |= {name: _or_symbol(tests[name]) for name in ("string", "iterable", "sequence")}
+        tests |= {name: _of_text(tests[name]) for name in ("string", "iterable", "sequence")}
         self.filters.pop("random")  # what is not the same each time
         self.globals.pop("lipsum")
 
@@ -245,8 +245,9 @@ def _trim(value: Any, chars: str | None = None) -> Any:
     return value.strip(chars) if isinstance(value, Symbol) else str(value).strip(chars)
 
 
-def _or_symbol(test: Callable[..., bool]) -> Callable[..., bool]:
-    return lambda value, *more: isinstance(value, Symbol) or test(value, *more)
+def _of_text(test: Callable[..., bool]) -> Callable[..., bool]:
+    """A test that every text passes, for symbols too."""
+    return lambda value, *more: test("text" if isinstance(value, Symbol) else value, *more)
 
 
 def render(
