@@ -12,7 +12,9 @@ from tokenizers import AddedToken, processors
 from microplane.data.reading.example import Example, Message
 from microplane.data.rendering import causal
 from microplane.data.rendering.causal import CausalRenderer
-from microplane.data.rendering.layout import Added
+from microplane.data.rendering.chat_template import ChatTemplate
+from microplane.data.rendering.layout import Added, layout_of
+from microplane.data.rendering.symbolic import render
 from microplane.errors import DataError
 from tests.tiny_tokenizers import spaced, tiny
 
@@ -313,3 +315,23 @@ def test_a_plan_that_is_proved_wrong_is_dropped(monkeypatch):
     for example in talks(random.Random(3), 100):
         assert outcome(renderer, example, 99) == outcome(rendered, example, 99)
     assert all(shape.plan is None for shape in renderer._shapes.values())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("m.content == messages[0].content", "m.content | attr('upper') is defined", "m.content | length > 3"),
+        *("m.content | int > 3", "m.content in {'stop': 1}", "m.content[0] is defined", "'%s' % m.content == 'a'"),
+    ],
+)
+def test_what_depends_on_more_than_can_be_told_is_not_known_at_all(asked):
+    """Not even until a row proves it wrong."""
+    assert render(loop("{{ 'a' if " + asked + " else 'b' }}"), {}, ["user", "assistant"]) is None
+    assert render(loop("{{ m.content }}"), {}, ["user", "assistant"]) == ((0, 1), frozenset())
+
+
+def test_an_answer_that_stands_otherwise_once_it_is_history_has_no_layout():
+    template = ChatTemplate(TEMPLATES["thoughts put before the last answer"][0], {})
+    talk = [Message("user", "ask"), Message("assistant", "say")]
+    assert layout_of(template, talk) is not None
+    assert layout_of(template, talk * 2) is None
