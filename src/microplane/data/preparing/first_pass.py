@@ -133,9 +133,9 @@ def _check_rows(split: Split, knobs: DataKnobs, progress: Progress | None) -> No
             split.systems.add(example.system)
         if progress and count % EVERY == 0:
             progress(f"checking {split.label}", count, None)
-    split.hashes = np.array(hashes, np.uint64)
-    split.sizes = np.array(sizes, np.int64)
-    split.places = np.array(places, np.int64).reshape(-1, 2)
+    split.hashes = np.frombuffer(hashes, np.uint64)
+    split.sizes = np.frombuffer(sizes, np.int64)
+    split.places = np.frombuffer(places, np.int64).reshape(-1, 2)
 
 
 def _refuse_missing(split: Split, knobs: DataKnobs) -> None:

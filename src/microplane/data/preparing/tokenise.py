@@ -79,6 +79,7 @@ def tokenise_files(
                 second_pass.tokenise(name)
             infos = {name: writer.close() for name, writer in writers.items()}
         summary = second_pass.summary(infos, temporary)
+        del found, train, second_pass, writers  # what was kept of each row makes room
         if hold_out:  # rows that are trained on
             sets = {name: TokenDataset(temporary, name, info) for name, info in infos.items()}
             summary.warnings += doubts(sets, renderer.tokenizer, summary, progress)
