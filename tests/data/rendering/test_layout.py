@@ -335,3 +335,10 @@ def test_an_answer_that_stands_otherwise_once_it_is_history_has_no_layout():
     talk = [Message("user", "ask"), Message("assistant", "say")]
     assert layout_of(template, talk) is not None
     assert layout_of(template, talk * 2) is None
+
+
+def test_tokens_of_short_texts_are_kept_and_of_long_ones_are_not():
+    encode = CausalRenderer(plain(TEMPLATES["as it is"][0]))._part_ids
+    for text, kept in (("Be good. " * 20, True), ("Be good. " * 1_000, False)):
+        assert encode(text) == encode(text)
+        assert (encode(text) is encode(text)) == kept

@@ -27,6 +27,7 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
 KEPT = 256  # texts whose tokens are kept, for system prompts and short answers come again
+SHORT = 2_000  # characters of such a text at most: what is kept takes a few MB
 SHAPES = 256  # of conversations, whose layout is kept
 OFTEN = 3  # conversations of a shape from which its layout is worth finding
 PROVED = 3  # conversations that are made in both ways before a plan is trusted
@@ -193,9 +194,14 @@ class CausalRenderer:
 
     @cached_property
     def _part_ids(self) -> Encode:
-        """The ids of a part of a rendered text; the last are kept, as a system prompt comes again."""
-        encode = self.tokenizer.of_templates.encode
-        return lru_cache(KEPT)(lambda text: tuple(encode(text, special=False)))
+        """The ids of a part of a rendered text; of short ones the last are kept."""
+        tokenizer = self.tokenizer.of_templates
+
+        def ids(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(text, special=False))
+
+        kept = lru_cache(KEPT)(ids)
+        return lambda text: kept(text) if len(text) <= SHORT else ids(text)
 
     @cached_property
     def _added(self) -> Added:
