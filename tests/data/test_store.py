@@ -10,7 +10,7 @@ import pytest
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.load_splits import load_splits
-from microplane.data.store import SplitWriter, TokenDataset, TokenRow
+from microplane.data.store import SplitWriter, TokenDataset, TokenRow, pack
 from microplane.data.tokenizers.load import load_tokenizer
 from microplane.objectives.select import NEXT_TOKEN, LabelCandidates
 from tests import labels
@@ -89,7 +89,7 @@ def test_a_token_belongs_to_the_row_that_it_stands_in(tmp_path):
     with ExitStack() as stack:
         writer = SplitWriter(tmp_path, "x", [tmp_path / "x.jsonl"], (0,), False, stack)
         for row, length in enumerate(lengths):
-            writer.add(TokenRow([row] * length, [True] * length), (0, row + 1))
+            writer.add(pack([TokenRow([row] * length, [True] * length)], [(0, row + 1)]))
         info = writer.close()
     dataset = TokenDataset(tmp_path, "x", info)
     assert [dataset.row_at(token) for token in range(8)] == [0, 0, 0, 1, 2, 2, 2, 2]

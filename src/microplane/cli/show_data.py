@@ -15,9 +15,10 @@ from rich.text import Text
 
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import Progress
-from microplane.data.preparing.first_pass import FirstPass, examples, files_of, first_pass
+from microplane.data.preparing.first_pass import FirstPass, files_of, first_pass
 from microplane.data.preparing.holdout import TooFewRowsError
 from microplane.data.preparing.load_splits import load_rows, load_splits
+from microplane.data.preparing.split import examples
 from microplane.data.preparing.summary import length_facts, told_split
 from microplane.data.preparing.unread import told_unread
 from microplane.data.reading.bad_rows import LISTED

@@ -14,8 +14,9 @@ import numpy as np
 from microplane.comparison.search import PARTS
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.spec import is_mixture
-from microplane.data.preparing.first_pass import Split, check_split, files_of
+from microplane.data.preparing.first_pass import check_split, files_of
 from microplane.data.preparing.holdout import split_off
+from microplane.data.preparing.split import Split
 from microplane.data.reading.read import read_rows
 from microplane.errors import DataError
 from microplane.files import file_sha256, write_aside

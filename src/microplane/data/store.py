@@ -15,11 +15,13 @@ that a kind of row has no use for is empty.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -39,7 +41,7 @@ _ARRAYS: dict[str, Any] = {
     "places": np.int64,
 }
 Lost = Literal["", "start", "end", "answer"]  # of a row: the start of its prompt, the end of its text, of its answer
-_FINGERPRINTED = ("ids", "targets", "segments", "ends", "labels")
+_WIDTH = np.dtype(np.int32).itemsize  # bytes of a token
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,11 @@ class TokenDataset:
         self._info, self._held = info, hold(folder)  # it stays in the cache while it is read
         self.fingerprint = info.fingerprint
         maps = {}
-        for array, kind in _ARRAYS.items():
-            size = info.sizes[array]
-            maps[array] = np.memmap(_file(folder, name, array), kind, "r") if size else np.empty(0, kind)
-            if len(maps[array]) != size:
-                raise ValueError(f"{name}.{array} has {len(maps[array])} items")
+        for part, kind in _ARRAYS.items():
+            size = info.sizes[part]
+            maps[part] = np.memmap(_file(folder, name, part), kind, "r") if size else np.empty(0, kind)
+            if len(maps[part]) != size:
+                raise ValueError(f"{name}.{part} has {len(maps[part])} items")
         self._ids, self._targets, self._segments = maps["ids"], maps["targets"], maps["segments"]
         self._source_lengths, self._labels = maps["source_lengths"], maps["labels"]
         self._places = maps["places"].reshape(-1, 2)
@@ -222,6 +224,34 @@ def last_run(targets: Sequence[bool]) -> tuple[int, int]:
     return start, end
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows as they are written, small on their way from another process."""
+
+    rows: list[tuple[bytes, bytes, bytes, bytes]]  # of each: ids, targets, segments, labels
+    counts: list[int]  # of each: what its loss is a sum over
+    source_lengths: list[int]  # of each pair
+    places: list[tuple[int, int]]  # of each: file number and line
+
+
+def pack(rows: Sequence[TokenRow], places: Sequence[tuple[int, int]]) -> PackedRows:
+    """Rows, and the file number and line of each."""
+    return PackedRows(
+        [
+            (
+                array("i", row.ids).tobytes(),
+                bytes(row.targets),
+                bytes(row.segments),
+                array("f", row.labels).tobytes() if row.labels else b"",
+            )
+            for row in rows
+        ],
+        [row.count for row in rows],
+        [row.source_length for row in rows if row.source_length is not None],
+        [*places],
+    )
+
+
 class SplitWriter:
     """Appends rows to the arrays of one split."""
 
@@ -235,7 +265,7 @@ class SplitWriter:
         stack: ExitStack,
     ):
         self._arrays: dict[str, BinaryIO] = {
-            array: stack.enter_context(_file(folder, name, array).open("wb", buffering=2**20)) for array in _ARRAYS
+            part: stack.enter_context(_file(folder, name, part).open("wb", buffering=2**20)) for part in _ARRAYS
         }
         self._files, self._stops = tuple(file.name for file in files), stops
         self._labels_per_token = labels_per_token
@@ -243,28 +273,28 @@ class SplitWriter:
         self._sizes = dict.fromkeys(_ARRAYS, 0)
         self._rows = self._tokens = self._trained = 0
 
-    def add(self, row: TokenRow, place: Sequence[int]) -> None:
-        self._rows += 1
-        self._tokens += len(row.ids)
-        count = row.count
-        self._trained += count
-        values = {
-            "ids": row.ids,
-            "targets": row.targets,
-            "segments": row.segments,
-            "ends": [self._tokens],
-            "source_lengths": [] if row.source_length is None else [row.source_length],
-            "counts": [count],
-            "labels": row.labels,
-            "places": place,
+    def add(self, packed: PackedRows) -> None:
+        ids, targets, segments, labels = ([row[place] for row in packed.rows] for place in range(4))
+        ends = (self._tokens + np.cumsum([len(own) for own in ids]) // _WIDTH).astype(np.int64).tobytes()
+        content = {
+            "ids": b"".join(ids),
+            "targets": b"".join(targets),
+            "segments": b"".join(segments),
+            "ends": ends,
+            "source_lengths": np.array(packed.source_lengths, np.int32).tobytes(),
+            "counts": np.array(packed.counts, np.int32).tobytes(),
+            "labels": b"".join(labels),
+            "places": np.array(packed.places, np.int64).tobytes(),
         }
-        for array, kind in _ARRAYS.items():
-            numbers = np.asarray(values[array], kind)
-            self._sizes[array] += len(numbers)
-            content = numbers.tobytes()
-            self._arrays[array].write(content)
-            if array in _FINGERPRINTED:
-                self._hash.update(content)
+        for name, kind in _ARRAYS.items():
+            self._sizes[name] += len(content[name]) // np.dtype(kind).itemsize
+            self._arrays[name].write(content[name])
+        self._rows += len(packed.rows)
+        self._tokens = self._sizes["ids"]
+        self._trained += sum(packed.counts)
+        by_row = (ends[place : place + 8] for place in range(0, len(ends), 8))
+        whole = zip(ids, targets, segments, by_row, labels, strict=True)
+        self._hash.update(b"".join(chain.from_iterable(whole)))
 
     def close(self) -> SplitInfo:
         for file in self._arrays.values():
@@ -274,8 +304,8 @@ class SplitWriter:
         return SplitInfo(*counts, fingerprint, self._files, self._stops, self._sizes, self._labels_per_token)
 
 
-def _file(folder: Path, name: str, array: str) -> Path:
-    return folder / f"{name}.{array}"
+def _file(folder: Path, name: str, part: str) -> Path:
+    return folder / f"{name}.{part}"
 
 
 class Features:

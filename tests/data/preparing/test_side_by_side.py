@@ -37,6 +37,13 @@ def where(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
+def one_by_one(function, items, count):
+    """Each item with what the function makes of it."""
+    with closing(side_by_side(lambda chunk: [(item, function(item)) for item in chunk], items, count)) as chunks:
+        for chunk in chunks:
+            yield from chunk
+
+
 def children() -> list[int]:
     tasks = Path("/proc/self/task").iterdir()
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
@@ -53,7 +60,7 @@ def left(known: frozenset[int] = frozenset()) -> set[int]:
 @linux
 def test_many_items_are_done_by_other_processes_and_come_back_in_order(two_cores):
     before = set(children())
-    found = list(side_by_side(where, iter(range(module.WORTH + 17)), module.WORTH + 17))
+    found = list(one_by_one(where, iter(range(module.WORTH + 17)), module.WORTH + 17))
     assert [item for item, _ in found] == list(range(module.WORTH + 17))
     assert [square for _, (square, _) in found] == [item * item for item in range(module.WORTH + 17)]
     processes = {process for _, (_, process) in found}
@@ -66,7 +73,7 @@ def test_many_items_are_done_by_other_processes_and_come_back_in_order(two_cores
 def test_few_items_one_core_and_other_systems_are_done_here(monkeypatch, count, cores, platform):
     monkeypatch.setattr(module, "usable_cores", lambda: cores)
     monkeypatch.setattr(sys, "platform", platform)
-    found = list(side_by_side(where, iter(range(count)), count))
+    found = list(one_by_one(where, iter(range(count)), count))
     assert [item for item, _ in found] == list(range(count))
     assert {process for _, (_, process) in found} == {os.getpid()}
 
@@ -78,7 +85,7 @@ def test_where_the_system_allows_no_other_process_all_is_done_here(two_cores, mo
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(module, name, refused)
-    found = list(side_by_side(where, iter(range(module.WORTH)), module.WORTH))
+    found = list(one_by_one(where, iter(range(module.WORTH)), module.WORTH))
     assert {process for _, (_, process) in found} == {os.getpid()}
     assert not left()
 
@@ -95,7 +102,7 @@ def test_the_first_process_ends_where_there_is_no_room_for_the_second(two_cores,
 
     before = frozenset(children())
     monkeypatch.setattr(os, "fork", one_fork)
-    found = list(side_by_side(where, iter(range(module.WORTH)), module.WORTH))
+    found = list(one_by_one(where, iter(range(module.WORTH)), module.WORTH))
     assert {process for _, (_, process) in found} == {os.getpid()}
     assert forks
     assert not left(before)
@@ -104,7 +111,7 @@ def test_the_first_process_ends_where_there_is_no_room_for_the_second(two_cores,
 @linux
 def test_a_thread_may_ask_as_well(two_cores):
     with ThreadPoolExecutor(1) as thread:
-        found = thread.submit(lambda: list(side_by_side(where, iter(range(module.WORTH)), module.WORTH))).result()
+        found = thread.submit(lambda: list(one_by_one(where, iter(range(module.WORTH)), module.WORTH))).result()
     assert [item for item, _ in found] == list(range(module.WORTH))
     assert os.getpid() not in {process for _, (_, process) in found}
 
@@ -119,7 +126,7 @@ def test_what_is_under_way_does_not_grow_with_the_items(two_cores):
             taken += 1
             yield number
 
-    with closing(side_by_side(abs, items(), 100_000)) as found:
+    with closing(one_by_one(abs, items(), 100_000)) as found:
         for _ in range(3 * CHUNK):
             next(found)
     assert taken <= (3 + 2 * module.AHEAD) * CHUNK
@@ -128,7 +135,7 @@ def test_what_is_under_way_does_not_grow_with_the_items(two_cores):
 @linux
 def test_who_stops_early_leaves_no_process_behind(two_cores):
     before = set(children())
-    with closing(side_by_side(abs, iter(range(100_000)), 100_000)) as found:
+    with closing(one_by_one(abs, iter(range(100_000)), 100_000)) as found:
         next(found)
         assert len(set(children()) - before) == 2
     assert set(children()) == before
@@ -142,7 +149,7 @@ def test_a_process_that_is_ended_from_outside_is_told_and_not_waited_for(two_cor
         return number
 
     with pytest.raises(DataError, match="for want of memory"):
-        list(side_by_side(ends, iter(range(5_000)), 5_000))
+        list(one_by_one(ends, iter(range(5_000)), 5_000))
     assert not left()
 
 
@@ -152,7 +159,7 @@ def test_ctrl_c_is_not_for_the_copies(two_cores):
         return int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
 
     count = module.WORTH
-    assert {found for _, found in side_by_side(ignores_ctrl_c, iter(range(count)), count)} == {1}
+    assert {found for _, found in one_by_one(ignores_ctrl_c, iter(range(count)), count)} == {1}
 
 
 @linux
@@ -163,7 +170,7 @@ def test_an_error_of_the_function_arrives_as_it_is(two_cores):
         return number
 
     with pytest.raises(KeyError, match="what was not foreseen"):
-        list(side_by_side(refuses, iter(range(5_000)), 5_000))
+        list(one_by_one(refuses, iter(range(5_000)), 5_000))
 
 
 @linux
@@ -177,7 +184,9 @@ def test_the_copies_end_with_the_process_they_were_made_from(tmp_path, sent):
         "def slow(number):\n"
         "    time.sleep(0.001)\n"
         "    return number\n"
-        "for number, (item, _) in enumerate(module.side_by_side(slow, iter(range(10**6)), 10**6)):\n"
+        "def all_of(numbers):\n"
+        "    return [slow(number) for number in numbers]\n"
+        "for number, _ in enumerate(module.side_by_side(all_of, iter(range(10**6)), 10**6)):\n"
         "    if number == 0:\n"
         "        print('begun', flush=True)\n"
     )
@@ -250,3 +259,37 @@ def test_rows_that_the_template_refuses_are_told_in_the_same_words(tmp_path, mak
             told.append(str(caught.value))
     assert told[0] == told[1]
     assert "nothing is asked" in str(told[0])
+
+
+@linux
+@pytest.mark.parametrize("cores", [1, 2])
+def test_rows_that_were_found_bad_take_no_place_of_others(tmp_path, make_tiny, monkeypatch, cores):
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    lines = [{"prompt": f"q{number}", "completion": "" if number % 5 == 3 else f"a{number}"} for number in range(3_000)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join("{" if number % 7 == 2 else json.dumps(line) for number, line in enumerate(lines)))
+    splits = text_splits(DataKnobs(train=str(path), skip_bad_rows=True, validation_rows=50), make_tiny())
+    good = [number for number in range(3_000) if number % 7 != 2 and number % 5 != 3]
+    found = {}
+    for rows in (splits.train, splits.validation):
+        for row in range(len(rows)):
+            ids, targets = rows[row]
+            found[rows.where(row)] = make_tiny().decode(ids[targets].tolist())
+    assert found == {f"train.jsonl:{number + 1}": f"a{number}" for number in good}
+
+
+def test_rows_of_all_chunks_are_counted(tmp_path, make_tiny, monkeypatch):
+    """Of 700 rows, in four chunks, every 7th is cut and every 6th holds a special token."""
+    path = tmp_path / "train.jsonl"
+    rows = ({"prompt": "q" * (90 if n % 7 == 0 else 9), "completion": "<s>" * (n % 6 == 0) + "yes"} for n in range(700))
+    path.write_text("\n".join(map(json.dumps, rows)))
+    told = []
+    for chunk in (40, 1000):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / f"cache {chunk}"))
+        tokenizer = make_tiny(("<s>", "</s>"), eos="</s>", bos="<s>")
+        summary = text_splits(DataKnobs(train=str(path), max_length=60), tokenizer).summary
+        told.append(summary)
+    assert told[0] == told[1]
+    assert sum(told[0].truncated.values()) == 100
+    assert any(warning.startswith("117 rows hold special tokens") for warning in told[0].warnings)

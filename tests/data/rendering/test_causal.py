@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from microplane.data.reading.example import Example, Message
 from microplane.data.reading.formats import recognise
-from microplane.data.rendering.causal import causal_renderer, pieces, truncate
+from microplane.data.rendering.causal import causal_renderer
 from microplane.data.rendering.chat_template import ChatTemplate
+from microplane.data.rendering.length import pieces, truncate
 from microplane.data.store import last_run
 from microplane.errors import DataError
 from tests.tiny import CHATML

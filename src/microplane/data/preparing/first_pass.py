@@ -5,8 +5,8 @@ and which stand on which side. It keeps eight bytes of each row's content and it
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,21 @@ import numpy as np
 from microplane.config.knobs import DataKnobs
 from microplane.data.mixtures.render import EVERY, Progress, mixture_splits
 from microplane.data.mixtures.spec import is_mixture
-from microplane.data.preparing.holdout import RowClasses, split_off
-from microplane.data.reading.bad_rows import NoLabel, Problems, RowError
+from microplane.data.preparing.holdout import split_off
+from microplane.data.preparing.split import Split, examples, filled
+from microplane.data.reading.bad_rows import Problems
 from microplane.data.reading.columns import no_column
-from microplane.data.reading.example import Example
 from microplane.data.reading.formats import OPTIONAL, TEXT, recognise
 from microplane.data.reading.hub_rows import hub_splits, is_on_hub
 from microplane.data.reading.marked import Marks, Part, marks_of, rows_of
 from microplane.data.reading.read import SPLITS, find_splits
-from microplane.data.reading.values import is_filled, listed
+from microplane.data.reading.values import listed
 from microplane.data.rendering.interface import RowFormat
-from microplane.data.tokenizers.normaliser import UnicodeForm, in_form
+from microplane.data.tokenizers.normaliser import UnicodeForm
 from microplane.errors import DataError
 from microplane.models.configs.head import TASKS
 
 FIRST = 100  # rows whose keys decide the format
-MOST_COLUMNS = 1_000  # that are looked for; keys beyond them are data
 REPORTED = 5  # pairs of equal rows that are named
 
 ReadFormat = Callable[[Sequence[Mapping[str, Any]], str, DataKnobs], RowFormat]
@@ -41,45 +40,6 @@ ReadFormat = Callable[[Sequence[Mapping[str, Any]], str, DataKnobs], RowFormat]
 def _as_written(rows: Sequence[Mapping[str, Any]], file: str, knobs: DataKnobs) -> RowFormat:
     """How rows are read where it is not known for which model."""
     return recognise(rows, file, knobs.format, knobs.fields, knobs.no_label)
-
-
-@dataclass
-class Split:
-    """The files of one split and what the first pass found in them."""
-
-    name: str
-    files: list[Path]
-    format: RowFormat
-    unicode: UnicodeForm = "as-is"  # the form that texts are brought into
-    problems: Problems = field(default_factory=Problems)
-    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # (rows,) of the contents of good rows
-    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (rows,) characters
-    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (rows, 2) file number, line
-    classes: RowClasses = field(default_factory=RowClasses)  # of rows with labels
-    unlabelled: int = 0  # rows that say that they have no label
-    rewritten: int = 0  # rows that were in another Unicode form
-    seen: list[Mapping[str, Any]] = field(default_factory=list)  # rows by which the format was chosen
-    columns: set[str] = field(default_factory=set)  # those in which something stands in a row of `seen`
-    pairs: int = 0  # rows with a second text
-    systems: set[str | None] = field(default_factory=set)  # system messages of the rows, at most two of them
-    part: Part | None = None  # of the files, where a column says of each row which split it belongs to
-
-    def unread(self) -> Split:
-        """The same rows, of which nothing is known yet."""
-        return Split(self.name, self.files, self.format, self.unicode, part=self.part)
-
-    def where(self, row: int) -> str:
-        file, line = self.places[row]
-        return f"{self.files[file].name}:{line}"
-
-    @property
-    def duplicates(self) -> int:
-        """Rows that repeat an earlier one."""
-        return len(self.hashes) - len(np.unique(self.hashes))
-
-    @property
-    def label(self) -> str:
-        return self.files[0].name if len(self.files) == 1 else f"{self.files[0].name} and {len(self.files) - 1} more"
 
 
 def files_of(knobs: DataKnobs, progress: Progress | None = None) -> dict[str, list[Path]]:
@@ -139,7 +99,7 @@ def check_split(
     seen = _first_rows(files, part)
     while True:
         form = read_format(seen, files[0].name, _as_trained(knobs, train, seen))
-        split = Split(name, files, form, unicode, seen=[*seen], columns=_filled(seen), part=part)
+        split = Split(name, files, form, unicode, seen=[*seen], columns=filled(seen), part=part)
         _check_rows(split, knobs, progress)
         if len(split.seen) == len(seen):  # no column begins later
             break
@@ -173,9 +133,9 @@ def _check_rows(split: Split, knobs: DataKnobs, progress: Progress | None) -> No
             split.systems.add(example.system)
         if progress and count % EVERY == 0:
             progress(f"checking {split.label}", count, None)
-    split.hashes = np.array(hashes, np.uint64)
-    split.sizes = np.array(sizes, np.int64)
-    split.places = np.array(places, np.int64).reshape(-1, 2)
+    split.hashes = np.frombuffer(hashes, np.uint64)
+    split.sizes = np.frombuffer(sizes, np.int64)
+    split.places = np.frombuffer(places, np.int64).reshape(-1, 2)
 
 
 def _refuse_missing(split: Split, knobs: DataKnobs) -> None:
@@ -318,46 +278,6 @@ def _part(split: Split, rows: np.ndarray) -> Split:
     return replace(split, hashes=hashes, sizes=sizes, places=places, classes=split.classes.of(rows))
 
 
-def examples(split: Split, knobs: DataKnobs) -> Iterator[tuple[int, int, Example]]:
-    """File number, line and example of each good row, in order. Bad ones are added to `split.problems`, those without a
-    label counted in `split.unlabelled`."""
-    left = knobs.limit if split.name == "train" and knobs.limit else None
-    for number, file in enumerate(split.files):
-        for row in rows_of(file, split.part, split.format.keys):
-            if left == 0:
-                return
-            where = f"{file.name}:{row.line}"
-            if row.notice:
-                split.problems.notice(where, row.notice)
-            if row.values is None:
-                if row.problem and (split.part is None or split.name == "train"):  # of a file of all splits told once
-                    split.problems.add(where, row.problem)
-                continue
-            _look_for_columns(split, row.values)
-            try:
-                example = split.format.example(row.values, where)
-            except RowError as error:
-                split.problems.add(where, error.problem)
-                continue
-            except NoLabel:
-                split.unlabelled += 1
-                continue
-            if left is not None:
-                left -= 1
-            formed = example.rewritten(lambda text: in_form(text, split.unicode))
-            split.rewritten += formed is not example
-            yield number, row.line, formed
-
-
-def _look_for_columns(split: Split, values: Mapping[str, Any]) -> None:
-    """Keep a row that has a column which no row before it has, up to a number of columns that no table has."""
-    if split.columns.issuperset(values) or len(split.columns) >= MOST_COLUMNS:
-        return
-    if new := _filled([values]) - split.columns:
-        split.columns |= new
-        split.seen.append(values)
-
-
 def _first_rows(files: Sequence[Path], part: Part | None = None) -> list[Mapping[str, Any]]:
     """The first rows of the first file, and one of each other.
 
@@ -383,11 +303,6 @@ def _rows_of(file: Path, count: int, problems: Problems, part: Part | None = Non
         if len(found) >= count or problems.total >= 10_000:
             break
     return found
-
-
-def _filled(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The columns in which something stands in one of the rows."""
-    return {key for row in rows for key, value in row.items() if is_filled(value)}
 
 
 def overlap(train: Split, other: Split) -> Overlap:

@@ -1,4 +1,4 @@
-"""Examples become rows of tokens in several processes at once. What comes back is in order: nothing depends on them.
+"""Rows become tokens in several processes at once. What comes back is in order: nothing depends on them.
 
 The processes are copies of this one (fork): they begin at once, with the tokenizer and the template that stand in its
 memory, and share it. Where the system makes no such copies safely, and for few items, all is done here.
@@ -35,11 +35,11 @@ PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux
 _function: Callable[[Any], Any]  # of a copy
 
 
-def side_by_side(function: Callable[[T], R], items: Iterator[T], count: int) -> Generator[tuple[T, R], None, None]:
-    """Each item with what the function makes of it, in order.
+def side_by_side(function: Callable[[list[T]], R], items: Iterator[T], count: int) -> Generator[R, None, None]:
+    """What a function makes of the items, `CHUNK` at a time and in order.
 
     Args:
-        function: depends on its item alone. Items and results are sent between processes; the function is not.
+        function: depends on its items alone. Items and results are sent between processes; the function is not.
         count: how many items there are, about.
 
     Raises:
@@ -48,17 +48,17 @@ def side_by_side(function: Callable[[T], R], items: Iterator[T], count: int) -> 
     cores = min(usable_cores(), MOST)
     with _copies(function, cores if count >= WORTH and sys.platform == "linux" else 1) as pool:
         if pool is None:
-            for item in items:
-                yield item, function(item)
+            while chunk := list(islice(items, CHUNK)):
+                yield function(chunk)
             return
-        under_way: deque[tuple[list[T], Future[list[R]]]] = deque()
+        under_way: deque[Future[R]] = deque()
         while True:
             while len(under_way) < AHEAD * cores and (chunk := list(islice(items, CHUNK))):
-                under_way.append((chunk, pool.submit(_all_of, chunk)))
+                under_way.append(pool.submit(_made, chunk))
             if not under_way:
                 return
-            chunk, future = under_way.popleft()
-            yield from zip(chunk, future.result(), strict=True)
+            future = under_way.popleft()
+            yield future.result()
 
 
 @contextmanager
@@ -108,5 +108,5 @@ def _begin(function: Callable[[Any], Any], parent: int) -> None:
         os._exit(1)
 
 
-def _all_of(chunk: list[Any]) -> list[Any]:
-    return [_function(item) for item in chunk]
+def _made(chunk: list[Any]) -> Any:
+    return _function(chunk)

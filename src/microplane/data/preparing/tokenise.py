@@ -6,28 +6,29 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from microplane.cache.eviction import new_entry
 from microplane.config.knobs import DataKnobs
-from microplane.data.mixtures.render import EVERY, Progress
+from microplane.data.mixtures.render import Progress
 from microplane.data.preparing.doubts import doubts
-from microplane.data.preparing.first_pass import FirstPass, Split, examples, first_pass
+from microplane.data.preparing.first_pass import FirstPass, first_pass
+from microplane.data.preparing.making import Counts, Making, RawItem
 from microplane.data.preparing.side_by_side import side_by_side
+from microplane.data.preparing.split import Split, good_rows
 from microplane.data.preparing.summary import DataSummary, length_facts
 from microplane.data.preparing.unread import told_unread
 from microplane.data.reading.bad_rows import LISTED, Problem
-from microplane.data.reading.example import Example
 from microplane.data.reading.formats import TEXT
 from microplane.data.reading.label_values import AUTO, means_none, same_class
 from microplane.data.rendering.interface import Candidates, DataObjective, Renderer, RowTraits
-from microplane.data.rendering.labelled import LabelRenderer, UnknownClassError, class_names
-from microplane.data.store import Lost, SplitInfo, SplitWriter, TokenDataset, TokenRow
-from microplane.data.tokenizers.segmenter import JOINT
+from microplane.data.rendering.labelled import LabelRenderer, class_names
+from microplane.data.store import SplitInfo, SplitWriter, TokenDataset
 from microplane.data.tokenizers.tokenizer import RARE, Tokenizer
 from microplane.errors import DataError
 
@@ -78,6 +79,7 @@ def tokenise_files(
                 second_pass.tokenise(name)
             infos = {name: writer.close() for name, writer in writers.items()}
         summary = second_pass.summary(infos, temporary)
+        del found, train, second_pass, writers  # what was kept of each row makes room
         if hold_out:  # rows that are trained on
             sets = {name: TokenDataset(temporary, name, info) for name, info in infos.items()}
             summary.warnings += doubts(sets, renderer.tokenizer, summary, progress)
@@ -106,38 +108,6 @@ def _refuse_doubtful(train: Split, named: set[str]) -> None:
         )
 
 
-@dataclass
-class Counts:
-    """What happened to the rows of one split while they were tokenised."""
-
-    lost: Counter[Lost] = field(default_factory=Counter)
-    in_pieces: int = 0  # texts that became several rows
-    by_answer: int = 0  # conversations that did
-    dropped: int = 0
-    forged: int = 0  # rows that hold special tokens as text
-    unlike: int = 0  # rows that begin their answer in another way than generation does
-    targets: int = 0  # tokens to be predicted
-    unknown: int = 0  # tokens that the tokenizer does not know
-    unknown_targets: int = 0
-
-
-@dataclass(frozen=True)
-class _Rendering:
-    """What an example becomes, which other processes may ask for as well."""
-
-    renderer: Renderer
-    most: int  # tokens of a row
-    most_of_target: int
-
-    def __call__(self, item: tuple[int, int, Example]) -> list[TokenRow] | Problem:
-        """The rows of one, with the number of its file and its line; what is wrong where the template refuses it."""
-        try:
-            return self.renderer.rows(item[2], self.most, self.most_of_target)
-        except DataError as error:
-            unknown = isinstance(error, UnknownClassError)
-            return Problem("a class of no training row" if unknown else "refused by the template", str(error))
-
-
 class SecondPass:
     """Tokenises the splits that the first pass found."""
 
@@ -161,32 +131,36 @@ class SecondPass:
         Raises:
             DataError: for rows that the template refuses, unless bad rows are skipped.
         """
-        split = self.found.splits[name]
-        held_out = self.found.held_out if name == "train" else None
-        total = len(split.hashes) if held_out is None else len(held_out)
-        # Bad rows have been told. A file may have grown, which the second look at its identity tells.
-        rows = islice(examples(split.unread(), self.knobs), total)
-        most = self.knobs.max_length
-        rendering = _Rendering(self.renderer, most, self.knobs.max_target_length or most)
-        with closing(side_by_side(rendering, rows, total)) as rendered:
-            for row, ((file, line, example), found) in enumerate(rendered):
-                if self.progress and row % EVERY == 0:
-                    self.progress(f"tokenising {split.label}", row, total)
-                self.joined = self.joined or JOINT in (example.text or "")
-                if isinstance(found, Problem):
-                    self._refuse(split, example.where, found, total)
-                    continue
-                side = "validation" if held_out is not None and held_out[row] else name
-                if len(found) > 1 and example.messages is None:
-                    self.counts[side].in_pieces += 1
-                elif len(found) > 1:
-                    self.counts[side].by_answer += 1
-                for tokens in found:
-                    self._write(side, tokens, (file, line))
+        split, held_out = self.found.splits[name], self.found.held_out if name == "train" else None
+        rows, total = self._rows(split, held_out)
+        most, unknown = self.knobs.max_length, self.renderer.tokenizer.unk_id
+        making = Making(split.unread(), self.renderer, most, self.knobs.max_target_length or most, unknown)
+        done = 0
+        with closing(side_by_side(making, rows, total)) as made:
+            for chunk in made:
+                if self.progress:
+                    self.progress(f"tokenising {split.label}", done, total)
+                done += chunk.items
+                self.joined = self.joined or chunk.joined
+                for where, problem in chunk.problems:
+                    self._refuse(split, where, problem, total)
+                for side, packed in chunk.rows.items():
+                    self.writers[side].add(packed)
+                for side, counts in chunk.counts.items():
+                    self.counts[side].add(counts)
         if self.progress:
             self.progress(f"tokenising {split.label}", total, total)
         if split.problems.total and not self.knobs.skip_bad_rows:
             raise split.problems.error(split.label, total)
+
+    def _rows(self, split: Split, held_out: np.ndarray | None) -> tuple[Iterator[RawItem], int]:
+        """The rows of the files of one split, each with the split that it belongs to, and how many there are."""
+        if held_out is None:
+            return ((split.name, *row) for row in good_rows(split, split.places)), len(split.places)
+        places = np.empty((len(held_out), 2), np.int64)
+        places[~held_out], places[held_out] = split.places, self.found.splits["validation"].places
+        sides = ("validation" if held else split.name for held in held_out)
+        return ((side, *row) for side, row in zip(sides, good_rows(split, places), strict=False)), len(places)
 
     def _refuse(self, split: Split, where: str, problem: Problem, total: int) -> None:
         """Count a row that the template refuses as a bad one.
@@ -197,23 +171,6 @@ class SecondPass:
         split.problems.add(where, problem)
         if not self.knobs.skip_bad_rows and split.problems.total >= LISTED:
             raise split.problems.error(split.label, total, more=True)
-
-    def _write(self, name: str, row: TokenRow, place: tuple[int, int]) -> None:
-        counts = self.counts[name]
-        if not row.count:
-            counts.dropped += 1
-            return
-        counts.lost[row.lost] += 1
-        counts.targets += sum(row.targets)
-        counts.unlike += not row.continues
-        counts.forged += row.forged
-        unknown = self.renderer.tokenizer.unk_id
-        if unknown is not None and unknown in row.ids:
-            counts.unknown += row.ids.count(unknown)
-            counts.unknown_targets += sum(
-                is_target for token, is_target in zip(row.ids, row.targets, strict=False) if token == unknown
-            )
-        self.writers[name].add(row, place)
 
     def summary(self, infos: Mapping[str, SplitInfo], folder: Path) -> DataSummary:
         """All numbers and warnings.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
+import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from microplane.errors import DataError
 
 MOST_TURNS = 1_000_000  # of all loops of one rendering; the longest conversations need some thousands
 MOST_CHARACTERS = 10_000_000  # of a text, or items of a list, that is made by multiplying
@@ -68,3 +76,51 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if isinstance(many, str | list | tuple) and isinstance(times, int) and len(many) * times > MOST_CHARACTERS:
                 raise SecurityError(f"it repeats a text or a list {times} times")
         return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """`{% generation %}` ... `{% endgeneration %}`, with which some templates mark answers: the body as it is."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is, where Jinja's own filter would escape it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(style: str) -> str:
+    return datetime.now().strftime(style)
+
+
+@lru_cache(maxsize=16)
+def compiled(template: str, kind: type[BoundedEnvironment] = BoundedEnvironment) -> jinja2.Template:
+    """With the blocks, filters and functions that the chat templates of Hugging Face models are written for.
+
+    Raises:
+        DataError: if it is broken.
+    """
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+    try:
+        compiled = environment.from_string(template)
+        compiled.globals = dict(compiled.globals)  # a chain of dictionaries, which each rendering would walk through
+        return compiled
+    except jinja2.TemplateError as error:
+        raise DataError(f"the model's chat template is broken: {error}; possible: --set data.template=plain") from None

@@ -11,20 +11,26 @@ is. Only plain-text examples keep theirs, since such data often holds conversati
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from microplane.data.reading.example import Example, Message
 from microplane.data.rendering.chat_template import MARK, ChatTemplate, Span, Tools, Traced
 from microplane.data.rendering.interface import RowTraits
+from microplane.data.rendering.layout import Added, Encode, Layout, Plan, Tokens, layout_of, plan_of
+from microplane.data.rendering.length import pieces, truncate
 from microplane.data.rendering.plain_template import PlainTemplate
-from microplane.data.store import Lost, TokenRow, last_run
+from microplane.data.store import TokenRow
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 
-Tokens = tuple[list[int], list[bool]]  # ids, and for each whether it is a target
+KEPT = 256  # texts whose tokens are kept, for system prompts and short answers come again
+SHORT = 2_000  # characters of such a text at most: what is kept takes a few MB
+SHAPES = 256  # of conversations, whose layout is kept
+OFTEN = 3  # conversations of a shape from which its layout is worth finding
+PROVED = 3  # conversations that are made in both ways before a plan is trusted
 
 
 @lru_cache(maxsize=8)
@@ -41,6 +47,16 @@ def causal_renderer(tokenizer: Tokenizer, template: str = "auto", system: str | 
         DataError: for "chat" without a chat template, or a tokenizer without an end token.
     """
     return CausalRenderer(tokenizer, template, system)
+
+
+@dataclass
+class _Shape:
+    """What is known of the conversations in which the same speak in the same order."""
+
+    seen: int = 0
+    layout: Layout | None = None
+    plan: Plan | None = None
+    proved: int = 0
 
 
 class CausalRenderer:
@@ -60,6 +76,7 @@ class CausalRenderer:
         self.system = system
         self.kind = "chat" if template != "plain" and tokenizer.chat_template else "plain"
         self._literals: dict[int, str] = {}
+        self._shapes: dict[tuple[tuple[str, bool], ...], _Shape] = {}
         first = tokenizer.encode("a", special=True)[:1]
         self.bos = tokenizer.bos_id if first == [tokenizer.bos_id] else None
         # Where parts of a text can be tokenised one by one. SentencePiece puts a space before each.
@@ -122,6 +139,8 @@ class CausalRenderer:
             ]
         messages = self._said(example.messages)
         self._refuse_rendered(messages)
+        if not example.tools and (known := self._known(messages)) is not None:
+            return [TokenRow(*truncate(*known[0], max_length, self.bos), forged=known[1])]
         found = [
             TokenRow(
                 *truncate(*self._row(traced), max_length, self.bos), continues=traced.continues, forged=traced.forged
@@ -129,6 +148,65 @@ class CausalRenderer:
             for traced in self._traced(messages, example.tools)
         ]
         return found or [TokenRow([])]  # in which nothing is to be trained
+
+    def _known(self, messages: Sequence[Message]) -> tuple[Tokens, bool] | None:
+        """The row of a conversation whose shape has come before, and whether special tokens stand in it as text,
+        without rendering it; None where it has to be."""
+        if messages[-1:] and (messages[-1].role != "assistant" or not messages[-1].trained):
+            return None
+        if any(message.thoughts or message.extra for message in messages):
+            return None
+        shape = tuple([(message.role, message.trained) for message in messages])
+        known = self._shapes.get(shape)
+        if known is None:
+            if len(self._shapes) < SHAPES:
+                self._shapes[shape] = _Shape()
+            return None
+        known.seen += 1
+        if known.seen == OFTEN:
+            known.layout = layout_of(self.template, messages)
+        texts = [message.content for message in messages]
+        if known.layout is None or not known.layout.holds(texts):
+            return None
+        if known.proved < PROVED:
+            self._prove(known, known.layout, messages, texts)
+            return None
+        tokens = None if known.plan is None else known.plan.tokens(texts)
+        if tokens is not None:
+            return self._begin(*tokens), False
+        traced = known.layout.traced(texts)
+        return self._row(traced), traced.forged
+
+    def _prove(self, known: _Shape, layout: Layout, messages: Sequence[Message], texts: Sequence[str]) -> None:
+        """Compare a conversation that is rendered with what is known of its shape."""
+        known.proved += 1
+        rendered = self._traced(messages, ())
+        if rendered != [layout.traced(texts)]:
+            known.layout = None
+            return
+        encoded = self._encode(rendered[0])
+        row = truncate(*self._row(rendered[0]), len(encoded[0]) + 2, self.bos)[:2]
+        apart = self.joins and self.tokenizer.rules is None and not rendered[0].forged
+        if known.proved == 1 and apart:
+            known.plan = plan_of(layout, texts, encoded, self._part_ids, self._added, self.stops)
+        if known.plan and (found := known.plan.tokens(texts)) and self._begin(*found) != row:
+            known.plan = None
+
+    @cached_property
+    def _part_ids(self) -> Encode:
+        """The ids of a part of a rendered text; of short ones the last are kept."""
+        tokenizer = self.tokenizer.of_templates
+
+        def ids(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(text, special=False))
+
+        kept = lru_cache(KEPT)(ids)
+        return lambda text: kept(text) if len(text) <= SHORT else ids(text)
+
+    @cached_property
+    def _added(self) -> Added:
+        tokens = self.tokenizer.of_templates.backend.get_added_tokens_decoder()
+        return Added(tokens, [token for token in {*tokens, *self.stops} if self._special(token)])
 
     def _refuse_rendered(self, messages: Sequence[Message]) -> None:
         """Raises: DataError, for a prompt that is rendered already and would be a second time."""
@@ -161,7 +239,9 @@ class CausalRenderer:
         """The messages with the system prompt before them, and without the stop tokens that answers end with as text:
         the template writes its own."""
         messages = [
-            replace(message, content=self._unstopped(message.content)) if message.role == "assistant" else message
+            replace(message, content=self._unstopped(message.content))
+            if message.role == "assistant" and message.content.rstrip().endswith(self._stop_texts)
+            else message
             for message in messages
         ]
         if self.system is None or (messages and messages[0].role == "system"):
@@ -297,42 +377,3 @@ class CausalRenderer:
         end = next((turn[1] for turn in traced.turns if turn), len(traced.text))
         behind = [token for token, (place, _) in zip(ids, offsets, strict=True) if place >= end]
         return next(([token] for token in behind if self._special(token)), [])
-
-
-# Length
-
-
-def pieces(ids: list[int], max_length: int, bos: int | None) -> Iterator[tuple[list[int], int]]:
-    """A text as rows of at most `max_length` tokens, each with the number of its tokens at the start that are not
-    trained. Of the whole text every token but the first is trained, once: a later piece begins with `bos`, if there is
-    one, and with the last token of the piece before it.
-    """
-    yield ids[:max_length], 1
-    head = ids[:1] if ids[0] == bos else []
-    room = max_length - len(head) - 1
-    for start in range(max_length, len(ids), room):
-        yield [*head, *ids[start - 1 : start + room]], len(head) + 1
-
-
-def truncate(
-    ids: list[int], trained: list[bool], max_length: int, bos: int | None
-) -> tuple[list[int], list[bool], Lost]:
-    """Cut a row of a conversation to its length, and say what was lost.
-
-    What follows the last trained token goes, as nothing depends on it. Then the start of the prompt goes, except
-    `bos`; only of an answer that is too long by itself, the end goes too. An earlier answer of which only the end is
-    left, or no token before it, is not trained: generation never stands there.
-    """
-    start, end = last_run(trained)
-    ids, trained = ids[:end], trained[:end]
-    if end <= max_length:
-        return ids, trained, ""
-    head = 1 if ids[0] == bos else 0
-    begin = end - (max_length - head)
-    cut: Lost = "start"
-    if start < begin + 1 - head:  # a target needs one token before it
-        begin, cut = start - 1 + head, "answer"
-    stop = begin + max_length - head
-    torn = next(place for place in range(begin, stop) if not trained[place] or place == start)
-    kept = [False] * (torn - begin) + trained[torn:stop]
-    return ids[:head] + ids[begin:stop], [False, *(trained[:head] + kept)[1:]], cut

@@ -7,22 +7,16 @@ say nothing about tokens; `template.py` does that from the places.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
 
 from microplane.data.reading.example import Message
 from microplane.data.rendering.answers import THINK, THOUGHT_MARKS, UNTHINK, lacks, opened_by
-from microplane.data.rendering.bounded_jinja import BoundedEnvironment
+from microplane.data.rendering.bounded_jinja import compiled
 from microplane.errors import DataError
 
 Span = tuple[int, int]  # characters, end excluded
@@ -46,51 +40,7 @@ class Traced:
     continues: bool = True  # whether the last answer stands behind its generation prompt, which may open a thought
 
 
-class _Generation(Extension):
-    """`{% generation %}` ... `{% endgeneration %}`, with which some templates mark answers: the body as it is."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return body
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is, where Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _now(style: str) -> str:
-    return datetime.now().strftime(style)
-
-
 NO_PROMPT: tuple[Sequence[Message], Tools, str] = ((), (), "")  # messages, tools, and what they are asked with
-
-
-@lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    """With the blocks, filters and functions that the chat templates of Hugging Face models are written for."""
-    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
-    try:
-        compiled = environment.from_string(template)
-        compiled.globals = dict(compiled.globals)  # a chain of dictionaries, which each rendering would walk through
-        return compiled
-    except jinja2.TemplateError as error:
-        raise DataError(f"the model's chat template is broken: {error}; possible: --set data.template=plain") from None
 
 
 class ChatTemplate:
@@ -104,7 +54,7 @@ class ChatTemplate:
 
     def __init__(self, template: str, variables: dict[str, str], date: str | None = None):
         self.source = template
-        self.template = _compile(template)
+        self.template = compiled(template)
         self.variables: dict[str, Any] = dict(variables)
         if date is not None:
             self.variables["strftime_now"] = datetime.fromisoformat(date).strftime

@@ -219,7 +219,8 @@ class Tokenizer:
     def _ids(self, encoding: Encoding) -> list[int]:
         """What no row of the model stands for is unknown. What is unknown to a SentencePiece model may yet have an id,
         as a token that another one makes."""
-        ids, unknown = encoding.ids, self.unk_id
+        ids: list[int] = encoding.ids
+        unknown = self.unk_id if self.known is not None or self.unmatchable_prefix else None
         if self.known is not None and unknown is not None:
             ids = [token if token < self.known else unknown for token in ids]
         if not self.unmatchable_prefix or unknown not in ids:
