@@ -24,6 +24,7 @@ from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata, head_trains_alone
 from microplane.nn.sharded import reshard
+from microplane.runs.known_start import validated_once
 from microplane.runs.numbered_classes import check_classes
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
@@ -129,12 +130,19 @@ def fit(
         if ranks.is_first:
             save_probe(folder, rows, logits)
 
-    def validate(tuned: nn.Module) -> ValidationLoss:
-        at_once, told = prepared.config.eval.batch_tokens, watch.progress(VALIDATING)
+    at_once, begins = prepared.config.eval.batch_tokens, [ranks.size == 1 and not rehearsal]
+
+    def measured(tuned: nn.Module) -> ValidationLoss:
+        told = watch.progress(VALIDATING)
         found = validation_loss(objective, tuned, read["validation"], at_once, told, ranks, groups)
         if not can_ignore:
             return found
         return replace(found, ignores_inputs=ignores_inputs(objective, cast(Model, tuned), validation, at_once))
+
+    def validate(tuned: nn.Module) -> ValidationLoss:
+        if begins and begins.pop():
+            return validated_once(prepared, model, [at_once, can_ignore, kept is not None], lambda: measured(tuned))
+        return measured(tuned)
 
     if method.whole_model and ranks.is_first:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
