@@ -62,10 +62,15 @@ def _at_once(dataset: Dataset, batch_tokens: int, least_batches: int = LEAST_BAT
 
 
 def evaluate_loss(
-    objective: Objective[B], model: nn.Module, dataset: Dataset, batch_tokens: int, progress: Progress | None = None
+    objective: Objective[B],
+    model: nn.Module,
+    dataset: Dataset,
+    batch_tokens: int,
+    progress: Progress | None = None,
+    least_batches: int = LEAST_BATCHES,
 ) -> float:
     """The mean of `validation_loss`, to the same bits."""
-    return validation_loss(objective, model, dataset, batch_tokens, progress).mean
+    return validation_loss(objective, model, dataset, batch_tokens, progress, ALONE, least_batches).mean
 
 
 def template_frame(
