@@ -17,8 +17,9 @@ import microplane
 from microplane.cli.app import app
 from microplane.models.decoder import Decoder
 from microplane.models.files.load import load_model, save_model
-from microplane.runs import room
-from microplane.runs.rehearsal import MOST_TOKENS, ROWS
+from microplane.runs import fit, prepare, room, trackers
+from microplane.runs.rehearsal import MOST_TOKENS
+from microplane.training import resume
 from tests.cases import some
 from tests.data.preparing.test_doubts import asked, reviews
 from tests.labels import encoder_folder
@@ -354,8 +355,19 @@ def test_too_little_memory_by_forecast_is_a_doubt(tmp_path, monkeypatch):
     assert "of memory by forecast" in done.findings[0].text
 
 
-def test_little_is_computed_in_a_rehearsal(tmp_path, monkeypatch):
-    """The longest rows are read for two steps and two validations, and no more."""
+LONG_TEXT = " ".join(row["prompt"] for row in asked(400))
+LONG: dict[str, Callable[[], Rows]] = {
+    "short rows": lambda: asked(60),
+    "long prompts": lambda: [{"prompt": f"{n} {LONG_TEXT[:9000]}", "completion": "yes it is"} for n in range(30)],
+    "long answers": lambda: [{"prompt": f"say {n}", "completion": LONG_TEXT[n:9000]} for n in range(30)],
+    "plain text": lambda: [{"text": f"{n} {LONG_TEXT}"} for n in range(30)],
+    "two books": lambda: [{"text": LONG_TEXT}, {"text": LONG_TEXT[::-1]}],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_little_is_computed_in_a_rehearsal(tmp_path, monkeypatch, name):
+    """Few tokens are read for two steps and two validations, however long the rows are."""
     read = []
     forward = Decoder.forward
 
@@ -364,12 +376,51 @@ def test_little_is_computed_in_a_rehearsal(tmp_path, monkeypatch):
         return forward(self, rows, *more, **named)
 
     monkeypatch.setattr(Decoder, "forward", counted)
-    model, data = decoder(tmp_path, asked(60))
-    done = check(model, data)
-    assert done.findings == []
+    model, data = (
+        save_tiny_folder(tmp_path / "model", max_position_embeddings=4096, **SHALLOW),
+        write(tmp_path, LONG[name]()),
+    )
+    done = check(model, data, data__max_length=2048)
+    assert [finding for finding in done.findings if finding.level == "wrong"] == []
     assert done.rehearsed is not None
-    longest = max(len(row["prompt"]) + len(row["completion"]) for row in asked(60)) + 40
-    assert sum(read) < 7.5 * min(MOST_TOKENS, ROWS * longest), sum(read) / (ROWS * longest)
+    assert sum(read) < (5.2 if name == "short rows" else 9) * MOST_TOKENS, sum(read)
+    if name == "short rows":  # two steps and two validations, each at once
+        assert sum(length > MOST_TOKENS / 2 for length in read) == 4
+
+
+def test_nothing_is_kept_to_go_on_from_in_a_rehearsal(tmp_path, monkeypatch):
+    """No checkpoint, and no weights as they were at the start: of a large model these are most of the work."""
+    saved: list[str] = []
+    monkeypatch.setattr(resume, "save_checkpoint", lambda *_, **__: saved.append("checkpoint"))
+    save_adapter = fit.save_adapter
+
+    def told(folder, model, method, about, tokens):
+        saved.append(f"step {about['step']}")
+        return save_adapter(folder, model, method, about, tokens)
+
+    monkeypatch.setattr(fit, "save_adapter", told)
+    done = check(*decoder(tmp_path, asked(40)))
+    assert done.findings == []
+    assert saved == ["step 2"]
+
+
+@pytest.mark.parametrize(("lr", "level"), [("auto", "doubtful"), (5.0, "wrong")])
+def test_two_steps_that_do_harm(tmp_path, monkeypatch, lr, level):
+    """A rate that nobody chose is lowered by the run itself; and what was trained is saved though it is worse."""
+    monkeypatch.setattr(prepare, "peak_lr", lambda method, model, knobs: knobs.lr or 5.0)
+    sets = {} if lr == "auto" else {"train__lr": lr}
+    done = check(*decoder(tmp_path, asked(40)), train__clip=0.0, **sets)
+    assert [finding.level for finding in done.findings] == [level], done.findings
+    assert "learning rate is likely too high" in done.findings[0].text
+    assert ("smaller rate" in done.findings[0].text) is (level == "doubtful")
+
+
+def test_a_rehearsal_is_told_to_no_tracker(tmp_path, monkeypatch):
+    begun: list[Any] = []
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", (begun.append, ()))
+    done = check(*decoder(tmp_path, asked(40)), track=["tensorboard"])
+    assert done.rehearsed is not None
+    assert begun == []
 
 
 def test_too_little_disk_is_told(tmp_path, monkeypatch):

@@ -247,7 +247,8 @@ class Place:
         """
         runs = self.folder / f"runs-{next(self.numbers)}"
         sets = sets | {"runs": str(runs / sets.get("runs", "runs"))}
-        shutil.rmtree(cache_dir() / "baseline", ignore_errors=True)  # or the untouched model would not be measured
+        for kept in ("baseline", "starts"):  # or what is known already would not be measured
+            shutil.rmtree(cache_dir() / kept, ignore_errors=True)
         self.calls.clear()
         with patch("microplane.runs.train.prune"):  # or one checkpoint would be left, however many there were
             done = microplane.train(knobs=self.knobs(where, sets))

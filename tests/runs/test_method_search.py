@@ -316,8 +316,15 @@ def test_only_a_model_that_knows_the_task_is_near():
 def test_a_model_ignores_its_inputs_only_where_they_change_nothing(monkeypatch):
     """One that has learnt nothing yet looks at them all the same."""
     objective, rows, model = NextToken(), copied(), tiny()
+    forward, read = type(model).forward, list[int]()
+
+    def counted(self, rows, *given, **named):
+        read.append(len(rows.lengths))
+        return forward(self, rows, *given, **named)
+
+    monkeypatch.setattr(type(model), "forward", counted)
     assert not ignores_inputs(objective, model, rows, 512)
-    forward = type(model).forward
+    assert read == [4, 4]  # a few rows at once, as each validation asks it
 
     def deaf(self, rows, *given, **named):  # every token's state is that of the first row's first
         states = forward(self, rows, *given, **named)

@@ -33,6 +33,7 @@ KINDS = {
         Kind("features", "outputs of a frozen model"),
         Kind("native", "compiled operations"),
         Kind("baseline", "how an untouched model does"),
+        Kind("starts", "the first validation of a run"),
         Kind("number_format", "the speed of number formats"),
         Kind("blocks", "what a block of a model holds"),
         Kind("machine", "the speed of this machine"),

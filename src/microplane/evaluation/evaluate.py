@@ -34,14 +34,15 @@ def validation_loss(
     batch_tokens: int,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    least_batches: int = LEAST_BATCHES,
 ) -> ValidationLoss:
     """The mean loss of all items that the objective counts in `dataset` (target tokens, rows, labelled tokens); always
-    in the same order, so always the same bits. In `LEAST_BATCHES` batches at least, so that groups of rows can be
-    compared.
+    in the same order, so always the same bits.
 
     Args:
         batch_tokens: tokens computed at once, at most.
         ranks: who compute it together, batch by batch in turn, and all get it.
+        least_batches: into how many the rows are cut at least, so that groups of rows can be compared.
     """
     sums, ours = list[tuple[float, int]](), cast(Model, model)
 
@@ -49,22 +50,27 @@ def validation_loss(
         sums.append((objective.loss(ours, batch).item(), batch.count))
 
     share = ranks.rank % ranks.size, ranks.size
-    at_once = _at_once(dataset, batch_tokens)
+    at_once = _at_once(dataset, batch_tokens, least_batches)
     total = for_each_batch(objective, ours, dataset, at_once, add, progress, share, ranks.sharded)
     every = ranks.each(sums)
     return ValidationLoss.of(every[number % ranks.size][number // ranks.size] for number in range(total))
 
 
-def _at_once(dataset: Dataset, batch_tokens: int) -> int:
+def _at_once(dataset: Dataset, batch_tokens: int, least_batches: int = LEAST_BATCHES) -> int:
     """Tokens computed at once."""
-    return min(batch_tokens, -(-int(dataset.lengths.sum()) // LEAST_BATCHES))
+    return min(batch_tokens, -(-int(dataset.lengths.sum()) // least_batches))
 
 
 def evaluate_loss(
-    objective: Objective[B], model: nn.Module, dataset: Dataset, batch_tokens: int, progress: Progress | None = None
+    objective: Objective[B],
+    model: nn.Module,
+    dataset: Dataset,
+    batch_tokens: int,
+    progress: Progress | None = None,
+    least_batches: int = LEAST_BATCHES,
 ) -> float:
     """The mean of `validation_loss`, to the same bits."""
-    return validation_loss(objective, model, dataset, batch_tokens, progress).mean
+    return validation_loss(objective, model, dataset, batch_tokens, progress, ALONE, least_batches).mean
 
 
 def template_frame(

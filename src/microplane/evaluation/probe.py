@@ -20,9 +20,9 @@ from microplane.objectives.base import AnyObjective, ProbeRow
 ROWS = 4
 
 
-def probe_rows(objective: AnyObjective, dataset: Dataset) -> list[ProbeRow]:
+def probe_rows(objective: AnyObjective, dataset: Dataset, count: int = ROWS) -> list[ProbeRow]:
     """A few rows, spread over the data set."""
-    return [objective.probe_row(dataset, row) for row in choose_rows(dataset, ROWS)]
+    return [objective.probe_row(dataset, row) for row in choose_rows(dataset, count)]
 
 
 @torch.no_grad()

@@ -157,6 +157,7 @@ def _look(found: Checked, prepared: Prepared, rehearsal: bool, watch: Watcher) -
         found.wrong([str(error)])
     if found.rehearsed is not None:
         found.wrong(found.rehearsed.wrong())
+        found.findings += [Finding("doubtful", text) for text in found.rehearsed.doubtful()]
         found.seconds = _seconds(prepared, found.rehearsed)
 
 

@@ -66,7 +66,7 @@ def check_knobs_for_data(knobs: RunKnobs, objective: AnyObjective, summary: Data
     Raises:
         ConfigError: for knobs that would change nothing, all of them at once.
     """
-    plain_text = not summary.task and summary.template == "none"
+    plain_text = summary.plain_text
     idle = (
         [*_idle_with_labels(knobs, summary.task)]
         if summary.task

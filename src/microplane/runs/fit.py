@@ -15,15 +15,16 @@ from microplane.checkpoints.adapter import hand_in_adapter, load_adapter, save_a
 from microplane.config.knobs import TrainKnobs
 from microplane.data.batch_plan import BatchPlan
 from microplane.data.progress import Watcher
-from microplane.evaluation.evaluate import validation_loss
+from microplane.evaluation.evaluate import LEAST_BATCHES, validation_loss
 from microplane.evaluation.nearness import comparable, ignores_inputs
-from microplane.evaluation.probe import probe_logits, probe_rows, save_probe
+from microplane.evaluation.probe import ROWS, probe_logits, probe_rows, save_probe
 from microplane.methods import trainable_parameters
 from microplane.methods.adapted_linear import adapted_line
 from microplane.methods.method import attach_method
 from microplane.models.contract import Model
 from microplane.models.heads import head_metadata, head_trains_alone
 from microplane.nn.sharded import reshard
+from microplane.runs.known_start import validated_once
 from microplane.runs.numbered_classes import check_classes
 from microplane.runs.prepare import Prepared
 from microplane.training import loop
@@ -36,6 +37,7 @@ from microplane.training.ranks import ALONE, Ranks
 from microplane.training.resume import checkpoints
 
 KEPT_PASSES = 30.0
+FEW = 2  # rows that two models are compared on in a rehearsal
 VALIDATING = "validating"  # as the progress calls it
 
 
@@ -84,6 +86,7 @@ def fit(
     resume: bool = False,
     ranks: Ranks = ALONE,
     share: float = 1.0,
+    rehearsal: bool = False,
 ) -> Fitted:
     """Train `model`, to which the method is attached; with other processes, if there are any.
 
@@ -91,6 +94,8 @@ def fit(
         on_record: sees each line of metrics.jsonl, with the clock's figures.
         on_saved: is told the bytes of the weights file in `adapter/` whenever that is written.
         share: of the run's steps; a part of it is a whole run of its own, with its whole schedule and two validations.
+        rehearsal: see `training.loop.fit`; it validates in batches as large as `eval.batch_tokens` allows, compares
+            few rows, and does not ask whether inputs are ignored.
 
     Raises:
         TrainingError, CheckpointError: see `training.loop.fit`.
@@ -102,7 +107,7 @@ def fit(
     if share < 1:
         knobs, kept_knobs = (_part_of(plan, one, share) for one in (knobs, kept_knobs))
     metadata = prepared.adapter_metadata() | head_metadata(model)
-    rows = probe_rows(objective, validation)
+    rows = probe_rows(objective, validation, FEW if rehearsal else ROWS)
     off, sets = knobs.feature_cache == "off", {"training": train, "validation": validation}
     with ranks.first_alone():
         read, kept = cache_features(objective, model, sets, plan.passes(kept_knobs), watch, off)
@@ -110,7 +115,8 @@ def fit(
     if prepared.steps_asked is None and share == 1:
         _say_passes(plan, used, watch)
     summary = prepared.splits.summary
-    can_ignore = not head_trains_alone(model) and comparable(summary.template, summary.task, validation)
+    can_ignore = comparable(summary.template, summary.task, validation) and not (rehearsal or head_trains_alone(model))
+    groups = 1 if rehearsal else LEAST_BATCHES
     stops = objective.stop_ids(prepared.tokenizer, prepared.config.data.template)
     tokenizer, tokens = finished(model, prepared.tokenizer, stops)
 
@@ -124,12 +130,19 @@ def fit(
         if ranks.is_first:
             save_probe(folder, rows, logits)
 
-    def validate(tuned: nn.Module) -> ValidationLoss:
-        at_once = prepared.config.eval.batch_tokens
-        found = validation_loss(objective, tuned, read["validation"], at_once, watch.progress(VALIDATING), ranks)
+    at_once, begins = prepared.config.eval.batch_tokens, [ranks.size == 1 and not rehearsal]
+
+    def measured(tuned: nn.Module) -> ValidationLoss:
+        told = watch.progress(VALIDATING)
+        found = validation_loss(objective, tuned, read["validation"], at_once, told, ranks, groups)
         if not can_ignore:
             return found
         return replace(found, ignores_inputs=ignores_inputs(objective, cast(Model, tuned), validation, at_once))
+
+    def validate(tuned: nn.Module) -> ValidationLoss:
+        if begins and begins.pop():
+            return validated_once(prepared, model, [at_once, can_ignore, kept is not None], lambda: measured(tuned))
+        return measured(tuned)
 
     if method.whole_model and ranks.is_first:
         (folder / "adapter").mkdir(parents=True, exist_ok=True)
@@ -147,6 +160,7 @@ def fit(
         resume=resume,
         on_record=on_record,
         ranks=ranks,
+        rehearsal=rehearsal,
     )
     return Fitted(outcome, trainable_parameters(model), kept)
 

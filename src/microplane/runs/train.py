@@ -32,7 +32,7 @@ from microplane.runs.continued import continued
 from microplane.runs.describe import describe
 from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
-from microplane.runs.inline_data import configuration, with_data
+from microplane.runs.inline_data import InlineData, configuration, with_data
 from microplane.runs.lr_search import refuse_many, searched
 from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
@@ -129,6 +129,25 @@ def train(
         {'loss': 0.46, 'accuracy': 0.781, 'macro_f1': 0.765}
     """
     config, inline = configuration(model, data, method, set, knobs)
+    return train_run(config, inline, resume=resume, watch=watch, callback=callback, started=started)
+
+
+def train_run(
+    config: RunKnobs,
+    inline: InlineData | None = None,
+    *,
+    resume: bool = False,
+    rehearsal: bool = False,
+    watch: Watcher | None = None,
+    callback: Callable[[Record], None] | None = None,
+    started: float | None = None,
+) -> Run:
+    """`train` with all knobs in `config`.
+
+    Args:
+        inline: the rows, where they stand in no file.
+        rehearsal: nobody will go on from this run or take its weights, see `runs.fit.fit`.
+    """
     config = config if resume or method_search.left_open(config) else continued(config)
     if others.world()[0]:  # who is not the first says nothing
         watch = callback = None
@@ -145,7 +164,7 @@ def train(
         with _folder(config, checked, resume) as folder, notices_to(say):
             if inline is not None:
                 config = with_data(config, inline.write(folder))
-            job = _Lifetime(folder, resume, started or time.time())
+            job = _Lifetime(folder, resume, started or time.time(), rehearsal)
             with tracked(config.track, folder, watch) as told:
                 try:
                     _run(job, config, checked, told, ranks)
@@ -205,7 +224,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
     base.keep(whole=not prepared.config.train.shard)
-    fitted = fit(prepared, model, folder, watch, job.on_record(watch), job.on_saved, job.resume, ranks)
+    fitted = fit(prepared, model, folder, *job.told(watch), ranks, rehearsal=job.rehearsal)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
@@ -284,11 +303,15 @@ def _compared(
 class _Lifetime:
     """A run's folder and result, from its first second to its last."""
 
-    def __init__(self, folder: Path, resume: bool, started: float):
-        self.folder, self.resume, self.started = folder, resume, started
+    def __init__(self, folder: Path, resume: bool, started: float, rehearsal: bool = False):
+        self.folder, self.resume, self.started, self.rehearsal = folder, resume, started, rehearsal
         self.result, self.memory, self.begun = Result(folder.name), PeakMemory(), False
         self.earlier = earlier_seconds(folder) if resume else 0.0
         self.device_memory: PeakDeviceMemory | None = None  # once it is known where the run computes
+
+    def told(self, watch: Watcher) -> tuple[Watcher, Callable[[Record], None], Callable[[int], None], bool]:
+        """Who is told of training, and whether it goes on, as `fit` takes it."""
+        return watch, self.on_record(watch), self.on_saved, self.resume
 
     def on_record(self, watch: Watcher) -> Callable[[Record], None]:
         def record(line: Record) -> None:

@@ -99,6 +99,7 @@ def fit(
     resume: bool = False,
     on_record: Callable[[Record], None] = lambda record: None,
     ranks: Ranks = ALONE,
+    rehearsal: bool = False,
 ) -> Outcome:
     """Train `model`, to which `method` is attached, and leave the best weights in `adapter/`.
 
@@ -112,6 +113,8 @@ def fit(
         on_record: sees every line of metrics.jsonl, with the clock's figures added.
         ranks: the processes that train together. The first one writes; when training is done the others are done too,
             and theirs is not what a method makes of the best weights at the end.
+        rehearsal: nothing will go on from this run: it keeps no checkpoints, and what it leaves in `adapter/` are never
+            the weights that it began with.
 
     Raises:
         TrainingError: loss or gradient not finite; a tensor that does not move; nothing to train on.
@@ -122,7 +125,7 @@ def fit(
         shard(model, ranks)
     state = TrainState.of(objective, model, method, train, knobs, ranks)
     log = Log(folder, on_record) if ranks.is_first else NoLog()
-    training = Training(state, folder, validate, save_best, identity, log)
+    training = Training(state, folder, validate, save_best, identity, log, rehearsal)
     with recomputed_in_backward(model, knobs.recompute), out_of_memory(TrainingError, SMALLER):
         training.begin(resume)
         model.train()
@@ -149,6 +152,7 @@ class Training:
     save_best: Callable[[int, float], None]
     identity: Record
     log: Log | NoLog
+    rehearsal: bool = False
     totals: Totals = field(init=False)
     monitor: Monitor = field(init=False)
     movement: Movement = field(init=False)
@@ -233,12 +237,13 @@ class Training:
         loss = self._validation()
         give_back_memory()
         passes = totals.tokens / int(state.train.lengths.sum())
-        settled = method.can_be_result(totals.step, state.total)
+        kept = bool(totals.step) or not self.rehearsal
+        settled = kept and method.can_be_result(totals.step, state.total)
         best = self.monitor.add(totals.step, loss, totals.losses, passes, settled)
         totals.losses = []
         if state.ranks.size > 1 and not state.ranks.sharded:
             state.ranks.check_same("weights any more", Movement.of(state.model).start, TrainingError)
-        if best and (state.ranks.is_first or state.ranks.sharded):
+        if best and kept and (state.ranks.is_first or state.ranks.sharded):
             self.save_best(totals.step, loss.mean)
             if method.finishes:
                 checkpoint.save_best(self.resume_folder, state.model, method)
@@ -328,6 +333,8 @@ class Training:
 
     def save(self) -> None:
         """A checkpoint: all that is needed to go on as if nothing had happened, with any number of processes."""
+        if self.rehearsal:
+            return
         if not self.state.ranks.is_first:
             if self.state.ranks.sharded:
                 checkpoint.hand_in_checkpoint(self.state.model, self.state.method, self.state.optimizer)

@@ -61,6 +61,11 @@ class DataSummary:
     fingerprint: str = ""
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def plain_text(self) -> bool:
+        """Whether rows are cut out of texts in which nothing is asked."""
+        return not self.task and self.template == "none"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from microplane.errors import ModelError
+from microplane.nn.gguf_linear import BLOCK, BYTES
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -30,6 +32,7 @@ READABLE = (
 SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
 MOST_DIMENSIONS = 4
+AT_ONCE = 2048  # blocks that are widened together: 256 KB
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ class GgufFile:
         Raises:
             ModelError: if the file is no longer what it was when its header was read.
         """
-        entry = self.tensors[name]
-        rows = self.raw(name).reshape(math.prod(entry.shape[:-1]), -1)
+        entry, raw = self.tensors[name], self.raw(name)
+        if entry.kind in BYTES:
+            return _widened(raw, entry.kind).reshape(entry.shape)
+        rows = raw.reshape(math.prod(entry.shape[:-1]), -1)
         return dequantize(rows, GGMLQuantizationType[entry.kind]).reshape(entry.shape)
 
     def raw(self, name: str) -> np.ndarray:
@@ -65,6 +70,28 @@ class GgufFile:
         if found.size < entry.size:
             raise ModelError(f"{self.path} changed while it was read: {name} is no longer whole. Try again")
         return found
+
+
+def _widened(raw: np.ndarray, kind: str) -> np.ndarray:
+    """Blocks of Q4_0, Q4_1 or Q8_0, (bytes,) uint8, in float32: the bits that the gguf library gives, in half its time,
+    as what is worked on stays in the processor's nearest caches."""
+    blocks = raw.reshape(-1, BYTES[kind])
+    ends = 4 if kind == "Q4_1" else 2  # bytes of scale and least
+    halves = torch.from_numpy(np.ascontiguousarray(blocks[:, :ends])).view(torch.float16).float()
+    codes, found = torch.from_numpy(blocks)[:, ends:], torch.empty(len(blocks), BLOCK)
+    for start in range(0, len(blocks), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        out, scale, left = found[some], halves[some, :1], codes[some]
+        if kind == "Q8_0":
+            torch.mul(left.view(torch.int8), scale, out=out)
+            continue
+        out[:, : BLOCK // 2].copy_(left & 15)
+        out[:, BLOCK // 2 :].copy_(left >> 4)
+        if kind == "Q4_0":
+            out.sub_(8).mul_(scale)
+        else:
+            out.mul_(scale).add_(halves[some, 1:])
+    return found.numpy()
 
 
 def read_header(path: Path) -> GgufFile:
