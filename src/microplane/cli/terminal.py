@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -151,10 +152,10 @@ def clock(seconds: float) -> str:
 
 def tell(done: Run) -> None:
     """What came of a run, and what to do next."""
-    figures = done.result["train"]
+    figures, folder = done.result["train"], shlex.quote(str(done.folder))
     if done.result["status"] == "stopped":
         print(f"stopped after step {figures['steps']} of {figures['steps_planned']}; all is saved.")
-        print(f"go on:    microplane train --resume {done.folder}")
+        print(f"go on:    microplane train --resume {folder}")
         print(f"report:   {done.folder / 'report.html'}")
         return
     if beaten := done.metrics.get("beaten"):
@@ -174,8 +175,8 @@ def tell(done: Run) -> None:
         shown = f"{value:.2g}" if isinstance(value, float) else value or check["detail"]
         print(f"check:    {check['name']}: {word} ({shown})")
     print(f"report:   {done.folder / 'report.html'}")
-    print(f"try it:   microplane generate {done.folder} --interactive")
-    print(f"merge it: microplane merge {done.folder} FOLDER")
+    print(f"try it:   microplane generate {folder} --interactive")
+    print(f"merge it: microplane merge {folder} FOLDER")
 
 
 def decision_table(decisions: Sequence[Mapping[str, Any]]) -> list[str]:

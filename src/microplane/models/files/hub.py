@@ -123,7 +123,8 @@ def _what_it_is(path: Path) -> str:
             base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     kind = "an adapter" if (path / "adapter_config.json").exists() else "a run"
     trained = f" Its base is {base}." if base else ""
-    return f"{kind}, not a base model. generate, eval and merge take it; to train on, give a base model.{trained}"
+    on = "microplane train --from FOLDER DATA (in Python model.adapter) begins a new run with it"
+    return f"{kind}, not a base model. generate, eval and merge take it; {on}.{trained}"
 
 
 # The Hub
