@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from microplane.evaluation.evaluate import describe_scores
+from microplane.methods import make_method
 from microplane.runs.fit import VALIDATING
 from microplane.runs.train import Run
 
@@ -176,7 +177,9 @@ def tell(done: Run) -> None:
         print(f"check:    {check['name']}: {word} ({shown})")
     print(f"report:   {done.folder / 'report.html'}")
     print(f"try it:   microplane generate {folder} --interactive")
-    print(f"merge it: microplane merge {folder} FOLDER")
+    method = make_method(done.result["run"]["method"])
+    if method.mergeable or method.whole_model:
+        print(f"merge it: microplane merge {folder} FOLDER")
 
 
 def decision_table(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
