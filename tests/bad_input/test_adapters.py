@@ -129,6 +129,7 @@ CASES = [
         ("adapter_model.bin are a pickle", "peft converts them"),
         both(remove(METHOD), rename(WEIGHTS, f"{ADAPTER}/adapter_model.bin")),
     ),
+    Case("a model to begin from", ["train", "--from", "model", "rows.jsonl"], ("a model is given as MODEL",)),
     Case("merging a base model", ["merge", "model", "out"], ("model has no adapter", "a run's folder")),
     Case("merging what is not there", ["merge", "runs/bas", "out"], ("runs/bas does not exist", "a run's folder")),
     Case("merging into a full folder", MERGE, ("out exists", "choose another"), write("out/x", "")),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import microplane
 from microplane.cli import terminal
-from microplane.cli.terminal import Pace, Terminal
+from microplane.cli.terminal import Pace, Terminal, tell
 from microplane.data.progress import Calling, Silent, counting, expect
 from microplane.runs.fit import VALIDATING
+from microplane.runs.train import Run
 from tests.tiny import save_tiny_folder
 
 
@@ -139,3 +141,14 @@ def test_a_second_run_knows_how_long_the_untouched_model_took(tmp_path, monkeypa
         microplane.train(base, rows, set=sets | {"name": name, "train.threads": 1}, watch=watch)
     assert len(told) == 1
     assert 0 < told[0] < 60
+
+
+@pytest.mark.parametrize(("method", "merges"), [("lora", True), ("full", True), ("prompt", False), ("prefix", False)])
+def test_what_to_do_next_can_be_done(method, merges, capsys):
+    """Merging is offered where the method merges, and a name with a blank stands in quotes."""
+    figures = {"steps": 1, "steps_planned": 1, "stopped_early": False, "verdict": None}
+    result = {"status": "success", "train": figures, "checks": [], "run": {"method": {"name": method}}}
+    tell(Run(Path("runs/my run"), result | {"metrics": {"before": {"loss": 2.0}, "after": {"loss": 1.0}}}))
+    said = capsys.readouterr().out
+    assert "microplane generate 'runs/my run' --interactive" in said
+    assert ("microplane merge 'runs/my run' FOLDER" in said) == merges

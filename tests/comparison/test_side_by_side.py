@@ -112,6 +112,11 @@ def test_what_is_no_pair_of_runs_is_refused(there, tmp_path):
         side_by_side(runs(there, "low", "gone"))
     with pytest.raises(ConfigError, match="is a folder"):
         write_side_by_side(runs(there, "low", "high"), tmp_path)
+    for content in (b'{"prompt": "a"}\n', b"", b"<p>"):
+        (tmp_path / "kept").write_bytes(content)
+        with pytest.raises(ConfigError, match="is there already, and is no page"):
+            write_side_by_side(runs(there, "low", "high"), tmp_path / "kept")
+        assert (tmp_path / "kept").read_bytes() == content
     with pytest.raises(ConfigError, match="--out is for the page of several runs"):
         app(["report", str(there / "low"), "--out", str(tmp_path / "x.html")], standalone_mode=False)
 

@@ -199,6 +199,15 @@ def test_what_would_make_another_run_is_refused(run):
     before = (run.folder / "run.yaml").read_text()
     with pytest.raises(ConfigError, match=r"train.lr cannot be changed in a run that goes on .* --from"):
         microplane.resume(run.folder, set={"train.lr": 1})
+    with pytest.raises(ConfigError, match=r"method.rank cannot .* Begin a new run: microplane train MODEL DATA --set"):
+        microplane.resume(run.folder, set={"method.rank": 3})
+    for name, told in (
+        ("learning_rate", "That is 'train.lr' here"),
+        ("train.epoch", "train.epochs"),
+        ("foo", "no such"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            microplane.resume(run.folder, set={name: 1})
     assert (run.folder / "run.yaml").read_text() == before
 
 

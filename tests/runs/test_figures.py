@@ -235,6 +235,26 @@ def test_answers_are_not_written_over_the_rows_that_they_are_of(tmp_path):
     evaluate.check_out(tmp_path / "other.jsonl", knobs)
 
 
+ANSWERED = b'{"prompt": "p", "target": "t", "answer": "a"}\n'
+OF_A_SUITE = b'{"task": "arc_easy", "row": 1, "asked": [], "said": [], "target": "a", "acc": 1.0}\n'
+
+
+@pytest.mark.parametrize("there", [b"", ANSWERED, OF_A_SUITE])
+def test_answers_of_before_are_written_over(tmp_path, there):
+    (tmp_path / "out.jsonl").write_bytes(there)
+    evaluate.check_out(tmp_path / "out.jsonl", RunKnobs())
+
+
+@pytest.mark.parametrize(
+    "there",
+    [b'{"prompt": "p", "completion": "c"}\n', b"name: x\n", b"text,label\n", b"[1]\n", b"{" * 9000, b"\x80\x81"],
+)
+def test_other_files_are_not_written_over_by_answers(tmp_path, there):
+    (tmp_path / "out.jsonl").write_bytes(there)
+    with pytest.raises(ConfigError, match="holds no answers of before"):
+        evaluate.check_out(tmp_path / "out.jsonl", RunKnobs())
+
+
 def test_the_time_of_a_run_is_that_of_all_its_tokens():
     lengths = np.array([10, 30] * 4)  # 160 tokens
 

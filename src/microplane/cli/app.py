@@ -30,7 +30,7 @@ from microplane.cli.options import (
     assigned,
 )
 from microplane.cli.plan import plan
-from microplane.cli.problems import fail, tell_foreign
+from microplane.cli.problems import fail, refuse_empty, tell_foreign
 from microplane.cli.processes import is_first, start
 from microplane.cli.runs import runs
 from microplane.cli.serve import serve
@@ -53,6 +53,7 @@ def main() -> None:
     """The command line: errors of users become one message and exit code 1."""
     interrupts.arm()
     try:
+        refuse_empty(sys.argv[1:])
         with notices_to(lambda text: typer.echo(text, err=True)):
             code = app(standalone_mode=False)
         if code == 130:  # typer's own word for KeyboardInterrupt

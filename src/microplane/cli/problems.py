@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import typer
@@ -18,6 +20,20 @@ def fail(message: str, code: int = 1) -> NoReturn:
     interrupts.disarm()
     typer.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+_MAY_BE_EMPTY = ("--system",)  # '' switches a template's default off
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """An option with an empty value, as a variable of the shell that is not set leaves it, would pass for one that is
+    not given, or for the folder that one is in."""
+    for before, argument in pairwise(["", *arguments]):
+        if argument == "--":
+            return
+        option, given, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+        if given and option.startswith("-") and not value.strip() and option not in _MAY_BE_EMPTY:
+            fail(f"nothing stands behind {option} (a variable that is not set?): give a value, or leave it out", 2)
 
 
 def tell_foreign(error: Exception) -> None:

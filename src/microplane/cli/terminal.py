@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from microplane.evaluation.evaluate import describe_scores
+from microplane.methods import make_method
 from microplane.runs.fit import VALIDATING
 from microplane.runs.train import Run
 
@@ -151,10 +153,10 @@ def clock(seconds: float) -> str:
 
 def tell(done: Run) -> None:
     """What came of a run, and what to do next."""
-    figures = done.result["train"]
+    figures, folder = done.result["train"], shlex.quote(str(done.folder))
     if done.result["status"] == "stopped":
         print(f"stopped after step {figures['steps']} of {figures['steps_planned']}; all is saved.")
-        print(f"go on:    microplane train --resume {done.folder}")
+        print(f"go on:    microplane train --resume {folder}")
         print(f"report:   {done.folder / 'report.html'}")
         return
     if beaten := done.metrics.get("beaten"):
@@ -174,8 +176,10 @@ def tell(done: Run) -> None:
         shown = f"{value:.2g}" if isinstance(value, float) else value or check["detail"]
         print(f"check:    {check['name']}: {word} ({shown})")
     print(f"report:   {done.folder / 'report.html'}")
-    print(f"try it:   microplane generate {done.folder} --interactive")
-    print(f"merge it: microplane merge {done.folder} FOLDER")
+    print(f"try it:   microplane generate {folder} --interactive")
+    method = make_method(done.result["run"]["method"])
+    if method.mergeable or method.whole_model:
+        print(f"merge it: microplane merge {folder} FOLDER")
 
 
 def decision_table(decisions: Sequence[Mapping[str, Any]]) -> list[str]:

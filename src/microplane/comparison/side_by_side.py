@@ -40,6 +40,7 @@ from microplane.training.log import read_lines
 SHOWN_ROWS = 200  # with all answers
 NOT_SETTINGS = {"name", "runs", "track"}  # of run.yaml: where it lies, and who is told
 PAGE = "side-by-side.html"
+FIRST = b"<!doctype html"  # what a page begins with
 
 
 def write_side_by_side(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -57,6 +58,8 @@ def write_side_by_side(folders: Sequence[Path], out: Path | None = None) -> Path
     path = out or folders[0].absolute().parent / PAGE
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder; give the name of a file")
+    if path.is_file() and not path.read_bytes().lower().startswith(FIRST):
+        raise ConfigError(f"--out {path} is there already, and is no page; choose another file")
     try:
         write_aside(path, render_runs(result).encode("utf-8"))
     except OSError as error:

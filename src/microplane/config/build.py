@@ -6,6 +6,7 @@ import difflib
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -16,6 +17,7 @@ from microplane.config import yaml_text
 from microplane.config.extensions import Choice
 from microplane.config.knobs import RunKnobs
 from microplane.config.other_names import meaning
+from microplane.config.section import kinds_of
 from microplane.errors import ConfigError
 
 K = TypeVar("K", bound=BaseModel)
@@ -143,14 +145,36 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
 
 def split_assignment(assignment: str) -> tuple[str, Any]:
     """Name and value of `a.b=c`; the value is read as YAML, so `null`, `3`, `1e-3` and `[q, v]` mean what they say.
+    What a knob of text is set to stands as it was typed, unless it is null or in quotes: in YAML `2024` is a number,
+    `Rules: be brief` a mapping, `C # major` the letter C.
 
     Raises:
-        ConfigError: for text without `=`.
+        ConfigError: for text without `=`, and where nothing follows it.
     """
     name, separator, text = assignment.partition("=")
-    if not separator or not name.strip():
+    name, text = name.strip(), text.strip()
+    if not separator or not name:
         raise ConfigError(f"--set {assignment}: expected name=value, as in --set train.lr=5e-4")
-    return name.strip(), parse_value(text)
+    if not text:
+        raise ConfigError(f"--set {assignment}: nothing follows the =; write null for no value, '' for an empty text")
+    as_typed = name in _texts() and text not in _NULL and not text.startswith(("'", '"'))
+    return name, text if as_typed else parse_value(text)
+
+
+_NULL = ("null", "Null", "NULL", "~")
+
+
+@cache
+def _texts() -> frozenset[str]:
+    """The knobs that hold a text."""
+    others = {int, float, bool, dict}
+    return frozenset(
+        name
+        for name, field in fields(RunKnobs)
+        if str in (kinds := kinds_of(field.annotation))
+        and not kinds & others
+        and get_origin(field.annotation) is not tuple
+    )
 
 
 def place(values: dict[str, Any], name: str, value: Any) -> None:
@@ -191,7 +215,7 @@ def dotted(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A knob's value from its text; what is not YAML is itself, as in `data.system=Answer: yes or no`."""
+    """A value from its text; what is not YAML is itself."""
     try:
         return yaml_text.parse(text)
     except ValueError:

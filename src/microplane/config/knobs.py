@@ -75,6 +75,11 @@ PARTS = (
 )  # of a row, as `data.fields` calls them
 
 
+def name_of(value: Any) -> str:
+    """The name of a class that YAML reads as a number or a truth."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class DataKnobs(Knobs):
     train: str = Field(
         "",
@@ -187,7 +192,7 @@ class DataKnobs(Knobs):
     def _names(cls, value: Any) -> Any:
         """Numbers are names too, and one alone needs no brackets."""
         items = value if isinstance(value, list | tuple) else [value]
-        return [str(item) if isinstance(item, int) else item for item in items]
+        return [name_of(item) if isinstance(item, int) else item for item in items]
 
 
 MICRO_TOKENS = 2048
@@ -294,11 +299,6 @@ class TrainKnobs(Knobs):
         by_itself = not isinstance(self.lr, float)
         return by_itself if self.on_divergence == "auto" else self.on_divergence == "lower_lr"
 
-    @field_validator("feature_cache", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return "off" if value is False else value  # as YAML reads a bare `off`
-
     @field_validator("class_weights", mode="before")
     @classmethod
     def _class_weights(cls, value: Any) -> Any:
@@ -309,7 +309,7 @@ class TrainKnobs(Knobs):
         )
         if not numbers or not value:
             raise ValueError("must be none, balanced, or a number above 0 for each class, as in {spam: 3}")
-        return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
+        return {name_of(name): weight for name, weight in value.items()}
 
     @field_validator("betas")
     @classmethod

@@ -1,4 +1,5 @@
-"""YAML in and out, as people write it: `1e-3` is a number, and what is written is read back equal."""
+"""YAML in and out, as people write it (version 1.2): `1e-3` is a number, `no` a word, `2026-11-28` text, `010` ten; and
+what is written is read back equal."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from typing import Any
 
 import yaml
 
+_KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")  # of what PyYAML reads without quotes
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; here it is a number, as YAML 1.2 has it. A name that stands twice is an error, as
-    it is there: PyYAML takes the second, and of two sections `train` the first would be ignored in silence."""
+    """Values as YAML 1.2 reads them, where PyYAML's are of YAML 1.1: that has `1e-3` as text, `no`, `on` and `y` as
+    truth, `010` as 8 and `1:30` as 90. A name that stands twice is an error, as it is there: PyYAML takes the second,
+    and of two sections `train` the first would be ignored in silence."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -33,10 +37,28 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_str)
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag in _KEPT]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_DIGITS = "-+.0123456789"
+_FORMS = (  # what stands there without quotes and is no text: its kind, its form and its first characters
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)$", _DIGITS),
+    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9_]*|(\.[0-9]+|[0-9]+\.?[0-9]*)[eE][-+]?[0-9]+)$", _DIGITS),
+    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", _DIGITS),
+)
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-    )
+    for _tag, _form, _first in _FORMS:
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list(_first))
+
+
+def _whole(_: _Loader, node: yaml.ScalarNode) -> int:
+    digits = node.value.replace("_", "")
+    return int(digits, 0 if re.match("[-+]?0[xob]", digits) else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def parse(text: str) -> Any:

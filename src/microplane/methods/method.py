@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from microplane.config.section import Knobs
 from microplane.errors import AdapterError, ConfigError
 from microplane.models.contract import adapter_names, module_map_of, unused
 from microplane.nn.sharded import fill
@@ -32,10 +32,8 @@ output is a sum over the width: on a wider model the same rate moves the outputs
 2203.03466, table 3; of LoRA's matrices 2402.12354 and 2602.06204)."""
 
 
-class Method(BaseModel):
+class Method(Knobs):
     """A way to adapt a model. Only `attach` is obligatory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for the command line

@@ -23,7 +23,7 @@ def continued(config: RunKnobs) -> RunKnobs:
     place = Path(config.model.adapter).expanduser()
     folder = adapter_folder(place)
     if folder is None:
-        raise AdapterError(f"model.adapter = {config.model.adapter}: there is no run and no adapter")
+        raise AdapterError(f"model.adapter = {config.model.adapter}: there is no run and no adapter{_or_model(place)}")
     method, about = read_method(folder)
     own = {"name": method.name, **method.model_dump(mode="json")}
     default = RunKnobs.model_fields["method"].default
@@ -55,3 +55,8 @@ def continued(config: RunKnobs) -> RunKnobs:
             "data": config.data.model_copy(update=data),
         }
     )
+
+
+def _or_model(place: Path) -> str:
+    """The way round for a folder that is no adapter, such as a merged one."""
+    return "; a model is given as MODEL: microplane train MODEL DATA" if (place / "config.json").is_file() else ""

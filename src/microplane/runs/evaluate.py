@@ -158,7 +158,8 @@ def check_out(out: Path, knobs: RunKnobs) -> None:
     """Refuse a place for the answers before they are made.
 
     Raises:
-        ConfigError: if it is a folder, the data itself, or below something that is no folder.
+        ConfigError: if it is a folder, below something that is no folder, or a file of another kind: answers of before
+            are written over, and nothing else.
     """
     above = next((folder for folder in out.parents if folder.exists()), Path())
     if out.is_dir():
@@ -168,6 +169,19 @@ def check_out(out: Path, knobs: RunKnobs) -> None:
     files = [knobs.data.train, knobs.data.validation, knobs.data.test]
     if out.exists() and any(out.samefile(file) for file in files if file and Path(file).exists()):
         raise ConfigError(f"--out {out} would overwrite the data that is measured on; choose another file")
+    if out.is_file() and out.stat().st_size and not _holds_answers(out):
+        raise ConfigError(f"--out {out} is there already, and holds no answers of before; choose another file")
+
+
+def _holds_answers(file: Path) -> bool:
+    """Whether `write_answers` wrote it, or `SuiteResult.write_samples`."""
+    try:
+        with file.open("rb") as lines:
+            first = json.loads(lines.readline(1 << 20))
+    except (OSError, ValueError, RecursionError):
+        return False
+    keys = set(first) if isinstance(first, dict) else set[str]()
+    return keys == {"prompt", "target", "answer"} or keys >= {"task", "asked", "said"}
 
 
 def write_answers(out: Path, measured: Measured) -> None:

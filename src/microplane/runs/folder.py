@@ -36,7 +36,7 @@ def run_folder(runs: Path, name: str, parts: Sequence[str], again: bool = False)
         ConfigError: if the name is taken, is not one folder's, or the folder cannot be made.
         CheckpointError: if the run that shall go on is in the hands of another process.
     """
-    if name == ".." or name != Path(name).name:
+    if name == ".." or name != Path(name).name or (name and not name.strip()):
         raise ConfigError(f"name = {name!r} is not the name of one folder; where runs are kept is --set runs=FOLDER")
     hold = _Hold(fresh=not again, above=[folder for folder in (runs, *runs.parents) if not folder.exists()])
     try:

@@ -30,10 +30,10 @@ class InlineData:
 
     @classmethod
     def of_rows(cls, rows: Iterable[Any]) -> InlineData:
-        """Rows as a JSONL file has them.
+        """Rows as a JSONL file has them; numbers and lists of NumPy, of which those of a table consist, as Python's.
 
         Raises:
-            DataError: naming the first row that is no mapping, or that JSON cannot hold.
+            DataError: if there is none, or naming the first row that is no mapping, or that JSON cannot hold.
         """
         lines = []
         for number, row in enumerate(rows, start=1):
@@ -41,9 +41,12 @@ class InlineData:
                 what = f"row {number} is a {type(row).__name__}"
                 raise DataError(f"{what}: rows are mappings, as in [{{'prompt': ..., 'completion': ...}}]")
             try:
-                lines.append(json.dumps(dict(row), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                line = json.dumps(dict(row), ensure_ascii=False, default=_of_numpy)
+                lines.append(line.encode("utf-8", "surrogatepass") + b"\n")
             except (TypeError, ValueError, RecursionError) as error:
                 raise DataError(f"row {number} cannot be written as JSON: {error}") from None
+        if not lines:
+            raise DataError("there are no rows: the data that was given is empty, or a generator that is used up")
         return cls("rows.jsonl", b"".join(lines))
 
     @classmethod
@@ -62,6 +65,12 @@ class InlineData:
     def write(self, folder: Path) -> Path:
         write_aside(path := folder / self.name, self.content)
         return path.absolute()
+
+
+def _of_numpy(value: Any) -> Any:
+    if callable(plain := getattr(value, "tolist", None)):
+        return plain()
+    raise TypeError(f"a {type(value).__name__} is neither text nor a number, nor made of these")
 
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from microplane.config.build import build, place, read_yaml
+from microplane.config.build import build, place, read_yaml, shown
 from microplane.config.knobs import RunKnobs
 from microplane.data.reading.lines import SUFFIXES
 from microplane.errors import CheckpointError, ConfigError, ModelError, check_type
@@ -36,9 +36,15 @@ def _changed(config: RunKnobs, knobs: Mapping[str, Any], run: Path) -> RunKnobs:
     for name, value in knobs.items():
         if name not in CHANGEABLE:
             known = ", ".join(sorted(CHANGEABLE))
+            if not name.startswith("method"):  # whose knobs the method knows
+                asked: dict[str, Any] = {}
+                place(asked, name, value)
+                build(RunKnobs, asked)  # raises for what is no knob, or not its value
+            a_method = name.startswith(("method", "model."))  # which an adapter has its own of
+            start = "MODEL DATA" if a_method else f"--from {run} DATA"
             raise ConfigError(
-                f"{name} cannot be changed in a run that goes on ({known} can). Begin a new run from its adapter: "
-                f"microplane train --from {run} DATA --set {name}={value}"
+                f"{name} cannot be changed in a run that goes on ({known} can). Begin a new run"
+                f"{'' if a_method else ' from its adapter'}: microplane train {start} --set {name}={shown(value)}"
             )
         place(values, name, value)
     if config.train.steps and "train.epochs" in knobs and "train.steps" not in knobs:

@@ -43,7 +43,7 @@ def refused(folder, values, kind: type[MicroplaneError]) -> str:
             one(SUMS | {"family": "summarisation", "options": ["a", "b"]}),
             "source sums: options are given, but the family summarisation has none to choose from",
         ),
-        (one(NEWS | {"options": [True, False]}), "put them in quotes: ['yes', 'no']"),
+        (one(NEWS | {"options": [True, False]}), "put them in quotes: ['true', 'false']"),
         (one(NEWS | {"options": ["a"]}), "at least two different answers are needed"),
         (one(NEWS | {"options": [["a"]]}), "must be a list of texts, as in [positive, negative]"),
         (one(NEWS | {"options": 3}), "options = 3: must be a section"),

@@ -59,7 +59,7 @@ def test_what_exists_here_comes_before_the_hub(tmp_path, monkeypatch):
         (["notes.txt"], r"is not a model: expected config.json and model.safetensors, or one \.gguf file\."),
         (
             ["run.yaml", "adapter/x"],
-            "is a run, not a base model. generate, eval and merge take it; to train on, give a base",
+            "is a run, not a base model. generate, eval and merge take it; microplane train --from FOLDER DATA",
         ),
         (["adapter_config.json"], "is an adapter, not a base model. generate, eval and merge take it"),
     ],
@@ -99,6 +99,19 @@ def test_an_empty_name_beside_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="there is no model ''"):
         resolve("")
+
+
+def test_a_mistyped_run_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("microplane.models.files.hub._from_hub", lambda name, revision: Path("fetched", name))
+    assert resolve("runs/home") == Path("fetched/runs/home")
+    for name in ("runs/home", "org/model"):
+        Path(name).mkdir(parents=True)
+    (tmp_path / "runs/home/run.yaml").touch()
+    for name in ("runs/hmoe", "runs/hmoe/", f"{tmp_path}/runs/hmoe"):
+        with pytest.raises(ModelError, match=r"there is no run .*hmoe.* Did you mean 'home'.* microplane runs .*runs"):
+            resolve(name)
+    assert resolve("org/other") == Path("fetched/org/other")
 
 
 def test_near_misses_are_suggested(tmp_path, monkeypatch):

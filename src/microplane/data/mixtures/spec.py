@@ -49,7 +49,7 @@ class SourceKnobs(Knobs):
         if not isinstance(options, dict):
             return options
         if any(isinstance(part, bool) for pair in options.items() for part in pair):
-            raise ValueError("YAML reads yes, no, on, off as true and false; put them in quotes: ['yes', 'no']")
+            raise ValueError("YAML reads true and false as no text; put them in quotes: ['true', 'false']")
         if len(set(options.values())) < 2:
             raise ValueError("at least two different answers are needed to choose from")
         return {str(value): str(word) for value, word in options.items()}

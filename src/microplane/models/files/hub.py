@@ -49,6 +49,8 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if packaged := packaged_as(text):
         _no_revision(text, revision)
         return provide(packaged)
+    if path.parent != Path() and (runs := _runs_in(path.parent)):  # before the Hub is asked
+        raise ModelError(f"there is no run {text}.{nearest(path.name, runs)} microplane runs {path.parent} lists them")
     if HUB_NAME.fullmatch(text) and not text.startswith(".") and path.suffix.lower() != ".gguf":
         return _from_hub(text, revision)
     raise ModelError(
@@ -66,6 +68,13 @@ def is_cached(name: str) -> bool:
 def _no_revision(name: str, revision: str | None) -> None:
     if revision is not None:
         raise ModelError(f"model.revision = {revision!r} is only for Hub names, and {name} is none: leave it out")
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The names of the runs in a folder; none where there is no such folder."""
+    with suppress(OSError):
+        return sorted(other.name for other in folder.iterdir() if (other / "run.yaml").is_file())
+    return []
 
 
 def _hint(name: str) -> str:
@@ -123,7 +132,8 @@ def _what_it_is(path: Path) -> str:
             base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     kind = "an adapter" if (path / "adapter_config.json").exists() else "a run"
     trained = f" Its base is {base}." if base else ""
-    return f"{kind}, not a base model. generate, eval and merge take it; to train on, give a base model.{trained}"
+    on = "microplane train --from FOLDER DATA (in Python model.adapter) begins a new run with it"
+    return f"{kind}, not a base model. generate, eval and merge take it; {on}.{trained}"
 
 
 # The Hub
