@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import peft
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+
+import microplane
 from microplane.adapters.asked import asked_as
 from microplane.adapters.merge import merge
 from microplane.exports.export import export
@@ -54,3 +61,65 @@ def test_an_adapter_for_peft_is_told_of_too(tmp_path, monkeypatch):
     monkeypatch.setattr("microplane.exports.peft.usable", lambda package: False)
     run = adapter_of(folder_of(tmp_path / "base"), tmp_path / "adapter", about={"prefix": "As JSON: "})
     assert any("prompts began with" in line for line in export(run, tmp_path / "out", "peft").lines)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"config.json": {"eos_token_id": 0}}, [2, 0]),
+        ({"generation_config.json": {"eos_token_id": [0]}, "config.json": {"eos_token_id": 2}}, [2, 0]),
+        ({"config.json": {}}, [2]),
+        ({"generation_config.json": {"temperature": 0.3}, "config.json": {"eos_token_id": 2}}, [2]),
+        ({"config.json": {"eos_token_id": 2}}, None),
+        ({"generation_config.json": {"eos_token_id": [1, 2]}, "config.json": {}}, None),
+    ],
+    ids=["another", "another beside a stale one", "none", "none beside a stale one", "its own", "several"],
+)
+def test_stops_that_the_base_does_not_tell_are_said_with_an_adapter_for_peft(files, told, tmp_path):
+    """peft generates by the base's own files alone: without being told it would run on behind the answer's end."""
+    base = folder_of(tmp_path / "base", template=CHATML)
+    fields = json.loads((base / "config.json").read_text())
+    fields.pop("eos_token_id", None)
+    (base / "config.json").write_text(json.dumps(fields | files["config.json"]))
+    if "generation_config.json" in files:
+        (base / "generation_config.json").write_text(json.dumps(files["generation_config.json"]))
+    rows = [{"prompt": f"say {'abc'[n % 3]}", "completion": "abc"[n % 3]} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = {"train.steps": 40, "train.lr": 1e-2, "model.dtype": "float32", "eval.rows": 0, "runs": tmp_path / "runs"}
+    run = microplane.train(base, tmp_path / "rows.jsonl", method="lora", set=sets)
+    call = f"generate(..., eos_token_id={told})"
+    assert (call in ModelCard.load(run.folder / "adapter" / "README.md").text) is (told is not None)
+    exported = export(run.folder, tmp_path / "out", "peft")
+    assert any(call in line for line in exported.lines) is (told is not None)
+    ours = microplane.load(run.folder, "float32")
+    [wanted] = ours.answers(["say a"])
+    assert wanted.stopped
+    there = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    there, prompt = peft.PeftModel.from_pretrained(there, tmp_path / "out").eval(), torch.tensor([ours.prompt("say a")])
+    given = {} if told is None else {"eos_token_id": told}
+    [said] = there.generate(input_ids=prompt, max_new_tokens=9, do_sample=False, **given).tolist()
+    assert said[prompt.shape[1] :] == [*wanted.ids, 2]
+    if told is not None:
+        [said] = there.generate(input_ids=prompt, max_new_tokens=9, do_sample=False).tolist()
+        assert len(said) == prompt.shape[1] + 9  # what users meet who are not told
+
+
+@torch.no_grad()
+def test_prompts_of_a_decoder_are_said_to_be_asked_alone_in_peft(tmp_path):
+    """Which puts them before the padding of a row, as far from its text as that is long."""
+    base = folder_of(tmp_path / "base")
+    run = adapter_of(base, tmp_path / "adapter", "prompt")
+    exported = export(run, tmp_path / "out", "peft")
+    assert any("ask it one row at a time there" in line for line in exported.lines)
+    assert "ask it one row at a time there" in (tmp_path / "out" / "README.md").read_text()
+    plain = export(adapter_of(base, tmp_path / "lora", rank=2), tmp_path / "plain", "peft")
+    assert not any("one row at a time" in line for line in plain.lines)
+    there = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), run).eval()
+    row, pads = [5, 9, 6, 31], [0] * 6
+    wanted = there(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, 4)).logits[0, -4:]
+    for ids, mask, place, alike in (
+        (row + pads, [1] * 4 + [0] * 6, slice(-10, -6), True),
+        (pads + row, [0] * 6 + [1] * 4, slice(-4, None), False),
+    ):
+        found = there(input_ids=torch.tensor([ids]), attention_mask=torch.tensor([mask])).logits[0, place]
+        assert torch.allclose(found, wanted, atol=1e-4) is alike

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
+from microplane.data.tokenizers.folder import TokenizerFolder
 from microplane.errors import DataError
 from microplane.inference.pipeline import Pipeline
 
@@ -32,6 +33,22 @@ def without_chat(pipeline: Pipeline) -> Iterator[str]:
             yield "it was trained to continue text: give it the text as it stands, without the chat template"
         elif pipeline.frame is None and pipeline.template == "plain":
             yield "it was trained without the chat template: give it the question and a line end, and not a chat"
+
+
+def stops_apart(stops: Sequence[int], base: TokenizerFolder | None) -> list[int]:
+    """The tokens that end an answer, where the files of its base name others, or too few of them; else none."""
+    apart = base is not None and set(stops) != set(base.stops_in_transformers())
+    return list(stops) if apart else []
+
+
+def stops_in_peft(stops: Sequence[int]) -> str:
+    """How a model is told its stop tokens of which `stops_apart` has found that no file tells them; empty without."""
+    if not stops:
+        return ""
+    return (
+        "peft's format has no place for what ends an answer, and the base's own files name other tokens: "
+        f"generate(..., eos_token_id={list(stops)})"
+    )
 
 
 def minds_an_empty_system(pipeline: Pipeline) -> bool:

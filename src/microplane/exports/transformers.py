@@ -49,7 +49,7 @@ class Transformers:
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Tensor:
         found: Tensor = self.model(input_ids=torch.tensor([list(ids)])).logits[0].float()
-        return found
+        return found[-len(ids) :]  # behind the vectors of a prompt, which peft has before them
 
     @torch.no_grad()
     def scores(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
