@@ -13,8 +13,11 @@ from huggingface_hub import ModelCard
 import microplane
 from microplane.adapters.asked import asked_as
 from microplane.adapters.merge import merge
+from microplane.config.knobs import GenerateKnobs
 from microplane.exports.export import export
 from microplane.inference.pipeline import load
+from tests.adapters.test_leaving import folder_of as any_folder
+from tests.adapters.there import saved
 from tests.exports.kit import adapter_of, folder_of
 from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import CHATML
@@ -102,6 +105,52 @@ def test_stops_that_the_base_does_not_tell_are_said_with_an_adapter_for_peft(fil
     if told is not None:
         [said] = there.generate(input_ids=prompt, max_new_tokens=9, do_sample=False).tolist()
         assert len(said) == prompt.shape[1] + 9  # what users meet who are not told
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "told"),
+    [
+        ("qwen2", {"do_sample": True, "temperature": 0.7, "top_k": 20}, {"do_sample": False}),
+        ("qwen2", {"repetition_penalty": 90.0, "temperature": 0.7}, {"repetition_penalty": 1.0}),
+        ("qwen2", {"bad_words_ids": [[40], [50], [60]], "suppress_tokens": [*range(90, 200)]},
+         {"bad_words_ids": None, "suppress_tokens": None}),
+        ("t5", {"num_beams": 4, "no_repeat_ngram_size": 1, "forced_bos_token_id": 9},
+         {"num_beams": 1, "no_repeat_ngram_size": 0, "forced_bos_token_id": None}),
+        ("bart", {"min_length": 7, "forced_bos_token_id": 9, "no_repeat_ngram_size": 1},
+         {"no_repeat_ngram_size": 0, "min_length": 0}),
+        ("bart", {"forced_bos_token_id": 9, "bad_words_ids": [[40]], "num_beams": 1, "length_penalty": 2.0}, {}),
+        ("qwen2", {"temperature": 0.7, "repetition_penalty": 1.0, "top_p": 0.9}, {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_a_base_whose_settings_have_transformers_write_otherwise_is_said(family, settings, told, file, tmp_path):
+    """With the call that is told, it writes there what it writes here."""
+    base = any_folder(family, tmp_path / "base")
+    end = 2 if family == "qwen2" else 1
+    fields = json.loads((base / "config.json").read_text()) | {"eos_token_id": end}
+    told_beside = {name: fields[name] for name in ("decoder_start_token_id", "pad_token_id") if name in fields}
+    (base / "config.json").write_text(json.dumps(fields | (settings if file == "config.json" else {})))
+    if file == "generation_config.json":
+        (base / file).write_text(json.dumps(settings | told_beside | {"eos_token_id": end}))
+    run = saved(base, tmp_path / "adapter", {"name": "lora"})
+    call = "generate(..., " + ", ".join(f"{name}={value!r}" for name, value in told.items())
+    merged = merge(run, tmp_path / "merged")
+    exported = export(run, tmp_path / "out", "peft")
+    for lines in (merged.notices, exported.lines):
+        assert any("as it writes" in line for line in lines) is bool(told)
+        assert not told or any(call in line for line in lines)
+    ours = load(run, dtype="float32")
+    wanted = ours.answers(["say a"], GenerateKnobs(max_new_tokens=24))[0].ids
+    kind = transformers.AutoModelForCausalLM if family == "qwen2" else transformers.AutoModelForSeq2SeqLM
+    there, prompt = kind.from_pretrained(tmp_path / "merged"), torch.tensor([ours.prompt("say a")])
+    start = prompt.shape[1] if family == "qwen2" else 1
+    said, plain = (
+        there.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, **given)[0, start:].tolist()
+        for given in ({}, told)
+    )
+    assert plain[: len(wanted)] == wanted
+    assert (said == plain) is (not told) or "do_sample" in told
+    assert "10 of 10 greedy continuations are the same" in "".join(exported.lines)
 
 
 @torch.no_grad()

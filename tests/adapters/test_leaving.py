@@ -235,7 +235,7 @@ def test_a_class_that_scores_a_padded_row_otherwise_is_said(family, tmp_path):
     """T5Gemma's reads one token further on: findings/t5gemma-score-of-a-padded-row.sh."""
     base = folder_of(family, tmp_path / "base")
     path = adapter(base, tmp_path / "adapter", "lora", "classification", "last")
-    line = "reads another token of a row that is padded: there, give this model one row at a time"
+    line = "says something else of a row that is padded: there, give this model one row at a time"
     minds = family.startswith("t5gemma")
     assert any(line in told for told in merge(path, tmp_path / "merged").notices) is minds
     assert any(line in told for told in export_any(path, tmp_path / "peft", "peft").lines) is minds

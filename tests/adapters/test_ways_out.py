@@ -43,7 +43,7 @@ EVERY_METHOD = [
     *((family, task) for family in ENCODERS for task in (None, "classification", "tokens")),
 ]
 SOME = [(family, task) for family in DECODERS + PAIRS + ENCODERS for task in ("multilabel", "regression")]
-QUICK = [("qwen2", None), ("bert", "tokens")]
+QUICK = [("qwen2", None), ("t5", None), ("bert", "tokens")]
 Case = tuple[str, str | None, str]
 
 

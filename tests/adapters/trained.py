@@ -23,6 +23,8 @@ from microplane.objectives.head import Text
 from tests import labels
 from tests.adapters.both_ways import FEW_STEPS
 from tests.adapters.test_leaving import folder_of
+from tests.foreign.encoder_folders import save_encoder
+from tests.foreign.folders import CAUSAL, save_causal, save_plbart
 from tests.tiny import CONFIGS, ENCODER_CONFIGS
 
 MOST = 6  # tokens of an answer
@@ -57,7 +59,10 @@ ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 
 def base_of(family: str, folder: Path) -> Path:
     """A model with two tokens more than its vocabulary was made of, and, where it writes, with several tokens that
-    end an answer. A decoder's tokens pad with their end."""
+    end an answer. A decoder's tokens pad with their end. "its" before a family: as transformers alone computes it."""
+    its = family.removeprefix("its ")
+    if its != family:
+        return save_plbart(folder) if its == "plbart" else (save_causal if its in CAUSAL else save_encoder)(folder, its)
     folder_of(family, folder)
     file = folder / "tokenizer.json"
     if family in ("t5gemma", "t5gemma2", "marian-apart"):  # of which transformers makes one side larger
@@ -109,7 +114,7 @@ def train(base: Path, task: str, method: str, sets: Mapping[str, Any]) -> Path:
     rows = labels.write(base.parent / f"{task}.jsonl", ROWS[task]())
     sets = FEW_STEPS | {"train.eval_every": 30, "runs": base.parent / "runs", "name": f"{task}-{method}"} | sets
     if task == "answers":
-        sets |= {"train.steps": 150 if base.name == "gpt2" else 60, "eval.rows": 0}
+        sets |= {"train.steps": 150 if "gpt" in base.name else 60, "eval.rows": 0}
     chosen = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
     if task != "answers":
         chosen += ["--set", f"data.task={'classification' if task == 'pairs' else task}"]

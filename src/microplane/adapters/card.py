@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub.repocard_data import EvalResult, ModelCardData
 
-from microplane.adapters.asked import asked_in_card, stops_in_peft
+from microplane.adapters.asked import asked_in_card, stops_in_peft, written_otherwise
 from microplane.checkpoints.adapter import read_method
 from microplane.errors import ModelError
 from microplane.files import object_in, write_aside
@@ -24,7 +24,7 @@ NAME = "README.md"
 OURS = "<!-- Microplane wrote this card, and writes it again. Remove this line to keep your own. -->"
 POOLED = {"cls": "its first token", "mean": "the mean of its tokens that are no pad", "last": "its last token"}
 HEAD_TENSORS = f"{OWN}.out.weight plus {OWN}.out.bias"
-PADDED = "transformers reads another token of a row that is padded: there, give this model one row at a time"
+PADDED = "transformers says something else of a row that is padded: there, give this model one row at a time"
 TASKS = {
     "classification": "text-classification",
     "multilabel": "text-classification",
@@ -84,7 +84,8 @@ def told_for_peft(about: Mapping[str, Any], method: str | None) -> Iterator[str]
     padded = PADDED if form is not None and form.minds_padding else ""
     trained_by = METHODS.get(method or "")
     caution = trained_by.caution_in_peft if trained_by is not None else ""
-    yield from filter(None, (head_in_peft(about), padded, stops_in_peft(about.get("stops") or ()), caution))
+    writing = written_otherwise(about.get("generation") or {})
+    yield from filter(None, (head_in_peft(about), padded, stops_in_peft(about.get("stops") or ()), writing, caution))
 
 
 def write_card(folder: Path, text: str) -> bool:
@@ -214,6 +215,8 @@ def _body(
         yield f"- {OPENED[form]}" + (f", where `{before}`" if before else "")
         if form == "peft":
             yield from (f"- {line}" for line in told_for_peft(about, method))
+        elif form == "hf" and (told := written_otherwise(about.get("generation") or {})):
+            yield f"- {told}"
     yield from _ours(form)
 
 

@@ -19,6 +19,8 @@ from microplane.files import folder_aside
 from microplane.inference.pipeline import Pipeline, load
 from microplane.models.configs.head import FORMS, HeadConfig
 from microplane.models.contract import Model
+from microplane.models.external.together import Together
+from microplane.models.external.transformers import TransformersModel
 from microplane.models.files.load import open_checkpoint, save_model
 from microplane.models.files.sentence_transformers import copy_settings
 
@@ -125,13 +127,21 @@ def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[
     return tokenizer, tokens
 
 
+def minds_padding(model: Model) -> bool:
+    """Whether transformers computes a row that is padded otherwise than alone, in its class for the head or at all."""
+    head = model.task_head.config if model.task_head is not None else None
+    if head is not None and head.form in FORMS and FORMS[head.form].minds_padding:
+        return True
+    return isinstance(model, TransformersModel) and model.together is not Together.PADDED
+
+
 def _notices(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
     head = model.task_head.config if model.task_head is not None else None
     if head is not None and head.form is None:
         yield f"transformers has no class for this head, and microplane.load opens it. There: {_recipe(model, head)}"
     elif head is not None and model.KIND == "decoder" and tokenizer.pad_id is None:
         yield "the tokenizer has no token to pad with: in transformers, give this model one row at a time"
-    elif head is not None and head.form in FORMS and FORMS[head.form].minds_padding:
+    if minds_padding(model):
         yield PADDED
     if model.KIND == "decoder" and head is None and tokenizer.chat_template and tokenizer.backend.encode_special_tokens:
         yield (
