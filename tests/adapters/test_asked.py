@@ -90,7 +90,7 @@ def test_stops_that_the_base_does_not_tell_are_said_with_an_adapter_for_peft(fil
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = {"train.steps": 40, "train.lr": 1e-2, "model.dtype": "float32", "eval.rows": 0, "runs": tmp_path / "runs"}
     run = microplane.train(base, tmp_path / "rows.jsonl", method="lora", set=sets)
-    call = f"generate(..., eos_token_id={told})"
+    call = f"generate(..., eos_token_id={told})" if told else "eos_token_id="
     assert (call in ModelCard.load(run.folder / "adapter" / "README.md").text) is (told is not None)
     exported = export(run.folder, tmp_path / "out", "peft")
     assert any(call in line for line in exported.lines) is (told is not None)

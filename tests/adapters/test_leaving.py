@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from microplane.adapters.card import card_of
 from microplane.adapters.export import export
 from microplane.adapters.merge import merge
 from microplane.checkpoints.adapter import save_adapter
@@ -239,6 +240,8 @@ def test_a_class_that_scores_a_padded_row_otherwise_is_said(family, tmp_path):
     minds = family.startswith("t5gemma")
     assert any(line in told for told in merge(path, tmp_path / "merged").notices) is minds
     assert any(line in told for told in export_any(path, tmp_path / "peft", "peft").lines) is minds
+    about = json.loads((path / "method.json").read_text())["about"]
+    assert (line in card_of(path, "peft", about, "lora")) is minds  # as a run writes it, which knows no more
     wanted, same = [said.probabilities for said in load(path, dtype="float32").classify(TEXTS)], []
     for size in (1, 3):
         pipe = transformers.pipeline("text-classification", str(tmp_path / "merged"), top_k=None, batch_size=size)
