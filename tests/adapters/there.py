@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from microplane.models.contract import Model
 from microplane.models.files.load import load_model
 from microplane.models.heads import add_head, head_metadata, task_scores
 from microplane.nn.rows import Pairs, Rows
+from microplane.objectives.head import Prediction, Text
 
 READ = [[12, 5, 66, 31, 11], [7, 21], [12, 30, 31, 32, 33, 34, 10]]
 BEGUN = [[9, 44, 45], [8, 7, 8, 9, 10], [6]]  # of the answers of an encoder-decoder
@@ -71,6 +72,17 @@ def ours(model: Model, rows: list[list[int]] = READ) -> list[torch.Tensor]:
         return [model.logits(model(Pairs(Rows.of([read]), Rows.of([begun])))) for read, begun in given]
     states = [model(Rows.of([row])) for row in rows]
     return states if model.KIND == "encoder" else [model.logits(one) for one in states]
+
+
+def first_tokens(text: Text, places: Sequence[tuple[int, int]], said: Prediction) -> Iterator[int]:
+    """Of each word that has a label the number of the first token that reaches into it; `places` are those of the
+    tokens in the text, from and to."""
+    assert isinstance(text, str)
+    end = 0
+    for word, _ in said.words:
+        start = text.index(word, end)
+        end = start + len(word)
+        yield next(at for at, (begins, ends) in enumerate(places) if begins < ends and ends > start and begins < end)
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,22 @@ def test_it_learns_labels_and_the_merged_folder_says_the_same_in_transformers(pl
         assert ours.probabilities == pytest.approx(before.probabilities, abs=1e-5)
 
 
+@pytest.mark.parametrize(("name", "told"), [("fnet", True), ("camembert", False), ("funnel", False)])
+def test_a_class_for_which_padding_is_not_nothing_is_said_to_be_asked_row_by_row(place, name, told, tmp_path):
+    """In a batch of transformers' pipeline, which pads, it says something else. Funnel's takes a row's first state, and
+    padding does not change that."""
+    done = train(place, name, **{"train.steps": 4, "train.eval_every": 2})
+    merged = merge(done.folder, tmp_path / "merged")
+    assert any("give this model one row at a time" in line for line in merged.notices) is told
+    texts = ["the red film is good 3", "bad", "the two plot was a poor poor one"]
+    wanted, same = [said.probabilities for said in microplane.load(done.folder, "float32").classify(texts)], []
+    for size in (1, 3):
+        classify = pipeline("text-classification", str(merged.folder), top_k=None, batch_size=size)
+        found = [{one["label"]: one["score"] for one in scores} for scores in classify(texts)]
+        same.append(all(one == pytest.approx(other, abs=1e-4) for one, other in zip(found, wanted, strict=True)))
+    assert same == [True, not told]
+
+
 @pytest.mark.parametrize(
     "name", ["deberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xlnet", "camembert", "funnel"))]
 )

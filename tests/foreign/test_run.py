@@ -133,6 +133,14 @@ def test_it_says_that_it_is_slower(place):
     assert "data.max_length lowered from 1024 to 64, the context of this model" in told
 
 
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_a_head_that_has_a_bias_trains_with_it(place, method):
+    done = run(place, "gptj", method)
+    check(done)
+    base, tuned = (microplane.load(place / "gptj"), microplane.load(done.folder, "float32"))
+    assert not torch.equal(base.model.net.lm_head.bias, tuned.model.net.lm_head.bias)
+
+
 def test_peft_opens_the_adapter_and_the_merged_model_needs_nothing_of_ours(place, tmp_path):
     done = run(place, "openai-gpt")
     ids = torch.randint(0, 259, (1, 9), generator=torch.Generator().manual_seed(0))

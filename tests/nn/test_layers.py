@@ -192,6 +192,25 @@ def test_linear_cross_entropy(way, softcap, positions, label_smoothing, biased, 
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_bias_of_a_head_trains(way, dtype, softcap, label_smoothing, alone, monkeypatch):
+    """As GPT-J's and Phi's, in full or with nothing else; its gradient is summed in float32 over the chunks."""
+    monkeypatch.setattr(loss, "MOST", CHUNK // 4)
+    hidden, weight, bias = leaves((2 * CHUNK + 5, 8), (31, 8), (31,), dtype=torch.promote_types(dtype, torch.float32))
+    targets = torch.randint(0, 31, (len(hidden),))
+    trained = [bias] if alone else [hidden, weight, bias]
+    low = hidden.to(dtype).detach() if alone else hidden.to(dtype)
+    fast = linear_cross_entropy(low, weight.detach() if alone else weight, targets, softcap, label_smoothing, bias)
+    plain = linear_cross_entropy_reference(hidden, weight, targets, softcap, label_smoothing, bias)
+    grads, wanted = torch.autograd.grad(fast, trained), torch.autograd.grad(plain, trained)
+    assert grads[-1].dtype == bias.dtype
+    for grad, other in zip(grads, wanted, strict=True):
+        assert (grad - other).norm() < (0.01 if dtype == torch.bfloat16 else 1e-5) * other.norm()
+
+
 def test_without_targets_there_is_no_gradient(way, monkeypatch):
     """As in a micro-batch whose rows train nothing: memory that held something else must not pass for a gradient."""
     monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, 7.0, **options))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from microplane.data.reading.example import Message
 from microplane.data.rendering.causal import causal_renderer
+from microplane.data.tokenizers.folder import TokenizerFolder
 from microplane.errors import DataError
 from microplane.inference.pipeline import Pipeline
+from microplane.models.generation_rules import MEANS_NOTHING, left_out
 
 
 def asked_as(pipeline: Pipeline) -> Iterator[str]:
@@ -32,6 +34,42 @@ def without_chat(pipeline: Pipeline) -> Iterator[str]:
             yield "it was trained to continue text: give it the text as it stands, without the chat template"
         elif pipeline.frame is None and pipeline.template == "plain":
             yield "it was trained without the chat template: give it the question and a line end, and not a chat"
+
+
+def settings_of_writing(pipeline: Pipeline) -> dict[str, Any]:
+    """See `left_out`; none of what writes nothing."""
+    model = pipeline.model
+    if model.task_head is not None or model.KIND == "encoder":
+        return {}
+    return left_out(model.generation_config, model.source_config)
+
+
+def stops_apart(stops: Sequence[int], base: TokenizerFolder | None) -> list[int]:
+    """The tokens that end an answer, where the files of its base name others, or too few of them; else none."""
+    apart = base is not None and set(stops) != set(base.stops_in_transformers())
+    return list(stops) if apart else []
+
+
+def stops_in_peft(stops: Sequence[int]) -> str:
+    """How a model is told its stop tokens of which `stops_apart` has found that no file tells them; empty without."""
+    if not stops:
+        return ""
+    return (
+        "peft's format has no place for what ends an answer, and the base's own files name other tokens: "
+        f"generate(..., eos_token_id={list(stops)})"
+    )
+
+
+def written_otherwise(settings: Mapping[str, Any]) -> str:
+    """How transformers is had to write as it is done here, where `left_out` has found settings; empty without."""
+    if not settings:
+        return ""
+    found = ", ".join(f"{name}={value!r:.40}" for name, value in settings.items())
+    plain = ", ".join(f"{name}={MEANS_NOTHING[name]!r}" for name in settings)
+    return (
+        f"transformers goes by the base's own settings as it writes ({found}): for the answers that are written here, "
+        f"generate(..., {plain})"
+    )
 
 
 def minds_an_empty_system(pipeline: Pipeline) -> bool:

@@ -10,11 +10,12 @@ from typing import Any
 
 from huggingface_hub.repocard_data import EvalResult, ModelCardData
 
-from microplane.adapters.asked import asked_in_card
+from microplane.adapters.asked import asked_in_card, stops_in_peft, written_otherwise
 from microplane.checkpoints.adapter import read_method
 from microplane.errors import ModelError
 from microplane.files import object_in, write_aside
-from microplane.models.configs.head import OWN, PER_TOKEN
+from microplane.methods import METHODS
+from microplane.models.configs.head import FORMS, OWN, PER_TOKEN
 from microplane.models.files.gguf_format import read_header
 from microplane.models.files.packaged import hub_name, packaged_as
 from microplane.report.words import is_number, name_of, say
@@ -23,6 +24,7 @@ NAME = "README.md"
 OURS = "<!-- Microplane wrote this card, and writes it again. Remove this line to keep your own. -->"
 POOLED = {"cls": "its first token", "mean": "the mean of its tokens that are no pad", "last": "its last token"}
 HEAD_TENSORS = f"{OWN}.out.weight plus {OWN}.out.bias"
+PADDED = "transformers says something else of a row that is padded: there, give this model one row at a time"
 TASKS = {
     "classification": "text-classification",
     "multilabel": "text-classification",
@@ -69,7 +71,21 @@ def head_in_peft(about: Mapping[str, Any]) -> str:
         return ""
     what = "each token" if head.get("task") == PER_TOKEN else POOLED.get(str(head.get("pooling")), "a row")
     tensors = f"{HEAD_TENSORS} of adapter_model.safetensors"
-    return f"peft leaves this head out. There: of the last states {what}, times {tensors}"
+    return (
+        f"peft leaves this head out. There: of the last states {what}, times {tensors}; a base that writes is "
+        "opened by AutoModelForCausalLM or AutoModelForSeq2SeqLM, whose states output_hidden_states=True gives"
+    )
+
+
+def told_for_peft(about: Mapping[str, Any], method: str | None) -> Iterator[str]:
+    """What users are to know where peft opens an adapter, and its files have no place for."""
+    opened = about.get("opened_by")
+    form = FORMS.get(str(opened.get("class"))) if isinstance(opened, dict) else None
+    padded = PADDED if form is not None and form.minds_padding else ""
+    trained_by = METHODS.get(method or "")
+    caution = trained_by.caution_in_peft if trained_by is not None else ""
+    writing = written_otherwise(about.get("generation") or {})
+    yield from filter(None, (head_in_peft(about), padded, stops_in_peft(about.get("stops") or ()), writing, caution))
 
 
 def write_card(folder: Path, text: str) -> bool:
@@ -197,7 +213,9 @@ def _body(
     if form in OPENED:
         before = base_in_peft(about) if form == "peft" else ""
         yield f"- {OPENED[form]}" + (f", where `{before}`" if before else "")
-        if form == "peft" and (told := head_in_peft(about)):
+        if form == "peft":
+            yield from (f"- {line}" for line in told_for_peft(about, method))
+        elif form == "hf" and (told := written_otherwise(about.get("generation") or {})):
             yield f"- {told}"
     yield from _ours(form)
 

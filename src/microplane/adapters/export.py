@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from microplane.adapters.card import HEAD_TENSORS, POOLED, card_of, write_card
+from microplane.adapters.card import HEAD_TENSORS, PADDED, POOLED, card_of, write_card
 from microplane.adapters.other_tokenizer import agree_with_transformers
 from microplane.checkpoints.attach_saved import adapter_folder
 from microplane.checkpoints.tensors import disk_errors
@@ -17,8 +17,10 @@ from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import AdapterError
 from microplane.files import folder_aside
 from microplane.inference.pipeline import Pipeline, load
-from microplane.models.configs.head import HeadConfig
+from microplane.models.configs.head import FORMS, HeadConfig
 from microplane.models.contract import Model
+from microplane.models.external.together import Together
+from microplane.models.external.transformers import TransformersModel
 from microplane.models.files.load import open_checkpoint, save_model
 from microplane.models.files.sentence_transformers import copy_settings
 
@@ -113,6 +115,8 @@ def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[
     if known := [token for token in stops if token < rows]:
         tokens["eos_token_id"] = known[0] if len(known) == 1 else known
         tokenizer = tokenizer.ending_with(known[0])
+    if model.KIND == "encoder-decoder" and model.task_head is not None:  # whose class looks for the end of the text
+        tokens["eos_token_id"] = tokenizer.encode("a")[-1]
     if model.KIND == "decoder":
         if model.task_head is not None:  # whose class looks for the last token that is no pad
             tokenizer = tokenizer.padded_apart()
@@ -123,12 +127,22 @@ def finished(model: Model, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[
     return tokenizer, tokens
 
 
+def minds_padding(model: Model) -> bool:
+    """Whether transformers computes a row that is padded otherwise than alone, in its class for the head or at all."""
+    head = model.task_head.config if model.task_head is not None else None
+    if head is not None and head.form in FORMS and FORMS[head.form].minds_padding:
+        return True
+    return isinstance(model, TransformersModel) and model.together is not Together.PADDED
+
+
 def _notices(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
     head = model.task_head.config if model.task_head is not None else None
     if head is not None and head.form is None:
         yield f"transformers has no class for this head, and microplane.load opens it. There: {_recipe(model, head)}"
     elif head is not None and model.KIND == "decoder" and tokenizer.pad_id is None:
         yield "the tokenizer has no token to pad with: in transformers, give this model one row at a time"
+    if minds_padding(model):
+        yield PADDED
     if model.KIND == "decoder" and head is None and tokenizer.chat_template and tokenizer.backend.encode_special_tokens:
         yield (
             "split_special_tokens in tokenizer_config.json has transformers cut the marks of the chat template too, "

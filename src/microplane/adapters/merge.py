@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from microplane.adapters.asked import asked_as, without_chat
+from microplane.adapters.asked import asked_as, settings_of_writing, without_chat, written_otherwise
 from microplane.adapters.card import card_of
 from microplane.adapters.export import check_free, write_folder, written_dtype
 from microplane.adapters.other_tokenizer import SENTENCES
@@ -90,6 +90,7 @@ def merge(
     card = card_of(name, "hf", loaded.about, loaded.method.name)
     notices = write_folder(loaded, folder, dtype, row_texts(Path(name)), card)
     notices += (*without_chat(loaded), *asked_as(loaded))
+    notices += (told,) if (told := written_otherwise(settings_of_writing(loaded))) else ()
     if trained_base == "auto":
         return Merged(folder, dtype, len(rows), difference, rounded, notices)
     merged = probed(loaded, rows)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from microplane.adapters.asked import asked_as, without_chat
-from microplane.adapters.card import base_in_peft, head_in_peft
+from microplane.adapters.asked import asked_as, settings_of_writing, stops_apart, without_chat
+from microplane.adapters.card import PADDED, base_in_peft, told_for_peft
 from microplane.adapters.export import export as export_base
+from microplane.adapters.export import minds_padding
 from microplane.adapters.merge import source_of
+from microplane.data.tokenizers.folder import TokenizerFolder
 from microplane.errors import AdapterError
 from microplane.exports.compare import Comparison, compare
 from microplane.exports.engines import usable
@@ -40,8 +42,11 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         if file.is_file() and not file.name.startswith("."):
             write_aside(folder / file.name, file.read_bytes())
     checked = tuple(_checks(source, folder))
-    notices = (*without_chat(source.pipeline), *asked_as(source.pipeline))
-    notices += (told,) if (told := head_in_peft(source.about)) else ()
+    base = TokenizerFolder.read(source.pipeline.path) if source.pipeline.path.is_dir() else None
+    about = {**source.about, "stops": stops_apart(source.pipeline.stop_ids, base)}
+    about["generation"] = settings_of_writing(source.pipeline)
+    notices = (*without_chat(source.pipeline), *asked_as(source.pipeline), *told_for_peft(about, method.name))
+    notices += (PADDED,) if minds_padding(source.pipeline.model) and PADDED not in notices else ()
     if not checked and usable("peft"):
         notices += ("labels are not compared in peft; the files were opened here",)
     how = f"PeftModel.from_pretrained(base, FOLDER), base being {source.about.get('base')}"

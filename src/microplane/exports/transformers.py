@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microplane.adapters.asked import settings_of_writing
 from microplane.exports.source import Source
 from microplane.models.contract import Model
 from microplane.models.external.library import quiet
+from microplane.models.generation_rules import MEANS_NOTHING
 
 TEXT = ("decoder", "encoder-decoder")
 
@@ -40,6 +42,9 @@ class Transformers:
             self.model = peft.PeftModel.from_pretrained(self.model, str(adapter))
         self.model.eval()
         self.tokenizer = library.AutoTokenizer.from_pretrained(folder)
+        self.plain = {
+            name: MEANS_NOTHING[name] for name in ("do_sample", "num_beams", *settings_of_writing(source.pipeline))
+        }
         self.bad = list(source.pipeline.model.generation_rules.bad_tokens) if self.pairs else []
 
     def ids(self, text: str) -> list[int]:
@@ -49,7 +54,7 @@ class Transformers:
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Tensor:
         found: Tensor = self.model(input_ids=torch.tensor([list(ids)])).logits[0].float()
-        return found
+        return found[-len(ids) :]  # behind the vectors of a prompt, which peft has before them
 
     @torch.no_grad()
     def scores(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -67,8 +72,8 @@ class Transformers:
         given = torch.tensor([list(prompt)])
         own = {} if self.stops is None else {"eos_token_id": self.stops}
         found = self.model.generate(
-            input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, num_beams=1, max_new_tokens=most,
-            return_dict_in_generate=False, **own,
+            input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=most,
+            return_dict_in_generate=False, **self.plain, **own,
         )[0].tolist()  # fmt: skip
         said = found[1:] if self.pairs else found[len(prompt) :]
         ends = self.stops if self.stops is not None else self.model.generation_config.eos_token_id

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from microplane.data.tokenizers.language_codes import KNOBS
 from microplane.data.tokenizers.languages import with_languages
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import ConfigError
 from microplane.models.contract import Model
+from microplane.models.generation_rules import settings_of
 from microplane.models.transformer import Transformer
-
-# Fields of a config.json that tell how a model writes, in folders without a generation_config.json.
-SETTINGS = (
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
-    *("forced_eos_token_id", "bad_words_ids", "renormalize_logits", "num_beams", "max_length", "min_length"),
-    *("early_stopping", "length_penalty", "no_repeat_ngram_size"),
-)
 
 
 def in_languages(tokenizer: Tokenizer, model: Model, source: str | None = None, target: str | None = None) -> Tokenizer:
@@ -41,14 +34,10 @@ def write_in(model: Model, tokenizer: Tokenizer) -> None:
     if languages is None or languages.target is None:
         return
     token = tokenizer.id_of(languages.token(languages.target))
-    told = model.generation_config or _settings(model.source_config or {})
+    told = settings_of(model.generation_config, model.source_config)
     if languages.scheme.starts:
         model.config = replace(model.config, decoder_start=token)
         told = {name: value for name, value in told.items() if name != "forced_bos_token_id"}
         model.generation_config = told | {"decoder_start_token_id": token}
     else:
         model.generation_config = told | {"forced_bos_token_id": token}
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in SETTINGS if config.get(name) is not None}

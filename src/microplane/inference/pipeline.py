@@ -126,8 +126,7 @@ class Pipeline:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        rendered = self.frame is not None and self.frame[1] != ""
-        return self.objective.stop_ids(self.tokenizer, "chat" if rendered else self.template)
+        return stops_of(self.objective, self.tokenizer, self.template, self.frame)
 
     def answers(
         self,
@@ -182,6 +181,14 @@ class Pipeline:
         if pooling not in (None, *POOLINGS):
             raise ConfigError(f"pooling = {pooling!r}: possible are {', '.join(POOLINGS)}")
         return embed_texts(self.model, self.tokenizer, texts, pooling)
+
+
+def stops_of(
+    objective: AnyObjective, tokenizer: Tokenizer, template: str, frame: Sequence[str] | None
+) -> tuple[int, ...]:
+    """The tokens that end an answer, first the one that answers are trained to end with; `frame` as of a `Pipeline`."""
+    rendered = frame is not None and frame[1] != ""
+    return objective.stop_ids(tokenizer, "chat" if rendered else template)
 
 
 def _check_prompt(prompt: object) -> None:

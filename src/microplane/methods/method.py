@@ -47,6 +47,7 @@ class Method(Knobs):
     trains_matrices: ClassVar[bool] = True  # weights of linear layers, or factors of them; else vectors and prompts
     whole_model: ClassVar[bool] = False  # what it saves is a model, not an adapter
     peft_type: ClassVar[str | None] = None  # peft's name of the format that it reads and writes
+    caution_in_peft: ClassVar[str] = ""  # what its adapters need there; nothing if empty
     prefix: ClassVar[str] = PREFIX  # what the names of a head begin with that trains beside it
     needs_float32: ClassVar[str | None] = None  # why the base must be float32: "the method X ..."
     needs_own_model: ClassVar[str | None] = None  # why it works on Microplane's own models only: "the method X ..."

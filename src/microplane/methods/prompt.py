@@ -51,6 +51,10 @@ class PromptTuning(Method):
     needs_own_model: ClassVar[str | None] = NEEDS_SOCKETS
     starts_at_base: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = "PROMPT_TUNING"
+    caution_in_peft: ClassVar[str] = (
+        "on a decoder, peft puts the vectors before the padding and counts it as text: ask it one row at a time there, "
+        "or rows that are padded on the right"
+    )
     prefix: ClassVar[str] = OUTER_PREFIX
 
     length: int = Field(20, ge=1, description="how many vectors; they take places of the context")

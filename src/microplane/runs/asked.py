@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from microplane.adapters.asked import stops_apart
 from microplane.config.knobs import DataKnobs
 from microplane.data.preparing.summary import DataSummary
 from microplane.data.reading.example import Message
@@ -18,6 +19,8 @@ from microplane.data.store import Dataset
 from microplane.data.tokenizers.tokenizer import Tokenizer
 from microplane.errors import DataError
 from microplane.evaluation.evaluate import choose_rows
+from microplane.inference.pipeline import stops_of
+from microplane.models.generation_rules import left_out
 from microplane.objectives.base import AnyObjective
 from microplane.objectives.next_token import NextToken
 
@@ -47,7 +50,8 @@ def how_asked(
 
     Returns:
         template, system, prefix (see `shared_prefix`), frame (see `text_frame`), of labels pairs (whether rows had two
-        texts), and knobs of the data that an evaluation takes over.
+        texts), knobs of the data that an evaluation takes over, and of what writes, where the base's files say
+        something else: stops and generation (see `left_out`).
     """
     about: dict[str, Any] = {"template": data.template, "system": data.system, "prefix": "", "frame": None}
     about |= {"pairs": bool(summary.second_texts)} if objective.needs_head else {}
@@ -68,7 +72,11 @@ def how_asked(
         asked = [train.prompt_and_target(row)[0] for row in rows]
         prompts = [tokenizer.decode(ids, skip_special=False) for ids in asked]
         about["prefix"] = shared_prefix(objective, prompts, tokenizer, data.template, about["system"])
-    return about
+    if (source := tokenizer.source) is None or objective.needs_head:
+        return about
+    stops = stops_apart(stops_of(objective, tokenizer, data.template, about["frame"]), source)
+    settings = left_out(source.generation_config, source.model_config)
+    return about | ({"stops": stops} if stops else {}) | ({"generation": settings} if settings else {})
 
 
 def shared_prefix(

@@ -130,14 +130,20 @@ class TokenizerFolder:
 
     def stop_ids(self) -> list[int]:
         """All ids that generation_config.json and config.json let generation stop at."""
-        found: list[int] = []
-        for name, told in zip(STOPS, (self.generation_config, self.model_config), strict=True):
-            ids = _of_text(told, "eos_token_id")
-            listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
-            if not all(type(token) is int for token in listed):
-                raise self._wrong(name, "eos_token_id", ids, "the id of a token, or a list of them")
-            found += listed
-        return found
+        return [token for name in STOPS for token in self._ends(name)]
+
+    def stops_in_transformers(self) -> list[int]:
+        """Those of them at which transformers stops: config.json counts where there is no other file alone."""
+        return self._ends(STOPS[0] if self.generation_config else STOPS[1])
+
+    def _ends(self, name: str) -> list[int]:
+        """The stop tokens of one of the model's files."""
+        told = dict(zip(STOPS, (self.generation_config, self.model_config), strict=True))[name]
+        ids = _of_text(told, "eos_token_id")
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(token) is int for token in listed):
+            raise self._wrong(name, "eos_token_id", ids, "the id of a token, or a list of them")
+        return listed
 
     def chat_template(self) -> str | None:
         """The Jinja text, from a file of its own or out of the configuration, where several may stand by name; last out

@@ -26,3 +26,4 @@ class Form:
     poolings: tuple[str, ...] = ("cls",)
     pooling_names: Mapping[str, str] = field(default_factory=dict)  # ours -> config.json's, where they differ
     usual_pooling: str = "cls"  # what it means that config.json says none
+    minds_padding: bool = False  # whether a row that was padded is scored otherwise there than alone

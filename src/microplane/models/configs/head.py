@@ -52,7 +52,7 @@ def _other_forms() -> dict[str, Form]:
             forms[f"{name}ForTokenClassification"] = Form(plain, family.labels_tokens, tokens=True)
     for plain in t5gemma_config.ARCHITECTURES:
         name = plain.removesuffix("ForConditionalGeneration")
-        row = Form(plain, "score.out_proj", dropout="classifier_dropout_rate", poolings=("last",))
+        row = Form(plain, "score.out_proj", dropout="classifier_dropout_rate", poolings=("last",), minds_padding=True)
         forms[f"{name}ForSequenceClassification"] = row
     for plain in t5_config.ARCHITECTURES:
         forms[f"{plain.removesuffix('ForConditionalGeneration')}ForSequenceClassification"] = Form(

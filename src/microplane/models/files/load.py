@@ -28,6 +28,7 @@ from microplane.models.files.bitsandbytes import NF4Shards, readable
 from microplane.models.files.checkpoint import INDEX, WEIGHTS, Checkpoint, Places, listed, misfit
 from microplane.models.files.sentence_transformers import note_sentences
 from microplane.models.files.text_part import note_whole, text_part
+from microplane.models.generation_rules import settings_of
 from microplane.models.heads import in_data_units, put_head
 from microplane.models.nomic_layout import named
 from microplane.models.task_head import TaskHead
@@ -389,6 +390,7 @@ def save_model(
     config |= tokens or {}
     write_json(folder / "config.json", config)
     if model.generation_config is not None or (tokens and model.KIND == "decoder"):
-        write_json(folder / GENERATION, {**(model.generation_config or {}), **(tokens or {})})
+        told = settings_of(model.generation_config, model.source_config)
+        write_json(folder / GENERATION, {**told, **(tokens or {})})
     with aside(folder / WEIGHTS) as temporary:
         (save_gathered if gathers else save_file)(written, temporary, {"format": "pt"})

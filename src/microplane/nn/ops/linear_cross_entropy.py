@@ -49,8 +49,8 @@ def linear_cross_entropy(
     """The sum over K of -log softmax(cap(hidden @ weight.T + bias))[target], the targets smoothed if asked for.
 
     The gradient is made in the forward pass, chunk by chunk while its logits exist, so nothing of size (K, V) is kept.
-    A float32 weight with hidden (K, D) in bfloat16 is cast once; its gradient is summed over the chunks in float32.
-    The bias (V,) does not train.
+    A float32 weight with hidden (K, D) in bfloat16 is cast once; its gradient is summed over the chunks in float32, as
+    that of the bias (V,) is.
     """
     return apply(_LinearCrossEntropy, hidden, weight, targets, softcap, label_smoothing, bias)
 
@@ -86,12 +86,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         bias: Tensor | None,
     ) -> Tensor:
-        assert not ctx.needs_input_grad[5], "the gradient of a head's bias is not made"
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        need_hidden, need_weight, need_bias = (ctx.needs_input_grad[number] for number in (0, 1, 5))
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None  # filled by the first chunk
         if grad_weight is not None and not len(targets):
             grad_weight.zero_()
+        grad_bias = None
+        if bias is not None and need_bias:
+            grad_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
         weight = weight.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         fused = _fusable(hidden, softcap)
@@ -101,7 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             wanted = targets[rows].contiguous()
             logits = scratch_buffer("logits", (len(wanted), len(weight)), hidden.dtype, hidden.device)
             torch.mm(hidden[rows], weight.t(), out=logits)
-            slope = need_hidden or need_weight
+            slope = need_hidden or need_weight or need_bias
             if fused:
                 losses = _losses_fused(logits, wanted, label_smoothing, bias, slope)
             else:
@@ -111,14 +113,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 _put_product(grad_weight, logits, hidden[rows], add=start > 0)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if grad_bias is not None:
+                grad_bias += logits.sum(0, dtype=grad_bias.dtype)
+        if bias is not None and grad_bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """In place: nothing else has these gradients, and a second backward pass through them is an error."""
         scaled = [None if saved is None else saved.mul_(grad.to(saved.dtype)) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled[:2], None, None, None, scaled[2])
 
 
 def _fusable(hidden: Tensor, softcap: float | None) -> bool:
