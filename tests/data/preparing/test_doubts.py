@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,35 @@ def test_rows_are_looked_at_up_to_a_number_of_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(doubts_module, "MOST_TOKENS", 1000)
     monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "other"))
     assert not any("ask the same" in line for line in warned(tmp_path, rows, asked(10, seed=1)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_near_duplicates_are_those_of_comparing_each_row_with_each(seed):
+    drawn = random.Random(seed)
+    words = [f"w{number}" for number in range(drawn.choice([5, 30, 300]))]
+    texts = [" ".join(drawn.choices(words, k=drawn.randint(0, 20))) for _ in range(40)]
+    known = [doubts_module._Row(f"k{n}", text, drawn.choice("ab")) for n, text in enumerate(texts)]
+    unseen = [doubts_module._Row(f"u{n}", changed_in_a_word(drawn.choice(texts), words, drawn), "a") for n in range(20)]
+
+    def pairs(row):
+        said = (row.prompt or row.answer).split()
+        return set(pairwise(said))
+
+    def near(one, other):
+        alike = len(pairs(one) & pairs(other)) >= doubts_module.ALIKE * len(pairs(one) | pairs(other))
+        return alike and one.answer == other.answer and one.prompt != other.prompt
+
+    twins = [
+        [other for other in known if near(row, other)] for row in unseen if len(pairs(row)) >= doubts_module.LEAST_PAIRS
+    ]
+    count = sum(map(bool, twins))
+    found = list(doubts_module._near_duplicates(known, "test", unseen))
+    assert [line.split()[0] for line in found] == ([str(count)] if count else [])
+    assert not found or f" {next(filter(None, twins))[0].where} and" in found[0]
+
+
+def changed_in_a_word(text, words, drawn):
+    said = text.split()
+    if said:
+        said[drawn.randrange(len(said))] = drawn.choice(words)
+    return " ".join(said)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -247,18 +248,18 @@ def _near_duplicates(known: Sequence[_Row], name: str, unseen: Sequence[_Row]) -
     A row that is alike shares at least one of the `(1 - ALIKE) n + 1` rarest of its n pairs of words: so only few
     training rows are compared with each.
     """
-    shingles = [_pairs(row.prompt or row.answer) for row in known]
+    words = _Numbers()
+    shingles = [array("q", _pairs(row.prompt or row.answer, words)) for row in known]
     frequency = Counter(pair for pairs in shingles for pair in pairs)
-    holders: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for number, pairs in enumerate(shingles):
-        for pair in _rarest(pairs, frequency):
+    asked = [_pairs(row.prompt or row.answer, words) for row in unseen]
+    looked_for = [_rarest(pairs, frequency) if len(pairs) >= LEAST_PAIRS else [] for pairs in asked]
+    holders: dict[int, list[int]] = {pair: [] for pairs in looked_for for pair in pairs}
+    for number, shingle in enumerate(shingles):
+        for pair in holders.keys() & _rarest(shingle, frequency):
             holders[pair].append(number)
     count, first = 0, None
-    for row in unseen:
-        pairs = _pairs(row.prompt or row.answer)
-        if len(pairs) < LEAST_PAIRS:
-            continue
-        near = {number for pair in _rarest(pairs, frequency) for number in holders.get(pair, ())}
+    for row, pairs, rare in zip(unseen, asked, looked_for, strict=True):
+        near = {number for pair in rare for number in holders[pair]}
         twin = next((n for n in sorted(near) if _alike(pairs, shingles[n]) and _differ(row, known[n])), None)
         if twin is not None:
             count += 1
@@ -270,18 +271,28 @@ def _near_duplicates(known: Sequence[_Row], name: str, unseen: Sequence[_Row]) -
         )
 
 
-def _pairs(text: str) -> frozenset[tuple[str, str]]:
-    return frozenset(pairwise(re.findall(r"\w+", text.casefold())))
+class _Numbers(dict[str, int]):
+    """A number for each word, by which pairs of them take a tenth of the memory."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = len(self)
+        return self[word]
 
 
-def _rarest(pairs: frozenset[tuple[str, str]], frequency: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
+def _pairs(text: str, words: _Numbers) -> set[int]:
+    """The pairs of words that stand side by side."""
+    numbers = [words[word] for word in re.findall(r"\w+", text.casefold())]
+    return {one << 32 | other for one, other in pairwise(numbers)}
+
+
+def _rarest(pairs: Collection[int], frequency: Mapping[int, int]) -> list[int]:
     """The pairs of which a row that is alike must have one, by one order for all rows."""
     kept = len(pairs) - int(-(-ALIKE * len(pairs) // 1)) + 1
     return sorted(pairs, key=lambda pair: (frequency.get(pair, 0), pair))[:kept]
 
 
-def _alike(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> bool:
-    shared = len(one & other)
+def _alike(one: set[int], other: Collection[int]) -> bool:
+    shared = len(one.intersection(other))
     return shared >= ALIKE * (len(one) + len(other) - shared)
 
 
