@@ -93,6 +93,7 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'rank'?"` for a near miss of a known name, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """`" Did you mean 'rank'?"` for a near miss of a known name, also in other capitals, else an empty string."""
+    by_form = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), by_form, n=1, cutoff=0.6)
+    return f" Did you mean {by_form[close[0]]!r}?" if close else ""

@@ -76,6 +76,14 @@ def test_a_name_is_known_by_what_it_means(name, told):
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("LoRA", "lora"), ("QLORA", "qlora"), ("head_only", "head-only"), ("Full", "full")]
+)
+def test_a_method_is_known_in_other_capitals(typed, meant):
+    with pytest.raises(ConfigError, match=f"Did you mean '{meant}'"):
+        make_method({"name": typed})
+
+
 def test_of_a_method_only_its_own_knobs_are_told():
     with pytest.raises(ConfigError, match=r"That is 'method\.rank' here"):
         make_method({"name": "lora", "lora_r": 8})
