@@ -118,7 +118,7 @@ def test_two_columns_that_could_both_be_the_input_are_asked_for():
 
 
 def test_keys_without_end_do_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("microplane.data.preparing.first_pass.MOST_COLUMNS", 20)
+    monkeypatch.setattr("microplane.data.preparing.split.MOST_COLUMNS", 20)
     knobs = DataKnobs(train=str(write(tmp_path / "a.jsonl", [{"text": "t", f"k{i}": i} for i in range(300)])))
     split = first_pass(files_of(knobs), knobs, None, False).splits["train"]
     assert len(split.seen) <= 120

@@ -84,6 +84,7 @@ class Making:
     unknown: int | None
 
     def __call__(self, chunk: Sequence[RawItem]) -> Made:
+        """Raises: DataError, where a row is no longer one."""
         rows: dict[str, list[TokenRow]] = defaultdict(list)
         places: dict[str, list[tuple[int, int]]] = defaultdict(list)
         counts: dict[str, Counts] = defaultdict(Counts)
@@ -92,8 +93,8 @@ class Making:
             where = f"{self.split.files[file].name}:{line}"
             try:
                 example = self.split.in_form(self.split.format.example(values, where))
-            except (RowError, NoLabel):  # the file is another one by now, which a second look at it tells
-                continue
+            except (RowError, NoLabel):  # a row that was good a moment ago
+                raise DataError(f"{where} changed while it was read; run again") from None
             joined = joined or JOINT in (example.text or "")
             found = self._made(example)
             if isinstance(found, Problem):

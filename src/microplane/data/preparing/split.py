@@ -106,7 +106,8 @@ def _look_for_columns(split: Split, values: Mapping[str, Any]) -> None:
 
 
 def good_rows(split: Split, places: np.ndarray) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """File number, line and values of rows that were found good, in order; the values are those that are read.
+    """File number, line and values of rows that were found good, in order; the values are those that are read, which a
+    format of one's own does not tell: of it all.
 
     Args:
         places: (rows, 2) file number and line of each. A row that is not there any more ends what is found.
@@ -120,7 +121,7 @@ def good_rows(split: Split, places: np.ndarray) -> Iterator[tuple[int, int, dict
             if following is None:
                 return
             if row.values is not None and following == (number, row.line):
-                yield number, row.line, {key: row.values[key] for key in keys if key in row.values}
+                yield number, row.line, {key: row.values[key] for key in keys or row.values if key in row.values}
                 following = next(wanted, None)
 
 
