@@ -18,7 +18,7 @@ from tests.report.runs import make_full_run
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    found = tmp_path / "ann lee"
+    found = tmp_path / "two words"
     (found / "work" / "runs" / "mine").mkdir(parents=True)
     monkeypatch.setattr(Path, "home", lambda: found)
     return found
@@ -29,7 +29,7 @@ def test_a_path_is_shown_as_one_would_type_it(home, tmp_path, monkeypatch):
     monkeypatch.chdir(home / "work")
     assert shown_path(run) == shown_path(Path("runs/mine")) == "runs/mine"
     monkeypatch.chdir(tmp_path)
-    assert shown_path(run) == "ann lee/work/runs/mine"
+    assert shown_path(run) == "two words/work/runs/mine"
     monkeypatch.chdir("/")
     monkeypatch.setattr(Path, "cwd", lambda: Path("/elsewhere"))
     assert shown_path(run) == "~/work/runs/mine"
