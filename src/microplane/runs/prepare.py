@@ -38,7 +38,7 @@ from microplane.models.files.load import build_on_meta, open_checkpoint, open_co
 from microplane.models.files.opened import OpenedBase
 from microplane.models.heads import ensure_head, meta_copy
 from microplane.models.stays_wide import told_of_what_stays_wide
-from microplane.nn.head_attention import rounds_otherwise
+from microplane.nn.head_attention import large_scores, rounds_otherwise
 from microplane.nn.number_format import NumberFormat, slowdown
 from microplane.nn.quantised import QUANTISED, weight_count
 from microplane.objectives.base import AnyObjective
@@ -54,6 +54,7 @@ from microplane.training.resume import CLASSES, UNIT
 
 DROPOUT_MASKS = "by hash"  # how they are drawn: other masks are another run
 SLOW = 2.0  # times as long as float32: that is told
+MICRO_BATCHES = "by tokens"  # how they are cut where rows are long: other cuts draw other masks
 ATTENTION = "by torch in float32"  # how it is computed: another way rounds otherwise
 
 
@@ -144,6 +145,7 @@ class Prepared:
             "device": self.form.device.type,
             "torch": torch.__version__,
             **({"masks of method.dropout": DROPOUT_MASKS} if dropout else {}),
+            **({"micro-batches of rows above 512 tokens": MICRO_BATCHES} if large_scores(longest) else {}),
             **({"attention of long rows": ATTENTION} if rounds_otherwise(longest, self.form.dtype) else {}),
             **({} if self.numbers is None else {UNIT: self.numbers.unit}),
             **({CLASSES: self.splits.summary.labels} if self.splits.summary.labels else {}),
