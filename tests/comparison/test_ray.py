@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from microplane.comparison import ray_cluster
-from microplane.comparison.machines import LostError
 from microplane.comparison.plan import Trial
+from microplane.comparison.processes import LostError
 from microplane.comparison.ray_cluster import About, Process, about, cluster, trial
 from microplane.comparison.trials import Trials
 from microplane.errors import ConfigError, TrainingError

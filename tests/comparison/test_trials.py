@@ -16,8 +16,8 @@ import pytest
 
 from microplane.comparison import trials as module
 from microplane.comparison.folder import PLAN
-from microplane.comparison.machines import Local
 from microplane.comparison.plan import Trial
+from microplane.comparison.processes import Local
 from microplane.comparison.trials import StoppedError, Trials
 from microplane.data.progress import Silent
 from microplane.errors import TrainingError

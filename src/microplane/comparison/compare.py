@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,7 +14,7 @@ from microplane.comparison.budget import Budget
 from microplane.comparison.course import Course
 from microplane.comparison.folder import PLAN, held_folder, new_folder
 from microplane.comparison.forecast import expected, shares, within_time
-from microplane.comparison.machines import Machines, ThisMachine
+from microplane.comparison.machines import Machines, this_machine
 from microplane.comparison.plan import Plan, Trial, chosen_methods, make_plan
 from microplane.comparison.ray_cluster import Cluster, cluster
 from microplane.comparison.result import result_of
@@ -179,7 +179,7 @@ def _machines(parallel: int | None, ray: str | None, set: Mapping[str, Any]) -> 
         if parallel < 1:
             raise ConfigError(f"--parallel {parallel}: at least one trial has to run")
     if ray is None:
-        return nullcontext(ThisMachine(parallel or 1))
+        return this_machine(parallel or 1)
     check_type(ray, "ray", str, "HOST:PORT of a Ray cluster, auto, or local")
     return cluster(ray, parallel, str(set.get("model.device", "auto")))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microplane.comparison.machines import STOP, LostError, begun
+from microplane.comparison.processes import STOP, LostError, begun
 from microplane.errors import ConfigError, first_line
 from microplane.hardware import usable_cores
 

@@ -19,8 +19,9 @@ from threading import Lock
 from typing import Any
 
 from microplane.comparison.folder import FAILING, LEAST_ROOM, TRIALS, disk_failed
-from microplane.comparison.machines import LostError, Machines, Running, ThisMachine
+from microplane.comparison.machines import Machines, ThisMachine
 from microplane.comparison.plan import ANSWERING, PROBE_ANSWERS, Plan, Trial
+from microplane.comparison.processes import LostError, Running
 from microplane.data.progress import Silent, Watcher
 from microplane.errors import TrainingError
 from microplane.files import lock, object_in, write_json
