@@ -60,8 +60,47 @@ def test_runs_of_other_rates_and_lengths_begin_with_what_is_known(place, monkeyp
     assert ends[0] == ends[1]
 
 
+ADAPTERS = ["lora", "dora", "vera", "nb-lora", "adalora", "lora-fa", "scalora", "bottleneck"]
+
+
+@pytest.mark.parametrize("method", some(ADAPTERS, ADAPTERS[:4]))
+def test_what_a_seed_draws_of_an_adapter_that_changes_nothing_yet_is_the_same_start(place, monkeypatch, method):
+    """To the bit: what was measured with another seed is what this one gives."""
+    validated = counted(monkeypatch, fit, "validation_loss")
+    first, times = run(place, method, train__steps=6), len(validated)
+    known = run(place, method, train__steps=6, train__seed=1)
+    assert len(validated) == 2 * times - 1
+    assert start(known) == start(first)
+    for file in (cache_dir() / "starts").iterdir():
+        file.unlink()
+    alone = run(place, method, train__steps=6, train__seed=1)
+    assert (alone.folder / "metrics.jsonl").read_bytes() == (known.folder / "metrics.jsonl").read_bytes()
+    assert weights(alone) == weights(known) != weights(first)
+
+
+@pytest.mark.parametrize("method", ["prefix", "last-n", "lora"])
+def test_a_seed_that_changes_the_start_has_it_validated_anew(place, monkeypatch, method):
+    """Of a prompt, of new weights."""
+    sets = {"model__init": "random"} if method != "prefix" else {}
+    run(place, method, **sets)
+    validated = counted(monkeypatch, fit, "validation_loss")
+    run(place, method, train__seed=1, **sets)
+    assert len(validated) == 2
+
+
+def test_a_start_from_an_adapter_is_its_own(place, monkeypatch):
+    first, other = run(place), run(place, train__seed=1)
+    validated = counted(monkeypatch, fit, "validation_loss")
+    losses = [
+        start(run(place, model__adapter=str(done.folder), model__name=None))["validation_loss"]
+        for done in (first, other, first)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+    assert len(validated) == 2 + 2 + 1
+
+
 CHANGES: list[dict[str, Any]] = [
-    {"train__seed": 1},
+    {"train__seed": 1, "method__start": "pissa"},
     {"method__alpha": 3.0},
     {"method__rank": 2},
     {"eval__batch_tokens": 64},

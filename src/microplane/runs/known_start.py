@@ -1,5 +1,5 @@
-"""The validation before a run's first step, remembered: runs that differ in their rate or their length alone, as the
-trials of a comparison do, begin with the very same weights, and validate them once."""
+"""The validation before a run's first step, remembered: runs that differ in their rate, their length or the seed of an
+adapter that changes nothing yet, as trials of a comparison do, begin with the same losses, and measure them once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def _place(prepared: Prepared, model: Model, how: list[Any]) -> Path | None:
     if isinstance(model, TransformersModel):
         return None
     known = prepared.identity()
-    known["train"] = {name: value for name, value in known["train"].items() if name not in COURSE}
+    drawn = _drawn(prepared, model)
+    course = COURSE if drawn is None else {*COURSE, "seed"}
+    known["train"] = {name: value for name, value in known["train"].items() if name not in course}
     parts = [
         VERSION,
         version(OWN),
@@ -71,8 +73,18 @@ def _place(prepared: Prepared, model: Model, how: list[Any]) -> Path | None:
         how,
         prepared.form.cached,
         head_metadata(model),
-        {name: checksum(tensor) for name, tensor in tensors_of(model)},
+        {name: checksum(tensor) for name, tensor in tensors_of(model) if tensor.data_ptr() not in (drawn or ())},
         [processor(), native.library() is not None],
     ]
     key = sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
     return cache_dir() / "starts" / f"{key}.json"
+
+
+def _drawn(prepared: Prepared, model: Model) -> set[int] | None:
+    """Where the tensors lie that a seed has decided and that change nothing before the first step: a new adapter's,
+    whose method leaves the output as it is, to the bit. None where a seed changes more than that."""
+    method = prepared.method
+    new = prepared.config.model.adapter is None and method.starts_at_base and not method.init_rows
+    if not new or method.trains != "adapter" or model.task_head is not None or prepared.weights is None:
+        return None
+    return {tensor.data_ptr() for tensor in method.state(model).values()}
