@@ -26,10 +26,10 @@ from microplane.objectives.next_token import NextToken
 
 PROBED = 100  # training rows that are looked at for what all of them begin with
 CLASS_NAMES = "class_names"  # whether classes of a Parquet file were read by their names; earlier, by number
-LENGTHS = ("max_length", "max_target_length", "long_rows")
-"""Those of `TAKEN_OVER` that decide how a row is cut."""
 TAKEN_OVER = (
-    *LENGTHS,
+    "max_length",
+    "max_target_length",
+    "long_rows",
     "fields",
     "no_label",
     "objective",
@@ -41,6 +41,7 @@ TAKEN_OVER = (
     "target_language",
 )
 """Knobs of the data that an evaluation of the run takes over."""
+LENGTHS = TAKEN_OVER[:3]  # those that decide how a row is cut
 
 
 def how_asked(
