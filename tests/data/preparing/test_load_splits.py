@@ -396,7 +396,7 @@ def test_cut_rows_are_counted_and_warned_of(tmp_path, plain):
     assert summary.lengths["test"]["max"] == 16
     assert summary.warnings[:2] == [
         "14 rows above 16 tokens (data.max_length) lost the start of their prompt",
-        "1 answer above 16 tokens (data.max_length) lost their end",
+        "1 answer above 16 tokens (data.max_length) lost their end, and all that stood before them",
     ]
 
 
