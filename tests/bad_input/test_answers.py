@@ -17,6 +17,8 @@ CASES = [
     Case("no prompt", generate(), ("there is no prompt", "--interactive")),
     Case("blank lines for prompts", generate(), ("there is no prompt", "--interactive"), stdin="\n  \n"),
     Case("an empty prompt", generate(""), ("there is no prompt", "give some text")),
+    Case("- among other prompts", generate("hi", "-"), ("- stands for the lines of standard input",), stdin="hi\n"),
+    Case("- among other texts", ["embed", "model", "-", "hi"], ("- stands for the lines",), stdin="hi\n"),
     Case("a prompt longer than the context", generate("word " * 50), ("269 tokens", "context of 128", "Shorten")),
     Case(
         "more tokens than the context",

@@ -137,6 +137,15 @@ def test_other_commands_say_it_in_one_line_too(place, where):
     assert not (place / "answers.jsonl").exists()
 
 
+@pytest.mark.parametrize("where", [("microplane.training.loop", "train_step"), ("microplane.runs.train", "verify")])
+def test_a_check_that_is_interrupted_finds_nothing_right(place, where):
+    """Its rehearsal has nothing to save and to go on from, and what it would say of half a run is worth nothing."""
+    ended = command(place, where, signal.SIGINT, 1, "check", "model", "rows.jsonl", "--set", "train.threads=1")
+    assert (ended.returncode, ended.stdout) == (130, ""), ended.stderr
+    assert ended.stderr.splitlines()[-1] == "interrupted"
+    assert "saving" not in ended.stderr
+
+
 def test_what_a_process_was_told_to_ignore_stays_ignored(place):
     """As with nohup, or in the background of a script."""
     program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from microplane.cli import interrupts; "

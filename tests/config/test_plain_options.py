@@ -39,6 +39,21 @@ def test_a_section_is_added_to_what_was_set_of_it(tmp_path):
     assert knobs.method == {"name": "lora", "rank": 4}
 
 
+def test_a_file_may_name_knobs_by_their_section_and_a_dot_but_not_twice(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "method: lora\nmethod.rank: 4\ntrain.lr: 0.1\ntrain: {epochs: 2}\ndata.fields: {text: a, label: b}\n"
+    )
+    knobs = assemble(file)
+    assert (knobs.train.lr, knobs.train.epochs) == (0.1, 2)
+    assert knobs.method == {"name": "lora", "rank": 4}
+    assert knobs.data.fields == {"text": "a", "label": "b"}
+    for text in ("train: {lr: 0.1}\ntrain.lr: 0.2\n", "train.lr: 0.2\ntrain: {lr: 0.1}\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"run\.yaml: train\.lr stands there twice"):
+            assemble(file)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -168,3 +169,16 @@ def test_a_link_to_nothing_is_no_place_for_runs(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "gone")
     with pytest.raises(ConfigError, match="cannot be made at"):
         run_folder(tmp_path / "runs", "", PARTS).__enter__()
+
+
+def test_a_run_that_cannot_be_written_to_is_not_sent_to_another_place_for_runs(tmp_path, monkeypatch):
+    """Which --resume does not take."""
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+
+    def refused(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("microplane.runs.folder.lock", refused)
+    with pytest.raises(CheckpointError, match="Read-only file system. .* go on with the copy") as told:
+        run_folder(tmp_path / "runs", "mine", PARTS, again=True).__enter__()
+    assert "--set runs" not in str(told.value)

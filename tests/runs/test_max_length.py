@@ -86,3 +86,24 @@ def test_both_sides_of_pairs_are_bounded_and_vectors_take_their_place():
     assert within_context(DataKnobs(max_length=10), 80, 7, told.append) == DataKnobs(max_length=10)
     with pytest.raises(ConfigError, match="puts 80 vectors before each row, and the context of this model is 80"):
         within_context(data, 80, 80, told.append)
+
+
+def eval_lines(model, data, **knobs):
+    ear = Ear()
+    measure_file(assemble(given={"model.name": str(model), "data.train": data, "eval.rows": 0} | knobs), ear)
+    return [line for line in ear.told if "max_length" in line or "long_rows" in line]
+
+
+def test_eval_says_where_rows_are_cut_otherwise_than_in_the_run(tmp_path):
+    """And that a length that was asked for is lowered; one that nobody asked for is lowered in silence."""
+    model = save_tiny_folder(tmp_path / "model", **SHALLOW)
+    data = written(tmp_path / "rows.jsonl", [{"prompt": f"say {n}", "completion": f"no {n}"} for n in range(24)])
+    run = microplane.train(model, data, set=QUICK | {"runs": str(tmp_path / "runs"), "data.max_length": 100})
+    assert eval_lines(run.folder, data) == eval_lines(model, data) == []
+    assert eval_lines(run.folder, data, **{"data.max_length": 100}) == []
+    cut, *_ = eval_lines(run.folder, data, **{"data.max_length": 16})
+    assert cut.startswith("warning   data.max_length is 16 here and was 100 in the run: rows that are longer")
+    lowered, *other = eval_lines(run.folder, data, **{"data.max_length": 4000})
+    assert lowered == "data.max_length lowered from 4000 to 128, the context of this model"
+    assert other == [cut.replace("16 here", "128 here")]
+    assert eval_lines(model, data, **{"data.max_length": 4000}) == [lowered]

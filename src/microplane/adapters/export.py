@@ -58,7 +58,12 @@ def export(name: str | Path, out: str | Path, dtype: torch.dtype | None = None) 
 
 
 def check_free(folder: Path, verb: str) -> None:
-    """Raises: AdapterError, if something is there already."""
+    """Raises: AdapterError, if something is there already, or nothing can be."""
+    above = next((place for place in folder.absolute().parents if place.exists()), Path("/"))
+    if not above.is_dir():
+        raise AdapterError(f"{folder} cannot be made: {above} is no folder; choose another place to {verb} into")
+    if folder.is_symlink() and not folder.exists():
+        raise AdapterError(f"{folder} is a link to {folder.readlink()}, which is not there; choose another name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AdapterError(f"{folder} exists and is not an empty folder; choose another one to {verb} into")
 

@@ -174,7 +174,7 @@ def generate(
     where it was trained on pairs).
 
     --set takes temperature, top_k, top_p, max_new_tokens, beams, stop, ..."""
-    from microplane.cli.chat import answer_prompts, ask_as_told, chat, read_lines
+    from microplane.cli.chat import answer_prompts, ask_as_told, chat, given_or_lines
     from microplane.config.build import build, set_value
     from microplane.config.knobs import GenerateKnobs
     from microplane.inference.pipeline import load
@@ -198,7 +198,7 @@ def generate(
     if interactive:
         chat(loaded, knobs)
     else:
-        given = read_lines() if not prompts or prompts == ["-"] else prompts
+        given = given_or_lines(prompts)
         if not given or not all(prompt.strip() for prompt in given):
             raise ConfigError("there is no prompt, or an empty one: give some text, or --interactive")
         answer_prompts(loaded, given, knobs, as_json=json_)

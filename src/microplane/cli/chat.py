@@ -15,6 +15,8 @@ from microplane.errors import ConfigError, MicroplaneError
 from microplane.files import json_line
 from microplane.inference.pipeline import Pipeline
 
+STDIN = "-"
+
 
 def ask_as_told(loaded: Pipeline, knobs: GenerateKnobs, system: str | None, no_prefix: bool) -> None:
     """Give a model the system prompt and the prefix that the command line asks for.
@@ -77,6 +79,17 @@ def texts_of(line: str, pairs: bool) -> str | tuple[str, str]:
     """One text, or two with a tab between them where there may be two."""
     first, tab, second = line.partition("\t")
     return (first, second) if tab and pairs else line
+
+
+def given_or_lines(texts: Sequence[str] | None) -> list[str]:
+    """The texts of the command line, or those of standard input where there are none, or - in their place.
+
+    Raises:
+        ConfigError: for - among others, which would pass for a text.
+    """
+    if texts and len(texts) > 1 and STDIN in texts:
+        raise ConfigError("- stands for the lines of standard input and is given alone: leave it out, or put all there")
+    return read_lines() if not texts or list(texts) == [STDIN] else list(texts)
 
 
 def read_lines() -> list[str]:

@@ -16,7 +16,7 @@ def embed(
     ],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="One or more texts; read from standard input, one a line, if none."),
+        typer.Argument(metavar="[TEXT]...", help="One or more texts; from standard input, one a line, if none or -."),
     ] = None,
     pooling: Annotated[
         str | None,
@@ -29,13 +29,13 @@ def embed(
     base: Base = None,
 ) -> None:
     """Embed texts: a line of JSON for each, with a vector of length 1. The product of two vectors is their cosine."""
-    from microplane.cli.chat import read_lines, texts_of
+    from microplane.cli.chat import given_or_lines, texts_of
     from microplane.errors import ConfigError
     from microplane.inference.pipeline import load
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"--dtype {dtype}: possible are auto, float32 and bfloat16")
-    given = texts or read_lines()
+    given = given_or_lines(texts)
     if not given:
         raise ConfigError("there is no text: give some, or lines on standard input")
     loaded = load(model, dtype, base=base)

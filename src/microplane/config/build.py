@@ -58,7 +58,8 @@ def assemble(
     given: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
 ) -> RunKnobs:
-    """The configuration of a run: the file first, then what is given by name, then assignments.
+    """The configuration of a run: the file first (with sections, or names such as `train.lr`), then what is given by
+    name, then assignments.
 
     Args:
         given: values by dotted name, as `{"train.lr": 5e-4}`; None stands for what was not given.
@@ -69,7 +70,9 @@ def assemble(
     """
     values: dict[str, Any] = {}
     for name, value in (read_yaml(file) if file else {}).items():
-        _put(values, str(name), value)
+        if twice := dotted({str(name): value}).keys() & dotted(values).keys():
+            raise ConfigError(f"{file}: {min(twice)} stands there twice, once with its section before a dot")
+        place(values, str(name), value)
     for name, value in (given or {}).items():
         if value is not None:
             place(values, name, value)

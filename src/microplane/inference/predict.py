@@ -17,7 +17,7 @@ from microplane.config.build import shown
 from microplane.config.section import is_utf8
 from microplane.data.batch_plan import packed_by_length
 from microplane.data.tokenizers.tokenizer import Encoded, Tokenizer
-from microplane.errors import ConfigError, DataError
+from microplane.errors import ConfigError, DataError, notice
 from microplane.models.configs.head import POOLINGS, width_of
 from microplane.models.contract import Model, in_eval_mode
 from microplane.models.heads import DEFAULT_POOLING, embed, task_scores
@@ -51,7 +51,9 @@ def classify(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], window: 
         ConfigError: if it has none.
         DataError: for a text that is empty or not UTF-8.
     """
-    return labels_of(model, read_to_label(model, tokenizer, texts, window))
+    readings = read_to_label(model, tokenizer, texts, window)
+    tell_cut(readings, model.task_head is not None and model.task_head.config.per_token)
+    return labels_of(model, readings)
 
 
 def read_to_label(
@@ -109,7 +111,22 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[Text], pooli
         ConfigError: if the folder asks for another pooling, and none is given.
         DataError: for a text that is empty or not UTF-8.
     """
-    return embeddings_of(model, read_to_embed(model, tokenizer, texts), pooling)
+    readings = read_to_embed(model, tokenizer, texts)
+    tell_cut(readings)
+    return embeddings_of(model, readings, pooling)
+
+
+def tell_cut(readings: Sequence[Reading], per_token: bool = False) -> None:
+    """Say of which texts the end is not read."""
+    cut = [number for number, one in enumerate(readings) if any(row.cut for row in one.rows)]
+    if not cut:
+        return
+    several, most = len(readings) > 1, max(len(row.ids) for row in readings[cut[0]].rows)
+    verb = "is" if len(cut) == 1 else "are"
+    which = f"{len(cut):,} of {len(readings):,} texts {verb}" if several else "the text is"
+    first = f" (text {cut[0] + 1} first)" if several else ""
+    lost = ", and the words there get no label" if per_token else ""
+    notice(f"{which} longer than the {most:,} tokens that are read of one: the end is lost{lost}{first}")
 
 
 def read_to_embed(model: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Reading]:

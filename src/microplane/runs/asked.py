@@ -41,6 +41,7 @@ TAKEN_OVER = (
     "target_language",
 )
 """Knobs of the data that an evaluation of the run takes over."""
+LENGTHS = TAKEN_OVER[:3]  # those that decide how a row is cut
 
 
 def how_asked(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from microplane.config.build import shown
 from microplane.config.knobs import DataKnobs, RunKnobs
 from microplane.data.preparing.load_splits import load_rows
 from microplane.data.preparing.summary import DataSummary
@@ -20,7 +21,7 @@ from microplane.inference.check_ids import check_ids
 from microplane.inference.pipeline import Pipeline, load
 from microplane.objectives.base import Measured
 from microplane.objectives.select import TextCandidates, candidates
-from microplane.runs.asked import TAKEN_OVER
+from microplane.runs.asked import LENGTHS, TAKEN_OVER
 from microplane.runs.baseline import check_loss
 from microplane.runs.check_knobs import check_knobs_for_eval
 from microplane.runs.general import open_general
@@ -96,7 +97,9 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
     taken = loaded.method.num_virtual_tokens if loaded.method else 0
-    data = within_context(data, loaded.model.config.context, taken, _unsaid)
+    data = within_context(data, loaded.model.config.context, taken, _if_set(knobs.data, watch))
+    for line in _other_lengths(data, loaded):
+        watch.say(line)
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
     check_ids(loaded.model, loaded.tokenizer, [rows.highest_id])
     _check_texts(loaded, summary)
@@ -126,8 +129,20 @@ def _check_texts(loaded: Pipeline, summary: DataSummary) -> None:
         )
 
 
-def _unsaid(text: str) -> None:
-    """That a length was lowered to the context is said where rows are cut by it."""
+def _if_set(data: DataKnobs, watch: Watcher) -> Callable[[str], None]:
+    """That a length was lowered to the context is said of what was asked for; else where rows are cut by it."""
+    return lambda text: watch.say(text) if text.split()[0].removeprefix("data.") in data.model_fields_set else None
+
+
+def _other_lengths(data: DataKnobs, loaded: Pipeline) -> list[str]:
+    """What decides which part of a long row is measured, and was another in the run's own measurement."""
+    about = loaded.about or {}
+    differ = [name for name in LENGTHS if name in about and getattr(data, name) != about[name]]
+    return [
+        f"warning   data.{name} is {shown(getattr(data, name))} here and was {shown(about[name])} in the run: "
+        "rows that are longer are measured otherwise than there"
+        for name in differ
+    ]
 
 
 def _in_form(loaded: Pipeline, data: DataKnobs) -> Pipeline:

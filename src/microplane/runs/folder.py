@@ -50,6 +50,11 @@ def run_folder(runs: Path, name: str, parts: Sequence[str], again: bool = False)
             clean(hold.folder, deep=True)
         except OSError as error:
             place = str(runs / name)[:200]
+            if again:
+                raise CheckpointError(
+                    f"the run {place} cannot be gone on with, for nothing can be written there: {error.strerror}. Make "
+                    "room or allow writing, or copy it to another place and go on with the copy"
+                ) from None
             why = f"the run's folder cannot be made at {place}: {error.strerror}"
             raise ConfigError(f"{why}. Choose another place with --set runs=FOLDER") from None
         yield hold.folder

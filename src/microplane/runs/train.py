@@ -336,7 +336,7 @@ class _Lifetime:
         """Keep what is known of a run that failed."""
         if not (self.folder / "run.yaml").is_file():
             return
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and not self.rehearsal:
             error.add_note(f"go on with: microplane train --resume {self.folder}")
         if self.resume and not self.begun:
             return  # what stands there is of more worth than that it could not be continued

@@ -116,10 +116,16 @@ class PeakMemory:
 
 
 @contextmanager
-def interruptible(speaks: bool = True) -> Iterator[Callable[[], bool]]:
+def interruptible(speaks: bool = True, orderly: bool = True) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (SIGTERM, or the end of the terminal) asks for an orderly end after the step, and is answered at
     once; the second one is what it was outside, an end at once. A signal that the process was told to ignore stays so.
+
+    Args:
+        orderly: otherwise there is nothing to save, and the first one too is what it was outside.
     """
+    if not orderly:
+        yield lambda: False
+        return
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -130,7 +130,7 @@ def fit(
         training.begin(resume)
         model.train()
         trimmer = MemoryTrimmer()
-        with interruptible(ranks.is_first) as interrupted:
+        with interruptible(ranks.is_first, orderly=not rehearsal) as interrupted:
             while training.goes_on and not ranks.any(interrupted()):
                 training.step()
                 trimmer.update(psutil.Process().memory_info().rss)

@@ -240,3 +240,12 @@ def test_multi_hot_rows_of_another_length_than_a_models_classes_are_refused(tmp_
     known = LabelCandidates("multilabel", ("0", "1", "2"))
     with pytest.raises(DataError, match="lists of 2 times 0 or 1, expected the names or 3 numbers for the classes of"):
         load_rows(DataKnobs(train=str(data), max_unknown=1), load_tokenizer(tmp_path), known)
+
+
+def test_rows_of_empty_lists_are_told_to_have_no_label(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROPLANE_CACHE", str(tmp_path / "cache"))
+    save_wordpiece(tmp_path)
+    rows = "".join(json.dumps({"text": f"film {number}", "labels": []}) + "\n" for number in range(12))
+    (data := tmp_path / "a.jsonl").write_text(rows)
+    with pytest.raises(DataError, match="none of the 12 train rows has a label to train on; expected labels"):
+        load_rows(DataKnobs(train=str(data), max_unknown=1), load_tokenizer(tmp_path), LabelCandidates("multilabel"))

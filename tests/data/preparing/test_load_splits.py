@@ -396,7 +396,7 @@ def test_cut_rows_are_counted_and_warned_of(tmp_path, plain):
     assert summary.lengths["test"]["max"] == 16
     assert summary.warnings[:2] == [
         "14 rows above 16 tokens (data.max_length) lost the start of their prompt",
-        "1 answer above 16 tokens (data.max_length) lost their end",
+        "1 answer above 16 tokens (data.max_length) lost their end, and all that stood before them",
     ]
 
 
@@ -446,7 +446,10 @@ def test_rows_that_hold_special_tokens_as_text_are_counted(tmp_path, plain):
 def test_data_with_nothing_to_train_on_is_refused(tmp_path, plain, cache):
     rows = [turns(number, 0) for number in range(30)]
     text = refused(plain, train=write(tmp_path / "x.jsonl", rows))
-    assert "x.jsonl: none of the 27 train rows has a token to train on; expected answers" in text
+    assert (
+        "x.jsonl: none of the 27 train rows has a token to train on; expected answers that are trained (a weight of 0"
+        in text
+    )
     assert list(cache.iterdir()) == []
 
 

@@ -142,7 +142,8 @@ class DataSummary:
         ]
         if self.max_target_length:
             limit = f"{self.max_target_length:,} tokens (data.max_target_length)"
-        return [*lines, f"{_many(answers, 'answer')} above {limit} lost their end"] if answers else lines
+        whole = ", and all that stood before them" if self.objective == "next_token" and not self.task else ""
+        return [*lines, f"{_many(answers, 'answer')} above {limit} lost their end{whole}"] if answers else lines
 
     def _of_classes(self) -> list[str]:
         """Classes that a split lacks; a -1 that may be no class; numbers that may be no classes."""

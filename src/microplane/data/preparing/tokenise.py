@@ -180,7 +180,7 @@ class SecondPass:
         """
         splits, problems, counts = self.found.splits, self.found.problems, self.counts
         for name, info in infos.items():
-            _refuse_empty(splits[name], info, counts[name])
+            _refuse_empty(splits[name], info, counts[name], labelled=self.objective.needs_head)
         shared = self.found.overlap
         train = counts["train"]
         summary = DataSummary(
@@ -277,12 +277,15 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _refuse_empty(split: Split, info: SplitInfo, counts: Counts) -> None:
+def _refuse_empty(split: Split, info: SplitInfo, counts: Counts, labelled: bool) -> None:
     if not info.rows:
         if not counts.dropped and split.problems.total:
             raise split.problems.error(split.label, split.problems.total)
-        tried = f"none of the {counts.dropped:,} {split.name} rows has a token to train on"
-        raise DataError(f"{split.label}: {tried}; expected answers that leave tokens within data.max_length")
+        tried = (
+            f"none of the {counts.dropped:,} {split.name} rows has {'a label' if labelled else 'a token'} to train on"
+        )
+        answers = "answers that are trained (a weight of 0 leaves them out) and leave tokens within data.max_length"
+        raise DataError(f"{split.label}: {tried}; expected {'labels' if labelled else answers}")
 
 
 def _fingerprint(infos: Mapping[str, SplitInfo]) -> str:
