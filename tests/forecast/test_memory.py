@@ -34,10 +34,10 @@ KNOBS = TrainKnobs()
 RATES = Rates(float32=1e11, bfloat16=2e11, int8=None, copy=1e10, overhead=1e-6)
 
 
-def shapes(method: str = "lora", blocks: int | None = None) -> Shapes:
+def shapes(method: str = "lora", blocks: int | None = None, family: str = "llama-tied") -> Shapes:
     knobs = {"n": blocks} if blocks else {}
     made, form = make_method({"name": method, **knobs}), NumberFormat(torch.float32)
-    plain = tiny().to("meta")
+    plain = tiny(family).to("meta")
     with torch.device("meta"):
         attach_method(made, attached := meta_copy(plain))
     return Shapes(LLAMA, plain, attached, made, form)
@@ -111,6 +111,19 @@ def test_holes_of_the_heap_are_a_share_of_what_is_kept_or_computed_anew(monkeypa
     large_pieces_apart = 2 * 1e7 * (memory.HEAP - memory.NO_HEAP)
     assert lost("none") - lost("blocks") == pytest.approx(large_pieces_apart, abs=2)
     assert lost("none") > memory.HEAP * 2e7
+
+
+@pytest.mark.parametrize(("before", "holes"), [(Before(), 1), (Before(filled=1, vectors=1), 0)])
+def test_frozen_blocks_leave_the_holes_of_one(monkeypatch, before, holes):
+    """Where all are frozen, and computed at each step; not where their features are kept."""
+
+    def held(kept: float) -> int:
+        monkeypatch.setattr(memory, "block_cost", lambda *how: BlockCost(kept=Line(kept, 0)))
+        made = shapes("head-only", family="llama-untied")
+        assert made.computed == 0
+        return forecast(made, replace(rows(), before=before), KNOBS, PROCESS, None, always=True).activations
+
+    assert held(1e8) - held(0) == pytest.approx(holes * memory.HEAP * 1e8, abs=2)
 
 
 def test_large_gradients_find_no_room_in_the_heap(cost, monkeypatch):

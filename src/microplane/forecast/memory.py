@@ -43,7 +43,7 @@ LIBRARIES = 60_000_000  # bytes that training loads beside what is there before:
 COMPILER = 62_000_000  # of torch's compiler, which torch.utils.checkpoint imports with its first call
 PRODUCTS = 30_000_000  # the same, of products with a quantised weight
 LOADED = 0.06  # of the base: left behind by reading it
-HEAP = 0.35  # of what blocks keep or compute anew: holes of the heap between its pieces
+HEAP = 0.35  # of what blocks keep or compute anew, and of one where all are frozen: holes of the heap between pieces
 NO_HEAP = 0.12  # the same where large pieces are no part of it
 PASSED = 0.15  # of what is computed before the first step: the same
 COMPILED_BYTES = 600_000  # of a product in bfloat16 that oneDNN compiled for its shape
@@ -281,7 +281,8 @@ def _lost(shapes: Shapes, block: float, at_once: AtOnce, knobs: TrainKnobs, comp
     compiled = COMPILED_BYTES * min(KEPT_PRODUCTS, SHAPES * at_once.sizes) if form.dtype == torch.bfloat16 else 0
     process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * shapes.base_bytes
     share = HEAP if leaves_holes(at_once.row, form.dtype, knobs.recompute) else NO_HEAP
-    return process + probed + compiled + share * block * shapes.computed
+    frozen = shapes.attached.frozen and not at_once.before.vectors  # computed one after the other, in the same room
+    return process + probed + compiled + share * block * max(shapes.computed, 1 if frozen else 0)
 
 
 def _logits(shapes: Shapes, at_once: AtOnce) -> int:
