@@ -12,6 +12,7 @@ import torch
 
 from microplane.errors import AdapterError
 from microplane.exports import ctranslate2, engines
+from microplane.exports.compare import Comparison
 from microplane.exports.export import export
 from microplane.exports.formats import FORMATS
 from microplane.exports.source import answer_scores, opened
@@ -94,10 +95,19 @@ def test_scores_of_an_answer_are_those_of_the_loss(family, tmp_path):
 
 def test_the_printed_call_names_every_end_and_allows_an_empty_answer(tmp_path):
     source = opened(pair_folder(tmp_path / "base", "t5"), FORMATS["ctranslate2"])
-    [first, _] = ctranslate2.call(source, "int8", ["</s>", "<end>"])
+    [first, beams, _] = ctranslate2.call(source, "int8", ["</s>", "<end>"])
+    assert "patience=max_decoding_length" in beams
     assert "min_decoding_length=0" in first
     assert "end_token=['</s>', '<end>']" in first
     assert "compute_type='int8'" in first
+
+
+@pytest.mark.parametrize(("narrow", "wide", "told"), [(1.21, 0.036, True), (0.05, 0.036, False), (0.0, 0.0, False)])
+def test_products_of_8_bits_that_overflow_are_told(narrow, wide, told):
+    """Measured of one file: on a processor without VNNI, of rounded activations, and of what is exact."""
+    compared = [Comparison("it", 1, (), 1, difference, (None,), "logit") for difference in (narrow, wide)]
+    said = ctranslate2.overflows(*compared)
+    assert [("is 34 times that" in line, "compute_type='float32'" in line) for line in said] == [(True, True)] * told
 
 
 # With the engine
@@ -133,7 +143,7 @@ def test_languages_are_the_same(name, tmp_path):
     assert one["difference"] < 1e-3
     assert one["continuations"] == [None] * 10
     source = opened(run, FORMATS["ctranslate2"])
-    [call, _] = ctranslate2.call(source, "int8", ["</s>"])
+    call, *_ = ctranslate2.call(source, "int8", ["</s>"])
     token = source.tokenizer.languages.token(french)
     assert (f"target_prefix=[[{token!r}]]" in call) == (name != "mbart")
 
@@ -206,5 +216,9 @@ def test_what_the_converter_does_not_know_is_refused(tmp_path):
 def test_int8_says_how_far_it_is(tmp_path):
     base = pair_folder(tmp_path / "base", "t5")
     done = export(base, tmp_path / "out", "ctranslate2", "int8")
-    assert 0 < record(tmp_path / "out")["difference"] < 2
+    narrow, wide = json.loads((tmp_path / "out" / "export.json").read_text())["checked"]
+    assert 0 < wide["difference"] < narrow["difference"] < 2
+    assert wide["engine"].endswith("computed in float32")
     assert any("compute_type='int8'" in line for line in done.lines)
+    overflown = any("without VNNI" in line for line in done.lines)
+    assert overflown is (narrow["difference"] > ctranslate2.OVERFLOWS * wide["difference"])

@@ -1,4 +1,4 @@
-"""The ways out of models that were trained: SmolLM2 by five methods, a T5 of 10 million parameters, Marian's shape.
+"""The ways out of models that were trained: SmolLM2 by five methods, a T5 of 10 million parameters, Marian, MiniLM.
 
 What is found is printed (`pytest -s`), for the tests ask for less than they find.
 """
@@ -30,6 +30,7 @@ from tests.runs.test_seq2seq import pair_folder
 from tests.tiny import PAIR_CONFIGS
 
 pytestmark = pytest.mark.slow
+ST = "sentence-transformers"
 ASKED, MOST = 20, 64  # prompts, and tokens of an answer
 HOW: dict[str, Any] = {"train.threads": 1, "model.dtype": "float32", "eval.rows": ASKED, "train.steps": 120}
 METHODS: dict[str, dict[str, Any]] = {
@@ -40,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "nb-lora": {},
 }
 llama_cpp = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="pip install 'microplane[export-gguf]'")
+onnxruntime = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="pip install 'microplane[export-onnx]'")
+sentences = pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="pip install sentence-transformers")
 converter = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="pip install 'microplane[export-ct2]'")
 
 
@@ -164,10 +167,23 @@ def pair_run(request, commands, t5_tokenizer, tmp_path_factory) -> microplane.Ru
     return microplane.train(str(base), str(pairs(place / "rows.jsonl", commands)), method="full", set=how)
 
 
+def searched(own: Any, engine: Any, asked: list[str], **there: Any) -> list[tuple[list[int], ...]]:
+    """The ids of the best of four beams, here and there, with the token that ends them where one does."""
+    ours = own.pipeline.answers(asked, GenerateKnobs(beams=4, max_new_tokens=MOST))
+    given = [engine.tokens(own.pipeline.prompt(one)) for one in asked]
+    found = engine.engine.translate_batch(
+        given, beam_size=4, max_decoding_length=MOST, min_decoding_length=0,
+        end_token=engine.ends, return_end_token=True, **there,
+    )  # fmt: skip
+    theirs = [[engine.numbers[token] for token in one.hypotheses[0]] for one in found]
+    end = [own.pipeline.stop_ids[0]]
+    return [(one.ids + end * one.stopped, other) for one, other in zip(ours, theirs, strict=True)]
+
+
 @converter
-def test_beams_that_end_are_the_same(pair_run, commands, tmp_path):
+def test_beams_are_the_same(pair_run, commands, tmp_path):
     """CTranslate2 takes the beams that have ended once there are enough; here, as in transformers, one that is likelier
-    so far goes on, and where it repeats itself never ends."""
+    so far goes on, and where it repeats itself never ends. With enough patience it goes on there too."""
     export(pair_run.folder, tmp_path / "out", "ctranslate2", "float32")
     [one] = checked(tmp_path / "out" / "export.json")
     assert same(one)
@@ -175,24 +191,54 @@ def test_beams_that_end_are_the_same(pair_run, commands, tmp_path):
     engine = ctranslate2.CTranslate2(tmp_path / "out", own, "float32")
     rows = [json.loads(line) for line in (commands / "test.jsonl").read_text().splitlines()]
     asked = [row["input"] for row in rows][:50]
-    ours = own.pipeline.answers(asked, GenerateKnobs(beams=4, max_new_tokens=MOST))
-    given = [engine.tokens(own.pipeline.prompt(one)) for one in asked]
-    found = engine.engine.translate_batch(given, beam_size=4, max_decoding_length=MOST, min_decoding_length=0)
-    theirs = [own.tokenizer.decode([engine.numbers[token] for token in one.hypotheses[0]]) for one in found]
-    ended = [(one.text, other) for one, other in zip(ours, theirs, strict=True) if one.stopped]
-    alike = sum(one.text == other for one, other in zip(ours, theirs, strict=True))
-    print(pair_run.folder.name, f"{alike} of {len(asked)} beams, {len(ended)} end", file=sys.stderr)
-    assert alike > 40
-    assert all(one == other for one, other in ended)
+    found = {
+        "by itself": searched(own, engine, asked),
+        "with patience": searched(own, engine, asked, patience=float(MOST)),
+    }
+    alike = {how: sum(mine == theirs for mine, theirs in pairs) for how, pairs in found.items()}
+    ended = sum(mine[-1:] == [own.pipeline.stop_ids[0]] for mine, _ in found["by itself"])
+    print(pair_run.folder.name, f"of {len(asked)} best beams the same: {alike}; {ended} end", file=sys.stderr)
+    assert len(asked) == 50
+    assert alike["by itself"] > 40
+    assert alike["with patience"] == 50
 
 
 @converter
 def test_int8_of_ctranslate2_is_near(pair_run, tmp_path):
     export(pair_run.folder, tmp_path / "out", "ctranslate2", "int8")
-    [one] = checked(tmp_path / "out" / "export.json")
-    assert 0 < one["difference"] < 1
+    [narrow, wide] = checked(tmp_path / "out" / "export.json")
+    assert 0 < wide["difference"] < 0.5
+    assert narrow["difference"] < 2  # on processors whose sums overflow, which is told
 
 
 def test_a_t5_of_10_million_parameters_has_so_many(t5_tokenizer, tmp_path):
     model = microplane.load(t5_folder(tmp_path / "base", t5_tokenizer)).model
     assert 9e6 < sum(tensor.numel() for tensor in torch.nn.Module.parameters(model)) < 11e6
+
+
+# MiniLM
+
+
+@onnxruntime
+@pytest.mark.parametrize("method", ["head-only", "lora", "full"])
+def test_minilm_with_a_head(method, minilm, commands, tmp_path):
+    """Of commands and questions."""
+    rows = [json.loads(line) for line in (commands / "train.jsonl").read_text().splitlines()]
+    asks = [json.loads(row["output"])["intent"].startswith("HassGet") for row in rows]
+    lines = [
+        {"text": row["input"], "label": "asks" if is_one else "does"} for row, is_one in zip(rows, asks, strict=True)
+    ]
+    how = HOW | {"train.steps": 20, "runs": str(tmp_path), "name": method}
+    run = microplane.train(str(minilm), lines, method=method, set=how)
+    export(run.folder, tmp_path / "out.onnx", "onnx")
+    [one] = checked(tmp_path / "out.export.json")
+    assert (one["measure"], one["texts"]) == ("score", 0)
+    assert one["difference"] < 1e-4
+
+
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=onnxruntime), pytest.param(ST, marks=sentences)])
+def test_minilm_as_it_embeds(form, minilm, tmp_path):
+    export(minilm, tmp_path / "out", form)
+    [one] = checked(tmp_path / "out" / "export.json")
+    assert one["measure"] == "embedding"
+    assert one["difference"] < 1e-4

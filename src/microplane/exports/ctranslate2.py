@@ -23,7 +23,7 @@ from torch import Tensor
 from microplane.adapters.asked import asked_as, without_chat
 from microplane.adapters.export import write_folder
 from microplane.errors import AdapterError, first_line
-from microplane.exports.compare import compare
+from microplane.exports.compare import Comparison, compare
 from microplane.exports.engines import lacking
 from microplane.exports.source import Source
 from microplane.exports.written import Written
@@ -35,6 +35,7 @@ from microplane.nn.position import Rope
 
 MODEL = "model.bin"
 USUAL_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+BEAMS = 4
 WINDOWS = ("Gemma3ForCausalLM",)  # whose windows have been compared; of others they are left out there
 GEMMA3_ROPES = (Rope(1_000_000.0), Rope(10_000.0))  # of layers without a window, and with one; others have no effect
 LOADERS = {  # of what goes through a loader that is mended here: the library's names of its configuration and loader
@@ -44,6 +45,10 @@ LOADERS = {  # of what goes through a loader that is mended here: the library's 
     "M2M100ForConditionalGeneration": ("M2M100Config", "M2M100Loader"),
     "PegasusForConditionalGeneration": ("PegasusConfig", "PegasusLoader"),
 }
+OVERFLOWS, LEAST = (
+    5,
+    1e-3,
+)  # times the difference of rounded weights; activations that are rounded too made it 1.4 times
 NEVER = -1e9  # added to the score of a token that is never written
 
 
@@ -68,7 +73,27 @@ def write(source: Source, folder: Path, dtype: str) -> Written:
         notices += (f"CTranslate2 raises for a prompt beyond the model's attention window of {window:,} tokens",)
     engine = CTranslate2(folder, source, dtype)
     stops = [engine.token(stop) for stop in source.pipeline.stop_ids]
-    return Written((MODEL,), notices, (compare(source, engine),), tuple(call(source, dtype, stops)))
+    checked = [compare(source, engine)]
+    if dtype == "int8":  # what rounding the weights alone does, whatever the processor makes of products of 8 bits
+        engine = CTranslate2(folder, source, "float32")
+        engine.name += ", the same file computed in float32"
+        checked.append(compare(source, engine))
+        notices += overflows(*checked)
+    return Written((MODEL,), notices, tuple(checked), tuple(call(source, dtype, stops)))
+
+
+def overflows(narrow: Comparison, wide: Comparison) -> tuple[str, ...]:
+    """What is said where products of 8 bits are further from the model than their rounding explains.
+
+    Without VNNI two products of a byte and 8 bits are added in 16 bits, and what does not fit is cut off.
+    """
+    times = narrow.difference / max(wide.difference, LEAST)
+    if times <= OVERFLOWS:
+        return ()
+    return (
+        f"computed in int8, the largest {narrow.measure} difference is {times:.0f} times that of the rounded weights: "
+        "on processors without VNNI CTranslate2's sums overflow; compute_type='float32' reads this file and is near",
+    )
 
 
 def refuse(model: Model, what: str) -> None:
@@ -246,6 +271,8 @@ def call(source: Source, dtype: str, stops: Sequence[str]) -> Iterator[str]:
         first = "" if forced is None else f"target_prefix=[[{source.tokenizer.backend.id_to_token(forced)!r}]], "
         yield (f"ctranslate2.Translator(FOLDER, compute_type={dtype!r}).translate_batch([TOKENS], beam_size=1, "
                f"min_decoding_length=0, {first}{ends})")  # fmt: skip
+        yield (f"by {BEAMS} beams as here: beam_size={BEAMS}, return_end_token=True (the end counts in a length), and "
+               "patience=max_decoding_length (a search ends there before a likelier answer does)")  # fmt: skip
     else:
         yield (f"ctranslate2.Generator(FOLDER, compute_type={dtype!r}).generate_batch([TOKENS], sampling_topk=1, "
                f"include_prompt_in_result=False, {ends})")  # fmt: skip
