@@ -8,8 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,21 +23,37 @@ from microplane.training import ranks
 from microplane.training.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
+HUNG = "Timeout ("  # what faulthandler begins with
 
 
 def together(size: int, cases: str) -> list[dict]:
+    """What rank 0 says. Once in some hundred runs of the sharded case all ranks waited for each other for ever, for a
+    reason that is not known; where they stood is told as a warning then, and they are tried once more."""
+    try:
+        return tried(size, cases)
+    except TimeoutError as error:
+        warnings.warn(f"the processes hung, and were tried once more:\n{error}", stacklevel=1)
+        return tried(size, cases)
+
+
+def tried(size: int, cases: str) -> list[dict]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "tests.training.together", cases]
-    ranks = [
-        subprocess.Popen(command, cwd=ROOT, env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(size)
-    ]
-    said = [rank.communicate(timeout=3000)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * size
+    with ExitStack() as files:
+        errors = [files.enter_context(TemporaryFile("w+")) for _ in range(size)]
+        pipes: list[dict[str, Any]] = [{"stdout": subprocess.PIPE, "stderr": file, "text": True} for file in errors]
+        ranks = [
+            subprocess.Popen(command, cwd=ROOT, env=env | {"RANK": str(rank)}, **pipes[rank]) for rank in range(size)
+        ]
+        said = [rank.communicate(timeout=3000)[0] for rank in ranks]
+        told = "\n".join(f"process {rank}: {file.seek(0) or file.read()}" for rank, file in enumerate(errors))
+    if HUNG in told:
+        raise TimeoutError(told)
+    assert [rank.returncode for rank in ranks] == [0] * size, told
     return [json.loads(line) | {"size": size} for line in said[0].splitlines()]
 
 

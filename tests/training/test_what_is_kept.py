@@ -105,7 +105,8 @@ def test_a_run_that_was_interrupted_is_not_told_to_be_longer(tmp_path, monkeypat
     looks = iter([False] * 12)
 
     @contextmanager
-    def after_some_steps(on):
+    def after_some_steps(on, orderly):
+        assert orderly
         yield lambda: next(looks, True)
 
     monkeypatch.setattr(loop, "interruptible", after_some_steps)

@@ -7,6 +7,7 @@ Started once for each rank, with RANK, WORLD_SIZE and where to meet in the envir
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 from typing import Any
@@ -31,6 +32,7 @@ from tests.contract.families import FAMILIES, Family
 from tests.contract.test_methods import REFUSED
 
 STEPS = 20
+HANGS = 400  # seconds of a case, which takes a few, after which a process tells where it stands, and ends
 METHODS: list[dict[str, Any]] = [
     {"name": "lora", "rank": 3},
     {"name": "lora+", "rank": 3},
@@ -114,6 +116,7 @@ def main(cases: list[tuple[str, dict[str, Any]]]) -> None:
     with joined(lambda: None) as there:
         for family, knobs in cases:
             ranks = Ranks(there.rank, there.size)  # a sharded model leaves its mark
+            faulthandler.dump_traceback_later(HANGS, exit=True)
             if (knobs["name"], family) in REFUSED:
                 continue
             together, sums = run(family, knobs, ranks)

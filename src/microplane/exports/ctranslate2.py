@@ -45,10 +45,8 @@ LOADERS = {  # of what goes through a loader that is mended here: the library's 
     "M2M100ForConditionalGeneration": ("M2M100Config", "M2M100Loader"),
     "PegasusForConditionalGeneration": ("PegasusConfig", "PegasusLoader"),
 }
-OVERFLOWS, LEAST = (
-    5,
-    1e-3,
-)  # times the difference of rounded weights; activations that are rounded too made it 1.4 times
+OVERFLOWS = 5  # times the difference of rounded weights; activations that are rounded too made it 1.4 times
+LEAST = 1e-3  # difference of rounded weights that is compared with
 NEVER = -1e9  # added to the score of a token that is never written
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ def _measure_file(knobs: RunKnobs, watch: Watcher, base: str | None) -> Measured
     if possible.needs_head and not possible.classes:
         raise ConfigError(f"{knobs.model.name} has no task head, so it says nothing of labels yet: train one first")
     taken = loaded.method.num_virtual_tokens if loaded.method else 0
-    data = within_context(data, loaded.model.config.context, taken, _if_set(knobs.data, watch))
+    asked = knobs.data.model_fields_set  # other lengths are said where rows are cut by them
+    data = within_context(data, loaded.model.config.context, taken, watch.say, asked)
     for line in _other_lengths(data, loaded):
         watch.say(line)
     rows, objective, summary = load_rows(data, loaded.tokenizer, possible, counting(watch))
@@ -127,11 +128,6 @@ def _check_texts(loaded: Pipeline, summary: DataSummary) -> None:
             f"{summary.files['train'][0]} is read as {summary.format}, and the run was trained on rows of one text. "
             "Say which that is with --set 'data.fields={text: COLUMN, text_pair: null}'"
         )
-
-
-def _if_set(data: DataKnobs, watch: Watcher) -> Callable[[str], None]:
-    """That a length was lowered to the context is said of what was asked for; else where rows are cut by it."""
-    return lambda text: watch.say(text) if text.split()[0].removeprefix("data.") in data.model_fields_set else None
 
 
 def _other_lengths(data: DataKnobs, loaded: Pipeline) -> list[str]:

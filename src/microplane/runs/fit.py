@@ -130,7 +130,7 @@ def fit(
         if ranks.is_first:
             save_probe(folder, rows, logits)
 
-    at_once, begins = prepared.config.eval.batch_tokens, [ranks.size == 1 and not rehearsal]
+    at_once, begins = prepared.config.eval.batch_tokens, [ranks.size == 1 and not rehearsal and not resume]
 
     def measured(tuned: nn.Module) -> ValidationLoss:
         told = watch.progress(VALIDATING)

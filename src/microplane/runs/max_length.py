@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from microplane.config.knobs import DataKnobs
 from microplane.errors import ConfigError
 
 
-def within_context(data: DataKnobs, context: int | None, taken: int, say: Callable[[str], None]) -> DataKnobs:
+def within_context(
+    data: DataKnobs, context: int | None, taken: int, say: Callable[[str], None], asked: Collection[str] | None = None
+) -> DataKnobs:
     """Rows must fit the model's context, of which the method has taken some places; the greatest lengths are bounds, so
     they are lowered without asking, but said.
 
     Args:
         context: tokens that the model can read, or None for any number.
         taken: vectors that the method puts before each row.
+        asked: the lengths that are said, where not all are.
 
     Raises:
         ConfigError: if nothing is left for the rows.
@@ -31,5 +34,6 @@ def within_context(data: DataKnobs, context: int | None, taken: int, say: Callab
         if (wanted := getattr(data, name)) is not None and wanted > context - beside:
             lowered[name] = context - beside
             vectors = f" beside the {beside} vectors of the method" if beside else ""
-            say(f"data.{name} lowered from {wanted} to {lowered[name]}, the context of this model{vectors}")
+            if asked is None or name in asked:
+                say(f"data.{name} lowered from {wanted} to {lowered[name]}, the context of this model{vectors}")
     return data.model_copy(update=lowered)
