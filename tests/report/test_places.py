@@ -19,20 +19,20 @@ from tests.report.runs import make_full_run
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     found = tmp_path / "two words"
-    (found / "work" / "runs" / "mine").mkdir(parents=True)
+    (found / "projects" / "runs" / "mine").mkdir(parents=True)
     monkeypatch.setattr(Path, "home", lambda: found)
     return found
 
 
 def test_a_path_is_shown_as_one_would_type_it(home, tmp_path, monkeypatch):
-    run = home / "work" / "runs" / "mine"
-    monkeypatch.chdir(home / "work")
+    run = home / "projects" / "runs" / "mine"
+    monkeypatch.chdir(home / "projects")
     assert shown_path(run) == shown_path(Path("runs/mine")) == "runs/mine"
     monkeypatch.chdir(tmp_path)
-    assert shown_path(run) == "two words/work/runs/mine"
+    assert shown_path(run) == "two words/projects/runs/mine"
     monkeypatch.chdir("/")
     monkeypatch.setattr(Path, "cwd", lambda: Path("/elsewhere"))
-    assert shown_path(run) == "~/work/runs/mine"
+    assert shown_path(run) == "~/projects/runs/mine"
     assert shown_path(tmp_path / "annual") == str(tmp_path / "annual")
 
 
@@ -57,7 +57,7 @@ def test_names_reach_into_lists_and_mappings_and_whole_folders():
 
 
 def test_a_report_tells_no_path_of_its_user(home, monkeypatch):
-    folder = home / "work" / "runs" / "mine"
+    folder = home / "projects" / "runs" / "mine"
     make_full_run(folder)
     result = json.loads((folder / "result.json").read_text())
     result["model"]["path"] = f"{home}/.cache/base"
@@ -70,7 +70,7 @@ def test_a_report_tells_no_path_of_its_user(home, monkeypatch):
     page = render(record)
     assert "~/.cache/base" in page
     assert "train: rows.jsonl" in page
-    assert "~/work/runs/mine" in page
+    assert "~/projects/runs/mine" in page
     told = [line for line in page.splitlines() if str(home) in line]
     assert len(told) > 0
     assert all("letters" in line for line in told)  # people's own texts are as they are

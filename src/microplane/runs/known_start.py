@@ -82,9 +82,10 @@ def _place(prepared: Prepared, model: Model, how: list[Any]) -> Path | None:
 
 def _drawn(prepared: Prepared, model: Model) -> set[int] | None:
     """Where the tensors lie that a seed has decided and that change nothing before the first step: a new adapter's,
-    whose method leaves the output as it is, to the bit. None where a seed changes more than that."""
+    whose method leaves the output as it is, to the bit. None where a seed changes more than that, but for new weights
+    of the base, which are compared themselves."""
     method = prepared.method
     new = prepared.config.model.adapter is None and method.starts_at_base and not method.init_rows
-    if not new or method.trains != "adapter" or model.task_head is not None or prepared.weights is None:
+    if not new or method.trains != "adapter" or model.task_head is not None:
         return None
     return {tensor.data_ptr() for tensor in method.state(model).values()}
