@@ -29,12 +29,17 @@ KNOBS: dict[str, Any] = {
     "train.lr": "auto",
     "eval.rows": 4,
 }
-OPEN = {"method": {"method.name": "auto"}, "rank": {"method.name": "dora", "method.rank": "auto"}}
+OPEN: dict[str, dict[str, Any]] = {
+    "method": {"method.name": "auto"},
+    "method, kept": {"method.name": "auto", "train.lr": None},  # the best trial is the run
+    "rank": {"method.name": "dora", "method.rank": "auto"},
+}
 WAYS: tuple[int, ...] = (*[signal.SIGKILL] * 10, signal.SIGTERM, signal.SIGINT)
 
 
 def begun(folder: Path, name: str, more: dict[str, Any]) -> list[str]:
-    sets = [part for knob, value in (KNOBS | more).items() for part in ("--set", f"{knob}={value}")]
+    knobs = {knob: value for knob, value in (KNOBS | more).items() if value is not None}
+    sets = [part for knob, value in knobs.items() for part in ("--set", f"{knob}={value}")]
     arguments = [str(folder / "model"), str(folder / "rows.jsonl"), "--name", name, "--set", f"runs={folder / 'runs'}"]
     return [sys.executable, "-m", "microplane", "train", "--quiet", *arguments, *sets]
 

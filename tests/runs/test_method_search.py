@@ -21,8 +21,19 @@ from microplane.objectives.next_token import NextToken
 from microplane.report.page import write_report
 from microplane.runs import choice as rules
 from microplane.runs import method_search
-from microplane.runs.choice import Candidate, Choice, decide_method, decide_rank, ladder, raised_enough, trial_share
+from microplane.runs.choice import (
+    Candidate,
+    Choice,
+    decide_method,
+    decide_rank,
+    ladder,
+    method_share,
+    raised_enough,
+    trial_share,
+)
 from microplane.runs.method_search import left_open, refuse, stand_in
+from microplane.training import loop
+from microplane.training.log import read_lines
 from microplane.training.ranks import ALONE
 from tests.data.preparing.test_doubts import asked
 from tests.labels import encoder_folder, reviews
@@ -38,8 +49,8 @@ def candidate(name: str, loss: float, noise: float = 0.0) -> Candidate:
     return Candidate(name, {"name": name}, loss=loss, steps=8, check={"validation_loss": loss, "groups": groups})
 
 
-def method_choice(*candidates: Candidate, start: str = "lora") -> Choice:
-    found = Choice("method.name", 400, candidates=list(candidates), start=start, rule="by its rows")
+def method_choice(*candidates: Candidate, start: str = "lora", share: float = 0.1) -> Choice:
+    found = Choice("method.name", 400, share, candidates=list(candidates), start=start, rule="by its rows")
     decide_method(found)
     return found
 
@@ -54,6 +65,24 @@ def test_what_the_rule_begins_with_stays_unless_another_is_better_beyond_chance(
     assert "lower than that of lora" in clear.why
     assert "worse than full beyond chance" in clear.candidates[0].why
     assert "its trial ended lowest" in method_choice(candidate("lora", 0.8), candidate("full", 0.9)).why
+
+
+def test_of_whole_runs_the_lowest_is_taken():
+    """It is trained already, and nothing speaks for another."""
+    close = method_choice(candidate("lora", 1.0), candidate("full", 0.99, noise=1.0), share=1.0)
+    assert close.chosen == "full"
+    assert close.whole
+    assert "of 2 whole runs" in close.why
+    assert "the rule alone: lora, as by its rows" in close.why
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "share", "searched"),
+    [(20, 3, 1, 0.5), (300, 3, 1, 0.5), (600, 2, 0.5, 0.5), (1200, 3, 0.25, 0.25), (9000, 2, 0.125, 0.125)],
+)
+def test_a_short_run_is_tried_whole_and_a_long_one_for_a_part(steps, count, share, searched):
+    assert method_share(steps, count, searched=False) == share
+    assert method_share(steps, count, searched=True) == searched  # no trial can be that run
 
 
 def test_what_cannot_be_trained_is_not_taken():
@@ -129,8 +158,9 @@ def test_what_cannot_be_chosen_is_refused():
         microplane.train("smollm2", "rows.jsonl", method="ia3", set={"method.rank": "auto"})
 
 
-def test_a_run_whose_method_is_chosen(tmp_path):
+def test_a_run_whose_method_is_chosen(tmp_path, monkeypatch):
     """It is the run that was given the method, to the bit; what decided stands in the result, run.yaml and the page."""
+    monkeypatch.setattr(rules, "LONG", 9)
     model, sets = save_tiny_folder(tmp_path / "model", **SHALLOW), SETS | {"runs": str(tmp_path / "runs")}
     said: list[str] = []
     run = microplane.train(model, asked(60), method="auto", set=sets | {"method.rank": 4}, watch=Heard(said))
@@ -150,9 +180,71 @@ def test_a_run_whose_method_is_chosen(tmp_path):
     assert not (run.folder / "trials").exists()
     assert f"name: {found['chosen']}" in (run.folder / "run.yaml").read_text()
     assert "Choice of the method" in write_report(run.folder).read_text()
-    given = {f"method.{name}": value for name, value in chosen.items() if name != "name"}
-    alone = microplane.train(model, asked(60), method=found["chosen"], set=sets | given)
-    assert (alone.folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()
+    assert came_to(run) == came_to(alone(run, model, asked(60), sets))
+
+
+def alone(run: microplane.Run, model: Path, rows: list[dict[str, str]], sets: dict) -> microplane.Run:
+    """The same run with its method named."""
+    given = {f"method.{name}": value for name, value in run.result["run"]["method"].items() if name != "name"}
+    return microplane.train(model, rows, method=run.result["choice"]["chosen"], set=sets | given)
+
+
+def came_to(run: microplane.Run) -> dict[str, bytes]:
+    return {name: (run.folder / name).read_bytes() for name in ("metrics.jsonl", "adapter/adapter_model.safetensors")}
+
+
+@pytest.mark.parametrize("kind", ["answers", "labels"])
+def test_a_short_run_is_the_best_of_its_trials(tmp_path, kind, monkeypatch):
+    """Nothing is trained twice, and all that a run is known by is as if the method had been named."""
+    place, sets = tmp_path / "model", SETS | {"runs": str(tmp_path / "runs"), "train.epochs": 2, "train.steps": None}
+    answers = kind == "answers"
+    model = save_tiny_folder(place, **SHALLOW) if answers else encoder_folder(place, **SHALLOW)
+    rows = asked(60) if answers else reviews()
+    said, records, step, steps = list[str](), list[dict](), loop.train_step, list[int]()
+    monkeypatch.setattr(loop, "train_step", lambda state, totals: steps.append(1) or step(state, totals))
+    run = microplane.train(model, rows, method="auto", set=sets, watch=Heard(said), callback=records.append)
+    found = run.result["choice"]
+    assert len({one["steps"] for one in found["candidates"]}) == 1
+    assert found["steps"] == 3 * found["run_steps"] == len(steps)
+    named = alone(run, model, rows, sets)
+    losses = {one["name"]: one["loss"] for one in found["candidates"]}
+    assert losses[found["chosen"]] == min(losses.values()) == run.result["train"]["validation_loss"]
+    assert came_to(run) == came_to(named)
+    assert run.metrics == named.metrics
+    assert run.result["method"] == named.result["method"]
+    own, other = run.result["train"], named.result["train"]
+    timed = {"seconds", "tokens_per_second", "trained_tokens_per_second", "peak_memory_bytes", "feature_cache"}
+    assert {key: own[key] for key in own.keys() - timed} == {key: other[key] for key in other.keys() - timed}
+    assert own["seconds"] > 0
+    assert own["peak_memory_bytes"] >= next(
+        one["held_bytes"] for one in found["candidates"] if one["name"] == found["chosen"]
+    )
+    assert [one["step"] for one in records] == [one["step"] for one in read_lines(run.folder / "metrics.jsonl")]
+    assert all(one["seconds"] > 0 for one in records if "loss" in one)
+    assert not any("nothing is left" in line for line in said)
+    assert not (run.folder / "trials").exists()
+    assert "nothing was trained twice" in write_report(run.folder).read_text()
+
+
+def test_killed_while_the_best_trial_becomes_the_run(tmp_path, monkeypatch):
+    model, sets = save_tiny_folder(tmp_path / "model", **SHALLOW), SETS | {"runs": str(tmp_path / "runs")}
+    whole = microplane.train(model, asked(60), method="auto", set=sets | {"name": "whole"})
+
+    def killed(trial: Path, folder: Path) -> None:
+        first = min(trial.iterdir())
+        first.rename(folder / first.name)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(method_search, "_move", killed)
+        with pytest.raises(Killed):
+            microplane.train(model, asked(60), method="auto", set=sets | {"name": "cut"})
+    with monkeypatch.context() as patched:
+        patched.setattr(method_search, "fit", lambda *how, **knobs: pytest.fail("tried again"))
+        resumed = microplane.resume(tmp_path / "runs" / "cut")
+    assert came_to(resumed) == came_to(whole)
+    assert strip(resumed.result["choice"]) == strip(whole.result["choice"])
+    assert resumed.metrics == whole.metrics
 
 
 class Heard:
@@ -211,6 +303,7 @@ def strip(found: dict) -> dict:
     for one in (found, *found["candidates"]):
         one.pop("seconds")
         one.pop("memory_bytes", None)
+        one.pop("held_bytes", None)
     return found
 
 
@@ -238,15 +331,13 @@ def test_ctrl_c_in_a_trial_keeps_all(tmp_path, monkeypatch):
     assert done.result["choice"]["chosen"]
 
 
-def test_a_run_too_short_for_trials_goes_by_the_rule(tmp_path):
-    encoder, sets = (
-        encoder_folder(tmp_path / "model", **SHALLOW),
-        SETS | {"runs": str(tmp_path / "runs"), "train.steps": 40},
-    )
-    run = microplane.train(encoder, reviews(), method="auto", set=sets)
+def test_a_run_too_short_for_trials_of_ranks_takes_the_methods_own(tmp_path):
+    model = save_tiny_folder(tmp_path / "model", **SHALLOW)
+    sets = SETS | {"runs": str(tmp_path / "runs"), "train.steps": 40, "method.rank": "auto"}
+    run = microplane.train(model, asked(60), method="dora", set=sets)
     found = run.result["choice"]
-    assert found["chosen"] == run.result["method"]["name"] == "head-only"  # few rows
-    assert "too short for trials, which need 96" in found["why"]
+    assert found["chosen"] == f"rank {METHODS['dora'].model_fields['rank'].default}"
+    assert "too short for trials, which need" in found["why"]
     assert found["steps"] == 0
     assert "No trials were made" in write_report(run.folder).read_text()
 

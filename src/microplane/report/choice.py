@@ -15,6 +15,7 @@ class Choice:
     title: str
     why: str
     chosen: str
+    whole: bool  # the trials were whole runs, and the best of them is this one
     cost: tuple[Figure, Figure, Figure] | None  # steps of all trials, of the run, seconds
     near: tuple[Figure, Figure] | None  # loss with the own answers, and with those of other rows
     candidates: list[tuple[str, Figure, Figure, Figure, Figure, str]]  # memory, steps, tokens, loss, what came of it
@@ -33,6 +34,7 @@ def choice(record: RunRecord) -> Choice | None:
         title="Choice of the rank" if rank else "Choice of the method",
         why=str(found.get("why") or ""),
         chosen=str(found["chosen"]),
+        whole=found.get("share") == 1,
         cost=(cost[0], cost[1], cost[2]) if found.get("steps") else None,
         near=(losses[0], losses[1]) if losses else None,
         candidates=[_row(number, one) for number, one in enumerate(candidates) if isinstance(one, dict)],

@@ -11,7 +11,9 @@ from microplane.report.words import duration, size
 from microplane.training.monitor import Check, is_worse
 
 Knob = Literal["method.name", "method.rank"]
-PART = 0.25  # of the run's steps, that all trials together may take
+LONG = 300  # steps: a run of no more is tried whole, and of a longer one that many at least
+HALF = 0.5  # of a run, that is tried at most where its rate is searched behind the choice, so that no trial can be it
+PART = 0.25  # of the run's steps, that all trials of a rank, and of methods where that is longer, may take together
 LEAST = 8  # steps of a trial
 RANKS = (0, -1, 1, -2, 2)  # powers of two times the method's own rank, as many as there are steps for
 ENOUGH = 2  # raises of the rank in a row without a gain, and it is raised no more
@@ -28,6 +30,7 @@ class Candidate:
         steps, tokens, seconds: of its trial.
         loss: the best validation loss of that.
         check: that validation, with the sums that it is of.
+        held_bytes: the most memory that the process held in its trial.
         reason: why it got no trial, or its trial failed.
         why: it was taken or left, in a sentence.
     """
@@ -40,6 +43,7 @@ class Candidate:
     seconds: float = 0.0
     loss: float | None = None
     check: Check = field(default_factory=dict)
+    held_bytes: int = 0
     reason: str | None = None
     why: str = ""
 
@@ -96,9 +100,14 @@ class Choice:
         return [one for one in self.possible if one.loss is not None]
 
     @property
-    def knobs(self) -> dict[str, Any]:
-        """Of the one that was chosen."""
-        return next(one.knobs for one in self.candidates if one.name == self.chosen)
+    def taken(self) -> Candidate:
+        """The one that was chosen."""
+        return next(one for one in self.candidates if one.name == self.chosen)
+
+    @property
+    def whole(self) -> bool:
+        """Whether each trial was the whole run that the method would make, so that the best of them is the run."""
+        return self.share == 1
 
     def named(self, name: str) -> Candidate | None:
         return next((one for one in self.possible if one.name == name), None)
@@ -113,8 +122,20 @@ class Choice:
     def cost(self) -> str:
         if not self.steps:
             return "No trials were made"
-        part = f"{self.steps:,} steps, the run has {self.run_steps:,}"
-        return f"The trials took {duration(max(self.seconds, 0.01))} ({part})"
+        part = "whole runs, of which the best is this run" if self.whole else f"the run has {self.run_steps:,}"
+        return f"The trials took {duration(max(self.seconds, 0.01))} ({self.steps:,} steps, {part})"
+
+
+def method_share(run_steps: int, count: int, searched: bool) -> float:
+    """Of its run's steps, that a trial of each of so many methods gets.
+
+    A short trial of a few hundred steps tells who starts fast, and not who ends best (docs/auto.md), so the methods of
+    a short run are tried to their ends.
+
+    Args:
+        searched: the rate is searched behind the choice, so that no trial can be the run.
+    """
+    return max(PART / count, min(HALF if searched else 1.0, LONG / run_steps))
 
 
 def trial_share(run_steps: int, count: int) -> float:
@@ -133,20 +154,23 @@ def raised_enough(tried: Sequence[Candidate]) -> bool:
     """Whether the last ranks gained nothing that is more than chance over the best before them."""
     if len(tried) <= ENOUGH:
         return False
-    before = _best(tried[:-ENOUGH])
+    before = best_of(tried[:-ENOUGH])
     return not any(is_worse(before.check, one.check) for one in tried[-ENOUGH:])
 
 
 def decide_method(choice: Choice) -> None:
-    """The rule's method, unless another is better than it by more than chance."""
+    """Of whole runs the one that ended lowest; else the rule's method, unless another is better by more than chance."""
     start = choice.named(choice.start) or choice.possible[0]
     if not choice.tried:
         _take(choice, start, _untried(choice, start))
         return
     if start.loss is None:  # its trial failed
         start = choice.tried[0]
-    best = _best(choice.tried)
-    if best is not start and is_worse(start.check, best.check):
+    best = best_of(choice.tried)
+    if choice.whole:
+        alone = f"the rule alone: {choice.start}, as {choice.rule}"
+        _take(choice, best, f"of {len(choice.tried)} whole runs its validation loss is the lowest ({alone})")
+    elif best is not start and is_worse(start.check, best.check):
         _take(
             choice, best, f"its trial ended lower than that of {start.name}, which the rule begins with, beyond chance"
         )
@@ -162,7 +186,7 @@ def decide_rank(choice: Choice) -> None:
         start = choice.named(choice.start) or choice.possible[0]
         _take(choice, start, _untried(choice, start))
         return
-    best = _best(choice.tried)
+    best = best_of(choice.tried)
     taken = next(one for one in choice.tried if one is best or not is_worse(one.check, best.check))
     last = choice.tried[-1]
     higher = "none was tried above it" if taken is last else f"up to {last.name} none gained more than chance"
@@ -176,7 +200,8 @@ def _untried(choice: Choice, start: Candidate) -> str:
     return f"{choice.rule}; a run of {choice.run_steps:,} steps is too short for trials, which need {least:,.0f}"
 
 
-def _best(tried: Sequence[Candidate]) -> Candidate:
+def best_of(tried: Sequence[Candidate]) -> Candidate:
+    """The one with the lowest validation loss."""
     return min(tried, key=lambda one: one.loss if one.loss is not None else float("inf"))
 
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ from microplane.runs.fit import attach, fit
 from microplane.runs.own_forecast import own_forecast
 from microplane.runs.prepare import Prepared, open_base, prepare
 from microplane.runs.room import lacking
+from microplane.training.context import PeakMemory
+from microplane.training.log import Record
 from microplane.training.ranks import Ranks
+from microplane.training.resume import prune
 
 AUTO = "auto"
 FOUND, TRIALS = "choice.json", "trials"  # in the run's folder
@@ -96,25 +99,56 @@ def of_method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, **{knob: value for knob, value in given.items() if knob in own}}
 
 
-def chosen(config: RunKnobs, folder: Path, watch: Watcher) -> tuple[RunKnobs, dict[str, Any] | None] | None:
-    """The run with its method and rank, and what decided them, if anything was left open; what an earlier sitting
-    found is taken. None where the user stopped it: all is kept.
+@dataclass(frozen=True)
+class Chosen:
+    """A run whose method and rank are known.
+
+    Attributes:
+        choice: what decided them, if anything was left open.
+        trained: its training is done: the trial that was chosen was the whole run, and lies in the run's folder.
+        held_bytes: the most memory that the process held while it trained so.
+    """
+
+    config: RunKnobs
+    choice: dict[str, Any] | None
+    trained: bool = False
+    held_bytes: int = 0
+
+
+def chosen(config: RunKnobs, folder: Path, watch: Watcher) -> Chosen | None:
+    """The run with its method and rank; what an earlier sitting found is taken. None where the user stopped it: all is
+    kept.
 
     Raises:
         MicroplaneError: for data or a model that cannot be used, or if no candidate can be trained.
     """
     knob, known = left_open(config), object_in(folder / FOUND)
     if knob is None:
-        return config, known or None
+        return Chosen(config, known or None)
     write_aside(folder / "run.yaml", to_yaml(config).encode())  # from here on it can be gone on with
     search = _Search(config, folder, watch, knob)
     if not search.choice.chosen and not search.run():
         return None
-    for line in search.choice.lines():
+    choice = search.choice
+    for line in choice.lines():
         watch.say(f"auto      {line}")
+    if choice.whole:
+        _move(_place(folder, choice.taken), folder)
     shutil.rmtree(folder / TRIALS, ignore_errors=True)
     give_back_memory()
-    return with_method(config, search.choice.knobs), json_value(search.choice.to_dict())
+    held = choice.taken.held_bytes if choice.whole else 0
+    return Chosen(with_method(config, choice.taken.knobs), json_value(choice.to_dict()), choice.whole, held)
+
+
+def _place(folder: Path, one: Candidate) -> Path:
+    """Of a trial, in the run's folder."""
+    return folder / TRIALS / one.name.replace(" ", "-")
+
+
+def _move(trial: Path, folder: Path) -> None:
+    """What a trial left becomes the run's; an earlier sitting may have moved a part of it."""
+    for path in sorted(trial.glob("*")):
+        path.replace(folder / path.name)
 
 
 class _Search:
@@ -135,8 +169,7 @@ class _Search:
         choice = self.choice
         if not choice.candidates:
             choice.candidates = self._methods() if choice.knob == "method.name" else self._ranks()
-            many = len(choice.possible)
-            choice.share = rules.trial_share(choice.run_steps, many) if many > 1 else 0.0
+            choice.share = self._share(len(choice.possible))
             self._keep()
         if not choice.possible:
             raise ConfigError("; ".join(f"{one.name}: {one.reason}" for one in choice.candidates))
@@ -146,6 +179,13 @@ class _Search:
         (rules.decide_method if choice.knob == "method.name" else rules.decide_rank)(choice)
         self._keep()
         return True
+
+    def _share(self, many: int) -> float:
+        if many < 2:
+            return 0.0
+        if self.choice.knob == "method.rank":
+            return rules.trial_share(self.choice.run_steps, many)
+        return rules.method_share(self.choice.run_steps, many, searched=self.config.train.lr == AUTO)
 
     def _methods(self) -> list[Candidate]:
         names = USUAL_WITH_LABELS if self.summary.task else USUAL
@@ -184,12 +224,14 @@ class _Search:
             return prepare(plain, make_method(config.method), self.quiet)
 
     def _try_all(self) -> bool:
-        """Each for the same part of the run; false if the user stopped one."""
+        """Each for the same part of its run; false if the user stopped one."""
         choice = self.choice
         if not choice.share:
             return True
         names = ", ".join(one.name for one in choice.possible)
-        self.watch.say(f"auto      trials of {names}: {choice.share:.0%} of the run's {choice.run_steps:,} steps each")
+        steps = f"{choice.run_steps:,} steps"
+        part = f"whole runs ({steps})" if choice.whole else f"{choice.share:.0%} of the run's {steps} each"
+        self.watch.say(f"auto      trials of {names}: {part}{', the best is kept' if choice.whole else ''}")
         for one in choice.possible:
             if one.loss is None and not self._try(one):
                 return False
@@ -199,8 +241,7 @@ class _Search:
 
     def _try(self, one: Candidate) -> bool:
         """False if the user stopped it."""
-        place = self.folder / TRIALS / one.name.replace(" ", "-")
-        begun = time.monotonic()
+        place, begun = _place(self.folder, one), time.monotonic()
         place.mkdir(parents=True, exist_ok=True)
         try:
             whole = self._train(one, place)
@@ -209,21 +250,36 @@ class _Search:
         one.seconds += time.monotonic() - begun
         self.choice.steps = sum(tried.steps for tried in self.choice.candidates)
         self.choice.seconds = sum(tried.seconds for tried in self.choice.candidates)
-        if whole:
-            shutil.rmtree(place, ignore_errors=True)
         self._keep()
+        if whole:
+            self._drop(one, place)
         give_back_memory()
         return whole
 
+    def _drop(self, one: Candidate, place: Path) -> None:
+        """All trials but the one that may become the run."""
+        best = rules.best_of(self.choice.tried) if self.choice.whole and self.choice.tried else None
+        if best is one:
+            prune(place / "resume")
+        for other in self.choice.candidates:
+            if other is not best:
+                shutil.rmtree(_place(self.folder, other), ignore_errors=True)
+
     def _train(self, one: Candidate, place: Path) -> bool:
         """A part of the run with this candidate; false if the user stopped it."""
+        memory = PeakMemory()
         prepared = self._prepared(with_method(self.config, one.knobs))
         base, _ = open_base(prepared)
-        model = base.model
+        model, shown = base.model, self.watch.progress(f"trial of {one.name}")
         if not self.summary.task:
             self._look(prepared, model)
         attach(prepared, model, place, True, lambda line: None)
-        told = self.quiet, lambda record: None, lambda size: None
+
+        def record(line: Record) -> None:
+            if "steps" in line:
+                shown(line["step"], line["steps"])
+
+        told = self.quiet, record, lambda size: None
         outcome = fit(prepared, model, place, *told, resume=True, share=self.choice.share).outcome
         if outcome.interrupted:
             return False
@@ -231,7 +287,7 @@ class _Search:
         if self.summary.task and passed and prepared.method.frozen_below(model) == model.config.num_layers:
             self._look(prepared, model)
         one.steps, one.tokens = outcome.totals.step, outcome.totals.tokens
-        one.loss, one.check = outcome.validation_loss, outcome.best
+        one.loss, one.check, one.held_bytes = outcome.validation_loss, outcome.best, memory.bytes()
         return True
 
     def _look(self, prepared: Prepared, model: Model) -> None:

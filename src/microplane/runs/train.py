@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from microplane.adapters.card import card_run
+from microplane.checkpoints.adapter import weights_name
 from microplane.config.build import to_yaml
 from microplane.config.knobs import RunKnobs
 from microplane.data.progress import Calling, Silent, Watcher
@@ -52,7 +53,7 @@ from microplane.runs.trackers import tracked
 from microplane.runs.used_speed import used_speed
 from microplane.runs.verify import reopen, verify
 from microplane.training.context import PeakMemory, leaves_holes, run_context
-from microplane.training.log import Record
+from microplane.training.log import Record, read_log
 from microplane.training.ranks import Ranks
 from microplane.training.resume import check_resumable, prune
 
@@ -190,10 +191,12 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     ranks.first_says(str(folder.resolve()))
     if (left := method_search.chosen(config, folder, watch)) is None:
         return job.finish("stopped")
-    config, result.choice = left
+    config, result.choice = left.config, left.choice
     if result.choice:
         method = make_method(config.method)
-        job.memory = PeakMemory()
+        job.memory = PeakMemory(left.held_bytes)
+    if left.trained:
+        job.take_over(watch)
     prepared = others.prepared_alike(ranks, lambda: prepare(config, method, watch, job.resume))
     lacks = lacking(prepared)
     for line in lacks:
@@ -224,9 +227,11 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     assert result.method is not None
     result.method.trainable_parameters = trainable_parameters(model)
     base.keep(whole=not prepared.config.train.shard)
-    fitted = fit(prepared, model, folder, *job.told(watch), ranks, rehearsal=job.rehearsal)
+    with notices_to((lambda line: None) if left.trained else None):  # that nothing is left to train
+        fitted = fit(prepared, model, folder, *job.told(watch), ranks, rehearsal=job.rehearsal)
     outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
     result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
+    job.note_bytes(method)
     result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
     result.forecast = result.forecast.beside(outcome.totals.step, result.train.seconds, result.train.peak_memory_bytes)
     if came := result.forecast.off_line():
@@ -319,6 +324,17 @@ class _Lifetime:
             watch.record(line)
 
         return record
+
+    def take_over(self, watch: Watcher) -> None:
+        """What lies in the folder was trained by a trial, of whose steps and validations nobody has heard yet."""
+        self.resume, record = True, self.on_record(watch)
+        for line in read_log(self.folder):
+            record(line)
+
+    def note_bytes(self, method: Method) -> None:
+        """Of weights that were saved before this sitting."""
+        if (weights := self.folder / "adapter" / weights_name(method)).is_file():
+            self.on_saved(weights.stat().st_size)
 
     def on_saved(self, adapter_bytes: int) -> None:
         """Noted at once, so that a run that fails later has it too."""

@@ -98,15 +98,21 @@ class PeakMemory:
     """The most memory that this process held since this was made, in bytes.
 
     Linux can be told to count anew. Where it cannot, what is told is the most that the process has ever held.
+
+    Args:
+        before: what it held at most in an earlier part of the same work.
     """
 
-    def __init__(self) -> None:
-        self.counted_anew = False
+    def __init__(self, before: int = 0) -> None:
+        self.before, self.counted_anew = before, False
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
             self.counted_anew = True
 
     def bytes(self) -> int:
+        return max(self.before, self._since())
+
+    def _since(self) -> int:
         if self.counted_anew:
             with suppress(OSError, StopIteration):
                 lines = Path("/proc/self/status").read_text().splitlines()

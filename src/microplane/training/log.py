@@ -54,6 +54,12 @@ class NoLog:
         pass
 
 
+def read_log(folder: Path) -> list[Record]:
+    """What a run has written so far, as `on_record` saw it; but for the words on a validation."""
+    clock = {line["step"]: line for line in read_lines(folder / "speed.jsonl")}
+    return [line | (clock[line["step"]] if "loss" in line else {}) for line in read_lines(folder / "metrics.jsonl")]
+
+
 def read_lines(path: Path) -> list[Record]:
     """The whole lines of a JSONL file of ours; a last line cut off by a kill is left out."""
     records = []
