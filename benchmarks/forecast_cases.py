@@ -182,7 +182,7 @@ NEW = [
     case(LLAMA, "full", 128, "float32", "cheap", optimizer="adamw_8bit"),
     case(LLAMA, "prompt", 256, "float32"),
     case(LLAMA, "vera", 512, "int8", "blocks"),
-    case(LLAMA, "bitfit", 128, "float32"),
+    case(GPT2, "bitfit", 128, "float32"),
     case(ENCODER, "full", 32, "float32", optimizer="adamw_8bit"),
     case(ENCODER, "full", 256, "float32", optimizer="adafactor"),
     case(ENCODER, "dora", 128, "float32", task="regression"),

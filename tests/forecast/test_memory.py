@@ -50,6 +50,7 @@ def rows(tokens: int = 1000, evaluated: int = 0) -> AtOnce:
 @pytest.fixture
 def cost(monkeypatch):
     """Of blocks that nobody tries, in a heap without holes."""
+    monkeypatch.setattr(memory, "can_cache", lambda: False)
     monkeypatch.setattr(memory, "HEAP", 0.0)
 
     def put(**lines: Line | float) -> None:
@@ -101,6 +102,8 @@ def test_products_in_bfloat16_are_compiled_for_each_size_up_to_a_limit(cost):
 def test_holes_of_the_heap_are_a_share_of_what_is_kept_or_computed_anew(monkeypatch):
     """Of blocks that are computed anew too, though they keep next to nothing."""
     kept = {"none": Line(1e7, 0), "cheap": Line(1e6, 0), "blocks": Line(1e4, 0)}
+    caching = [False]
+    monkeypatch.setattr(memory, "can_cache", lambda: caching[0])
     monkeypatch.setattr(memory, "block_cost", lambda *how: BlockCost(kept=kept[how[-1]]))
 
     def lost(recompute: str) -> float:
@@ -111,11 +114,16 @@ def test_holes_of_the_heap_are_a_share_of_what_is_kept_or_computed_anew(monkeypa
     large_pieces_apart = 2 * 1e7 * (memory.HEAP - memory.NO_HEAP)
     assert lost("none") - lost("blocks") == pytest.approx(large_pieces_apart, abs=2)
     assert lost("none") > memory.HEAP * 2e7
+    with_heap, caching[0] = lost("none"), True
+    less = memory.LIBRARIES - memory.LIBRARIES_ALONE + memory.LOADED * shapes().base_bytes
+    assert with_heap - lost("none") == pytest.approx(2 * 1e7 * (memory.HEAP - memory.CACHED) + less, abs=2)
+    assert lost("none") == pytest.approx(lost("blocks"), abs=2)
 
 
 @pytest.mark.parametrize(("before", "holes"), [(Before(), 1), (Before(filled=1, vectors=1), 0)])
 def test_frozen_blocks_leave_the_holes_of_one(monkeypatch, before, holes):
     """Where all are frozen, and computed at each step; not where their features are kept."""
+    monkeypatch.setattr(memory, "can_cache", lambda: False)
 
     def held(kept: float) -> int:
         monkeypatch.setattr(memory, "block_cost", lambda *how: BlockCost(kept=Line(kept, 0)))
@@ -325,7 +333,10 @@ def test_rows_that_are_assumed():
     assert (found.tokens, found.row, found.trained, found.step) == (2048, 256, 2048, 2048)
 
 
-@pytest.mark.parametrize(("recompute", "loaded", "more"), [("none", False, 0), ("cheap", False, 1), ("cheap", True, 0)])
+@pytest.mark.parametrize(
+    ("recompute", "loaded", "more"),
+    [("none", False, 0), ("cheap", False, 0), ("blocks", False, 1), ("blocks", True, 0)],
+)
 def test_torchs_compiler_counts_where_the_process_does_not_have_it_yet(cost, recompute, loaded, more):
     """Whatever the trial of a block imports: a run that found its blocks in the cache imports it later."""
     cost()

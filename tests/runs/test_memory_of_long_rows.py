@@ -51,16 +51,19 @@ def test_which_rows_are_long(longest, dtype, large, otherwise):
 
 
 @pytest.mark.parametrize(
-    ("longest", "dtype", "recompute", "asked"),
+    ("longest", "dtype", "recompute", "caches", "asked"),
     [
-        (512, torch.float32, "cheap", []),
-        (513, torch.float32, "none", [train.LARGE]),
-        (20, torch.float32, "blocks", [train.LARGE]),
-        (4000, torch.bfloat16, "blocks", []),
+        (512, torch.float32, "cheap", False, []),
+        (513, torch.float32, "none", False, [train.LARGE]),
+        (513, torch.float32, "none", True, []),
+        (20, torch.float32, "blocks", False, [train.LARGE]),
+        (4000, torch.bfloat16, "blocks", False, []),
     ],
 )
-def test_long_rows_and_blocks_computed_again_leave_no_holes(monkeypatch, longest, dtype, recompute, asked):
+def test_long_rows_and_blocks_computed_again_leave_no_holes(monkeypatch, longest, dtype, recompute, caches, asked):
+    """Without the caching allocator, in which large tensors leave none."""
     seen = []
+    monkeypatch.setattr(train, "can_cache", lambda: caches)
     monkeypatch.setattr(train, "keep_no_large_pieces", seen.append)
     splits = SimpleNamespace(train=SimpleNamespace(lengths=np.array([7, longest, 3])))
     config = SimpleNamespace(train=SimpleNamespace(recompute=recompute))

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from microplane.config.knobs import TrainKnobs
+from microplane.cpu_memory import can_cache, figures
 from microplane.training.context import COMPILED, KEPT_PRODUCTS, run_context
 
 PRODUCTS = """
@@ -42,6 +44,15 @@ def test_products_of_ever_other_numbers_of_tokens_do_not_pile_up():
     if (without := grown("plain")) < 100_000_000:
         pytest.skip("this processor has no products in bfloat16 that are compiled for each shape")
     assert grown("run") < 0.75 * without  # all that is dropped leaves holes; 0.59 was seen
+
+
+def test_a_run_keeps_the_pieces_of_its_large_tensors():
+    if not can_cache():
+        pytest.skip("there is no caching allocator here")
+    with run_context(TrainKnobs()):
+        torch.empty(1 << 23, dtype=torch.uint8)
+        assert figures().idle >= 1 << 23
+    assert figures().idle == 0
 
 
 @pytest.mark.parametrize("own", [None, "7"])

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from microplane.cache.entries import remembered
+from microplane.cpu_memory import give_back_memory
 from microplane.files import cache_dir, write_aside
 from microplane.forecast.held import Held
-from microplane.hardware import give_back_memory, processor
+from microplane.hardware import processor
 from microplane.methods import Method
 from microplane.methods.method import attach_method
 from microplane.models.configs.fields import SIDES

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
+from microplane.cpu_memory import can_cache, give_back_memory
 from microplane.forecast.at_once import AtOnce, Before
 from microplane.forecast.blocks import BlockCost, Line, block_cost
 from microplane.forecast.machine import Rates
-from microplane.hardware import give_back_memory
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.models.contract import Model
 from microplane.models.files.load import quantise_linears
@@ -40,10 +40,12 @@ SMALL = 0.02  # of the process: blocks that hold less are not tried
 MAPPED = 32 << 20  # bytes: a larger piece is no part of glibc's heap, however much of that is free
 # What a process holds beside tensors, as the runs of benchmarks/forecast.py had it:
 LIBRARIES = 60_000_000  # bytes that training loads beside what is there before: a third of it pages of libraries
-COMPILER = 62_000_000  # of torch's compiler, which torch.utils.checkpoint imports with its first call
+LIBRARIES_ALONE = 40_000_000  # the same with the caching allocator: without what the C library keeps
+COMPILER = 72_000_000  # of torch's compiler, which torch.utils.checkpoint imports with its first call (whole blocks)
 PRODUCTS = 30_000_000  # the same, of products with a quantised weight
 LOADED = 0.06  # of the base: left behind by reading it
 HEAP = 0.35  # of what blocks keep or compute anew, and of one where all are frozen: holes of the heap between pieces
+CACHED = 0.03  # the same with the caching allocator: pieces that are larger than what lies in them
 NO_HEAP = 0.12  # the same where large pieces are no part of it
 PASSED = 0.15  # of what is computed before the first step: the same
 COMPILED_BYTES = 600_000  # of a product in bfloat16 that oneDNN compiled for its shape
@@ -149,7 +151,10 @@ class Shapes:
 
     @cached_property
     def mapped(self) -> int:
-        """Bytes of those gradients that are no part of the heap."""
+        """Bytes of those gradients that are no part of the heap, and find no room in it; with the caching allocator all
+        find it."""
+        if can_cache():
+            return 0
         sizes = (4 * p.numel() for p in self.attached.parameters() if p.requires_grad)
         return sum(size for size in sizes if size >= MAPPED)
 
@@ -236,7 +241,7 @@ def _held(shapes: Shapes, cost: BlockCost, at_once: AtOnce, gradients: int, opti
     passing = max(0.0, training, evaluating, below) + _features(shapes, at_once.before)
     working = _stepping(optimizer, largest)
     # beside the heap the larger of what the head and the step take there, or else in its room
-    if working >= MAPPED:
+    if working >= MAPPED and not can_cache():
         return passing + max(_table(shapes), working) + _logits(shapes, at_once)
     return max(passing + _table(shapes), working) + _logits(shapes, at_once)
 
@@ -277,12 +282,16 @@ def _lost(shapes: Shapes, block: float, at_once: AtOnce, knobs: TrainKnobs, comp
     """
     plain, form = shapes.plain, shapes.form
     probed = 4 * PROBED * plain.config.vocab_size if plain.task_head is None else 0
-    compiler = COMPILER if knobs.recompute != "none" and not compiler_there else 0
+    compiler = COMPILER if knobs.recompute == "blocks" and not compiler_there else 0
     compiled = COMPILED_BYTES * min(KEPT_PRODUCTS, SHAPES * at_once.sizes) if form.dtype == torch.bfloat16 else 0
-    process = LIBRARIES + compiler + (PRODUCTS if form.quantised else 0) + LOADED * shapes.base_bytes
-    share = HEAP if leaves_holes(at_once.row, form.dtype, knobs.recompute) else NO_HEAP
+    process = probed + compiled + compiler
+    if can_cache():
+        process, share = process + LIBRARIES_ALONE, CACHED
+    else:
+        process += LIBRARIES + LOADED * shapes.base_bytes + (PRODUCTS if form.quantised else 0)
+        share = HEAP if leaves_holes(at_once.row, form.dtype, knobs.recompute) else NO_HEAP
     frozen = shapes.attached.frozen and not at_once.before.vectors  # computed one after the other, in the same room
-    return process + probed + compiled + share * block * max(shapes.computed, 1 if frozen else 0)
+    return process + share * block * max(shapes.computed, 1 if frozen else 0)
 
 
 def _logits(shapes: Shapes, at_once: AtOnce) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from microplane.cpu_memory import can_cache
 from microplane.data.preparing.advice import advise
 from microplane.data.progress import Watcher
 from microplane.device import name_of
@@ -35,7 +36,8 @@ def describe(result: Result, prepared: Prepared, model: Model, watch: Watcher) -
         fingerprint=prepared.fingerprint,
     )
     result.data = data_figures(prepared.splits)
-    result.environment = provenance.describe() | {"compiled_operations": native.library() is not None}
+    compiled = {"compiled_operations": native.library() is not None, "caching_allocator": can_cache()}
+    result.environment = provenance.describe() | compiled
     result.environment["device"] = name_of(form.device)
     near = ((result.choice or {}).get("near") or {}).get("share")
     result.advice = advise(summary, prepared.method.name, prepared.config.model.init == "random", near)

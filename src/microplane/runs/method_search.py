@@ -14,12 +14,13 @@ import psutil
 
 from microplane.config.build import to_yaml
 from microplane.config.knobs import RunKnobs
+from microplane.cpu_memory import give_back_memory
 from microplane.data.preparing.advice import fitting
 from microplane.data.progress import OnlyProgress, Watcher
 from microplane.errors import ConfigError, MicroplaneError, notices_to
 from microplane.evaluation.nearness import comparable, nearness
 from microplane.files import json_value, object_in, write_aside, write_json
-from microplane.hardware import free_memory, give_back_memory
+from microplane.hardware import free_memory
 from microplane.methods import METHODS, USUAL, USUAL_WITH_LABELS, LoRA, make_method
 from microplane.models.contract import Model
 from microplane.report.words import size

@@ -14,6 +14,7 @@ from microplane.adapters.card import card_run
 from microplane.checkpoints.adapter import weights_name
 from microplane.config.build import to_yaml
 from microplane.config.knobs import RunKnobs
+from microplane.cpu_memory import can_cache
 from microplane.data.progress import Calling, Silent, Watcher
 from microplane.device import PeakDeviceMemory
 from microplane.errors import MicroplaneError, check_type, notices_to
@@ -254,7 +255,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
 
 def _without_holes(prepared: Prepared) -> Prepared:
     longest = int(prepared.splits.train.lengths.max())
-    if not leaves_holes(longest, prepared.form.dtype, prepared.config.train.recompute):
+    if not can_cache() and not leaves_holes(longest, prepared.form.dtype, prepared.config.train.recompute):
         keep_no_large_pieces(LARGE)
     return prepared
 

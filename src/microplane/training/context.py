@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from microplane.config.knobs import TrainKnobs
+from microplane.cpu_memory import caching_allocator
 from microplane.errors import ConfigError, first_line
 from microplane.nn.head_attention import large_scores
 
@@ -26,7 +27,8 @@ STOP_SIGNALS: list[int] = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if h
 
 
 def leaves_holes(longest: int, dtype: torch.dtype, recompute: str) -> bool:
-    """True if a run leaves its large pieces to the C library, whose heap then has holes between them.
+    """True if a run without the caching allocator leaves its large pieces to the C library, whose heap then has holes
+    between them.
 
     They come straight from the system where rows are long (a row of 990 tokens, whose scores took 8 MB at a time, was
     seen to leave 120 MB of holes) and where whole blocks are computed again to save memory (a BERT with rows of 508
@@ -48,7 +50,12 @@ def run_context(knobs: TrainKnobs) -> Iterator[None]:
         ConfigError: for an operation that torch has in no deterministic form.
     """
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), _few_products_kept(), _deterministic(knobs.deterministic):
+    with (
+        torch.random.fork_rng(devices=[]),
+        _few_products_kept(),
+        _deterministic(knobs.deterministic),
+        caching_allocator(),
+    ):
         try:
             if knobs.threads:
                 torch.set_num_threads(knobs.threads)

@@ -16,10 +16,10 @@ import psutil
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
+from microplane.cpu_memory import give_back_memory
 from microplane.data.store import Dataset
 from microplane.device import give_back_device_memory, is_out_of_memory, out_of_memory
 from microplane.errors import TrainingError, notice
-from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import device_of
 from microplane.nn.sharded import reshard

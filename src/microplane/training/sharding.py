@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from microplane.config.knobs import TrainKnobs
+from microplane.cpu_memory import give_back_memory
 from microplane.errors import ConfigError
-from microplane.hardware import give_back_memory
 from microplane.methods import Method
 from microplane.models.contract import module_map_of
 from microplane.models.encoder_decoder import EncoderDecoder

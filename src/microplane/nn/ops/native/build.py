@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,28 @@ from microplane.errors import DataError, notice
 from microplane.files import cache_dir, file_sha256, remove
 from microplane.hardware import processor, run_program
 
-SOURCES = Path(__file__).parent
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing"),  # infinities must work
     *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
 )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The C++ files of a folder, which make one library.
+
+    Attributes:
+        flags: of the compiler.
+        libraries: to be linked with; their flags come last.
+    """
+
+    folder: Path
+    flags: tuple[str, ...]
+    libraries: tuple[str, ...] = ()
+
+
+OPERATIONS = Sources(Path(__file__).parent, FLAGS)
 PATIENCE = 120.0  # seconds for the compiler
 LIBRARY, NOTE = "operations.so", "build.json"
 REMEMBERED = 24 * 3600.0  # seconds in which a compile that failed is not tried again
@@ -40,15 +57,15 @@ class CompileError(Exception):
     """Why there are no compiled operations, as the user is told."""
 
 
-def load_or_compile() -> ctypes.CDLL:
-    """The library of compiled operations for this processor.
+def load_or_compile(sources: Sources = OPERATIONS) -> ctypes.CDLL:
+    """The library of compiled operations, or of other sources, for this processor.
 
     Raises:
         CompileError: if there is none to be had.
     """
     compiler = _compiler()
-    folder = cache_dir() / "native" / _key(compiler)
-    built = _open(folder) or _compile(folder, compiler)
+    folder = cache_dir() / "native" / _key(sources, compiler)
+    built = _open(folder) or _compile(sources, folder, compiler)
     touch(folder)
     return built
 
@@ -69,14 +86,14 @@ def _compiler() -> list[str]:
     raise CompileError("there is no C++ compiler c++, g++ or clang++ on this machine")
 
 
-def _key(compiler: list[str]) -> str:
+def _key(sources: Sources, compiler: list[str]) -> str:
     """What the result depends on: the sources, the flags, the compiler and the processor."""
     try:
         version = run_program([*compiler, "--version"], PATIENCE).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"{shlex.join(compiler)} cannot be run: {error}") from None
-    digest = hashlib.sha256(f"{FLAGS} {compiler} {processor()} {version}".encode())
-    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+    digest = hashlib.sha256(f"{sources.flags} {compiler} {processor()} {version}".encode())
+    for source in sorted([*sources.folder.glob("*.cpp"), *sources.folder.glob("*.h")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:24]
 
@@ -108,7 +125,7 @@ def _note(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _compile(folder: Path, compiler: list[str]) -> ctypes.CDLL:
+def _compile(sources: Sources, folder: Path, compiler: list[str]) -> ctypes.CDLL:
     """Compile into the cache, and load what came of it.
 
     Raises:
@@ -116,7 +133,7 @@ def _compile(folder: Path, compiler: list[str]) -> ctypes.CDLL:
     """
     try:
         with new_entry(folder, "they") as temporary:
-            note = _try(compiler, temporary / LIBRARY)
+            note = _try(sources, compiler, temporary / LIBRARY)
             (temporary / NOTE).write_text(json.dumps(note), encoding="utf-8")
             what = "a compile that failed" if "failed" in note else "compiled operations"
             (temporary / ABOUT).write_text(f"{what}, by {Path(compiler[0]).name}\n", encoding="utf-8")
@@ -134,11 +151,11 @@ def _load(folder: Path) -> ctypes.CDLL:
         raise CompileError(f"what was compiled cannot be loaded: {error}") from None
 
 
-def _try(compiler: list[str], target: Path) -> dict[str, Any]:
+def _try(sources: Sources, compiler: list[str], target: Path) -> dict[str, Any]:
     """What is to be noted of one call of the compiler: the checksum of the library, or why there is none."""
-    sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
+    files = [str(source) for source in sorted(sources.folder.glob("*.cpp"))]
     try:
-        done = run_program([*compiler, *FLAGS, *sources, "-o", str(target)], PATIENCE)
+        done = run_program([*compiler, *sources.flags, *files, "-o", str(target), *sources.libraries], PATIENCE)
     except subprocess.TimeoutExpired:
         failed = f"{shlex.join(compiler)} did not end within {PATIENCE:.0f} s"
     else:
