@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from microplane.forecast import blocks
-from microplane.forecast.blocks import BlockCost, Line, block_cost
+from microplane.forecast.blocks import BlockCost, Line, block_cost, forget_block
 from microplane.forecast.held import Held
 from microplane.methods import make_method
 from microplane.nn.number_format import NumberFormat
@@ -192,6 +192,22 @@ def test_blocks_are_kept_by_all_that_decides_them(monkeypatch, other):
     monkeypatch.setattr(blocks, "_tried", lambda *how: BlockCost(seconds=7.0))
     assert block_cost(**how).seconds == 1.0
     assert block_cost(**how | other).seconds == 7.0
+
+
+def test_what_was_forgotten_is_tried_again(monkeypatch):
+    """And nothing else is forgotten."""
+    tried, given = [], (SHAPE, 1, make_method("ia3"), FLOAT32)
+    monkeypatch.setattr(blocks, "_tried", lambda *how: tried.append(how) or BlockCost())
+    for row in (23, 29):
+        block_cost(*given, row)
+    forget_block(*given, 23)
+    block_cost(*given, 29, "blocks")
+    forget_block(*given, 29, "cheap")  # which was never tried
+    for row in (23, 29):
+        block_cost(*given, row)
+    forget_block(*given, 29, "blocks")
+    block_cost(*given, 29)
+    assert [how[4] for how in tried] == [23, 29, 29, 23]
 
 
 def test_of_narrower_blocks_each_part_is_widened_by_how_it_grows(monkeypatch):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import microplane
 from microplane.report.page import write_report
 from microplane.runs import own_forecast
-from microplane.runs.own_forecast import ForecastSection
+from microplane.runs.own_forecast import ForecastSection, try_again_if_far_off
 from tests.data.preparing.test_doubts import asked
 from tests.tiny import save_tiny_folder
 
@@ -73,6 +74,31 @@ def test_a_run_does_not_end_with_its_forecast(model, tmp_path, monkeypatch):
     assert run.result["status"] == "success"
     assert run.result["forecast"]["reason"] == "for RuntimeError: no such shape"
     assert "Forecast and measured" not in write_report(run.folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("measured", "steps", "forgotten"),
+    [(2.0, 50, False), (3.9, 50, False), (4.1, 50, True), (0.9, 50, True), (1.1, 50, False), (0.1, 5, False)],
+)
+def test_blocks_whose_time_was_far_off_are_tried_anew(monkeypatch, measured, steps, forgotten):
+    """They were tried on a busy machine, and would tell every run after it the same."""
+    asked_for = []
+    monkeypatch.setattr(own_forecast, "forget_blocks", lambda *how: asked_for.append(how))
+    monkeypatch.setattr(own_forecast, "run_at_once", lambda prepared: "at once")
+    prepared = SimpleNamespace(shapes="shapes", config=SimpleNamespace(train="knobs"))
+    found = ForecastSection(peak_memory_bytes=9, step_seconds=2.0, seconds=100.0).beside(steps, measured * steps, 9)
+    assert try_again_if_far_off(prepared, found, steps) is forgotten
+    assert asked_for == [("shapes", "at once", "knobs")] * forgotten
+    assert not try_again_if_far_off(prepared, ForecastSection(reason="none was made"), steps)
+
+
+def test_a_run_asks_whether_it_was_far_off(model, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("microplane.runs.train.try_again_if_far_off", lambda *how: seen.append(how))
+    train(model, tmp_path)
+    ((_, found, steps),) = seen
+    assert found.off
+    assert steps == SETS["train.steps"]
 
 
 def test_how_far_it_was_off():

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -120,11 +121,7 @@ def block_cost(
         row: tokens of a row.
         recompute: as the knob `train.recompute`.
     """
-    factor = 1
-    while weights / factor**2 > MOST_WEIGHTS:
-        factor *= 2
-    given = _smaller(fields, 1, factor), method.name, method.model_dump(mode="json"), tuple(map(str, form))
-    place = cache_dir() / "blocks" / f"{_key([*given, factor, row, recompute])}.json"
+    factor, place = _factor(weights), _place(fields, weights, method, form, row, recompute)
     with suppress(ValueError, KeyError, TypeError):  # not there, or damaged: try again
         return BlockCost.read(remembered(place))
     with torch.random.fork_rng(devices=[]):
@@ -133,6 +130,31 @@ def block_cost(
     with suppress(OSError):
         write_aside(place, json.dumps(asdict(cost)).encode())
     return cost
+
+
+def forget_block(
+    fields: Mapping[str, Any], weights: int, method: Method, form: NumberFormat, row: int, recompute: str = "none"
+) -> None:
+    """What `block_cost` kept, so that the next one who asks tries anew."""
+    with suppress(OSError):
+        _place(fields, weights, method, form, row, recompute).unlink(missing_ok=True)
+
+
+def _factor(weights: int) -> int:
+    """By which the widths of a block of so many weights are divided when it is tried."""
+    factor = 1
+    while weights / factor**2 > MOST_WEIGHTS:
+        factor *= 2
+    return factor
+
+
+def _place(
+    fields: Mapping[str, Any], weights: int, method: Method, form: NumberFormat, row: int, recompute: str
+) -> Path:
+    """In the cache."""
+    factor = _factor(weights)
+    given = _smaller(fields, 1, factor), method.name, method.model_dump(mode="json"), tuple(map(str, form))
+    return cache_dir() / "blocks" / f"{_key([*given, factor, row, recompute])}.json"
 
 
 def _key(parts: list[Any]) -> str:

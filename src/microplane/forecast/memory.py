@@ -19,7 +19,7 @@ from torch import nn
 from microplane.config.knobs import TrainKnobs
 from microplane.cpu_memory import can_cache, give_back_memory
 from microplane.forecast.at_once import AtOnce, Before
-from microplane.forecast.blocks import BlockCost, Line, block_cost
+from microplane.forecast.blocks import BlockCost, Line, block_cost, forget_block
 from microplane.forecast.machine import Rates
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.models.contract import Model
@@ -213,11 +213,20 @@ def _cost(
     most = max(formula.kept(at_once.tokens) * shapes.computed, formula.evaluated(read))
     if not always and most < SMALL * process:
         return None
+    return block_cost(*_tried(shapes), shapes.form, at_once.row, recompute or knobs.recompute)
+
+
+def _tried(shapes: Shapes) -> tuple[dict[str, Any], int, Method]:
+    """The block that is tried: fields, weights, and its method."""
     # above a boundary all of a block trains, as in full fine-tuning; one or two blocks have no boundary
     whole = shapes.attached.frozen or shapes.method.counts_blocks
-    method = make_method({"name": "full"}) if whole else shapes.method
-    again = recompute or knobs.recompute
-    return block_cost(shapes.fields, shapes.block_weights, method, shapes.form, at_once.row, again)
+    return shapes.fields, shapes.block_weights, make_method({"name": "full"}) if whole else shapes.method
+
+
+def forget_blocks(shapes: Shapes, at_once: AtOnce, knobs: TrainKnobs) -> None:
+    """So that the next forecast of such a run tries its blocks anew."""
+    for recompute in {knobs.recompute, "none"}:
+        forget_block(*_tried(shapes), shapes.form, at_once.row, recompute)
 
 
 def _by_formula(shapes: Shapes) -> BlockCost:

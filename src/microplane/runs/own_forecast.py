@@ -12,7 +12,7 @@ from microplane.errors import MicroplaneError, first_line
 from microplane.evaluation.evaluate import answer_limit
 from microplane.forecast import machine
 from microplane.forecast.at_once import AtOnce, Before
-from microplane.forecast.memory import Forecast, Process, Shapes, forecast
+from microplane.forecast.memory import Forecast, Process, Shapes, forecast, forget_blocks
 from microplane.inference.generate import BATCH_TOKENS, batches, computed_once
 from microplane.inference.limits import check_limits
 from microplane.models.heads import caches_pooled
@@ -21,6 +21,9 @@ from microplane.report.words import duration, size
 from microplane.runs.fit import if_kept
 from microplane.runs.prepare import Prepared
 from microplane.training.feature_cache import BUDGET
+
+FAR = 2.0  # times: a forecast of time that is off by that is no longer believed
+ENOUGH = 20  # steps of a run that says so; the first ones take longer
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class ForecastSection:
                 high = "too high" if self.off[name] > 0 else "too low"
                 told.append(f"{what} {say(self.measured[name])}, the forecast {abs(self.off[name]):.0%} {high}")
         return "; ".join(told)
+
+
+def try_again_if_far_off(prepared: Prepared, found: ForecastSection, steps: int) -> bool:
+    """Forget blocks that were tried on a machine which, by what the run took, was busy then, or is now: the next run
+    tries them anew. Whether they were forgotten."""
+    off = (found.off or {}).get("step_seconds")
+    if off is None or steps < ENOUGH or 1 / FAR < 1 + off < FAR:
+        return False
+    forget_blocks(prepared.shapes, run_at_once(prepared), prepared.config.train)
+    return True
 
 
 def run_at_once(prepared: Prepared) -> AtOnce:

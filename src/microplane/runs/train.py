@@ -36,7 +36,7 @@ from microplane.runs.fit import attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import InlineData, configuration, with_data
 from microplane.runs.lr_search import refuse_many, searched
-from microplane.runs.own_forecast import own_forecast
+from microplane.runs.own_forecast import own_forecast, try_again_if_far_off
 from microplane.runs.prepare import Prepared, check_config, open_base, prepare
 from microplane.runs.result import (
     MetricsSection,
@@ -237,6 +237,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     result.forecast = result.forecast.beside(outcome.totals.step, result.train.seconds, result.train.peak_memory_bytes)
     if came := result.forecast.off_line():
         watch.say(f"forecast  {came}")
+    try_again_if_far_off(prepared, result.forecast, outcome.totals.step)
     result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
