@@ -14,7 +14,7 @@ import torch
 
 import microplane
 from microplane.config.build import assemble
-from microplane.errors import ConfigError
+from microplane.errors import ConfigError, TrainingError
 from microplane.evaluation.nearness import Paired, ignores_inputs, nearness
 from microplane.methods import METHODS, make_method
 from microplane.objectives.next_token import NextToken
@@ -268,6 +268,17 @@ def test_it_is_decided_once(tmp_path, monkeypatch):
     monkeypatch.setattr(method_search, "fit", lambda *how, **knobs: pytest.fail("tried again"))
     longer = microplane.resume(run.folder, set={"train.steps": 110})
     assert longer.result["choice"] == run.result["choice"]
+
+
+def test_where_every_trial_fails_each_says_why(tmp_path, monkeypatch):
+    encoder, sets = encoder_folder(tmp_path / "model", **SHALLOW), SETS | {"runs": str(tmp_path / "runs")}
+
+    def fails(prepared, *how, **knobs):
+        raise TrainingError(f"no {prepared.method.name} today")
+
+    monkeypatch.setattr(method_search, "fit", fails)
+    with pytest.raises(ConfigError, match="lora: no lora today; full: no full today; head-only: no head-only today"):
+        microplane.train(encoder, reviews(), method="auto", set=sets)
 
 
 class Killed(BaseException):

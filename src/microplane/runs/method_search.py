@@ -1,4 +1,4 @@
-"""`--method auto` and `method.rank = auto`: decided once, before a run, by short trials of it; then in its run.yaml."""
+"""`--method auto` and `method.rank = auto`: decided once, before a run, by trials of it; then in its run.yaml."""
 
 from __future__ import annotations
 
@@ -172,14 +172,18 @@ class _Search:
             choice.candidates = self._methods() if choice.knob == "method.name" else self._ranks()
             choice.share = self._share(len(choice.possible))
             self._keep()
-        if not choice.possible:
-            raise ConfigError("; ".join(f"{one.name}: {one.reason}" for one in choice.candidates))
+        self._check_possible()
         if not self._try_all():
             return False
+        self._check_possible()
         self._begin_with()
         (rules.decide_method if choice.knob == "method.name" else rules.decide_rank)(choice)
         self._keep()
         return True
+
+    def _check_possible(self) -> None:
+        if not self.choice.possible:
+            raise ConfigError("; ".join(f"{one.name}: {one.reason}" for one in self.choice.candidates))
 
     def _share(self, many: int) -> float:
         if many < 2:
