@@ -15,7 +15,7 @@ FLOORS = [  # from the ground up; what stands on one floor does not know of each
     {"files", "config", "hardware", "device"},
     {"cache"},
     {"nn"},
-    {"models"},
+    {"models", "cpu_memory"},  # which is compiled as the operations of nn are
     {"data"},
     {"methods", "objectives", "report"},  # report reads a run's files and nothing else
     {"checkpoints"},

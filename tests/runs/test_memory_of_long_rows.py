@@ -17,7 +17,7 @@ from microplane.errors import CheckpointError
 from microplane.models.families import family_of
 from microplane.models.files.load import save_model
 from microplane.nn.head_attention import large_scores, rounds_otherwise
-from microplane.runs import prepare, train
+from microplane.runs import prepare, room
 from tests.tiny import CONFIGS, LLAMA, PAIR_CONFIGS, save_byte_tokenizer
 
 ONE_RUN = """
@@ -54,21 +54,21 @@ def test_which_rows_are_long(longest, dtype, large, otherwise):
     ("longest", "dtype", "recompute", "caches", "asked"),
     [
         (512, torch.float32, "cheap", False, []),
-        (513, torch.float32, "none", False, [train.LARGE]),
+        (513, torch.float32, "none", False, [room.LARGE]),
         (513, torch.float32, "none", True, []),
-        (20, torch.float32, "blocks", False, [train.LARGE]),
+        (20, torch.float32, "blocks", False, [room.LARGE]),
         (4000, torch.bfloat16, "blocks", False, []),
     ],
 )
 def test_long_rows_and_blocks_computed_again_leave_no_holes(monkeypatch, longest, dtype, recompute, caches, asked):
     """Without the caching allocator, in which large tensors leave none."""
     seen = []
-    monkeypatch.setattr(train, "can_cache", lambda: caches)
-    monkeypatch.setattr(train, "keep_no_large_pieces", seen.append)
+    monkeypatch.setattr(room, "can_cache", lambda: caches)
+    monkeypatch.setattr(room, "keep_no_large_pieces", seen.append)
     splits = SimpleNamespace(train=SimpleNamespace(lengths=np.array([7, longest, 3])))
     config = SimpleNamespace(train=SimpleNamespace(recompute=recompute))
     prepared = SimpleNamespace(form=SimpleNamespace(dtype=dtype), splits=splits, config=config)
-    assert train._without_holes(prepared) is prepared
+    assert room.without_holes(prepared) is prepared
     assert seen == asked
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import psutil
 
+from microplane.cpu_memory import can_cache
 from microplane.errors import MicroplaneError
 from microplane.forecast.memory import TrainingBytes
-from microplane.hardware import free_memory
+from microplane.hardware import free_memory, keep_no_large_pieces
 from microplane.methods import trainable_parameters
 from microplane.nn.quantised import weight_count
 from microplane.report.words import size
 from microplane.runs.prepare import Prepared
+from microplane.training.context import leaves_holes
 
+LARGE = 1 << 22  # bytes
 QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5}  # of a weight, its scales left out
 
 
@@ -77,3 +80,11 @@ def free_disk(folder: Path) -> int:
     """Bytes that are free where a folder lies, or will lie."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
     return shutil.disk_usage(there).free
+
+
+def without_holes(prepared: Prepared) -> Prepared:
+    """Without the caching allocator: large pieces straight from the system, where the heap would have holes by them."""
+    longest = int(prepared.splits.train.lengths.max())
+    if not can_cache() and not leaves_holes(longest, prepared.form.dtype, prepared.config.train.recompute):
+        keep_no_large_pieces(LARGE)
+    return prepared

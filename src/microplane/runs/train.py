@@ -14,7 +14,6 @@ from microplane.adapters.card import card_run
 from microplane.checkpoints.adapter import weights_name
 from microplane.config.build import to_yaml
 from microplane.config.knobs import RunKnobs
-from microplane.cpu_memory import can_cache
 from microplane.data.progress import Calling, Silent, Watcher
 from microplane.device import PeakDeviceMemory
 from microplane.errors import MicroplaneError, check_type, notices_to
@@ -22,7 +21,6 @@ from microplane.evaluation.evaluate import describe_scores, measure
 from microplane.evaluation.text_metrics import lower_is_better
 from microplane.evaluation.trivial import Trivial, beaten_by, trivial_predictions
 from microplane.files import write_aside
-from microplane.hardware import keep_no_large_pieces
 from microplane.inference.pipeline import Pipeline, load
 from microplane.methods import Method, make_method, trainable_parameters
 from microplane.models.contract import Model
@@ -32,7 +30,7 @@ from microplane.runs import method_search, others
 from microplane.runs.baseline import forgotten, measure_base, measure_few_shot, measure_general
 from microplane.runs.continued import continued
 from microplane.runs.describe import describe
-from microplane.runs.fit import attach, fit
+from microplane.runs.fit import Fitted, attach, fit
 from microplane.runs.folder import find_run, run_folder
 from microplane.runs.inline_data import InlineData, configuration, with_data
 from microplane.runs.lr_search import refuse_many, searched
@@ -49,16 +47,15 @@ from microplane.runs.result import (
     train_section,
 )
 from microplane.runs.resumed import going_on
-from microplane.runs.room import lacking
+from microplane.runs.room import lacking, without_holes
 from microplane.runs.trackers import tracked
 from microplane.runs.used_speed import used_speed
 from microplane.runs.verify import reopen, verify
-from microplane.training.context import PeakMemory, leaves_holes, run_context
+from microplane.training.context import PeakMemory, run_context
 from microplane.training.log import Record, read_log
 from microplane.training.ranks import Ranks
 from microplane.training.resume import check_resumable, prune
 
-LARGE = 1 << 22  # bytes
 SAMPLES = 10  # held-out rows shown in the report, those first that are not answered as they should be
 
 
@@ -202,7 +199,7 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     lacks = lacking(prepared)
     for line in lacks:
         watch.say(f"warning   {line}")
-    result.forecast = own_forecast(_without_holes(prepared))
+    result.forecast = own_forecast(without_holes(prepared))
     watch.say(f"forecast  {result.forecast.line()}")
     job.device_memory = PeakDeviceMemory(prepared.form.device)
     base, head_notice = open_base(prepared, job.folder if job.resume else None)
@@ -230,14 +227,8 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     base.keep(whole=not prepared.config.train.shard)
     with notices_to((lambda line: None) if left.trained else None):  # that nothing is left to train
         fitted = fit(prepared, model, folder, *job.told(watch), ranks, rehearsal=job.rehearsal)
-    outcome, row_tokens = fitted.outcome, int(prepared.splits.train.lengths.sum())
-    result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
-    job.note_bytes(method)
-    result.train = train_section(outcome, row_tokens, folder / "speed.jsonl", job.memory.bytes(), fitted.feature_cache)
-    result.forecast = result.forecast.beside(outcome.totals.step, result.train.seconds, result.train.peak_memory_bytes)
-    if came := result.forecast.off_line():
-        watch.say(f"forecast  {came}")
-    try_again_if_far_off(prepared, result.forecast, outcome.totals.step)
+    outcome = fitted.outcome
+    _note_training(job, prepared, fitted, watch)
     result.checks = [moved_check(outcome)]
     if outcome.interrupted:  # whoever pressed Ctrl-C does not want to wait for the evaluation
         return job.finish("stopped")
@@ -254,11 +245,19 @@ def _run(job: _Lifetime, config: RunKnobs, method: Method, watch: Watcher, ranks
     return job.finish("success")
 
 
-def _without_holes(prepared: Prepared) -> Prepared:
-    longest = int(prepared.splits.train.lengths.max())
-    if not can_cache() and not leaves_holes(longest, prepared.form.dtype, prepared.config.train.recompute):
-        keep_no_large_pieces(LARGE)
-    return prepared
+def _note_training(job: _Lifetime, prepared: Prepared, fitted: Fitted, watch: Watcher) -> None:
+    """What training came to, beside what was forecast of it."""
+    result, outcome, speed = job.result, fitted.outcome, job.folder / "speed.jsonl"
+    assert result.method is not None
+    result.method.trainable_parameters = fitted.trainable_parameters  # the method may have changed its ranks
+    job.note_bytes(prepared.method)
+    row_tokens = int(prepared.splits.train.lengths.sum())
+    result.train = train_section(outcome, row_tokens, speed, job.memory.bytes(), fitted.feature_cache)
+    assert result.forecast is not None
+    result.forecast = result.forecast.beside(outcome.totals.step, result.train.seconds, result.train.peak_memory_bytes)
+    if came := result.forecast.off_line():
+        watch.say(f"forecast  {came}")
+    try_again_if_far_off(prepared, result.forecast, outcome.totals.step)
 
 
 def _measure(prepared: Prepared, model: Model, whose: str, watch: Watcher) -> Measured:
