@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
 import threading
+from dataclasses import astuple
 
 import pytest
 import torch
 
 import microplane
 from microplane import cpu_memory
-from microplane.cpu_memory import LEAST, caching_allocator, can_cache, figures, give_back_memory
+from microplane.cpu_memory import LEAST, Figures, caching_allocator, can_cache, give_back_memory
 from microplane.device import is_out_of_memory
 from tests.data.preparing.test_doubts import asked
 from tests.tiny import SHALLOW, save_tiny_folder
@@ -21,6 +23,21 @@ from tests.tiny import SHALLOW, save_tiny_folder
 MB = 1 << 20
 
 pytestmark = pytest.mark.skipif(not can_cache(), reason="there is no caching allocator here")
+
+
+_start = Figures(0, 0, 0, 0, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def start(monkeypatch):
+    """Tensors of other tests in this process may still lie in pieces, and theirs were counted too."""
+    gc.collect()
+    monkeypatch.setattr(sys.modules[__name__], "_start", cpu_memory.figures())
+
+
+def figures() -> Figures:
+    """What came since the test began."""
+    return Figures(*(now - then for now, then in zip(astuple(cpu_memory.figures()), astuple(_start), strict=True)))
 
 
 def tensor(mb: float) -> torch.Tensor:
@@ -66,12 +83,13 @@ def test_little_more_is_held_beside_what_was_needed_at_once():
             one, number = tensor(drawn.uniform(0.1, 12)), step % 251
             one.fill_(number)
             kept.append((one, number))
-            held = figures()
+            held = cpu_memory.figures()
             assert held.live + held.idle <= 1.016 * held.most
-        assert held.fresh < 200 < held.reused + held.reshaped
+        came = figures()
+        assert came.fresh < 200 < came.reused + came.reshaped
         give_back_memory()
         assert figures().idle == 0
-        assert figures().most == figures().live
+        assert cpu_memory.figures().most == cpu_memory.figures().live
 
 
 def test_tensors_outlive_it_and_are_resized_and_moved():
